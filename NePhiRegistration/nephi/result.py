@@ -1,0 +1,174 @@
+"""The result of a registration: a pair of maps in LPS mm, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import SimpleITK as sitk
+import torch
+
+from .align import Affine
+from .errors import NephiError
+from .field import FORWARD, INVERSE, HybridCode, NeuralFields
+from .objective import exact_jacobian
+from .settings import FieldSettings, Settings, from_dict
+from .space import Cube, Grid
+
+_CHUNK = 16384  # points evaluated at a time
+_FORMAT = "nephi-registration-1"
+
+
+@dataclass
+class Registration:
+    """Forward map (fixed -> moving points) and inverse map (moving -> fixed), alignment included."""
+
+    fields: NeuralFields
+    code: HybridCode
+    cube: Cube
+    affine: Affine
+    fixed_grid: Grid
+    moving_grid: Grid
+    settings: Settings
+    length_scale: float = 1.0
+    alignment: str = "none"
+    history: list[dict] = field(default_factory=list)
+    fixed_mask: sitk.Image | None = None
+    moving_mask: sitk.Image | None = None
+    found_masks: tuple[str, ...] = ()
+    device: str = "cpu"
+    seconds: float = 0.0
+
+    def forward(self, points_lps_mm) -> np.ndarray:
+        """Fixed points (n, d) in LPS mm -> the same anatomy in the moving image."""
+        return self.affine(self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(points_lps_mm), FORWARD)))
+
+    def inverse(self, points_lps_mm) -> np.ndarray:
+        """Moving points (n, d) in LPS mm -> the same anatomy in the fixed image (the second field)."""
+        aligned = self.affine.inverse()(points_lps_mm)
+        return self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(aligned), INVERSE))
+
+    def jacobian_determinant(self, points_lps_mm) -> np.ndarray:
+        """Exact Jacobian determinant (n,) of the forward map at fixed points, alignment included."""
+        points_cube = self.cube.to_cube(points_lps_mm)
+        out = np.empty(len(points_cube), np.float32)
+        for start in range(0, len(points_cube), _CHUNK):
+            x = self._tensor(points_cube[start : start + _CHUNK]).requires_grad_()
+            jacobian = exact_jacobian(self.fields.one(x, self.code, FORWARD), x, create_graph=False)
+            out[start : start + _CHUNK] = torch.linalg.det(jacobian).cpu().numpy()
+        return out * abs(np.linalg.det(self.affine.matrix))
+
+    def _tensor(self, points_cube: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(points_cube, dtype=torch.float32, device=self.code.global_code.device)
+
+    @torch.no_grad()
+    def _evaluate(self, points_cube: np.ndarray, way: int) -> np.ndarray:
+        flat = np.reshape(points_cube, (-1, points_cube.shape[-1]))
+        out = np.empty_like(flat)
+        for start in range(0, len(flat), _CHUNK):
+            x = self._tensor(flat[start : start + _CHUNK])
+            # only the displacement comes in single precision, so that the map keeps the points' own
+            moved = self.fields.one(x, self.code, way) - x
+            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.double().cpu().numpy()
+        return out.reshape(np.shape(points_cube))
+
+    def displacement(self, grid: Grid, inverse: bool = False) -> np.ndarray:
+        """Displacement (z, y, x, d) float32 in LPS mm at a grid's voxel centres, slice by slice."""
+        out = np.empty((*grid.shape, grid.dimension), np.float32)
+        way = self.inverse if inverse else self.forward
+        depth = max(1, _CHUNK // int(np.prod(grid.shape[1:])))
+        for start in range(0, grid.shape[0], depth):
+            stop = min(start + depth, grid.shape[0])
+            points = grid.slab_lps_mm(start, stop)
+            out[start:stop] = (way(points) - points).reshape(out[start:stop].shape)
+        return out
+
+    def jacobian_image(self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None) -> np.ndarray:
+        """Jacobian determinant (z, y, x) float32 on the fixed grid.
+
+        Exact at every voxel centre of the mask; elsewhere by central differences of the displacement
+        (on its own, coarser grid), which is quick and only looked at.
+        """
+        from .quality import displacement_jacobian
+
+        coarse = grid.image(displacement_jacobian(displacement, grid))
+        out = sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0))
+        if mask is not None:
+            inside = sitk.GetArrayViewFromImage(mask) != 0
+            for z in range(len(out)):
+                index_zyx = np.nonzero(inside[z : z + 1])
+                if len(index_zyx[0]):
+                    index = np.stack([*index_zyx[:0:-1], index_zyx[0] + z], -1)
+                    out[z : z + 1][index_zyx] = self.jacobian_determinant(self.fixed_grid.to_lps_mm(index))
+        return out
+
+    # ---- the model file --------------------------------------------------------------------------------
+
+    def save_model(self, path: str | Path) -> None:
+        """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
+        tensors = {f"fields.{k}": v for k, v in self.fields.state_dict().items()}
+        tensors |= {f"code.{k}": v for k, v in self.code.state_dict().items()}
+        geometry = {
+            "cube": vars(self.cube),
+            "affine": {"matrix": self.affine.matrix.tolist(), "offset_mm": self.affine.offset_mm.tolist()},
+            "fixed_grid": _plain(self.fixed_grid),
+            "moving_grid": _plain(self.moving_grid),
+            "code_size": self.code.size,
+            "field": vars(self.fields.settings),
+            "length_scale": self.length_scale,
+            "alignment": self.alignment,
+        }
+        metadata = {"format": _FORMAT, "settings": self.settings.to_json(), "geometry": json.dumps(geometry)}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        safetensors.torch.save_file(tensors, str(path), metadata)
+
+    @classmethod
+    def load_model(cls, path: str | Path, device: str = "cpu") -> Registration:
+        """The maps of a model file; raises NephiError for a file that is not one."""
+        try:
+            with safetensors.safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        except FileNotFoundError:
+            raise NephiError(f"no such model file: {path}") from None
+        except (OSError, safetensors.SafetensorError) as error:
+            raise NephiError(f"cannot read {path} as a NePhi model: {error}") from None
+        if metadata.get("format") != _FORMAT:
+            raise NephiError(f"{path} is not a NePhi registration (format {metadata.get('format')!r})")
+        geometry = json.loads(metadata["geometry"])
+        field_settings = FieldSettings(**geometry["field"])
+        cube = Cube(*(tuple(geometry["cube"][k]) for k in ("centre_lps_mm", "half_sides_mm", "direction")))
+        fields = NeuralFields(field_settings, cube.unit_mm, cube.dimension)
+        code = HybridCode(field_settings, torch.tensor(cube.upper_cube), tuple(geometry["code_size"]))
+        for module, prefix in ((fields, "fields."), (code, "code.")):
+            part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            try:
+                module.load_state_dict(part)
+            except RuntimeError as error:
+                raise NephiError(f"{path} does not fit its own settings: {error}") from None
+            module.requires_grad_(False).to(device)
+        affine = geometry["affine"]
+        return cls(
+            fields=fields,
+            code=code,
+            cube=cube,
+            affine=Affine(np.array(affine["matrix"]), np.array(affine["offset_mm"])),
+            fixed_grid=_grid(geometry["fixed_grid"]),
+            moving_grid=_grid(geometry["moving_grid"]),
+            settings=from_dict(json.loads(metadata["settings"])),
+            length_scale=geometry["length_scale"],
+            alignment=geometry["alignment"],
+            device=device,
+        )
+
+
+def _plain(grid: Grid) -> dict:
+    return {k: getattr(grid, k) for k in ("size", "spacing_mm", "origin_lps_mm", "direction")}
+
+
+def _grid(data: dict) -> Grid:
+    return Grid(*(tuple(data[k]) for k in ("size", "spacing_mm", "origin_lps_mm", "direction")))

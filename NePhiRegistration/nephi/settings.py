@@ -1,0 +1,254 @@
+"""Everything that can be set, as frozen dataclasses that go to and from JSON; the presets by name.
+
+Lengths are in millimetres for a region of body size; a region shorter than ``BODY_MM`` scales them down
+with it, so that the same presets serve a mouse lung.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .errors import NephiError
+
+BODY_MM = 120.0
+SIMILARITIES = ("mind", "lncc", "ncc", "mse")
+REGULARISERS = ("gradicon", "diffusion", "bending", "none")
+ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
+
+
+@dataclass(frozen=True)
+class FieldSettings:
+    """Size of the two fields and of the latent code (paper, supplement A.1)."""
+
+    width: int = 64
+    hidden_layers: int = 1
+    frequencies: int = 48
+    wavelength_mm: float = 250.0  # scale of the Fourier features
+    modulation: str = "relu"  # activation of the modulation network: relu or sine
+    omega: float = 10.0
+    global_code: int = 16
+    local_code: int = 16
+    code_spacing_mm: float = 20.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many points are drawn a step: a fraction of the voxels, at least and at most so many."""
+
+    fraction: float = 0.0
+    least: int = 2000
+    most: int = 2000
+
+    def count(self, voxels: int) -> int:
+        return int(min(max(self.fraction * voxels, self.least), self.most))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From ``start`` (a fraction of the iterations) on, features are taken at this scale."""
+
+    start: float = 0.0
+    spacing_mm: float = 2.0
+    dilation: int = 2
+
+
+@dataclass(frozen=True)
+class SimilaritySettings:
+    name: str = "mind"
+    points: Sampling = Sampling()
+    stages: tuple[Stage, ...] = (Stage(),)
+    window: tuple[float, float] | None = None  # intensities mapped to 0..1; None: -1000..200 HU or percentiles
+    image_masked: bool = False  # multiply the scaled image by the mask, as the paper does
+    mask_margin_mm: float = 0.0  # points are drawn from the masks grown by this much
+    noise: float = 0.02  # contrast below this part of the window does not count in MIND
+    boundary_weight: float = 0.0  # agreement of the masks' distance maps near their borders
+
+
+@dataclass(frozen=True)
+class RegularitySettings:
+    name: str = "gradicon"
+    weight: float = 0.5
+    points: Sampling = Sampling(0.0, 64, 64)
+    exact: bool = False  # Jacobian by automatic differentiation instead of finite differences
+    step_mm: float = 1.5  # of the finite differences
+    code_prior: float = 0.0  # weight of Eq. 5
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    iterations: int = 400
+    learning_rate: float = 3e-3
+    warm_up: float = 0.1  # part of the iterations in which the learning rate rises
+    beta2: float = 0.99
+    schedule: str = "cosine"  # or constant
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    preset: str = "balanced"
+    align: str = "auto"  # auto, none, centres, moments, affine, or the path of a transform file
+    field: FieldSettings = FieldSettings()
+    similarity: SimilaritySettings = SimilaritySettings()
+    regularity: RegularitySettings = RegularitySettings()
+    fit: FitSettings = FitSettings()
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+
+_MIND_FINE = (Stage(0.0, 2.0, 2), Stage(0.5, 2.0, 1))
+PRESETS: dict[str, Settings] = {
+    "fast": Settings(
+        "fast",
+        similarity=SimilaritySettings(stages=(Stage(0.0, 2.5, 2), Stage(0.6, 2.0, 1))),
+        fit=FitSettings(iterations=250),
+    ),
+    "balanced": Settings(
+        "balanced",
+        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.5, 1.5, 1))),
+        fit=FitSettings(iterations=600),
+    ),
+    "accurate": Settings(
+        "accurate",
+        similarity=SimilaritySettings(
+            points=Sampling(0.0, 3000, 3000), stages=(Stage(0.0, 2.0, 2), Stage(0.3, 1.5, 1))
+        ),
+        fit=FitSettings(iterations=1600),
+    ),
+    # Table 1 and supplement A: width 128, two hidden layers, 32 + 32 code, 2 % and 0.01 % of the voxels
+    "paper": Settings(
+        "paper",
+        field=FieldSettings(
+            width=128,
+            hidden_layers=2,
+            frequencies=128,
+            wavelength_mm=175.0,
+            modulation="sine",
+            omega=30.0,
+            global_code=32,
+            local_code=32,
+            code_spacing_mm=16.0,
+        ),
+        similarity=SimilaritySettings(
+            name="ncc",
+            points=Sampling(0.02, 1, 100_000),
+            stages=(Stage(0.0, 2.0, 1),),
+            window=(-1000.0, 0.0),
+            image_masked=True,
+        ),
+        regularity=RegularitySettings(weight=10.0, points=Sampling(0.0001, 10, 500), code_prior=0.01),
+        fit=FitSettings(iterations=200, learning_rate=1e-4, warm_up=0.0, beta2=0.999, schedule="constant"),
+    ),
+}
+
+
+def preset(name: str) -> Settings:
+    if name not in PRESETS:
+        raise NephiError(f"unknown preset '{name}': choose one of {', '.join(PRESETS)}, or give --settings FILE")
+    return PRESETS[name]
+
+
+def load(path: str | Path, base: Settings | None = None) -> Settings:
+    """Settings from a JSON file; what it leaves out comes from the preset it names (else ``base``)."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NephiError(f"cannot read settings {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise NephiError(f"settings {path} are not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise NephiError(f"settings {path} must be a JSON object")
+    return from_dict(data, base)
+
+
+def from_dict(data: dict, base: Settings | None = None) -> Settings:
+    name = data.get("preset")
+    start = PRESETS.get(name) if isinstance(name, str) else None
+    settings = _merge(start or base or PRESETS["balanced"], data, "")
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Raise NephiError where values make no sense together."""
+    s = settings
+    choices = [
+        ("similarity.name", s.similarity.name, SIMILARITIES),
+        ("regularity.name", s.regularity.name, REGULARISERS),
+        ("field.modulation", s.field.modulation, ("relu", "sine")),
+        ("fit.schedule", s.fit.schedule, ("cosine", "constant")),
+    ]
+    for key, value, allowed in choices:
+        if value not in allowed:
+            raise NephiError(f"settings: {key} is '{value}', must be one of {', '.join(allowed)}")
+    positive = {
+        "field.width": s.field.width,
+        "field.frequencies": s.field.frequencies,
+        "field.hidden_layers": s.field.hidden_layers,
+        "field.global_code": s.field.global_code,
+        "field.local_code": s.field.local_code,
+        "field.wavelength_mm": s.field.wavelength_mm,
+        "field.code_spacing_mm": s.field.code_spacing_mm,
+        "fit.learning_rate": s.fit.learning_rate,
+        "regularity.step_mm": s.regularity.step_mm,
+        "similarity.points": s.similarity.points.most,
+        "regularity.points": s.regularity.points.most,
+        **{"similarity.stages.spacing_mm": stage.spacing_mm for stage in s.similarity.stages},
+        **{"similarity.stages.dilation": stage.dilation for stage in s.similarity.stages},
+    }
+    for key, value in positive.items():
+        if not value > 0:
+            raise NephiError(f"settings: {key} is {value}, must be above 0")
+    if s.fit.iterations < 0:
+        raise NephiError(f"settings: fit.iterations is {s.fit.iterations}, must be 0 or more")
+    if not s.similarity.stages or s.similarity.stages[0].start != 0:
+        raise NephiError("settings: the first of similarity.stages must have start 0")
+    window = s.similarity.window
+    if window is not None and not window[0] < window[1]:
+        raise NephiError(f"settings: similarity.window {window} must be (low, high) with low < high")
+
+
+def _merge(base, data: dict, where: str):
+    """``base`` with the entries of ``data``, each checked against the field's type."""
+    hints = typing.get_type_hints(type(base))
+    changes = {}
+    for key, value in data.items():
+        if key not in hints:
+            known = ", ".join(hints)
+            raise NephiError(f"settings: unknown entry '{where}{key}' (known: {known})")
+        changes[key] = _convert(value, hints[key], getattr(base, key), f"{where}{key}")
+    return replace(base, **changes)
+
+
+def _convert(value, kind, current, where: str):
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        kind = next(a for a in arguments if a is not type(None))
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if kind is Sampling and isinstance(value, int) and not isinstance(value, bool):
+            return Sampling(0.0, value, value)
+        if isinstance(value, dict):
+            return _merge(current if isinstance(current, kind) else kind(), value, f"{where}.")
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[-1] is Ellipsis:
+            return tuple(_convert(v, arguments[0], None, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) == len(arguments):
+            return tuple(_convert(v, a, None, where) for v, a in zip(value, arguments, strict=True))
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return value
+    name = getattr(kind, "__name__", str(kind))
+    raise NephiError(f"settings: {where} is {value!r}, expected {name}")
