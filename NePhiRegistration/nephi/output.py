@@ -22,7 +22,7 @@ from .result import Registration
 from .space import Grid
 
 _SPACINGS_MM = (6.0, 4.0, 3.0, 2.0, 1.5, 1.0)
-_GOOD_MM = 0.05  # what linear interpolation between the nodes of the written transform may cost on average
+_GOOD_MM = 0.025  # what linear interpolation between the nodes of the written transform may cost on average
 
 
 def prepare_folder(folder: str | Path) -> Path:
@@ -50,7 +50,7 @@ def whole(folder: Path):
 
 
 def transform_grid(registration: Registration, grid: Grid, inverse: bool = False) -> tuple[Grid, np.ndarray, dict]:
-    """The coarsest grid over an image from which linear interpolation gives the map to 0.05 mm on average.
+    """The coarsest grid over an image from which linear interpolation gives the map to 0.025 mm on average.
 
     Returns the grid, the displacement on it and the measured error {mean_mm, max_mm, spacing_mm}, found at
     2,000 random points of the image (of the mask, where there is one).

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,20 +21,10 @@ from .space import Grid
 _PIXELS = 440  # width of the widest view
 _CT_WINDOW = (-1000.0, 300.0)
 _JACOBIAN_LIMIT = 2.0  # colours run from 1 / limit to limit
-_BLUE_TO_RED = np.array(
-    [
-        [5, 48, 97],
-        [67, 147, 195],
-        [209, 229, 240],
-        [247, 247, 247],
-        [253, 219, 199],
-        [214, 96, 77],
-        [103, 0, 31],
-    ]
-)
+_BLUE_TO_RED = np.array([(5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31)])
 _MAGENTA = (255, 0, 255)
 _BEFORE, _AFTER = "#b35806", "#1b6ca8"
-_NO_PICTURES = "This report has no pictures because matplotlib is missing: <code>pip install nephi[report]</code> adds them."
+_NO_PICTURES = "<p>matplotlib is missing: <code>pip install nephi[report]</code> adds the pictures.</p>"
 
 
 def write_report(
@@ -63,25 +53,24 @@ def write_report(
 
         pictures = [*_image_sections(images), *_curve_sections(history, landmark_errors)]
     except ImportError:
-        pictures = [f"<p>{_NO_PICTURES}</p>"]
+        pictures = [_NO_PICTURES]
     body = [*_headline(report, landmark_errors), *pictures, *_tables(report)]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.html").write_text(_PAGE.replace("$BODY", "\n".join(body)), encoding="utf-8")
 
 
-# Words and tables
-
-
 def _headline(report: dict, landmark_errors: dict | None) -> Iterator[str]:
     fixed, moving = (_name(report.get(k), f"the {k} image") for k in ("fixed", "moving"))
     yield "<h1>Registration report</h1>"
-    yield f'<p class="lead"><b>{moving}</b> (moving) was registered to <b>{fixed}</b> (fixed).</p><ul class="lead">'
-    yield from (f"<li>{line}</li>" for line in _verdict(report, landmark_errors) if line)
-    yield "</ul>"
-    warnings = report.get("warnings") or []
-    if warnings:
-        yield f'<div class="warning"><b>Warnings</b><ul>{"".join(f"<li>{escape(str(w))}</li>" for w in warnings)}</ul></div>'
+    yield f'<p class="lead"><b>{moving}</b> (moving) was registered to <b>{fixed}</b> (fixed).</p>'
+    yield _list(_verdict(report, landmark_errors), "lead")
+    if report.get("warnings"):
+        yield f'<div class="warning"><b>Warnings</b>{_list(escape(str(w)) for w in report["warnings"])}</div>'
+
+
+def _list(lines: Iterable[str], kind: str = "") -> str:
+    return f'<ul class="{kind}">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
 
 
 def _name(value, otherwise: str) -> str:
@@ -91,38 +80,43 @@ def _name(value, otherwise: str) -> str:
 
 def _verdict(report: dict, landmark_errors: dict | None) -> Iterator[str]:
     tre = report.get("tre_mm") or {}
+    for when, errors in (landmark_errors or {}).items():
+        tre = {when: {"mean": float(np.mean(errors)), "max": float(np.max(errors))}} | tre
     before, after = tre.get("before"), tre.get("after")
     if after:
-        text = "Landmark error (TRE): "
+        change = ""
         if before:
             way = "down" if after["mean"] < before["mean"] else "<b>up</b>"
-            text += f"{way} from {_number(before['mean'])} mm after alignment to "
-        text += f"<b>{_number(after['mean'])} mm</b> on average"
-        parts = (("median", "median {}"), ("p95", "95 % are below {}"), ("max", "the worst is {}"))
-        rest = ", ".join(words.format(f"{_number(after[k])} mm") for k, words in parts if k in after)
-        yield f"{text}{f' ({rest})' if rest else ''}. It tells about the places where landmarks lie."
+            change = f"{way} from {before['mean']:.2f} mm (alignment only) to "
+        words = (("median", "median"), ("p95", "95 % are below"), ("max", "the worst is"))
+        rest = ", ".join(f"{text} {after[key]:.2f} mm" for key, text in words if key in after)
+        yield (
+            f"Landmark error (TRE): {change}<b>{after['mean']:.2f} mm</b> on average ({rest}). "
+            "It holds where the landmarks lie; elsewhere look at the pictures."
+        )
     else:
-        yield ("No landmarks were given, so <b>the accuracy is not known</b>. "
-               "The pictures show whether visible structures meet, not whether the map is right between them.")  # fmt: skip
+        yield (
+            "No landmarks were given, so <b>the accuracy is not known</b>. The pictures show whether visible "
+            "structures meet, not whether the map is right between them."
+        )
     folds = report.get("folds") or {}
-    if "percent" in folds:
+    if folds.get("percent") == 0:
+        yield "No folds: the Jacobian determinant is above 0 at every voxel looked at."
+    elif folds.get("percent"):
         count = f" ({_number(folds['count'])} voxels)" if "count" in folds else ""
-        if folds["percent"] == 0:
-            yield "No folds: the Jacobian determinant is above 0 at every voxel looked at."
-        else:
-            yield (f"<b>Folds: {_number(folds['percent'])} %{count}</b>. There the map turns tissue inside out "
-                   "and must not be trusted; the Jacobian maps show it in magenta.")  # fmt: skip
+        yield (
+            f"<b>Folds: {_number(folds['percent'])} %{count}</b>. There the map turns tissue inside out and "
+            "must not be trusted; the Jacobian maps show it in magenta."
+        )
     consistency = report.get("inverse_consistency_mm")
-    if isinstance(consistency, dict):
-        parts = ", ".join(f"{escape(str(k))} {_number(v)} mm" for k, v in consistency.items() if k != "n")
-        yield f"Inverse consistency (there and back again): {parts}."
-    elif consistency is not None:
-        yield f"Inverse consistency (there and back again): {_number(consistency)} mm."
-    time_s, memory = report.get("time_s"), report.get("peak_memory_mb")
-    time_s = time_s if isinstance(time_s, dict) else {"wall": time_s}
-    if time_s.get("wall") is not None:
-        cpu = f", {_number(time_s['cpu'])} s of processor time" if time_s.get("cpu") is not None else ""
-        yield f"Time: {_number(time_s['wall'])} s{cpu}{f'; at most {_number(memory)} MB of memory' if memory else ''}."
+    if consistency is not None:
+        parts = consistency if isinstance(consistency, dict) else {"mean": consistency}
+        text = ", ".join(f"{escape(str(k))} {_number(v)} mm" for k, v in parts.items() if k != "n")
+        yield f"Inverse consistency (there and back again): {text}."
+    time_s = report.get("time_s")
+    if time_s is not None:
+        time_s = time_s if isinstance(time_s, dict) else {"wall": time_s}
+        yield f"Time: {', '.join(f'{escape(str(k))} {_number(v)} s' for k, v in time_s.items())}."
 
 
 def _number(value) -> str:
@@ -139,25 +133,22 @@ def _number(value) -> str:
 
 def _tables(report: dict) -> Iterator[str]:
     """Everything in the report: errors before and after first, then the other numbers, settings, versions."""
-    report = dict(report)
-    report.pop("warnings", None)
-    separate = {
-        title: report.pop(key, None) for key, title in (("settings", "Settings"), ("versions", "Versions"))
-    }
+    report = {k: v for k, v in report.items() if k != "warnings"}
     tre = report.pop("tre_mm", None) or {}
-    if tre:
-        columns = [c for c in ("before", "after") if tre.get(c)]
-        names = list(dict.fromkeys(name for c in columns for name in tre[c]))
-        head = "".join(f"<th>{c}</th>" for c in columns)
-        rows = (
-            f"<tr><td>{escape(n)}</td>{''.join(f'<td>{_number(tre[c].get(n))}</td>' for c in columns)}</tr>"
-            for n in names
-        )
-        yield f"<h2>Landmark error (TRE) in mm</h2><table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
-    for title, content in ({"Numbers": report} | separate).items():
-        rows = "".join(f"<tr><td>{escape(k)}</td><td>{_number(v)}</td></tr>" for k, v in _flat(content or {}))
-        if rows:
-            yield f"<h2>{title}</h2><table>{rows}</table>"
+    names = list(dict.fromkeys(name for column in tre.values() for name in column))
+    rows = [(name, *(column.get(name, "") for column in tre.values())) for name in names]
+    yield _table("Landmark error (TRE) in mm", rows, ("", *tre))
+    last = {title: report.pop(title, None) or {} for title in ("settings", "versions")}
+    for title, content in ({"numbers": report} | last).items():
+        yield _table(title.capitalize(), list(_flat(content)))
+
+
+def _table(title: str, rows: list[tuple], head: tuple = ()) -> str:
+    if not rows:
+        return ""
+    cells = ["".join(f"<th>{escape(str(c))}</th>" for c in head)]
+    cells += ["".join(f"<td>{_number(c)}</td>" for c in row) for row in rows]
+    return f"<h2>{title}</h2><table>{''.join(f'<tr>{row}</tr>' for row in cells if row)}</table>"
 
 
 def _flat(content, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -168,9 +159,6 @@ def _flat(content, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, content
-
-
-# Views: an image's own voxel planes, the way radiologists look at them
 
 
 @dataclass(frozen=True)
@@ -184,12 +172,9 @@ class _View:
     position: int
     letters: tuple[str, str, str, str]  # left, right, top, bottom
 
-    def take(self, array: np.ndarray, dimension: int, position: int | None = None) -> np.ndarray:
+    def take(self, array: np.ndarray, position: int) -> np.ndarray:
         """The plane (rows, columns[, c]) of an array (z, y, x[, c])."""
-        index = [slice(None)] * dimension
-        if self.normal is not None:
-            index[dimension - 1 - self.normal] = self.position if position is None else position
-        plane = array[tuple(index)]
+        plane = array if self.normal is None else np.take(array, position, 2 - self.normal)
         plane = plane.swapaxes(0, 1) if self.axes[0] > self.axes[1] else plane
         return plane[:: -1 if self.flips[1] else 1, :: -1 if self.flips[0] else 1]
 
@@ -198,12 +183,9 @@ class _View:
         return np.asarray(values)[list(self.axes)]
 
 
-def _letters(direction_lps: np.ndarray) -> str:
-    """Towards which side of the patient: one letter, or more where the direction is oblique."""
-    order = np.argsort(-np.abs(direction_lps))
-    return "".join(
-        "LPS"[i] if direction_lps[i] > 0 else "RAI"[i] for i in order if abs(direction_lps[i]) > 0.38
-    )
+def _letters(lps: np.ndarray) -> str:
+    """Which side of the patient a direction leads to: one letter, or more where it is oblique."""
+    return "".join("RAI LPS"[i + 4 * (lps[i] > 0)] for i in np.argsort(-np.abs(lps)) if abs(lps[i]) > 0.38)
 
 
 def _views(grid: Grid, at_index_xyz) -> list[_View]:
@@ -238,25 +220,27 @@ class _Images:
         low, high = np.percentile(thin, (1, 99))
         self.window = _CT_WINDOW if thin.min() <= -500 else (float(low), float(max(high, low + 1e-6)))
 
+    def of(self, name: str, view: _View) -> np.ndarray:
+        """The plane (rows, columns) of one of the images."""
+        return view.take(getattr(self, name), view.position)
+
     def centre_index(self) -> list[int]:
         """Along each axis, x first, the slice with most of the mask; the middle without one."""
         if self.mask is None or not self.mask.any():
             return [n // 2 for n in self.grid.size]
-        every = range(self.mask.ndim)
-        areas = [
-            self.mask.sum(tuple(a for a in every if a != keep), dtype=np.int32) for keep in reversed(every)
-        ]
+        axes = range(self.mask.ndim)
+        areas = [self.mask.sum(tuple({*axes} - {axis}), dtype=np.int32) for axis in reversed(axes)]
         return [int(np.argmax(area)) for area in areas]
 
     def worst_fold(self) -> tuple[int, ...] | None:
         """Voxel (x first) of the lowest determinant inside the mask, if it is a fold."""
         inside = self.jacobian if self.mask is None else np.where(self.mask, self.jacobian, np.inf)
         at = np.unravel_index(np.argmin(inside), inside.shape)
-        return tuple(map(int, at[::-1])) if inside[at] <= 0 else None
+        return None if inside[at] > 0 else tuple(map(int, at[::-1]))
 
 
 def jacobian_rgb(jacobian: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 colours: blue below 1, white at 1, red above 1 (log scale), magenta where not above 0."""
+    """(..., 3) uint8 colours: blue below 1, white at 1, red above (log scale), magenta where not above 0."""
     good = jacobian > 0
     log = np.log(np.where(good, jacobian, 1.0)) / np.log(_JACOBIAN_LIMIT)
     stops = np.linspace(-1, 1, len(_BLUE_TO_RED))
@@ -266,55 +250,31 @@ def jacobian_rgb(jacobian: np.ndarray) -> np.ndarray:
 
 
 def checkerboard(a: np.ndarray, b: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """Squares of ``a`` and ``b`` (rows, columns) in turn, nine along the longer side; spacing: column, row."""
+    """Squares of ``a`` and ``b`` (rows, columns) in turn, nine on the longer side; spacing: column, row."""
     rows, columns = (np.arange(n) * s for n, s in zip(a.shape, spacing_mm[::-1], strict=True))
     side = max(a.shape[0] * spacing_mm[1], a.shape[1] * spacing_mm[0]) / 9
     return np.where((rows[:, None] // side + columns // side) % 2 == 0, a, b)
 
 
-def _rigid_part(images: _Images) -> tuple[np.ndarray, np.ndarray]:
-    """Rotation and shift (mm) nearest to the forward map inside the mask (Kabsch), from some 4000 points."""
-    grid, field = Grid.of(images.displacement), sitk.GetArrayViewFromImage(images.displacement)
-    d = grid.dimension
-    step = max(1, round((np.prod(grid.size) / 4000) ** (1 / d)))
-    index_zyx = np.stack(
-        np.meshgrid(*[np.arange(0, n, step) for n in grid.shape], indexing="ij"), -1
-    ).reshape(-1, d)
-    points = grid.to_lps_mm(index_zyx[:, ::-1])
-    if images.mask is not None:
-        at = np.rint(images.grid.to_index(points)).astype(int).clip(0, np.array(images.grid.size) - 1)
-        inside = images.mask[tuple(at.T[::-1])]
-        if inside.sum() > 2 * d:
-            points, index_zyx = points[inside], index_zyx[inside]
-    moved = points + field[tuple(index_zyx.T)]
-    a, b = points - points.mean(0), moved - moved.mean(0)
-    u, _, vt = np.linalg.svd(b.T @ a)
-    sign = np.diag([1.0] * (d - 1) + [np.sign(np.linalg.det(u @ vt))])
-    rotation = u @ sign @ vt
-    return rotation, moved.mean(0) - rotation @ points.mean(0)
-
-
-def _grid_lines(images: _Images, view: _View, rigid) -> list[np.ndarray]:
-    """Lines of a regular grid after the forward map, without its rigid part, in (column, row) of the view."""
+def _grid_lines(images: _Images, view: _View) -> list[np.ndarray]:
+    """Lines of a regular grid after the forward map less its mean shift, in (column, row) of the view."""
     keep = [slice(None)] * images.grid.dimension
     if view.normal is not None:
         keep[view.normal] = slice(view.position, view.position + 1)
     plane = Grid.of(images.image[tuple(keep)])
     frame = (plane.origin_lps_mm, plane.spacing_mm, plane.direction, 0.0, sitk.sitkVectorFloat64, True)
     identity = sitk.Transform(plane.dimension, sitk.sitkIdentity)
-    field = sitk.Resample(images.displacement, plane.size, identity, sitk.sitkLinear, *frame)
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in plane.shape], indexing="ij")[::-1], -1)
-    rotation, shift = rigid
-    moved = (plane.to_lps_mm(index) + sitk.GetArrayFromImage(field) - shift) @ rotation  # rotation is undone
-    found = view.take(images.grid.to_index(moved), plane.dimension, 0)[..., list(view.axes)]
-    size = view.of_page(images.grid.size)
+    vectors = sitk.Resample(images.displacement, plane.size, identity, sitk.sitkLinear, *frame)
+    field = sitk.GetArrayFromImage(vectors)
+    inside = True if images.mask is None else images.mask[tuple(keep[::-1])]
+    field -= field.mean(tuple(range(plane.dimension)), where=np.expand_dims(inside | ~np.any(inside), -1))
+    index = np.moveaxis(np.indices(plane.shape)[::-1], 0, -1)
+    moved = images.grid.to_index(plane.to_lps_mm(index) + field)
+    found = view.take(moved, 0)[..., list(view.axes)]
+    size, spacing = view.of_page(images.grid.size), view.of_page(images.grid.spacing_mm)
     found = np.where(view.flips, size - 1 - found, found)
-    sides = size * view.of_page(images.grid.spacing_mm)
-    steps = np.maximum(1, np.rint(sides.max() / 26 / view.of_page(images.grid.spacing_mm))).astype(int)
+    steps = np.maximum(1, np.rint((size * spacing).max() / 26 / spacing)).astype(int)
     return [*found[:: steps[1]], *found[:, :: steps[0]].swapaxes(0, 1)]
-
-
-# Pictures: drawn with matplotlib's objects on an Agg canvas, without its global state
 
 
 def _png(figure) -> str:
@@ -325,84 +285,77 @@ def _png(figure) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _panel(view: _View, plane: np.ndarray, grid: Grid, caption: str, window=None, lines=()) -> str:
-    """One view as an HTML figure; ``plane`` is (rows, columns) in a grey window or (rows, columns, 3) colours."""
+def _panel(images: _Images, view: _View, plane: np.ndarray, name="", window=(None, None), lines=()) -> str:
+    """One view as an HTML figure; ``plane`` is grey (rows, columns) or coloured, which gets the mask's rim."""
     from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
-    sides = np.array(plane.shape[1::-1]) * view.of_page(grid.spacing_mm)
-    figure = Figure(sides / sides.max() * _PIXELS / 100, dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    low, high = window or (None, None)
-    axes.imshow(
-        plane,
-        "gray",
-        aspect="auto",
-        vmin=low,
-        vmax=high,
-        interpolation="nearest" if plane.ndim == 3 else None,
-    )
+    sides = np.array(plane.shape[1::-1]) * view.of_page(images.grid.spacing_mm)
+    figure, axes = _bare_figure(sides / sides.max() * _PIXELS / 100)
+    smooth = "nearest" if plane.ndim == 3 else None  # the colour of a fold must not be mixed
+    axes.imshow(plane, "gray", aspect="auto", vmin=window[0], vmax=window[1], interpolation=smooth)
     axes.add_collection(LineCollection(lines, colors="#ffd23f", linewidths=0.8), autolim=False)
-    axes.set_axis_off()
-    places = ((0.02, 0.5, "left"), (0.98, 0.5, "right"), (0.5, 0.965, "center"), (0.5, 0.035, "center"))
-    for letter, (x, y, side) in zip(view.letters, places, strict=True):
-        text = axes.text(x, y, letter, transform=axes.transAxes, ha=side, va="center", color="white", size=11)
+    if plane.ndim == 3 and images.mask is not None and images.of("mask", view).any():
+        axes.contour(images.of("mask", view), [0.5], colors="black", linewidths=0.6)
+    places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.965), (0.5, 0.035))
+    for letter, place in zip(view.letters, places, strict=True):
+        text = axes.text(*place, letter, transform=axes.transAxes, ha="center", va="center", color="white")
         text.set_path_effects([withStroke(linewidth=2, foreground="black")])
-    caption = f"{view.name}, {caption}" if caption else view.name
+    caption = ", ".join(filter(None, (view.name, name)))
     return f'<figure><img src="{_png(figure)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
+def _bare_figure(inches):
+    from matplotlib.figure import Figure
+
+    figure = Figure(tuple(inches), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    return figure, axes
+
+
 def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
-    return f'<section><h2>{title}</h2><p>{text}</p><div class="views rows{rows}">{"".join(panels)}</div></section>'
+    return f"""<section><h2>{title}</h2><p>{text}</p>
+<div class="views rows{rows}">{"".join(panels)}</div></section>"""
 
 
 def _image_sections(images: _Images) -> Iterator[str]:
-    grid, d, window = images.grid, images.grid.dimension, images.window
-    views = _views(grid, images.centre_index())
-    both = [(v, name, v.take(images.fixed, d), v.take(moved, d)) for v in views
-            for name, moved in (("before", images.before), ("after", images.after))]  # fmt: skip
-    boards = [
-        _panel(v, checkerboard(a, b, v.of_page(grid.spacing_mm)), grid, name, window)
-        for v, name, a, b in both
+    window, views, spacing = images.window, _views(images.grid, images.centre_index()), images.grid.spacing_mm
+    rows, fixed = min(2, len(views)), [images.of("fixed", v) for v in views]
+    pairs = [
+        (v, a, images.of(n, v), n) for v, a in zip(views, fixed, strict=True) for n in ("before", "after")
     ]
-    yield _section("Checkerboard", "Squares of the fixed and of the moving image in turn, before (alignment only) and "
-                   "after registration: outlines and vessels should run on across the squares.", boards, 2)  # fmt: skip
+    boards = [_panel(images, v, checkerboard(a, b, v.of_page(spacing)), n, window) for v, a, b, n in pairs]
+    text = """Squares of the fixed and the moving image in turn, before (alignment only) and after registration:
+        outlines and vessels should run on across them."""
+    yield _section("Checkerboard", text, boards, rows)
     span = 0.3 * (window[1] - window[0])
-    differences = [
-        _panel(v, np.subtract(a, b, dtype=np.float32), grid, name, (-span, span)) for v, name, a, b in both
-    ]
-    yield _section("Difference", f"Fixed minus moving image: grey is none, white or black is {_number(span)} or more. "
-                   "Lungs also change in density as they fill; an even shade there is no error.", differences, 2)  # fmt: skip
-    rigid = _rigid_part(images)
+    greys = [_panel(images, v, np.subtract(a, b, dtype="f4"), n, (-span, span)) for v, a, b, n in pairs]
+    text = f"""Fixed minus moving image: grey is none, white or black is {_number(span)} or more.
+        Lungs also change in density as they fill: an even shade there is no error."""
+    yield _section("Difference", text, greys, rows)
     grids = [
-        _panel(v, v.take(images.fixed, d), grid, "", window, _grid_lines(images, v, rigid)) for v in views
+        _panel(images, v, a, "", window, _grid_lines(images, v)) for v, a in zip(views, fixed, strict=True)
     ]
-    yield _section("Deformation", "A regular grid of the fixed image, carried by the forward map into the moving one. "
-                   "Shift and rotation as a whole are taken out, and motion across the plane is not seen.", grids)  # fmt: skip
-    maps = [_panel(v, jacobian_rgb(v.take(images.jacobian, d)), grid, "") for v in views]
-    yield _section("Jacobian determinant", _legend(), maps)
-    worst = images.worst_fold()
+    text = """A regular grid of the fixed image, carried by the forward map into the moving one, less the mean
+        shift in the plane. Motion across the plane is not seen."""
+    yield _section("Deformation", text, grids)
+    text, worst = _legend(), images.worst_fold()
     if worst is not None:
-        maps = [_panel(v, jacobian_rgb(v.take(images.jacobian, d)), grid, "") for v in _views(grid, worst)]
-        where = ", ".join(f"{c:.1f}" for c in grid.to_lps_mm(worst))
-        text = (
-            f"The determinant at its lowest, {_number(images.jacobian[worst[::-1]])}, at ({where}) mm in LPS."
-        )
-        yield _section("The worst fold", text, maps)
+        where, lowest = images.grid.to_lps_mm(worst), _number(images.jacobian[worst[::-1]])
+        text += f" <b>The planes go through the worst fold</b>: {lowest} at ({_number(where)}) mm in LPS."
+        views = _views(images.grid, worst)
+    maps = [_panel(images, v, jacobian_rgb(images.of("jacobian", v))) for v in views]
+    yield _section("Jacobian determinant", text, maps)
 
 
 def _legend() -> str:
-    from matplotlib.figure import Figure
-
-    figure = Figure((4, 0.16), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(jacobian_rgb(np.geomspace(1 / _JACOBIAN_LIMIT, _JACOBIAN_LIMIT, 200)[None]), aspect="auto")
-    axes.set_axis_off()
+    figure, axes = _bare_figure((4, 0.16))
+    axes.imshow(jacobian_rgb(_JACOBIAN_LIMIT ** np.linspace(-1, 1, 200)[None]), aspect="auto")
     ticks = "".join(f"<span>{v:.2g}</span>" for v in _JACOBIAN_LIMIT ** np.linspace(-1, 1, 5))
-    return (f'<span class="legend"><img src="{_png(figure)}" alt="colours"><span class="ticks">{ticks}</span></span>'
-            "&gt; 1 (red): the tissue is larger in the moving image. &lt; 1 (blue): it is smaller there. "
-            '<b class="fold">Magenta</b>: a fold, not above 0, where the map is wrong.')  # fmt: skip
+    return f'''<span class="legend"><img src="{_png(figure)}" alt=""><span class="ticks">{ticks}</span></span>
+&gt; 1 (red): the tissue is larger in the moving image. &lt; 1 (blue): it is smaller there.
+<b class="fold">Magenta</b>: a fold, not above 0, where the map is wrong.'''
 
 
 def _curve_sections(history: list[dict], landmark_errors: dict | None) -> Iterator[str]:
@@ -410,32 +363,22 @@ def _curve_sections(history: list[dict], landmark_errors: dict | None) -> Iterat
 
     terms = [k for k in (history[0] if history else {}) if k != "step"]
     if terms:
-        columns = min(3, len(terms))
-        rows = -(-len(terms) // columns)
+        rows = -(-len(terms) // 3)
         figure = Figure((9, 2.2 * rows), dpi=100, layout="constrained")
-        for axes, term in zip(figure.subplots(rows, columns, squeeze=False).flat, terms, strict=False):
-            axes.plot(
-                [h["step"] for h in history], [h.get(term, np.nan) for h in history], color=_AFTER, lw=1.2
-            )
+        for number, term in enumerate(terms, 1):
+            axes = figure.add_subplot(rows, 3, number)
+            steps, values = zip(*[(h["step"], h.get(term, np.nan)) for h in history], strict=True)
+            axes.plot(steps, values, color=_AFTER, lw=1.2)
             _plain_axes(axes, term, "step")
-        for axes in figure.axes[len(terms) :]:
-            axes.set_axis_off()
-        yield f'<section><h2>Progress of the optimisation</h2><img src="{_png(figure)}" alt="loss curves"></section>'
+        yield f'<section><h2>Progress</h2><img src="{_png(figure)}" alt="loss curves"></section>'
     if landmark_errors:
         figure = Figure((7, 3.2), dpi=100, layout="constrained")
-        axes = figure.subplots()
+        axes = figure.add_subplot()
         for (name, errors), colour in zip(landmark_errors.items(), (_BEFORE, _AFTER), strict=False):
-            errors = np.sort(np.asarray(errors, float).ravel())
-            axes.step(
-                [0, *errors],
-                100 * np.arange(len(errors) + 1) / len(errors),
-                where="post",
-                color=colour,
-                label=name,
-            )
+            share = np.linspace(0, 100, len(errors) + 1)
+            axes.step([0, *np.sort(errors)], share, where="post", color=colour, label=name)
         axes.legend(frameon=False, loc="lower right")
         _plain_axes(axes, "landmarks with an error up to this, in %", "error (TRE) in mm")
-        axes.set(xlim=(0, None), ylim=(0, 102))
         yield f'<section><h2>Landmark errors</h2><img src="{_png(figure)}" alt="landmark errors"></section>'
 
 
@@ -444,25 +387,24 @@ def _plain_axes(axes, title: str, x_label: str) -> None:
     axes.set_xlabel(x_label, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Registration report</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 68rem; margin: auto; padding: 1rem }
-h1 { font-size: 1.6rem; margin: 0 0 .5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem } p { margin: .3rem 0 .7rem; max-width: 46rem }
-.lead { font-size: 1.05rem; max-width: 50rem } ul { padding-left: 1.3rem; margin: .3rem 0 }
-.warning { background: #fff4d6; border-left: 4px solid #d98e00; padding: .5rem 1rem; margin: 1rem 0 }
-img { max-width: 100%; display: block } figure { margin: 0; break-inside: avoid } figcaption { font-size: .85rem; color: #555 }
-.views { display: grid; gap: .6rem; grid-auto-flow: column; grid-auto-columns: minmax(0, 440px); align-items: start }
+<html lang="en"><head><meta charset="utf-8"><title>Registration report</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; margin: auto; padding: 1rem }
+h1 { font-size: 1.6rem; margin: 0 0 .5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem }
+p { margin: .3rem 0 .7rem; max-width: 50rem } ul { padding-left: 1.3rem; margin: .3rem 0; max-width: 50rem }
+.lead { font-size: 1.05rem } .warning { background: #fff4d6; border-left: 4px solid #d98e00; padding: .5rem }
+img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-size: .85rem; color: #555 }
+.views { display: grid; gap: .6rem; grid-auto-flow: column; grid-auto-columns: minmax(0, 440px) }
 .rows2 { grid-template-rows: auto auto } .views img { width: 100% }
-@media (max-width: 40rem) { .views { grid: none; grid-auto-flow: row; grid-template-columns: 1fr } .rows2 { grid-template-columns: 1fr 1fr } }
+@media (max-width: 40rem) { .views { grid: none } .rows2 { grid-template-columns: 1fr 1fr } }
 .legend { display: block; width: 20rem; max-width: 100%; margin-bottom: .4rem; font-size: .85rem }
 .legend img { width: 100%; height: 1rem } .ticks { display: flex; justify-content: space-between }
-.fold { background: #f0f; color: #fff; padding: 0 .3rem; print-color-adjust: exact; -webkit-print-color-adjust: exact }
-table { border-collapse: collapse; font-size: .9rem } td, th { padding: .15rem .8rem .15rem 0; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; overflow-wrap: anywhere }
-@media print { section { break-inside: avoid } body { padding: 0 } }
+.fold { background: #f0f; color: #fff; padding: 0 .3rem; print-color-adjust: exact }
+table { border-collapse: collapse; font-size: .9rem } tr { border-bottom: 1px solid #ddd; text-align: left }
+td, th { padding: .15rem .8rem .15rem 0; overflow-wrap: anywhere } section, figure { break-inside: avoid }
 </style></head><body>
 $BODY
 </body></html>

@@ -24,7 +24,9 @@ from evaluate import evaluate
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parents[1] / "NePhiRegistration"
-PEERS = ("greedy", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "ants_unmasked", "elastix")  # fmt: skip
+PEERS = (
+    "greedy", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "ants_unmasked", "elastix",
+)  # fmt: skip
 DEFAULT_METHODS = ("nephi", "greedy", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "elastix")
 PACKAGES = ("picsl-greedy", "convexAdam", "antspyx", "itk-elastix", "torch", "SimpleITK")
 COLUMNS = {  # key -> heading, format
@@ -65,7 +67,7 @@ def run(command: list[str], prepared: Path, out: Path, options: argparse.Namespa
     command = [part.format(prepared=prepared, out=out, seed=seed) for part in command]
     cost, log = out.with_suffix(".cost.json"), out.with_suffix(".log")
     measure = [sys.executable, "-S", "-E", str(HERE / "measure.py"), str(cost), str(log)]
-    subprocess.run([*measure, *command], env=environment, check=True)
+    subprocess.run([*measure, *command], env=environment, cwd=out, check=True)
     result = json.loads(cost.read_text())
     try:
         if result["exit_code"]:
@@ -122,8 +124,10 @@ def write_tables(out: Path, rows: list[dict], facts: dict) -> None:
 
 def facts_of(options: argparse.Namespace) -> dict:
     """What the numbers depend on besides the methods."""
-    code = "import json, sys; from importlib.metadata import version as v; " \
-           "print(json.dumps({p: v(p) for p in sys.argv[1:]}))"  # fmt: skip
+    code = (
+        "import json, sys; from importlib.metadata import version as v; "
+        "print(json.dumps({p: v(p) for p in sys.argv[1:]}))"
+    )
     packages = {"nephi torch": version("torch")}
     if set(options.methods) != {"nephi"}:
         asked = subprocess.run([options.peer_python, "-c", code, *PACKAGES], capture_output=True, text=True)
@@ -151,6 +155,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.pairs = list(dict.fromkeys(p for name in options.pairs for p in pairs.GROUPS.get(name, [name])))
     options.out = options.out.resolve()
+    if os.sep in options.peer_python:
+        options.peer_python = os.path.abspath(options.peer_python)  # the link itself: it marks the environment
     return options
 
 

@@ -105,8 +105,10 @@ def ants_syn(job: Job, use_masks: bool = True) -> None:
             grid.GetDirection()), name)  # fmt: skip
 
 
-ELASTIX_COMMON = {
+ELASTIX = {
     "Registration": ["MultiMetricMultiResolutionRegistration"],
+    "NumberOfResolutions": ["5"],
+    "ImagePyramidSchedule": [str(shrink) for shrink in (16, 8, 4, 2, 1) for _ in "xyz"],
     "FixedImagePyramid": ["FixedRecursiveImagePyramid"],
     "MovingImagePyramid": ["MovingRecursiveImagePyramid"],
     "Interpolator": ["LinearInterpolator"],
@@ -116,10 +118,12 @@ ELASTIX_COMMON = {
     "Metric0RelativeWeight": ["1.0"],
     "Metric1RelativeWeight": ["0.05"],
     "Optimizer": ["AdaptiveStochasticGradientDescent"],
+    "MaximumNumberOfIterations": ["1000"],
     "AutomaticParameterEstimation": ["true"],
     "UseAdaptiveStepSizes": ["true"],
     "Transform": ["BSplineTransform"],
-    "HowToCombineTransforms": ["Compose"],
+    "FinalGridSpacingInPhysicalUnits": ["10.0"] * 3,
+    "GridSpacingSchedule": [str(factor) for factor in (8, 8, 4, 2, 1) for _ in "xyz"],
     "ImageSampler": ["RandomCoordinate"],
     "NumberOfSpatialSamples": ["2000"],
     "NewSamplesEveryIteration": ["true"],
@@ -130,47 +134,29 @@ ELASTIX_COMMON = {
     "ResampleInterpolator": ["FinalLinearInterpolator"],
     "WriteResultImage": ["false"],
 }
-# Grid spacing in mm, its schedule, the pyramid's shrink factors, iterations a level.
-ELASTIX_STAGES = (
-    (10.0, (8, 8, 4, 2, 1), (16, 8, 4, 2, 1), 1000),
-)
 
 
 def elastix(job: Job) -> None:
-    """elastix: the two B-spline stages of Staring et al. (EMPIRE10), the mask from the first one on."""
+    """elastix: the first B-spline stage of Staring et al. (EMPIRE10, Par0011), with both masks."""
     import itk
 
-    fixed, moving = (itk.image_from_array(sitk.GetArrayFromImage(job.windowed(n))) for n in ("fixed", "moving"))
-    fixed, moving = (_with_geometry(itk, image, job.path("fixed")) for image in (fixed, moving))
-    parameters = itk.ParameterObject.New()
-    for spacing, schedule, shrink, iterations in ELASTIX_STAGES:
-        parameters.AddParameterMap(ELASTIX_COMMON | {
-            "NumberOfResolutions": [str(len(schedule))],
-            "ImagePyramidSchedule": [str(s) for s in shrink for _ in range(3)],
-            "FinalGridSpacingInPhysicalUnits": [str(spacing)] * 3,
-            "GridSpacingSchedule": [str(s) for s in schedule for _ in range(3)],
-            "MaximumNumberOfIterations": ["10" if job.quick else str(iterations)],
-            "RandomSeed": [str(job.seed)],
-        })  # fmt: skip
+    for name in ("fixed", "moving"):
+        sitk.WriteImage(job.windowed(name), str(job.out / f"{name}.mha"))
+    fixed, moving = (itk.imread(str(job.out / f"{name}.mha"), itk.F) for name in ("fixed", "moving"))
+    parameters, changed = itk.ParameterObject.New(), {"RandomSeed": [str(job.seed)]}
+    if job.quick:
+        changed["MaximumNumberOfIterations"] = ["10"]
+    parameters.AddParameterMap(ELASTIX | changed)
     masks = {}
     if job.masked:
         masks = {f"{n}_mask": itk.imread(job.path(f"{n}_mask"), itk.UC) for n in ("fixed", "moving")}
     _, found = itk.elastix_registration_method(
         fixed, moving, parameter_object=parameters, number_of_threads=job.threads, log_to_console=False,
         output_directory=str(job.out), log_to_file=True, **masks)  # fmt: skip
-    field = itk.transformix_deformation_field(moving, found)
+    field = itk.transformix_deformation_field(moving, found, output_directory=str(job.out))
     displacement = sitk.GetImageFromArray(itk.array_from_image(field), isVector=True)
     displacement.CopyInformation(sitk.ReadImage(job.path("fixed")))
     job.write(displacement)
-
-
-def _with_geometry(itk, image, path: str):
-    """The itk image with origin, spacing and direction of the file."""
-    like = itk.imread(path, itk.F)
-    image.SetOrigin(like.GetOrigin())
-    image.SetSpacing(like.GetSpacing())
-    image.SetDirection(like.GetDirection())
-    return image
 
 
 METHODS = {

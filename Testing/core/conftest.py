@@ -1,0 +1,63 @@
+"""What the core tests share: two threads, small phantoms and short settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nephi.phantom import Phantom, make_phantom
+from nephi.settings import PRESETS, SimilaritySettings, Stage
+
+torch.set_num_threads(2)
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(2)
+
+
+@pytest.fixture(scope="session")
+def phantom_2d() -> Phantom:
+    return make_phantom(dimension=2)
+
+
+@pytest.fixture(scope="session")
+def phantom_3d() -> Phantom:
+    return make_phantom(size=(80, 72, 72), spacing_mm=4.0)
+
+
+@pytest.fixture(scope="session")
+def short():
+    """``fast`` with n iterations and one stage."""
+
+    def settings(iterations: int, spacing_mm: float = 2.5, **similarity):
+        stage = Stage(0.0, spacing_mm, 2)
+        return replace(
+            PRESETS["fast"],
+            similarity=SimilaritySettings(**{"stages": (stage,), **similarity}),
+            fit=replace(PRESETS["fast"].fit, iterations=iterations),
+        )
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of the real pairs: NEPHI_DATA, else shared/data beside the project; needed where CI is set."""
+    folder = Path(os.environ.get("NEPHI_DATA") or Path(__file__).parents[3] / "shared" / "data")
+    if not folder.is_dir():
+        message = f"no real data at {folder}; set NEPHI_DATA"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    return folder
+
+
+def rotation(dimension: int, degrees: float, seed: int = 0) -> np.ndarray:
+    """A rotation (d, d), in 3D about a random axis."""
+    angle = np.radians(degrees)
+    if dimension == 2:
+        return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    x, y, z = (axis := np.random.default_rng(seed).normal(size=3)) / np.linalg.norm(axis)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

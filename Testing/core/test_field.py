@@ -1,0 +1,166 @@
+"""The neural fields, the latent code and the model file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nephi.align import Affine
+from nephi.errors import NephiError
+from nephi.field import FORWARD, INVERSE, HybridCode, NeuralFields
+from nephi.result import Registration
+from nephi.settings import PRESETS, FieldSettings
+from nephi.space import Cube, Grid
+
+
+def make(settings: FieldSettings, d: int, seed: int = 0, random_end: bool = False):
+    generator = torch.Generator().manual_seed(seed)
+    fields = NeuralFields(settings, 150.0, d, generator)
+    code = HybridCode(settings, torch.tensor([1.0, 0.8, 0.6][:d]), (6, 5, 4)[:d])
+    if random_end:
+        with torch.no_grad():
+            for p in (fields.out, fields.out_bias, code.global_code, code.local_code):
+                p.normal_(0, 0.05, generator=generator)
+    return fields, code
+
+
+def points_of(d: int, n: int = 50, seed: int = 1) -> torch.Tensor:
+    return torch.rand(n, d, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("preset", ["balanced", "paper"])
+def test_both_fields_start_at_the_identity(preset, d):
+    fields, code = make(PRESETS[preset].field, d)
+    x = points_of(d)
+    assert torch.equal(fields(torch.stack([x, x]), code), torch.stack([x, x]))
+    assert torch.equal(fields.one(x, code, INVERSE), x)
+
+
+def test_paper_fields_have_the_papers_size():
+    fields, _ = make(PRESETS["paper"].field, 3)
+    n = sum(p.numel() for p in fields.parameters())
+    assert 275_000 < n < 285_000  # Table 1: 0.28 M
+
+
+@pytest.mark.parametrize(
+    "voxels, similarity, regularity", [(50_000, 1_000, 10), (2_000_000, 40_000, 200), (80_000_000, 100_000, 500)]
+)
+def test_paper_draws_two_percent_and_a_hundredth_of_a_percent(voxels, similarity, regularity):
+    paper = PRESETS["paper"]
+    assert paper.similarity.points.count(voxels) == similarity
+    assert paper.regularity.points.count(voxels) == regularity
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("preset", ["balanced", "paper"])
+def test_one_field_agrees_with_the_batched_pair(preset, d):
+    fields, code = make(PRESETS[preset].field, d, random_end=True)
+    x = torch.stack([points_of(d, seed=1), points_of(d, seed=2)])
+    both = fields(x, code)
+    assert (both - x).abs().max() > 1e-3
+    for way in (FORWARD, INVERSE):
+        torch.testing.assert_close(fields.one(x[way], code, way), both[way], atol=1e-6, rtol=1e-5)
+    assert (fields.one(x[0], code, INVERSE) - both[0]).abs().max() > 1e-3  # weights of their own
+
+
+def test_the_maps_depend_on_both_codes():
+    fields, code = make(PRESETS["balanced"].field, 3, random_end=True)
+    x = points_of(3)
+    before = fields.one(x, code, FORWARD)
+    for part in (code.global_code, code.local_code):
+        with torch.no_grad():
+            part += 0.5
+            after = fields.one(x, code, FORWARD)
+            part -= 0.5
+        assert (after - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_code_interpolates_a_ramp_exactly_and_holds_its_border(d):
+    settings = replace(FieldSettings(), local_code=d)
+    upper, size = torch.tensor([1.0, 0.8, 0.6][:d]), (6, 5, 4)[:d]
+    code = HybridCode(settings, upper, size)
+    axes = [torch.linspace(-float(u), float(u), n) for u, n in zip(upper, size, strict=True)]
+    nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (channel, x, y[, z])
+    with torch.no_grad():
+        code.local_code.copy_(nodes.permute(0, *range(d, 0, -1))[None])
+    x = points_of(d) * upper
+    torch.testing.assert_close(code.at(x), x, atol=1e-5, rtol=0)
+    pair = torch.stack([x, -x])
+    torch.testing.assert_close(code.at(pair), pair, atol=1e-5, rtol=0)
+    torch.testing.assert_close(code.at(upper[None] * 3), upper[None], atol=1e-5, rtol=0)
+
+
+def test_code_prior_is_the_mean_of_norms():
+    code = HybridCode(replace(FieldSettings(), global_code=2, local_code=2), torch.ones(2), (2, 2))
+    assert float(code.prior()) < 1e-5
+    with torch.no_grad():
+        code.global_code.copy_(torch.tensor([3.0, 4.0]))
+        code.local_code[0, :, 0, 0] = torch.tensor([6.0, 8.0])  # one node of four with norm 10
+    assert float(code.prior()) == pytest.approx(5 + 2.5, abs=1e-4)
+    code.prior().backward()
+    assert torch.isfinite(code.local_code.grad).all()
+
+
+def registration(d: int, preset: str = "balanced") -> Registration:
+    settings = PRESETS[preset]
+    fixed = Grid((20, 18, 16)[:d], (2.0, 2.5, 3.0)[:d], (5.0, -7.0, 11.0)[:d], tuple(np.eye(d).ravel()))
+    moving = Grid((22, 18, 16)[:d], (2.0, 2.5, 3.0)[:d], (1.0, 0.0, 0.0)[:d], tuple(np.eye(d).ravel()))
+    cube = Cube.around(fixed.corners_lps_mm(), fixed.direction)
+    generator = torch.Generator().manual_seed(3)
+    fields = NeuralFields(settings.field, cube.unit_mm, d, generator)
+    code = HybridCode(settings.field, torch.tensor(cube.upper_cube, dtype=torch.float32), (4, 3, 3)[:d])
+    with torch.no_grad():
+        for p in (fields.out, code.global_code, code.local_code):
+            p.normal_(0, 0.02, generator=generator)
+    affine = Affine(np.diag([1.1, 0.9, 1.05][:d]), np.array([3.0, -2.0, 1.0][:d]))
+    return Registration(fields, code, cube, affine, fixed, moving, settings, alignment="given")
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("preset", ["balanced", "paper"])
+def test_model_file_gives_the_same_maps(d, preset, tmp_path):
+    before = registration(d, preset)
+    before.save_model(tmp_path / "model.safetensors")
+    after = Registration.load_model(tmp_path / "model.safetensors")
+    points = before.fixed_grid.slab_lps_mm(2, 5)
+    assert np.abs(before.forward(points) - before.affine(points)).max() > 0.01
+    np.testing.assert_array_equal(after.forward(points), before.forward(points))
+    np.testing.assert_array_equal(after.inverse(points), before.inverse(points))
+    np.testing.assert_array_equal(after.jacobian_determinant(points), before.jacobian_determinant(points))
+    for name in ("cube", "fixed_grid", "moving_grid", "settings", "alignment", "length_scale"):
+        assert getattr(after, name) == getattr(before, name), name
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(NephiError, match="no such model"):
+        Registration.load_model(tmp_path / "none.safetensors")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk" * 50)
+    with pytest.raises(NephiError, match="cannot read"):
+        Registration.load_model(tmp_path / "junk.safetensors")
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_exact_jacobian_determinant_agrees_with_differences(d):
+    r = registration(d)
+    points = r.fixed_grid.slab_lps_mm(4, 5)
+    # the fields work in single precision: a step of 0.5 mm keeps rounding and curvature small
+    steps = 0.5 * np.eye(d)
+    columns = [(r.forward(points + h) - r.forward(points - h)) for h in steps]
+    expected = np.linalg.det(np.stack(columns, -1))
+    np.testing.assert_allclose(r.jacobian_determinant(points), expected, atol=0.02)
+
+
+def test_displacement_lies_on_the_grid():
+    r = registration(3)
+    u = r.displacement(r.fixed_grid)
+    points = r.fixed_grid.slab_lps_mm(0, r.fixed_grid.shape[0])
+    np.testing.assert_allclose(u.reshape(-1, 3), r.forward(points) - points, atol=1e-4)
+    transform = sitk.DisplacementFieldTransform(r.fixed_grid.image(u.astype(float), vector=True))
+    moved = transform.TransformPoint(points[100].tolist())
+    np.testing.assert_allclose(moved, r.forward(points[100:101])[0], atol=1e-4)
