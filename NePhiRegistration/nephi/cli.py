@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nephi: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("nephi: interrupted; nothing was written", file=sys.stderr)
+        print("nephi: interrupted; no result was written", file=sys.stderr)
         return 130
     except MemoryError:
         print("nephi: out of memory; choose a larger similarity.stages.spacing_mm or a smaller image", file=sys.stderr)

@@ -57,19 +57,25 @@ class NeuralFields(nn.Module):
         s, w = settings, settings.width
         self.settings = settings
         bands = torch.randn(dimension, s.frequencies, generator=generator)
-        self.register_buffer("bands", 2 * math.pi * bands * (half_size_mm / s.wavelength_mm))
+        bands = 2 * math.pi * bands * (half_size_mm / s.wavelength_mm)
+        # sine and cosine of each band in one call: cos(x) = sin(x + pi / 2)
+        self.register_buffer("bands", torch.cat([bands, bands], 1))
+        phase = torch.tensor([0.0, math.pi / 2]).repeat_interleave(s.frequencies)
+        self.register_buffer("phase", phase, persistent=False)
         features, code = 2 * s.frequencies, s.global_code + s.local_code
 
         def uniform(*shape, bound):
             return nn.Parameter((torch.rand(2, *shape, generator=generator) * 2 - 1) * bound)
 
-        first = self.settings.omega / (features + code) if s.modulation == "sine" else 1 / math.sqrt(features + code)
-        hidden_sine = math.sqrt(6 / w) / self.settings.omega
+        first = 1.0 if s.modulation == "sine" else math.sqrt(features + code)
+        first = first / (features + code)
+        hidden_sine = math.sqrt(6 / w) / s.omega
         hidden = hidden_sine if s.modulation == "sine" else math.sqrt(6 / w)
         self.synthesis_in = uniform(features, w, bound=1 / features)
         self.synthesis_in_bias = uniform(1, w, bound=1 / math.sqrt(features))
-        self.modulation_in = uniform(features + s.local_code, w, bound=first / self.settings.omega)
-        self.modulation_global = uniform(s.global_code, w, bound=first / self.settings.omega)
+        self.modulation_in = uniform(features, w, bound=first)
+        self.modulation_local = uniform(s.local_code, w, bound=first)
+        self.modulation_global = uniform(s.global_code, w, bound=first)
         self.modulation_in_bias = uniform(1, w, bound=1 / math.sqrt(features + code))
         layers = range(s.hidden_layers)
         self.synthesis = nn.ParameterList([uniform(w, w, bound=hidden_sine) for _ in layers])
@@ -93,12 +99,14 @@ class NeuralFields(nn.Module):
         def layer(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
             return torch.baddbmm(bias[which], x, weight[which])
 
-        phase = points_cube @ self.bands
-        embedding = torch.cat([torch.sin(phase), torch.cos(phase)], -1)
+        embedding = torch.sin(points_cube @ self.bands + self.phase)
         shift = self.modulation_in_bias + code.global_code[None, None] @ self.modulation_global
-        gate_in = torch.cat([embedding, code.at(points_cube)], -1)
-        skip = gate = self._modulate(layer(shift, gate_in, self.modulation_in))
-        signal = torch.sin(layer(self.synthesis_in_bias, embedding, self.synthesis_in))
+        # the two networks read the same features: one product; the local code adds its own part
+        weight = torch.cat([self.synthesis_in, self.modulation_in], -1)
+        both = layer(torch.cat([self.synthesis_in_bias, shift], -1), embedding, weight)
+        signal, gate = both.split(self.settings.width, -1)
+        signal = torch.sin(signal)
+        skip = gate = self._modulate(torch.baddbmm(gate, code.at(points_cube), self.modulation_local[which]))
         for w_s, b_s, w_m, b_m in zip(
             self.synthesis, self.synthesis_bias, self.modulation, self.modulation_bias, strict=True
         ):

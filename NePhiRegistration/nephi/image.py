@@ -116,6 +116,7 @@ def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[fl
     array = sitk.GetArrayViewFromImage(image)
     step = tuple(slice(None, None, max(1, n // 128)) for n in array.shape)
     values = array[step][sitk.GetArrayViewFromImage(mask)[step] != 0] if mask is not None else array[step]
+    values = values if values.size else array  # a small mask may slip through the steps
     values = values[values != 0] if (values != 0).any() else values
     low, high = (float(v) for v in np.percentile(values, (1, 99)))
     return (low, high) if low < high else (float(array.min()), float(array.max()))

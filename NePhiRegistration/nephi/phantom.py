@@ -174,13 +174,11 @@ def _draw_motion(grid: Grid, offset_mm: np.ndarray, rng) -> Motion:
     return Motion(d, scale, centre, centre + offset_mm, vectors, phases, amplitudes)
 
 
-# Shapes: about the signed distance (mm, positive inside) to a surface, at anatomy points x, y, z.
-
-
 def _smooth_step(x, edge: float, width: float):
     return 0.5 + 0.5 * np.tanh((x - edge) / width)
 
 
+# Shapes: about the signed distance (mm, positive inside) to a surface, at anatomy points x, y, z.
 def _all(*shapes):
     """What lies inside all shapes."""
     return reduce(np.minimum, shapes)

@@ -14,7 +14,8 @@ class Progress:
 
     def __init__(self, style: str, stream=None):
         self.style, self.started, self.printed, self.stage = style, time.perf_counter(), 0.0, None
-        self.stream = stream or (sys.stderr if style == "bar" else sys.stdout)
+        # in a log, errors alone go to stderr
+        self.stream = stream or (sys.stderr if style == "bar" and sys.stderr.isatty() else sys.stdout)
 
     def __call__(self, stage: str, fraction: float, terms: dict) -> None:
         now = time.perf_counter()

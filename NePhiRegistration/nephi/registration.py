@@ -25,6 +25,7 @@ from .space import Cube, Grid
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
 _FINEST = 0.75  # working grids are no finer than this part of the images' voxels: it would only cost
+_APART = "the masks do not overlap after alignment; use --align moments or centres"
 _THREADS = 4  # the steps are too small for more
 
 
@@ -158,10 +159,10 @@ class _Pair:
         direction = Grid.of(fixed).direction
         back = affine.inverse()
         region = np.concatenate([_region(fixed, fixed_mask), back(_region(moving, moving_mask))])
-        if fixed_mask is None or moving_mask is None:
-            overlap = _overlap(_region(fixed, fixed_mask), back(_region(moving, moving_mask)), direction)
-            if not overlap:
+        if not _overlap(_region(fixed, fixed_mask), back(_region(moving, moving_mask)), direction):
+            if fixed_mask is None or moving_mask is None:
                 raise NephiError("the images do not overlap after alignment; use --align centres or give masks")
+            raise NephiError(_APART)
         frame = Cube.around(region, direction)
         self.scale = min(1.0, 2 * frame.unit_mm / BODY_MM)
         everything = np.concatenate([Grid.of(fixed).corners_lps_mm(), region])
@@ -181,7 +182,7 @@ class _Pair:
             grid = self.grid(4.0 * self.scale)
             there = [self.on(grid, mask, way, 0.0) > 0.5 for way, mask in enumerate(self.masks)]
             if not (there[0] & there[1]).any():
-                raise NephiError("the masks do not overlap after alignment; use --align moments or centres")
+                raise NephiError(_APART)
 
     def grid(self, spacing_mm: float) -> Grid:
         return self.cube.grid(spacing_mm, self.lower, self.upper)

@@ -22,7 +22,6 @@ _PIXELS = 440  # width of the widest view
 _CT_WINDOW = (-1000.0, 300.0)
 _JACOBIAN_LIMIT = 2.0  # colours run from 1 / limit to limit
 _BLUE_TO_RED = np.array([(5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31)])
-_MAGENTA = (255, 0, 255)
 _BEFORE, _AFTER = "#b35806", "#1b6ca8"
 _NO_PICTURES = "<p>matplotlib is missing: <code>pip install nephi[report]</code> adds the pictures.</p>"
 
@@ -90,24 +89,18 @@ def _verdict(report: dict, landmark_errors: dict | None) -> Iterator[str]:
             change = f"{way} from {before['mean']:.2f} mm (alignment only) to "
         words = (("median", "median"), ("p95", "95 % are below"), ("max", "the worst is"))
         rest = ", ".join(f"{text} {after[key]:.2f} mm" for key, text in words if key in after)
-        yield (
-            f"Landmark error (TRE): {change}<b>{after['mean']:.2f} mm</b> on average ({rest}). "
-            "It holds where the landmarks lie; elsewhere look at the pictures."
-        )
+        yield f"""Landmark error (TRE): {change}<b>{after["mean"]:.2f} mm</b> on average ({rest}).
+            It holds where the landmarks lie; elsewhere look at the pictures."""
     else:
-        yield (
-            "No landmarks were given, so <b>the accuracy is not known</b>. The pictures show whether visible "
-            "structures meet, not whether the map is right between them."
-        )
+        yield """No landmarks were given, so <b>the accuracy is not known</b>. The pictures show whether
+            visible structures meet, not whether the map is right between them."""
     folds = report.get("folds") or {}
     if folds.get("percent") == 0:
         yield "No folds: the Jacobian determinant is above 0 at every voxel looked at."
     elif folds.get("percent"):
         count = f" ({_number(folds['count'])} voxels)" if "count" in folds else ""
-        yield (
-            f"<b>Folds: {_number(folds['percent'])} %{count}</b>. There the map turns tissue inside out and "
-            "must not be trusted; the Jacobian maps show it in magenta."
-        )
+        yield f"""<b>Folds: {_number(folds["percent"])} %{count}</b>. There the map turns tissue inside out
+            and must not be trusted; the Jacobian maps show it in magenta."""
     consistency = report.get("inverse_consistency_mm")
     if consistency is not None:
         parts = consistency if isinstance(consistency, dict) else {"mean": consistency}
@@ -245,7 +238,7 @@ def jacobian_rgb(jacobian: np.ndarray) -> np.ndarray:
     log = np.log(np.where(good, jacobian, 1.0)) / np.log(_JACOBIAN_LIMIT)
     stops = np.linspace(-1, 1, len(_BLUE_TO_RED))
     rgb = np.stack([np.interp(log, stops, channel) for channel in _BLUE_TO_RED.T], -1)
-    rgb[~good] = _MAGENTA
+    rgb[~good] = (255, 0, 255)  # magenta
     return np.rint(rgb).astype(np.uint8)
 
 
@@ -286,7 +279,7 @@ def _png(figure) -> str:
 
 
 def _panel(images: _Images, view: _View, plane: np.ndarray, name="", window=(None, None), lines=()) -> str:
-    """One view as an HTML figure; ``plane`` is grey (rows, columns) or coloured, which gets the mask's rim."""
+    """One view as an HTML figure; ``plane`` is grey (rows, columns) or colours, drawn with the mask's rim."""
     from matplotlib.collections import LineCollection
     from matplotlib.patheffects import withStroke
 
@@ -295,8 +288,9 @@ def _panel(images: _Images, view: _View, plane: np.ndarray, name="", window=(Non
     smooth = "nearest" if plane.ndim == 3 else None  # the colour of a fold must not be mixed
     axes.imshow(plane, "gray", aspect="auto", vmin=window[0], vmax=window[1], interpolation=smooth)
     axes.add_collection(LineCollection(lines, colors="#ffd23f", linewidths=0.8), autolim=False)
-    if plane.ndim == 3 and images.mask is not None and images.of("mask", view).any():
-        axes.contour(images.of("mask", view), [0.5], colors="black", linewidths=0.6)
+    rim = images.of("mask", view) if plane.ndim == 3 and images.mask is not None else np.zeros((1, 1))
+    if rim.any() and min(rim.shape) > 1:
+        axes.contour(rim, [0.5], colors="black", linewidths=0.6)
     places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.965), (0.5, 0.035))
     for letter, place in zip(view.letters, places, strict=True):
         text = axes.text(*place, letter, transform=axes.transAxes, ha="center", va="center", color="white")
@@ -309,9 +303,7 @@ def _bare_figure(inches):
     from matplotlib.figure import Figure
 
     figure = Figure(tuple(inches), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    return figure, axes
+    return figure, figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=())
 
 
 def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
@@ -321,22 +313,18 @@ def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
 
 def _image_sections(images: _Images) -> Iterator[str]:
     window, views, spacing = images.window, _views(images.grid, images.centre_index()), images.grid.spacing_mm
-    rows, fixed = min(2, len(views)), [images.of("fixed", v) for v in views]
-    pairs = [
-        (v, a, images.of(n, v), n) for v, a in zip(views, fixed, strict=True) for n in ("before", "after")
-    ]
+    rows = min(2, len(views))
+    pairs = [(v, images.of("fixed", v), images.of(n, v), n) for v in views for n in ("before", "after")]
     boards = [_panel(images, v, checkerboard(a, b, v.of_page(spacing)), n, window) for v, a, b, n in pairs]
-    text = """Squares of the fixed and the moving image in turn, before (alignment only) and after registration:
-        outlines and vessels should run on across them."""
+    text = """Squares of the fixed and the moving image in turn, before (alignment only) and after
+        registration: outlines and vessels should run on across them."""
     yield _section("Checkerboard", text, boards, rows)
     span = 0.3 * (window[1] - window[0])
     greys = [_panel(images, v, np.subtract(a, b, dtype="f4"), n, (-span, span)) for v, a, b, n in pairs]
     text = f"""Fixed minus moving image: grey is none, white or black is {_number(span)} or more.
         Lungs also change in density as they fill: an even shade there is no error."""
     yield _section("Difference", text, greys, rows)
-    grids = [
-        _panel(images, v, a, "", window, _grid_lines(images, v)) for v, a in zip(views, fixed, strict=True)
-    ]
+    grids = [_panel(images, v, images.of("fixed", v), "", window, _grid_lines(images, v)) for v in views]
     text = """A regular grid of the fixed image, carried by the forward map into the moving one, less the mean
         shift in the plane. Motion across the plane is not seen."""
     yield _section("Deformation", text, grids)
@@ -395,7 +383,7 @@ _PAGE = """<!doctype html>
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; margin: auto; padding: 1rem }
 h1 { font-size: 1.6rem; margin: 0 0 .5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem }
 p { margin: .3rem 0 .7rem; max-width: 50rem } ul { padding-left: 1.3rem; margin: .3rem 0; max-width: 50rem }
-.lead { font-size: 1.05rem } .warning { background: #fff4d6; border-left: 4px solid #d98e00; padding: .5rem }
+.lead { font-size: 1.05rem } .warning { background: #fff4d6; border: 1px solid #d98e00; padding: .3rem 1rem }
 img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-size: .85rem; color: #555 }
 .views { display: grid; gap: .6rem; grid-auto-flow: column; grid-auto-columns: minmax(0, 440px) }
 .rows2 { grid-template-rows: auto auto } .views img { width: 100% }

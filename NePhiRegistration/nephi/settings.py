@@ -167,6 +167,8 @@ def load(path: str | Path, base: Settings | None = None) -> Settings:
         raise NephiError(f"settings {path} are not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise NephiError(f"settings {path} must be a JSON object")
+    if isinstance(data.get("preset"), str):
+        preset(data["preset"])
     return from_dict(data, base)
 
 

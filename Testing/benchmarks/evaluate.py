@@ -83,6 +83,6 @@ def evaluate(prepared_folder: Path, result_folder: Path) -> dict:
         scores["inverse_consistency"] = float(np.linalg.norm(back - start, axis=1).mean())
 
     report = result_folder / "report.json"
-    own = json.loads(report.read_text()).get("folds") if report.exists() else None
+    own = json.loads(report.read_text())["folds"]["count"] if report.exists() else None
     scores["folds_own"] = own  # nephi counts the folds of its exact field
     return scores

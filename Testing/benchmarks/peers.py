@@ -32,8 +32,8 @@ PACKAGES = ("picsl-greedy", "convexAdam", "antspyx", "itk-elastix", "torch", "Si
 COLUMNS = {  # key -> heading, format
     "tre_mean": ("TRE mean", ".2f"), "tre_median": ("median", ".2f"), "tre_p95": ("p95 [mm]", ".2f"),
     "folds": ("folds", ".0f"), "folds_own": ("folds (own)", ".0f"),
-    "inverse_consistency": ("inverse cons. [mm]", ".3f"), "dice": ("Dice", ".3f"), "cpu_s": ("CPU [s]", ".1f"),
-    "wall_s": ("wall [s]", ".1f"), "peak_memory_mb": ("memory [MB]", ".0f"),
+    "inverse_consistency": ("inverse cons. [mm]", ".3f"), "dice": ("Dice", ".3f"),
+    "cpu_s": ("CPU [s]", ".1f"), "wall_s": ("wall [s]", ".1f"), "peak_memory_mb": ("memory [MB]", ".0f"),
 }  # fmt: skip
 
 
@@ -109,8 +109,9 @@ def write_tables(out: Path, rows: list[dict], facts: dict) -> None:
     lines = []
     for name in dict.fromkeys(row["pair"] for row in rows):
         mine = [row for row in rows if row["pair"] == name]
-        lines += [f"### {name}", "", f"{mine[0]['landmarks']} landmarks; TRE {mine[0]['tre_raw_mm']:.2f} mm raw, "
-                  f"{mine[0]['tre_aligned_mm']:.2f} mm after the common alignment.", ""]  # fmt: skip
+        one = mine[0]
+        before = f"TRE {one['tre_raw_mm']:.2f} mm raw, {one['tre_aligned_mm']:.2f} mm aligned"
+        lines += [f"### {name}", "", f"{one['landmarks']} landmarks; {before}.", ""]
         lines += ["| method | " + " | ".join(h for h, _ in COLUMNS.values()) + " |",
                   "|---" + "|---:" * len(COLUMNS) + "|"]  # fmt: skip
         for row in mine:
@@ -132,8 +133,8 @@ def facts_of(options: argparse.Namespace) -> dict:
     if set(options.methods) != {"nephi"}:
         asked = subprocess.run([options.peer_python, "-c", code, *PACKAGES], capture_output=True, text=True)
         packages |= json.loads(asked.stdout) if asked.returncode == 0 else {"error": asked.stderr.strip()}
-    return {"cpus": os.cpu_count(), "threads": options.threads, "runs": options.runs, "region": options.region,
-            "spacing_mm": options.spacing_mm or "native", "quick": options.quick,
+    return {"cpus": os.cpu_count(), "threads": options.threads, "runs": options.runs,
+            "region": options.region, "spacing_mm": options.spacing_mm or "native", "quick": options.quick,
             "machine": platform.machine(), "packages": packages}  # fmt: skip
 
 
@@ -147,16 +148,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every method")
     parser.add_argument("--region", choices=("full", "lungs"), default="full",
                         help="common grid: whole fixed image, or a box around both masks")  # fmt: skip
-    parser.add_argument("--spacing-mm", type=float, help="isotropic common grid (default: as the fixed image)")
-    parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable),
-                        help="Python with requirements.txt installed (default: NEPHI_PEER_PYTHON)")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a few iterations for the peers: only a smoke test")
+    parser.add_argument("--spacing-mm", type=float, help="isotropic common grid (default: as fixed)")
+    peer_python = os.environ.get("NEPHI_PEER_PYTHON", sys.executable)
+    parser.add_argument("--peer-python", default=peer_python, help="Python with requirements.txt installed")
+    parser.add_argument("--quick", action="store_true", help="few iterations of the peers: a smoke test")
     parser.add_argument("--keep", action="store_true", help="keep the fields and transforms of every run")
     options = parser.parse_args()
     options.pairs = list(dict.fromkeys(p for name in options.pairs for p in pairs.GROUPS.get(name, [name])))
     options.out = options.out.resolve()
     if os.sep in options.peer_python:
-        options.peer_python = os.path.abspath(options.peer_python)  # the link itself: it marks the environment
+        options.peer_python = os.path.abspath(options.peer_python)  # not resolved: the link is the venv
     return options
 
 

@@ -1,0 +1,212 @@
+"""Alignment, reading of images, masks, windows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import rotation
+
+from nephi import image as images
+from nephi.align import Affine, align
+from nephi.errors import NephiError
+from nephi.quality import dice
+from nephi.space import Grid
+
+MATRIX = np.array([[1.1, 0.1, 0.0], [-0.05, 0.9, 0.2], [0.0, 0.1, 1.0]])
+
+
+def test_affine_inverse_and_itk_transform():
+    affine = Affine(MATRIX, np.array([5.0, -3.0, 2.0]))
+    points = np.random.default_rng(0).normal(size=(20, 3)) * 50
+    np.testing.assert_allclose(affine.inverse()(affine(points)), points, atol=1e-9)
+    expected = [affine.transform().TransformPoint(p) for p in points.tolist()]
+    np.testing.assert_allclose(affine(points), expected, atol=1e-9)
+    np.testing.assert_array_equal(Affine.identity(3)(points), points)
+
+
+def ellipsoid(d: int, axes: np.ndarray, centre_lps_mm, radii_mm, spacing_mm) -> sitk.Image:
+    """A mask on a grid of its own; the radii lie along the LPS directions ``axes``."""
+    turn = axes @ rotation(d, 25.0, seed=3)  # the grid is turned against the ellipsoid
+    size = np.array([72, 60, 64][:d])
+    step = turn * np.array(spacing_mm)
+    origin = np.asarray(centre_lps_mm) - step @ (size - 1) / 2
+    grid = Grid(tuple(map(int, size)), tuple(spacing_mm), tuple(origin), tuple(turn.ravel()))
+    points = grid.slab_lps_mm(0, grid.shape[0])
+    inside = ((((points - centre_lps_mm) @ axes) / radii_mm) ** 2).sum(-1) < 1
+    return grid.image(inside.reshape(grid.shape).astype(np.uint8))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_moments_find_a_scaling_along_the_fixed_axes(d):
+    axes = rotation(d, 40.0)
+    radii, scale = np.array([40.0, 30.0, 25.0][:d]), np.array([1.2, 0.8, 1.1][:d])
+    here, there = np.array([10.0, -20.0, 5.0][:d]), np.array([70.0, 30.0, -40.0][:d])
+    # moments are taken along the axes of the fixed grid: let them be those of the ellipsoid
+    fixed = ellipsoid(d, axes, here, radii, (1.6, 1.7, 1.8)[:d])
+    grid = Grid.of(fixed)
+    straight = Grid(grid.size, grid.spacing_mm, tuple(here - axes * grid.spacing_mm @ (np.array(grid.size) - 1) / 2),
+                    tuple(axes.ravel()))  # fmt: skip
+    fixed = straight.resample(fixed, interpolator=sitk.sitkNearestNeighbor)
+    moving = ellipsoid(d, axes, there, radii * scale, (1.5, 1.4, 1.9)[:d])
+    affine, how = align(fixed, moving, fixed, moving, "moments")
+    assert how == "moments"
+    np.testing.assert_allclose(affine.matrix, axes @ np.diag(scale) @ axes.T, atol=0.02)
+    np.testing.assert_allclose(affine(here), there, atol=0.5)
+    centres, _ = align(fixed, moving, fixed, moving, "centres")
+    np.testing.assert_allclose(centres.matrix, np.eye(d), atol=1e-12)
+    np.testing.assert_allclose(centres(here), there, atol=0.5)
+    assert align(fixed, moving, fixed, moving, "auto")[1] == "moments"
+
+
+def blank(origin_mm=(0.0, 0.0, 0.0)) -> sitk.Image:
+    image = sitk.GaussianSource(sitk.sitkFloat32, (32, 32, 32), (6.0, 7.0, 8.0), (16, 16, 16))
+    image.SetOrigin(origin_mm)
+    return image
+
+
+def test_automatic_choice_without_masks():
+    near, far = align(blank(), blank((2.0, 0, 0)), None, None, "auto"), align(blank(), blank((90.0, 0, 0)), None, None, "auto")
+    assert near[1] == "none" and not near[0].offset_mm.any()
+    assert far[1] == "centres"
+    np.testing.assert_allclose(far[0].offset_mm, (90, 0, 0))
+    with pytest.raises(NephiError, match="needs a mask"):
+        align(blank(), blank(), None, None, "moments")
+
+
+def test_affine_by_mutual_information_finds_a_shift():
+    rng = np.random.default_rng(0)
+    texture = sitk.GetImageFromArray(rng.normal(size=(40, 40, 40)).astype(np.float32))
+    fixed = sitk.SmoothingRecursiveGaussian(texture, 2.0)
+    moving = sitk.Image(fixed)
+    moving.SetOrigin((1.5, -1.0, 0.5))  # points of the fixed image lie here in the moving one
+    affine, how = align(fixed, moving, None, None, "affine")
+    centre = np.full(3, 19.5)
+    assert how == "affine"
+    np.testing.assert_allclose(affine(centre) - centre, (1.5, -1.0, 0.5), atol=0.2)
+
+
+@pytest.mark.parametrize("suffix", [".tfm", ".h5", ".txt", ".mat"])
+def test_a_linear_transform_file_is_taken_as_it_is(suffix, tmp_path):
+    given = sitk.AffineTransform(3)
+    given.SetMatrix(MATRIX.ravel())
+    given.SetCenter((10.0, 20.0, 30.0))
+    given.SetTranslation((1.0, 2.0, 3.0))
+    path = str(tmp_path / f"given{suffix}")
+    sitk.WriteTransform(given, path)
+    affine, how = align(blank(), blank(), None, None, path)
+    assert how == "given"
+    point = (3.0, -7.0, 11.0)
+    np.testing.assert_allclose(affine(point), given.TransformPoint(point), atol=1e-6)
+
+
+def test_transform_files_that_cannot_be_used(tmp_path):
+    warp = sitk.DisplacementFieldTransform(sitk.Image((8, 8, 8), sitk.sitkVectorFloat64, 3))
+    singular = sitk.AffineTransform(3)
+    singular.SetMatrix((1.0, 0, 0, 0, 1, 0, 0, 0, 1e-9))
+    for name, transform in (("warp.h5", warp), ("flat.tfm", sitk.AffineTransform(2)), ("singular.tfm", singular)):
+        sitk.WriteTransform(transform, str(tmp_path / name))
+    (tmp_path / "junk.tfm").write_text("junk")
+    for name, match in (
+        ("warp.h5", "not linear"),
+        ("flat.tfm", "is 2D"),
+        ("singular.tfm", "cannot be inverted"),
+        ("junk.tfm", "cannot read"),
+        ("none.tfm", "neither one of"),
+    ):
+        with pytest.raises(NephiError, match=match):
+            align(blank(), blank(), None, None, str(tmp_path / name))
+
+
+# ---- images --------------------------------------------------------------------------------------------
+
+
+def write_dicom(image: sitk.Image, folder, uid: str = "1.2.826.0.1.3680043.2.1125.1") -> None:
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    axes = np.reshape(image.GetDirection(), (3, 3))
+    for z in range(image.GetDepth()):
+        part = image[:, :, z]
+        tags = {
+            "0008|0060": "CT", "0020|000e": uid, "0020|000d": "1.2.3", "0008|0018": f"{uid}.{z + 1}",
+            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, z)))),
+            "0020|0037": "\\".join(f"{v:g}" for v in [*axes[:, 0], *axes[:, 1]]),
+            "0020|0013": str(z), "0028|1053": "1", "0028|1052": "-1024", "0018|0050": str(image.GetSpacing()[2]),
+        }  # fmt: skip
+        for key, value in tags.items():
+            part.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{uid}-{50 - z}.dcm"))  # names in another order than the slices
+        writer.Execute(part)
+
+
+def test_dicom_folder_is_read_in_place(tmp_path):
+    rng = np.random.default_rng(0)
+    image = sitk.GetImageFromArray(rng.integers(-1000, 500, (10, 12, 14)).astype(np.int16))
+    image.SetSpacing((0.8, 0.9, 2.5))
+    image.SetOrigin((-30.0, 12.0, -200.0))
+    write_dicom(image, tmp_path)
+    back = images.read_image(tmp_path, "fixed image")
+    assert Grid.of(back).same_as(Grid.of(image))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(back), sitk.GetArrayFromImage(image))
+    write_dicom(image, tmp_path, uid="1.2.826.0.1.3680043.2.1125.2")
+    with pytest.raises(NephiError, match="2 DICOM series"):
+        images.read_image(tmp_path, "fixed image")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NephiError, match="no DICOM series"):
+        images.read_image(tmp_path / "empty", "fixed image")
+
+
+@pytest.mark.parametrize("name", ["fixed", "moving"])
+def test_lungs_of_the_phantom_are_found(phantom_3d, name):
+    image, truth = getattr(phantom_3d, name), getattr(phantom_3d, f"{name}_mask")
+    found = images.lung_mask(image)
+    assert Grid.of(found).same_as(Grid.of(image))
+    assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(truth) > 0) > 0.9
+
+
+def test_no_lungs_in_a_solid_body():
+    body = sitk.Image((40, 40, 40), sitk.sitkInt16) + 40
+    assert images.lung_mask(body) is None
+
+
+def test_ct_is_known_by_its_numbers(phantom_2d, phantom_3d):
+    assert images.looks_like_ct(phantom_3d.fixed) and images.looks_like_ct(phantom_2d.moving)
+    assert not images.looks_like_ct(blank() * 1000)  # MR: nothing below zero
+    assert not images.looks_like_ct(sitk.ShiftScale(sitk.Cast(phantom_3d.fixed, sitk.sitkFloat32), 1024.0, 1.0))
+
+
+def test_window_is_the_cts_or_percentiles(phantom_3d):
+    assert images.choose_window(phantom_3d.fixed) == (-1000.0, 200.0)
+    array = np.zeros((20, 20, 20), np.float32)
+    array[5:15, 5:15, 5:15] = np.linspace(100, 300, 1000).reshape(10, 10, 10)
+    image = sitk.GetImageFromArray(array)
+    low, high = images.choose_window(image)
+    assert low == pytest.approx(102, abs=1) and high == pytest.approx(298, abs=1)  # the zeros around do not count
+    half = np.zeros_like(array, np.uint8)
+    half[5:10, 5:15, 5:15] = 1
+    assert images.choose_window(image, sitk.GetImageFromArray(half))[1] == pytest.approx(199, abs=2)
+
+
+def test_window_with_a_mask_too_small_for_the_steps():
+    array = np.random.default_rng(0).uniform(1, 2, (300, 300)).astype(np.float32)
+    mask = np.zeros_like(array, np.uint8)
+    mask[101, 101] = 1
+    low, high = images.choose_window(sitk.GetImageFromArray(array), sitk.GetImageFromArray(mask))
+    assert 1 <= low < high <= 2
+
+
+def test_work_image_averages_before_it_gets_coarser():
+    array = np.zeros((32, 32, 32), np.float32)
+    array[::2] = 1.0  # finer than the working grid
+    image = sitk.GetImageFromArray(array)
+    grid = Grid((6, 6, 6), (4.0,) * 3, (5.5,) * 3, tuple(np.eye(3).ravel()))
+    out = sitk.GetArrayFromImage(images.work_image(image, grid, sitk.Transform(3, sitk.sitkIdentity), 0.0))
+    np.testing.assert_allclose(out, 0.5, atol=1e-6)
+
+
+def test_image_is_written_whole_or_not_at_all(tmp_path):
+    images.write_image(blank(), tmp_path / "a.nii.gz")
+    assert sitk.ReadImage(str(tmp_path / "a.nii.gz")).GetSize() == (32, 32, 32)
+    with pytest.raises(NephiError, match="known image type"):
+        images.write_image(blank(), tmp_path / "a.unknown")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]

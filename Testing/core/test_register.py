@@ -1,0 +1,260 @@
+"""Whole registrations: accuracy against a known map, the written files, reproducibility, real pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import rotation
+
+from nephi.image import read_image, read_mask
+from nephi.landmarks import read_landmarks
+from nephi.output import write_all
+from nephi.phantom import Phantom
+from nephi.quality import tre_mm
+from nephi.registration import register
+from nephi.settings import PRESETS, REGULARISERS, SIMILARITIES, Sampling
+from nephi.space import Grid
+
+
+def run(phantom: Phantom, settings, masks: bool = True, **options):
+    given = {"fixed_mask": phantom.fixed_mask, "moving_mask": phantom.moving_mask} if masks else {}
+    return register(phantom.fixed, phantom.moving, settings=settings, device="cpu", **given, **options)
+
+
+def errors_mm(result, phantom: Phantom) -> tuple[float, float]:
+    a, b = phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm
+    return tre_mm(result.affine(a), b).mean(), tre_mm(result.forward(a), b).mean()
+
+
+def points_in(mask: sitk.Image, n: int = 2000) -> np.ndarray:
+    inside = np.argwhere(sitk.GetArrayFromImage(mask))[:, ::-1]
+    return Grid.of(mask).to_lps_mm(inside[np.random.default_rng(0).integers(len(inside), size=n)])
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def registered(request, phantom_2d, phantom_3d, short):
+    phantom = {2: phantom_2d, 3: phantom_3d}[request.param]
+    return phantom, run(phantom, short(60))
+
+
+@pytest.fixture(scope="module")
+def written(registered, tmp_path_factory):
+    phantom, result = registered
+    folder = tmp_path_factory.mktemp("written")
+    landmarks = phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm
+    report = write_all(result, phantom.fixed, phantom.moving, folder, landmarks=landmarks)
+    return phantom, result, folder, report
+
+
+def test_the_known_map_is_found(registered):
+    phantom, result = registered
+    before, after = errors_mm(result, phantom)
+    assert before > 2 and after < 0.25 * before  # measured: 0.13 (2D) and 0.18 (3D) of it
+    # and everywhere in the lungs, not only at forks
+    points = points_in(phantom.fixed_mask)
+    assert np.linalg.norm(result.forward(points) - phantom.forward(points), axis=-1).mean() < 0.4 * before
+    assert result.alignment == "moments"
+    assert result.history[-1]["similarity"] < 0.6 * result.history[0]["similarity"]
+
+
+def test_the_map_does_not_fold_and_can_be_undone(registered):
+    phantom, result = registered
+    points = points_in(phantom.fixed_mask)
+    jacobian = result.jacobian_determinant(points)
+    assert jacobian.min() > 0.2
+    assert np.corrcoef(jacobian, phantom.jacobian(points))[0, 1] > 0.5
+    assert np.linalg.norm(result.inverse(result.forward(points)) - points, axis=-1).mean() < 1
+
+
+def test_outputs_are_complete_and_measured(written):
+    _, result, folder, report = written
+    names = {
+        "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "model.safetensors",
+        "report.json", "report.html",
+    }  # fmt: skip
+    assert {p.name for p in folder.iterdir()} == names
+    assert report["folds"]["count"] == 0
+    assert report["dice"]["after"] > report["dice"]["before"] and report["dice"]["after"] > 0.95
+    assert report["tre_mm"]["after"]["mean"] < 0.25 * report["tre_mm"]["before"]["mean"]
+    assert report["inverse_consistency_mm"]["mean"] < 1
+    assert report["transform_error_mm"]["forward"]["mean_mm"] < 0.05
+
+
+def test_the_written_transform_reproduces_the_warped_image(written):
+    phantom, result, folder, _ = written
+    transform = sitk.ReadTransform(str(folder / "transform.h5"))
+    outside = float(sitk.GetArrayViewFromImage(phantom.moving).min())
+    again = sitk.Resample(phantom.moving, phantom.fixed, transform, sitk.sitkLinear, outside)
+    warped = sitk.ReadImage(str(folder / "warped.nii.gz"))
+    assert Grid.of(warped).same_as(Grid.of(phantom.fixed))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(again), sitk.GetArrayFromImage(warped))
+
+
+def test_the_written_transforms_are_the_maps_and_undo_each_other(written):
+    phantom, result, folder, _ = written
+    forward, inverse = (sitk.ReadTransform(str(folder / f"{n}transform.h5")) for n in ("", "inverse_"))
+    points = points_in(phantom.fixed_mask, 500)
+    moved = np.array([forward.TransformPoint(p) for p in points.tolist()])
+    assert np.linalg.norm(moved - result.forward(points), axis=-1).mean() < 0.06
+    back = np.array([inverse.TransformPoint(p) for p in moved.tolist()])
+    assert np.linalg.norm(back - points, axis=-1).mean() < 1
+    assert np.linalg.norm(back - result.inverse(moved), axis=-1).mean() < 0.06
+
+
+def test_jacobian_image_is_exact_in_the_mask(written):
+    phantom, result, folder, _ = written
+    image = sitk.ReadImage(str(folder / "jacobian.nii.gz"))
+    assert Grid.of(image).same_as(Grid.of(phantom.fixed))
+    inside = np.argwhere(sitk.GetArrayFromImage(phantom.fixed_mask))[::50]
+    values = sitk.GetArrayFromImage(image)[tuple(inside.T)]
+    points = Grid.of(phantom.fixed).to_lps_mm(inside[:, ::-1])
+    np.testing.assert_allclose(values, result.jacobian_determinant(points), atol=1e-4)
+
+
+def test_a_seed_decides_bit_for_bit(phantom_2d, short):
+    def map_of(seed: int) -> np.ndarray:
+        settings = short(6)
+        settings = replace(settings, fit=replace(settings.fit, seed=seed))
+        return run(phantom_2d, settings).forward(phantom_2d.fixed_landmarks_lps_mm)
+
+    first = map_of(1)
+    np.testing.assert_array_equal(first, map_of(1))
+    assert np.abs(first - map_of(2)).max() > 1e-3
+
+
+def regridded(image: sitk.Image, spacing_mm, degrees: float, flip: bool, interpolator=sitk.sitkLinear) -> sitk.Image:
+    """The same physical content on a turned grid of other spacing, larger, half of the axes reversed."""
+    old, d = Grid.of(image), image.GetDimension()
+    axes = rotation(d, degrees) * (np.array([-1.0, 1.0, -1.0][:d]) if flip else 1.0)
+    centre = old.corners_lps_mm().mean(0)
+    along = (old.corners_lps_mm() - centre) @ axes
+    size = np.ceil((along.max(0) - along.min(0)) / spacing_mm).astype(int)
+    origin = centre - axes * spacing_mm @ ((size - 1) / 2)
+    grid = Grid(tuple(map(int, size)), tuple(spacing_mm), tuple(origin), tuple(axes.ravel()))
+    outside = 0 if interpolator == sitk.sitkNearestNeighbor else -1000
+    return grid.resample(image, interpolator=interpolator, outside=outside)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_grids_do_not_matter(flip, phantom_2d, short):
+    """Fixed and moving on oblique, anisotropic, left-handed grids: the physical result stays."""
+    nearest = sitk.sitkNearestNeighbor
+    turned = replace(
+        phantom_2d,
+        fixed=regridded(phantom_2d.fixed, (1.7, 2.2), 20, flip),
+        fixed_mask=regridded(phantom_2d.fixed_mask, (1.7, 2.2), 20, flip, nearest),
+        moving=regridded(phantom_2d.moving, (2.3, 1.6), -35, not flip),
+        moving_mask=regridded(phantom_2d.moving_mask, (2.3, 1.6), -35, not flip, nearest),
+    )
+    result = run(turned, short(40))
+    _, after = errors_mm(result, turned)
+    assert after < 1.0  # 31 mm apart unaligned
+    points = points_in(phantom_2d.fixed_mask, 300)
+    assert result.jacobian_determinant(points).min() > 0
+
+
+def test_grids_do_not_matter_in_3d(phantom_3d, short):
+    nearest = sitk.sitkNearestNeighbor
+    turned = replace(
+        phantom_3d,
+        moving=regridded(phantom_3d.moving, (3.5, 4.5, 5.0), 15, True),
+        moving_mask=regridded(phantom_3d.moving_mask, (3.5, 4.5, 5.0), 15, True, nearest),
+    )
+    assert errors_mm(run(turned, short(35)), turned)[1] < 1.2  # 65 mm apart unaligned
+
+
+def test_masks_are_found_where_none_are_given(phantom_3d, short):
+    result = run(phantom_3d, short(20), masks=False)
+    assert result.found_masks == ("fixed", "moving") and result.alignment == "moments"
+    before, after = errors_mm(result, phantom_3d)
+    assert after < before
+
+
+def test_images_without_masks(phantom_2d, short):
+    settings = replace(short(40), align="centres")  # the images' centres; they differ by the scanner's offset
+    result = run(phantom_2d, settings, masks=False, auto_mask=False)
+    before, after = errors_mm(result, phantom_2d)
+    assert result.fixed_mask is None and after < 0.7 * before
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_every_similarity_gets_better(name, phantom_2d, short):
+    result = run(phantom_2d, short(30, name=name, points=Sampling(0.0, 1000, 1000)))
+    assert result.history[-1]["similarity"] < 0.95 * result.history[0]["similarity"]
+    assert errors_mm(result, phantom_2d)[1] < errors_mm(result, phantom_2d)[0]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_every_regulariser_runs(name, exact, phantom_2d, short):
+    settings = short(12, points=Sampling(0.0, 500, 500))
+    weight = 1e-5 if name == "bending" else 0.3
+    settings = replace(settings, regularity=replace(settings.regularity, name=name, weight=weight, exact=exact))
+    history = run(phantom_2d, settings).history
+    assert np.isfinite([entry["loss"] for entry in history]).all()
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert (history[-1]["regularity"] == 0) == (name == "none")
+
+
+def test_boundary_term_and_margin(phantom_2d, short):
+    history = run(phantom_2d, short(15, boundary_weight=0.5, mask_margin_mm=4.0)).history
+    assert 0 < history[-1]["boundary"] < history[0]["boundary"]
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_papers_settings_run(d, phantom_2d, phantom_3d):
+    paper = replace(PRESETS["paper"], fit=replace(PRESETS["paper"].fit, iterations=3))
+    history = run({2: phantom_2d, 3: phantom_3d}[d], paper).history
+    assert len(history) == 3 and {"similarity", "regularity", "code_prior"} <= set(history[0])
+    assert np.isfinite(history[-1]["loss"])
+
+
+def test_an_exception_in_progress_ends_the_run(phantom_2d, short):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(stage, fraction, terms):
+        if stage == "optimising":
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        run(phantom_2d, short(200), progress=cancel)
+
+
+def test_a_mouse_is_a_small_body(short):
+    """Lengths scale with the region: a phantom of a tenth of the size does as well."""
+    from nephi.phantom import make_phantom
+
+    small = make_phantom(dimension=2, spacing_mm=0.2)
+    result = run(small, short(40))
+    before, after = errors_mm(result, small)
+    assert result.length_scale == pytest.approx(0.25, abs=0.15)
+    assert after < 0.5 * before  # after moments, 0.24 mm are left: a little more than a voxel
+
+
+# ---- real pairs ----------------------------------------------------------------------------------------
+
+
+def real_pair(folder, names: tuple[str, str], settings):
+    suffix = ".nii.gz" if (folder / f"{names[0]}.nii.gz").exists() else ".mha"
+    fixed, moving = (read_image(folder / f"{n}{suffix}") for n in names)
+    masks = [read_mask(folder / f"{n}_mask{suffix}", i, n) for n, i in zip(names, (fixed, moving), strict=True)]
+    a, b = (read_landmarks(folder / f"{n}_landmarks_lps_mm.csv") for n in names)
+    result = register(fixed, moving, fixed_mask=masks[0], moving_mask=masks[1], settings=settings, device="cpu")
+    jacobian = result.jacobian_determinant(points_in(masks[0], 4000))
+    return tre_mm(result.affine(a), b), tre_mm(result.forward(a), b), jacobian
+
+
+def test_real_breath_hold_pair(data, short):
+    before, after, jacobian = real_pair(data / "breathhold_case01", ("exhale", "inhale"), short(150))
+    assert before.mean() > 5 and after.mean() < 1.2
+    assert (jacobian > 0).all()
+
+
+def test_real_follow_up_pair(data, short):
+    before, after, jacobian = real_pair(data / "lung_ct_followup", ("baseline", "followup"), short(100))
+    assert np.median(after) < 1.5 and after.mean() < 0.7 * before.mean()  # one landmark is suspect: the median
+    assert (jacobian > 0).all()

@@ -1,0 +1,243 @@
+"""The report: honest words, all numbers, pictures the right way round."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nephi import report as page
+from nephi.phantom import make_phantom
+from nephi.report import checkerboard, jacobian_rgb, write_report
+from nephi.space import Grid
+
+pytest.importorskip("matplotlib")
+
+REPORT = {
+    "fixed": "/data/exhale.nii.gz",
+    "moving": {"path": "/data/in<hale>.nii.gz"},
+    "tre_mm": {
+        "before": {"mean": 9.8765, "median": 8.25, "p95": 17.5, "max": 21.125},
+        "after": {"mean": 1.2345, "median": 1.0625, "p95": 2.75, "max": 4.875},
+    },
+    "folds": {"percent": 0.0, "count": 0},
+    "inverse_consistency_mm": {"mean": 0.1234, "max": 1.5},
+    "jacobian": {"min": 0.4321, "max": 1.876},
+    "volume": {"ratio": 1.1357},
+    "dice": 0.9731,
+    "time_s": {"wall": 31.25, "cpu": 55.5},
+    "peak_memory_mb": 987.6,
+    "settings": {"similarity": {"kind": "mind", "stages": [{"spacing_mm": 4.5}, {"spacing_mm": 2.25}]}},
+    "versions": {"nephi": "0.1.2"},
+    "warnings": ["masks were found by <threshold>"],
+}
+
+
+def _inputs(dimension: int) -> dict:
+    phantom = make_phantom((40, 36, 36)[:dimension], 8.0, dimension=dimension, seed=1)
+    grid = Grid.of(phantom.fixed)
+    field = phantom.displacement()
+    transform = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+    points = grid.to_lps_mm(np.moveaxis(np.indices(grid.shape)[::-1], 0, -1))
+    return {
+        "fixed": phantom.fixed,
+        "warped": grid.resample(phantom.moving, transform, outside=-1000),
+        "moving_before": grid.resample(phantom.moving, outside=-1000),
+        "jacobian": grid.image(phantom.jacobian(points).astype(np.float32)),
+        "displacement": sitk.Shrink(phantom.displacement(), [2] * dimension),
+        "fixed_mask": phantom.fixed_mask,
+        "history": [
+            {"step": k, "loss": 1 / (1 + k), "similarity": 0.9 / (1 + k), "regularity": 0.01} for k in range(9)
+        ],
+        "landmark_errors": {"before": np.linspace(1, 20, 50), "after": np.linspace(0, 4, 50)},
+    }
+
+
+@pytest.fixture(scope="module")
+def inputs3():
+    return _inputs(3)
+
+
+@pytest.fixture(scope="module")
+def inputs2():
+    return _inputs(2)
+
+
+def _written(folder, report: dict, inputs: dict) -> str:
+    write_report(folder, report=report, **inputs)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def _pictures(html: str) -> list[np.ndarray]:
+    """All embedded pictures as (rows, columns, 3) of 0..1."""
+    from matplotlib.image import imread
+
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+    return [imread(io.BytesIO(base64.b64decode(text)))[..., :3] for text in found]
+
+
+def _magenta(picture: np.ndarray) -> int:
+    return int((np.abs(picture - (1, 0, 1)).max(-1) < 0.02).sum())
+
+
+def test_page_holds_every_number_and_needs_nothing_else(tmp_path, inputs3):
+    html = _written(tmp_path / "new" / "folder", REPORT, inputs3)
+    numbers = "9.88 1.23 1.06 2.75 4.88 21.12 0.1234 0.4321 1.876 1.136 0.9731 31.25 55.5 987.6 4.5 2.25 0.1.2"
+    for number in numbers.split():
+        assert number in html, number
+    assert "similarity.stages.2.spacing_mm" in html
+    assert "exhale.nii.gz" in html
+    assert "/data/exhale.nii.gz" in html  # in the table, whole
+    assert "<threshold>" not in html and "in<hale>" not in html  # text is text
+    assert "&lt;threshold&gt;" in html
+    assert not re.search(r"https?://|<script|<link|url\(|src=\"(?!data:)", html)
+    # checkerboard and difference: 3 views, before and after; grid, Jacobian, legend, losses, landmarks
+    assert len(_pictures(html)) == 6 + 6 + 3 + 3 + 1 + 1 + 1
+
+
+def test_words_follow_the_numbers(tmp_path, inputs2):
+    good = _written(tmp_path, REPORT, inputs2)
+    assert "down from 9.88 mm" in good
+    assert "No folds" in good
+    worse = REPORT | {
+        "tre_mm": {"before": {"mean": 1.0}, "after": {"mean": 2.0}},
+        "folds": {"percent": 0.5, "count": 7},
+    }
+    bad = _written(tmp_path, worse, inputs2 | {"landmark_errors": None})
+    assert "<b>up</b> from 1.00 mm" in bad
+    assert "Folds: 0.5 % (7 voxels)" in bad
+    assert "No folds" not in bad
+    unknown = _written(tmp_path, {}, inputs2 | {"landmark_errors": None})
+    assert "accuracy is not known" in unknown
+    assert "folds" not in unknown.split("<h2>")[0].lower()  # nothing is claimed about what was not measured
+    measured = _written(tmp_path, {}, inputs2)
+    assert "down from 10.50 mm" in measured and "<b>2.00 mm</b>" in measured
+
+
+def test_a_planted_fold_is_loud(tmp_path, inputs3):
+    jacobian = sitk.GetArrayFromImage(inputs3["jacobian"])
+    inside = np.argwhere(sitk.GetArrayFromImage(inputs3["fixed_mask"]))
+    z, y, x = inside[len(inside) // 7]
+    jacobian[z, y, x] = -0.125
+    clean = _pictures(_written(tmp_path, {}, inputs3))
+    html = _written(tmp_path, {}, inputs3 | {"jacobian": Grid.of(inputs3["fixed"]).image(jacobian)})
+    assert sum(map(_magenta, clean)) == 0
+    loud = sorted(map(_magenta, _pictures(html)))
+    assert loud[-4] == 0
+    assert loud[-3] > 50  # one voxel, in each of the three views through it
+    assert "-0.125" in html
+
+
+def test_jacobian_colours_say_the_direction():
+    rgb = jacobian_rgb(np.array([0.5, 1.0, 2.0, 100.0, 0.0, -1.0, np.nan])).astype(int)
+    assert rgb[0, 2] > rgb[0, 0] + 50  # smaller: blue
+    assert rgb[1].min() == rgb[1].max() > 240  # unchanged: neutral
+    assert rgb[2, 0] > rgb[2, 2] + 50  # larger: red
+    assert np.array_equal(rgb[2], rgb[3])
+    assert (rgb[4:] == (255, 0, 255)).all()
+    assert jacobian_rgb(np.array([[0.8]])).shape == (1, 1, 3)
+
+
+def test_checkerboard_squares_are_square_in_mm():
+    board = checkerboard(np.zeros((90, 45)), np.ones((90, 45)), np.array([2.0, 1.0]))
+    assert (board[:10, :5] == 0).all()
+    assert (board[:10, 5:10] == 1).all()
+    assert (board[10:20, :5] == 1).all()
+
+
+def _reoriented(image: sitk.Image, order: list[int], flips: list[bool]) -> sitk.Image:
+    """The same voxels in the same places, stored along other axes."""
+    return sitk.Flip(sitk.PermuteAxes(image, order), flips)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 0, 2]])
+@pytest.mark.parametrize("flips", [[False] * 3, [True, False, True], [True, True, False]])
+def test_views_do_not_depend_on_how_the_image_is_stored(order, flips):
+    rng = np.random.default_rng(0)
+    image = sitk.GetImageFromArray(rng.normal(size=(4, 5, 6)))
+    stored = _reoriented(image, order, flips)
+    at = [1.0, 2.0, 3.0]  # LPS mm
+    views = page._views(Grid.of(image), Grid.of(image).to_index(at))
+    stored_views = page._views(Grid.of(stored), np.rint(Grid.of(stored).to_index(at)))
+    for here, there in zip(views, stored_views, strict=True):
+        planes = [v.take(sitk.GetArrayFromImage(i), v.position) for v, i in ((here, image), (there, stored))]
+        assert np.array_equal(*planes)
+        assert here.letters == there.letters
+
+
+def test_views_follow_the_radiological_convention():
+    image = sitk.GetImageFromArray(np.arange(4 * 5 * 6).reshape(4, 5, 6))
+    array = sitk.GetArrayFromImage(image)
+    axial, coronal, sagittal = page._views(Grid.of(image), (1, 2, 3))
+    assert np.array_equal(axial.take(array, 3), array[3])  # right of the patient on the left, front on top
+    assert np.array_equal(coronal.take(array, 2), array[::-1, 2])  # head on top
+    assert np.array_equal(sagittal.take(array, 1), array[::-1, :, 1])
+    assert [v.letters for v in (axial, coronal, sagittal)] == [tuple("RLAP"), tuple("RLSI"), tuple("APSI")]
+
+
+def test_oblique_axes_have_two_letters():
+    c = np.sqrt(0.5)
+    image = sitk.Image(6, 6, 6, sitk.sitkFloat32)
+    image.SetDirection((c, 0, c * 0.999, 0, 1, 0, -c * 0.999, 0, c))
+    letters = page._views(Grid.of(image), (3, 3, 3))[0].letters
+    assert letters[2:] == ("A", "P")
+    assert {len(letters[0]), len(letters[1])} == {2}
+
+
+def test_grid_lines_show_the_forward_map_without_its_shift():
+    """x -> 1.1 x + 50 in the first axis, on an oblique grid with a coarser field."""
+    grid = Grid((30, 20, 10), (1.0, 1.0, 2.0), (5.0, -3.0, 7.0), tuple(np.eye(3).ravel()))
+    coarse = Grid((32, 22, 22), (2.0, 2.0, 2.0), (-10.0, -10.0, -10.0), tuple(np.eye(3).ravel()))
+    points = coarse.to_lps_mm(np.moveaxis(np.indices(coarse.shape)[::-1], 0, -1))
+    vectors = np.zeros_like(points)
+    vectors[..., 0] = 0.1 * points[..., 0] + 50
+    blank = grid.image(np.zeros(grid.shape, np.float32))
+    images = page._Images(blank, blank, blank, blank, coarse.image(vectors, vector=True), None)
+    axial = page._views(grid, (15, 10, 5))[0]
+    lines = page._grid_lines(images, axial)
+    across = lines[0]  # the first row of the grid: (30, 2) columns and rows of the picture
+    np.testing.assert_allclose(across[:, 1], 0, atol=1e-6)
+    np.testing.assert_allclose(across[:, 0], 14.5 + 1.1 * (np.arange(30) - 14.5), atol=1e-4)
+
+
+def test_pictures_keep_the_aspect_of_anisotropic_voxels():
+    grid = Grid((40, 40, 10), (1.0, 1.0, 8.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+    image = grid.image(np.zeros(grid.shape, np.float32))
+    images = page._Images(image, image, image, image, image, None)
+    coronal = page._views(grid, (20, 20, 5))[1]
+    (picture,) = _pictures(page._panel(images, coronal, images.of("fixed", coronal)))
+    assert picture.shape[0] / picture.shape[1] == pytest.approx(80 / 40, rel=0.02)
+
+
+def test_planes_are_where_the_mask_is():
+    grid = Grid((12, 10, 8), (1.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
+    mask = np.zeros(grid.shape, np.uint8)
+    mask[2, 3, 4] = mask[2, 3, 5] = mask[2, 4, 5] = mask[1, 3, 5] = 1
+    blank = grid.image(np.zeros(grid.shape, np.float32))
+    images = page._Images(blank, blank, blank, blank, blank, grid.image(mask))
+    assert images.centre_index() == [5, 3, 2]
+
+
+def test_two_dimensions(tmp_path, inputs2):
+    html = _written(tmp_path, REPORT, inputs2)
+    assert len(_pictures(html)) == 2 + 2 + 1 + 1 + 1 + 1 + 1
+
+
+def test_bare_minimum(tmp_path, inputs3):
+    few = {k: inputs3[k] for k in ("fixed", "warped", "moving_before", "jacobian", "displacement")}
+    html = _written(tmp_path, {}, few)
+    assert len(_pictures(html)) == 6 + 6 + 3 + 3 + 1
+
+
+def test_without_matplotlib_the_numbers_remain(tmp_path, inputs3, monkeypatch):
+    for name in [n for n in sys.modules if n.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    html = _written(tmp_path, REPORT, inputs3)
+    assert "pip install nephi[report]" in html
+    assert "<img" not in html
+    assert "9.88" in html and "0.9731" in html

@@ -1,0 +1,93 @@
+"""Settings to and from JSON, and what is said about a wrong entry."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nephi.errors import NephiError
+from nephi.settings import PRESETS, Sampling, Settings, Stage, from_dict, load, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_round_trip_through_json(name, tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(PRESETS[name].to_json())
+    assert load(file) == PRESETS[name]
+    assert load(file, PRESETS["fast"]) == PRESETS[name]  # a complete file leaves nothing to its base
+    assert PRESETS[name].preset == name
+
+
+def test_what_is_left_out_comes_from_the_named_preset_else_the_base():
+    paper = from_dict({"preset": "paper", "fit": {"iterations": 7}})
+    assert paper.fit.iterations == 7 and paper.field == PRESETS["paper"].field
+    fast = from_dict({"fit": {"seed": 3}}, PRESETS["fast"])
+    assert fast.fit.iterations == PRESETS["fast"].fit.iterations and fast.fit.seed == 3
+    assert from_dict({}) == PRESETS["balanced"]
+
+
+def test_a_number_of_points_is_a_shorthand():
+    settings = from_dict({"similarity": {"points": 500}})
+    assert settings.similarity.points == Sampling(0.0, 500, 500)
+    assert settings.similarity.points.count(10**9) == 500
+    part = from_dict({"preset": "paper", "similarity": {"points": {"most": 70}}})
+    assert part.similarity.points == Sampling(0.02, 1, 70)
+
+
+def test_lists_become_tuples_and_null_is_allowed_where_it_means_something():
+    s = from_dict({"similarity": {"stages": [{"spacing_mm": 3}, {"start": 0.5}], "window": [0, 1]}})
+    assert s.similarity.stages == (Stage(0.0, 3.0, 2), Stage(0.5, 2.0, 2))
+    assert s.similarity.window == (0.0, 1.0)
+    assert from_dict({"preset": "paper", "similarity": {"window": None}}).similarity.window is None
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ({"fits": {}}, ["fits", "fit"]),
+        ({"fit": {"iteration": 3}}, ["fit.iteration", "iterations"]),
+        ({"fit": {"iterations": "many"}}, ["fit.iterations", "'many'", "int"]),
+        ({"fit": {"iterations": 3.5}}, ["fit.iterations", "3.5"]),
+        ({"fit": {"iterations": True}}, ["fit.iterations", "True"]),
+        ({"fit": {"iterations": -1}}, ["fit.iterations", "-1"]),
+        ({"fit": 3}, ["fit", "3"]),
+        ({"fit": {"learning_rate": 0}}, ["fit.learning_rate", "above 0"]),
+        ({"fit": {"schedule": "steps"}}, ["fit.schedule", "cosine"]),
+        ({"similarity": {"name": "ssd"}}, ["similarity.name", "ssd", "mind"]),
+        ({"similarity": {"image_masked": 1}}, ["similarity.image_masked", "bool"]),
+        ({"similarity": {"window": [1.0]}}, ["similarity.window"]),
+        ({"similarity": {"window": [5, 1]}}, ["similarity.window", "low < high"]),
+        ({"similarity": {"points": 0}}, ["similarity.points", "above 0"]),
+        ({"similarity": {"stages": []}}, ["similarity.stages", "start 0"]),
+        ({"similarity": {"stages": [{"start": 0.5}]}}, ["similarity.stages", "start 0"]),
+        ({"similarity": {"stages": [{"spacing": 1}]}}, ["similarity.stages[0].spacing", "spacing_mm"]),
+        ({"regularity": {"name": "tv"}}, ["regularity.name", "gradicon"]),
+        ({"regularity": {"points": {"fraction": "x"}}}, ["regularity.points.fraction", "float"]),
+        ({"field": {"modulation": "tanh"}}, ["field.modulation", "relu"]),
+        ({"field": {"width": 0}}, ["field.width"]),
+    ],
+)
+def test_a_wrong_entry_is_named(data, words):
+    with pytest.raises(NephiError) as raised:
+        from_dict(data)
+    text = str(raised.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text, text
+
+
+def test_files_that_are_no_settings(tmp_path):
+    with pytest.raises(NephiError, match="cannot read settings"):
+        load(tmp_path / "none.json")
+    for text, match in (("{", "not valid JSON"), ("[1]", "JSON object"), ('{"preset": "fats"}', "unknown preset 'fats'")):
+        file = tmp_path / "bad.json"
+        file.write_text(text)
+        with pytest.raises(NephiError, match=match):
+            load(file)
+    with pytest.raises(NephiError, match="unknown preset 'fats'.*fast"):
+        preset("fats")
+
+
+def test_to_dict_is_plain_json():
+    assert json.loads(Settings().to_json())["fit"]["iterations"] == 400
