@@ -143,7 +143,8 @@ class Registration:
         field_settings = FieldSettings(**geometry["field"])
         cube = Cube(*(tuple(geometry["cube"][k]) for k in ("centre_lps_mm", "half_sides_mm", "direction")))
         fields = NeuralFields(field_settings, cube.unit_mm, cube.dimension)
-        code = HybridCode(field_settings, torch.tensor(cube.upper_cube, dtype=torch.float32), tuple(geometry["code_size"]))
+        upper = torch.tensor(cube.upper_cube, dtype=torch.float32)
+        code = HybridCode(field_settings, upper, tuple(geometry["code_size"]))
         for module, prefix in ((fields, "fields."), (code, "code.")):
             part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             try:

@@ -204,8 +204,8 @@ def check(settings: Settings) -> None:
         "regularity.step_mm": s.regularity.step_mm,
         "similarity.points": s.similarity.points.most,
         "regularity.points": s.regularity.points.most,
-        **{"similarity.stages.spacing_mm": stage.spacing_mm for stage in s.similarity.stages},
-        **{"similarity.stages.dilation": stage.dilation for stage in s.similarity.stages},
+        **{f"similarity.stages[{i}].spacing_mm": stage.spacing_mm for i, stage in enumerate(s.similarity.stages)},
+        **{f"similarity.stages[{i}].dilation": stage.dilation for i, stage in enumerate(s.similarity.stages)},
     }
     for key, value in positive.items():
         if not value > 0:

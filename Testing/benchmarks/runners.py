@@ -50,7 +50,7 @@ class Job:
 def greedy(job: Job, use_masks: bool = True) -> None:
     """greedy, NCC of radius 2, three levels; -wp 0 keeps the warp from being rounded to a tenth voxel.
 
-    Only the fixed mask: the moving mask (-mm) on top made breathhold_case01 worse.
+    Only the fixed mask: the moving mask (-mm) on top helped no pair and made breathhold_case01 worse.
     """
     from picsl_greedy import Greedy3D
 

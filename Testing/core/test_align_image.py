@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import rotation
-
 from nephi import image as images
 from nephi.align import Affine, align
 from nephi.errors import NephiError
@@ -66,7 +65,7 @@ def blank(origin_mm=(0.0, 0.0, 0.0)) -> sitk.Image:
 
 
 def test_automatic_choice_without_masks():
-    near, far = align(blank(), blank((2.0, 0, 0)), None, None, "auto"), align(blank(), blank((90.0, 0, 0)), None, None, "auto")
+    near, far = (align(blank(), blank((x, 0.0, 0.0)), None, None, "auto") for x in (2.0, 90.0))
     assert near[1] == "none" and not near[0].offset_mm.any()
     assert far[1] == "centres"
     np.testing.assert_allclose(far[0].offset_mm, (90, 0, 0))

@@ -10,12 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import nephi
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-
-import nephi
 from nephi.cli import main
 from nephi.phantom import Phantom
 

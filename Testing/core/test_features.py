@@ -7,10 +7,9 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-
 from nephi import features
 from nephi.features import Volume, mind_ssc, sample_linear
+from torch.nn import functional as F
 
 
 def noise(*shape, seed: int = 0) -> torch.Tensor:
@@ -47,7 +46,9 @@ def test_mind_agrees_with_its_definition(shape, dilation):
     slow = slow_mind(image.numpy().astype(float), dilation, 0.02)
     assert fast.shape == slow.shape == (*shape, 2 * len(shape) * (len(shape) - 1))
     # the order of the channels is free, but must be the same at every voxel
-    order = [int(np.abs(fast[..., c, None] - slow).reshape(-1, slow.shape[-1]).max(0).argmin()) for c in range(slow.shape[-1])]
+    channels = slow.shape[-1]
+    gaps = np.abs(fast[..., :, None] - slow[..., None, :]).reshape(-1, channels, channels)
+    order = gaps.max(0).argmin(1).tolist()
     assert sorted(order) == list(range(slow.shape[-1]))
     assert np.abs(fast - slow[..., order]).max() <= 1
 

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from nephi.features import Volume
 from nephi.field import HybridCode, NeuralFields
 from nephi.objective import PairObjective, exact_jacobian, finite_jacobian, regularity, similarity, stencil
 from nephi.settings import SIMILARITIES, FieldSettings, RegularitySettings, Sampling, SimilaritySettings
+from torch.nn import functional as F
 
 
 def small_fields(d: int):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import rotation
-
 from nephi.image import read_image, read_mask
 from nephi.landmarks import read_landmarks
 from nephi.output import write_all

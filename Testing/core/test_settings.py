@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from nephi.errors import NephiError
 from nephi.settings import PRESETS, Sampling, Settings, Stage, from_dict, load, preset
 
@@ -59,6 +58,7 @@ def test_lists_become_tuples_and_null_is_allowed_where_it_means_something():
         ({"similarity": {"window": [1.0]}}, ["similarity.window"]),
         ({"similarity": {"window": [5, 1]}}, ["similarity.window", "low < high"]),
         ({"similarity": {"points": 0}}, ["similarity.points", "above 0"]),
+        ({"similarity": {"stages": [{"spacing_mm": 0}, {"start": 0.5}]}}, ["stages[0].spacing_mm", "above 0"]),
         ({"similarity": {"stages": []}}, ["similarity.stages", "start 0"]),
         ({"similarity": {"stages": [{"start": 0.5}]}}, ["similarity.stages", "start 0"]),
         ({"similarity": {"stages": [{"spacing": 1}]}}, ["similarity.stages[0].spacing", "spacing_mm"]),
@@ -80,7 +80,8 @@ def test_a_wrong_entry_is_named(data, words):
 def test_files_that_are_no_settings(tmp_path):
     with pytest.raises(NephiError, match="cannot read settings"):
         load(tmp_path / "none.json")
-    for text, match in (("{", "not valid JSON"), ("[1]", "JSON object"), ('{"preset": "fats"}', "unknown preset 'fats'")):
+    cases = ("{", "not valid JSON"), ("[1]", "JSON object"), ('{"preset": "fats"}', "unknown preset 'fats'")
+    for text, match in cases:
         file = tmp_path / "bad.json"
         file.write_text(text)
         with pytest.raises(NephiError, match=match):

@@ -6,7 +6,6 @@ import numpy as np
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from nephi.space import Cube, Grid
 
 
