@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
+    # before torch loads OpenMP: threads that wait longer than this sleep, else they slow a busy machine tenfold
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         return options.run(options) or 0
     except NephiError as error:
@@ -172,7 +175,9 @@ def _landmark_pair(options, fixed, moving, read_landmarks):
         raise NephiError("landmarks are needed for both images: give --fixed-landmarks and --moving-landmarks")
     a, b = read_landmarks(paths[0], fixed), read_landmarks(paths[1], moving)
     if a.shape != b.shape:
-        raise NephiError(f"{len(a)} fixed and {len(b)} moving landmarks: row i of one file must match row i of the other")
+        raise NephiError(
+            f"{len(a)} fixed and {len(b)} moving landmarks: row i of one file must match row i of the other"
+        )
     if a.shape[1] != fixed.GetDimension():
         raise NephiError(f"the landmarks are {a.shape[1]}D, the images {fixed.GetDimension()}D")
     return a, b
@@ -188,7 +193,9 @@ def summary_lines(report: dict, folder: Path) -> str:
             f"{after['median']:.2f} median, {after['p95']:.2f} 95th percentile, {after['max']:.2f} max"
         )
     folds = report["folds"]
-    lines.append(f"folds        {folds['count']} voxels ({folds['percent']:.4f} %) in the {folds['where'].split(',')[0]}")
+    lines.append(
+        f"folds        {folds['count']} voxels ({folds['percent']:.4f} %) in the {folds['where'].split(',')[0]}"
+    )
     jacobian = report["jacobian"]
     lines.append(f"|J|          {jacobian['min']:.2f} min, {jacobian['mean']:.2f} mean, {jacobian['max']:.2f} max")
     lines.append(f"inverse      {report['inverse_consistency_mm']['mean']:.2f} mm mean inconsistency")
@@ -196,7 +203,9 @@ def summary_lines(report: dict, folder: Path) -> str:
         lines.append(f"Dice         {report['dice']['before']:.3f} -> {report['dice']['after']:.3f} (masks)")
     lines.append(f"time         {report['time_s']['wall']:.1f} s ({report['time_s']['cpu']:.1f} s of processor time)")
     lines += [f"note         {text}" for text in report["warnings"]]
-    lines.append(f"written to   {folder}/report.html" if (folder / "report.html").exists() else f"written to   {folder}")
+    lines.append(
+        f"written to   {folder}/report.html" if (folder / "report.html").exists() else f"written to   {folder}"
+    )
     return "\n".join(lines)
 
 
@@ -280,9 +289,11 @@ def _evaluate(options) -> int:
         if moving is None:
             raise NephiError("--moving-mask needs --moving")
         masks["moving_mask"] = read_mask(options.moving_mask, moving, "moving mask")
-    landmarks = _landmark_pair(options, fixed, moving, read_landmarks) if moving is not None or not (
-        options.fixed_landmarks or options.moving_landmarks
-    ) else _landmark_pair(options, fixed, fixed, read_landmarks)
+    landmarks = (
+        _landmark_pair(options, fixed, moving, read_landmarks)
+        if moving is not None or not (options.fixed_landmarks or options.moving_landmarks)
+        else _landmark_pair(options, fixed, fixed, read_landmarks)
+    )
     text = json.dumps(evaluate(options.transform, fixed, options.inverse, landmarks=landmarks, **masks), indent=2)
     if options.output:
         _output_file(options.output).write_text(text + "\n", encoding="utf-8")

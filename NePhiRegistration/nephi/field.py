@@ -39,9 +39,7 @@ class HybridCode(nn.Module):
     def prior(self) -> Tensor:
         """Mean norm of the global code plus mean norm over the grid (paper, Eq. 5)."""
         tiny = 1e-12  # a zero code has no gradient of its norm
-        return (self.global_code.square().sum() + tiny).sqrt() + (
-            self.local_code.square().sum(1) + tiny
-        ).sqrt().mean()
+        return (self.global_code.square().sum() + tiny).sqrt() + (self.local_code.square().sum(1) + tiny).sqrt().mean()
 
 
 class NeuralFields(nn.Module):

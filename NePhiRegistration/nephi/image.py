@@ -61,13 +61,16 @@ def _quiet():
 def check_image(image: sitk.Image, role: str) -> sitk.Image:
     """The image itself, a one-slice 3D image as it is; raises NephiError where it can't be registered."""
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise NephiError(f"{role}: a colour or vector image ({image.GetNumberOfComponentsPerPixel()} components a "
-                         "voxel); give a scalar one")
+        raise NephiError(
+            f"{role}: a colour or vector image ({image.GetNumberOfComponentsPerPixel()} components a "
+            "voxel); give a scalar one"
+        )
     if image.GetDimension() not in (2, 3):
         raise NephiError(f"{role}: the image is {image.GetDimension()}D; give one 2D or 3D volume")
     if min(image.GetSize()) < _SMALLEST:
-        raise NephiError(f"{role}: {'x'.join(map(str, image.GetSize()))} voxels is too small; "
-                         f"at least {_SMALLEST} a side are needed")
+        raise NephiError(
+            f"{role}: {'x'.join(map(str, image.GetSize()))} voxels is too small; at least {_SMALLEST} a side are needed"
+        )
     array = sitk.GetArrayViewFromImage(image)
     low, high = float(array.min()), float(array.max())
     if not np.isfinite([low, high]).all():
@@ -80,8 +83,10 @@ def check_image(image: sitk.Image, role: str) -> sitk.Image:
 def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
     """The mask as 0/1 bytes; raises NephiError where it is empty or lies on another grid."""
     if mask.GetDimension() != image.GetDimension() or not Grid.of(mask).same_as(Grid.of(image)):
-        raise NephiError(f"{role}: the mask does not lie on its image's grid (size, spacing, origin, direction); "
-                         "resample it to the image first")
+        raise NephiError(
+            f"{role}: the mask does not lie on its image's grid (size, spacing, origin, direction); "
+            "resample it to the image first"
+        )
     if mask.GetNumberOfComponentsPerPixel() != 1:
         raise NephiError(f"{role}: the mask has several components a voxel; give a scalar one")
     mask = sitk.Cast(mask != 0, sitk.sitkUInt8)

@@ -271,9 +271,7 @@ def _markups_text(points: np.ndarray) -> str:
         {"id": str(i), "label": f"L-{i}", "position": row, "positionStatus": "defined"}
         for i, row in enumerate(points.tolist(), 1)
     ]
-    schema = (
-        "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
-    )
+    schema = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
     content = {
         "@schema": schema + "markups-schema-v1.0.0.json#",
         "markups": [

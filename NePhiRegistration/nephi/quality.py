@@ -166,9 +166,7 @@ def jacobian_statistics(jacobian: np.ndarray, mask: np.ndarray | None = None) ->
     return {**dict(zip(names, map(float, points), strict=True)), "mean": mean, "std_log": std_log}
 
 
-def volume_change(
-    jacobian_determinant: np.ndarray, mask: np.ndarray, voxel_volume_mm3: float
-) -> dict[str, float]:
+def volume_change(jacobian_determinant: np.ndarray, mask: np.ndarray, voxel_volume_mm3: float) -> dict[str, float]:
     """Volume of the fixed image's ``mask``, fixed_ml, that of its image in the moving one, moving_ml, and
     ratio = moving_ml / fixed_ml."""
     values = _inside(jacobian_determinant, mask)

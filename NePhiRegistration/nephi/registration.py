@@ -155,7 +155,12 @@ class _Pair:
     """Both images in the registration cube: the region worked on and its features at a stage."""
 
     def __init__(self, fixed, moving, fixed_mask, moving_mask, affine: Affine, settings: Settings):
-        self.images, self.masks, self.affine, self.settings = (fixed, moving), (fixed_mask, moving_mask), affine, settings
+        self.images, self.masks, self.affine, self.settings = (
+            (fixed, moving),
+            (fixed_mask, moving_mask),
+            affine,
+            settings,
+        )
         direction = Grid.of(fixed).direction
         back = affine.inverse()
         region = np.concatenate([_region(fixed, fixed_mask), back(_region(moving, moving_mask))])
@@ -213,8 +218,13 @@ class _Pair:
                 inside, distance = self._grown(way, grid, inside)
         features = similarity(s).prepare(scaled, stage.dilation)
         lower = torch.tensor(self.lower, dtype=torch.float32)
-        volume = Volume(features.cpu() if device is None else features, lower, grid.spacing_mm[0] / self.cube.unit_mm,
-                        inside, self._view(way))
+        volume = Volume(
+            features.cpu() if device is None else features,
+            lower,
+            grid.spacing_mm[0] / self.cube.unit_mm,
+            inside,
+            self._view(way),
+        )
         if distance is not None:
             volume.distance = distance
         return volume.to(device)
@@ -224,7 +234,9 @@ class _Pair:
         s = self.settings.similarity
         coarse = self.grid(3.0 * self.scale)
         mask = coarse.image((self.on(coarse, self.masks[way], way, 0.0) > 0.5).astype(np.uint8))
-        distance = sitk.SignedMaurerDistanceMap(mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+        distance = sitk.SignedMaurerDistanceMap(
+            mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+        )
         if s.mask_margin_mm:
             margin = s.mask_margin_mm * self.scale
             inside = torch.from_numpy(sitk.GetArrayFromImage(grid.resample(distance, outside=1e3)) <= margin)

@@ -105,7 +105,6 @@ class Settings:
         return json.dumps(self.to_dict(), indent=2)
 
 
-_MIND_FINE = (Stage(0.0, 2.0, 2), Stage(0.5, 2.0, 1))
 PRESETS: dict[str, Settings] = {
     "fast": Settings(
         "fast",
@@ -120,7 +119,7 @@ PRESETS: dict[str, Settings] = {
     "accurate": Settings(
         "accurate",
         similarity=SimilaritySettings(
-            points=Sampling(0.0, 3000, 3000), stages=(Stage(0.0, 2.0, 2), Stage(0.3, 1.5, 1))
+            points=Sampling(0.0, 3000, 3000), stages=(Stage(0.0, 2.0, 2), Stage(0.3, 1.25, 1))
         ),
         fit=FitSettings(iterations=1600),
     ),

@@ -38,14 +38,26 @@ class Pair:
 
 def _breath_hold(case: str) -> Pair:
     f, m = f"breathhold_{case}/exhale", f"breathhold_{case}/inhale"
-    return Pair(f"{f}.nii.gz", f"{m}.nii.gz", f"{f}_landmarks_lps_mm.csv", f"{m}_landmarks_lps_mm.csv",
-                f"{f}_mask.nii.gz", f"{m}_mask.nii.gz")
+    return Pair(
+        f"{f}.nii.gz",
+        f"{m}.nii.gz",
+        f"{f}_landmarks_lps_mm.csv",
+        f"{m}_landmarks_lps_mm.csv",
+        f"{f}_mask.nii.gz",
+        f"{m}_mask.nii.gz",
+    )
 
 
 def _liver(dataset: str, state: str) -> Pair:
     folder = f"liver_mr/dataset{dataset}"
-    return Pair(f"{folder}/exhMaster_unmasked.force_direction.mha", f"{folder}/{state}.force_direction.mha",
-                f"{folder}/exhMasterLMliver.vtk", f"{folder}/{state}LMliver.vtk", modality="mr", masks="none")
+    return Pair(
+        f"{folder}/exhMaster_unmasked.force_direction.mha",
+        f"{folder}/{state}.force_direction.mha",
+        f"{folder}/exhMasterLMliver.vtk",
+        f"{folder}/{state}LMliver.vtk",
+        modality="mr",
+        masks="none",
+    )
 
 
 PAIRS = {

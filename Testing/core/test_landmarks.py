@@ -14,7 +14,6 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-
 from nephi.errors import NephiError
 from nephi.landmarks import read_landmarks, write_landmarks
 from nephi.space import Grid
@@ -23,9 +22,7 @@ DATA = Path(os.environ.get("NEPHI_DATA", Path(__file__).resolve().parents[2] / "
 POINTS = np.array([[1.5, -2.25, 3.0], [-40.125, 50.0, -60.5]])
 FCSV = "# Markups fiducial file version = 4.11\n{frame}# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label\n"
 # Oblique and left-handed, so that a lost sign or a swapped axis shows.
-GRID = Grid(
-    (64, 48, 32), (0.5, 2.0, 3.0), (-20.0, 7.0, 100.0), (0.0, 0.6, -0.8, 1.0, 0.0, 0.0, 0.0, -0.8, -0.6)
-)
+GRID = Grid((64, 48, 32), (0.5, 2.0, 3.0), (-20.0, 7.0, 100.0), (0.0, 0.6, -0.8, 1.0, 0.0, 0.0, 0.0, -0.8, -0.6))
 FLAT = Grid((64, 48), (0.5, 2.0), (-20.0, 7.0), (0.0, -1.0, 1.0, 0.0))
 
 

@@ -9,7 +9,6 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from nephi import quality
 from nephi.errors import NephiError
 from nephi.space import Grid
