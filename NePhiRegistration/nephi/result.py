@@ -60,7 +60,7 @@ class Registration:
             x = self._tensor(points_cube[start : start + _CHUNK]).requires_grad_()
             jacobian = exact_jacobian(self.fields.one(x, self.code, FORWARD), x, create_graph=False)
             out[start : start + _CHUNK] = torch.linalg.det(jacobian).cpu().numpy()
-        return out * abs(np.linalg.det(self.affine.matrix))
+        return out * np.float32(np.linalg.det(self.affine.matrix))
 
     def _tensor(self, points_cube: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(points_cube, dtype=torch.float32, device=self.code.global_code.device)
