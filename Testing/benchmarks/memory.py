@@ -54,7 +54,6 @@ def run(method: str, size: int, iterations: int) -> dict:
     from dataclasses import replace
 
     import torch
-
     from nephi import registration
     from nephi.align import Affine
     from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
@@ -90,7 +89,7 @@ class _NoCode:
         self.upper_cube = upper_cube
 
 
-def VoxelFields(shape, upper_cube):  # noqa: N802 (a class that needs torch, which only a child process imports)
+def VoxelFields(shape, upper_cube):
     import torch
 
     class Fields(torch.nn.Module):
@@ -102,9 +101,7 @@ def VoxelFields(shape, upper_cube):  # noqa: N802 (a class that needs torch, whi
 
         def forward(self, points_cube, code):
             grid = (points_cube / upper_cube)[:, None, None]
-            moved = torch.nn.functional.grid_sample(
-                self.displacement, grid, padding_mode="border", align_corners=True
-            )
+            moved = torch.nn.functional.grid_sample(self.displacement, grid, padding_mode="border", align_corners=True)
             return points_cube + moved[:, :, 0, 0].transpose(1, 2)
 
     return Fields()
