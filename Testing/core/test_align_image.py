@@ -65,7 +65,8 @@ def blank(origin_mm=(0.0, 0.0, 0.0)) -> sitk.Image:
 
 
 def test_automatic_choice_without_masks():
-    near, far = (align(blank(), blank((x, 0.0, 0.0)), None, None, "auto") for x in (2.0, 90.0))
+    cropped = blank()[8:, :, :]  # another centre, the same frame
+    near, far = (align(blank(), moving, None, None, "auto") for moving in (cropped, blank((90.0, 0.0, 0.0))))
     assert near[1] == "none" and not near[0].offset_mm.any()
     assert far[1] == "centres"
     np.testing.assert_allclose(far[0].offset_mm, (90, 0, 0))
