@@ -12,6 +12,8 @@ from .errors import NephiError
 from .settings import ALIGNMENTS
 from .space import Grid
 
+_LEAST_OVERLAP = 0.25  # part of the fixed image that the moving one must cover to be compared
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -85,16 +87,19 @@ def _centre(image: sitk.Image) -> np.ndarray:
 
 
 def _agreement(fixed: sitk.Image, moving: sitk.Image, affine: Affine) -> float:
-    """Normalised cross-correlation on about 48 voxels a side; minus one where the images do not overlap."""
+    """Normalised cross-correlation on about 48 voxels a side where both images are; -1 if that is too little."""
     grid = Grid.of(fixed)
     size = [min(n, 48) for n in grid.size]
     spacing = tuple(s * (n - 1) / (m - 1) for s, n, m in zip(grid.spacing_mm, grid.size, size, strict=True))
     coarse = Grid(tuple(size), spacing, grid.origin_lps_mm, grid.direction)
-    outside = float(sitk.GetArrayViewFromImage(moving).min())
+    outside = float(sitk.GetArrayViewFromImage(moving).min()) - 1e4
     pixel = sitk.sitkFloat32
-    a = sitk.GetArrayViewFromImage(coarse.resample(fixed, pixel=pixel)).ravel()
+    a = sitk.GetArrayFromImage(coarse.resample(fixed, pixel=pixel)).ravel()
     b = sitk.GetArrayFromImage(coarse.resample(moving, affine.transform(), outside=outside, pixel=pixel)).ravel()
-    a, b = a - a.mean(), b - b.mean()
+    both = b > outside + 1
+    if both.mean() < _LEAST_OVERLAP:
+        return -1.0
+    a, b = a[both] - a[both].mean(), b[both] - b[both].mean()
     norm = np.linalg.norm(a) * np.linalg.norm(b)
     return float(a @ b / norm) if norm > 0 else -1.0
 
