@@ -289,11 +289,7 @@ def _evaluate(options) -> int:
         if moving is None:
             raise NephiError("--moving-mask needs --moving")
         masks["moving_mask"] = read_mask(options.moving_mask, moving, "moving mask")
-    landmarks = (
-        _landmark_pair(options, fixed, moving, read_landmarks)
-        if moving is not None or not (options.fixed_landmarks or options.moving_landmarks)
-        else _landmark_pair(options, fixed, fixed, read_landmarks)
-    )
+    landmarks = _landmark_pair(options, fixed, fixed if moving is None else moving, read_landmarks)
     text = json.dumps(evaluate(options.transform, fixed, options.inverse, landmarks=landmarks, **masks), indent=2)
     if options.output:
         _output_file(options.output).write_text(text + "\n", encoding="utf-8")

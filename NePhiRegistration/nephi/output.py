@@ -55,15 +55,8 @@ def transform_grid(registration: Registration, grid: Grid, inverse: bool = False
     Returns the grid, the displacement on it and the measured error {mean_mm, max_mm, spacing_mm}, found at
     2,000 random points of the image (of the mask, where there is one).
     """
-    rng = np.random.default_rng(0)
     mask = registration.moving_mask if inverse else registration.fixed_mask
-    if mask is None:
-        index = rng.uniform(0, 1, (2000, grid.dimension)) * (np.array(grid.size) - 1)
-    else:
-        inside = np.flatnonzero(sitk.GetArrayViewFromImage(mask))
-        chosen = np.unravel_index(rng.choice(inside, min(2000, len(inside)), replace=False), grid.shape)
-        index = np.stack(chosen[::-1], -1).astype(float)
-    points = grid.to_lps_mm(index)
+    points = random_points(grid, mask, 2000)
     truth = (registration.inverse if inverse else registration.forward)(points)
     scale = registration.length_scale
     tolerance = _GOOD_MM * scale
@@ -79,6 +72,16 @@ def transform_grid(registration: Registration, grid: Grid, inverse: bool = False
         "spacing_mm": list(coarse.spacing_mm),
     }
     return coarse, displacement, measured
+
+
+def random_points(grid: Grid, mask: sitk.Image | None, count: int) -> np.ndarray:
+    """The same (n, d) points_lps_mm at every call: voxel centres of the mask, or anywhere in the grid."""
+    rng = np.random.default_rng(0)
+    if mask is None:
+        return grid.to_lps_mm(rng.uniform(0, 1, (count, grid.dimension)) * (np.array(grid.size) - 1))
+    inside = np.flatnonzero(sitk.GetArrayViewFromImage(mask))
+    index_zyx = np.unravel_index(rng.choice(inside, min(count, len(inside)), replace=False), grid.shape)
+    return grid.to_lps_mm(np.stack(index_zyx[::-1], -1))
 
 
 def coarser(grid: Grid, spacing_mm: float) -> Grid:
@@ -205,7 +208,7 @@ def _measure(r: Registration, fixed, moving, transform, jacobian: np.ndarray, la
     report["folds"] = quality.fold_summary(jacobian, mask)
     report["folds"]["where"] = "image" if mask is None else "mask, exact at every voxel centre"
     report["jacobian"] = quality.jacobian_statistics(jacobian, mask)
-    report["inverse_consistency_mm"] = _inverse_consistency(r, mask)
+    report["inverse_consistency_mm"] = _inverse_consistency(r)
     if mask is not None:
         report["volume"] = quality.volume_change(jacobian, mask, r.fixed_grid.voxel_volume_mm3)
         if r.moving_mask is not None:
@@ -232,16 +235,9 @@ def _measure(r: Registration, fixed, moving, transform, jacobian: np.ndarray, la
     return report
 
 
-def _inverse_consistency(r: Registration, mask: np.ndarray | None) -> dict:
+def _inverse_consistency(r: Registration) -> dict:
     """|inverse(forward(x)) - x| at 20,000 random voxel centres of the mask (of the image)."""
-    rng = np.random.default_rng(0)
-    if mask is None:
-        index = rng.uniform(0, 1, (20000, r.fixed_grid.dimension)) * (np.array(r.fixed_grid.size) - 1)
-    else:
-        inside = np.flatnonzero(mask)
-        chosen = np.unravel_index(rng.choice(inside, min(20000, len(inside)), replace=False), mask.shape)
-        index = np.stack(chosen[::-1], -1)
-    points = r.fixed_grid.to_lps_mm(index)
+    points = random_points(r.fixed_grid, r.fixed_mask, 20000)
     return quality.summary(quality.inverse_consistency_mm(r.forward, r.inverse, points))
 
 

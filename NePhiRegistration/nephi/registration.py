@@ -219,7 +219,7 @@ class _Pair:
         features = similarity(s).prepare(scaled, stage.dilation)
         lower = torch.tensor(self.lower, dtype=torch.float32)
         volume = Volume(
-            features.cpu() if device is None else features,
+            features,
             lower,
             grid.spacing_mm[0] / self.cube.unit_mm,
             inside,
