@@ -1,27 +1,24 @@
-"""The command line: ``nephi register | warp | jacobian | evaluate | demo``.
-
-torch and SimpleITK are imported inside the commands, so that ``nephi --help`` answers at once.
-"""
+"""The command line: ``nephi register | batch | warp | jacobian | evaluate | demo | devices``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
-import time
-from dataclasses import replace
-from pathlib import Path
 
-from . import __version__
+from . import __version__, commands
 from .errors import NephiError
-from .progress import STYLES, Progress
-from .settings import ALIGNMENTS, PRESETS, Settings, check, load, preset
+from .inputs import ROLES
+from .progress import STYLES
+from .settings import ALIGNMENTS, PRESETS
+
+_PACKAGES = {name: f"install it: pip install {name}" for name in ("numpy", "SimpleITK", "safetensors")}
+_PACKAGES["torch"] = "install it: pip install torch (in Slicer: with the PyTorch extension)"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    """Exit codes: 0 done, 1 a pair of a batch failed, 2 bad input (one line on stderr), 130 interrupted."""
     parser = _parser()
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -31,6 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(options) or 0
     except NephiError as error:
         print(f"nephi: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in _PACKAGES:
+            raise
+        print(f"nephi: the Python package {error.name} is missing; {_PACKAGES[error.name]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("nephi: interrupted; no result was written", file=sys.stderr)
@@ -49,45 +51,49 @@ def _parser() -> argparse.ArgumentParser:
         prog="nephi", description="Deformable registration of 2D and 3D images with neural deformation fields."
     )
     parser.add_argument("--version", action="version", version=f"nephi {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    p = commands.add_parser("register", help="register a moving to a fixed image and measure the result")
+    p = subparsers.add_parser("register", help="register a moving to a fixed image and measure the result")
     p.add_argument("fixed", metavar="FIXED", help="image file or DICOM folder (for lungs: exhale)")
     p.add_argument("moving", metavar="MOVING", help="image file or DICOM folder (for lungs: inhale)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for transforms, images and report")
     p.add_argument("--fixed-mask", metavar="FILE", help="where to compare (lungs); on the fixed image's grid")
     p.add_argument("--moving-mask", metavar="FILE")
-    p.add_argument("--no-auto-mask", action="store_true", help="do not look for lungs where a CT comes without masks")
     p.add_argument("--fixed-landmarks", metavar="FILE", help="csv, fcsv, mrk.json, elastix or DIR-Lab txt, vtk")
     p.add_argument("--moving-landmarks", metavar="FILE")
-    p.add_argument("--preset", default=None, metavar="NAME", help=f"{', '.join(PRESETS)} (default balanced)")
-    p.add_argument("--settings", metavar="FILE", help="JSON with settings that differ from the preset's")
-    p.add_argument("--align", metavar="HOW", help=f"{', '.join(ALIGNMENTS)}, or a linear transform file")
-    p.add_argument("--iterations", type=int, metavar="N")
-    p.add_argument("--seed", type=int, metavar="N")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--threads", type=int, metavar="N", help="processor threads (default: at most 4)")
-    p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")
+    p.add_argument("--regions", metavar="FILE", help="label map on the fixed grid (lobes): volume change of each")
+    _add_how(p)
+    p.add_argument("--preview", type=float, metavar="SECONDS", help="write DIR/preview.nrrd this often as it goes")
     p.add_argument("--progress", choices=STYLES, default="bar")
-    p.set_defaults(run=_register)
+    p.set_defaults(run=commands.register_command)
 
-    p = commands.add_parser("warp", help="carry an image, a label map or points through a registration")
+    p = subparsers.add_parser("batch", help="register a list of pairs; goes on where it was stopped")
+    p.add_argument("pairs", metavar="PAIRS", help=f"CSV file with the columns name, {', '.join(ROLES)}")
+    p.add_argument("--output", required=True, metavar="DIR", help="a folder a pair goes in here, beside summary.csv")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="pairs at a time (default 1)")
+    _add_how(p)
+    p.set_defaults(run=commands.batch_command)
+
+    p = subparsers.add_parser("devices", help="what --device may be here, as one line of JSON")
+    p.set_defaults(run=commands.devices_command)
+
+    p = subparsers.add_parser("warp", help="carry an image, a label map or points through a registration")
     p.add_argument("result", metavar="DIR", help="folder of a registration (or its model.safetensors)")
     p.add_argument("input", metavar="INPUT", help="moving image, label map, or landmark file")
     p.add_argument("--output", required=True, metavar="FILE")
     p.add_argument("--reference", metavar="IMAGE", help="image whose grid the output gets (default: the fixed grid)")
     p.add_argument("--labels", action="store_true", help="nearest neighbour, for label maps")
     p.add_argument("--inverse", action="store_true", help="moving -> fixed map: fixed images or moving points")
-    p.set_defaults(run=_warp)
+    p.set_defaults(run=commands.warp_command)
 
-    p = commands.add_parser("jacobian", help="exact Jacobian determinant of the map on any grid")
+    p = subparsers.add_parser("jacobian", help="exact Jacobian determinant of the map on any grid")
     p.add_argument("result", metavar="DIR")
     p.add_argument("--output", required=True, metavar="FILE")
     p.add_argument("--reference", metavar="IMAGE", help="grid to evaluate on (default: the fixed grid)")
     p.add_argument("--mask", metavar="FILE", help="evaluate inside this mask only, 1 elsewhere")
-    p.set_defaults(run=_jacobian)
+    p.set_defaults(run=commands.jacobian_command)
 
-    p = commands.add_parser("evaluate", help="measure a transform of any method: TRE, folds, Dice")
+    p = subparsers.add_parser("evaluate", help="measure a transform of any method: TRE, folds, Dice")
     p.add_argument("transform", metavar="TRANSFORM", help="fixed -> moving transform (.h5, .tfm, displacement image)")
     p.add_argument("--fixed", required=True, metavar="IMAGE")
     p.add_argument("--moving", metavar="IMAGE", help="needed for landmarks in voxels and for Dice")
@@ -97,239 +103,26 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--fixed-landmarks", metavar="FILE")
     p.add_argument("--moving-landmarks", metavar="FILE")
     p.add_argument("--output", metavar="FILE", help="JSON file (default: standard output)")
-    p.set_defaults(run=_evaluate)
+    p.set_defaults(run=commands.evaluate_command)
 
-    p = commands.add_parser("demo", help="register a generated inhale/exhale phantom with a known map")
+    p = subparsers.add_parser("demo", help="register a generated inhale/exhale phantom with a known map")
     p.add_argument("--output", default="nephi-demo", metavar="DIR")
     p.add_argument("--preset", default="balanced", metavar="NAME")
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument("--device", default="auto")
     p.add_argument("--progress", choices=STYLES, default="bar")
-    p.set_defaults(run=_demo)
+    p.set_defaults(run=commands.demo_command)
     return parser
 
 
-def settings_from(options) -> Settings:
-    """Preset, then settings file, then single flags."""
-    settings = preset(options.preset or "balanced")
-    if options.settings:
-        settings = load(options.settings, settings)
-        if options.preset and settings.preset != options.preset:
-            raise NephiError(f"--preset {options.preset} and the settings file's preset '{settings.preset}' differ")
-    if options.align:
-        settings = replace(settings, align=options.align)
-    changes = {k: getattr(options, k) for k in ("iterations", "seed") if getattr(options, k) is not None}
-    settings = replace(settings, fit=replace(settings.fit, **changes))
-    check(settings)
-    return settings
-
-
-def _register(options) -> int:
-    started = time.perf_counter(), 0.0  # processor time counts from the start of the process
-    settings = settings_from(options)
-    tell = Progress(options.progress)
-    from .image import read_image, read_mask
-    from .landmarks import read_landmarks
-    from .output import prepare_folder, write_all
-    from .registration import limit_threads, register
-
-    limit_threads(options.threads)
-    tell("reading", 0.0, {})
-    fixed, moving = read_image(options.fixed, "fixed image"), read_image(options.moving, "moving image")
-    masks = {
-        f"{role}_mask": read_mask(path, image, f"{role} mask") if path else None
-        for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
-    }
-    landmarks = _landmark_pair(options, fixed, moving, read_landmarks)
-    folder = prepare_folder(options.output)
-    result = register(
-        fixed,
-        moving,
-        **masks,
-        settings=settings,
-        auto_mask=not options.no_auto_mask,
-        device=options.device,
-        progress=tell,
-    )
-    report = write_all(
-        result,
-        fixed,
-        moving,
-        folder,
-        landmarks=landmarks,
-        names=(str(options.fixed), str(options.moving)),
-        started=started,
-        pictures=not options.no_report,
-        progress=tell,
-    )
-    if options.progress in ("bar", "none"):
-        print(summary_lines(report, folder))
-    return 0
-
-
-def _landmark_pair(options, fixed, moving, read_landmarks):
-    paths = options.fixed_landmarks, options.moving_landmarks
-    if not any(paths):
-        return None
-    if not all(paths):
-        raise NephiError("landmarks are needed for both images: give --fixed-landmarks and --moving-landmarks")
-    a, b = read_landmarks(paths[0], fixed), read_landmarks(paths[1], moving)
-    if a.shape != b.shape:
-        raise NephiError(
-            f"{len(a)} fixed and {len(b)} moving landmarks: row i of one file must match row i of the other"
-        )
-    if a.shape[1] != fixed.GetDimension():
-        raise NephiError(f"the landmarks are {a.shape[1]}D, the images {fixed.GetDimension()}D")
-    return a, b
-
-
-def summary_lines(report: dict, folder: Path) -> str:
-    """What a person reads at the end of a run."""
-    lines = []
-    if "tre_mm" in report:
-        before, after = report["tre_mm"]["before"], report["tre_mm"]["after"]
-        lines.append(
-            f"TRE          {before['mean']:.2f} mm after alignment -> {after['mean']:.2f} mm mean, "
-            f"{after['median']:.2f} median, {after['p95']:.2f} 95th percentile, {after['max']:.2f} max"
-        )
-    folds = report["folds"]
-    lines.append(
-        f"folds        {folds['count']} voxels ({folds['percent']:.4f} %) in the {folds['where'].split(',')[0]}"
-    )
-    jacobian = report["jacobian"]
-    lines.append(f"|J|          {jacobian['min']:.2f} min, {jacobian['mean']:.2f} mean, {jacobian['max']:.2f} max")
-    lines.append(f"inverse      {report['inverse_consistency_mm']['mean']:.2f} mm mean inconsistency")
-    if "dice" in report:
-        lines.append(f"Dice         {report['dice']['before']:.3f} -> {report['dice']['after']:.3f} (masks)")
-    lines.append(f"time         {report['time_s']['wall']:.1f} s ({report['time_s']['cpu']:.1f} s of processor time)")
-    lines += [f"note         {text}" for text in report["warnings"]]
-    lines.append(
-        f"written to   {folder}/report.html" if (folder / "report.html").exists() else f"written to   {folder}"
-    )
-    return "\n".join(lines)
-
-
-def _model(path: str):
-    from .result import Registration
-
-    path = Path(path)
-    return Registration.load_model(path / "model.safetensors" if path.is_dir() else path)
-
-
-def _output_file(path: str) -> Path:
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise NephiError(f"output folder {path.parent} does not exist")
-    return path
-
-
-_POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
-
-
-def _warp(options) -> int:
-    import SimpleITK as sitk
-
-    from .image import read_image, write_image
-    from .landmarks import read_landmarks, write_landmarks
-    from .output import displacement_transform, transform_grid
-    from .space import Grid
-
-    result, target = _model(options.result), _output_file(options.output)
-    if Path(options.input).suffix.lower() in _POINT_FILES:
-        # points go from where they are marked: fixed points forward, moving ones through the inverse
-        points = read_landmarks(options.input)
-        write_landmarks(target, (result.inverse if options.inverse else result.forward)(points))
-        return 0
-    image = read_image(options.input, "input image")
-    grid = result.moving_grid if options.inverse else result.fixed_grid
-    if options.reference:
-        grid = Grid.of(read_image(options.reference, "reference image"))
-    if image.GetDimension() != grid.dimension:
-        raise NephiError(f"the input image is {image.GetDimension()}D, the registration {grid.dimension}D")
-    coarse, displacement, _ = transform_grid(result, grid, options.inverse)
-    interpolator = sitk.sitkNearestNeighbor if options.labels else sitk.sitkLinear
-    outside = 0 if options.labels else sitk.GetArrayViewFromImage(image).min()
-    write_image(grid.resample(image, displacement_transform(displacement, coarse), interpolator, outside), target)
-    return 0
-
-
-def _jacobian(options) -> int:
-    from .image import read_image, read_mask, write_image
-    from .output import dense_jacobian
-    from .space import Grid
-
-    result, target = _model(options.result), _output_file(options.output)
-    reference = read_image(options.reference, "reference image") if options.reference else None
-    grid = Grid.of(reference) if reference is not None else result.fixed_grid
-    mask = None
-    if options.mask:
-        if reference is None:
-            import SimpleITK as sitk
-
-            reference = sitk.Image(result.fixed_grid.size, sitk.sitkUInt8)
-            reference.SetOrigin(grid.origin_lps_mm)
-            reference.SetSpacing(grid.spacing_mm)
-            reference.SetDirection(grid.direction)
-        mask = read_mask(options.mask, reference, "mask")
-    write_image(grid.image(dense_jacobian(result, grid, mask)), target)
-    return 0
-
-
-def _evaluate(options) -> int:
-    from .evaluate import evaluate
-    from .image import read_image, read_mask
-    from .landmarks import read_landmarks
-
-    fixed = read_image(options.fixed, "fixed image")
-    moving = read_image(options.moving, "moving image") if options.moving else None
-    masks = {"fixed_mask": None, "moving_mask": None}
-    if options.fixed_mask:
-        masks["fixed_mask"] = read_mask(options.fixed_mask, fixed, "fixed mask")
-    if options.moving_mask:
-        if moving is None:
-            raise NephiError("--moving-mask needs --moving")
-        masks["moving_mask"] = read_mask(options.moving_mask, moving, "moving mask")
-    landmarks = _landmark_pair(options, fixed, fixed if moving is None else moving, read_landmarks)
-    text = json.dumps(evaluate(options.transform, fixed, options.inverse, landmarks=landmarks, **masks), indent=2)
-    if options.output:
-        _output_file(options.output).write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
-    return 0
-
-
-def _demo(options) -> int:
-    started = time.perf_counter(), 0.0
-    settings = preset(options.preset)
-    settings = replace(settings, fit=replace(settings.fit, seed=options.seed))
-    tell = Progress(options.progress)
-    from .output import prepare_folder, write_all
-    from .phantom import make_phantom
-    from .registration import limit_threads, register
-
-    limit_threads()
-    folder = prepare_folder(options.output)
-    tell("phantom", 0.0, {})
-    phantom = make_phantom(seed=options.seed)
-    phantom.write(folder)
-    result = register(
-        phantom.fixed,
-        phantom.moving,
-        fixed_mask=phantom.fixed_mask,
-        moving_mask=phantom.moving_mask,
-        settings=settings,
-        device=options.device,
-        progress=tell,
-    )
-    report = write_all(
-        result,
-        phantom.fixed,
-        phantom.moving,
-        folder,
-        landmarks=(phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm),
-        names=("phantom, exhale", "phantom, inhale"),
-        started=started,
-        progress=tell,
-    )
-    print(summary_lines(report, folder))
-    return 0
+def _add_how(p: argparse.ArgumentParser) -> None:
+    """How a pair is registered: the same for one and for many."""
+    p.add_argument("--no-auto-mask", action="store_true", help="do not look for lungs where a CT comes without masks")
+    p.add_argument("--preset", default=None, metavar="NAME", help=f"{', '.join(PRESETS)} (default balanced)")
+    p.add_argument("--settings", metavar="FILE", help="JSON with settings that differ from the preset's")
+    p.add_argument("--align", metavar="HOW", help=f"{', '.join(ALIGNMENTS)}, or a linear transform file")
+    p.add_argument("--iterations", type=int, metavar="N")
+    p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--threads", type=int, metavar="N", help="processor threads of a pair (default: at most 4)")
+    p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_SLAB = 16  # slices of the first axis worked on at a time: bounds what is held beside the result
+_SLAB_VOXELS = 1_500_000  # worked on at a time: bounds what is held beside the result
 
 
-def mind_ssc(image: Tensor, dilation: int = 1, noise: float = 0.01) -> Tensor:
+def slabs(shape, least: int = 1):
+    """(start, stop) along the first axis, in parts of at most about 1.5 million voxels."""
+    depth = max(least, _SLAB_VOXELS // math.prod(shape[1:]))
+    for start in range(0, shape[0], depth):
+        yield start, min(start + depth, shape[0])
+
+
+def mind_ssc(image, dilation: int = 1, noise: float = 0.01, device=None) -> Tensor:
     """MIND self-similarity context (Heinrich et al. 2013), 3x3x3 patches, quantised to bytes.
 
-    image (z, y, x) or (y, x), scaled to about [0, 1]; returns (..., 12) or (..., 4) uint8.
+    image (z, y, x) or (y, x), scaled to about [0, 1], a tensor or anything read by slices of its first axis;
+    returns (..., 12) or (..., 4) uint8.
     ``noise`` is the standard deviation (in the image's scale) below which contrast is ignored.
 
     A channel compares two neighbours at distance sqrt(2) * dilation. The twelve channels need only
     six maps of squared differences: opposite pairs differ by the same vector and are shifted copies.
     """
-    d = image.ndim
-    channels = 2 * d * (d - 1)
-    out = torch.empty(*image.shape, channels, dtype=torch.uint8, device=image.device)
+    d, n = len(image.shape), image.shape[0]
+    out = torch.empty(*image.shape, 2 * d * (d - 1), dtype=torch.uint8, device=device)
     pad = 2 * dilation + 1
-    for start in range(0, image.shape[0], _SLAB):
-        stop = min(start + _SLAB, image.shape[0])
-        index = torch.arange(start - pad, stop + pad, device=image.device).clamp(0, image.shape[0] - 1)
-        slab = image[index].float()
-        slab = F.pad(slab[None, None], [pad, pad] * (d - 1) + [0, 0], mode="replicate")[0, 0]
+    for start, stop in slabs(image.shape, 2 * pad):
+        first, last = max(0, start - pad), min(n, stop + pad)
+        slab = torch.as_tensor(image[first:last]).to(device, torch.float32)
+        ends = [first - start + pad, stop + pad - last]
+        slab = F.pad(slab[None, None], [pad, pad] * (d - 1) + ends, mode="replicate")[0, 0]
         out[start:stop] = _mind_slab(slab, dilation, pad, noise)
     return out
 
@@ -155,24 +163,29 @@ class Volume:
     """Features of one image on a working grid in the cube, where points are drawn and values are read.
 
     ``volume`` (z, y, x, c); voxel (0, 0, 0) lies at ``lower_cube`` and the spacing is ``spacing_cube``
-    along all axes. ``mask`` (z, y, x) says where points are drawn (None: everywhere). ``view`` is the
-    matrix, offset and size that take cube points to the source image's voxel index, to know what lies
-    inside its field of view.
+    along all axes. ``mask`` (z, y, x) says where points are drawn (None: everywhere; read by slices). ``view``
+    is the matrix, offset and size that take cube points to the source image's voxel index, to know what lies
+    inside its field of view. ``distance``: another volume, of the mask's distance map.
     """
 
     _MOST = 1_000_000  # voxels kept to draw from: a random part of a larger mask is as good
 
-    def __init__(self, volume: Tensor, lower_cube: Tensor, spacing_cube: float, mask: Tensor | None, view=None):
+    def __init__(self, volume: Tensor, lower_cube: Tensor, spacing_cube: float, mask, view=None, distance=None):
         self.volume, self.lower, self.spacing = volume, lower_cube, spacing_cube
         self.size = torch.tensor(tuple(reversed(volume.shape[:-1])), device=volume.device)
-        self.view, self.distance = view, None
+        self.view, self.distance = view, distance
         self.chosen = None
         self.voxels = volume[..., 0].numel()
         if mask is not None:
-            chosen = torch.nonzero(mask.reshape(-1))[:, 0]
+            plane = math.prod(mask.shape[1:])
+            parts = [
+                torch.nonzero(torch.as_tensor(mask[start:stop]).reshape(-1))[:, 0].int() + start * plane
+                for start, stop in slabs(mask.shape)
+            ]
+            chosen = torch.cat(parts)
             if len(chosen) > self._MOST:
                 chosen = chosen[torch.linspace(0, len(chosen) - 1, self._MOST, device=chosen.device).long()]
-            self.chosen = chosen.int()
+            self.chosen = chosen
 
     def to(self, device) -> Volume:
         for name in ("volume", "lower", "size", "chosen"):

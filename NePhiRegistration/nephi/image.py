@@ -14,6 +14,7 @@ from .space import Grid
 
 CT_WINDOW = (-1000.0, 200.0)
 LUNG_THRESHOLD_HU = -400.0
+_HIGHEST_LABEL = 1000  # beyond it an image was taken for a label map
 _SMALLEST = 8  # voxels a side below which there is nothing to register
 
 
@@ -96,15 +97,28 @@ def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
 
 
 def read_mask(path: str | Path, image: sitk.Image, role: str) -> sitk.Image:
+    return check_mask(_read_file(path, role), image, role)
+
+
+def read_regions(path: str | Path, image: sitk.Image, role: str = "regions") -> sitk.Image:
+    """A label map (0: no region) on the image's grid, as integers; raises NephiError where it is none."""
+    labels = _read_file(path, role)
+    check_mask(labels, image, role)
+    array = sitk.GetArrayViewFromImage(labels)
+    if array.min() < 0 or array.max() > _HIGHEST_LABEL or (array != np.floor(array)).any():
+        raise NephiError(f"{role}: {path} is no label map: whole numbers from 0 to {_HIGHEST_LABEL} are expected")
+    return sitk.Cast(labels, sitk.sitkUInt16)
+
+
+def _read_file(path: str | Path, role: str) -> sitk.Image:
     path = Path(path)
     if not path.exists():
         raise NephiError(f"{role}: no such file: {path}")
     try:
         with _quiet():
-            mask = sitk.ReadImage(str(path))
+            return sitk.ReadImage(str(path))
     except RuntimeError:
         raise NephiError(f"{role}: cannot read {path} as an image") from None
-    return check_mask(mask, image, role)
 
 
 def looks_like_ct(image: sitk.Image) -> bool:
@@ -161,12 +175,33 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     return sitk.Cast(smooth, sitk.sitkUInt8)
 
 
-def work_image(image: sitk.Image, grid: Grid, transform: sitk.Transform, outside: float) -> sitk.Image:
-    """``image`` as float32 on a working grid, averaged first where the grid is coarser than the image."""
-    factor = [max(1, int(min(grid.spacing_mm) / s + 0.1)) for s in image.GetSpacing()]
-    if max(factor) > 1:
-        image = sitk.BinShrink(image, factor)
-    return grid.resample(image, transform, sitk.sitkLinear, outside, sitk.sitkFloat32)
+class Slices:
+    """An image on a working grid, resampled a few slices at a time: ``slices[start:stop]`` is float32 (z, y, x).
+
+    The image is averaged first where the grid is coarser. ``transform`` takes points of the grid to points of the
+    image; ``outside`` is the value beyond it. So no second image of the grid's size is ever held in memory.
+    """
+
+    def __init__(self, image: sitk.Image, grid: Grid, transform: sitk.Transform | None = None, outside: float = 0.0):
+        factor = [max(1, int(min(grid.spacing_mm) / s + 0.1)) for s in image.GetSpacing()]
+        self._image = sitk.BinShrink(image, factor) if max(factor) > 1 else image
+        self._grid, self._transform, self._outside, self._steps = grid, transform, outside, []
+        self.shape = grid.shape
+
+    def then(self, step) -> Slices:
+        """Adds ``step(values, rows) -> values`` to what is done with slices as they are read."""
+        self._steps.append(step)
+        return self
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        part = self._grid.slices(start, stop)
+        values = sitk.GetArrayFromImage(
+            part.resample(self._image, self._transform, sitk.sitkLinear, self._outside, sitk.sitkFloat32)
+        )
+        for step in self._steps:
+            values = step(values, rows)
+        return values
 
 
 def write_image(image: sitk.Image, path: Path) -> None:

@@ -50,11 +50,11 @@ class Similarity:
 
 
 def similarity(settings: SimilaritySettings) -> Similarity:
-    def intensity(image: Tensor, dilation: int) -> Tensor:
-        return image[..., None]
+    def intensity(image, dilation: int, device=None) -> Tensor:
+        return torch.as_tensor(image[:]).to(device)[..., None]
 
-    def mind(image: Tensor, dilation: int) -> Tensor:
-        return mind_ssc(image, dilation, settings.noise)
+    def mind(image, dilation: int, device=None) -> Tensor:
+        return mind_ssc(image, dilation, settings.noise, device)
 
     return {
         "mind": Similarity(mind, _squared),

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +19,11 @@ import torch
 
 from . import __version__, quality
 from .errors import NephiError
+from .image import write_image
 from .result import Registration
 from .space import Grid
 
+REPORT = "report.json"
 _SPACINGS_MM = (6.0, 4.0, 3.0, 2.0, 1.5, 1.0)
 _GOOD_MM = 0.025  # what linear interpolation between the nodes of the written transform may cost on average
 
@@ -43,10 +46,43 @@ def whole(folder: Path):
     scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".nephi-"))
     try:
         yield scratch
-        for file in sorted(scratch.iterdir()):
+        files = sorted(scratch.iterdir(), key=lambda file: file.name == REPORT)
+        (folder / REPORT).unlink(missing_ok=True)  # where there is a report, the result beside it is whole
+        for file in files:
             os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Preview:
+    """Where the optimisation is, for a viewer: now and then the displacement on a coarse grid over the fixed image.
+
+    ``folder/preview.nrrd`` (LPS mm, fixed -> moving, alignment included) is replaced at once, at most every
+    ``seconds``; leaving the ``with`` block removes it.
+    """
+
+    _SPACING_MM = 10.0
+
+    def __init__(self, folder: Path, seconds: float, progress: Callable[[str, float, dict], None]):
+        self.path = (folder / "preview.nrrd").resolve()
+        self.seconds, self.tell, self.next = seconds, progress, 0.0
+
+    def __call__(self, stage: str, fraction: float, registration: Registration) -> None:
+        if time.perf_counter() < self.next:
+            return
+        grid = coarser(registration.fixed_grid, self._SPACING_MM * registration.length_scale)
+        try:
+            write_image(grid.image(registration.displacement(grid), vector=True), self.path)
+        except PermissionError:
+            return  # on Windows a reader may hold the last one; the next will do
+        self.tell(stage, fraction, {"preview": str(self.path)})
+        self.next = time.perf_counter() + self.seconds
+
+    def __enter__(self) -> Preview:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.path.unlink(missing_ok=True)
 
 
 def transform_grid(registration: Registration, grid: Grid, inverse: bool = False) -> tuple[Grid, np.ndarray, dict]:
@@ -124,14 +160,17 @@ def write_all(
     folder: Path,
     *,
     landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+    regions: sitk.Image | None = None,
     names: tuple[str, str] = ("fixed", "moving"),
+    inputs: dict | None = None,
     started: tuple[float, float] | None = None,
     pictures: bool = True,
     progress=None,
 ) -> dict:
     """Measure the registration and write transforms, images, model and report; returns the report's numbers.
 
-    ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. ``started``: wall clock
+    ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. ``regions``: labels on the fixed grid
+    whose volume change is reported. ``inputs``: what the files were, kept in the report. ``started``: wall clock
     (``time.perf_counter``) and processor time (``time.process_time``) at the start of the run.
     """
     tell = progress or (lambda stage, fraction, terms: None)
@@ -145,10 +184,15 @@ def write_all(
     tell("warping", 0.88, {})
     warped = grid.resample(moving, transform, sitk.sitkLinear, outside)
     tell("Jacobian determinant", 0.9, {})
-    jacobian = r.jacobian_image(displacement, coarse, r.fixed_mask)
+    jacobian = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
 
     report = _measure(r, fixed, moving, transform, jacobian, landmarks)
+    if regions is not None:
+        labels = sitk.GetArrayViewFromImage(regions)
+        report["regions"] = quality.region_statistics(jacobian, labels, grid.voxel_volume_mm3)
     report["files"] = {"fixed": names[0], "moving": names[1]}
+    if inputs is not None:
+        report["inputs"] = inputs
     report["transform_error_mm"] = {"forward": error, "inverse": inverse_error}
     with whole(folder) as scratch:
         tell("writing", 0.94, {})
@@ -158,6 +202,8 @@ def write_all(
         sitk.WriteImage(warped, str(scratch / "warped.nii.gz"), True, 1)
         jacobian_image = grid.image(jacobian)
         sitk.WriteImage(jacobian_image, str(scratch / "jacobian.nii.gz"), True, 1)
+        consistency = coarse.image(inverse_consistency(r, coarse))
+        sitk.WriteImage(consistency, str(scratch / "inverse_consistency.nii.gz"), True, 1)
         r.save_model(scratch / "model.safetensors")
         report["time_s"] = {
             "wall": time.perf_counter() - wall,
@@ -189,7 +235,7 @@ def write_all(
                 history=r.history,
                 landmark_errors=errors,
             )
-        (scratch / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (scratch / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     tell("done", 1.0, {})
     return report
 
@@ -207,7 +253,9 @@ def _measure(r: Registration, fixed, moving, transform, jacobian: np.ndarray, la
         }
     report["folds"] = quality.fold_summary(jacobian, mask)
     report["folds"]["where"] = "image" if mask is None else "mask, exact at every voxel centre"
+    report["folds"]["regions"] = quality.fold_regions(jacobian, r.fixed_grid, mask)
     report["jacobian"] = quality.jacobian_statistics(jacobian, mask)
+    report["jacobian"]["histogram"] = quality.jacobian_histogram(jacobian, mask)
     report["inverse_consistency_mm"] = _inverse_consistency(r)
     if mask is not None:
         report["volume"] = quality.volume_change(jacobian, mask, r.fixed_grid.voxel_volume_mm3)
@@ -233,6 +281,27 @@ def _measure(r: Registration, fixed, moving, transform, jacobian: np.ndarray, la
         "python": platform.python_version(),
     }
     return report
+
+
+def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:
+    """|inverse(forward(x)) - x| in mm (z, y, x) float32 at the nodes of a grid that lie in the mask, 0 elsewhere."""
+    inside = np.ones(grid.shape, bool)
+    if registration.fixed_mask is not None:
+        mask = grid.resample(registration.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
+        inside = sitk.GetArrayViewFromImage(mask) != 0
+    out = np.zeros(grid.shape, np.float32)
+    for z in range(len(out)):
+        points = grid.slab_lps_mm(z, z + 1)[inside[z].reshape(-1)]
+        if len(points):
+            out[z][inside[z]] = quality.inverse_consistency_mm(registration.forward, registration.inverse, points)
+    return out
+
+
+def _united(mask: sitk.Image | None, regions: sitk.Image | None) -> sitk.Image | None:
+    """Where the determinant is wanted exactly: in the mask and in the regions."""
+    if mask is None or regions is None:
+        return mask if regions is None else regions
+    return sitk.Or(mask != 0, regions != 0)
 
 
 def _inverse_consistency(r: Registration) -> dict:

@@ -10,7 +10,7 @@ STYLES = ("bar", "json", "slicer", "none")
 
 
 class Progress:
-    """``progress(stage, fraction, terms)``: called often, prints at most ten times a second."""
+    """``progress(stage, fraction, terms)``: called often, prints at most ten times a second, a preview always."""
 
     def __init__(self, style: str, stream=None):
         self.style, self.started, self.printed, self.stage = style, time.perf_counter(), 0.0, None
@@ -20,7 +20,7 @@ class Progress:
     def __call__(self, stage: str, fraction: float, terms: dict) -> None:
         now = time.perf_counter()
         news = stage != self.stage
-        if self.style == "none" or not (news or now - self.printed > 0.1):
+        if self.style == "none" or not (news or "preview" in terms or now - self.printed > 0.1):
             return
         getattr(self, f"_{self.style}")(stage, fraction, terms, now - self.started, news)
         self.printed, self.stage = now, stage

@@ -18,6 +18,7 @@ from .space import Grid
 
 # Voxels worked on at a time: the temporary arrays of one slab stay near the processor's cache.
 _SLAB_VOXELS = 2**18
+_BINS = 20  # of the histogram, for a determinant that is larger by 1
 
 
 def tre_mm(a_lps_mm: np.ndarray, b_lps_mm: np.ndarray) -> np.ndarray:
@@ -166,6 +167,48 @@ def jacobian_statistics(jacobian: np.ndarray, mask: np.ndarray | None = None) ->
     return {**dict(zip(names, map(float, points), strict=True)), "mean": mean, "std_log": std_log}
 
 
+def jacobian_histogram(jacobian: np.ndarray, mask: np.ndarray | None = None) -> dict[str, list]:
+    """Voxels (inside ``mask``) by determinant: counts (n,) between edges (n + 1,), bins of 0.05.
+
+    The same bins for every pair, so that histograms compare; the first and last bin (at -1 and 5 at most)
+    hold what lies beyond them, not a number counts as a fold.
+    """
+    values = np.nan_to_num(np.asarray(_inside(jacobian, mask), float), nan=-np.inf)
+    index = np.clip(np.floor(np.clip(values, -2, 6) * _BINS), -_BINS, 5 * _BINS - 1).astype(int)
+    low, high = int(index.min()), int(index.max()) + 1
+    return {
+        "edges": [i / _BINS for i in range(low, high + 1)],
+        "counts": np.bincount(index - low, minlength=high - low).tolist(),
+    }
+
+
+def region_statistics(jacobian: np.ndarray, labels: np.ndarray, voxel_volume_mm3: float) -> list[dict[str, float]]:
+    """Volume change of every label but 0 (lobes, say) of an integer array of the determinant's shape.
+
+    Each is a dict of label, volume_fixed_ml, volume_moving_ml, change_ml and change_percent from the fixed to
+    the moving image, and mean_jacobian.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != np.shape(jacobian):
+        raise NephiError(f"The regions have the shape {labels.shape}, the image {np.shape(jacobian)}.")
+    inside = labels != 0
+    names, which = np.unique(labels[inside], return_inverse=True)
+    count = np.bincount(which)
+    means = np.bincount(which, weights=np.asarray(jacobian)[inside]) / count
+    volumes_ml = count * voxel_volume_mm3 / 1000
+    return [
+        {
+            "label": int(name),
+            "volume_fixed_ml": float(volume),
+            "volume_moving_ml": float(volume * mean),
+            "change_ml": float(volume * (mean - 1)),
+            "change_percent": float(100 * (mean - 1)),
+            "mean_jacobian": float(mean),
+        }
+        for name, volume, mean in zip(names, volumes_ml, means, strict=True)
+    ]
+
+
 def volume_change(jacobian_determinant: np.ndarray, mask: np.ndarray, voxel_volume_mm3: float) -> dict[str, float]:
     """Volume of the fixed image's ``mask``, fixed_ml, that of its image in the moving one, moving_ml, and
     ratio = moving_ml / fixed_ml."""
@@ -180,8 +223,8 @@ def fold_regions(
 ) -> list[dict[str, object]]:
     """The connected regions where the Jacobian determinant is not above 0, largest first, ``most`` at most.
 
-    Each is a dict of voxels, volume_mm3, centre_lps_mm (tuple, the mean of its voxel centres) and min, its
-    lowest determinant. Voxels that touch at a corner are connected.
+    Each is a dict of voxels, volume_mm3, centre_lps_mm (list, the mean of its voxel centres) and min_jacobian,
+    its lowest determinant. Voxels that touch at a corner are connected.
     """
     jacobian = np.asarray(jacobian)
     mask = _checked_mask(mask, grid.shape)
@@ -207,8 +250,8 @@ def fold_regions(
         {
             "voxels": int(voxels[i]),
             "volume_mm3": float(voxels[i] * grid.voxel_volume_mm3),
-            "centre_lps_mm": tuple(map(float, centre)),
-            "min": float(lowest[i]),
+            "centre_lps_mm": list(map(float, centre)),
+            "min_jacobian": float(lowest[i]),
         }
         for i, centre in zip(order, centres_lps_mm, strict=True)
     ]

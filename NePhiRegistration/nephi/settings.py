@@ -41,8 +41,8 @@ class Sampling:
     """How many points are drawn a step: a fraction of the voxels, at least and at most so many."""
 
     fraction: float = 0.0
-    least: int = 2000
-    most: int = 2000
+    least: int = 1000
+    most: int = 1000
 
     def count(self, voxels: int) -> int:
         return int(min(max(self.fraction * voxels, self.least), self.most))
@@ -63,8 +63,8 @@ class SimilaritySettings:
     points: Sampling = Sampling()
     stages: tuple[Stage, ...] = (Stage(),)
     window: tuple[float, float] | None = None  # intensities mapped to 0..1; None: -1000..200 HU or percentiles
-    image_masked: bool = False  # multiply the scaled image by the mask, as the paper does
-    mask_margin_mm: float = 0.0  # points are drawn from the masks grown by this much
+    outside_hu: float | None = -100.0  # CTs outside the masks given: soft tissue, so that ribs do not count
+    mask_margin_mm: float = 4.0  # points are drawn from the masks grown by this much
     noise: float = 0.02  # contrast below this part of the window does not count in MIND
     boundary_weight: float = 0.0  # agreement of the masks' distance maps near their borders
 
@@ -72,7 +72,7 @@ class SimilaritySettings:
 @dataclass(frozen=True)
 class RegularitySettings:
     name: str = "gradicon"
-    weight: float = 0.5
+    weight: float = 0.3
     points: Sampling = Sampling(0.0, 64, 64)
     exact: bool = False  # Jacobian by automatic differentiation instead of finite differences
     step_mm: float = 1.5  # of the finite differences
@@ -113,15 +113,16 @@ PRESETS: dict[str, Settings] = {
     ),
     "balanced": Settings(
         "balanced",
-        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.5, 1.5, 1))),
-        fit=FitSettings(iterations=600),
+        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.4, 1.25, 1))),
+        fit=FitSettings(iterations=900),
     ),
     "accurate": Settings(
         "accurate",
         similarity=SimilaritySettings(
-            points=Sampling(0.0, 3000, 3000), stages=(Stage(0.0, 2.0, 2), Stage(0.3, 1.25, 1))
+            points=Sampling(0.0, 1500, 1500), stages=(Stage(0.0, 2.0, 2), Stage(0.25, 1.25, 1))
         ),
-        fit=FitSettings(iterations=1600),
+        regularity=RegularitySettings(weight=0.5),
+        fit=FitSettings(iterations=2400),
     ),
     # Table 1 and supplement A: width 128, two hidden layers, 32 + 32 code, 2 % and 0.01 % of the voxels
     "paper": Settings(
@@ -142,7 +143,8 @@ PRESETS: dict[str, Settings] = {
             points=Sampling(0.02, 1, 100_000),
             stages=(Stage(0.0, 2.0, 1),),
             window=(-1000.0, 0.0),
-            image_masked=True,
+            outside_hu=-1000.0,
+            mask_margin_mm=0.0,
         ),
         regularity=RegularitySettings(weight=10.0, points=Sampling(0.0001, 10, 500), code_prior=0.01),
         fit=FitSettings(iterations=200, learning_rate=1e-4, warm_up=0.0, beta2=0.999, schedule="constant"),

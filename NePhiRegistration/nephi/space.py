@@ -76,6 +76,11 @@ class Grid:
         index_zyx = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
         return self.to_lps_mm(index_zyx[..., ::-1].reshape(-1, self.dimension))
 
+    def slices(self, start: int, stop: int) -> Grid:
+        """The part of the grid that holds the slices start..stop of the last axis (first of the array)."""
+        origin = self.to_lps_mm([0] * (self.dimension - 1) + [start])
+        return Grid((*self.size[:-1], stop - start), self.spacing_mm, tuple(map(float, origin)), self.direction)
+
     def same_as(self, other: Grid) -> bool:
         """Same voxels up to rounding (a thousandth of a voxel at the far corner)."""
         if self.size != other.size:

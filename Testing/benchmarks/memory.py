@@ -54,6 +54,7 @@ def run(method: str, size: int, iterations: int) -> dict:
     from dataclasses import replace
 
     import torch
+    from nephi import pair as pairing
     from nephi import registration
     from nephi.align import Affine
     from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
@@ -64,11 +65,11 @@ def run(method: str, size: int, iterations: int) -> dict:
     spacing = SIDE_MM / (size - 1)
     similarity = SimilaritySettings(points=Sampling(0.0, 2000, 2000), stages=(Stage(0.0, spacing, 2),))
     settings = Settings(align="none", similarity=similarity, fit=FitSettings(iterations=iterations))
-    registration._FINEST = 0.5  # the working grid as fine as the image
+    pairing.FINEST = 0.5  # the working grid as fine as the image
     if method == "nephi":
         registration.register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
     else:
-        pair = registration._Pair(fixed, moving, None, None, Affine.identity(3), settings)
+        pair = pairing.Pair(fixed, moving, None, None, Affine.identity(3), settings)
         volumes = pair.volumes(similarity.stages[0], torch.device("cpu"))
         if method == "voxel":
             upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
@@ -153,6 +154,7 @@ def write(rows: list[dict], out: Path) -> None:
     axes.plot(sizes, [24 * s**3 / 1e6 for s in sizes], "k:", label="12 bytes a voxel and image")
     axes.set(xlabel="voxels a side", ylabel="peak memory beyond the images [MB]", xscale="log", yscale="log")
     axes.set_xticks(sizes, [str(s) for s in sizes])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out / "memory.png", dpi=130)

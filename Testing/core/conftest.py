@@ -10,7 +10,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
@@ -54,13 +53,3 @@ def data() -> Path:
         message = f"no real data at {folder}; set NEPHI_DATA"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     return folder
-
-
-def rotation(dimension: int, degrees: float, seed: int = 0) -> np.ndarray:
-    """A rotation (d, d), in 3D about a random axis."""
-    angle = np.radians(degrees)
-    if dimension == 2:
-        return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    x, y, z = (axis := np.random.default_rng(seed).normal(size=3)) / np.linalg.norm(axis)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

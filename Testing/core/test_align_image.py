@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import rotation
+from geometry import rotation
 from nephi import image as images
 from nephi.align import Affine, align
 from nephi.errors import NephiError
@@ -195,12 +195,12 @@ def test_window_with_a_mask_too_small_for_the_steps():
     assert 1 <= low < high <= 2
 
 
-def test_work_image_averages_before_it_gets_coarser():
+def test_slices_average_before_it_gets_coarser():
     array = np.zeros((32, 32, 32), np.float32)
     array[::2] = 1.0  # finer than the working grid
     image = sitk.GetImageFromArray(array)
     grid = Grid((6, 6, 6), (4.0,) * 3, (5.5,) * 3, tuple(np.eye(3).ravel()))
-    out = sitk.GetArrayFromImage(images.work_image(image, grid, sitk.Transform(3, sitk.sitkIdentity), 0.0))
+    out = images.Slices(image, grid)[:]
     np.testing.assert_allclose(out, 0.5, atol=1e-6)
 
 

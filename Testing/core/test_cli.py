@@ -101,6 +101,10 @@ _BAD = {
     "unknown alignment": (["--align", "magic"], ["magic", "moments"]),
     "moments without masks": (["--align", "moments"], ["needs a mask"]),
     "unknown device": (["--device", "tpu"], ["tpu", "cuda"]),
+    "missing regions": (["--regions", "absent.nii.gz"], ["regions", "absent.nii.gz"]),
+    "regions elsewhere": (["--regions", "@shifted_mask.nii.gz"], ["regions", "grid"]),
+    "an image as regions": (["--regions", "@nan.nrrd"], ["regions", "no label map"]),
+    "no seconds": (["--preview", "0"], ["--preview 0", "above 0"]),
     "absent GPU": (["--device", "cuda:99"], ["cuda:99", "--device cpu"]),
 }  # fmt: skip
 
@@ -184,7 +188,8 @@ def done(folder, tmp_path_factory) -> Path:
 def test_register_writes_everything(done):
     names = {p.name for p in done.iterdir()}
     assert names == {
-        "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "model.safetensors", "report.json"
+        "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz",
+        "model.safetensors", "report.json"
     }  # fmt: skip
     report = json.loads((done / "report.json").read_text())
     assert report["tre_mm"]["after"]["mean"] < report["tre_mm"]["before"]["mean"]
@@ -270,6 +275,88 @@ def test_json_progress_is_a_line_an_event(folder, tmp_path, capfd):
     assert fractions[1:] == sorted(fractions[1:])
     assert any(e["stage"] == "optimising" and e["loss"] > 0 for e in entries)
     assert streams.err == ""
+
+
+def test_previews_come_from_the_alignment_on_and_go_at_the_end(folder, tmp_path, capfd, monkeypatch):
+    seen = []
+    replace = os.replace
+
+    def spy(source, target):
+        replace(source, target)
+        if Path(target).name == "preview.nrrd":
+            seen.append(sitk.ReadImage(str(target)))
+
+    monkeypatch.setattr("os.replace", spy)
+    pair = [str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz"), "--align", "centres", "--iterations", "30"]
+    options = ["--output", str(tmp_path / "out"), "--no-report", "--progress", "json", "--preview", "0.001"]
+    assert main(["register", *pair, *options]) == 0
+    entries = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    told = [e for e in entries if "preview" in e]
+    assert len(told) == len(seen) == 31
+    assert {e["preview"] for e in told} == {str((tmp_path / "out" / "preview.nrrd").resolve())}
+    assert [e["stage"] for e in told] == ["features"] + ["optimising"] * 30
+    assert not [p for p in (tmp_path / "out").iterdir() if "preview" in p.name or p.name.startswith(".")]
+    fixed = sitk.ReadImage(str(folder / "fixed.nii.gz"))
+    reports = json.loads((tmp_path / "out" / "report.json").read_text())
+    first, last = (sitk.GetArrayFromImage(i).reshape(-1, 2) for i in (seen[0], seen[-1]))
+    # the first is the alignment, a shift here; over the fixed image, about 10 mm between its nodes
+    np.testing.assert_allclose(first, np.tile(reports["alignment"]["offset_mm"], (len(first), 1)), atol=1e-3)
+    assert np.abs(last - first).max() > 0.5
+    assert seen[0].GetOrigin() == pytest.approx(fixed.GetOrigin(), abs=1e-4)
+    assert 7 < max(seen[0].GetSpacing()) <= 10
+    # the last is what transform.h5 holds
+    transform = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
+    for index in ((3, 4), (9, 6)):
+        point = seen[-1].TransformIndexToPhysicalPoint(index)
+        expected = np.subtract(transform.TransformPoint(point), point)
+        np.testing.assert_allclose(seen[-1][index], expected, atol=0.2)
+
+
+def test_an_interrupt_takes_the_preview_along(folder, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        assert (tmp_path / "preview.nrrd").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nephi.output.write_all", broken)
+    pair = [str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz")]
+    assert main(["register", *pair, "--output", str(tmp_path), *_FAST, "--preview", "1"]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_stands_only_beside_a_whole_result(folder, done, tmp_path, monkeypatch):
+    """Killed between two files being put in place, no report is there, so that nobody takes it for finished."""
+    replace, reached = os.replace, []
+
+    def dies(source, target):
+        reached.append(Path(target).name)
+        if Path(target).name == "warped.nii.gz":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    output = tmp_path / "out"
+    pair = [str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz"), "--output", str(output), *_FAST]
+    assert main(["register", *pair]) == 0
+    monkeypatch.setattr("os.replace", dies)
+    assert main(["register", *pair]) == 130
+    assert "warped.nii.gz" in reached and not (output / "report.json").exists()
+
+
+def test_devices_are_told_as_one_line(capfd):
+    assert main(["devices"]) == 0
+    (line,) = capfd.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert found[0]["name"] == "cpu" and found[0]["label"].startswith("CPU (")
+    assert len(found) == 1 + torch.cuda.device_count()
+    for device in found[1:]:
+        assert device["name"].startswith("cuda:") and device["memory_mb"] > 0 and "GB)" in device["label"]
+
+
+def test_the_report_keeps_what_it_was_made_from(done, folder):
+    inputs = json.loads((done / "report.json").read_text())["inputs"]
+    assert set(inputs) == {"fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks",
+                           "auto_mask"}  # fmt: skip
+    assert inputs["fixed"]["path"] == str((folder / "fixed.nii.gz").resolve())
+    assert inputs["fixed"]["bytes"] == (folder / "fixed.nii.gz").stat().st_size
 
 
 def test_slicer_progress_has_its_tags(folder, tmp_path, capfd):

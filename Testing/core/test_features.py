@@ -57,7 +57,7 @@ def test_mind_agrees_with_its_definition(shape, dilation):
 def test_mind_is_the_same_in_slabs(shape, monkeypatch):
     image = noise(*shape)
     parts = mind_ssc(image, 2)
-    monkeypatch.setattr(features, "_SLAB", 1000)
+    monkeypatch.setattr(features, "_SLAB_VOXELS", 40)
     assert torch.equal(parts, mind_ssc(image, 2))
 
 

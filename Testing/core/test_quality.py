@@ -288,6 +288,44 @@ def test_volume_change():
     assert result == pytest.approx({"fixed_ml": 4.0, "moving_ml": 5.6, "ratio": 1.4})
 
 
+def test_histogram_counts_every_voxel_and_says_where():
+    jacobian = np.array([[0.99, 1.0, 1.04], [1.3, -0.01, np.nan]])
+    result = quality.jacobian_histogram(jacobian)
+    edges, counts = result["edges"], result["counts"]
+    assert len(edges) == len(counts) + 1 and sum(counts) == 6
+    assert edges[0] == -1 and edges[-1] == 1.35 and np.allclose(np.diff(edges), 0.05)
+    by_edge = dict(zip(edges, counts, strict=False))
+    assert by_edge[-1.0] == 1 and by_edge[-0.05] == 1  # not a number; just below zero
+    assert by_edge[0.95] == 1 and by_edge[1.0] == 2 and by_edge[1.3] == 1
+    inside = quality.jacobian_histogram(jacobian, np.array([[1, 1, 1], [0, 0, 0]]))
+    assert inside == {"edges": [0.95, 1.0, 1.05], "counts": [1, 2]}
+
+
+def test_histogram_of_what_lies_far_out_and_of_one_value():
+    far = quality.jacobian_histogram(np.array([-50.0, 1.0, 900.0]))
+    assert (far["edges"][0], far["edges"][-1]) == (-1, 5)
+    assert far["counts"][0] == far["counts"][-1] == 1 and sum(far["counts"]) == 3
+    for value in (1.0, -7.0, 7.0, np.inf):
+        assert quality.jacobian_histogram(np.full((2, 3), value))["counts"] == [6]
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_region_statistics(d):
+    labels = np.zeros((6,) * d, np.uint16)
+    labels[1], labels[3] = 7, 2
+    jacobian = np.where(labels == 7, 1.5, np.where(labels == 2, 0.75, -9.0)).astype(np.float32)
+    small, large = quality.region_statistics(jacobian, labels, 1000.0)
+    n = 6 ** (d - 1)
+    assert small == pytest.approx({
+        "label": 2, "volume_fixed_ml": n, "volume_moving_ml": 0.75 * n, "change_ml": -0.25 * n,
+        "change_percent": -25, "mean_jacobian": 0.75,
+    })  # fmt: skip
+    assert large["label"] == 7 and large["change_percent"] == pytest.approx(50)
+    assert quality.region_statistics(jacobian, np.zeros_like(labels), 1.0) == []
+    with pytest.raises(NephiError, match="shape"):
+        quality.region_statistics(jacobian, labels[1:], 1.0)
+
+
 @pytest.mark.parametrize("size", [(20, 16), (20, 16, 12)])
 def test_fold_regions(size):
     grid, d = _grid(size), len(size)
@@ -297,14 +335,14 @@ def test_fold_regions(size):
     jacobian[(8,) * d] = -0.75
     regions = quality.fold_regions(jacobian, grid)
     assert [region["voxels"] for region in regions] == [3**d, 1]
-    assert [region["min"] for region in regions] == [-0.75, -3]
+    assert [region["min_jacobian"] for region in regions] == [-0.75, -3]
     assert regions[0]["volume_mm3"] == pytest.approx(3**d * grid.voxel_volume_mm3)
     np.testing.assert_allclose(regions[0]["centre_lps_mm"], grid.to_lps_mm([7] * d))
     np.testing.assert_allclose(regions[1]["centre_lps_mm"], grid.to_lps_mm([2] * d))
-    assert [region["min"] for region in quality.fold_regions(jacobian, grid, most=1)] == [-0.75]
+    assert [region["min_jacobian"] for region in quality.fold_regions(jacobian, grid, most=1)] == [-0.75]
     mask = np.zeros(grid.shape, np.uint8)
     mask[small] = 1
-    assert [region["min"] for region in quality.fold_regions(jacobian, grid, mask)] == [-3]
+    assert [region["min_jacobian"] for region in quality.fold_regions(jacobian, grid, mask)] == [-3]
     assert quality.fold_regions(np.ones(grid.shape), grid) == []
     with pytest.raises(NephiError, match="shape"):
         quality.fold_regions(jacobian[1:], grid)
@@ -315,7 +353,7 @@ def test_fold_regions_place_x_first_and_join_at_corners():
     jacobian = np.ones(grid.shape)
     jacobian[1, 2, 3] = jacobian[2, 3, 4] = 0
     (region,) = quality.fold_regions(jacobian, grid)
-    assert region["voxels"] == 2 and region["min"] == 0
+    assert region["voxels"] == 2 and region["min_jacobian"] == 0
     np.testing.assert_allclose(region["centre_lps_mm"], grid.to_lps_mm([3.5, 2.5, 1.5]))
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import rotation
+import torch
+from geometry import rotation
 from nephi.image import read_image, read_mask
 from nephi.landmarks import read_landmarks
 from nephi.output import write_all
@@ -71,8 +72,8 @@ def test_the_map_does_not_fold_and_can_be_undone(registered):
 def test_outputs_are_complete_and_measured(written):
     _, result, folder, report = written
     names = {
-        "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "model.safetensors",
-        "report.json", "report.html",
+        "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz",
+        "model.safetensors", "report.json", "report.html",
     }  # fmt: skip
     assert {p.name for p in folder.iterdir()} == names
     assert report["folds"]["count"] == 0
@@ -111,6 +112,82 @@ def test_jacobian_image_is_exact_in_the_mask(written):
     values = sitk.GetArrayFromImage(image)[tuple(inside.T)]
     points = Grid.of(phantom.fixed).to_lps_mm(inside[:, ::-1])
     np.testing.assert_allclose(values, result.jacobian_determinant(points), atol=1e-4)
+
+
+def test_inverse_consistency_image_is_the_error_in_the_mask(written):
+    phantom, result, folder, report = written
+    image = sitk.ReadImage(str(folder / "inverse_consistency.nii.gz"))
+    values = sitk.GetArrayFromImage(image)
+    # the written transform's grid: NIfTI rounds it, which would move the mask's rim
+    transform = sitk.DisplacementFieldTransform(sitk.ReadTransform(str(folder / "transform.h5")))
+    grid = Grid.of(transform.GetDisplacementField())
+    assert grid.same_as(Grid.of(image))
+    mask = grid.resample(phantom.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
+    inside = sitk.GetArrayFromImage(mask) != 0
+    assert (values[~inside] == 0).all() and (values[inside] > 0).all()
+    points = grid.to_lps_mm(np.argwhere(inside)[:, ::-1])
+    truth = np.linalg.norm(result.inverse(result.forward(points)) - points, axis=-1)
+    np.testing.assert_allclose(values[inside], truth, atol=1e-4)
+    assert truth.mean() == pytest.approx(report["inverse_consistency_mm"]["mean"], rel=0.3)
+
+
+def test_the_report_says_where_the_folds_are_and_how_the_determinant_spreads(written):
+    phantom, _, folder, report = written
+    assert report["folds"]["regions"] == []
+    histogram = report["jacobian"]["histogram"]
+    assert sum(histogram["counts"]) == np.count_nonzero(sitk.GetArrayViewFromImage(phantom.fixed_mask))
+    assert histogram["edges"][0] <= report["jacobian"]["min"] < report["jacobian"]["max"] <= histogram["edges"][-1]
+
+
+def test_folds_of_a_map_are_listed_with_their_place(phantom_2d, short, tmp_path):
+    result = run(phantom_2d, short(5))
+    with torch.no_grad():  # a step far too large
+        result.fields.out += 0.5
+    report = write_all(result, phantom_2d.fixed, phantom_2d.moving, tmp_path)
+    regions = report["folds"]["regions"]
+    assert 0 < len(regions) <= 100
+    assert sum(r["voxels"] for r in regions) <= report["folds"]["count"] > 0
+    assert [r["voxels"] for r in regions] == sorted((r["voxels"] for r in regions), reverse=True)
+    assert min(r["min_jacobian"] for r in regions) == report["jacobian"]["min"] <= 0
+    index = Grid.of(phantom_2d.fixed).to_index(regions[0]["centre_lps_mm"])
+    assert ((index >= 0) & (index <= np.array(phantom_2d.fixed.GetSize()) - 1)).all()
+    assert "Folded regions" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_regions_get_their_own_volume_change_exactly(phantom_2d, short, tmp_path):
+    """Also where a region leaves the mask: |J| is exact there too."""
+    result = run(phantom_2d, short(20))
+    mask = sitk.GetArrayFromImage(phantom_2d.fixed_mask)
+    labels = np.zeros(mask.shape, np.uint16)
+    labels[: mask.shape[0] // 2] = 3
+    labels[mask.shape[0] // 2 :][mask[mask.shape[0] // 2 :] != 0] = 1
+    grid = Grid.of(phantom_2d.fixed)
+    report = write_all(
+        result, phantom_2d.fixed, phantom_2d.moving, tmp_path, regions=grid.image(labels), pictures=False
+    )
+    assert [r["label"] for r in report["regions"]] == [1, 3]
+    for region in report["regions"]:
+        points = grid.to_lps_mm(np.argwhere(labels == region["label"])[:, ::-1])
+        exact = result.jacobian_determinant(points).mean()
+        assert region["mean_jacobian"] == pytest.approx(exact, rel=1e-4)
+        assert region["volume_fixed_ml"] == pytest.approx(len(points) * grid.voxel_volume_mm3 / 1000)
+        assert region["change_ml"] == pytest.approx(region["volume_moving_ml"] - region["volume_fixed_ml"])
+
+
+def test_a_preview_does_not_change_the_result(phantom_2d, short):
+    seen = []
+
+    def look(stage, fraction, unfinished):
+        seen.append((stage, fraction, unfinished.forward(phantom_2d.fixed_landmarks_lps_mm)))
+
+    with_preview = run(phantom_2d, short(8), preview=look)
+    without = run(phantom_2d, short(8))
+    points = phantom_2d.fixed_landmarks_lps_mm
+    np.testing.assert_array_equal(with_preview.forward(points), without.forward(points))
+    assert len(seen) == 9 and [s for s, _, _ in seen] == ["features"] + ["optimising"] * 8
+    assert [f for _, f, _ in seen] == sorted(f for _, f, _ in seen)
+    np.testing.assert_allclose(seen[0][2], without.affine(points), atol=1e-9)  # the alignment alone
+    np.testing.assert_allclose(seen[-1][2], without.forward(points), atol=1e-4)
 
 
 def test_a_seed_decides_bit_for_bit(phantom_2d, short):

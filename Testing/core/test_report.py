@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nephi import report as page
+from nephi import pictures
 from nephi.phantom import make_phantom
-from nephi.report import checkerboard, jacobian_rgb, write_report
+from nephi.pictures import checkerboard, jacobian_rgb
+from nephi.report import write_report
 from nephi.space import Grid
 
 pytest.importorskip("matplotlib")
@@ -161,8 +162,8 @@ def test_views_do_not_depend_on_how_the_image_is_stored(order, flips):
     image = sitk.GetImageFromArray(rng.normal(size=(4, 5, 6)))
     stored = _reoriented(image, order, flips)
     at = [1.0, 2.0, 3.0]  # LPS mm
-    views = page._views(Grid.of(image), Grid.of(image).to_index(at))
-    stored_views = page._views(Grid.of(stored), np.rint(Grid.of(stored).to_index(at)))
+    views = pictures._views(Grid.of(image), Grid.of(image).to_index(at))
+    stored_views = pictures._views(Grid.of(stored), np.rint(Grid.of(stored).to_index(at)))
     for here, there in zip(views, stored_views, strict=True):
         planes = [v.take(sitk.GetArrayFromImage(i), v.position) for v, i in ((here, image), (there, stored))]
         assert np.array_equal(*planes)
@@ -172,7 +173,7 @@ def test_views_do_not_depend_on_how_the_image_is_stored(order, flips):
 def test_views_follow_the_radiological_convention():
     image = sitk.GetImageFromArray(np.arange(4 * 5 * 6).reshape(4, 5, 6))
     array = sitk.GetArrayFromImage(image)
-    axial, coronal, sagittal = page._views(Grid.of(image), (1, 2, 3))
+    axial, coronal, sagittal = pictures._views(Grid.of(image), (1, 2, 3))
     assert np.array_equal(axial.take(array, 3), array[3])  # right of the patient on the left, front on top
     assert np.array_equal(coronal.take(array, 2), array[::-1, 2])  # head on top
     assert np.array_equal(sagittal.take(array, 1), array[::-1, :, 1])
@@ -183,7 +184,7 @@ def test_oblique_axes_have_two_letters():
     c = np.sqrt(0.5)
     image = sitk.Image(6, 6, 6, sitk.sitkFloat32)
     image.SetDirection((c, 0, c * 0.999, 0, 1, 0, -c * 0.999, 0, c))
-    letters = page._views(Grid.of(image), (3, 3, 3))[0].letters
+    letters = pictures._views(Grid.of(image), (3, 3, 3))[0].letters
     assert letters[2:] == ("A", "P")
     assert {len(letters[0]), len(letters[1])} == {2}
 
@@ -196,9 +197,9 @@ def test_grid_lines_show_the_forward_map_without_its_shift():
     vectors = np.zeros_like(points)
     vectors[..., 0] = 0.1 * points[..., 0] + 50
     blank = grid.image(np.zeros(grid.shape, np.float32))
-    images = page._Images(blank, blank, blank, blank, coarse.image(vectors, vector=True), None)
-    axial = page._views(grid, (15, 10, 5))[0]
-    lines = page._grid_lines(images, axial)
+    images = pictures.Images(blank, blank, blank, blank, coarse.image(vectors, vector=True), None)
+    axial = pictures._views(grid, (15, 10, 5))[0]
+    lines = pictures._grid_lines(images, axial)
     across = lines[0]  # the first row of the grid: (30, 2) columns and rows of the picture
     np.testing.assert_allclose(across[:, 1], 0, atol=1e-6)
     np.testing.assert_allclose(across[:, 0], 14.5 + 1.1 * (np.arange(30) - 14.5), atol=1e-4)
@@ -207,9 +208,9 @@ def test_grid_lines_show_the_forward_map_without_its_shift():
 def test_pictures_keep_the_aspect_of_anisotropic_voxels():
     grid = Grid((40, 40, 10), (1.0, 1.0, 8.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
     image = grid.image(np.zeros(grid.shape, np.float32))
-    images = page._Images(image, image, image, image, image, None)
-    coronal = page._views(grid, (20, 20, 5))[1]
-    (picture,) = _pictures(page._panel(images, coronal, images.of("fixed", coronal)))
+    images = pictures.Images(image, image, image, image, image, None)
+    coronal = pictures._views(grid, (20, 20, 5))[1]
+    (picture,) = _pictures(pictures._panel(images, coronal, images.of("fixed", coronal)))
     assert picture.shape[0] / picture.shape[1] == pytest.approx(80 / 40, rel=0.02)
 
 
@@ -218,7 +219,7 @@ def test_planes_are_where_the_mask_is():
     mask = np.zeros(grid.shape, np.uint8)
     mask[2, 3, 4] = mask[2, 3, 5] = mask[2, 4, 5] = mask[1, 3, 5] = 1
     blank = grid.image(np.zeros(grid.shape, np.float32))
-    images = page._Images(blank, blank, blank, blank, blank, grid.image(mask))
+    images = pictures.Images(blank, blank, blank, blank, blank, grid.image(mask))
     assert images.centre_index() == [5, 3, 2]
 
 

@@ -54,7 +54,7 @@ def test_lists_become_tuples_and_null_is_allowed_where_it_means_something():
         ({"fit": {"learning_rate": 0}}, ["fit.learning_rate", "above 0"]),
         ({"fit": {"schedule": "steps"}}, ["fit.schedule", "cosine"]),
         ({"similarity": {"name": "ssd"}}, ["similarity.name", "ssd", "mind"]),
-        ({"similarity": {"image_masked": 1}}, ["similarity.image_masked", "bool"]),
+        ({"regularity": {"exact": 1}}, ["regularity.exact", "bool"]),
         ({"similarity": {"window": [1.0]}}, ["similarity.window"]),
         ({"similarity": {"window": [5, 1]}}, ["similarity.window", "low < high"]),
         ({"similarity": {"points": 0}}, ["similarity.points", "above 0"]),

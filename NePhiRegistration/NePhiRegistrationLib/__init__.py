@@ -1,0 +1,1 @@
+"""What the NePhi module does with a MRML scene; imports neither qt nor slicer.app."""

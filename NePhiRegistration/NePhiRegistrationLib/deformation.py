@@ -1,0 +1,103 @@
+"""The deformation to be looked at: a transform node of its own, drawn from fixed to moving, without the rigid part.
+
+Slicer draws a transform to parent. The result's own transform node would show the way from moving to fixed, and
+mostly the scanner's offset.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import slicer
+import vtk
+from slicer.util import arrayFromVTKMatrix
+from vtk.util.numpy_support import vtk_to_numpy
+
+from . import scene as nodes
+from .outputs import Outputs
+
+_OF = "NePhi.DeformationOf"
+_RAS_LPS = np.diag([-1.0, -1.0, 1.0])
+_COLORS = ((0.25, 0.85, 1.0), (0.55, 1.0, 0.3), (1.0, 0.85, 0.1), (1.0, 0.2, 0.1))  # from no to most displacement
+_STEPS_MM = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+
+
+def find(forward):
+    """The node that shows this forward transform, or None."""
+    candidates = nodes.of_class(forward.GetScene(), "vtkMRMLGridTransformNode")
+    return next((node for node in candidates if node.GetNodeReference(_OF) is forward), None)
+
+
+def make(forward):
+    """The node that shows this forward transform; not saved with the scene, as it can be made again."""
+    made = find(forward)
+    if made is not None:
+        return made
+    grid = forward.GetTransformFromParentAs("vtkOrientedGridTransform", False)
+    image = grid.GetDisplacementGrid()
+    outputs = Outputs.find(forward)
+    rigid_ras = np.eye(4) if outputs is None else _rigid_part(outputs.report["alignment"], _centre(grid))
+    points_ras_mm = _points_ras_mm(grid)
+    moved = points_ras_mm + vtk_to_numpy(image.GetPointData().GetScalars())
+    # (moved - t) @ R is the inverse of points @ R.T + t
+    shift = (moved - rigid_ras[:3, 3]) @ rigid_ras[:3, :3] - points_ras_mm
+
+    shown = vtk.vtkImageData()
+    shown.CopyStructure(image)
+    shown.GetPointData().SetScalars(vtk.util.numpy_support.numpy_to_vtk(shift, deep=True))
+    transform = slicer.vtkOrientedGridTransform()
+    transform.SetDisplacementGridData(shown)
+    transform.SetGridDirectionMatrix(grid.GetGridDirectionMatrix())
+    transform.SetInterpolationModeToLinear()
+    scene = forward.GetScene()
+    node = nodes.add(scene, "vtkMRMLGridTransformNode", f"{forward.GetName()}: deformation shown")
+    node.SetSaveWithScene(False)
+    node.SetHideFromEditors(True)
+    node.SetNodeReferenceID(_OF, forward.GetID())
+    node.SetAndObserveTransformToParent(transform)
+    node.CreateDefaultDisplayNodes()
+    _scale(node.GetDisplayNode(), np.linalg.norm(shift, axis=1))
+    return node
+
+
+def _scale(display, length_mm: np.ndarray) -> None:
+    """Colours and contour levels that span the displacements there are."""
+    display.SetSaveWithScene(False)
+    largest = max(float(np.percentile(length_mm, 99)), _STEPS_MM[0])
+    colors = vtk.vtkColorTransferFunction()
+    for part, rgb in (
+        (0.0, (0.25, 0.85, 1.0)),
+        (0.35, (0.55, 1.0, 0.3)),
+        (0.65, (1.0, 0.85, 0.1)),
+        (1.0, (1, 0.2, 0.1)),
+    ):
+        colors.AddRGBPoint(part * largest, *rgb)
+    display.SetColorMap(colors)
+    step = next((step for step in _STEPS_MM if largest / step <= 8), _STEPS_MM[-1])
+    levels = np.arange(step, largest + step, step)
+    display.SetContourLevelsMmFromString(" ".join(f"{level:g}" for level in levels))
+
+
+def _rigid_part(alignment: dict, centre_ras_mm: np.ndarray) -> np.ndarray:
+    """The rotation of the alignment and the shift that carries the centre to where the alignment does, RAS (4, 4)."""
+    matrix = _RAS_LPS @ np.array(alignment["matrix"]) @ _RAS_LPS
+    u, _, vt = np.linalg.svd(matrix)
+    rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+    rigid = np.eye(4)
+    rigid[:3, :3] = rotation
+    rigid[:3, 3] = matrix @ centre_ras_mm + _RAS_LPS @ np.array(alignment["offset_mm"]) - rotation @ centre_ras_mm
+    return rigid
+
+
+def _points_ras_mm(grid) -> np.ndarray:
+    """The nodes of a vtkOrientedGridTransform (n, 3), x fastest."""
+    image = grid.GetDisplacementGrid()
+    steps = [np.arange(n) * spacing for n, spacing in zip(image.GetDimensions(), image.GetSpacing(), strict=True)]
+    z, y, x = np.meshgrid(*steps[::-1], indexing="ij")
+    direction = (
+        arrayFromVTKMatrix(grid.GetGridDirectionMatrix())[:3, :3] if grid.GetGridDirectionMatrix() else np.eye(3)
+    )
+    return np.stack([x.ravel(), y.ravel(), z.ravel()], 1) @ direction.T + np.array(image.GetOrigin())
+
+
+def _centre(grid) -> np.ndarray:
+    return _points_ras_mm(grid).mean(0)

@@ -1,0 +1,184 @@
+"""What the panel remembers, saved with the scene, and the job it describes."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Union
+
+import slicer
+from nephi.errors import NephiError
+from nephi.settings import PRESETS, Settings, load, preset
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+
+from .job import Job
+
+
+class _Choice(Enum):
+    """A choice with the term that the engine or the display knows and the text that the user reads."""
+
+    def __init__(self, term: str, text: str):
+        self.term, self.text = term, text
+
+    def label(self) -> str:
+        return self.text
+
+
+class Preset(_Choice):
+    FAST = "fast", "Fast: a first look"
+    BALANCED = "balanced", "Balanced"
+    ACCURATE = "accurate", "Accurate: takes longer"
+    PAPER = "paper", "As in the publication"
+    FILE = "file", "My settings file (JSON)"
+
+
+class Alignment(_Choice):
+    AUTO = "auto", "Automatic"
+    NONE = "none", "None: they already match roughly"
+    CENTRES = "centres", "Centres on each other"
+    MOMENTS = "moments", "Centre and size of the lungs"
+    AFFINE = "affine", "Affine, by image content"
+
+
+class Similarity(_Choice):
+    MIND = "mind", "MIND: local structure (CT, other contrast)"
+    LNCC = "lncc", "Local correlation"
+    NCC = "ncc", "Global correlation"
+    MSE = "mse", "Intensity difference (same scanner)"
+
+
+class View(_Choice):
+    FIXED = "", "Fixed volume alone"
+    FADE = "fade", "Fixed and warped, blended"
+    FLICKER = "flicker", "Fixed and warped, in turns"
+    CHECKERBOARD = "checkerboard", "Fixed and warped, checkerboard"
+    DIFFERENCE = "difference", "Difference, warped minus fixed"
+    JACOBIAN = "jacobian", "Volume change (Jacobian |J|)"
+    CONSISTENCY = "consistency", "Inverse-consistency error"
+
+
+class GridMode(_Choice):
+    GRID = "grid", "Grid"
+    GLYPHS = "glyphs", "Arrows"
+    CONTOURS = "contours", "Contours of length"
+
+
+_Volume = slicer.vtkMRMLScalarVolumeNode
+_Landmarks = slicer.vtkMRMLMarkupsFiducialNode
+_Mask = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007 as the wrapper wants
+
+
+@parameterNodeWrapper
+class Parameters:
+    """Names are those of the job, and of SlicerParameterName in the .ui file."""
+
+    fixed: _Volume
+    moving: _Volume
+    auto_mask: bool = True
+    fixed_mask: _Mask
+    moving_mask: _Mask
+    fixed_segment: str = ""  # segment ID; "": all
+    moving_segment: str = ""
+    fixed_landmarks: _Landmarks
+    moving_landmarks: _Landmarks
+    regions: _Mask
+    align: Alignment = Alignment.AUTO
+    initial_transform: slicer.vtkMRMLTransformNode
+
+    preset: Preset = Preset.BALANCED
+    settings_file: str = ""
+    device: str = "auto"
+    similarity: Similarity = Similarity.MIND
+    points: Annotated[int, WithinRange(100, 1_000_000)] = 2000
+    weight: Annotated[float, WithinRange(0.0, 1000.0)] = 0.5
+    iterations: Annotated[int, WithinRange(0, 100_000)] = 600
+    seed: Annotated[int, WithinRange(0, 2**31 - 1)] = 0
+    expert_of: str = ""  # the preset or file whose values the expert fields were filled with
+    live: bool = True
+
+    result: slicer.vtkMRMLGridTransformNode  # the forward transform, which refers to the rest
+    view: View = View.FADE
+    before: bool = False  # compare with the moving volume as it was
+    opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
+    legend: bool = True
+    grid: bool = False
+    grid_mode: GridMode = GridMode.GRID
+    grid_spacing_mm: Annotated[float, WithinRange(2.0, 50.0)] = 12.0
+    grid_2d: bool = True
+    grid_3d: bool = False
+
+
+_NODES = "fixed moving fixed_mask moving_mask fixed_landmarks moving_landmarks regions initial_transform".split()
+_PLAIN = "auto_mask fixed_segment moving_segment device".split()
+
+
+def base_settings(p: Parameters) -> Settings:
+    """Settings of the chosen preset or file, before expert changes; raises NephiError for a bad file."""
+    if p.preset is Preset.FILE and p.settings_file:
+        return load(p.settings_file, PRESETS["balanced"])
+    return preset(Preset.BALANCED.term if p.preset is Preset.FILE else p.preset.term)
+
+
+def adopt_preset(p: Parameters, again: bool = False) -> None:
+    """Fill the expert fields with the values of the chosen preset, if they are another's (or ``again``)."""
+    source = f"{p.preset.term} {p.settings_file}" if p.preset is Preset.FILE else p.preset.term
+    if p.expert_of == source and not again:
+        return
+    try:
+        values = _expert(base_settings(p))
+    except NephiError:  # Job.problem says what is wrong with the file
+        return
+    with slicer.util.NodeModify(p):
+        p.expert_of = source
+        for name, value in values.items():
+            setattr(p, name, value)
+
+
+def expert_changes(p: Parameters) -> dict:
+    """Expert fields that differ from the chosen preset's, by name."""
+    values = _expert(base_settings(p))
+    return {name: getattr(p, name) for name, value in values.items() if getattr(p, name) != value}
+
+
+def problem(p: Parameters) -> str:
+    """Why there is no job yet, in words; "" where there is one."""
+    if p.preset is Preset.FILE and not p.settings_file:
+        return "Choose a settings file, or another preset."
+    return job(p).problem()
+
+
+def job(p: Parameters) -> Job:
+    own = {name: getattr(p, name) for name in _NODES + _PLAIN}
+    file = p.settings_file if p.preset is Preset.FILE else ""
+    name = Preset.BALANCED.term if p.preset is Preset.FILE else p.preset.term
+    return Job(**own, align=p.align.term, preset=name, settings_file=file, overrides=_overrides(p))
+
+
+def _overrides(p: Parameters) -> dict:
+    try:
+        changes = expert_changes(p)
+    except NephiError:
+        return {}
+    overrides: dict = {}
+    for name, value in changes.items():
+        section, key = _PLACES[name]
+        overrides.setdefault(section, {})[key] = value.term if isinstance(value, Similarity) else value
+    return overrides
+
+
+_PLACES = {
+    "similarity": ("similarity", "name"),
+    "points": ("similarity", "points"),
+    "weight": ("regularity", "weight"),
+    "iterations": ("fit", "iterations"),
+    "seed": ("fit", "seed"),
+}
+
+
+def _expert(settings: Settings) -> dict:
+    return {
+        "similarity": next(s for s in Similarity if s.term == settings.similarity.name),
+        "points": settings.similarity.points.most,
+        "weight": settings.regularity.weight,
+        "iterations": settings.fit.iterations,
+        "seed": settings.fit.seed,
+    }

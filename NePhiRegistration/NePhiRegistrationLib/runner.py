@@ -1,0 +1,103 @@
+"""The engine's process: started, listened to and ended, with the whole tree of processes below it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ENGINE_FOLDER = Path(__file__).resolve().parents[1]  # holds the package nephi
+
+
+def find_python() -> str:
+    """Slicer's own interpreter, or the one that runs this."""
+    return shutil.which("PythonSlicer") or sys.executable
+
+
+def engine_environment(environment: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment with ``nephi`` on the path; no output waits in a buffer."""
+    environment = dict(os.environ if environment is None else environment)
+    path = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join([str(ENGINE_FOLDER), *([path] if path else [])])
+    return environment | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+class EngineProcess:
+    """A process whose output goes to two files in ``folder``: reading them never blocks and needs no thread."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], folder: Path):
+        self._out, self._error = _Tail(folder / "stdout.txt"), _Tail(folder / "stderr.txt")
+        # a group of its own, so that what the process starts can be ended with it
+        if os.name == "posix":
+            group = {"start_new_session": True}
+        else:
+            group = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+        with self._out.path.open("wb") as out, self._error.path.open("wb") as error:
+            self._process = subprocess.Popen(
+                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=error, **group
+            )
+        self.pid = self._process.pid
+        atexit.register(self.end)
+
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def messages(self) -> list[dict | str]:
+        """Whole lines that came since the last call: JSON objects of stdout, then other text of both."""
+        return [*map(_message, self._out.lines()), *self._error.lines()]
+
+    def end(self) -> None:
+        """Kill the process and everything it started; returns when it is gone."""
+        atexit.unregister(self.end)
+        if os.name == "posix":
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)  # also where the leader itself has ended
+        elif self._process.poll() is None:
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.pid)], capture_output=True, check=False)
+        self._process.wait()
+
+
+def failure(code: int, log: list[str]) -> str:
+    """What went wrong, in one line for the user, from the exit code and the log."""
+    said = [line for line in log if line.startswith("nephi: ")]
+    if said:
+        return said[-1].removeprefix("nephi: ")
+    text = "\n".join(log)
+    last = next((line for line in reversed(log) if line.strip()), "")
+    if "No module named 'torch'" in text:
+        return "PyTorch is not installed for the engine: install it with the PyTorch extension."
+    if "No module named" in last:
+        return f"A Python package of the engine is missing: {last.partition(': ')[2] or last}."
+    if "OutOfMemoryError" in text or "CUDA out of memory" in text:
+        return "The graphics card ran out of memory: choose the CPU or another card, or a faster preset."
+    if code == -9 or code == 137:
+        return "The engine was ended by the system, most likely because memory ran out: choose a faster preset."
+    return f"The engine stopped unexpectedly (exit code {code}): {last or 'it said nothing'}"
+
+
+class _Tail:
+    """The lines that a growing file got since the last look; an unfinished one waits."""
+
+    def __init__(self, path: Path):
+        self.path, self._position = path, 0
+
+    def lines(self) -> list[str]:
+        with self.path.open("rb") as file:
+            file.seek(self._position)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._position += len(whole) + len(newline)
+        return whole.decode("utf-8", "replace").splitlines() if newline else []
+
+
+def _message(line: str) -> dict | str:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    return entry if isinstance(entry, dict) else line

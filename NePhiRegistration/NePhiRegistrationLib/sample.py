@@ -1,0 +1,52 @@
+"""A made breathing chest, so that a first registration needs no files."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from . import scene as nodes
+
+
+def add_phantom(scene, size=None, spacing_mm=None) -> list:
+    """Exhale (fixed) and inhale (moving) volume with lung masks and landmarks as new nodes of the scene.
+
+    size (x, y, z) and spacing are as in ``nephi.phantom.make_phantom``.
+    """
+    import SimpleITK as sitk
+    from nephi.phantom import make_phantom
+
+    phantom = make_phantom(size, spacing_mm)
+    made = []
+    with tempfile.TemporaryDirectory(prefix="nephi-") as folder:
+        path = Path(folder) / "image.nrrd"
+        for part, class_name, name in (
+            ("fixed", "vtkMRMLScalarVolumeNode", "Exhale (phantom)"),
+            ("moving", "vtkMRMLScalarVolumeNode", "Inhale (phantom)"),
+            ("fixed_mask", "vtkMRMLLabelMapVolumeNode", "Exhale lungs"),
+            ("moving_mask", "vtkMRMLLabelMapVolumeNode", "Inhale lungs"),
+        ):
+            sitk.WriteImage(getattr(phantom, part), str(path))
+            node = nodes.add(scene, class_name, name)
+            nodes.read_volume(path, node)
+            node.CreateDefaultDisplayNodes()
+            made.append(node)
+    for volume in made[:2]:
+        display = volume.GetDisplayNode()
+        display.SetAutoWindowLevel(False)
+        display.SetWindowLevelMinMax(-1000, 300)
+    for name, points_lps_mm in (
+        ("Exhale landmarks", phantom.fixed_landmarks_lps_mm),
+        ("Inhale landmarks", phantom.moving_landmarks_lps_mm),
+    ):
+        markups = nodes.add(scene, "vtkMRMLMarkupsFiducialNode", name)
+        markups.CreateDefaultDisplayNodes()
+        display = markups.GetDisplayNode()
+        if display is not None:
+            display.SetVisibility(False)
+        for i, (x, y, z) in enumerate(np.asarray(points_lps_mm).tolist(), 1):
+            markups.AddControlPoint((-x, -y, z), str(i))
+        made.append(markups)
+    return made

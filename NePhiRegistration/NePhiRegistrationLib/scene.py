@@ -1,0 +1,210 @@
+"""MRML nodes to files and back. Files are in world coordinates (LPS mm), whatever the nodes' parent transforms.
+
+Reading and writing goes through nodes of a scratch scene, so that the user's scene never sees a storage node.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import slicer
+import vtk
+from slicer.util import arrayFromVolume, arrayFromVTKMatrix, vtkMatrixFromArray
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+FEWEST_VOXELS = 8  # along a side, as the engine wants it
+_ORTHOGONAL = 1e-3  # cosine between two axes of a volume above which it counts as sheared
+
+
+class FrameError(Exception):
+    """A volume whose place in the world no image file can hold; ends a sentence that begins with the volume."""
+
+
+def ijk_to_world(volume) -> np.ndarray:
+    """Voxel index -> world RAS mm as a matrix (4, 4), parent transforms included.
+
+    Raises FrameError where the volume is bent or sheared.
+    """
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    to_world = arrayFromVTKMatrix(matrix)
+    parent = volume.GetParentTransformNode()
+    if parent is not None:
+        if not parent.IsTransformToWorldLinear():
+            raise FrameError(f"lies under the nonlinear transform {parent.GetName()}: harden that on a copy first.")
+        parent.GetMatrixTransformToWorld(matrix)
+        to_world = arrayFromVTKMatrix(matrix) @ to_world
+    axes = to_world[:3, :3] / np.linalg.norm(to_world[:3, :3], axis=0)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > _ORTHOGONAL:
+        raise FrameError("is sheared, by itself or by its transform: resample it first, as with Crop Volume.")
+    return to_world
+
+
+def write_volume(volume, path: Path) -> None:
+    """The volume in world coordinates as an uncompressed NRRD file; the node is only read."""
+    _write_image(volume.GetImageData(), ijk_to_world(volume), path)
+
+
+def write_labels(node, reference, path: Path, segment: str = "") -> dict[int, str]:
+    """A label map or segmentation on the reference volume's voxels, by nearest neighbour; what each label is called.
+
+    ``segment``: only this one of a segmentation. Of segments that overlap, the later one is kept.
+    """
+    names = {}
+    labels = np.zeros(reference.GetImageData().GetDimensions()[::-1], np.uint16)
+    if node.IsA("vtkMRMLSegmentationNode"):
+        segmentation = node.GetSegmentation()
+        for label, key in enumerate([segment] if segment else segmentation.GetSegmentIDs(), 1):
+            oriented = slicer.vtkOrientedImageData()
+            slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(node, key, oriented)
+            labels[_on_grid(oriented, reference) != 0] = label
+            names[label] = segmentation.GetSegment(key).GetName()
+    else:
+        labels[:] = _on_grid(_oriented(node), reference)
+        colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
+        for label in np.unique(labels[labels != 0]).tolist():
+            name = colors.GetColorName(label) if colors else None
+            names[label] = name or f"label {label}"
+    _write_image(_image_data(labels), ijk_to_world(reference), path)
+    return names
+
+
+def write_points(markups, path: Path) -> None:
+    """Control points in world coordinates as CSV: x,y,z in LPS mm."""
+    position, rows = [0.0] * 3, ["x,y,z"]
+    for i in range(markups.GetNumberOfControlPoints()):
+        markups.GetNthControlPointPositionWorld(i, position)
+        rows.append(f"{-position[0]!r},{-position[1]!r},{position[2]!r}")
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def write_linear_transform(node, path: Path) -> None:
+    """A linear transform node, to world, as an ITK file: what maps fixed to moving points where it is put on moving."""
+    matrix = vtk.vtkMatrix4x4()
+    node.GetMatrixTransformToWorld(matrix)
+    copy = slicer.vtkMRMLLinearTransformNode()
+    copy.SetMatrixTransformToParent(matrix)
+    _store(slicer.vtkMRMLTransformStorageNode(), copy, path)
+
+
+def write_transform(node, path: Path) -> None:
+    """A transform node's own transform as an ITK file."""
+    copy = slicer.vtkMRMLTransformNode()
+    copy.SetAndObserveTransformFromParent(node.GetTransformFromParent())
+    _store(slicer.vtkMRMLTransformStorageNode(), copy, path)
+
+
+def read_grid_transform(path: Path) -> vtk.vtkObject:
+    """A displacement file (ITK transform or image) as a vtkOrientedGridTransform from parent, in RAS mm."""
+    node = slicer.vtkMRMLGridTransformNode()
+    _load(slicer.vtkMRMLTransformStorageNode(), node, path)
+    grid = node.GetTransformFromParentAs("vtkOrientedGridTransform", False)
+    if grid is None:
+        raise OSError(f"{path.name} holds no displacement grid")
+    grid.SetInterpolationModeToLinear()  # as ITK and the engine interpolate it; MRML would take cubic
+    return grid
+
+
+def read_volume(path: Path, node) -> None:
+    """Image and geometry of a file into a volume node of the user's scene."""
+    read = slicer.vtkMRMLScalarVolumeNode()
+    _load(slicer.vtkMRMLVolumeArchetypeStorageNode(), read, path)
+    matrix = vtk.vtkMatrix4x4()
+    read.GetIJKToRASMatrix(matrix)
+    node.SetIJKToRASMatrix(matrix)
+    node.SetAndObserveImageData(read.GetImageData())
+
+
+def add(scene, class_name: str, name: str, displayed: bool = False):
+    node = scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(name))
+    if displayed:
+        node.CreateDefaultDisplayNodes()
+    return node
+
+
+def of_class(scene, class_name: str) -> list:
+    return [scene.GetNthNodeByClass(i, class_name) for i in range(scene.GetNumberOfNodesByClass(class_name))]
+
+
+def remove(scene, node) -> None:
+    """Take a node out of the scene together with its display and storage nodes."""
+    if node is None or scene.GetNodeByID(node.GetID() or "") is not node:
+        return
+    own = []
+    if node.IsA("vtkMRMLDisplayableNode"):
+        own += [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
+    if node.IsA("vtkMRMLStorableNode"):
+        own += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
+    for extra in [*own, node]:
+        if extra is not None:
+            scene.RemoveNode(extra)
+
+
+def show_like(volume, other) -> None:
+    """Window and level of the other volume for this one."""
+    shown, model = volume.GetDisplayNode(), other.GetDisplayNode()
+    if shown is not None and model is not None:
+        shown.SetAutoWindowLevel(False)
+        shown.SetWindowLevel(model.GetWindow(), model.GetLevel())
+
+
+def resampled(volume, reference) -> np.ndarray:
+    """A scalar volume at the reference volume's voxels (z, y, x), linear, its lowest value outside."""
+    if volume is reference:
+        return arrayFromVolume(volume)
+    return _on_grid(_oriented(volume), reference, linear=True, outside=volume.GetImageData().GetScalarRange()[0])
+
+
+def _oriented(volume) -> slicer.vtkOrientedImageData:
+    """The volume's image in world coordinates; values are shared."""
+    oriented = slicer.vtkOrientedImageData()
+    oriented.ShallowCopy(volume.GetImageData())
+    oriented.SetImageToWorldMatrix(vtkMatrixFromArray(ijk_to_world(volume)))
+    return oriented
+
+
+def _on_grid(oriented, reference, linear: bool = False, outside: float = 0.0) -> np.ndarray:
+    """An oriented image (world) at the reference volume's voxels (z, y, x)."""
+    grid, out = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+    grid.SetDimensions(reference.GetImageData().GetDimensions())
+    grid.SetImageToWorldMatrix(vtkMatrixFromArray(ijk_to_world(reference)))
+    grid.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    resample = slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage
+    if oriented.IsEmpty() or not resample(oriented, grid, out, linear, False, None, outside):
+        return np.full(grid.GetDimensions()[::-1], outside)
+    return vtk_to_numpy(out.GetPointData().GetScalars()).reshape(grid.GetDimensions()[::-1])
+
+
+def _image_data(array: np.ndarray) -> vtk.vtkImageData:
+    """An image of voxel values (z, y, x); geometry belongs to the volume node."""
+    image = vtk.vtkImageData()
+    image.SetDimensions(array.shape[::-1])
+    image.GetPointData().SetScalars(numpy_to_vtk(array.ravel(), deep=True))
+    return image
+
+
+def _write_image(image, to_world: np.ndarray, path: Path) -> None:
+    node = slicer.vtkMRMLScalarVolumeNode()
+    node.SetAndObserveImageData(image)
+    node.SetIJKToRASMatrix(vtkMatrixFromArray(to_world))
+    _store(slicer.vtkMRMLNRRDStorageNode(), node, path)
+
+
+def _store(storage, node, path: Path) -> None:
+    scratch = slicer.vtkMRMLScene()
+    for part in (node, storage):
+        scratch.AddNode(part)
+    storage.SetFileName(str(path))
+    storage.SetUseCompression(0)
+    if not storage.WriteData(node):
+        raise OSError(f"cannot write {path}")
+
+
+def _load(storage, node, path: Path) -> None:
+    scratch = slicer.vtkMRMLScene()
+    for part in (node, storage):
+        scratch.AddNode(part)
+    storage.SetFileName(str(path))
+    if not path.is_file() or not storage.ReadData(node):
+        raise OSError(f"cannot read {path}")

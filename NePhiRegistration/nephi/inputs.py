@@ -1,0 +1,32 @@
+"""The files a registration is made from, and how to know later that they are still the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
+
+
+def fingerprints(files: dict[str, str | Path | None], auto_mask: bool, align: str) -> dict:
+    """What ``report.json`` keeps as ``inputs``: path, bytes and time of change of every file given.
+
+    ``files``: by the names in ROLES; ``align`` counts where it is a transform file. A file that is missing has
+    only its path.
+    """
+    found = {role: _fingerprint(Path(files[role])) for role in ROLES if files.get(role)}
+    if Path(align).is_file():
+        found["align"] = _fingerprint(Path(align))
+    return {**found, "auto_mask": auto_mask}
+
+
+def _fingerprint(path: Path) -> dict:
+    path = path.resolve()
+    parts = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]  # a folder of DICOM files
+    try:
+        stats = [part.stat() for part in parts]
+    except OSError:
+        stats = []
+    if not stats:
+        return {"path": str(path)}
+    size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+    return {"path": str(path), "bytes": size, "modified_ns": changed}

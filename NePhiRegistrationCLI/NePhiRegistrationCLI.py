@@ -1,0 +1,107 @@
+#!/usr/bin/env python-real
+"""NePhi as a command-line module of 3D Slicer: one registration, files in, files out.
+
+The parameters are described in the XML file of the same name, which ``--xml`` prints. Progress goes to standard
+output in Slicer's tags, an error is one line on standard error.
+"""
+
+import argparse
+import importlib.util
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+INPUTS = ("fixedMask", "movingMask", "regions", "fixedLandmarks", "movingLandmarks", "settings")
+OPTIONS = ("preset", "device", "seed")
+OUTPUTS = {
+    "outputTransform": "transform.h5",
+    "inverseTransform": "inverse_transform.h5",
+    "warpedVolume": "warped.nii.gz",
+    "jacobianVolume": "jacobian.nii.gz",
+    "report": "report.json",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments as Slicer gives them, named as in the XML file."""
+    p = argparse.ArgumentParser(prog="NePhiRegistrationCLI", description=__doc__, allow_abbrev=False)
+    p.add_argument("fixedVolume")
+    p.add_argument("movingVolume")
+    for name in (*INPUTS, *OPTIONS, *OUTPUTS, "align", "initialTransform", "returnparameterfile"):
+        p.add_argument(f"--{name}", default="")
+    p.add_argument("--iterations", type=int, default=-1)
+    p.add_argument("--noAutoMask", action="store_true")
+    return p
+
+
+def find_engine() -> None:
+    """Make ``nephi`` importable: installed, or beside the scripted modules of the extension or the source tree."""
+    if importlib.util.find_spec("nephi") is None:
+        places = (HERE.parent / "qt-scripted-modules", HERE.parent / "NePhiRegistration")
+        sys.path += [str(place) for place in places if (place / "nephi").is_dir()]
+
+
+def command(options: argparse.Namespace, folder: str) -> list[str]:
+    """The arguments of ``nephi`` that do the same."""
+    found = ["register", options.fixedVolume, options.movingVolume, "--output", folder]
+    found += ["--progress", "slicer", "--no-report"]
+    for name in (*INPUTS, *OPTIONS):
+        if getattr(options, name):
+            flag = "".join("-" + c.lower() if c.isupper() else c for c in name)
+            found += [f"--{flag}", getattr(options, name)]
+    if options.initialTransform or options.align:
+        found += ["--align", options.initialTransform or options.align]
+    if options.iterations >= 0:
+        found += ["--iterations", str(options.iterations)]
+    return found + ["--no-auto-mask"] * options.noAutoMask
+
+
+def deliver(made: Path, wanted: Path) -> None:
+    """Put a file of the result where it was asked for, in the format of its name."""
+    if wanted.name.endswith("".join(made.suffixes)):
+        shutil.move(made, wanted)
+        return
+    import SimpleITK as sitk
+
+    if made.suffix == ".h5":
+        sitk.WriteTransform(sitk.ReadTransform(str(made)), str(wanted))
+    else:
+        sitk.WriteImage(sitk.ReadImage(str(made)), str(wanted))
+
+
+def return_parameters(report: dict) -> str:
+    """Lines ``name = value``, as Slicer reads simple results."""
+    values = {
+        "foldedVoxels": report["folds"]["count"],
+        "inverseConsistencyMm": report["inverse_consistency_mm"]["mean"],
+        "landmarkErrorMm": report["tre_mm"]["after"]["mean"] if "tre_mm" in report else -1,
+    }
+    return "".join(f"{name} = {value}\n" for name, value in values.items())
+
+
+def main(arguments: list[str]) -> int:
+    if "--xml" in arguments:
+        print(Path(__file__).with_suffix(".xml").read_text(encoding="utf-8"), end="")
+        return 0
+    options = parser().parse_args(arguments)
+    find_engine()
+    from nephi.cli import main as nephi
+
+    with tempfile.TemporaryDirectory(prefix="nephi-") as folder:
+        code = nephi(command(options, folder))
+        if code:
+            return code
+        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+        for name, file in OUTPUTS.items():
+            if getattr(options, name):
+                deliver(Path(folder) / file, Path(getattr(options, name)))
+        if options.returnparameterfile:
+            Path(options.returnparameterfile).write_text(return_parameters(report), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""The estimate before a run: its direction, its size against measured runs, and that it costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nephi
+import pytest
+from nephi.estimate import estimate
+from nephi.phantom import make_phantom
+from nephi.settings import PRESETS
+
+_LUNGS = ((199, 192, 163), (1.8, 1.8, 2.0)) * 2
+_CHEST = ((512, 512, 400), (0.7, 0.7, 0.8)) * 2
+# wall-clock seconds on two idle cores and MB, as report.json gave them for a breath-hold pair of this size
+_MEASURED = {"fast": (13, 707), "balanced": (20, 777)}
+
+
+@pytest.mark.parametrize("name", _MEASURED)
+def test_it_is_within_a_factor_of_two_of_what_was_measured(name):
+    seconds, memory_mb = _MEASURED[name]
+    found = estimate(PRESETS[name], *_LUNGS)
+    assert seconds / 2 < found.seconds < 2 * seconds
+    assert memory_mb / 1.5 < found.memory_mb < 1.5 * memory_mb
+
+
+def test_a_fine_image_too():
+    """The same pair on 0.8 mm: 61 s and 2,232 MB, half of the time for the exact Jacobian determinant."""
+    found = estimate(PRESETS["fast"], *((447, 431, 407), (0.8, 0.8, 0.8)) * 2)
+    assert 30 < found.seconds < 122 and 2232 / 1.5 < found.memory_mb < 1.5 * 2232
+
+
+def test_more_work_takes_more():
+    presets = [estimate(PRESETS[name], *_LUNGS) for name in ("fast", "balanced", "accurate", "paper")]
+    assert [e.seconds for e in presets] == sorted(e.seconds for e in presets)
+    assert [e.memory_mb for e in presets] == sorted(e.memory_mb for e in presets)
+    small, large = (estimate(PRESETS["balanced"], *images) for images in (_LUNGS, _CHEST))
+    assert large.seconds > small.seconds and large.memory_mb > small.memory_mb
+    balanced = PRESETS["balanced"]
+    longer = replace(balanced, fit=replace(balanced.fit, iterations=2 * balanced.fit.iterations))
+    assert estimate(longer, *_LUNGS).seconds > 1.3 * small.seconds
+
+
+def test_two_dimensions_and_a_gpu():
+    flat = estimate(PRESETS["fast"], (128, 128), (1.5, 1.5), (120, 130), (1.0, 1.0))
+    assert 1 < flat.seconds < 30 and 300 < flat.memory_mb < 700
+    gpu = estimate(PRESETS["fast"], *_LUNGS, device="cuda:0")
+    assert 0 < gpu.memory_mb < estimate(PRESETS["fast"], *_LUNGS).memory_mb
+
+
+def test_a_run_of_this_machine_takes_about_the_memory(tmp_path):
+    """Memory, as it does not depend on what else the machine does; in a process of its own for its peak."""
+    phantom = make_phantom((96, 88, 88), 3.0)
+    phantom.write(tmp_path)
+    command = [sys.executable, "-m", "nephi", "register", tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz"]
+    command += ["--output", tmp_path / "out", "--preset", "fast", "--iterations", "10", "--progress", "none"]
+    here = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1])}
+    subprocess.run(command, check=True, capture_output=True, env=here, timeout=120)
+    peak_mb = json.loads((tmp_path / "out" / "report.json").read_text())["peak_memory_mb"]
+    images = [(i.GetSize(), i.GetSpacing()) for i in (phantom.fixed, phantom.moving)]
+    found = estimate(PRESETS["fast"], *images[0], *images[1])
+    assert peak_mb / 2 < found.memory_mb < 2 * peak_mb
+
+
+@pytest.mark.parametrize("module", ["nephi", "nephi.settings", "nephi.estimate", "nephi.errors", "nephi.inputs"])
+def test_nothing_heavy_is_imported(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'SimpleITK', 'numpy') if m in sys.modules])"
+    here = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1])}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=here).stdout
+    assert out.strip() == "[]"

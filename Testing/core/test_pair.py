@@ -1,0 +1,47 @@
+"""What of the images is compared: given masks cut away what lies outside them, guessed ones do not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nephi.align import Affine
+from nephi.pair import Pair
+from nephi.settings import PRESETS, SimilaritySettings, Stage
+
+
+def _ct(outside_hu: float) -> tuple[sitk.Image, sitk.Image]:
+    """A box of noisy lung in the middle, and around it a chest wall with a texture of its own."""
+    rng = np.random.default_rng(0)
+    inside = np.zeros((40, 40, 40), bool)
+    inside[10:30, 10:30, 10:30] = True
+    texture = rng.normal(0, 80, inside.shape)
+    array = np.where(inside, -800 + texture, outside_hu + np.roll(texture, int(outside_hu), 0))
+    image, mask = (sitk.GetImageFromArray(a) for a in (array.astype(np.float32), inside.astype(np.uint8)))
+    for each in (image, mask):
+        each.SetSpacing([7.0] * 3)
+    return image, mask
+
+
+def test_only_given_masks_cut_away_the_chest_wall():
+    (one, mask), (other, _) = _ct(40.0), _ct(45.0)
+    differences = []
+    for trusted in (True, False):
+        pair = Pair(one, other, mask, mask, Affine.identity(3), PRESETS["fast"], trusted)
+        fixed, moving = pair.volumes(Stage(0.0, 7.0, 1), torch.device("cpu"))
+        differences.append(float((fixed.volume.float() - moving.volume.float()).abs().mean()))
+    assert differences[0] < 0.5 * differences[1]  # the rest: voxels that the border runs through
+
+
+def test_points_come_from_the_masks_grown_by_the_margin():
+    image, mask = _ct(40.0)
+    counts = []
+    for margin in (0.0, 10.0):
+        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(mask_margin_mm=margin))
+        pair = Pair(image, image, mask, mask, Affine.identity(3), settings)
+        volume = pair.volumes(Stage(0.0, 7.0, 1), torch.device("cpu"))[0]
+        counts.append(len(volume.chosen))
+    # a box of 20 voxels of 7 mm: its sides grow by the margin at either end, but for the rounded corners
+    side = [count ** (1 / 3) for count in counts]
+    assert side[0] == pytest.approx(20, abs=1) and side[1] - side[0] == pytest.approx(20 / 7, abs=0.6)

@@ -1,0 +1,101 @@
+"""The .ui file against what Slicer and the panel's code want of it."""
+
+from __future__ import annotations
+
+import re
+import typing
+import xml.etree.ElementTree as ElementTree
+from enum import Enum
+
+import pytest
+import slicer
+from NePhiRegistrationLib.parameters import Parameters
+from standin.application import MODULE_FOLDER
+
+_ROOT = ElementTree.parse(MODULE_FOLDER / "Resources" / "UI" / "NePhiRegistration.ui").getroot()
+_WIDGETS = {w.get("name"): w for w in _ROOT.iter("widget")}
+_BOUND = {
+    name: p.findtext("string")
+    for name, widget in _WIDGETS.items()
+    for p in widget.findall("property")
+    if p.get("name") == "SlicerParameterName"
+}
+_BY_CODE = {"fixed_segment", "moving_segment", "settings_file", "device", "expert_of"}
+_HOLDS = {  # the pairs that Slicer's connectors accept
+    "QCheckBox": (bool,),
+    "QSpinBox": (int,),
+    "QDoubleSpinBox": (float,),
+    "ctkSliderWidget": (float,),
+    "QComboBox": (Enum,),
+    "QLineEdit": (str,),
+    "qMRMLNodeComboBox": (slicer.vtkMRMLNode,),
+}
+_HINTS = typing.get_type_hints(Parameters, include_extras=True)
+
+
+def _properties(name: str) -> dict[str, ElementTree.Element]:
+    return {p.get("name"): p[0] for p in _WIDGETS[name].findall("property")}
+
+
+def test_names_are_unique():
+    names = [w.get("name") for w in _ROOT.iter("widget")] + [w.get("name") for w in _ROOT.iter("layout")]
+    assert len(names) == len(set(names))
+
+
+def test_topmost_widget_gives_the_scene_to_every_mrml_widget():
+    top = _ROOT.find("widget")
+    assert top.get("class") == "qMRMLWidget"
+    wanted = {n for n, w in _WIDGETS.items() if w.get("class").startswith("qMRML")} - {top.get("name")}
+    connected = set()
+    for c in _ROOT.iter("connection"):
+        assert c.findtext("sender") == top.get("name")
+        assert c.findtext("signal") == "mrmlSceneChanged(vtkMRMLScene*)"
+        assert c.findtext("slot") == "setMRMLScene(vtkMRMLScene*)"
+        connected.add(c.findtext("receiver"))
+    assert connected == wanted and len(wanted) == 9
+
+
+def test_custom_widgets_are_declared():
+    declared = {c.findtext("class") for c in _ROOT.iter("customwidget")}
+    assert {w.get("class") for w in _WIDGETS.values() if not w.get("class").startswith("Q")} == declared
+
+
+def test_every_parameter_is_bound_once_or_by_code():
+    assert len(set(_BOUND.values())) == len(_BOUND)
+    assert set(_BOUND.values()).isdisjoint(_BY_CODE)
+    assert set(_BOUND.values()) | _BY_CODE == set(_HINTS)
+
+
+@pytest.mark.parametrize("name", _BOUND)
+def test_widget_can_hold_its_parameter(name):
+    kind = _HINTS[_BOUND[name]]
+    if hasattr(kind, "__metadata__"):
+        kind = typing.get_args(kind)[0]
+    kinds = [k for k in typing.get_args(kind) or (kind,) if k is not type(None)]
+    assert all(issubclass(k, _HOLDS[_WIDGETS[name].get("class")]) for k in kinds)
+    properties = _properties(name)
+    if _WIDGETS[name].get("class") == "qMRMLNodeComboBox":
+        types = [text.text for text in properties["nodeTypes"]]
+        assert types == [k().GetClassName() for k in kinds]
+        assert properties["noneEnabled"].text == "true" and properties["addEnabled"].text == "false"
+    assert properties["text" if _WIDGETS[name].get("class") == "QCheckBox" else "toolTip"].text
+
+
+@pytest.mark.parametrize("name", [n for n, k in _HINTS.items() if hasattr(k, "__metadata__")])
+def test_limits_and_decimals_can_hold_the_default(panel, name):
+    widget = next(getattr(panel.ui, w) for w, p in _BOUND.items() if p == name)
+    limits = _HINTS[name].__metadata__[0]
+    assert (widget.minimum, widget.maximum) == (limits.minimum, limits.maximum)
+    assert widget.value == getattr(panel.p, name)
+
+
+def test_code_uses_widgets_that_exist():
+    code = "".join(
+        path.read_text()
+        for path in (MODULE_FOLDER / "NePhiRegistration.py", MODULE_FOLDER / "NePhiRegistrationLib" / "resultpanel.py")
+    )
+    used = set(re.findall(r"\bui\.(\w+)", code))
+    assert used - set(_WIDGETS) == set()
+    buttons = {n for n, w in _WIDGETS.items() if w.get("class") == "QPushButton"}
+    assert {b for b in buttons if f'ui.{b}.connect("clicked(bool)"' in code} == buttons
+

@@ -1,0 +1,3 @@
+# Stands in for CTK's application launcher: there is no application to launch.
+function(ctkAppLauncherConfigureForExecutable)
+endfunction()

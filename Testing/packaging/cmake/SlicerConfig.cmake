@@ -1,0 +1,47 @@
+# A small stand-in for the configuration of a Slicer build tree, for extensions made of Python files only.
+# The macros that it brings are Slicer's own, from a checkout at Slicer_CHECKOUT (and CTK's, from CTK_CHECKOUT,
+# where one is given); only paths and versions are made up here.
+
+foreach(name Slicer_CHECKOUT Slicer_LAUNCHER_EXECUTABLE)
+  if(NOT DEFINED ${name})
+    message(FATAL_ERROR "${name} must be set")
+  endif()
+endforeach()
+
+set(Slicer_CMAKE_DIR "${Slicer_CHECKOUT}/CMake")
+set(Slicer_EXTENSIONS_CMAKE_DIR "${Slicer_CHECKOUT}/Extensions/CMake")
+list(PREPEND CMAKE_MODULE_PATH "${Slicer_CMAKE_DIR}" "${Slicer_EXTENSIONS_CMAKE_DIR}")
+if(DEFINED CTK_CHECKOUT)
+  set(CTK_CMAKE_DIR "${CTK_CHECKOUT}/CMake")
+  list(PREPEND CMAKE_MODULE_PATH "${CTK_CMAKE_DIR}")
+  # CTK byte-compiles with these
+  set(PYTHONINTERP_FOUND TRUE)
+  set(PYTHONLIBS_FOUND TRUE)
+  set(PYTHON_LIBRARIES "python")
+else()
+  list(APPEND CMAKE_MODULE_PATH "${CMAKE_CURRENT_LIST_DIR}/without-ctk")
+endif()
+
+set(CTKAppLauncher_DIR "${CMAKE_CURRENT_LIST_DIR}")
+set(Slicer_USE_FILE "${CMAKE_CURRENT_LIST_DIR}/UseSlicer.cmake")
+set(Slicer_EXTENSION_GENERATE_CONFIG "${Slicer_CMAKE_DIR}/SlicerExtensionGenerateConfig.cmake")
+set(Slicer_EXTENSION_CPACK "${Slicer_CMAKE_DIR}/SlicerExtensionCPack.cmake")
+set(Slicer_PYTHON_MODULE_TEST_TEMPLATES_DIR "${Slicer_CHECKOUT}/Base/QTCore/Testing/Python")
+set(Slicer_ExternalData_DATA_MANAGEMENT_TARGET "TestData")
+set(Slicer_ADDITIONAL_LAUNCHER_SETTINGS "")
+
+set(Slicer_USE_PYTHONQT ON)
+set(Slicer_VERSION "5.13")
+set(Slicer_REVISION "0")
+set(Slicer_WC_ROOT "git://none/Slicer.git")
+set(Slicer_OS "linux")
+set(Slicer_ARCHITECTURE "amd64")
+set(Slicer_ORGANIZATION_NAME "none")
+set(Slicer_INSTALL_ROOT "./")
+set(Slicer_SHARE_DIR "share/Slicer-${Slicer_VERSION}")
+set(Slicer_QTSCRIPTEDMODULES_LIB_DIR "lib/Slicer-${Slicer_VERSION}/qt-scripted-modules")
+set(Slicer_QTLOADABLEMODULES_LIB_DIR "lib/Slicer-${Slicer_VERSION}/qt-loadable-modules")
+set(Slicer_CLIMODULES_BIN_DIR "lib/Slicer-${Slicer_VERSION}/cli-modules")
+set(Slicer_CLIMODULES_LIB_DIR "${Slicer_CLIMODULES_BIN_DIR}")
+set(Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR "${Slicer_INSTALL_ROOT}${Slicer_QTSCRIPTEDMODULES_LIB_DIR}")
+set(Slicer_INSTALL_CLIMODULES_BIN_DIR "${Slicer_INSTALL_ROOT}${Slicer_CLIMODULES_BIN_DIR}")

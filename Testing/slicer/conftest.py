@@ -1,0 +1,23 @@
+"""What the tests on slicer-core share: the phantom, an empty scene, and one finished registration."""
+
+from __future__ import annotations
+
+import pytest
+import slicer
+from helpers import Finished
+from nephi.phantom import make_phantom
+
+
+@pytest.fixture(scope="session")
+def phantom():
+    return make_phantom(size=(64, 56, 56), spacing_mm=5.0)
+
+
+@pytest.fixture
+def scene():
+    return slicer.vtkMRMLScene()
+
+
+@pytest.fixture(scope="session")
+def finished(phantom) -> Finished:
+    return Finished(phantom)

@@ -1,0 +1,176 @@
+"""Pictures for the README from a real registration: ``python Testing/slicer/screenshots.py [--result DIR]``.
+
+The pair is lung_ct_followup in the folder NEPHI_DATA. Views are drawn by Slicer's displayable managers without its
+window. ``--result`` keeps the registration there, or takes it from there where it is already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "NePhiRegistration"))
+
+import numpy as np
+import SimpleITK as sitk
+import vtk
+from helpers import markups_node, volume_node
+from NePhiRegistrationLib import display
+from NePhiRegistrationLib.job import Job
+from NePhiRegistrationLib.logic import Logic
+from NePhiRegistrationLib.outputs import Outputs
+from views import Scene, SliceView, ThreeDView, write_png
+
+PICTURES = Path(__file__).parents[2] / "Resources" / "Screenshots"
+HEIGHT = 440  # pixels of a view
+WIDTHS = {"Axial": 360, "Coronal": 240, "Sagittal": 300}
+GAP = 6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=os.environ.get("NEPHI_DATA"), help="folder of the real pairs")
+    parser.add_argument("--result", type=Path, help="folder that keeps the registration")
+    parser.add_argument("--preset", default="balanced")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give --data or set NEPHI_DATA")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    views = Scene()
+    job = make_job(views.mrml, options.data / "lung_ct_followup", options.preset)
+    slices = [SliceView(views, name, (width, HEIGHT)) for name, width in WIDTHS.items()]
+    display.show_comparison(job.fixed, job.moving, "fade")
+    for view in slices:
+        view.fit()
+        view.node.JumpSliceByOffsetting(*lung_point(job.fixed_mask))
+
+    def all_views() -> np.ndarray:
+        return row([view.pixels() for view in slices])
+
+    def picture(name: str) -> None:
+        write_png(all_views(), PICTURES / f"{name}.png")
+
+    before = all_views()
+    outputs = registered(views.mrml, job, options.result, slices)
+    fixed, warped = outputs.fixed, outputs.warped
+    display.show_comparison(fixed, warped, "fade")
+    gap = np.full((GAP, before.shape[1], 3), 255, np.uint8)
+    write_png(np.concatenate([before, gap, all_views()]), PICTURES / "before_after.png")
+    display.show_comparison(fixed, warped, "checkerboard", squares_mm=30.0)
+    picture("checkerboard")
+    differences = []
+    for other in (job.moving, warped):
+        display.show_comparison(fixed, other, "difference")
+        differences.append(slices[1].pixels())
+    write_png(row(differences), PICTURES / "difference.png")
+    display.show_comparison(fixed, warped, "")
+    display.show_jacobian(outputs, True, 0.6)
+    picture("jacobian")
+    display.show_jacobian(outputs, False)
+    display.show_inverse_consistency(outputs, True, 0.6)
+    picture("inverse_consistency")
+    display.show_inverse_consistency(outputs, False)
+    grids(views, outputs, slices, job.fixed_mask)
+
+
+def grids(views: Scene, outputs: Outputs, slices: list[SliceView], mask) -> None:
+    """The same slice with grid, arrows and contours, and the grid around the lung in 3D."""
+    forward, fixed = outputs.forward, outputs.fixed
+    pictures = []
+    for mode in display.GRID_MODES:
+        display.show_grid(forward, fixed, True, mode, 10.0)
+        pictures.append(slices[1].pixels())
+    add_surface(views.mrml, mask)
+    view, bounds = ThreeDView(views, (HEIGHT, HEIGHT)), [0.0] * 6
+    display.show_grid(forward, fixed, True, "grid", 30.0, in_2d=False, in_3d=True)
+    fixed.GetRASBounds(bounds)
+    view.look_at(bounds)
+    write_png(row([*pictures, view.pixels()]), PICTURES / "grid.png")
+    display.show_grid(forward, fixed, False)
+
+
+def make_job(scene, folder: Path, preset: str) -> Job:
+    """The baseline scan is fixed, the follow-up moves; masks and landmarks of both."""
+    nodes = {}
+    for role, name in (("fixed", "baseline"), ("moving", "followup")):
+        volume = volume_node(scene, sitk.ReadImage(str(folder / f"{name}.mha")), name)
+        volume.CreateDefaultDisplayNodes()
+        volume.GetDisplayNode().SetAutoWindowLevel(False)
+        volume.GetDisplayNode().SetWindowLevel(1400, -500)
+        mask = sitk.Cast(sitk.ReadImage(str(folder / f"{name}_mask.mha")) != 0, sitk.sitkUInt8)
+        points_lps_mm = np.loadtxt(folder / f"{name}_landmarks_lps_mm.csv", delimiter=",", skiprows=1)
+        landmarks = markups_node(scene, points_lps_mm * (-1, -1, 1), f"{name} landmarks")
+        nodes |= {
+            role: volume,
+            f"{role}_mask": volume_node(scene, mask, f"{name} lung", "vtkMRMLLabelMapVolumeNode"),
+            f"{role}_landmarks": landmarks,
+        }
+    return Job(**nodes, preset=preset)
+
+
+def registered(scene, job: Job, folder: Path | None, slices: list[SliceView]) -> Outputs:
+    """The registration, with a picture of the live preview taken as soon as the alignment and later fields show."""
+    if folder is not None and (folder / "report.json").is_file():
+        forward = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
+        return Outputs.read(folder, forward, job.fixed, job.moving, {})
+    run = Logic(scene).start(job)
+    frames, wanted = [slices[1].pixels()], [0.08, 0.3]  # before; aligned; under way
+    while run.poll():
+        if run.stage == "optimising" and wanted and run.fraction >= wanted[0]:
+            run.show_live(True)
+            frames.append(slices[1].pixels())
+            run.show_live(False)
+            wanted.pop(0)
+        time.sleep(0.2)
+    if run.state != "done":
+        raise SystemExit(run.error)
+    display.show_comparison(job.fixed, run.outputs.warped, "fade")
+    write_png(row([*frames, slices[1].pixels()]), PICTURES / "live_preview.png")
+    if folder is not None:
+        shutil.copytree(run.outputs.folder, folder, dirs_exist_ok=True)
+    return run.outputs
+
+
+def lung_point(mask) -> np.ndarray:
+    """The middle of the lung in RAS mm."""
+    index_zyx = np.argwhere(display.slicer.util.arrayFromVolume(mask)).mean(0)
+    return (display.nodes.ijk_to_world(mask) @ [*index_zyx[::-1], 1.0])[:3]
+
+
+def add_surface(scene, mask) -> None:
+    """The lung as a translucent model."""
+    edges = vtk.vtkDiscreteFlyingEdges3D()
+    edges.SetInputData(mask.GetImageData())
+    edges.SetValue(0, 1)
+    smooth = vtk.vtkWindowedSincPolyDataFilter()
+    smooth.SetInputConnection(edges.GetOutputPort())
+    smooth.SetPassBand(0.05)
+    to_world = vtk.vtkTransform()
+    to_world.SetMatrix(display.slicer.util.vtkMatrixFromArray(display.nodes.ijk_to_world(mask)))
+    placed = vtk.vtkTransformPolyDataFilter()
+    placed.SetTransform(to_world)
+    placed.SetInputConnection(smooth.GetOutputPort())
+    normals = vtk.vtkPolyDataNormals()
+    normals.SetInputConnection(placed.GetOutputPort())
+    normals.Update()
+    normals.GetOutput().GetPointData().SetScalars(None)  # the label, which would be its colour
+    model = scene.AddNewNodeByClass("vtkMRMLModelNode", "lung")
+    model.SetAndObservePolyData(normals.GetOutput())
+    model.CreateDefaultDisplayNodes()
+    model.GetDisplayNode().SetColor(0.95, 0.75, 0.65)
+    model.GetDisplayNode().SetOpacity(0.5)
+
+
+def row(pictures: list[np.ndarray]) -> np.ndarray:
+    """Pictures side by side, with white between them."""
+    gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (gap, picture)][1:]
+    return np.concatenate(parts, 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What a finished registration leaves in the scene and saves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+from helpers import (
+    by_file,
+    points_in,
+    transformed,
+    volume_node,
+)
+from NePhiRegistrationLib import display
+from NePhiRegistrationLib.outputs import Outputs
+from NePhiRegistrationLib.tables import fold_centre_ras_mm, fold_table
+from slicer.util import arrayFromVolume
+from views import Scene
+
+
+def test_outputs_hold_what_the_engine_wrote(finished):
+    outputs, folder = finished.outputs, finished.outputs.folder
+    points = points_in(finished.phantom.fixed)
+    assert np.abs(transformed(outputs.forward, points) - by_file(folder / "transform.h5", points)).max() < 1e-3
+    points = points_in(finished.phantom.moving)
+    assert np.abs(transformed(outputs.inverse, points) - by_file(folder / "inverse_transform.h5", points)).max() < 1e-3
+    assert outputs.report == json.loads((folder / "report.json").read_text())
+    assert not list(folder.parent.glob("*.nrrd"))  # the inputs' copies are gone
+
+
+def test_moving_volume_under_the_forward_transform_is_the_warped_volume(finished):
+    """In Slicer's own resampling: what a user sees after putting the moving volume under the result."""
+    scene, job = slicer.vtkMRMLScene(), finished.job
+    fixed, moving = (
+        volume_node(scene, image, name)
+        for image, name in ((finished.phantom.fixed, "f"), (sitk.Cast(finished.phantom.moving, sitk.sitkFloat32), "m"))
+    )
+    forward = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
+    forward.SetAndObserveTransformFromParent(finished.outputs.forward.GetTransformFromParent())
+    moving.SetAndObserveTransformNodeID(forward.GetID())
+    resampled = slicer.vtkSlicerVolumesLogic.ResampleVolumeToReferenceVolume(moving, fixed)
+    inside = arrayFromVolume(job.fixed_mask) != 0
+    difference = arrayFromVolume(resampled)[inside] - arrayFromVolume(finished.outputs.warped)[inside]
+    assert np.abs(difference).max() < 2  # HU; the motion itself makes differences of hundreds
+    unmoved = arrayFromVolume(job.fixed)[inside] - arrayFromVolume(finished.outputs.warped)[inside]
+    assert np.abs(unmoved).max() > 50
+
+
+def test_outputs_say_what_was_registered_to_what(finished):
+    outputs, job = finished.outputs, finished.job
+    for node in outputs.nodes():
+        assert node.GetNodeReference("NePhi.Fixed") is job.fixed
+        assert node.GetNodeReference("NePhi.Moving") is job.moving
+    found = Outputs.find(outputs.forward)
+    assert found.nodes() == outputs.nodes()
+    assert found.fixed is job.fixed and found.moving is job.moving
+    assert Outputs.find(outputs.inverse) is None
+
+
+def rows(table) -> list[list]:
+    table = table.GetTable()
+    columns = [table.GetColumn(i) for i in range(table.GetNumberOfColumns())]
+    return [[column.GetValue(row) for column in columns] for row in range(table.GetNumberOfRows())]
+
+
+def test_tables_tell_the_reports_numbers(finished):
+    report = finished.outputs.report
+    statistics = {(row[0], row[2]): row[1] for row in rows(finished.outputs.statistics)}
+    assert statistics["Folded voxels", ""] == report["folds"]["count"]
+    assert statistics["|J| mean", ""] == pytest.approx(report["jacobian"]["mean"], abs=5e-4)
+    litres = report["volume"]["fixed_ml"] / 1000
+    assert statistics["Fixed volume", "l"] == pytest.approx(litres, abs=5e-4)
+    true_litres = np.count_nonzero(sitk.GetArrayFromImage(finished.phantom.fixed_mask)) * 5.0**3 / 1e6
+    assert litres == pytest.approx(true_litres, rel=1e-3)
+    assert statistics["Volume change", "l"] > 0.1  # inhale
+    distance = np.linalg.norm(finished.fixed_points - finished.moving_points, axis=1)
+    assert report["tre_mm"]["unaligned"]["mean"] == pytest.approx(distance.mean(), abs=1e-3)
+    assert statistics["TRE after, mean", "mm"] < statistics["TRE before, mean", "mm"] < distance.mean()
+
+    ventilation = rows(finished.outputs.ventilation)
+    assert [row[0] for row in ventilation] == ["right lung", "left lung"]
+    assert sum(row[1] for row in ventilation) == pytest.approx(report["volume"]["fixed_ml"], rel=1e-3)
+    assert sum(row[2] for row in ventilation) == pytest.approx(report["volume"]["moving_ml"], rel=1e-3)
+
+    chart = finished.outputs.histogram
+    series = chart.GetNthPlotSeriesNode(0)
+    counts = rows(series.GetTableNode())
+    assert sum(count for _, count in counts) == sum(report["jacobian"]["histogram"]["counts"])
+
+
+def test_fold_table_leads_to_each_fold(scene):
+    regions = [
+        {"voxels": 12, "volume_mm3": 96.0, "centre_lps_mm": [10.0, -20.0, 30.0], "min_jacobian": -0.4},
+        {"voxels": 1, "volume_mm3": 8.0, "centre_lps_mm": [1.0, 2.0, 3.0], "min_jacobian": -0.1},
+    ]
+    table = fold_table(scene, {"folds": {"regions": regions}}, "folds")
+    assert fold_centre_ras_mm(table, 0) == (-10.0, 20.0, 30.0)
+    assert rows(table)[1][:3] == [1, 8.0, -0.1]
+    assert rows(fold_table(scene, {"folds": {"regions": []}}, "none")) == []
+
+
+def test_save_writes_what_can_be_read_elsewhere(finished, tmp_path):
+    assert finished.outputs.save(tmp_path / "a") == []
+    expected = {
+        "transform.h5",
+        "inverse_transform.h5",
+        "model.safetensors",
+        "report.json",
+        "report.html",
+        "statistics.csv",
+        "folds.csv",
+        "ventilation.csv",
+    }
+    assert {file.name for file in (tmp_path / "a").iterdir()} == expected
+    ventilation = (tmp_path / "a" / "ventilation.csv").read_text(encoding="utf-8").splitlines()
+    assert ventilation[0].startswith("Region,Fixed volume (ml)") and ventilation[1].startswith("right lung,")
+
+
+def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tmp_path):
+    file = tmp_path / "scene.mrml"
+    save_scene(finished.scene, file)
+    application = Scene()
+    scene = application.mrml
+    scene.SetURL(str(file))
+    assert scene.Import()
+    forward = next(n for n in display.nodes.of_class(scene, "vtkMRMLGridTransformNode") if Outputs.find(n))
+    outputs = Outputs.find(forward)
+    assert outputs.fixed.GetName() == "Exhale" and outputs.folder is None
+    assert outputs.report == finished.outputs.report
+    display.show_jacobian(outputs, True)
+    assert display.jacobian_color_node(scene).GetNumberOfColors() == 256
+    assert rows(outputs.ventilation) == rows(finished.outputs.ventilation)
+    points = points_in(finished.phantom.fixed)
+    # as Slicer reads it back, interpolated by splines; at the nodes' distance that is what it costs
+    assert np.abs(transformed(outputs.forward, points) - transformed(finished.outputs.forward, points)).max() < 0.3
+
+    assert outputs.save(tmp_path / "again") == ["model.safetensors"]
+    saved = by_file(tmp_path / "again" / "transform.h5", points)
+    assert np.abs(saved - transformed(finished.outputs.forward, points)).max() < 1e-3
+
+
+def save_scene(scene, file) -> None:
+    """As Slicer does: each storable node to a file of its own, then the scene."""
+    for i, node in enumerate(display.nodes.of_class(scene, "vtkMRMLStorableNode")):
+        node.AddDefaultStorageNode()
+        storage = node.GetStorageNode()
+        if storage is None or not node.GetSaveWithScene():
+            continue
+        storage.SetFileName(str(file.parent / f"{i}.{storage.GetDefaultWriteFileExtension()}"))
+        storage.WriteData(node)
+    scene.SetURL(str(file))
+    assert scene.Commit()

@@ -1,0 +1,156 @@
+"""Nodes to files: whatever transforms and grids they have, files are where the nodes are in the world."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+from helpers import RAS_LPS, add_segment, markups_node, matrix_of, put_under, volume_node
+from NePhiRegistrationLib import scene as nodes
+from slicer.util import vtkMatrixFromArray
+
+
+def rotation(degrees: float, axis: int = 2) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    matrix = np.eye(4)
+    a, b = [i for i in range(3) if i != axis]
+    matrix[[a, a, b, b], [a, b, a, b]] = c, -s, s, c
+    return matrix
+
+
+def oblique(array: np.ndarray, mirrored: bool = False) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    direction = (rotation(25) @ rotation(-15, 0))[:3, :3] @ np.diag([1, 1, -1 if mirrored else 1])
+    image.SetDirection(direction.ravel())
+    image.SetSpacing((1.5, 2.0, 3.5))
+    image.SetOrigin((12.0, -30.0, 7.0))
+    return image
+
+
+@pytest.fixture
+def array():
+    return np.random.default_rng(0).integers(-1000, 500, (9, 10, 11)).astype(np.int16)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_volume_under_transforms_is_written_where_it_is_in_the_world(scene, tmp_path, array, mirrored):
+    node = volume_node(scene, oblique(array, mirrored), "v")
+    outer = rotation(40, 1)
+    outer[:3, 3] = 5, 6, 7
+    inner = rotation(-20) @ np.diag([1.1, 1.1, 1.1, 1])
+    parent, grandparent = (scene.AddNewNodeByClass("vtkMRMLLinearTransformNode") for _ in range(2))
+    parent.SetMatrixTransformToParent(vtkMatrixFromArray(inner))
+    grandparent.SetMatrixTransformToParent(vtkMatrixFromArray(outer))
+    parent.SetAndObserveTransformNodeID(grandparent.GetID())
+    node.SetAndObserveTransformNodeID(parent.GetID())
+    nodes.write_volume(node, tmp_path / "v.nrrd")
+    written = sitk.ReadImage(str(tmp_path / "v.nrrd"))
+    world_ras = outer @ inner @ matrix_of(oblique(array, mirrored))
+    np.testing.assert_allclose(matrix_of(written), world_ras, atol=1e-6)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), array)
+
+
+def test_volume_is_read_as_it_was_written(scene, tmp_path, array):
+    sitk.WriteImage(oblique(array), str(tmp_path / "v.nii.gz"))
+    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+    nodes.read_volume(tmp_path / "v.nii.gz", node)
+    np.testing.assert_allclose(nodes.ijk_to_world(node), matrix_of(oblique(array)), atol=1e-5)
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(node), array)
+
+
+@pytest.mark.parametrize("shear", ["own", "nonlinear"])
+def test_bent_or_sheared_volume_has_no_place_in_a_file(scene, array, shear):
+    node = volume_node(scene, oblique(array), "v")
+    if shear == "own":
+        matrix = np.eye(4)
+        matrix[0, 1] = 0.2
+        put_under(node, np.eye(4)).SetMatrixTransformToParent(vtkMatrixFromArray(matrix))
+    else:
+        node.SetAndObserveTransformNodeID(scene.AddNewNodeByClass("vtkMRMLGridTransformNode").GetID())
+    with pytest.raises(nodes.FrameError):
+        nodes.ijk_to_world(node)
+
+
+@pytest.fixture
+def blocks():
+    """Two boxes with the labels 3 and 5, clear of the border."""
+    labels = np.zeros((20, 24, 28), np.uint8)
+    labels[4:9, 5:12, 6:20] = 3
+    labels[11:16, 5:12, 6:20] = 5
+    return labels
+
+
+def test_label_map_on_another_grid_lands_on_the_reference(scene, tmp_path, blocks, array):
+    """Half the voxel size and mirrored: nearest neighbour must give back each label at its place in the world."""
+    coarse = oblique(blocks)
+    fine = sitk.Resample(
+        coarse,
+        [n * 2 for n in coarse.GetSize()],
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        coarse.GetOrigin(),
+        [s / 2 for s in coarse.GetSpacing()],
+        coarse.GetDirection(),
+    )
+    fine = sitk.Flip(fine, [True, False, True])
+    mask = volume_node(scene, fine, "mask", "vtkMRMLLabelMapVolumeNode")
+    put_under(mask, rotation(33, 0))
+    reference = volume_node(scene, coarse, "reference")
+    put_under(reference, rotation(-50, 1))
+    names = nodes.write_labels(mask, reference, tmp_path / "m.nrrd")
+    written = sitk.ReadImage(str(tmp_path / "m.nrrd"))
+    np.testing.assert_allclose(matrix_of(written), matrix_of(coarse), atol=1e-6)
+    # the fine grid's voxel centres lie a quarter voxel off, so that only the boxes' faces may differ
+    assert (sitk.GetArrayFromImage(written) != blocks).mean() < 0.002
+    assert set(names) == {3, 5}
+
+
+def test_segments_are_written_together_or_one_alone(scene, tmp_path, blocks):
+    reference = volume_node(scene, oblique(blocks), "reference")
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "seg")
+    for name, label in (("upper lobe", 3), ("lower lobe", 5)):
+        lower = add_segment(segmentation, blocks == label, matrix_of(oblique(blocks)), name)
+    names = nodes.write_labels(segmentation, reference, tmp_path / "all.nrrd")
+    both = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "all.nrrd")))
+    assert names == {1: "upper lobe", 2: "lower lobe"}
+    np.testing.assert_array_equal(both, np.select([blocks == 3, blocks == 5], [1, 2]))
+
+    nodes.write_labels(segmentation, reference, tmp_path / "one.nrrd", lower)
+    one = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "one.nrrd")))
+    np.testing.assert_array_equal(one != 0, blocks == 5)
+
+
+def test_segmentation_moves_with_its_parent_transform(scene, tmp_path, blocks):
+    reference = volume_node(scene, oblique(blocks), "reference")
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "seg")
+    add_segment(segmentation, blocks == 3, matrix_of(oblique(blocks)), "a")
+    step = matrix_of(oblique(blocks))[:3, 0] * 2  # two voxels along the first axis
+    shift = np.eye(4)
+    shift[:3, 3] = step
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    transform.SetMatrixTransformToParent(vtkMatrixFromArray(shift))
+    segmentation.SetAndObserveTransformNodeID(transform.GetID())
+    nodes.write_labels(segmentation, reference, tmp_path / "m.nrrd")
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "m.nrrd")))
+    np.testing.assert_array_equal(written != 0, np.roll(blocks == 3, 2, axis=2))
+
+
+def test_points_and_linear_transform_are_written_in_world_lps(scene, tmp_path):
+    points = np.random.default_rng(1).normal(0, 50, (4, 3))
+    markups = markups_node(scene, points, "p")
+    matrix = rotation(30) @ np.diag([1, 1.2, 0.9, 1])
+    matrix[:3, 3] = 10, 20, -5
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    transform.SetMatrixTransformToParent(vtkMatrixFromArray(matrix))
+    markups.SetAndObserveTransformNodeID(transform.GetID())
+    nodes.write_points(markups, tmp_path / "p.csv")
+    read = np.loadtxt(tmp_path / "p.csv", delimiter=",", skiprows=1)
+    world_lps = (np.c_[points, np.ones(4)] @ matrix.T @ RAS_LPS)[:, :3]
+    np.testing.assert_allclose(read, world_lps, atol=1e-9)
+
+    # the file maps fixed to moving points: the inverse of what carries the moving volume
+    nodes.write_linear_transform(transform, tmp_path / "t.h5")
+    file = sitk.ReadTransform(str(tmp_path / "t.h5"))
+    back = np.array([file.TransformPoint(point) for point in world_lps.tolist()])
+    np.testing.assert_allclose(back, points * (-1, -1, 1), atol=1e-6)
