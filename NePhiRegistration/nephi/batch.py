@@ -155,7 +155,8 @@ def _start(pair: Pair, folder: Path, options: list[str]) -> subprocess.Popen:
     for role, path in files.items():
         command += [f"--{role.replace('_', '-')}", path]
     package = str(Path(__file__).resolve().parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
+    # behind what is there: where the package is installed, its folder holds all others too
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), package)))}
     # a group of its own: the interpreter may be a launcher whose child has to end with it
     group = {"start_new_session": True} if os.name == "posix" else {"creationflags": subprocess.CREATE_NO_WINDOW}
     with open(folder / LOG, "w", encoding="utf-8") as log:
