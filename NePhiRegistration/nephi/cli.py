@@ -1,4 +1,4 @@
-"""The command line: ``nephi register | batch | warp | jacobian | evaluate | demo | devices``."""
+"""The command line: ``nephi register | batch | warp | jacobian | evaluate | demo | devices | dirlab``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from . import __version__, commands
+from . import __version__, commands, dirlab
 from .errors import NephiError
 from .inputs import ROLES
 from .progress import STYLES
@@ -112,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="auto")
     p.add_argument("--progress", choices=STYLES, default="bar")
     p.set_defaults(run=commands.demo_command)
+
+    dirlab.add_parser(subparsers)
     return parser
 
 

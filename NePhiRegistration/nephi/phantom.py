@@ -246,7 +246,7 @@ def _grow(root, heading, targets: np.ndarray, leaf_radius: float) -> tuple[list,
     return rows, forks
 
 
-def _grow_trees(rng, dimension: int) -> dict[str, np.ndarray]:
+def _grow_trees(rng, dimension: int, leaves: int = 230) -> dict[str, np.ndarray]:
     flat = dimension == 2
     cloud = rng.uniform((-124, -86, -120), (124, 92, 110), (12000, 3))
     cloud[:, 1] = _CORONAL_Y if flat else cloud[:, 1]
@@ -256,7 +256,7 @@ def _grow_trees(rng, dimension: int) -> dict[str, np.ndarray]:
         here = cloud[cloud[:, 0] * side > 0]
         hilum = np.array([34.0 * side, _CORONAL_Y if flat else 4.0, 14.0])
         for lift in (8.0, -12.0):  # artery above, vein below
-            targets = rng.choice(here, 60 if flat else 230, replace=False)
+            targets = rng.choice(here, 60 if flat else leaves, replace=False)
             rows, found = _grow(hilum + (0, 0, lift), (0.8 * side, 0, np.sign(lift) * 0.3), targets, 0.85)
             vessels += rows
             forks += found

@@ -23,6 +23,7 @@ from .settings import PRESETS, Settings, check
 from .space import Cube, Grid
 
 _THREADS = 4  # the steps are too small for more
+_POINTS_A_THREAD = 2500  # with fewer points a step, a second thread costs more than it helps
 
 
 def register(
@@ -94,11 +95,14 @@ def register(
     )
     show = preview or (lambda stage, fraction, registration: None)
 
+    threads = torch.get_num_threads()
     stages = {round(stage.start * settings.fit.iterations): stage for stage in settings.similarity.stages}
 
     def step(number: int):
         if number in stages:
+            torch.set_num_threads(threads)
             objective.set_volumes(*pair.volumes(stages[number], target))
+            torch.set_num_threads(max(1, min(threads, objective.similarity_points // _POINTS_A_THREAD)))
         return objective()
 
     def record(entry: dict) -> None:
@@ -115,6 +119,8 @@ def register(
             "the GPU is out of memory: lower similarity.points, choose a larger similarity.stages.spacing_mm, "
             "another preset, or --device cpu"
         ) from None
+    finally:
+        torch.set_num_threads(threads)
     for module in (fields, code):
         module.eval().requires_grad_(False)
     result.seconds = time.perf_counter() - started
