@@ -10,6 +10,11 @@ import qt
 import slicer
 import vtk
 from nephi.errors import NephiError
+from NePhiRegistrationLib import dependencies, parameters, sample
+from NePhiRegistrationLib.job import Job, LogicError
+from NePhiRegistrationLib.logic import Logic
+from NePhiRegistrationLib.parameters import Parameters, Preset
+from NePhiRegistrationLib.resultpanel import ResultPanel
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -19,12 +24,6 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
-
-from NePhiRegistrationLib import dependencies, parameters, sample
-from NePhiRegistrationLib.job import Job, LogicError
-from NePhiRegistrationLib.logic import Logic
-from NePhiRegistrationLib.parameters import Parameters, Preset
-from NePhiRegistrationLib.resultpanel import ResultPanel
 
 _RUNNING_MS, _IDLE_MS = 200, 1000
 _FAILED = "#c0392b"

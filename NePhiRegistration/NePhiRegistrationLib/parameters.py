@@ -107,8 +107,17 @@ class Parameters:
     grid_3d: bool = False
 
 
-_NODES = "fixed moving fixed_mask moving_mask fixed_landmarks moving_landmarks regions initial_transform".split()
-_PLAIN = "auto_mask fixed_segment moving_segment device".split()
+_NODES = [
+    "fixed",
+    "moving",
+    "fixed_mask",
+    "moving_mask",
+    "fixed_landmarks",
+    "moving_landmarks",
+    "regions",
+    "initial_transform",
+]
+_PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device"]
 
 
 def base_settings(p: Parameters) -> Settings:

@@ -94,7 +94,11 @@ class ResultPanel:
     def _show_view(self, p: Parameters) -> None:
         out, view = self.outputs, p.view
         before = p.before and view in _COMPARISONS
-        depends = {View.FADE: (p.opacity,), View.JACOBIAN: (p.opacity, p.legend), View.CONSISTENCY: (p.opacity, p.legend)}
+        depends = {
+            View.FADE: (p.opacity,),
+            View.JACOBIAN: (p.opacity, p.legend),
+            View.CONSISTENCY: (p.opacity, p.legend),
+        }
         wanted = (view, before, *depends.get(view, ()))
         if self._shown.get("view") == wanted:
             return
@@ -137,7 +141,13 @@ class ResultPanel:
         ui.beforeCheckBox.visible = view in _COMPARISONS
         ui.meaningLabel.text = _MEANING[view].format(other="moving" if p.before else "warped")
         ui.meaningLabel.visible = bool(_MEANING[view])
-        for widget in (ui.gridModeComboBox, ui.gridSpacingLabel, ui.gridSpacingSlider, ui.grid2dCheckBox, ui.grid3dCheckBox):
+        for widget in (
+            ui.gridModeComboBox,
+            ui.gridSpacingLabel,
+            ui.gridSpacingSlider,
+            ui.grid2dCheckBox,
+            ui.grid3dCheckBox,
+        ):
             widget.visible = p.grid
         ui.gridMeaningLabel.text = display.GRID_TEXT
         ui.gridMeaningLabel.visible = p.grid

@@ -15,39 +15,64 @@ from .settings import FieldSettings
 FORWARD, INVERSE = 0, 1
 
 
-class HybridCode(nn.Module):
-    """Latent code of one pair: a global vector and a local grid that covers the cube (paper, Eq. 4).
+class Code:
+    """Latent codes of a batch of pairs: a global vector and a local grid that covers the cube (paper, Eq. 4).
 
-    The grid holds ``size`` nodes along x, y (, z) between ``lower_cube`` and ``upper_cube`` and is
-    interpolated linearly; beyond its border the nearest border value holds.
+    ``global_code`` (b, g); ``local_code`` (b, l, (z,) y, x): nodes between minus ``upper_cube`` (d,) and it,
+    interpolated linearly; beyond the border the nearest border value holds.
     """
 
-    def __init__(self, settings: FieldSettings, upper_cube: Tensor, size: tuple[int, ...]):
-        super().__init__()
-        self.size = tuple(size)
-        self.register_buffer("upper_cube", upper_cube.clone())
-        self.global_code = nn.Parameter(torch.zeros(settings.global_code))
-        self.local_code = nn.Parameter(torch.zeros(1, settings.local_code, *reversed(self.size)))
+    def __init__(self, global_code: Tensor, local_code: Tensor, upper_cube: Tensor):
+        self.global_code, self.local_code, self.upper_cube = global_code, local_code, upper_cube
+
+    @property
+    def batch(self) -> int:
+        return len(self.global_code)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Nodes along x, y (, z)."""
+        return tuple(reversed(self.local_code.shape[2:]))
 
     def at(self, points_cube: Tensor) -> Tensor:
-        """Local code at points (..., d) -> (..., channels)."""
-        shape = points_cube.shape
-        grid = (points_cube / self.upper_cube).reshape(1, *[1] * (shape[-1] - 1), -1, shape[-1])
+        """Local code at points (2, b * n, d), pair after pair -> (2, b * n, l)."""
+        two, many, d = points_cube.shape
+        grid = (points_cube / self.upper_cube).reshape(two, self.batch, -1, d)
+        grid = grid.transpose(0, 1).reshape(self.batch, *[1] * (d - 1), -1, d)
         code = nn.functional.grid_sample(self.local_code, grid, padding_mode="border", align_corners=True)
-        return code.reshape(self.local_code.shape[1], -1).T.reshape(*shape[:-1], -1)
+        code = code.reshape(self.batch, -1, two, many // self.batch).permute(2, 0, 3, 1)
+        return code.reshape(two, many, -1)
 
     def prior(self) -> Tensor:
         """Mean norm of the global code plus mean norm over the grid (paper, Eq. 5)."""
         tiny = 1e-12  # a zero code has no gradient of its norm
-        return (self.global_code.square().sum() + tiny).sqrt() + (self.local_code.square().sum(1) + tiny).sqrt().mean()
+        norms = (t.square().sum(1) + tiny for t in (self.global_code, self.local_code))
+        return sum(norm.sqrt().mean() for norm in norms)
+
+
+class HybridCode(Code, nn.Module):
+    """The code of one pair as parameters, at first those of ``start``."""
+
+    def __init__(self, start: Code):
+        nn.Module.__init__(self)
+        self.register_buffer("upper_cube", start.upper_cube.clone())
+        self.global_code = nn.Parameter(start.global_code.detach().clone())
+        self.local_code = nn.Parameter(start.local_code.detach().clone())
+
+
+def zero_code(settings: FieldSettings, upper_cube: Tensor, size: tuple[int, ...], batch: int = 1) -> Code:
+    """All zeros: what a code is before anything is known."""
+    local = upper_cube.new_zeros(batch, settings.local_code, *reversed(size))
+    return Code(upper_cube.new_zeros(batch, settings.global_code), local, upper_cube)
 
 
 class NeuralFields(nn.Module):
     """The forward field phi and the backward field psi: same structure, separate weights, one code.
 
     Both are evaluated in one batched product: points (2, n, d), entry 0 through phi and entry 1
-    through psi. Each is ``x + f(x, z(x))`` with modulated periodic activations over Fourier
-    features; the last layer starts at zero, so both maps start at the identity.
+    through psi; with the codes of b pairs n / b points of each, pair after pair. Each is
+    ``x + f(x, z(x))`` with modulated periodic activations over Fourier features; the last layer starts
+    at zero, so both maps start at the identity. Beyond the cube the displacement of its border holds.
     """
 
     def __init__(self, settings: FieldSettings, half_size_mm: float, dimension: int = 3, generator=None):
@@ -86,25 +111,30 @@ class NeuralFields(nn.Module):
     def _modulate(self, x: Tensor) -> Tensor:
         return torch.sin(self.settings.omega * x) if self.settings.modulation == "sine" else torch.relu(x)
 
-    def one(self, points_cube: Tensor, code: HybridCode, way: int) -> Tensor:
-        """Points (n, d) through one of the two fields (FORWARD or INVERSE)."""
+    def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
+        """Points (n, d) of one pair through one of the two fields (FORWARD or INVERSE)."""
         return self._run(points_cube[None], code, slice(way, way + 1))[0]
 
-    def forward(self, points_cube: Tensor, code: HybridCode) -> Tensor:
+    def forward(self, points_cube: Tensor, code: Code) -> Tensor:
         return self._run(points_cube, code, slice(None))
 
-    def _run(self, points_cube: Tensor, code: HybridCode, which: slice) -> Tensor:
+    def _run(self, points_cube: Tensor, code: Code, which: slice) -> Tensor:
         def layer(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
             return torch.baddbmm(bias[which], x, weight[which])
 
-        embedding = torch.sin(points_cube @ self.bands + self.phase)
-        shift = self.modulation_in_bias + code.global_code[None, None] @ self.modulation_global
+        inside = torch.minimum(torch.maximum(points_cube, -code.upper_cube), code.upper_cube)
+        embedding = torch.sin(inside @ self.bands + self.phase)
+        # (2, b, 1, width): one shift for all points of a pair
+        shift = self.modulation_in_bias[:, None] + (code.global_code @ self.modulation_global)[:, :, None]
+        start = torch.cat([self.synthesis_in_bias[:, None].expand_as(shift), shift], -1)
+        each = 1 if code.batch == 1 else points_cube.shape[1] // code.batch
+        start = start.expand(-1, -1, each, -1).flatten(1, 2)
         # the two networks read the same features: one product; the local code adds its own part
         weight = torch.cat([self.synthesis_in, self.modulation_in], -1)
-        both = layer(torch.cat([self.synthesis_in_bias, shift], -1), embedding, weight)
+        both = layer(start, embedding, weight)
         signal, gate = both.split(self.settings.width, -1)
         signal = torch.sin(signal)
-        skip = gate = self._modulate(torch.baddbmm(gate, code.at(points_cube), self.modulation_local[which]))
+        skip = gate = self._modulate(torch.baddbmm(gate, code.at(inside), self.modulation_local[which]))
         for w_s, b_s, w_m, b_m in zip(
             self.synthesis, self.synthesis_bias, self.modulation, self.modulation_bias, strict=True
         ):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .features import Volume, local_offsets, mind_ssc
-from .field import FORWARD, INVERSE, HybridCode, NeuralFields
+from .field import FORWARD, INVERSE, Code, NeuralFields
 from .settings import RegularitySettings, SimilaritySettings
 
 # ---- similarity: prepare an image, then compare values (n, c) at n points with weights (n, 1) ----------
@@ -131,71 +132,72 @@ def regularity(fields, settings: RegularitySettings, points: Tensor, values: Ten
     return total
 
 
-# ---- one pair ------------------------------------------------------------------------------------------
+# ---- pairs ---------------------------------------------------------------------------------------------
 
 
-class PairObjective:
-    """Draws points and returns the named terms and their weighted sum (paper, Eq. 7)."""
+class Objective:
+    """Draws points of one or several pairs; returns the weighted sum and the named terms (paper, Eq. 6 and 7)."""
 
     def __init__(
         self,
         fields: NeuralFields,
-        code: HybridCode,
         similarity_settings: SimilaritySettings,
         regularity_settings: RegularitySettings,
         unit_mm: float,
         generator: torch.Generator,
     ):
-        self.fields, self.code, self.generator = fields, code, generator
+        self.fields, self.generator = fields, generator
         self.similarity_settings, self.regularity_settings = similarity_settings, regularity_settings
         self.similarity = similarity(similarity_settings)
-        self.upper = code.upper_cube
         self.step = regularity_settings.step_mm / unit_mm
-        exact = regularity_settings.exact and regularity_settings.name != "bending"
-        self.stencil = stencil(regularity_settings.name, len(self.upper), self.step, exact).to(self.upper)
+        self.weights = {
+            "similarity": 1.0,
+            "boundary": similarity_settings.boundary_weight,
+            "regularity": regularity_settings.weight,
+            "code_prior": regularity_settings.code_prior,
+        }
 
-    def set_volumes(self, fixed: Volume, moving: Volume) -> None:
-        """The features from now on; called again where a stage changes them."""
-        self.volumes = (fixed, moving)
-        self.similarity_points = self.similarity_settings.points.count(fixed.voxels)
-        self.regularity_points = self.regularity_settings.points.count(fixed.voxels)
+    def points_of(self, volumes: tuple[Volume, Volume]) -> int:
+        """How many points are compared a step, in each direction."""
+        return self.similarity_settings.points.count(volumes[FORWARD].voxels)
 
-    def _regularity_points(self) -> Tensor:
-        """(n, d): half over the whole cube, half where the similarity looks."""
-        n = self.regularity_points
-        shape = (n - n // 2, len(self.upper))
-        anywhere = torch.rand(shape, generator=self.generator, device=self.upper.device) * 2 - 1
-        return torch.cat([anywhere * self.upper, self.volumes[FORWARD].draw(n // 2, self.generator)[0]])
-
-    def __call__(self) -> tuple[Tensor, dict[str, Tensor]]:
-        r, d = self.regularity_settings, len(self.upper)
-        drawn = [v.draw(self.similarity_points, self.generator) for v in self.volumes]
-        x = torch.stack([points for points, _ in drawn])
-        sparse = self._regularity_points()[:, None] + self.stencil
-        sparse = torch.stack([sparse, sparse])
+    def __call__(self, code: Code, pairs: list[tuple[Volume, Volume]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """``pairs``: the fixed and moving features of each pair of the code's batch, all of about one size."""
+        r, upper, batch = self.regularity_settings, code.upper_cube, len(pairs)
+        d, n = len(upper), self.points_of(pairs[0])
+        drawn = [[v.draw(n, self.generator) for v in volumes] for volumes in pairs]
+        x = torch.stack([torch.stack([points for points, _ in one]) for one in drawn], 1)  # (2, b, n, d)
+        sparse = torch.cat([self._regularity_points(volumes, upper) for volumes in pairs])
+        sparse = torch.stack([sparse, sparse])  # (2, b * m, k, d)
         if r.exact:
             sparse.requires_grad_()
-        n = x.shape[1]
-        y = self.fields(torch.cat([x, sparse.reshape(2, -1, d)], 1), self.code)
-        terms = {"similarity": self._similarity(drawn, y[:, :n])}
-        if self.similarity_settings.boundary_weight and self.volumes[FORWARD].distance is not None:
-            terms["boundary"] = self._boundary(x, y[:, :n])
-        values = y[:, n:].reshape(sparse.shape)
-        terms["regularity"] = regularity(lambda p: self.fields(p, self.code), r, sparse, values, self.step)
+        together = torch.cat([x, sparse.reshape(2, batch, -1, d)], 2)
+        y = self.fields(together.reshape(2, -1, d), code).reshape(together.shape)
+        terms = {"similarity": self._mean(self._similarity, pairs, drawn, y[:, :, :n].unbind(1))}
+        if self.weights["boundary"] and all(volume.distance is not None for volumes in pairs for volume in volumes):
+            terms["boundary"] = self._mean(self._boundary, pairs, x.unbind(1), y[:, :, :n].unbind(1))
+        values = y[:, :, n:].reshape(sparse.shape)
+        terms["regularity"] = regularity(lambda p: self.fields(p, code), r, sparse, values, self.step)
         if r.code_prior:
-            terms["code_prior"] = self.code.prior()
-        weights = {
-            "similarity": 1.0,
-            "boundary": self.similarity_settings.boundary_weight,
-            "regularity": r.weight,
-            "code_prior": r.code_prior,
-        }
-        total = sum(weights[name] * term for name, term in terms.items())
-        return total, terms
+            terms["code_prior"] = code.prior()
+        return sum(self.weights[name] * term for name, term in terms.items()), terms
 
-    def _similarity(self, drawn, mapped: Tensor) -> Tensor:
+    @staticmethod
+    def _mean(term: Callable[..., Tensor], *by_pair) -> Tensor:
+        return sum(map(term, *by_pair)) / len(by_pair[0])
+
+    def _regularity_points(self, volumes: tuple[Volume, Volume], upper_cube: Tensor) -> Tensor:
+        """(m, k, d): half over the whole cube, half where the similarity looks, each with its stencil."""
+        r, d = self.regularity_settings, len(upper_cube)
+        n = r.points.count(volumes[FORWARD].voxels)
+        anywhere = torch.rand((n - n // 2, d), generator=self.generator, device=upper_cube.device) * 2 - 1
+        points = torch.cat([anywhere * upper_cube, volumes[FORWARD].draw(n // 2, self.generator)[0]])
+        exact = r.exact and r.name != "bending"
+        return points[:, None] + stencil(r.name, d, self.step, exact).to(upper_cube)
+
+    def _similarity(self, volumes, drawn, mapped: Tensor) -> Tensor:
         """Both directions averaged; points that leave the other image's field of view do not count."""
-        fixed, moving = self.volumes
+        fixed, moving = volumes
         total = mapped.new_zeros(())
         for way, here, there in ((FORWARD, fixed, moving), (INVERSE, moving, fixed)):
             index = drawn[way][1]
@@ -205,7 +207,7 @@ class PairObjective:
             total = total + self.similarity.compare(there.at(mapped[way], offsets), reference, weight) / 2
         return total
 
-    def _boundary(self, x: Tensor, mapped: Tensor) -> Tensor:
-        fixed, moving = (v.distance for v in self.volumes)
+    def _boundary(self, volumes, x: Tensor, mapped: Tensor) -> Tensor:
+        fixed, moving = (v.distance for v in volumes)
         forward = (moving.at(mapped[FORWARD]) - fixed.at(x[FORWARD])).square().mean()
         return (forward + (fixed.at(mapped[INVERSE]) - moving.at(x[INVERSE])).square().mean()) / 2

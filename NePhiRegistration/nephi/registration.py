@@ -13,10 +13,10 @@ import torch
 
 from .align import align
 from .errors import NephiError
-from .field import HybridCode, NeuralFields
+from .field import HybridCode, NeuralFields, zero_code
 from .fit import fit
 from .image import check_image, check_mask, looks_like_ct, lung_mask
-from .objective import PairObjective
+from .objective import Objective
 from .pair import Pair
 from .result import Registration
 from .settings import PRESETS, Settings, check
@@ -74,9 +74,10 @@ def register(
     dimension = fixed.GetDimension()
     fields = NeuralFields(field_settings, pair.cube.unit_mm, dimension, initial).to(target)
     upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
-    code = HybridCode(field_settings, upper, code_size(pair.cube, field_settings.code_spacing_mm)).to(target)
+    code = zero_code(field_settings, upper, code_size(pair.cube, field_settings.code_spacing_mm))
+    code = HybridCode(code).to(target)
     regularity = replace(settings.regularity, step_mm=settings.regularity.step_mm * pair.scale)
-    objective = PairObjective(fields, code, settings.similarity, regularity, pair.cube.unit_mm, generator)
+    objective = Objective(fields, settings.similarity, regularity, pair.cube.unit_mm, generator)
 
     result = Registration(
         fields=fields,
@@ -95,15 +96,15 @@ def register(
     )
     show = preview or (lambda stage, fraction, registration: None)
 
-    threads = torch.get_num_threads()
+    threads, volumes = torch.get_num_threads(), []
     stages = {round(stage.start * settings.fit.iterations): stage for stage in settings.similarity.stages}
 
     def step(number: int):
         if number in stages:
             torch.set_num_threads(threads)
-            objective.set_volumes(*pair.volumes(stages[number], target))
-            torch.set_num_threads(max(1, min(threads, objective.similarity_points // _POINTS_A_THREAD)))
-        return objective()
+            volumes[:] = [pair.volumes(stages[number], target)]
+            torch.set_num_threads(max(1, min(threads, objective.points_of(volumes[0]) // _POINTS_A_THREAD)))
+        return objective(code, volumes)
 
     def record(entry: dict) -> None:
         fraction = 0.08 + 0.72 * entry["step"] / max(1, settings.fit.iterations)

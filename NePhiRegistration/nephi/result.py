@@ -14,7 +14,7 @@ import torch
 
 from .align import Affine
 from .errors import NephiError
-from .field import FORWARD, INVERSE, HybridCode, NeuralFields
+from .field import FORWARD, INVERSE, HybridCode, NeuralFields, zero_code
 from .objective import exact_jacobian
 from .settings import FieldSettings, Settings, from_dict
 from .space import Cube, Grid
@@ -144,7 +144,7 @@ class Registration:
         cube = Cube(*(tuple(geometry["cube"][k]) for k in ("centre_lps_mm", "half_sides_mm", "direction")))
         fields = NeuralFields(field_settings, cube.unit_mm, cube.dimension)
         upper = torch.tensor(cube.upper_cube, dtype=torch.float32)
-        code = HybridCode(field_settings, upper, tuple(geometry["code_size"]))
+        code = HybridCode(zero_code(field_settings, upper, tuple(geometry["code_size"])))
         for module, prefix in ((fields, "fields."), (code, "code.")):
             part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             try:

@@ -75,11 +75,10 @@ def run(method: str, size: int, iterations: int) -> dict:
             upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
             fields = VoxelFields(volumes[0].volume.shape[:-1], upper)
             regularity = replace(settings.regularity, weight=0.5)
-            objective = registration.PairObjective(
-                fields, _NoCode(upper), similarity, regularity, pair.cube.unit_mm, torch.Generator().manual_seed(0)
-            )
-            objective.set_volumes(*volumes)
-            registration.fit(lambda step: objective(), fields.parameters(), settings.fit)
+            generator = torch.Generator().manual_seed(0)
+            objective = registration.Objective(fields, similarity, regularity, pair.cube.unit_mm, generator)
+            code = _NoCode(upper)
+            registration.fit(lambda step: objective(code, [volumes]), fields.parameters(), settings.fit)
     return {"method": method, "size": size, "peak_mb": peak_mb() - before, "images_mb": 2 * 2 * size**3 / 1e6}
 
 

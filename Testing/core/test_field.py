@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 from nephi.align import Affine
 from nephi.errors import NephiError
-from nephi.field import FORWARD, INVERSE, HybridCode, NeuralFields
+from nephi.field import FORWARD, INVERSE, HybridCode, NeuralFields, zero_code
 from nephi.result import Registration
 from nephi.settings import PRESETS, FieldSettings
 from nephi.space import Cube, Grid
@@ -19,7 +19,7 @@ from nephi.space import Cube, Grid
 def make(settings: FieldSettings, d: int, seed: int = 0, random_end: bool = False):
     generator = torch.Generator().manual_seed(seed)
     fields = NeuralFields(settings, 150.0, d, generator)
-    code = HybridCode(settings, torch.tensor([1.0, 0.8, 0.6][:d]), (6, 5, 4)[:d])
+    code = HybridCode(zero_code(settings, torch.tensor([1.0, 0.8, 0.6][:d]), (6, 5, 4)[:d]))
     if random_end:
         with torch.no_grad():
             for p in (fields.out, fields.out_bias, code.global_code, code.local_code):
@@ -83,20 +83,20 @@ def test_the_maps_depend_on_both_codes():
 def test_code_interpolates_a_ramp_exactly_and_holds_its_border(d):
     settings = replace(FieldSettings(), local_code=d)
     upper, size = torch.tensor([1.0, 0.8, 0.6][:d]), (6, 5, 4)[:d]
-    code = HybridCode(settings, upper, size)
+    code = HybridCode(zero_code(settings, upper, size))
     axes = [torch.linspace(-float(u), float(u), n) for u, n in zip(upper, size, strict=True)]
     nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (channel, x, y[, z])
     with torch.no_grad():
         code.local_code.copy_(nodes.permute(0, *range(d, 0, -1))[None])
     x = points_of(d) * upper
-    torch.testing.assert_close(code.at(x), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(code.at(x[None])[0], x, atol=1e-5, rtol=0)
     pair = torch.stack([x, -x])
     torch.testing.assert_close(code.at(pair), pair, atol=1e-5, rtol=0)
-    torch.testing.assert_close(code.at(upper[None] * 3), upper[None], atol=1e-5, rtol=0)
+    torch.testing.assert_close(code.at(upper[None, None] * 3), upper[None, None], atol=1e-5, rtol=0)
 
 
 def test_code_prior_is_the_mean_of_norms():
-    code = HybridCode(replace(FieldSettings(), global_code=2, local_code=2), torch.ones(2), (2, 2))
+    code = HybridCode(zero_code(replace(FieldSettings(), global_code=2, local_code=2), torch.ones(2), (2, 2)))
     assert float(code.prior().detach()) < 1e-5
     with torch.no_grad():
         code.global_code.copy_(torch.tensor([3.0, 4.0]))
@@ -113,7 +113,7 @@ def registration(d: int, preset: str = "balanced") -> Registration:
     cube = Cube.around(fixed.corners_lps_mm(), fixed.direction)
     generator = torch.Generator().manual_seed(3)
     fields = NeuralFields(settings.field, cube.unit_mm, d, generator)
-    code = HybridCode(settings.field, torch.tensor(cube.upper_cube, dtype=torch.float32), (4, 3, 3)[:d])
+    code = HybridCode(zero_code(settings.field, torch.tensor(cube.upper_cube, dtype=torch.float32), (4, 3, 3)[:d]))
     with torch.no_grad():
         for p in (fields.out, code.global_code, code.local_code):
             p.normal_(0, 0.02, generator=generator)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from nephi.features import Volume
-from nephi.field import HybridCode, NeuralFields
-from nephi.objective import PairObjective, exact_jacobian, finite_jacobian, regularity, similarity, stencil
+from nephi.field import Code, HybridCode, NeuralFields, zero_code
+from nephi.objective import Objective, exact_jacobian, finite_jacobian, regularity, similarity, stencil
 from nephi.settings import SIMILARITIES, FieldSettings, RegularitySettings, Sampling, SimilaritySettings
 from torch.nn import functional as F
 
@@ -21,7 +21,7 @@ def small_fields(d: int):
                              global_code=3, local_code=2)  # fmt: skip
     fields = NeuralFields(settings, 150.0, d, generator).double()
     # one cell of code: linear interpolation has no kinks inside it
-    code = HybridCode(settings, torch.ones(d), (2,) * d).double()
+    code = HybridCode(zero_code(settings, torch.ones(d), (2,) * d)).double()
     with torch.no_grad():
         for p in (fields.out, code.global_code, code.local_code):
             p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
@@ -178,21 +178,28 @@ def test_ncc_and_lncc_do_not_see_brightness_and_contrast():
 # ---- the whole objective -------------------------------------------------------------------------------
 
 
-def pair_objective(d: int = 2, regular=None, similar=None, view=None) -> PairObjective:
-    settings = replace(FieldSettings(), width=16, frequencies=8)
-    fields = NeuralFields(settings, 100.0, d, torch.Generator().manual_seed(0))
-    code = HybridCode(settings, torch.ones(d), (3,) * d)
-    similar = similar or SimilaritySettings("mse", Sampling(0.0, 200, 200))
-    objective = PairObjective(fields, code, similar, regular or RegularitySettings(), 100.0,
-                              torch.Generator().manual_seed(0))  # fmt: skip
-    image = texture(d)
-    fixed, moving = (Volume(i[..., None], -torch.ones(d), 2 / 39, None, view) for i in (image, image.roll(2, -1)))
-    objective.set_volumes(fixed, moving)
-    return objective
+class OnePair:
+    """The objective of one pair of textures, called without arguments."""
+
+    def __init__(self, d: int = 2, regular=None, similar=None, view=None, batch: int = 1):
+        settings = replace(FieldSettings(), width=16, frequencies=8)
+        self.fields = NeuralFields(settings, 100.0, d, torch.Generator().manual_seed(0))
+        self.code = HybridCode(zero_code(settings, torch.ones(d), (3,) * d, batch))
+        similar = similar or SimilaritySettings("mse", Sampling(0.0, 200, 200))
+        regular = regular or RegularitySettings()
+        self.objective = Objective(self.fields, similar, regular, 100.0, torch.Generator().manual_seed(0))
+        image = texture(d)
+        self.pairs = [
+            tuple(Volume(i[..., None], -torch.ones(d), 2 / 39, None, view) for i in (image, image.roll(2 + k, -1)))
+            for k in range(batch)
+        ]
+
+    def __call__(self):
+        return self.objective(self.code, self.pairs)
 
 
 def test_terms_are_named_weighted_and_summed():
-    objective = pair_objective(regular=RegularitySettings(weight=3.0, code_prior=0.5))
+    objective = OnePair(regular=RegularitySettings(weight=3.0, code_prior=0.5))
     with torch.no_grad():
         objective.fields.out.normal_(0, 0.05)
         objective.code.global_code.fill_(0.1)
@@ -207,17 +214,41 @@ def test_terms_are_named_weighted_and_summed():
 
 @pytest.mark.parametrize("name", ["gradicon", "diffusion", "bending"])
 def test_regularity_is_zero_at_the_start(name):
-    _, terms = pair_objective(regular=RegularitySettings(name))()
+    _, terms = OnePair(regular=RegularitySettings(name))()
     assert float(terms["regularity"].detach()) == pytest.approx(0, abs=1e-3 if name == "bending" else 1e-6)
 
 
 def test_points_outside_the_other_field_of_view_do_not_count():
     nowhere = (torch.eye(2), torch.full((2,), -1e3), torch.tensor([40, 40]))
-    assert float(pair_objective()()[1]["similarity"].detach()) > 1e-3
-    assert float(pair_objective(view=nowhere)()[1]["similarity"].detach()) == 0
+    assert float(OnePair()()[1]["similarity"].detach()) > 1e-3
+    assert float(OnePair(view=nowhere)()[1]["similarity"].detach()) == 0
 
 
 def test_same_generator_draws_the_same_points():
-    first, second = pair_objective(), pair_objective()
+    first, second = OnePair(), OnePair()
     assert float(first()[0].detach()) == float(second()[0].detach())
     assert math.isfinite(float(first()[0].detach()))
+
+
+def test_a_batch_is_the_mean_of_its_pairs():
+    """With the same points for each: the terms of a batch are the means, its codes stay apart."""
+    many = OnePair(batch=3, regular=RegularitySettings(points=Sampling(0.0, 8, 8)))
+    with torch.no_grad():
+        many.fields.out.normal_(0, 0.05)
+        many.code.global_code.normal_(0, 0.5)
+        many.code.local_code.normal_(0, 0.5)
+    drawn = {id(v): v.draw(200, torch.Generator().manual_seed(k)) for k, p in enumerate(many.pairs) for v in p}
+    for pair in many.pairs:
+        for volume in pair:
+            volume.draw = lambda n, _, volume=volume: tuple(t[:n] for t in drawn[id(volume)])
+    many.objective._regularity_points = lambda volumes, upper, kept={}: kept.setdefault(
+        id(volumes), Objective._regularity_points(many.objective, volumes, upper)
+    )
+    together = many()[1]
+    one_by_one = []
+    for k, pair in enumerate(many.pairs):
+        code = Code(many.code.global_code[k : k + 1], many.code.local_code[k : k + 1], many.code.upper_cube)
+        one_by_one.append(many.objective(code, [pair])[1])
+    for name, value in together.items():
+        torch.testing.assert_close(value, sum(terms[name] for terms in one_by_one) / 3)
+    assert len({round(float(terms["similarity"].detach()), 6) for terms in one_by_one}) == 3

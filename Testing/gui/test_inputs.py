@@ -8,9 +8,9 @@ from enum import Enum
 
 import pytest
 import slicer
+from nephi.settings import PRESETS
 from NePhiRegistrationLib import parameters
 from NePhiRegistrationLib.parameters import Alignment, Parameters, Preset, Similarity
-from nephi.settings import PRESETS
 
 _HINTS = typing.get_type_hints(Parameters, include_extras=True)
 
@@ -194,7 +194,11 @@ def test_segments(panel, phantom):
         box = getattr(panel.ui, f"{side}SegmentComboBox")
         assert not box.visible
         setattr(panel.p, f"{side}_mask", node)
-        assert box.visible and [box.itemText(i) for i in range(box.count)] == ["All segments", "left lung", "right lung"]
+        assert box.visible and [box.itemText(i) for i in range(box.count)] == [
+            "All segments",
+            "left lung",
+            "right lung",
+        ]
         panel.choose(box, "right lung")
         assert getattr(panel.p, f"{side}_segment") == "right lung"
         assert getattr(parameters.job(panel.p), f"{side}_segment") == "right lung"

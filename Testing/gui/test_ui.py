@@ -98,4 +98,3 @@ def test_code_uses_widgets_that_exist():
     assert used - set(_WIDGETS) == set()
     buttons = {n for n, w in _WIDGETS.items() if w.get("class") == "QPushButton"}
     assert {b for b in buttons if f'ui.{b}.connect("clicked(bool)"' in code} == buttons
-

@@ -254,7 +254,7 @@ class qMRMLNodeComboBox(PythonQt, QWidget):
         self._none_text = text
         self._fill()
 
-    def _flag(name):  # noqa: N805 makes a property
+    def _flag(name):
         def write(self, value: bool) -> None:
             self._flags[name] = value
             self._fill()
