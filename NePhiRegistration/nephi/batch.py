@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import NephiError
-from .inputs import ROLES, fingerprints
+from .inputs import ROLES, TRAINING_ROLES, fingerprints
 from .settings import Settings
 
 SUMMARY, SETTINGS, LOG, REPORT = "summary.csv", "settings.json", "nephi.log", "report.json"
@@ -38,7 +38,10 @@ class Pair:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """The rows of a CSV file (comma, semicolon or tab); its paths are relative to it. Raises NephiError."""
+    """The rows of a CSV file (comma, semicolon or tab); its paths are relative to it. Raises NephiError.
+
+    A list for training serves as well: its further columns are read, and of use there only.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -51,7 +54,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         raise NephiError(f"{path} lists no pairs: a line with the columns' names and a line a pair are expected")
-    head, known = [name.lower() for name in rows[0]], ("name", *ROLES)
+    head, known = [name.lower() for name in rows[0]], ("name", *ROLES, *TRAINING_ROLES)
     wrong = [name for name in head if name not in known] + [name for name in known[:3] if name not in head]
     if wrong or len(set(head)) < len(head):
         columns = f"name, fixed, moving and any of {', '.join(known[3:])}"
@@ -149,7 +152,7 @@ def _start(pair: Pair, folder: Path, options: list[str]) -> subprocess.Popen:
         if role not in pair.files:
             raise NephiError(f"no {role} image is given")
     folder.mkdir(exist_ok=True)
-    files = {role: str(path) for role, path in pair.files.items()}
+    files = {role: str(path) for role, path in pair.files.items() if role in ROLES}
     command = [sys.executable, "-m", __package__, "register", files.pop("fixed"), files.pop("moving")]
     command += ["--output", str(folder), *options]
     for role, path in files.items():

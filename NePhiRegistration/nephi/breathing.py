@@ -29,7 +29,11 @@ from .space import Grid
 _KNOTS_MM = 8.0  # between the control points of a breath
 _LEAST_JACOBIAN = 0.2  # at the places looked at, so that it stays above 0.15 between them
 _COARSE_MM = 6.0  # for finding where the lungs are
+_AROUND_MM = 10.0  # of the lungs: where correspondences are written down
+_POINTS = 4000  # as many of them
 _REACH_MM = 80.0  # around the lungs of the base, that those of the deformed image lie within
+_IMAGES = ROLES[:4]
+_WRITTEN = (*ROLES[:6], "fixed_points", "moving_points")
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,28 @@ class BreathingPair:
         """(n, 3) points of the moving image -> fixed image, likewise."""
         return (self.breath.forward if self.base_is_fixed else self.breath.inverse)(points_lps_mm)
 
+    def points(self, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """``count`` random fixed_lps_mm and their moving_lps_mm (count, 3), in and up to 10 mm around the lungs."""
+        mask = self.moving_mask if self.base_is_fixed else self.fixed_mask  # of the image that phi starts from
+        distance = sitk.SignedMaurerDistanceMap(
+            mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+        )
+        near, rng = np.flatnonzero(sitk.GetArrayViewFromImage(distance) <= _AROUND_MM), np.random.default_rng(seed)
+        grid = Grid.of(mask)
+        index_zyx = np.unravel_index(rng.choice(near, count), grid.shape)
+        points = grid.to_lps_mm(np.stack(index_zyx[::-1], -1) + rng.uniform(-0.5, 0.5, (count, 3)))
+        there = self.breath.forward(points)
+        return (there, points) if self.base_is_fixed else (points, there)
+
     def write(self, folder: str | Path) -> None:
-        """fixed, moving, fixed_mask, moving_mask (.nii.gz), the two's landmarks (.csv) and pair.json."""
+        """fixed, moving, fixed_mask, moving_mask (.nii.gz), both's landmarks and points (.csv) and pair.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("fixed", "moving", "fixed_mask", "moving_mask"):
+        for name in _IMAGES:
             write_image(getattr(self, name), folder / f"{name}.nii.gz")
-        for name, points_lps_mm in zip(("fixed", "moving"), self.landmarks, strict=True):
-            write_landmarks(folder / f"{name}_landmarks.csv", points_lps_mm)
+        for kind, pair in (("landmarks", self.landmarks), ("points", self.points(_POINTS))):
+            for name, points_lps_mm in zip(("fixed", "moving"), pair, strict=True):
+                write_landmarks(folder / f"{name}_{kind}.csv", points_lps_mm)
         (folder / "pair.json").write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
 
 
@@ -388,7 +406,7 @@ def generate(
         pair = breathe(*(templates[k // 2 % len(templates)] if use else procedural(one)), one, settings)
         name = f"pair{k:04d}"
         pair.write(folder / name)
-        rows.append([name, *(f"{name}/{role}.{'csv' if 'landmarks' in role else 'nii.gz'}" for role in ROLES[:6])])
+        rows.append([name, *(f"{name}/{role}{'.nii.gz' if role in _IMAGES else '.csv'}" for role in _WRITTEN)])
     with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["name", *ROLES[:6]], *rows])
+        csv.writer(file).writerows([["name", *_WRITTEN], *rows])
     return folder / "pairs.csv"

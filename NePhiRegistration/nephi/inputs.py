@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
+# what only training reads: labels of both images, and points that are known to correspond
+TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
 
 
 def fingerprints(files: dict[str, str | Path | None], auto_mask: bool, align: str) -> dict:
