@@ -1,4 +1,5 @@
-"""The command line: ``nephi register | batch | warp | jacobian | evaluate | demo | devices | dirlab``."""
+"""The command line: ``nephi register | batch | warp | jacobian | evaluate | demo | devices
+| dirlab | train | breathe``."""
 
 from __future__ import annotations
 
@@ -112,6 +113,27 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="auto")
     p.add_argument("--progress", choices=STYLES, default="bar")
     p.set_defaults(run=commands.demo_command)
+
+    p = subparsers.add_parser("train", help="train a model that predicts registrations in one pass")
+    p.add_argument("settings", metavar="SETTINGS", nargs="?", help="JSON file (see the documentation of training)")
+    p.add_argument("--output", required=True, metavar="DIR", help="folder for the model, the log and the cache")
+    p.add_argument("--data", metavar="PAIRS", help="list of pairs as for batch, shapes-solid or shapes-hollow")
+    p.add_argument("--validation", metavar="PAIRS", help="likewise: pairs to choose the best model by")
+    p.add_argument("--iterations", type=int, metavar="N")
+    p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument("--resume", action="store_true", help="go on where the run in DIR was stopped")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--threads", type=int, metavar="N", help="processor threads (default: at most 4)")
+    p.add_argument("--progress", choices=STYLES, default="bar")
+    p.set_defaults(run=commands.train_command)
+
+    p = subparsers.add_parser("breathe", help="generate pairs with known maps, to train on or to test with")
+    p.add_argument("--output", required=True, metavar="DIR", help="a folder a pair goes in here, beside pairs.csv")
+    p.add_argument("--count", type=int, default=100, metavar="N")
+    p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument("--ct", nargs="*", default=[], metavar="FILE", help="chest CTs to deform; else made by rule")
+    p.add_argument("--masks", nargs="*", default=[], metavar="FILE", help="their lungs, in the same order")
+    p.set_defaults(run=commands.breathe_command)
 
     dirlab.add_parser(subparsers)
     return parser

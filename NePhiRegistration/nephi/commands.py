@@ -12,7 +12,7 @@ from pathlib import Path
 from .errors import NephiError
 from .inputs import fingerprints
 from .progress import Progress
-from .settings import Settings, check, load, preset
+from .settings import Settings, check, decode, load, preset, read_json
 
 
 def settings_from(options) -> Settings:
@@ -283,4 +283,42 @@ def demo_command(options) -> int:
         progress=tell,
     )
     print(summary_lines(report, folder))
+    return 0
+
+
+def train_command(options) -> int:
+    from .output import prepare_folder
+    from .registration import choose_device, limit_threads
+    from .train import MODEL, TrainSettings, train
+
+    settings = TrainSettings()
+    if options.settings:
+        settings = decode(settings, read_json(options.settings))
+    named = {k: getattr(options, k) for k in ("data", "validation") if getattr(options, k)}
+    changes = {k: getattr(options, k) for k in ("iterations", "seed") if getattr(options, k) is not None}
+    settings = replace(settings, fit=replace(settings.fit, **changes), **named)
+    if not settings.data:
+        raise NephiError("there is nothing to train on: give --data, or data in the settings file")
+    limit_threads(options.threads)
+    folder = prepare_folder(options.output)
+    best = train(
+        settings, folder, choose_device(options.device), resume=options.resume, progress=Progress(options.progress)
+    )
+    print("  ".join(f"{name} {value:.4g}" for name, value in best.items()))
+    print(f"written to   {folder / MODEL}")
+    return 0
+
+
+def breathe_command(options) -> int:
+    from .breathing import generate
+    from .image import read_image, read_mask
+    from .output import prepare_folder
+
+    if options.masks and len(options.masks) != len(options.ct):
+        raise NephiError(f"{len(options.ct)} CTs and {len(options.masks)} masks: give one for each CT, or none")
+    templates = []
+    for k, path in enumerate(options.ct):
+        image = read_image(path, "CT")
+        templates.append((image, read_mask(options.masks[k], image, "mask") if options.masks else None))
+    print(generate(prepare_folder(options.output), options.count, options.seed, templates))
     return 0

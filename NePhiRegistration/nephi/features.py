@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_ROWS = 4096  # points whose surroundings are compared at a time
 _SLAB_VOXELS = 1_500_000  # worked on at a time: bounds what is held beside the result
 
 
@@ -174,7 +175,7 @@ class Volume:
         self.volume, self.lower, self.spacing = volume, lower_cube, spacing_cube
         self.size = torch.tensor(tuple(reversed(volume.shape[:-1])), device=volume.device)
         self.view, self.distance = view, distance
-        self.chosen = None
+        self.chosen = self._squares = None
         self.voxels = volume[..., 0].numel()
         if mask is not None:
             plane = math.prod(mask.shape[1:])
@@ -208,7 +209,37 @@ class Volume:
         index = torch.stack([*index, flat], -1)
         return index * self.spacing + self.lower, index
 
-    def _flat(self, index: Tensor) -> Tensor:
+    def nearest(self, points_cube: Tensor) -> Tensor:
+        """index_xyz (n, d) of the voxels nearest to points (n, d), as whole numbers within the volume."""
+        index = ((points_cube - self.lower) / self.spacing).round().long()
+        return torch.minimum(index.clamp(min=0), self.size - 1)
+
+    def dense_mask(self) -> Tensor:
+        """(voxels,) bool: where points are drawn, in the order of ``flat``."""
+        if self.chosen is None:
+            return torch.ones(self.voxels, dtype=torch.bool, device=self.volume.device)
+        mask = torch.zeros(self.voxels, dtype=torch.bool, device=self.volume.device)
+        mask[self.chosen.long()] = True
+        return mask
+
+    def distances(self, index_xyz: Tensor, reference: Tensor) -> Tensor:
+        """Mean squared differences (n, k) of the values at voxels (n, k, d) to reference values (n, c)."""
+        index = self.flat(torch.minimum(index_xyz.clamp(min=0), self.size - 1).long())
+        flat, channels = self.volume.reshape(-1, self.volume.shape[-1]), self.volume.shape[-1]
+        if self._squares is None:  # |a - b|^2 = |a|^2 - 2 ab + |b|^2, the last once for all
+            parts = [self._scaled(flat[start:stop]).square().sum(-1) for start, stop in slabs(flat.shape)]
+            self._squares = torch.cat(parts)
+        products = torch.empty(index.shape, device=index.device)
+        for start in range(0, len(index), _ROWS):
+            rows = slice(start, start + _ROWS)
+            values = self._scaled(flat.index_select(0, index[rows].reshape(-1)))
+            values = values.reshape(*index[rows].shape, channels)
+            products[rows] = torch.bmm(values, reference[rows, :, None])[..., 0]
+        squares = self._squares[index] + reference.square().sum(-1, keepdim=True)
+        return ((squares - 2 * products) / channels).clamp_(min=0)
+
+    def flat(self, index: Tensor) -> Tensor:
+        """Position of voxels (..., d) in the volume laid out in a row."""
         flat = index[..., -1]
         for axis in range(index.shape[-1] - 2, -1, -1):
             flat = flat * int(self.size[axis]) + index[..., axis]
@@ -219,7 +250,7 @@ class Volume:
         if offsets is not None:
             index_xyz = index_xyz[:, None] + offsets.to(index_xyz.device)
             index_xyz = torch.minimum(index_xyz.clamp(min=0), self.size - 1)
-        values = self.volume.reshape(-1, self.volume.shape[-1])[self._flat(index_xyz)]
+        values = self.volume.reshape(-1, self.volume.shape[-1])[self.flat(index_xyz)]
         return self._scaled(values).reshape(len(index_xyz), -1)
 
     def at(self, points_cube: Tensor, offsets: Tensor | None = None) -> Tensor:

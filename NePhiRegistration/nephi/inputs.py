@@ -9,13 +9,15 @@ ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "mov
 TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
 
 
-def fingerprints(files: dict[str, str | Path | None], auto_mask: bool, align: str) -> dict:
+def fingerprints(
+    files: dict[str, str | Path | None], auto_mask: bool, align: str, roles: tuple[str, ...] = ROLES
+) -> dict:
     """What ``report.json`` keeps as ``inputs``: path, bytes and time of change of every file given.
 
-    ``files``: by the names in ROLES; ``align`` counts where it is a transform file. A file that is missing has
+    ``files``: by the names in ``roles``; ``align`` counts where it is a transform file. A file that is missing has
     only its path.
     """
-    found = {role: _fingerprint(Path(files[role])) for role in ROLES if files.get(role)}
+    found = {role: _fingerprint(Path(files[role])) for role in roles if files.get(role)}
     if Path(align).is_file():
         found["align"] = _fingerprint(Path(align))
     return {**found, "auto_mask": auto_mask}

@@ -12,6 +12,9 @@ from .features import Volume, local_offsets, mind_ssc
 from .field import FORWARD, INVERSE, Code, NeuralFields
 from .settings import RegularitySettings, SimilaritySettings
 
+_KNOWN = 1500  # points of a pair whose partners are known, looked at a step
+_BLUNT_MM = 0.5
+
 # ---- similarity: prepare an image, then compare values (n, c) at n points with weights (n, 1) ----------
 
 
@@ -149,20 +152,29 @@ class Objective:
         self.fields, self.generator = fields, generator
         self.similarity_settings, self.regularity_settings = similarity_settings, regularity_settings
         self.similarity = similarity(similarity_settings)
-        self.step = regularity_settings.step_mm / unit_mm
+        self.step, self.unit_mm = regularity_settings.step_mm / unit_mm, unit_mm
         self.weights = {
             "similarity": 1.0,
             "boundary": similarity_settings.boundary_weight,
             "regularity": regularity_settings.weight,
             "code_prior": regularity_settings.code_prior,
+            "known": 0.0,
         }
 
     def points_of(self, volumes: tuple[Volume, Volume]) -> int:
         """How many points are compared a step, in each direction."""
         return self.similarity_settings.points.count(volumes[FORWARD].voxels)
 
-    def __call__(self, code: Code, pairs: list[tuple[Volume, Volume]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """``pairs``: the fixed and moving features of each pair of the code's batch, all of about one size."""
+    def __call__(
+        self,
+        code: Code,
+        pairs: list[tuple[Volume, Volume]],
+        known: list[tuple[Tensor, Tensor] | None] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``pairs``: the fixed and moving features of each pair of the code's batch, all of about one size.
+
+        ``known``: fixed and moving points_cube (n, d) of each pair that correspond, where they are known.
+        """
         r, upper, batch = self.regularity_settings, code.upper_cube, len(pairs)
         d, n = len(upper), self.points_of(pairs[0])
         drawn = [[v.draw(n, self.generator) for v in volumes] for volumes in pairs]
@@ -172,15 +184,36 @@ class Objective:
         if r.exact:
             sparse.requires_grad_()
         together = torch.cat([x, sparse.reshape(2, batch, -1, d)], 2)
+        truth = self._known(known)
+        if truth is not None:
+            together = torch.cat([together, truth], 2)
         y = self.fields(together.reshape(2, -1, d), code).reshape(together.shape)
         terms = {"similarity": self._mean(self._similarity, pairs, drawn, y[:, :, :n].unbind(1))}
         if self.weights["boundary"] and all(volume.distance is not None for volumes in pairs for volume in volumes):
             terms["boundary"] = self._mean(self._boundary, pairs, x.unbind(1), y[:, :, :n].unbind(1))
-        values = y[:, :, n:].reshape(sparse.shape)
+        m = sparse.shape[1] // batch * sparse.shape[2]
+        values = y[:, :, n : n + m].reshape(sparse.shape)
+        if truth is not None:
+            terms["known"] = self._distance_mm(y[:, :, n + m :] - truth.flip(0))
         terms["regularity"] = regularity(lambda p: self.fields(p, code), r, sparse, values, self.step)
         if r.code_prior:
             terms["code_prior"] = code.prior()
         return sum(self.weights[name] * term for name, term in terms.items()), terms
+
+    def _known(self, pairs: list[tuple[Tensor, Tensor] | None] | None) -> Tensor | None:
+        """(2, b, k, d): as many of the known points of each pair, fixed and moving; None where some have none."""
+        if not self.weights["known"] or pairs is None or any(p is None for p in pairs):
+            return None
+        chosen = []
+        for fixed, moving in pairs:
+            which = torch.randint(len(fixed), (_KNOWN,), generator=self.generator, device=fixed.device)
+            chosen.append(torch.stack([fixed[which], moving[which]]))
+        return torch.stack(chosen, 1)
+
+    def _distance_mm(self, difference_cube: Tensor) -> Tensor:
+        """Mean distance, rounded off below half a millimetre; a cube counts as large as the unit says."""
+        squares = (difference_cube * self.unit_mm).square().sum(-1)
+        return ((squares + _BLUNT_MM**2).sqrt() - _BLUNT_MM).mean()
 
     @staticmethod
     def _mean(term: Callable[..., Tensor], *by_pair) -> Tensor:

@@ -28,8 +28,22 @@ class Pair:
     Raises NephiError where the images, or their masks, are apart after the alignment.
     """
 
-    def __init__(self, fixed, moving, fixed_mask, moving_mask, affine: Affine, settings: Settings, trusted=True):
-        """``trusted``: the masks were given, not guessed, so that what lies outside them may be left out."""
+    def __init__(
+        self,
+        fixed: sitk.Image,
+        moving: sitk.Image,
+        fixed_mask: sitk.Image | None,
+        moving_mask: sitk.Image | None,
+        affine: Affine,
+        settings: Settings,
+        trusted: bool = True,
+        cube_margin_mm: float | None = None,
+    ):
+        """``trusted``: the masks were given, not guessed, so that what lies outside them may be left out.
+
+        ``cube_margin_mm``: the cube is the masks' box and this much around it, so that lungs fill it alike
+        whatever the field of view; None: it covers the whole fixed image.
+        """
         self.images, self.masks = (fixed, moving), (fixed_mask, moving_mask)
         self.affine, self.settings, self.trusted = affine, settings, trusted
         direction = Grid.of(fixed).direction
@@ -40,7 +54,10 @@ class Pair:
             raise NephiError(_APART)
         region = np.concatenate(regions)
         self.scale = min(1.0, 2 * Cube.around(region, direction).unit_mm / BODY_MM)
-        self.cube = Cube.around(np.concatenate([Grid.of(fixed).corners_lps_mm(), region]), direction)
+        if cube_margin_mm is None:
+            self.cube = Cube.around(np.concatenate([Grid.of(fixed).corners_lps_mm(), region]), direction)
+        else:
+            self.cube = Cube.around(region, direction, cube_margin_mm * self.scale)
         inside = self.cube.to_cube(region)
         margin = 0.0 if fixed_mask is None else _MARGIN_MM * self.scale / self.cube.unit_mm
         self.lower = np.maximum(inside.min(0) - margin, -self.cube.upper_cube - margin)
@@ -71,33 +88,41 @@ class Pair:
         return Slices(image, grid, transform, outside)
 
     def _volume(self, way: int, stage: Stage, device) -> Volume:
-        s, image, mask = self.settings.similarity, self.images[way], self.masks[way]
-        own = float(np.prod(image.GetSpacing()) ** (1 / image.GetDimension()))
-        grid = self._grid(max(stage.spacing_mm * self.scale, FINEST * own))
-        low, high = self.windows[way]
-        scaled = self._on(grid, image, way, low)
-        scaled.then(lambda values, _: ((values - low) / (high - low)).clip(0, 1))
-        inside = distance = None
-        if mask is not None:
-            inside = self._on(grid, mask, way)
-            if s.outside_hu is not None and self.trusted and looks_like_ct(image):
-                fill, part = np.clip((s.outside_hu - low) / (high - low), 0, 1), self._on(grid, mask, way)
-                scaled.then(lambda values, rows: fill + (values - fill) * part[rows])
-            if s.mask_margin_mm or s.boundary_weight:
-                image_distance, distance = self._distance(way)
-                if s.mask_margin_mm:
-                    inside = Slices(image_distance, grid, outside=1e3).then(
-                        lambda values, _: values <= s.mask_margin_mm * self.scale
-                    )
-            inside.then(lambda values, _: values > 0.5)
+        grid = self.working_grid(stage.spacing_mm)
+        scaled, inside, distance = self.seen_on(grid, way)
         return Volume(
-            similarity(s).prepare(scaled, stage.dilation, device),
+            similarity(self.settings.similarity).prepare(scaled, stage.dilation, device),
             torch.tensor(self.lower, dtype=torch.float32),
             grid.spacing_mm[0] / self.cube.unit_mm,
             inside,
-            self._view(way),
+            self.view(way),
             distance,
         ).to(device)
+
+    def working_grid(self, spacing_mm: float) -> Grid:
+        """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
+        own = min(float(np.prod(i.GetSpacing()) ** (1 / i.GetDimension())) for i in self.images)
+        return self._grid(max(spacing_mm * self.scale, FINEST * own))
+
+    def seen_on(self, grid: Grid, way: int) -> tuple[Slices, Slices | None, Volume | None]:
+        """The image in its window (0..1), where its points are drawn, and its mask's distance map."""
+        s, image, mask = self.settings.similarity, self.images[way], self.masks[way]
+        low, high = self.windows[way]
+        scaled = self._on(grid, image, way, low)
+        scaled.then(lambda values, _: ((values - low) / (high - low)).clip(0, 1))
+        if mask is None:
+            return scaled, None, None
+        inside, distance = self._on(grid, mask, way), None
+        if s.outside_hu is not None and self.trusted and looks_like_ct(image):
+            fill, part = np.clip((s.outside_hu - low) / (high - low), 0, 1), self._on(grid, mask, way)
+            scaled.then(lambda values, rows: fill + (values - fill) * part[rows])
+        if s.mask_margin_mm or s.boundary_weight:
+            image_distance, distance = self._distance(way)
+            if s.mask_margin_mm:
+                inside = Slices(image_distance, grid, outside=1e3).then(
+                    lambda values, _: values <= s.mask_margin_mm * self.scale
+                )
+        return scaled, inside.then(lambda values, _: values > 0.5), distance
 
     def _distance(self, way: int) -> tuple[sitk.Image, Volume]:
         """The mask's signed distance on a 3 mm grid: in mm, and cut off, in units of the cut, to be compared."""
@@ -111,7 +136,7 @@ class Pair:
         lower = torch.tensor(self.lower, dtype=torch.float32)
         return distance, Volume(values[..., None], lower, grid.spacing_mm[0] / self.cube.unit_mm, None)
 
-    def _view(self, way: int):
+    def view(self, way: int):
         """Matrix, offset and size that take cube points to the image's voxel index."""
         grid = Grid.of(self.images[way])
         d = grid.dimension

@@ -14,7 +14,7 @@ import torch
 from .align import align
 from .errors import NephiError
 from .field import HybridCode, NeuralFields, zero_code
-from .fit import fit
+from .fit import Adam, fit
 from .image import check_image, check_mask, looks_like_ct, lung_mask
 from .objective import Objective
 from .pair import Pair
@@ -114,7 +114,7 @@ def register(
     tell("features", 0.06, {})
     show("features", 0.06, result)
     try:
-        result.history = fit(step, [*code.parameters(), *fields.parameters()], settings.fit, record)
+        result.history = fit(step, Adam([*code.parameters(), *fields.parameters()], settings.fit), record)
     except torch.OutOfMemoryError:
         raise NephiError(
             "the GPU is out of memory: lower similarity.points, choose a larger similarity.stages.spacing_mm, "

@@ -158,8 +158,8 @@ def preset(name: str) -> Settings:
     return PRESETS[name]
 
 
-def load(path: str | Path, base: Settings | None = None) -> Settings:
-    """Settings from a JSON file; what it leaves out comes from the preset it names (else ``base``)."""
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file of settings; raises NephiError where there is none."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -168,6 +168,12 @@ def load(path: str | Path, base: Settings | None = None) -> Settings:
         raise NephiError(f"settings {path} are not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise NephiError(f"settings {path} must be a JSON object")
+    return data
+
+
+def load(path: str | Path, base: Settings | None = None) -> Settings:
+    """Settings from a JSON file; what it leaves out comes from the preset it names (else ``base``)."""
+    data = read_json(path)
     if isinstance(data.get("preset"), str):
         preset(data["preset"])
     return from_dict(data, base)
@@ -176,7 +182,7 @@ def load(path: str | Path, base: Settings | None = None) -> Settings:
 def from_dict(data: dict, base: Settings | None = None) -> Settings:
     name = data.get("preset")
     start = PRESETS.get(name) if isinstance(name, str) else None
-    settings = _merge(start or base or PRESETS["balanced"], data, "")
+    settings = decode(start or base or PRESETS["balanced"], data, "")
     check(settings)
     return settings
 
@@ -220,8 +226,11 @@ def check(settings: Settings) -> None:
         raise NephiError(f"settings: similarity.window {window} must be (low, high) with low < high")
 
 
-def _merge(base, data: dict, where: str):
-    """``base`` with the entries of ``data``, each checked against the field's type."""
+def decode(base, data: dict, where: str = ""):
+    """A settings object like ``base`` with the entries of ``data``, each checked against the field's type.
+
+    Raises NephiError for an unknown entry or a value of another type; ``where``: what to call the object there.
+    """
     hints = typing.get_type_hints(type(base))
     changes = {}
     for key, value in data.items():
@@ -243,7 +252,7 @@ def _convert(value, kind, current, where: str):
         if kind is Sampling and isinstance(value, int) and not isinstance(value, bool):
             return Sampling(0.0, value, value)
         if isinstance(value, dict):
-            return _merge(current if isinstance(current, kind) else kind(), value, f"{where}.")
+            return decode(current if isinstance(current, kind) else kind(), value, f"{where}.")
     elif origin is tuple and isinstance(value, (list, tuple)):
         if arguments[-1] is Ellipsis:
             return tuple(_convert(v, arguments[0], None, f"{where}[{i}]") for i, v in enumerate(value))

@@ -113,13 +113,13 @@ class Cube:
     direction: tuple[float, ...]
 
     @classmethod
-    def around(cls, points_lps_mm: np.ndarray, direction: tuple[float, ...]) -> Cube:
-        """The smallest box along ``direction`` that holds the points (n, d)."""
+    def around(cls, points_lps_mm: np.ndarray, direction: tuple[float, ...], margin_mm: float = 0.0) -> Cube:
+        """The smallest box along ``direction`` that holds the points (n, d), and a margin on every side."""
         d = points_lps_mm.shape[-1]
         axes = np.reshape(direction, (d, d))
         along = points_lps_mm @ axes
         low, high = along.min(0), along.max(0)
-        half = np.maximum((high - low) / 2, 1e-3)
+        half = np.maximum((high - low) / 2, 1e-3) + margin_mm
         return cls(tuple(axes @ ((low + high) / 2)), tuple(half), tuple(direction))
 
     @property

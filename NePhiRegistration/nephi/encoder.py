@@ -1,0 +1,195 @@
+"""Encoders: two images in, the latent code of their registration out, in one pass for both directions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .features import Volume
+from .field import FORWARD, INVERSE, Code, NeuralFields
+from .settings import FieldSettings
+
+ENCODERS = ("published", "matching")
+NORMS = ("batch", "group")
+_LEAST_SIDE = 3  # of the last map of the published encoder
+_REACH = 0.06  # a typical step between places, in the cube
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """``published``: convolutions over the two images, stacked (paper, supplement A.1), on ``size`` voxels a side.
+
+    ``any_size``: its last map is averaged to 3 a side, so that one file takes images of every size.
+    ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far.
+    """
+
+    kind: str = "published"
+    size: int = 175
+    any_size: bool = False
+    channels: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
+    hidden: int = 256
+    local_level: int = 4  # which of the maps gives the local code: 0 is the finest
+    norm: str = "batch"
+    # of the matching encoder; lengths in the cube's unit, half of the longest side of the lungs' box
+    node_spacing: float = 0.105  # of the local code
+    steps: tuple[int, ...] = (3, 2, 1, 1)  # between the places looked at, in voxels of the features
+    reach: int = 2  # places to either side
+    width: int = 48
+
+
+class PublishedEncoder(nn.Module):
+    """images (b, 2, *size) -> Code: 3.07 M parameters at 175 a side, with the local code from the 128 x 6^3 map."""
+
+    def __init__(self, settings: EncoderSettings, field: FieldSettings, dimension: int):
+        super().__init__()
+        self.settings, self.dimension = settings, dimension
+        convolution = (nn.Conv2d, nn.Conv3d)[dimension - 2]
+        side, channels, inputs = settings.size, list(settings.channels), 2
+        layers, level = [], 0
+        while level < len(channels) or (side > _LEAST_SIDE and not settings.any_size):
+            outputs = channels[min(level, len(channels) - 1)]
+            layers.append(
+                nn.Sequential(
+                    convolution(inputs, outputs, 3, stride=2, padding=1),
+                    _norm(settings.norm, outputs, dimension),
+                    nn.LeakyReLU(0.2),
+                )
+            )
+            side, inputs, level = (side + 1) // 2, outputs, level + 1
+        self.layers = nn.ModuleList(layers)
+        side = _LEAST_SIDE if settings.any_size else side
+        self.hidden = nn.Linear(inputs * side**dimension, settings.hidden)
+        self.out = nn.Linear(settings.hidden, field.global_code)
+        source = channels[min(settings.local_level, len(channels) - 1)]
+        self.local = convolution(source, field.local_code, 3, padding=1)
+
+    def forward(self, images: Tensor, upper_cube: Tensor) -> Code:
+        x, local = images, None
+        for level, layer in enumerate(self.layers):
+            x = layer(x)
+            if level == self.settings.local_level:
+                local = self.local(x)
+        if self.settings.any_size:
+            x = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[self.dimension - 2](x, _LEAST_SIDE)
+        return Code(self.out(F.leaky_relu(self.hidden(x.flatten(1)), 0.2)), local, upper_cube)
+
+
+class MatchingEncoder(nn.Module):
+    """Finds the code of one pair in a few rounds, each with the map of the round before.
+
+    A round compares features at a lattice of points with those around their present partners in the other image
+    (as the cost volumes of dense matching: Siebert et al., ConvexAdam, 2024; Teed and Deng, RAFT, 2020), and a
+    small network turns the costs of both directions into a change of the code. Nothing is differentiated through
+    the comparison, so that a round costs little more in training than in use.
+    """
+
+    def __init__(self, settings: EncoderSettings, field: FieldSettings, dimension: int):
+        super().__init__()
+        self.settings, w = settings, settings.width
+        steps = range(-settings.reach, settings.reach + 1)
+        offsets = torch.tensor(list(product(steps, repeat=dimension)), dtype=torch.float32)
+        self.register_buffer("offsets", offsets, persistent=False)
+        convolution = (nn.Conv2d, nn.Conv3d)[dimension - 2]
+        self.pool = (F.avg_pool2d, F.avg_pool3d)[dimension - 2]
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(60.0)))
+        measured = len(offsets) + dimension + 5
+        self.costs = nn.Sequential(nn.Linear(measured, w), nn.LeakyReLU(0.2), nn.Linear(w, w), nn.LeakyReLU(0.2))
+        self.enter = _block(convolution, 2 * w + field.local_code + 1, w)
+        self.down = _block(convolution, w, 2 * w, 2)
+        self.deep = nn.Sequential(_block(convolution, 2 * w, 2 * w), _block(convolution, 2 * w, 2 * w))
+        self.up = nn.Linear(2 * w, w)
+        self.join = _block(convolution, 2 * w, w)
+        self.local = convolution(w, field.local_code, 3, padding=1)
+        self.whole = nn.Linear(2 * w, field.global_code)
+
+    def forward(self, pair: tuple[Volume, Volume], fields: NeuralFields, start: Code) -> list[Code]:
+        """The codes after each round; ``start`` is that of the identity and gives the grid of nodes."""
+        codes, code = [], start
+        for step in self.settings.steps:
+            code = Code(code.global_code.detach(), code.local_code.detach(), code.upper_cube)
+            with torch.no_grad():
+                found = [self._look(pair, fields, code, way, step) for way in (FORWARD, INVERSE)]
+            reach = step * pair[FORWARD].spacing  # in the cube: a round's results and its changes are told in it
+            x = [self._to_nodes(self.costs(self._measured(*one[:3], reach)), one[-1], code.size) for one in found]
+            scale = reach / _REACH
+            x = self.enter(torch.cat([*x, code.local_code, torch.full_like(code.local_code[:, :1], scale)], 1))
+            deep = self.deep(self.down(x))
+            back = F.interpolate(deep, x.shape[2:], mode="trilinear" if x.ndim == 5 else "bilinear")
+            back = self.up(back.movedim(1, -1)).movedim(-1, 1)
+            x = self.join(torch.cat([x, back], 1))
+            change = self.whole(deep.flatten(2).mean(-1)), self.local(x)
+            code = Code(code.global_code + scale * change[0], code.local_code + scale * change[1], code.upper_cube)
+            codes.append(code)
+        return codes
+
+    def _look(self, pair, fields: NeuralFields, code: Code, way: int, step: int):
+        """Costs (n, k), places (n, k, d) and the rest that is known, at the lattice points of the mask."""
+        here, there = pair[way], pair[1 - way]
+        lattice = _lattice(code.upper_cube, code.size)
+        index = here.nearest(lattice)
+        kept = here.dense_mask()[here.flat(index)]
+        index = index[kept]
+        points = index * here.spacing + here.lower
+        mapped = fields.one(points, code, way)
+        exact = (mapped - there.lower) / there.spacing
+        base = exact.round()
+        places = base[:, None] + self.offsets * step
+        costs = there.distances(places, here.at_voxels(index))
+        shift = (places - exact[:, None]) * there.spacing  # what each place would add to the map, in the cube
+        known = [there.inside(mapped)]
+        for volume, at in ((here.distance, points), (there.distance, mapped)):
+            known.append(torch.zeros_like(points[:, :1]) if volume is None else volume.at(at))
+        return costs, shift, torch.cat(known, 1), kept
+
+    def _measured(self, costs: Tensor, shift: Tensor, known: Tensor, reach: float) -> Tensor:
+        """(n, c): the costs, where they are least, how sure that is, and what else is known."""
+        likely = torch.softmax(-self.log_sharpness.exp() * costs, 1)
+        best = (likely[..., None] * shift).sum(1) / reach
+        spread = (likely[..., None] * (shift / reach - best[:, None]).square()).sum((1, 2))[:, None]
+        least = costs.amin(1, keepdim=True)
+        return torch.cat([10 * (costs - least), 10 * least, best, spread.sqrt(), known], 1)
+
+    def _to_nodes(self, values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Values (n, c) at the lattice points kept -> (1, c, (z,) y, x) means at the nodes; 0 where there is none."""
+        full = values.new_zeros(len(kept), values.shape[1] + 1)
+        full[kept] = torch.cat([values, torch.ones_like(values[:, :1])], 1)
+        shape = [2 * n for n in reversed(size)]
+        means = self.pool(full.T.reshape(1, -1, *shape), 2)
+        return means[:, :-1] / means[:, -1:].clamp(min=0.5 ** len(size))
+
+
+def make_encoder(settings: EncoderSettings, field: FieldSettings, dimension: int) -> nn.Module:
+    kind = {"published": PublishedEncoder, "matching": MatchingEncoder}[settings.kind]
+    return kind(settings, field, dimension)
+
+
+def nodes(upper_cube: Tensor, spacing: float) -> tuple[int, ...]:
+    """Nodes of the local code along x, y (, z), at most ``spacing`` apart."""
+    return tuple(math.ceil(2 * float(u) / spacing) + 1 for u in upper_cube)
+
+
+def _lattice(upper_cube: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Two points for every node and axis, a quarter of the nodes' spacing to either side of it: (n, d), x fastest."""
+    axes = []
+    for u, n in zip(upper_cube, size, strict=True):
+        h = 2 * u / (n - 1)
+        axes.append(torch.arange(2 * n, device=u.device) * h / 2 - u - h / 4)
+    mesh = torch.meshgrid(*reversed(axes), indexing="ij")
+    return torch.stack([m.reshape(-1) for m in reversed(mesh)], -1)
+
+
+def _norm(name: str, channels: int, dimension: int) -> nn.Module:
+    if name == "batch":
+        return (nn.BatchNorm2d, nn.BatchNorm3d)[dimension - 2](channels)
+    return nn.GroupNorm(min(8, channels), channels)
+
+
+def _block(convolution, inputs: int, outputs: int, stride: int = 1) -> nn.Module:
+    return nn.Sequential(
+        convolution(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(8, outputs), nn.LeakyReLU(0.2)
+    )

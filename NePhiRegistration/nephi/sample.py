@@ -1,0 +1,178 @@
+"""One pair as a network sees it: both images on one grid in the cube, and what is known of their map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .features import Volume
+from .objective import similarity
+from .pair import Pair
+from .settings import SimilaritySettings
+
+Points = tuple[Tensor, Tensor]  # fixed and moving points_cube (n, d), the moving ones through the alignment
+
+
+@dataclass
+class Sample:
+    """Images in their window (0..1), masks and distance maps on a grid in the cube, each (z, y, x) or (y, x).
+
+    ``lower_cube`` (d,) is the grid's first voxel and ``spacing_cube`` its spacing. ``known``: points that
+    correspond. ``to_moving_mm`` (d, d): a difference in the cube, times it, is one in the moving image's mm.
+    """
+
+    name: str
+    intensities: tuple[Tensor, Tensor]
+    masks: tuple[Tensor, Tensor] | None
+    distances: tuple[Tensor, Tensor] | None
+    upper_cube: Tensor
+    lower_cube: Tensor
+    spacing_cube: float
+    similarity: SimilaritySettings
+    views: tuple | None = None
+    known: Points | None = None
+    landmarks: Points | None = None
+    labels: tuple[Tensor, Tensor] | None = None
+    to_moving_mm: Tensor | None = None
+    _volumes: tuple[Volume, Volume] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, pair: Pair, name: str = "", device="cpu") -> Sample:
+        """From the two images in their cube."""
+        stage = pair.settings.similarity.stages[0]
+        grid = pair.working_grid(stage.spacing_mm)
+        seen = [pair.seen_on(grid, way) for way in (0, 1)]
+
+        def dense(slices) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(slices[: grid.shape[0]])).to(device)
+
+        masked = all(inside is not None for _, inside, _ in seen)
+        distances = [None if d is None else _resampled(d, grid, pair) for _, _, d in seen]
+        step = pair.affine.matrix @ pair.cube.axes * pair.cube.unit_mm
+        return cls(
+            name=name,
+            intensities=tuple(dense(scaled) for scaled, _, _ in seen),
+            masks=tuple(dense(inside).bool() for _, inside, _ in seen) if masked else None,
+            distances=tuple(d.to(device) for d in distances) if all(d is not None for d in distances) else None,
+            upper_cube=torch.tensor(pair.cube.upper_cube, dtype=torch.float32, device=device),
+            lower_cube=torch.tensor(pair.lower, dtype=torch.float32, device=device),
+            spacing_cube=grid.spacing_mm[0] / pair.cube.unit_mm,
+            similarity=pair.settings.similarity,
+            views=tuple(pair.view(way) for way in (0, 1)),
+            to_moving_mm=torch.tensor(step, dtype=torch.float32, device=device),
+        )
+
+    @property
+    def volumes(self) -> tuple[Volume, Volume]:
+        """The features that are compared, made when first asked for."""
+        if self._volumes is None:
+            self._volumes = tuple(self._volume(way) for way in (0, 1))
+        return self._volumes
+
+    def to(self, device) -> Sample:
+        """Everything on a device."""
+
+        def moved(value):
+            if isinstance(value, tuple):
+                return tuple(moved(v) for v in value)
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        if self.upper_cube.device == torch.device(device):
+            return self
+        values = {f.name: moved(getattr(self, f.name)) for f in fields(self) if f.init}
+        return Sample(**{**values, "_volumes": None})
+
+    def _volume(self, way: int) -> Volume:
+        image = self.intensities[way].float()
+        image = image / 255 if self.intensities[way].dtype == torch.uint8 else image
+        prepare, stage = similarity(self.similarity).prepare, self.similarity.stages[0]
+        features = prepare(image, stage.dilation, image.device)
+        distance = None
+        if self.distances is not None:
+            values = self.distances[way].float()[..., None]
+            distance = Volume(values, self.lower_cube, self.spacing_cube, None)
+        mask = None if self.masks is None else self.masks[way]
+        view = None if self.views is None else self.views[way]
+        return Volume(features, self.lower_cube, self.spacing_cube, mask, view, distance).to(image.device)
+
+    def images(self, size: int) -> Tensor:
+        """Both images (2, (size,) size, size) over the cube, fixed first; outside the masks 0."""
+        d = len(self.upper_cube)
+        axes = [torch.linspace(-float(u), float(u), size, device=self.upper_cube.device) for u in self.upper_cube]
+        mesh = torch.meshgrid(*reversed(axes), indexing="ij")
+        points = torch.stack(list(reversed(mesh)), -1).reshape(-1, d)
+        out = []
+        for way, image in enumerate(self.intensities):
+            values = image.float() / (255 if image.dtype == torch.uint8 else 1)
+            if self.masks is not None:
+                values = values * self.masks[way]
+            out.append(self.at(values, points).reshape([size] * d))
+        return torch.stack(out)
+
+    def moved(self, frames: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Sample:
+        """The sample with each image seen through an affine map of the cube: ``matrix @ x + offset`` is looked at.
+
+        Both images through the same map is augmentation; through different ones, another alignment.
+        """
+        shape = self.intensities[0].shape
+        index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"), -1).flip(-1)
+        points = (index.reshape(-1, len(shape)) * self.spacing_cube + self.lower_cube).to(self.lower_cube)
+
+        def resampled(tensors, nearest: bool = False):
+            if tensors is None:
+                return None
+            out = []
+            for tensor, (matrix, offset) in zip(tensors, frames, strict=True):
+                values = self.at(tensor.float(), points @ matrix.T + offset, nearest).reshape(shape)
+                out.append(values > 0.5 if tensor.dtype == torch.bool else values.to(tensor.dtype))
+            return tuple(out)
+
+        def through(pairs):
+            if pairs is None:
+                return None
+            return tuple((p - b) @ torch.linalg.inv(a).T for p, (a, b) in zip(pairs, frames, strict=True))
+
+        views = self.views
+        if views is not None:
+            views = tuple((m @ a, m @ b + o, n) for (m, o, n), (a, b) in zip(views, frames, strict=True))
+        return replace(
+            self,
+            intensities=resampled(self.intensities),
+            masks=resampled(self.masks),
+            distances=resampled(self.distances),
+            labels=resampled(self.labels, nearest=True),
+            known=through(self.known),
+            landmarks=through(self.landmarks),
+            to_moving_mm=None if self.to_moving_mm is None else self.to_moving_mm @ frames[1][0],
+            views=views,
+            _volumes=None,
+        )
+
+    def swapped(self) -> Sample:
+        """Fixed and moving exchanged; errors are then no longer told in mm."""
+
+        def back(pair):
+            return None if pair is None else pair[::-1]
+
+        names = ("intensities", "masks", "distances", "views", "known", "landmarks", "labels")
+        return replace(self, **{n: back(getattr(self, n)) for n in names}, to_moving_mm=None, _volumes=None)
+
+    def at(self, values: Tensor, points_cube: Tensor, nearest: bool = False) -> Tensor:
+        """Values (n,) of a (z, y, x) tensor on the sample's grid at points (n, d); its border holds beyond it."""
+        size = torch.tensor(tuple(reversed(values.shape)), device=values.device)
+        unit = (points_cube - self.lower_cube) / self.spacing_cube / (size - 1) * 2 - 1
+        unit = unit.reshape(1, *[1] * (values.ndim - 1), -1, values.ndim)
+        mode = "nearest" if nearest else "bilinear"
+        return F.grid_sample(values[None, None], unit, mode, "border", align_corners=True).reshape(-1)
+
+
+def _resampled(distance: Volume, grid, pair: Pair) -> Tensor:
+    """A distance map on its own coarser grid -> on the working grid."""
+    image = distance.volume[..., 0].numpy()
+    coarse = pair.cube.grid(distance.spacing * pair.cube.unit_mm, pair.lower, pair.upper).image(image)
+    return torch.from_numpy(sitk.GetArrayFromImage(grid.resample(coarse, outside=1.0)))

@@ -1,0 +1,261 @@
+"""Training: all weights of a model over many pairs, by the loop that also optimises one pair.
+
+``torchrun --nproc-per-node N -m nephi train ...`` shares the pairs of each step among N processes, each on its own
+GPU where there are some; the gradient is that of one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from . import __version__
+from .dataset import Augmentation, open_data
+from .errors import NephiError
+from .field import Code
+from .fit import Adam, fit
+from .model import Model, ModelSettings
+from .objective import Objective
+from .output import peak_memory_mb
+from .sample import Sample
+from .settings import FitSettings, RegularitySettings
+from .validate import validate
+
+MODEL, RESUME, LOG = "model.safetensors", "resume.safetensors", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """``data`` and ``validation``: lists of pairs (see ``nephi batch``), or ``shapes-solid``, ``shapes-hollow``.
+
+    A step draws ``batch`` pairs ``accumulate`` times; ``known_weight``: of the distance, in mm, to the points that
+    are known to correspond, where a list has them.
+    """
+
+    data: str = ""
+    validation: str = ""
+    model: ModelSettings = ModelSettings()
+    fit: FitSettings = FitSettings(iterations=10_000, learning_rate=1e-4, warm_up=0.02, beta2=0.999)
+    regularity: RegularitySettings = RegularitySettings(weight=1.0, code_prior=0.001)
+    similarity_weight: float = 1.0
+    known_weight: float = 0.1
+    batch: int = 1
+    accumulate: int = 1
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    validate_every: int = 1000
+    validation_pairs: int = 200  # at most
+    save_every: int = 200
+    mixed_precision: bool = True  # on a GPU: bfloat16 where it serves
+    workers: int = 0  # processes that prepare pairs
+
+
+def train(
+    settings: TrainSettings,
+    folder: Path,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    progress: Callable[[str, float, dict], None] | None = None,
+    tell: Callable[[str], None] = print,
+) -> dict:
+    """Train into ``folder``: the best model so far, the state to go on from, a log; returns the best validation.
+
+    Raises NephiError for settings or data that can't be used.
+    """
+    rank, world = _join()
+    first = rank == 0
+    if settings.accumulate % world:
+        raise NephiError(f"accumulate is {settings.accumulate}: it must be a multiple of the {world} processes")
+    if settings.model.encoder.kind == "matching" and settings.batch != 1:
+        raise NephiError("the matching encoder takes one pair at a time: set batch to 1 and accumulate to the batch")
+    silent = progress if first and progress else lambda *_: None
+    cache = folder / "cache"
+    data = open_data(settings.data, settings.model, cache, False, tell if first else lambda _: None)
+    checks = open_data(settings.validation or settings.data, settings.model, cache, True, lambda _: None)
+
+    generator = torch.Generator().manual_seed(settings.fit.seed)
+    torch.manual_seed(settings.fit.seed)  # the encoder's layers start from it
+    model = Model(settings.model, generator).to(device)
+    points = torch.Generator(device)
+    objective = Objective(
+        model.fields, settings.model.similarity, settings.regularity, settings.model.half_size_mm, points
+    )
+    objective.weights["similarity"] = settings.similarity_weight
+    objective.weights["known"] = settings.known_weight
+    adam = Adam(model.parameters(), settings.fit)
+    best: dict = {}
+    if resume:
+        best = _load_state(folder / RESUME, model, adam, settings)
+    batches = iter(_loader(data, settings, adam.done, rank, world))
+    mixed = settings.mixed_precision and device.type == "cuda"
+
+    def step(number: int):
+        seed, samples = next(batches)
+        samples = [sample.to(device) for sample in samples]
+        points.manual_seed(seed)
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            codes = model.codes(samples)
+        losses, terms = [], {}
+        for code in codes:
+            code = Code(code.global_code.float(), code.local_code.float(), code.upper_cube)
+            loss, terms = objective(code, [s.volumes for s in samples], [s.known for s in samples])
+            losses.append(loss)
+        return torch.stack(losses).mean(), terms  # the terms of the last round tell most
+
+    writer, started, log = _writer(folder) if first else None, time.perf_counter(), folder / LOG
+
+    def record(entry: dict) -> None:
+        if not first:
+            return
+        entry = {**entry, "seconds": time.perf_counter() - started, "peak_memory_mb": _peak_mb(device)}
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        if writer is not None:
+            for name, value in entry.items():
+                writer.add_scalar(f"train/{name}", value, entry["step"])
+        silent("training", entry["step"] / settings.fit.iterations, entry)
+
+    def after(done: int) -> None:
+        last = done == settings.fit.iterations
+        if first and (done % settings.validate_every == 0 or last):
+            silent("validating", done / settings.fit.iterations, {})
+            found = validate(model, checks, settings.validation_pairs, device, writer, done)
+            model.train()
+            record({"step": done, **{f"validation_{k}": v for k, v in found.items()}})
+            if not best or found["score"] > best["score"]:
+                best.clear()
+                best.update(found, step=done)
+                facts = {"version": __version__, "settings": asdict(settings), "validation": dict(best)}
+                _replace(folder / MODEL, lambda path: model.save(path, facts))
+        if first and (done % settings.save_every == 0 or last):
+            _save_state(folder / RESUME, model, adam, best, settings)
+
+    model.train()
+    try:
+        fit(step, adam, record, settings.accumulate // world, lambda: _average(adam, world), after)
+    finally:
+        if writer is not None:
+            writer.close()
+        if world > 1:
+            torch.distributed.destroy_process_group()
+    return best
+
+
+# ---- which pairs a step takes ---------------------------------------------------------------------------
+
+
+class _Draws(torch.utils.data.Dataset):
+    """Entry (seed, indices): the samples of a batch, augmented from its seed."""
+
+    def __init__(self, data, augmentation: Augmentation):
+        self.data, self.augmentation = data, augmentation
+
+    def __getitem__(self, draw: tuple[int, list[int]]) -> tuple[int, list[Sample]]:
+        seed, indices = draw
+        return seed, [self.augmentation(self.data[k], seed + i) for i, k in enumerate(indices)]
+
+
+def _loader(data, settings: TrainSettings, done: int, rank: int, world: int):
+    draws = _draws(len(data), settings, done, rank, world)
+    return torch.utils.data.DataLoader(
+        _Draws(data, settings.augmentation), sampler=draws, batch_size=None, num_workers=settings.workers
+    )
+
+
+def _draws(count: int, settings: TrainSettings, done: int, rank: int, world: int) -> Iterator[tuple[int, list[int]]]:
+    """(seed, indices) of every batch from step ``done`` on: each pass over the data in an order of its own.
+
+    All follows from the seed and the batch's number, so that a run that was stopped goes on as it would have.
+    """
+
+    orders: dict[int, np.ndarray] = {}
+    for number in range(done * settings.accumulate + rank, settings.fit.iterations * settings.accumulate, world):
+        indices = []
+        for place in range(number * settings.batch, (number + 1) * settings.batch):
+            turn = place // count
+            if turn not in orders:
+                orders = {turn: np.random.default_rng((settings.fit.seed, turn)).permutation(count)}
+            indices.append(int(orders[turn][place % count]))
+        yield int(np.random.SeedSequence((settings.fit.seed, number)).generate_state(1)[0]), indices
+
+
+# ---- several processes ----------------------------------------------------------------------------------
+
+
+def _join() -> tuple[int, int]:
+    """This process's number and how many there are, as a launcher (torchrun, accelerate) has told."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return int(os.environ.get("RANK", "0")), world
+
+
+def _average(adam: Adam, world: int) -> None:
+    """The gradients' mean over all processes, in one message."""
+    if world == 1:
+        return
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in adam.parameters]
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    torch.distributed.all_reduce(flat)
+    flat /= world
+    for p, part in zip(adam.parameters, flat.split([g.numel() for g in grads]), strict=True):
+        p.grad = part.view_as(p)
+
+
+# ---- files ----------------------------------------------------------------------------------------------
+
+
+def _save_state(path: Path, model: Model, adam: Adam, best: dict, settings: TrainSettings) -> None:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"adam.{k}": v for k, v in adam.state().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    facts = {"done": adam.done, "best": best, "settings": asdict(settings)}
+    _replace(path, lambda p: safetensors.torch.save_file(tensors, str(p), {"facts": json.dumps(facts)}))
+
+
+def _load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) -> dict:
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise NephiError(f"there is nothing to resume: no {path}") from None
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise NephiError(f"cannot read the state of the training {path}: {error}") from None
+    if facts["settings"] != json.loads(json.dumps(asdict(settings))):
+        raise NephiError(f"{path} was made with other settings; use those, or another output folder")
+    part = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    model.load_state_dict(part)
+    adam.resume({k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")}, facts["done"])
+    return facts["best"]
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    scratch = path.with_name(f".{path.name}")
+    write(scratch)
+    os.replace(scratch, path)
+
+
+def _writer(folder: Path):
+    """TensorBoard's, where it is installed."""
+    with contextlib.suppress(ImportError):
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder / "tensorboard"))
+    return None
+
+
+def _peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return peak_memory_mb() or float("nan")

@@ -1,0 +1,105 @@
+"""How well a model predicts pairs it was not trained on: overlap, landmark error, folds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .field import FORWARD, Code
+from .model import Model
+from .objective import exact_jacobian
+from .quality import dice
+from .sample import Sample
+
+_CHUNK = 16384
+_FOLD_VOXELS = 20_000  # of the mask, where folds are counted in 3D
+_PICTURES = 4
+
+
+def validate(model: Model, data, most: int, device, writer=None, step: int = 0) -> dict[str, float]:
+    """Means over at most ``most`` pairs: dice, tre_mm, folds_percent, each where it is known, and ``score``.
+
+    The score, the larger the better, is minus the landmark error, or else the overlap. ``writer``: TensorBoard's.
+    """
+    found: dict[str, list[float]] = {}
+    for k in range(min(most, len(data))):
+        sample = data[k].to(device)
+        for name, value in measure(model, model.predict(sample), sample).items():
+            found.setdefault(name, []).append(value)
+        if writer is not None and k < _PICTURES:
+            writer.add_image(f"pair {k}: fixed, warped, moving", picture(model, model.predict(sample), sample), step)
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    folds = 10 * means["folds_percent"]  # a few folds outweigh a little accuracy
+    means["score"] = -means["tre_mm"] - folds if "tre_mm" in means else means.get("dice", 0.0) - folds / 100
+    return means
+
+
+def measure(model: Model, code: Code, sample: Sample) -> dict[str, float]:
+    """dice, tre_mm and folds_percent of a code's forward map, as far as the pair tells."""
+    points = voxel_centres(sample)
+    found = {"folds_percent": folds_percent(model, code, sample, points)}
+    if sample.landmarks is not None and sample.to_moving_mm is not None:
+        fixed, moving = sample.landmarks
+        apart = (mapped(model, code, fixed) - moving) @ sample.to_moving_mm.T
+        found["tre_mm"] = float(apart.norm(dim=-1).mean())
+        before = (fixed - moving) @ sample.to_moving_mm.T
+        found["tre_before_mm"] = float(before.norm(dim=-1).mean())
+    labels = sample.labels if sample.labels is not None else sample.masks
+    if labels is not None:
+        found["dice"] = overlap(labels, sample, mapped(model, code, points))
+    return found
+
+
+def overlap(labels: tuple[Tensor, Tensor], sample: Sample, partners: Tensor) -> float:
+    """Mean Dice over the labels of the moving map, warped, with the fixed one; fractions are cut at one half."""
+    fixed, moving = labels
+    values = [1] if moving.is_floating_point() or moving.dtype == torch.bool else np.unique(fixed.cpu())[1:].tolist()
+    scores = []
+    for value in values:
+        part = moving.float() if len(values) == 1 and value == 1 else (moving == value).float()
+        warped = sample.at(part, partners) > 0.5
+        there = (fixed.float() > 0.5 if fixed.is_floating_point() else fixed == value).reshape(-1)
+        if there.any() or warped.any():
+            scores.append(dice(there.cpu().numpy(), warped.cpu().numpy()))
+    return float(np.mean(scores)) if scores else 1.0
+
+
+def voxel_centres(sample: Sample) -> Tensor:
+    """(n, d) points_cube of all voxels of the sample's grid."""
+    shape = sample.intensities[0].shape
+    index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"), -1).flip(-1)
+    return index.reshape(-1, len(shape)).to(sample.lower_cube) * sample.spacing_cube + sample.lower_cube
+
+
+@torch.no_grad()
+def mapped(model: Model, code: Code, points_cube: Tensor) -> Tensor:
+    return torch.cat([model.fields.one(p, code, FORWARD) for p in points_cube.split(_CHUNK)])
+
+
+def folds_percent(model: Model, code: Code, sample: Sample, points_cube: Tensor) -> float:
+    """Share of voxels (in 2D all, in 3D some of the mask) whose exact Jacobian determinant is not above 0."""
+    if sample.masks is not None:
+        points_cube = points_cube[sample.masks[0].reshape(-1)]
+    if points_cube.shape[1] == 3 and len(points_cube) > _FOLD_VOXELS:
+        points_cube = points_cube[
+            torch.linspace(0, len(points_cube) - 1, _FOLD_VOXELS, device=points_cube.device).long()
+        ]
+    folded = 0
+    for chunk in points_cube.split(_CHUNK):
+        x = chunk.clone().requires_grad_()
+        with torch.enable_grad():
+            jacobian = exact_jacobian(model.fields.one(x, code, FORWARD), x, create_graph=False)
+        folded += int((~(torch.linalg.det(jacobian) > 0)).sum())
+    return 100 * folded / max(1, len(points_cube))
+
+
+def picture(model: Model, code: Code, sample: Sample) -> Tensor:
+    """(1, y, 3 x): the fixed, the warped and the moving image, in 3D their middle coronal slices, head up."""
+    shape = sample.intensities[0].shape
+    fixed, moving = (i.float() / (255 if i.dtype == torch.uint8 else 1) for i in sample.intensities)
+    warped = sample.at(moving, mapped(model, code, voxel_centres(sample))).reshape(shape)
+    images = [fixed, warped, moving]
+    if len(shape) == 3:
+        images = [image[:, shape[1] // 2].flip(0) for image in images]
+    return torch.cat(images, -1)[None].clamp(0, 1).cpu()
