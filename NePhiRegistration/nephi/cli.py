@@ -144,6 +144,7 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     p.add_argument("--no-auto-mask", action="store_true", help="do not look for lungs where a CT comes without masks")
     p.add_argument("--preset", default=None, metavar="NAME", help=f"{', '.join(PRESETS)} (default balanced)")
     p.add_argument("--settings", metavar="FILE", help="JSON with settings that differ from the preset's")
+    p.add_argument("--model", metavar="NAME", help="start from a trained model: a shipped one's name, or a file")
     p.add_argument("--align", metavar="HOW", help=f"{', '.join(ALIGNMENTS)}, or a linear transform file")
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")

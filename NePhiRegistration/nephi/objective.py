@@ -200,6 +200,12 @@ class Objective:
             terms["code_prior"] = code.prior()
         return sum(self.weights[name] * term for name, term in terms.items()), terms
 
+    def misfit(self, code: Code | None, volumes: tuple[Volume, Volume], points: int) -> Tensor:
+        """The similarity term of one pair at this many points; without a code, of the maps that move nothing."""
+        drawn = [v.draw(points, self.generator) for v in volumes]
+        x = torch.stack([at for at, _ in drawn])
+        return self._similarity(volumes, drawn, x if code is None else self.fields(x, code))
+
     def _known(self, pairs: list[tuple[Tensor, Tensor] | None] | None) -> Tensor | None:
         """(2, b, k, d): as many of the known points of each pair, fixed and moving; None where some have none."""
         if not self.weights["known"] or pairs is None or any(p is None for p in pairs):

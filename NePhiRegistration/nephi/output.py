@@ -332,6 +332,7 @@ def _inverse_consistency(r: Registration) -> dict:
 
 
 def _warnings(r: Registration):
+    yield from r.notes
     for name in r.found_masks:
         yield f"The {name} lung mask was found by a threshold; check it, or give one with --{name}-mask."
 

@@ -54,14 +54,11 @@ class Pair:
             raise NephiError(_APART)
         region = np.concatenate(regions)
         self.scale = min(1.0, 2 * Cube.around(region, direction).unit_mm / BODY_MM)
+        self.region = region
         if cube_margin_mm is None:
-            self.cube = Cube.around(np.concatenate([Grid.of(fixed).corners_lps_mm(), region]), direction)
+            self.work_in(Cube.around(np.concatenate([Grid.of(fixed).corners_lps_mm(), region]), direction))
         else:
-            self.cube = Cube.around(region, direction, cube_margin_mm * self.scale)
-        inside = self.cube.to_cube(region)
-        margin = 0.0 if fixed_mask is None else _MARGIN_MM * self.scale / self.cube.unit_mm
-        self.lower = np.maximum(inside.min(0) - margin, -self.cube.upper_cube - margin)
-        self.upper = inside.max(0) + margin
+            self.work_in(Cube.around(region, direction, cube_margin_mm * self.scale))
         self.field_settings = replace(
             settings.field,
             wavelength_mm=settings.field.wavelength_mm * self.scale,
@@ -74,6 +71,13 @@ class Pair:
             there = [self._on(grid, mask, way)[:] > 0.5 for way, mask in enumerate(self.masks)]
             if not (there[0] & there[1]).any():
                 raise NephiError(_APART)
+
+    def work_in(self, cube: Cube) -> None:
+        """Take another cube: what is compared stays the same, its coordinates change."""
+        self.cube, inside = cube, cube.to_cube(self.region)
+        margin = 0.0 if self.masks[0] is None else _MARGIN_MM * self.scale / cube.unit_mm
+        self.lower = np.maximum(inside.min(0) - margin, -cube.upper_cube - margin)
+        self.upper = inside.max(0) + margin
 
     def volumes(self, stage: Stage, device) -> list[Volume]:
         """Features of the fixed and of the moving image at a stage, on the fixed image's side of the alignment."""
@@ -89,7 +93,7 @@ class Pair:
 
     def _volume(self, way: int, stage: Stage, device) -> Volume:
         grid = self.working_grid(stage.spacing_mm)
-        scaled, inside, distance = self.seen_on(grid, way)
+        scaled, inside, distance = self.seen_on(grid, way, stage.outside)
         return Volume(
             similarity(self.settings.similarity).prepare(scaled, stage.dilation, device),
             torch.tensor(self.lower, dtype=torch.float32),
@@ -104,8 +108,11 @@ class Pair:
         own = min(float(np.prod(i.GetSpacing()) ** (1 / i.GetDimension())) for i in self.images)
         return self._grid(max(spacing_mm * self.scale, FINEST * own))
 
-    def seen_on(self, grid: Grid, way: int) -> tuple[Slices, Slices | None, Volume | None]:
-        """The image in its window (0..1), where its points are drawn, and its mask's distance map."""
+    def seen_on(self, grid: Grid, way: int, outside: float) -> tuple[Slices, Slices | None, Volume | None]:
+        """The image in its window (0..1), where its points are drawn, and its mask's distance map.
+
+        ``outside``: how far what lies outside the mask is replaced, as ``Stage`` says.
+        """
         s, image, mask = self.settings.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]
         scaled = self._on(grid, image, way, low)
@@ -113,9 +120,9 @@ class Pair:
         if mask is None:
             return scaled, None, None
         inside, distance = self._on(grid, mask, way), None
-        if s.outside_hu is not None and self.trusted and looks_like_ct(image):
+        if s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
             fill, part = np.clip((s.outside_hu - low) / (high - low), 0, 1), self._on(grid, mask, way)
-            scaled.then(lambda values, rows: fill + (values - fill) * part[rows])
+            scaled.then(lambda values, rows: values + outside * (fill - values) * (1 - part[rows]))
         if s.mask_margin_mm or s.boundary_weight:
             image_distance, distance = self._distance(way)
             if s.mask_margin_mm:

@@ -13,11 +13,13 @@ import torch
 
 from .align import align
 from .errors import NephiError
-from .field import HybridCode, NeuralFields, zero_code
+from .field import Code, HybridCode, NeuralFields, zero_code
 from .fit import Adam, fit
 from .image import check_image, check_mask, looks_like_ct, lung_mask
+from .model import Model
 from .objective import Objective
 from .pair import Pair
+from .predict import predict
 from .result import Registration
 from .settings import PRESETS, Settings, check
 from .space import Cube, Grid
@@ -68,21 +70,24 @@ def register(
     affine, how = align(fixed, moving, fixed_mask, moving_mask, settings.align)
     pair = Pair(fixed, moving, fixed_mask, moving_mask, affine, settings, trusted=not found)
 
+    notes, predicted = [], None
+    if settings.model is not None:
+        tell("prediction", 0.05, {})
+        predicted = predict(Model.load(settings.model, target), pair, target)
+        if predicted.flaw:
+            notes.append(f"The prediction of model '{settings.model}' was not used: {predicted.flaw}.")
+            predicted = None
+    fields, code, cube = (predicted.fields, predicted.code, predicted.cube) if predicted else _start(pair, settings)
+    fields, code = fields.to(target), HybridCode(code).to(target)
     generator = torch.Generator(target).manual_seed(settings.fit.seed)
-    initial = torch.Generator().manual_seed(settings.fit.seed)
-    field_settings = pair.field_settings
-    dimension = fixed.GetDimension()
-    fields = NeuralFields(field_settings, pair.cube.unit_mm, dimension, initial).to(target)
-    upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
-    code = zero_code(field_settings, upper, code_size(pair.cube, field_settings.code_spacing_mm))
-    code = HybridCode(code).to(target)
     regularity = replace(settings.regularity, step_mm=settings.regularity.step_mm * pair.scale)
-    objective = Objective(fields, settings.similarity, regularity, pair.cube.unit_mm, generator)
+    pair.work_in(cube)
+    objective = Objective(fields, settings.similarity, regularity, cube.unit_mm, generator)
 
     result = Registration(
         fields=fields,
         code=code,
-        cube=pair.cube,
+        cube=cube,
         affine=affine,
         fixed_grid=Grid.of(fixed),
         moving_grid=Grid.of(moving),
@@ -91,6 +96,7 @@ def register(
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
         found_masks=tuple(found),
+        notes=tuple(notes),
         device=str(target),
         length_scale=pair.scale,
     )
@@ -126,6 +132,15 @@ def register(
         module.eval().requires_grad_(False)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _start(pair: Pair, settings: Settings) -> tuple[NeuralFields, Code, Cube]:
+    """From nothing: both maps the identity, the code zero."""
+    initial = torch.Generator().manual_seed(settings.fit.seed)
+    s = pair.field_settings
+    fields = NeuralFields(s, pair.cube.unit_mm, pair.cube.dimension, initial)
+    upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
+    return fields, zero_code(s, upper, code_size(pair.cube, s.code_spacing_mm)), pair.cube
 
 
 def choose_device(name: str) -> torch.device:

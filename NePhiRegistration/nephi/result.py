@@ -40,6 +40,7 @@ class Registration:
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None
     found_masks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a user should know of how it came about
     device: str = "cpu"
     seconds: float = 0.0
 

@@ -46,7 +46,7 @@ class Sample:
         """From the two images in their cube."""
         stage = pair.settings.similarity.stages[0]
         grid = pair.working_grid(stage.spacing_mm)
-        seen = [pair.seen_on(grid, way) for way in (0, 1)]
+        seen = [pair.seen_on(grid, way, stage.outside) for way in (0, 1)]
 
         def dense(slices) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(slices[: grid.shape[0]])).to(device)

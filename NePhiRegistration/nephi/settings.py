@@ -55,6 +55,7 @@ class Stage:
     start: float = 0.0
     spacing_mm: float = 2.0
     dilation: int = 2
+    outside: float = 1.0  # how far what lies outside the masks is replaced by outside_hu: 0 not at all, 1 wholly
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class SimilaritySettings:
     points: Sampling = Sampling()
     stages: tuple[Stage, ...] = (Stage(),)
     window: tuple[float, float] | None = None  # intensities mapped to 0..1; None: -1000..200 HU or percentiles
-    outside_hu: float | None = -100.0  # CTs outside the masks given: soft tissue, so that ribs do not count
+    outside_hu: float | None = -500.0  # CTs outside the masks given: so that the lungs' border counts, ribs less
     mask_margin_mm: float = 4.0  # points are drawn from the masks grown by this much
     noise: float = 0.02  # contrast below this part of the window does not count in MIND
     boundary_weight: float = 0.0  # agreement of the masks' distance maps near their borders
@@ -93,6 +94,7 @@ class FitSettings:
 class Settings:
     preset: str = "balanced"
     align: str = "auto"  # auto, none, centres, moments, affine, or the path of a transform file
+    model: str | None = None  # a trained model to start from: the name of a shipped one, or a file
     field: FieldSettings = FieldSettings()
     similarity: SimilaritySettings = SimilaritySettings()
     regularity: RegularitySettings = RegularitySettings()
@@ -108,18 +110,19 @@ class Settings:
 PRESETS: dict[str, Settings] = {
     "fast": Settings(
         "fast",
-        similarity=SimilaritySettings(stages=(Stage(0.0, 2.5, 2), Stage(0.6, 2.0, 1))),
-        fit=FitSettings(iterations=250),
+        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.5, 1.75, 1))),
+        fit=FitSettings(iterations=320, learning_rate=4e-3),
     ),
     "balanced": Settings(
         "balanced",
-        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.4, 1.25, 1))),
+        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.4, 1.25, 1, 0.5))),
+        regularity=RegularitySettings(weight=0.5),
         fit=FitSettings(iterations=900),
     ),
     "accurate": Settings(
         "accurate",
         similarity=SimilaritySettings(
-            points=Sampling(0.0, 1500, 1500), stages=(Stage(0.0, 2.0, 2), Stage(0.25, 1.25, 1))
+            points=Sampling(0.0, 1500, 1500), stages=(Stage(0.0, 2.0, 2), Stage(0.25, 1.25, 1, 0.5))
         ),
         regularity=RegularitySettings(weight=0.5),
         fit=FitSettings(iterations=2400),
@@ -221,6 +224,9 @@ def check(settings: Settings) -> None:
         raise NephiError(f"settings: fit.iterations is {s.fit.iterations}, must be 0 or more")
     if not s.similarity.stages or s.similarity.stages[0].start != 0:
         raise NephiError("settings: the first of similarity.stages must have start 0")
+    for i, stage in enumerate(s.similarity.stages):
+        if not 0 <= stage.outside <= 1:
+            raise NephiError(f"settings: similarity.stages[{i}].outside is {stage.outside}, must be 0 to 1")
     window = s.similarity.window
     if window is not None and not window[0] < window[1]:
         raise NephiError(f"settings: similarity.window {window} must be (low, high) with low < high")

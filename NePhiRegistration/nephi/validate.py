@@ -77,14 +77,17 @@ def mapped(model: Model, code: Code, points_cube: Tensor) -> Tensor:
     return torch.cat([model.fields.one(p, code, FORWARD) for p in points_cube.split(_CHUNK)])
 
 
-def folds_percent(model: Model, code: Code, sample: Sample, points_cube: Tensor) -> float:
-    """Share of voxels (in 2D all, in 3D some of the mask) whose exact Jacobian determinant is not above 0."""
+def folds_percent(
+    model: Model, code: Code, sample: Sample, points_cube: Tensor, most: int | None = _FOLD_VOXELS
+) -> float:
+    """Share of voxels (of the mask, where there is one) whose exact Jacobian determinant is not above 0.
+
+    In 3D at most ``most`` of them are looked at.
+    """
     if sample.masks is not None:
         points_cube = points_cube[sample.masks[0].reshape(-1)]
-    if points_cube.shape[1] == 3 and len(points_cube) > _FOLD_VOXELS:
-        points_cube = points_cube[
-            torch.linspace(0, len(points_cube) - 1, _FOLD_VOXELS, device=points_cube.device).long()
-        ]
+    if points_cube.shape[1] == 3 and most is not None and len(points_cube) > most:
+        points_cube = points_cube[torch.linspace(0, len(points_cube) - 1, most, device=points_cube.device).long()]
     folded = 0
     for chunk in points_cube.split(_CHUNK):
         x = chunk.clone().requires_grad_()
