@@ -10,6 +10,7 @@ import qt
 import slicer
 import vtk
 from nephi.errors import NephiError
+from nephi.settings import shipped_models
 from NePhiRegistrationLib import dependencies, parameters, sample
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
@@ -93,7 +94,10 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         for side in ("fixed", "moving"):
             box = getattr(ui, f"{side}SegmentComboBox")
             box.connect("activated(int)", lambda index, side=side: self._on_segment(side, index))
-        ui.settingsFilePathLineEdit.connect("currentPathChanged(QString)", self._on_settings_file)
+        ui.modelComboBox.connect("activated(int)", self._on_model)
+        for name in ("settings_file", "model_file"):
+            line = _path_line(ui, name)
+            line.connect("currentPathChanged(QString)", lambda path, name=name: self._on_file(name, path))
         self.enter()
 
     def cleanup(self) -> None:
@@ -163,10 +167,17 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def _show_choices(self, p: Parameters) -> None:
         """Widgets that no parameter is bound to by itself."""
         ui = self.ui
-        for widget in (ui.settingsFileLabel, ui.settingsFilePathLineEdit):
-            widget.visible = p.preset is Preset.FILE
-        if ui.settingsFilePathLineEdit.currentPath != p.settings_file:
-            ui.settingsFilePathLineEdit.currentPath = p.settings_file
+        ui.settingsFileLabel.visible = ui.settingsFilePathLineEdit.visible = p.preset is Preset.FILE
+        ui.modelFileLabel.visible = ui.modelFilePathLineEdit.visible = p.model == parameters.MODEL_FILE
+        for name in ("settings_file", "model_file"):
+            line = _path_line(ui, name)
+            if line.currentPath != getattr(p, name):
+                line.currentPath = getattr(p, name)
+        models = [("", _("None: start from nothing")), *((name, name) for name in shipped_models())]
+        models.append((parameters.MODEL_FILE, _("My model file")))
+        if p.model not in [name for name, _label in models]:
+            models.append((p.model, _("{model} (not found here)").format(model=p.model)))
+        _fill_combo(ui.modelComboBox, models, p.model)
         ui.alignComboBox.enabled = p.initial_transform is None
         for side in ("fixed", "moving"):
             self._show_segments(side)
@@ -234,9 +245,12 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def _on_segment(self, side: str, index: int) -> None:
         setattr(self._parameters, f"{side}_segment", getattr(self.ui, f"{side}SegmentComboBox").itemData(index))
 
-    def _on_settings_file(self, path: str) -> None:
-        if self._parameters is not None and self._parameters.settings_file != path:
-            self._parameters.settings_file = path
+    def _on_model(self, index: int) -> None:
+        self._parameters.model = self.ui.modelComboBox.itemData(index)
+
+    def _on_file(self, name: str, path: str) -> None:
+        if self._parameters is not None and getattr(self._parameters, name) != path:
+            setattr(self._parameters, name, path)
 
     def _on_live(self, on: bool) -> None:
         if self._running():
@@ -373,6 +387,10 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{round(seconds)} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _path_line(ui, name: str):
+    return {"settings_file": ui.settingsFilePathLineEdit, "model_file": ui.modelFilePathLineEdit}[name]
 
 
 def _set_text(label, text: str) -> None:

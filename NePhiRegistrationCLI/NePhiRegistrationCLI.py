@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 INPUTS = ("fixedMask", "movingMask", "regions", "fixedLandmarks", "movingLandmarks", "settings")
-OPTIONS = ("preset", "device", "seed")
+OPTIONS = ("preset", "model", "device", "seed")
 OUTPUTS = {
     "outputTransform": "transform.h5",
     "inverseTransform": "inverse_transform.h5",

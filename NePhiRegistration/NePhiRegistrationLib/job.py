@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nephi.errors import NephiError
-from nephi.settings import ALIGNMENTS, Settings, from_dict, load, preset
+from nephi.settings import ALIGNMENTS, Settings, find_model, from_dict, load, preset
 
 from . import scene as nodes
 
@@ -33,6 +33,7 @@ class Job:
     align: str = "auto"  # where there is no initial transform; "auto" leaves what the settings file says
     preset: str = "balanced"
     settings_file: str = ""
+    model: str = ""  # a shipped model's name or a model file; "": what the settings file says, else none
     overrides: dict = field(default_factory=dict)  # nested as in the settings file
     device: str = "auto"
 
@@ -42,7 +43,8 @@ class Job:
         if self.settings_file:
             settings = load(self.settings_file, settings)
         settings = from_dict(self.overrides, settings)
-        return settings if self.align == "auto" else replace(settings, align=self.align)
+        given = {"model": self.model} if self.model else {}
+        return replace(settings, **given, **({} if self.align == "auto" else {"align": self.align}))
 
     def problem(self) -> str:
         """Why this can't be registered yet, in words; "" where it can."""
@@ -62,7 +64,9 @@ class Job:
         if self.settings_file and not Path(self.settings_file).is_file():
             yield f"The settings file {self.settings_file} is not there."
         try:
-            self.settings()
+            settings = self.settings()
+            if settings.model:
+                find_model(settings.model)
         except NephiError as error:
             yield str(error)
 

@@ -86,6 +86,8 @@ class Parameters:
 
     preset: Preset = Preset.BALANCED
     settings_file: str = ""
+    model: str = ""  # a shipped model's name, or MODEL_FILE; "": none
+    model_file: str = ""
     device: str = "auto"
     similarity: Similarity = Similarity.MIND
     points: Annotated[int, WithinRange(100, 1_000_000)] = 2000
@@ -106,6 +108,8 @@ class Parameters:
     grid_2d: bool = True
     grid_3d: bool = False
 
+
+MODEL_FILE = "file"  # stands for the one that model_file names
 
 _NODES = [
     "fixed",
@@ -152,6 +156,8 @@ def problem(p: Parameters) -> str:
     """Why there is no job yet, in words; "" where there is one."""
     if p.preset is Preset.FILE and not p.settings_file:
         return "Choose a settings file, or another preset."
+    if p.model == MODEL_FILE and not p.model_file:
+        return "Choose a model file, or no trained model."
     return job(p).problem()
 
 
@@ -159,7 +165,8 @@ def job(p: Parameters) -> Job:
     own = {name: getattr(p, name) for name in _NODES + _PLAIN}
     file = p.settings_file if p.preset is Preset.FILE else ""
     name = Preset.BALANCED.term if p.preset is Preset.FILE else p.preset.term
-    return Job(**own, align=p.align.term, preset=name, settings_file=file, overrides=_overrides(p))
+    model = p.model_file if p.model == MODEL_FILE else p.model
+    return Job(**own, align=p.align.term, preset=name, settings_file=file, model=model, overrides=_overrides(p))
 
 
 def _overrides(p: Parameters) -> dict:

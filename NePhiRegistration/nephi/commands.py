@@ -240,6 +240,8 @@ def evaluate_command(options) -> int:
         if moving is None:
             raise NephiError("--moving-mask needs --moving")
         masks["moving_mask"] = read_mask(options.moving_mask, moving, "moving mask")
+    if moving is None and options.moving_landmarks:
+        read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
     landmarks = _landmark_pair(options, fixed, fixed if moving is None else moving, read_landmarks)
     text = json.dumps(evaluate(options.transform, fixed, options.inverse, landmarks=landmarks, **masks), indent=2)
     if options.output:

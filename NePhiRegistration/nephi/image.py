@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from .space import Grid
 CT_WINDOW = (-1000.0, 200.0)
 LUNG_THRESHOLD_HU = -400.0
 _HIGHEST_LABEL = 1000  # beyond it an image was taken for a label map
+_NOT_FINITE = "{role}: the image holds NaN or infinite values; replace them first"
 _SMALLEST = 8  # voxels a side below which there is nothing to register
 
 
@@ -31,7 +33,27 @@ def read_image(path: str | Path, role: str = "image") -> sitk.Image:
             image = _read_dicom(path, role) if path.is_dir() else sitk.ReadImage(str(path))
     except RuntimeError:
         raise NephiError(f"{role}: cannot read {path} as an image (NIfTI, NRRD, MetaImage or a DICOM folder)") from None
+    if path.name.endswith((".nii", ".nii.gz")) and _nifti_not_finite(path):
+        raise NephiError(_NOT_FINITE.format(role=role))
     return check_image(image, role)
+
+
+def _nifti_not_finite(path: Path) -> bool:
+    """Whether a NIfTI-1 file holds NaN or infinite values, which ITK reads as 0 without a word."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    with (gzip.open if zipped else open)(path, "rb") as file:
+        header = file.read(352)
+        order = "<" if header[:4] == (348).to_bytes(4, "little") else ">"
+        kind = {16: "f4", 64: "f8"}.get(int(np.frombuffer(header, f"{order}i2", 1, 70)[0]))
+        if kind is None or len(header) < 352:
+            return False
+        file.seek(int(np.frombuffer(header, f"{order}f4", 1, 108)[0]))
+        while part := file.read(2**24):
+            values = np.frombuffer(part[: len(part) // 8 * 8], order + kind)
+            if not np.isfinite(values).all():
+                return True
+    return False
 
 
 def _read_dicom(folder: Path, role: str) -> sitk.Image:
@@ -75,7 +97,7 @@ def check_image(image: sitk.Image, role: str) -> sitk.Image:
     array = sitk.GetArrayViewFromImage(image)
     low, high = float(array.min()), float(array.max())
     if not np.isfinite([low, high]).all():
-        raise NephiError(f"{role}: the image holds NaN or infinite values; replace them first")
+        raise NephiError(_NOT_FINITE.format(role=role))
     if low == high:
         raise NephiError(f"{role}: every voxel has the same value {low:g}; there is nothing to register")
     return image

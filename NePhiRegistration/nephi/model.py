@@ -16,9 +16,8 @@ from .encoder import EncoderSettings, make_encoder, nodes
 from .errors import NephiError
 from .field import Code, NeuralFields, zero_code
 from .sample import Sample
-from .settings import FieldSettings, SimilaritySettings, decode
+from .settings import FieldSettings, SimilaritySettings, decode, find_model
 
-WEIGHTS = Path(__file__).parent / "weights"  # the models that are shipped, by name
 _FORMAT = "nephi-model-1"
 
 
@@ -72,7 +71,7 @@ class Model(nn.Module):
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> Model:
         """A shipped model by its name, or a model file; raises NephiError for one that is none or does not fit."""
-        path = find(name)
+        path = find_model(name)
         metadata, tensors = _read(path)
         try:
             settings = decode(ModelSettings(), json.loads(metadata["settings"]))
@@ -90,21 +89,7 @@ class Model(nn.Module):
 
 def about(name: str | Path) -> dict:
     """How a model came to be, as its training wrote it down."""
-    return json.loads(_read(find(name))[0].get("about", "{}"))
-
-
-def shipped() -> list[str]:
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
-
-
-def find(name: str | Path) -> Path:
-    """The file of a shipped model or the path itself; raises NephiError where there is neither."""
-    named, path = WEIGHTS / f"{name}.safetensors", Path(name)
-    if named.is_file():
-        return named
-    if not path.is_file():
-        raise NephiError(f"no model '{name}': give one of {', '.join(shipped()) or 'none shipped'}, or a model file")
-    return path
+    return json.loads(_read(find_model(name))[0].get("about", "{}"))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

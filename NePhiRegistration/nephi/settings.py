@@ -16,6 +16,7 @@ from pathlib import Path
 from .errors import NephiError
 
 BODY_MM = 120.0
+WEIGHTS = Path(__file__).parent / "weights"  # the models that are shipped, by name
 SIMILARITIES = ("mind", "lncc", "ncc", "mse")
 REGULARISERS = ("gradicon", "diffusion", "bending", "none")
 ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
@@ -172,6 +173,21 @@ def read_json(path: str | Path) -> dict:
     if not isinstance(data, dict):
         raise NephiError(f"settings {path} must be a JSON object")
     return data
+
+
+def shipped_models() -> list[str]:
+    """Names that ``model`` may have beside files."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def find_model(name: str | Path) -> Path:
+    """The file of a shipped model or the path itself; raises NephiError where there is neither."""
+    named, path = WEIGHTS / f"{name}.safetensors", Path(name)
+    if named.is_file():
+        return named
+    if not path.is_file():
+        raise NephiError(f"no model '{name}': give one of {', '.join(shipped_models()) or 'none'}, or a model file")
+    return path
 
 
 def load(path: str | Path, base: Settings | None = None) -> Settings:

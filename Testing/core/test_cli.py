@@ -46,6 +46,8 @@ def folder(tmp_path_factory, phantom_2d: Phantom) -> Path:
     array = sitk.GetArrayFromImage(phantom_2d.fixed).astype(np.float32)
     array[3, 4] = np.nan
     write("nan.nrrd", sitk.GetImageFromArray(array))
+    write("nan.nii.gz", sitk.GetImageFromArray(array))
+    write("nan.nii", sitk.GetImageFromArray(array))
     write("empty_mask.nii.gz", sitk.Image(size, sitk.sitkUInt8))
     write("other_mask.nii.gz", phantom_2d.fixed_mask[2:, :], None)
     shifted = sitk.Image(phantom_2d.fixed_mask)
@@ -73,6 +75,8 @@ _BAD = {
     "2D against 3D": (["@fixed.nii.gz", "@3d.nii.gz"], ["2D", "3D"]),
     "constant": (["@constant.nii.gz", "@moving.nii.gz"], ["fixed image", "same value 7"]),
     "NaN": (["@nan.nrrd", "@moving.nii.gz"], ["fixed image", "NaN"]),
+    "NaN in NIfTI": (["@fixed.nii.gz", "@nan.nii.gz"], ["moving image", "NaN"]),
+    "NaN in NIfTI, not zipped": (["@nan.nii", "@moving.nii.gz"], ["fixed image", "NaN"]),
     "tiny": (["@tiny.nii.gz", "@moving.nii.gz"], ["4x5", "too small"]),
     "folder without DICOM": (["@.", "@moving.nii.gz"], ["DICOM"]),
     "missing mask": (["--fixed-mask", "absent.nii.gz"], ["fixed mask", "absent.nii.gz"]),
@@ -105,6 +109,7 @@ _BAD = {
     "regions elsewhere": (["--regions", "@shifted_mask.nii.gz"], ["regions", "grid"]),
     "an image as regions": (["--regions", "@nan.nrrd"], ["regions", "no label map"]),
     "no seconds": (["--preview", "0"], ["--preview 0", "above 0"]),
+    "unknown model": (["--model", "nobody"], ["no model 'nobody'", "model file"]),
     "absent GPU": (["--device", "cuda:99"], ["cuda:99", "--device cpu"]),
 }  # fmt: skip
 

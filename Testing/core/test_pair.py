@@ -28,7 +28,8 @@ def test_only_given_masks_cut_away_the_chest_wall():
     (one, mask), (other, _) = _ct(40.0), _ct(45.0)
     differences = []
     for trusted in (True, False):
-        pair = Pair(one, other, mask, mask, Affine.identity(3), PRESETS["fast"], trusted)
+        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(outside_hu=-100.0))
+        pair = Pair(one, other, mask, mask, Affine.identity(3), settings, trusted)
         fixed, moving = pair.volumes(Stage(0.0, 7.0, 1), torch.device("cpu"))
         differences.append(float((fixed.volume.float() - moving.volume.float()).abs().mean()))
     assert differences[0] < 0.5 * differences[1]  # the rest: voxels that the border runs through
@@ -45,3 +46,14 @@ def test_points_come_from_the_masks_grown_by_the_margin():
     # a box of 20 voxels of 7 mm: its sides grow by the margin at either end, but for the rounded corners
     side = [count ** (1 / 3) for count in counts]
     assert side[0] == pytest.approx(20, abs=1) and side[1] - side[0] == pytest.approx(20 / 7, abs=0.6)
+
+
+def test_a_stage_may_keep_a_part_of_the_chest_wall():
+    (one, mask), (other, _) = _ct(40.0), _ct(45.0)
+    apart = []
+    for outside in (1.0, 0.5, 0.0):
+        pair = Pair(one, other, mask, mask, Affine.identity(3), PRESETS["fast"])
+        grid = pair.working_grid(7.0)
+        a, b = (pair.seen_on(grid, way, outside)[0][: grid.shape[0]] for way in (0, 1))
+        apart.append(float(np.abs(a - b).mean()))
+    assert apart[0] < 0.1 * apart[2] and apart[1] == pytest.approx(apart[2] / 2, rel=0.1)

@@ -8,7 +8,7 @@ from enum import Enum
 
 import pytest
 import slicer
-from nephi.settings import PRESETS
+from nephi.settings import PRESETS, shipped_models
 from NePhiRegistrationLib import parameters
 from NePhiRegistrationLib.parameters import Alignment, Parameters, Preset, Similarity
 
@@ -243,3 +243,21 @@ def test_devices_of_an_engine_that_can_not_start(app, monkeypatch):
     panel.wait(lambda: panel.widget._devices is None)
     assert [panel.ui.deviceComboBox.itemText(i) for i in range(panel.ui.deviceComboBox.count)] == ["Automatic", "CPU"]
     panel.close()
+
+
+def test_trained_model(panel, phantom, tmp_path):
+    panel.p.fixed, panel.p.moving = phantom[:2]
+    box, line = panel.ui.modelComboBox, panel.ui.modelFilePathLineEdit
+    assert box.currentText.startswith("None") and not line.visible
+    assert parameters.job(panel.p).settings().model is None
+    for name in shipped_models():
+        panel.choose(box, name)
+        assert _why_not(panel) == "" and parameters.job(panel.p).settings().model == name
+    panel.choose(box, "My model file")
+    assert line.visible and _why_not(panel) == "Choose a model file, or no trained model."
+    line.currentPath = str(tmp_path / "absent.safetensors")
+    assert "no model" in _why_not(panel)
+    (tmp_path / "mine.safetensors").write_bytes(b"read by the engine")
+    line.currentPath = str(tmp_path / "mine.safetensors")
+    assert _why_not(panel) == ""
+    assert parameters.job(panel.p).settings().model == str(tmp_path / "mine.safetensors")

@@ -20,7 +20,7 @@ _BOUND = {
     for p in widget.findall("property")
     if p.get("name") == "SlicerParameterName"
 }
-_BY_CODE = {"fixed_segment", "moving_segment", "settings_file", "device", "expert_of"}
+_BY_CODE = {"fixed_segment", "moving_segment", "settings_file", "model", "model_file", "device", "expert_of"}
 _HOLDS = {  # the pairs that Slicer's connectors accept
     "QCheckBox": (bool,),
     "QSpinBox": (int,),
