@@ -143,7 +143,7 @@ def finished_report(folder: Path, pair: Pair, settings: Settings, auto_mask: boo
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    wanted = fingerprints(pair.files, auto_mask, settings.align), json.loads(settings.to_json())
+    wanted = fingerprints(pair.files, auto_mask, settings.align, model=settings.model), json.loads(settings.to_json())
     return report if (report.get("inputs"), report.get("settings")) == wanted else None
 
 

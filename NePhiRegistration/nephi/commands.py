@@ -44,7 +44,7 @@ def register_command(options) -> int:
     limit_threads(options.threads)
     tell("reading", 0.0, {})
     # taken before they are read: a file that changes while it is read will not look like the one used
-    inputs = fingerprints(vars(options), not options.no_auto_mask, settings.align)
+    inputs = fingerprints(vars(options), not options.no_auto_mask, settings.align, model=settings.model)
     fixed, moving = read_image(options.fixed, "fixed image"), read_image(options.moving, "moving image")
     masks = {
         f"{role}_mask": read_mask(path, image, f"{role} mask") if path else None
@@ -291,7 +291,7 @@ def demo_command(options) -> int:
 def train_command(options) -> int:
     from .output import prepare_folder
     from .registration import choose_device, limit_threads
-    from .train import MODEL, TrainSettings, train
+    from .train import MODEL, RESUME, TrainSettings, train
 
     settings = TrainSettings()
     if options.settings:
@@ -303,11 +303,16 @@ def train_command(options) -> int:
         raise NephiError("there is nothing to train on: give --data, or data in the settings file")
     limit_threads(options.threads)
     folder = prepare_folder(options.output)
-    best = train(
-        settings, folder, choose_device(options.device), resume=options.resume, progress=Progress(options.progress)
-    )
-    print("  ".join(f"{name} {value:.4g}" for name, value in best.items()))
-    print(f"written to   {folder / MODEL}")
+    device, tell = choose_device(options.device), Progress(options.progress)
+    try:
+        best = train(settings, folder, device, resume=options.resume, progress=tell)
+    except KeyboardInterrupt:
+        there = (folder / RESUME).is_file()
+        print(f"nephi: interrupted; {'--resume goes on' if there else 'too early to resume'}", file=sys.stderr)
+        return 130
+    if best:  # of several processes, the first
+        print("  ".join(f"{name} {value:.4g}" for name, value in best.items()))
+        print(f"written to   {folder / MODEL}")
     return 0
 
 

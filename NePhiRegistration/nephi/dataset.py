@@ -146,7 +146,8 @@ def prepare(pair: batch.Pair, settings: ModelSettings) -> Sample:
             raise NephiError(f"no {role} image is given")
     images = [read_image(files[role], f"{role} image") for role in ("fixed", "moving")]
     if any(image.GetDimension() != settings.dimension for image in images):
-        raise NephiError(f"the images are {images[0].GetDimension()}D, the model {settings.dimension}D")
+        kinds = " and ".join(f"{image.GetDimension()}D" for image in images)
+        raise NephiError(f"the images are {kinds}, the model {settings.dimension}D")
     masks = [
         read_mask(files[f"{role}_mask"], image, f"{role} mask") if f"{role}_mask" in files else None
         for role, image in zip(("fixed", "moving"), images, strict=True)

@@ -17,6 +17,7 @@ from .settings import FieldSettings
 ENCODERS = ("published", "matching")
 NORMS = ("batch", "group")
 _LEAST_SIDE = 3  # of the last map of the published encoder
+_SHARPNESS = 8.0  # of the least cost against the mean one
 _REACH = 0.06  # a typical step between places, in the cube
 
 
@@ -39,7 +40,8 @@ class EncoderSettings:
     node_spacing: float = 0.105  # of the local code
     steps: tuple[int, ...] = (3, 2, 1, 1)  # between the places looked at, in voxels of the features
     reach: int = 2  # places to either side
-    width: int = 48
+    windows: tuple[int, ...] = (3, 5)  # of lattice points, half a node spacing apart, over which costs are averaged
+    width: int = 32
 
 
 class PublishedEncoder(nn.Module):
@@ -82,10 +84,11 @@ class PublishedEncoder(nn.Module):
 class MatchingEncoder(nn.Module):
     """Finds the code of one pair in a few rounds, each with the map of the round before.
 
-    A round compares features at a lattice of points with those around their present partners in the other image
-    (as the cost volumes of dense matching: Siebert et al., ConvexAdam, 2024; Teed and Deng, RAFT, 2020), and a
-    small network turns the costs of both directions into a change of the code. Nothing is differentiated through
-    the comparison, so that a round costs little more in training than in use.
+    A round compares the features at a lattice of points with those around their present partners in the other image,
+    averages these costs over neighbourhoods of the lattice, and takes from each where they are least (as dense
+    matching does: Siebert et al., ConvexAdam, 2024; Teed and Deng, RAFT, 2020). A small network turns what was found
+    in both directions into a change of the code. Nothing is differentiated through the comparison, so that a round
+    costs little more in training than in use.
     """
 
     def __init__(self, settings: EncoderSettings, field: FieldSettings, dimension: int):
@@ -96,9 +99,8 @@ class MatchingEncoder(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)
         convolution = (nn.Conv2d, nn.Conv3d)[dimension - 2]
         self.pool = (F.avg_pool2d, F.avg_pool3d)[dimension - 2]
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(60.0)))
-        measured = len(offsets) + dimension + 5
-        self.costs = nn.Sequential(nn.Linear(measured, w), nn.LeakyReLU(0.2), nn.Linear(w, w), nn.LeakyReLU(0.2))
+        measured = len(settings.windows) * (dimension + 2) + 3
+        self.points = nn.Sequential(nn.Linear(measured, w), nn.LeakyReLU(0.2), nn.Linear(w, w), nn.LeakyReLU(0.2))
         self.enter = _block(convolution, 2 * w + field.local_code + 1, w)
         self.down = _block(convolution, w, 2 * w, 2)
         self.deep = nn.Sequential(_block(convolution, 2 * w, 2 * w), _block(convolution, 2 * w, 2 * w))
@@ -114,9 +116,8 @@ class MatchingEncoder(nn.Module):
             code = Code(code.global_code.detach(), code.local_code.detach(), code.upper_cube)
             with torch.no_grad():
                 found = [self._look(pair, fields, code, way, step) for way in (FORWARD, INVERSE)]
-            reach = step * pair[FORWARD].spacing  # in the cube: a round's results and its changes are told in it
-            x = [self._to_nodes(self.costs(self._measured(*one[:3], reach)), one[-1], code.size) for one in found]
-            scale = reach / _REACH
+            x = [self._to_nodes(self.points(measured), kept, code.size) for measured, kept in found]
+            scale = step * pair[FORWARD].spacing / _REACH  # what was found, and the changes, are told in steps
             x = self.enter(torch.cat([*x, code.local_code, torch.full_like(code.local_code[:, :1], scale)], 1))
             deep = self.deep(self.down(x))
             back = F.interpolate(deep, x.shape[2:], mode="trilinear" if x.ndim == 5 else "bilinear")
@@ -127,39 +128,50 @@ class MatchingEncoder(nn.Module):
             codes.append(code)
         return codes
 
-    def _look(self, pair, fields: NeuralFields, code: Code, way: int, step: int):
-        """Costs (n, k), places (n, k, d) and the rest that is known, at the lattice points of the mask."""
+    def _look(self, pair, fields: NeuralFields, code: Code, way: int, step: int) -> tuple[Tensor, Tensor]:
+        """What is seen (n, c) from the lattice points of the mask, and which of the lattice these are."""
         here, there = pair[way], pair[1 - way]
-        lattice = _lattice(code.upper_cube, code.size)
-        index = here.nearest(lattice)
+        index = here.nearest(_lattice(code.upper_cube, code.size))
         kept = here.dense_mask()[here.flat(index)]
         index = index[kept]
         points = index * here.spacing + here.lower
         mapped = fields.one(points, code, way)
         exact = (mapped - there.lower) / there.spacing
         base = exact.round()
-        places = base[:, None] + self.offsets * step
-        costs = there.distances(places, here.at_voxels(index))
-        shift = (places - exact[:, None]) * there.spacing  # what each place would add to the map, in the cube
-        known = [there.inside(mapped)]
+        costs = there.distances(base[:, None] + self.offsets * step, here.at_voxels(index))
+        seen = [there.inside(mapped)]
         for volume, at in ((here.distance, points), (there.distance, mapped)):
-            known.append(torch.zeros_like(points[:, :1]) if volume is None else volume.at(at))
-        return costs, shift, torch.cat(known, 1), kept
+            seen.append(torch.zeros_like(points[:, :1]) if volume is None else volume.at(at))
+        known = torch.cat([costs, (base - exact) / step], 1) * seen[0]  # what is out of view counts nowhere
+        for window in self.settings.windows:
+            mean = self._around(torch.cat([known, seen[0]], 1), kept, code.size, window)
+            costs, rest = mean[:, : len(self.offsets)], mean[:, len(self.offsets) :]
+            above = costs - costs.amin(1, keepdim=True)
+            likely = torch.softmax(-_SHARPNESS * above / above.mean(1, keepdim=True).clamp(min=1e-6), 1)
+            best = likely @ self.offsets
+            spread = (likely @ self.offsets.square().sum(1) - best.square().sum(1)).clamp(min=0).sqrt()
+            seen += [best + rest, spread[:, None], 10 * costs.amin(1, keepdim=True)]
+        return torch.cat(seen, 1), kept
 
-    def _measured(self, costs: Tensor, shift: Tensor, known: Tensor, reach: float) -> Tensor:
-        """(n, c): the costs, where they are least, how sure that is, and what else is known."""
-        likely = torch.softmax(-self.log_sharpness.exp() * costs, 1)
-        best = (likely[..., None] * shift).sum(1) / reach
-        spread = (likely[..., None] * (shift / reach - best[:, None]).square()).sum((1, 2))[:, None]
-        least = costs.amin(1, keepdim=True)
-        return torch.cat([10 * (costs - least), 10 * least, best, spread.sqrt(), known], 1)
+    def _around(self, values: Tensor, kept: Tensor, size: tuple[int, ...], window: int) -> Tensor:
+        """Sums of values (n, c + 1) over a window of the lattice, divided by that of their last column: (n, c)."""
+        full = values.new_zeros(len(kept), values.shape[1])
+        full[kept] = values
+        full = full.reshape(*[2 * n for n in reversed(size)], -1)
+        for axis, n in enumerate(full.shape[:-1]):  # one axis after the other: a sum over a box
+            total = full.clone()
+            for k in range(1, window // 2 + 1):
+                total.narrow(axis, k, n - k).add_(full.narrow(axis, 0, n - k))
+                total.narrow(axis, 0, n - k).add_(full.narrow(axis, k, n - k))
+            full = total
+        sums = full.reshape(len(kept), -1)[kept]
+        return sums[:, :-1] / sums[:, -1:].clamp(min=1e-6)
 
     def _to_nodes(self, values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
         """Values (n, c) at the lattice points kept -> (1, c, (z,) y, x) means at the nodes; 0 where there is none."""
         full = values.new_zeros(len(kept), values.shape[1] + 1)
         full[kept] = torch.cat([values, torch.ones_like(values[:, :1])], 1)
-        shape = [2 * n for n in reversed(size)]
-        means = self.pool(full.T.reshape(1, -1, *shape), 2)
+        means = self.pool(full.T.reshape(1, -1, *[2 * n for n in reversed(size)]), 2)
         return means[:, :-1] / means[:, -1:].clamp(min=0.5 ** len(size))
 
 

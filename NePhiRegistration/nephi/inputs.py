@@ -10,16 +10,22 @@ TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_point
 
 
 def fingerprints(
-    files: dict[str, str | Path | None], auto_mask: bool, align: str, roles: tuple[str, ...] = ROLES
+    files: dict[str, str | Path | None],
+    auto_mask: bool,
+    align: str,
+    roles: tuple[str, ...] = ROLES,
+    model: str | None = None,
 ) -> dict:
     """What ``report.json`` keeps as ``inputs``: path, bytes and time of change of every file given.
 
-    ``files``: by the names in ``roles``; ``align`` counts where it is a transform file. A file that is missing has
-    only its path.
+    ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files. A file that is missing
+    has only its path.
     """
     found = {role: _fingerprint(Path(files[role])) for role in roles if files.get(role)}
     if Path(align).is_file():
         found["align"] = _fingerprint(Path(align))
+    if model and Path(model).is_file():
+        found["model"] = _fingerprint(Path(model))
     return {**found, "auto_mask": auto_mask}
 
 

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .encoder import EncoderSettings, make_encoder, nodes
+from .encoder import ENCODERS, NORMS, EncoderSettings, make_encoder, nodes
 from .errors import NephiError
 from .field import Code, NeuralFields, zero_code
 from .sample import Sample
@@ -34,11 +34,35 @@ class ModelSettings:
     half_size_mm: float = 150.0  # the cube's half side that the fields' wavelength is meant for
 
 
+def check(settings: ModelSettings) -> None:
+    """Raise NephiError where no model can be made of the settings."""
+    e = settings.encoder
+    if settings.dimension not in (2, 3):
+        raise NephiError(f"settings: dimension is {settings.dimension}, must be 2 or 3")
+    for key, value, allowed in (("kind", e.kind, ENCODERS), ("norm", e.norm, NORMS)):
+        if value not in allowed:
+            raise NephiError(f"settings: encoder.{key} is '{value}', must be one of {', '.join(allowed)}")
+    least = {key: getattr(e, key) for key in ("size", "hidden", "reach", "width", "node_spacing")}
+    least |= {"channels": min(e.channels, default=0), "steps": min(e.steps, default=0)}
+    for key, value in least.items():
+        if not value > 0:
+            raise NephiError(f"settings: encoder.{key} is {getattr(e, key)}, must be above 0")
+    if not 0 <= e.local_level < len(e.channels):
+        raise NephiError(f"settings: encoder.local_level is {e.local_level}, must be 0 to {len(e.channels) - 1}")
+    if not e.windows or any(w < 1 or w % 2 == 0 for w in e.windows):
+        raise NephiError(f"settings: encoder.windows are {e.windows}, must be odd numbers")
+    if e.kind == "matching" and e.width % 8:
+        raise NephiError(f"settings: encoder.width is {e.width}, must be a multiple of 8")
+    if e.kind == "published" and e.norm == "group" and any(c % min(8, c) for c in e.channels):
+        raise NephiError(f"settings: encoder.channels are {e.channels}, must be multiples of 8 for group norm")
+
+
 class Model(nn.Module):
-    """Encoder and fields with their settings."""
+    """Encoder and fields with their settings; raises NephiError where those make no sense."""
 
     def __init__(self, settings: ModelSettings, generator: torch.Generator | None = None):
         super().__init__()
+        check(settings)
         self.settings = settings
         self.fields = NeuralFields(settings.field, settings.half_size_mm, settings.dimension, generator)
         self.encoder = make_encoder(settings.encoder, settings.field, settings.dimension)
@@ -49,8 +73,11 @@ class Model(nn.Module):
         The matching encoder takes one pair at a time.
         """
         if self.settings.encoder.kind == "published":
+            upper = samples[0].upper_cube
+            if any(not torch.allclose(sample.upper_cube, upper, atol=1e-3) for sample in samples[1:]):
+                raise NephiError("the pairs of a batch lie in cubes of other proportions: set batch to 1")
             images = torch.stack([sample.images(self.settings.encoder.size) for sample in samples])
-            return [self.encoder(images, samples[0].upper_cube)]
+            return [self.encoder(images, upper)]
         (sample,) = samples
         size = nodes(sample.upper_cube, self.settings.encoder.node_spacing)
         start = zero_code(self.settings.field, sample.upper_cube, size)
@@ -74,10 +101,9 @@ class Model(nn.Module):
         path = find_model(name)
         metadata, tensors = _read(path)
         try:
-            settings = decode(ModelSettings(), json.loads(metadata["settings"]))
-        except (KeyError, ValueError) as error:
+            model = cls(decode(ModelSettings(), json.loads(metadata["settings"])))
+        except (AttributeError, KeyError, ValueError, NephiError) as error:
             raise NephiError(f"{path}: the model's settings can't be read ({error})") from None
-        model = cls(settings)
         wanted = model.state_dict()
         for name in [*wanted, *tensors]:
             have, want = (None if t is None else tuple(t.shape) for t in (tensors.get(name), wanted.get(name)))

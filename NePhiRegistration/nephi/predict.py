@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .errors import NephiError
 from .field import Code, NeuralFields
 from .model import Model
 from .objective import Objective
@@ -33,9 +34,12 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
     """One pass of the model over an aligned pair.
 
     The flaw is found on the pair itself: the images fit worse through the prediction than through the alignment
-    alone (by the model's own features), or it folds somewhere in the mask. Raises NephiError as ``Pair``.
+    alone (by the model's own features), or it folds somewhere in the mask. Raises NephiError as ``Pair``, and for
+    images of another dimension than the model's.
     """
     s = model.settings
+    if pair.cube.dimension != s.dimension:
+        raise NephiError(f"the model is for {s.dimension}D images; these are {pair.cube.dimension}D")
     seen = replace(pair.settings, similarity=s.similarity)
     own = Pair(*pair.images, *pair.masks, pair.affine, seen, pair.trusted, s.cube_margin_mm)
     sample = Sample.of(own).to(device)
@@ -44,7 +48,7 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
     before, after = (_misfit(model, sample, c, seen) for c in (None, code))
     flaw = ""
     if not after < before:
-        flaw = f"it fits worse than the alignment alone ({after:.4f} against {before:.4f})"
+        flaw = f"it fits no better than the alignment alone ({after:.4f} against {before:.4f})"
     elif folds_percent(model, code, sample, voxel_centres(sample), most=None) > 0:
         flaw = "it folds"
     return Prediction(fields, code, own.cube, flaw)

@@ -52,6 +52,7 @@ def register(
     check(settings)
     tell = progress or (lambda stage, fraction, terms: None)
     target = choose_device(device)
+    model = None if settings.model is None else Model.load(settings.model, target)
     tell("reading", 0.0, {})
     fixed, moving = check_image(fixed, "fixed image"), check_image(moving, "moving image")
     if fixed.GetDimension() != moving.GetDimension():
@@ -71,9 +72,9 @@ def register(
     pair = Pair(fixed, moving, fixed_mask, moving_mask, affine, settings, trusted=not found)
 
     notes, predicted = [], None
-    if settings.model is not None:
+    if model is not None:
         tell("prediction", 0.05, {})
-        predicted = predict(Model.load(settings.model, target), pair, target)
+        predicted = predict(model, pair, target)
         if predicted.flaw:
             notes.append(f"The prediction of model '{settings.model}' was not used: {predicted.flaw}.")
             predicted = None

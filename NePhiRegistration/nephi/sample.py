@@ -56,7 +56,7 @@ class Sample:
         step = pair.affine.matrix @ pair.cube.axes * pair.cube.unit_mm
         return cls(
             name=name,
-            intensities=tuple(dense(scaled) for scaled, _, _ in seen),
+            intensities=tuple(dense(scaled).float() for scaled, _, _ in seen),
             masks=tuple(dense(inside).bool() for _, inside, _ in seen) if masked else None,
             distances=tuple(d.to(device) for d in distances) if all(d is not None for d in distances) else None,
             upper_cube=torch.tensor(pair.cube.upper_cube, dtype=torch.float32, device=device),

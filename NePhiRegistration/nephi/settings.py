@@ -117,13 +117,12 @@ PRESETS: dict[str, Settings] = {
     "balanced": Settings(
         "balanced",
         similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.4, 1.25, 1, 0.5))),
-        regularity=RegularitySettings(weight=0.5),
         fit=FitSettings(iterations=900),
     ),
     "accurate": Settings(
         "accurate",
         similarity=SimilaritySettings(
-            points=Sampling(0.0, 1500, 1500), stages=(Stage(0.0, 2.0, 2), Stage(0.25, 1.25, 1, 0.5))
+            points=Sampling(0.0, 1500, 1500), stages=(Stage(0.0, 2.0, 2), Stage(0.25, 1.25, 1, 0.25))
         ),
         regularity=RegularitySettings(weight=0.5),
         fit=FitSettings(iterations=2400),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +27,14 @@ from .errors import NephiError
 from .field import Code
 from .fit import Adam, fit
 from .model import Model, ModelSettings
+from .model import check as check_model
 from .objective import Objective
 from .output import peak_memory_mb
 from .sample import Sample
-from .settings import FitSettings, RegularitySettings
+from .settings import FitSettings, RegularitySettings, Settings, check
 from .validate import validate
 
+_PATIENCE = timedelta(hours=12)  # for another process: the first prepares many pairs and validates alone
 MODEL, RESUME, LOG = "model.safetensors", "resume.safetensors", "log.jsonl"
 
 
@@ -70,18 +74,22 @@ def train(
 ) -> dict:
     """Train into ``folder``: the best model so far, the state to go on from, a log; returns the best validation.
 
-    Raises NephiError for settings or data that can't be used.
+    Of several processes the first writes all that and returns it. Raises NephiError for settings or data that can't
+    be used.
     """
-    rank, world = _join()
+    _check(settings)
+    rank, world, device = _join(device)
     first = rank == 0
     if settings.accumulate % world:
         raise NephiError(f"accumulate is {settings.accumulate}: it must be a multiple of the {world} processes")
-    if settings.model.encoder.kind == "matching" and settings.batch != 1:
-        raise NephiError("the matching encoder takes one pair at a time: set batch to 1 and accumulate to the batch")
     silent = progress if first and progress else lambda *_: None
     cache = folder / "cache"
+    if not first:  # the first process prepares the pairs, the others find them prepared
+        torch.distributed.barrier()
     data = open_data(settings.data, settings.model, cache, False, tell if first else lambda _: None)
     checks = open_data(settings.validation or settings.data, settings.model, cache, True, lambda _: None)
+    if first and world > 1:
+        torch.distributed.barrier()
 
     generator = torch.Generator().manual_seed(settings.fit.seed)
     torch.manual_seed(settings.fit.seed)  # the encoder's layers start from it
@@ -112,7 +120,9 @@ def train(
             losses.append(loss)
         return torch.stack(losses).mean(), terms  # the terms of the last round tell most
 
-    writer, started, log = _writer(folder) if first else None, time.perf_counter(), folder / LOG
+    writer, started, log = _writer(folder, adam.done) if first else None, time.perf_counter(), folder / LOG
+    if first:
+        _keep_log(log, adam.done)
 
     def record(entry: dict) -> None:
         if not first:
@@ -132,7 +142,7 @@ def train(
             found = validate(model, checks, settings.validation_pairs, device, writer, done)
             model.train()
             record({"step": done, **{f"validation_{k}": v for k, v in found.items()}})
-            if not best or found["score"] > best["score"]:
+            if found["score"] > best.get("score", -math.inf):
                 best.clear()
                 best.update(found, step=done)
                 facts = {"version": __version__, "settings": asdict(settings), "validation": dict(best)}
@@ -148,7 +158,25 @@ def train(
             writer.close()
         if world > 1:
             torch.distributed.destroy_process_group()
+    if first and not best:
+        raise NephiError("no model was written, as no validation gave a number; lower fit.learning_rate")
     return best
+
+
+def _check(settings: TrainSettings) -> None:
+    """Raise NephiError where values make no sense together."""
+    m = settings.model
+    check_model(m)
+    check(Settings(field=m.field, similarity=m.similarity, regularity=settings.regularity, fit=settings.fit))
+    counts = ("batch", "accumulate", "validate_every", "validation_pairs", "save_every")
+    values = {key: getattr(settings, key) for key in counts} | {"fit.iterations": settings.fit.iterations}
+    for key, value in values.items():
+        if value < 1:
+            raise NephiError(f"settings: {key} is {value}, must be above 0")
+    if settings.workers < 0:
+        raise NephiError(f"settings: workers is {settings.workers}, must be 0 or more")
+    if m.encoder.kind == "matching" and settings.batch != 1:
+        raise NephiError("the matching encoder takes one pair at a time: set batch to 1 and accumulate to the batch")
 
 
 # ---- which pairs a step takes ---------------------------------------------------------------------------
@@ -192,12 +220,18 @@ def _draws(count: int, settings: TrainSettings, done: int, rank: int, world: int
 # ---- several processes ----------------------------------------------------------------------------------
 
 
-def _join() -> tuple[int, int]:
-    """This process's number and how many there are, as a launcher (torchrun, accelerate) has told."""
+def _join(device: torch.device) -> tuple[int, int, torch.device]:
+    """This process's number and how many there are, as a launcher (torchrun, accelerate) has told, and its device."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return int(os.environ.get("RANK", "0")), world
+        if device.type == "cuda":
+            number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if number >= gpus:
+                raise NephiError(f"more processes than the {gpus} GPUs of this machine: start as many as there are")
+            device = torch.device("cuda", number)
+            torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    return int(os.environ.get("RANK", "0")), world, device
 
 
 def _average(adam: Adam, world: int) -> None:
@@ -240,18 +274,28 @@ def _load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) -
     return facts["best"]
 
 
+def _keep_log(path: Path, done: int) -> None:
+    """Of the log what was written up to a step: what comes after it is done again."""
+    kept = []
+    with contextlib.suppress(FileNotFoundError, ValueError):  # nothing yet, or a line that was cut off
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if json.loads(line)["step"] <= done:
+                kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")
+
+
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
     scratch = path.with_name(f".{path.name}")
     write(scratch)
     os.replace(scratch, path)
 
 
-def _writer(folder: Path):
-    """TensorBoard's, where it is installed."""
+def _writer(folder: Path, done: int):
+    """TensorBoard's, where it is installed; it then shows nothing older from after step ``done``."""
     with contextlib.suppress(ImportError):
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(folder / "tensorboard"))
+        return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     return None
 
 

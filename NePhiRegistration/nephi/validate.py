@@ -54,10 +54,11 @@ def measure(model: Model, code: Code, sample: Sample) -> dict[str, float]:
 def overlap(labels: tuple[Tensor, Tensor], sample: Sample, partners: Tensor) -> float:
     """Mean Dice over the labels of the moving map, warped, with the fixed one; fractions are cut at one half."""
     fixed, moving = labels
-    values = [1] if moving.is_floating_point() or moving.dtype == torch.bool else np.unique(fixed.cpu())[1:].tolist()
+    one = moving.is_floating_point() or moving.dtype == torch.bool
+    values = [1] if one else [v for v in np.unique(fixed.cpu()).tolist() if v]
     scores = []
     for value in values:
-        part = moving.float() if len(values) == 1 and value == 1 else (moving == value).float()
+        part = moving.float() if one else (moving == value).float()
         warped = sample.at(part, partners) > 0.5
         there = (fixed.float() > 0.5 if fixed.is_floating_point() else fixed == value).reshape(-1)
         if there.any() or warped.any():

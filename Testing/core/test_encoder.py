@@ -1,0 +1,262 @@
+"""Encoders: the published size, any image size, codes that fit their cube, and what the matching one sees."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from nephi import features
+from nephi.dataset import Shapes
+from nephi.encoder import EncoderSettings, _lattice, make_encoder, nodes
+from nephi.features import Volume, mind_ssc
+from nephi.field import FORWARD, INVERSE, NeuralFields, zero_code
+from nephi.model import Model, ModelSettings
+from nephi.sample import Sample
+from nephi.settings import PRESETS, FieldSettings
+
+PAPER = PRESETS["paper"].field
+SMALL = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
+KINDS = {
+    "published": EncoderSettings(size=20, channels=(8, 16), hidden=12, local_level=1),
+    "matching": EncoderSettings("matching", node_spacing=0.5, steps=(2, 1), width=8),
+}
+
+
+def random(*shape, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def texture(d: int, side: int) -> torch.Tensor:
+    """Blobs of a few voxels, of every size."""
+    x = random(*[side] * d)[None, None]
+    smooth = (torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[d - 2]
+    return (smooth(x, 3, 1, 1)[0, 0] - 0.5) * 3 + 0.5
+
+
+def sample(d: int, side: int = 24) -> Sample:
+    image = texture(d, side)
+    upper = torch.tensor([1.0, 0.8, 0.7][:d])
+    return Sample(
+        name="texture", intensities=(image, image.roll(1, 0)), masks=None, distances=None, upper_cube=upper,
+        lower_cube=-upper, spacing_cube=2 / (side - 1), similarity=ModelSettings().similarity,
+    )  # fmt: skip
+
+
+# ---- the published encoder -----------------------------------------------------------------------------
+
+
+def test_it_has_the_published_size():
+    """Supplement A.1 and Table 1: 3.07 M; the local code comes from the map of 128 channels and 6 voxels a side."""
+    encoder = make_encoder(EncoderSettings(), PAPER, 3).eval()
+    assert EncoderSettings().size == 175
+    assert sum(p.numel() for p in encoder.parameters()) == 3_069_016
+    with torch.no_grad():
+        code = encoder(random(1, 2, 175, 175, 175), torch.ones(3))
+    assert code.local_code.shape == (1, 32, 6, 6, 6)
+    assert code.global_code.shape == (1, 32)
+    assert encoder.local.in_channels == 128
+
+
+def test_one_file_takes_images_of_several_sizes():
+    settings = [EncoderSettings(size=size, any_size=True, channels=(8, 16, 16), local_level=1) for size in (24, 41)]
+    encoders = [make_encoder(s, SMALL, 3).eval() for s in settings]
+    encoders[1].load_state_dict(encoders[0].state_dict())
+    with torch.no_grad():
+        for side in (24, 30, 41):
+            images = random(2, 2, side, side, side)
+            codes = [encoder(images, torch.ones(3)) for encoder in encoders]
+            assert codes[0].global_code.shape == (2, 6)
+            assert codes[0].local_code.shape == (2, 5, *[-(-side // 4)] * 3)
+            assert torch.equal(codes[0].global_code, codes[1].global_code)
+        fixed = make_encoder(EncoderSettings(size=24, channels=(8, 16, 16), local_level=1), SMALL, 3).eval()
+        with pytest.raises(RuntimeError):
+            fixed(random(1, 2, 41, 41, 41), torch.ones(3))
+
+
+def test_the_larger_of_two_fixed_sizes_has_more_layers():
+    layers = [len(make_encoder(EncoderSettings(size=size), SMALL, 2).layers) for size in (128, 175, 300)]
+    assert layers == [6, 6, 7]
+
+
+# ---- both ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_fit_the_fields_and_every_weight_learns(kind, d):
+    settings = ModelSettings(dimension=d, field=SMALL, encoder=KINDS[kind])
+    torch.manual_seed(0)
+    model, pair = Model(settings), sample(d)
+    codes = model.codes([pair])
+    assert len(codes) == (1 if kind == "published" else 2)
+    for code in codes:
+        assert code.batch == 1 and code.global_code.shape == (1, 6) and code.local_code.shape[:2] == (1, 5)
+        assert torch.equal(code.upper_cube, pair.upper_cube)
+        points = (torch.rand(2, 7, d) * 2 - 1) * pair.upper_cube
+        assert model.fields(points, code).shape == points.shape
+    if kind == "matching":
+        assert codes[0].size == nodes(pair.upper_cube, 0.5)
+    sum(code.global_code.square().sum() + code.local_code.square().sum() for code in codes).backward()
+    assert not [n for n, p in model.encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert all(torch.isfinite(p.grad).all() for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_code_is_of_the_pair(kind):
+    settings = ModelSettings(dimension=2, field=SMALL, encoder=KINDS[kind], similarity=ModelSettings().similarity)
+    torch.manual_seed(0)
+    model, data = Model(settings), Shapes(False, settings, True, count=2)
+    one, again, other = (model.predict(data[k]) for k in (0, 0, 1))
+    assert torch.equal(one.local_code, again.local_code) and torch.equal(one.global_code, again.global_code)
+    assert (one.local_code - other.local_code).abs().max() > 1e-4
+
+
+# ---- what the matching encoder compares ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bytes_", [True, False])
+@pytest.mark.parametrize("d", [2, 3])
+def test_distances_are_mean_squared_differences(d, bytes_, monkeypatch):
+    monkeypatch.setattr(features, "_ROWS", 7)
+    monkeypatch.setattr(features, "_SLAB_VOXELS", 50)
+    shape = (6, 7, 8)[-d:]
+    values = random(*shape, 5)
+    values = (values * 255).round().to(torch.uint8) if bytes_ else values
+    volume = Volume(values, -torch.ones(d), 0.3, None)
+    generator = torch.Generator().manual_seed(1)
+    index = torch.randint(-3, 11, (20, 4, d), generator=generator).float()  # beyond the border: its values
+    reference = random(20, 5, seed=2)
+    expected = torch.empty(20, 4)
+    for n, k in product(range(20), range(4)):
+        at = [min(max(int(i), 0), s - 1) for i, s in zip(index[n, k].flip(-1), shape, strict=True)]
+        value = values[tuple(at)].float() / (255 if bytes_ else 1)
+        expected[n, k] = (value - reference[n]).square().mean()
+    torch.testing.assert_close(volume.distances(index, reference), expected, atol=1e-6, rtol=1e-5)
+
+
+def volumes(d: int, shift: tuple[int, ...], side: int = 40) -> list[Volume]:
+    """A texture and its copy, ``shift`` voxels (x first) away."""
+    image = texture(d, side)
+    images = image, image.roll(tuple(reversed(shift)), tuple(range(d)))
+    return [Volume(mind_ssc(i), -torch.ones(d), 2 / (side - 1), None) for i in images]
+
+
+@pytest.mark.parametrize("shift", [(2, -1), (1, -2, 2), (0, 0, 0)])
+def test_costs_are_least_at_the_true_shift(shift):
+    d, side = len(shift), 24
+    pair = volumes(d, shift, side)
+    axis = torch.arange(8, side - 8)
+    index = torch.stack(torch.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
+    offsets = torch.tensor(list(product(range(-2, 3), repeat=d)))
+    for here, there, sign in ((*pair, 1), (*pair[::-1], -1)):
+        costs = there.distances(index[:, None] + offsets, here.at_voxels(index))
+        assert (offsets[costs.argmin(1)] == sign * torch.tensor(shift)).all()
+        assert costs.amin(1).max() < 1e-6 < costs.mean(1).min()
+
+
+def look(pair, d: int, step: int, already: tuple[float, ...] | None = None):
+    """For each way, its sign, and what is seen: (n, d) shifts in steps, their spread and ten times the least cost.
+
+    ``already``: what the fields map so far, in voxels.
+    """
+    fields = NeuralFields(SMALL, 150.0, d)
+    if already is not None:
+        fields.out_bias.data[FORWARD] = torch.tensor(already) * pair[0].spacing
+        fields.out_bias.data[INVERSE] = -torch.tensor(already) * pair[0].spacing
+    encoder = make_encoder(EncoderSettings("matching", width=8, windows=(3, 5)), SMALL, d)
+    code = zero_code(SMALL, torch.ones(d), (8,) * d)
+    for way, sign in ((FORWARD, 1), (INVERSE, -1)):
+        with torch.no_grad():
+            seen, kept = encoder._look(pair, fields, code, way, step)
+        assert seen.shape == (len(kept), encoder.points[0].in_features) and kept.all()
+        for start in (3, 3 + d + 2):  # a window after the other
+            yield sign, *seen[:, start : start + d + 2].split([d, 1, 1], 1)
+
+
+@pytest.mark.parametrize(
+    "shift, already, step",
+    [
+        ((2, -1), None, 1),
+        ((4, -2), None, 2),
+        ((9, -7), (8.0, -6.0), 1),
+        ((2, 1), (1.75, 1.5), 1),
+        ((1, -2, 2), None, 1),
+    ],
+)
+def test_the_true_shift_is_seen(shift, already, step):
+    """Counted from where the present map leads to, which may lie between voxels."""
+    d = len(shift)
+    rest = (torch.tensor(shift) - torch.tensor(already or [0.0] * d)) / step
+    for sign, found, *_ in look(volumes(d, shift), d, step, already):
+        middle = found.median(0).values  # at the border the copy was cut off
+        torch.testing.assert_close(middle, sign * rest, atol=0.3, rtol=0)
+
+
+def test_where_nothing_matches_no_shift_is_sure():
+    pair = volumes(2, (1, 1))
+    other = Volume(mind_ssc(1 - 5 * random(40, 40, seed=9)), pair[1].lower, pair[1].spacing, None)
+    matched, lost = (list(look(p, 2, 1)) for p in (pair, (pair[0], other)))
+    for (_, _, sure, least), (_, _, unsure, most) in zip(matched, lost, strict=True):
+        assert unsure.median() > 1.5 * sure.median()
+        assert most.median() > 3 * least.median()
+    flat = Volume(torch.full((40, 40, 4), 7, dtype=torch.uint8), pair[0].lower, pair[0].spacing, None)
+    for _, found, spread, least in look((flat, flat), 2, 1):  # and where all is alike, none at all
+        assert found.abs().max() < 1e-5 and least.abs().max() < 1e-5 and spread.min() > 1.9
+
+
+def test_what_is_out_of_view_counts_nowhere():
+    """The copy was scanned in part only: points that lead out of it are told, and follow those around them."""
+    d, side, shift = 2, 40, (2, -1)
+    pair = volumes(d, shift, side)
+    size = torch.tensor([float(side)] * d)
+    half = torch.tensor([side / 2, float(side)])  # voxels along x
+    matrix, offset = torch.eye(d) / pair[0].spacing, torch.full((d,), (side - 1) / 2)
+    pair[0].view, pair[1].view = (matrix, offset, size), (matrix, offset, half)
+    encoder = make_encoder(EncoderSettings("matching", width=8, windows=(1, 9)), SMALL, d)
+    code, fields = zero_code(SMALL, torch.ones(d), (8, 8)), NeuralFields(SMALL, 150.0, d)
+    with torch.no_grad():
+        seen, _ = encoder._look(pair, fields, code, FORWARD, 1)
+    inside = seen[:, 0] > 0
+    assert 0.4 < inside.float().mean() < 0.6
+    alone, around = seen[:, 3:7], seen[:, 7:11]
+    assert alone[~inside].abs()[:, [0, 1, 3]].max() < 1e-5
+    near = ~inside & (_lattice(torch.ones(d), (8, 8))[:, 0] < 0.2)  # there are points in view around
+    torch.testing.assert_close(around[near][:, :2].median(0).values, torch.tensor([2.0, -1.0]), atol=0.3, rtol=0)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_lattice_points_lie_around_their_nodes_and_their_means_go_there(d):
+    upper, size = torch.tensor([1.0, 0.7, 0.5][:d]), (5, 4, 3)[:d]
+    points = _lattice(upper, size)
+    assert len(points) == 2**d * torch.tensor(size).prod()
+    encoder = make_encoder(EncoderSettings("matching", width=8), SMALL, d)
+    everywhere = encoder._to_nodes(points, torch.ones(len(points), dtype=torch.bool), size)
+    axes = [torch.linspace(-float(u), float(u), n) for u, n in zip(upper, size, strict=True)]
+    expected = torch.stack(torch.meshgrid(*axes, indexing="ij")).permute(0, *range(d, 0, -1))[None]
+    torch.testing.assert_close(everywhere, expected, atol=1e-5, rtol=0)
+    # outside the mask nothing; where one point of a node is left, its value
+    kept = points[:, 0] < -0.3
+    ones = encoder._to_nodes(torch.ones(int(kept.sum()), 2), kept, size)
+    assert set(ones.unique().tolist()) == {0.0, 1.0}
+    assert (ones[..., 0] == 1).all() and (ones[..., -1] == 0).all()
+
+
+def test_nodes_are_no_further_apart_than_asked_for():
+    for spacing in (0.1, 0.33, 2.0):
+        for u, n in zip((1.0, 0.62), nodes(torch.tensor([1.0, 0.62]), spacing), strict=True):
+            assert 2 * u / (n - 1) <= spacing + 1e-6
+            assert n == 2 or 2 * u / (n - 2) > spacing - 1e-6
+
+
+def test_only_the_mask_is_looked_at():
+    d, side = 2, 30
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    mask[:, : side // 2] = True
+    pair = [Volume(mind_ssc(texture(d, side)), -torch.ones(d), 2 / (side - 1), m) for m in (mask, None)]
+    encoder = make_encoder(EncoderSettings("matching", width=8), SMALL, d)
+    code, fields = zero_code(SMALL, torch.ones(d), (6, 6)), NeuralFields(SMALL, 150.0, d)
+    with torch.no_grad():
+        seen, kept = encoder._look(pair, fields, code, FORWARD, 1)
+    left = _lattice(torch.ones(d), (6, 6))[:, 0] < 0
+    assert len(seen) == kept.sum() and torch.equal(kept, left)

@@ -1,0 +1,266 @@
+"""A pair as a network sees it: where its voxels lie, and that maps of its cube keep what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from geometry import rotation
+from nephi.align import Affine
+from nephi.dataset import Augmentation
+from nephi.pair import Pair
+from nephi.sample import Sample
+from nephi.settings import PRESETS, SimilaritySettings, Stage
+
+NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
+
+
+# ---- from a pair ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def seen(request, phantom_2d, phantom_3d):
+    """A phantom, turned and scaled by its alignment, as a pair and as a sample."""
+    d = request.param
+    phantom = {2: phantom_2d, 3: phantom_3d}[d]
+    centre = phantom.fixed_landmarks_lps_mm.mean(0)
+    matrix = rotation(d, 7.0) @ np.diag([1.05, 0.95, 1.1][:d])
+    affine = Affine(matrix, phantom.moving_landmarks_lps_mm.mean(0) - matrix @ centre)
+    similarity = SimilaritySettings(stages=(Stage(0.0, 5.0, 1, 0.5),))
+    settings = replace(PRESETS["balanced"], similarity=similarity)
+    images = phantom.fixed, phantom.moving, phantom.fixed_mask, phantom.moving_mask
+    pair = Pair(*images, affine, settings, cube_margin_mm=10.0)
+    return phantom, pair, Sample.of(pair, "phantom")
+
+
+def cube_points(pair: Pair, n: int = 300) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.9, 0.9, (n, pair.cube.dimension)) * pair.cube.upper_cube
+
+
+def tensor(values) -> torch.Tensor:
+    return torch.tensor(np.asarray(values), dtype=torch.float32)
+
+
+def test_its_voxels_are_the_images_in_their_window(seen):
+    """Both, and the moving one through the alignment; averaged over a voxel of the grid, so nearly."""
+    phantom, pair, _ = seen
+    stages = (Stage(0.0, 5.0, 1, outside=0.0),)  # nothing is replaced outside the masks
+    plain = replace(pair.settings, similarity=SimilaritySettings(stages=stages))
+    sample = Sample.of(Pair(*pair.images, *pair.masks, pair.affine, plain, cube_margin_mm=10.0))
+    points = cube_points(pair, 600)
+    places = pair.cube.to_lps_mm(points), pair.affine(pair.cube.to_lps_mm(points))
+    for way, image in enumerate((phantom.fixed, phantom.moving)):
+        low, high = pair.windows[way]
+        averaged = sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), 1.5)
+        matrix, offset, size = sample.views[way]
+        index = tensor(points) @ matrix.T + offset
+        within = ((index > 1) & (index < size - 2)).all(1).numpy()
+        expected = [averaged.EvaluateAtPhysicalPoint(tuple(p), sitk.sitkLinear) for p in places[way][within]]
+        expected = np.clip((np.array(expected) - low) / (high - low), 0, 1)
+        found = sample.at(sample.intensities[way], tensor(points)).numpy()[within]
+        assert within.mean() > 0.5
+        assert np.corrcoef(found, expected)[0, 1] > 0.95
+        assert np.abs(found - expected).mean() < 0.05
+        shifted = np.roll(expected, 1)
+        assert np.abs(found - shifted).mean() > 3 * np.abs(found - expected).mean()
+
+
+def test_views_masks_and_millimetres_are_those_of_the_images(seen):
+    phantom, pair, sample = seen
+    points = cube_points(pair)
+    fixed_mm = pair.cube.to_lps_mm(points)
+    for way, (image, mask, mm) in enumerate(
+        ((phantom.fixed, phantom.fixed_mask, fixed_mm), (phantom.moving, phantom.moving_mask, pair.affine(fixed_mm)))
+    ):
+        matrix, offset, size = sample.views[way]
+        index = [image.TransformPhysicalPointToContinuousIndex(tuple(p)) for p in mm]
+        torch.testing.assert_close(tensor(points) @ matrix.T + offset, tensor(index), atol=1e-2, rtol=0)
+        assert tuple(size) == image.GetSize()
+        distance = sitk.SignedMaurerDistanceMap(
+            mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+        )
+        within = [all(0 <= i <= n - 1 for i, n in zip(at, mask.GetSize(), strict=True)) for at in index]
+        near = tensor([
+            distance.EvaluateAtPhysicalPoint(tuple(p), sitk.sitkLinear) if ok else 99.0
+            for p, ok in zip(mm, within, strict=True)
+        ])  # fmt: skip
+        there = sample.at(sample.masks[way].float(), tensor(points)) > 0.5
+        assert there[near < -3].all() and not there[near > 12].any()  # the mask is grown by 4 mm
+    a, b = points[:50], points[50:100]
+    apart_mm = pair.affine(pair.cube.to_lps_mm(a)) - pair.affine(pair.cube.to_lps_mm(b))
+    torch.testing.assert_close(tensor(a - b) @ sample.to_moving_mm.T, tensor(apart_mm), atol=1e-3, rtol=0)
+
+
+def test_what_is_compared_is_what_a_registration_compares(seen):
+    _, pair, sample = seen
+    for mine, theirs in zip(sample.volumes, pair.volumes(pair.settings.similarity.stages[0], "cpu"), strict=True):
+        assert torch.equal(mine.volume, theirs.volume) and torch.equal(mine.chosen, theirs.chosen)
+        assert torch.equal(mine.lower, theirs.lower) and mine.spacing == theirs.spacing
+        points = tensor(cube_points(pair))
+        assert torch.equal(mine.inside(points), theirs.inside(points))
+        gap = (mine.distance.at(points) - theirs.distance.at(points)).abs()
+        assert gap.mean() < 0.1
+    assert sample.volumes is sample.volumes
+
+
+def test_images_fill_the_cube_and_are_empty_outside_the_masks(seen):
+    _, pair, sample = seen
+    size = 17
+    images = sample.images(size)
+    d = pair.cube.dimension
+    assert images.shape == (2, *[size] * d)
+    axes = [torch.linspace(-float(u), float(u), size) for u in sample.upper_cube]
+    mesh = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).permute(*reversed(range(d)), d).reshape(-1, d)
+    for way in (0, 1):
+        inside = sample.at(sample.masks[way].float(), mesh)
+        values = images[way].reshape(-1)
+        assert (values[inside == 0] == 0).all() and (inside == 0).any()
+        whole = inside == 1
+        torch.testing.assert_close(values[whole], sample.at(sample.intensities[way], mesh)[whole], atol=1e-5, rtol=0)
+    bytes_ = tuple((i * 255).round().to(torch.uint8) for i in sample.intensities)
+    assert (replace(sample, intensities=bytes_).images(size) - images).abs().max() < 0.003
+
+
+# ---- maps of the cube ----------------------------------------------------------------------------------
+
+
+def smooth(points: torch.Tensor) -> torch.Tensor:
+    """A picture that changes slowly, so that a grid of voxels tells it well."""
+    waves = torch.tensor([[2.0, 1.0, -1.5], [-1.0, 2.5, 0.5], [1.5, 0.5, 2.0]])[:, : points.shape[-1]]
+    return 0.5 + torch.sin(points @ waves.T + torch.tensor([0.3, 1.0, 2.0])).mean(-1) / 2
+
+
+def synthetic(d: int) -> Sample:
+    """The moving image is the fixed one through a known affine map; points and views go with it."""
+    upper = torch.tensor([1.0, 0.9, 0.8][:d])
+    step = 2 / 40
+    shape = tuple(int(round(2 * float(u) / step)) + 1 for u in reversed(upper))
+    index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"), -1).flip(-1)
+    grid = index * step - upper
+    true = tensor(rotation(d, 10.0)) * 1.1, torch.tensor([0.05, -0.08, 0.03][:d])
+    back = torch.linalg.inv(true[0])
+    moving = smooth((grid - true[1]) @ back.T)
+    known = (torch.rand(400, d, generator=torch.Generator().manual_seed(0)) - 0.5) * upper
+    there = known @ true[0].T + true[1]
+    view = torch.diag(torch.tensor([10.0, 20.0, 30.0][:d])), torch.full((d,), 7.0), torch.tensor([30.0] * d)
+    return Sample(
+        name="synthetic", intensities=(smooth(grid), moving), masks=((grid > 0).all(-1), (grid[..., 0] > 0.2)),
+        distances=(grid[..., 0] * 0.5, grid[..., 1] * 0.5), upper_cube=upper, lower_cube=-upper, spacing_cube=step,
+        similarity=SimilaritySettings(), views=(view, view), known=(known, there),
+        landmarks=(known[:20], there[:20]), labels=((grid > 0).all(-1).short() * 3, (grid > 0.1).all(-1).short()),
+        to_moving_mm=torch.diag(torch.tensor([100.0, 90.0, 80.0][:d])),
+    )  # fmt: skip
+
+
+def frame(d: int, seed: int, flip: bool):
+    rng = np.random.default_rng(seed)
+    matrix = rotation(d, rng.uniform(-15, 15), seed) @ np.diag(rng.uniform(0.85, 1.15, d))
+    return tensor(matrix * (np.where(rng.random(d) < 0.5, -1, 1) if flip else 1)), tensor(rng.uniform(-0.08, 0.08, d))
+
+
+def agree(sample: Sample, points) -> tuple[float, float]:
+    """How much the images differ at points that correspond, mean and most, of those within both."""
+    here, there = points
+    within = ((here.abs() < sample.upper_cube * 0.97) & (there.abs() < sample.upper_cube * 0.97)).all(1)
+    assert within.float().mean() > 0.5
+    a, b = (sample.at(i, p[within]) for i, p in zip(sample.intensities, points, strict=True))
+    return float((a - b).abs().mean()), float((a - b).abs().max())
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["both alike", "each by itself"])
+@pytest.mark.parametrize("flip", [False, True], ids=["", "flipped"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("d", [2, 3])
+def test_known_points_stay_on_the_same_tissue(d, seed, flip, same):
+    sample = synthetic(d)
+    assert agree(sample, sample.known)[1] < 0.02
+    frames = frame(d, seed, flip), frame(d, seed if same else seed + 50, flip)
+    moved = sample.moved(frames)
+    mean, most = agree(moved, moved.known)
+    assert mean < 0.006 and most < 0.05
+    assert agree(moved, moved.landmarks)[1] < 0.05
+    assert agree(moved, sample.known)[0] > 5 * mean  # it has moved at all
+    # the same voxels are in view, and distances in mm stay
+    for way in (0, 1):
+        (m, o, _), (n, p, _) = sample.views[way], moved.views[way]
+        torch.testing.assert_close(moved.known[way] @ n.T + p, sample.known[way] @ m.T + o, atol=1e-3, rtol=0)
+    apart, before = ((s.known[1][:9] - s.known[1][9:18]) @ s.to_moving_mm.T for s in (moved, sample))
+    torch.testing.assert_close(apart, before, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_flip_of_both_turns_all_of_it_round(d):
+    sample = synthetic(d)
+    mirror = torch.diag(torch.tensor([-1.0, 1.0, 1.0][:d])), torch.zeros(d)
+    moved = sample.moved((mirror, mirror))
+    for name in ("intensities", "masks", "distances", "labels"):
+        for before, after in zip(getattr(sample, name), getattr(moved, name), strict=True):
+            assert after.dtype == before.dtype
+            torch.testing.assert_close(after, before.flip(-1), atol=2e-5, rtol=0)
+    for before, after in zip(sample.known, moved.known, strict=True):
+        torch.testing.assert_close(after, before @ mirror[0])
+
+
+def same(a, b) -> bool:
+    if isinstance(a, tuple):
+        return all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_swapped_twice_is_as_before():
+    sample = synthetic(2)
+    once, twice = sample.swapped(), sample.swapped().swapped()
+    for f in fields(Sample):
+        if f.name not in ("to_moving_mm", "_volumes"):
+            assert same(getattr(twice, f.name), getattr(sample, f.name)), f.name
+    assert torch.equal(once.intensities[0], sample.intensities[1])
+    assert torch.equal(once.known[0], sample.known[1])
+    assert once.to_moving_mm is None  # mm of an image that is no longer the moving one
+    assert agree(once, once.known)[1] < 0.02
+
+
+def test_features_follow_the_images():
+    sample = synthetic(2)
+    before = sample.volumes
+    moved = sample.moved((frame(2, 1, False), frame(2, 2, False)))
+    assert not torch.equal(moved.volumes[0].volume, before[0].volume)
+    assert torch.equal(sample.swapped().volumes[0].volume, before[1].volume)
+    assert sample.to("cpu") is sample
+
+
+# ---- augmentation --------------------------------------------------------------------------------------
+
+
+def test_augmentation_follows_its_seed():
+    sample, draw = synthetic(2), Augmentation(flip=0.5)
+    a, b, c = (draw(sample, seed) for seed in (3, 3, 4))
+    assert same(a.intensities, b.intensities) and same(a.known, b.known)
+    assert not same(a.intensities, c.intensities)
+    for seed in range(8):
+        one = draw(sample, seed)
+        assert agree(one, one.known)[0] < 0.006
+
+
+def test_no_augmentation_leaves_the_sample_as_it_is():
+    sample = synthetic(2)
+    assert NONE(sample, 1) is sample
+    swapped = replace(NONE, swap=1.0)(sample, 1)
+    assert same(swapped.intensities, sample.intensities[::-1])
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_both_alike_keeps_the_map_between_them(d):
+    """Without ``apart`` the same affine map of the cube is applied to both images."""
+    sample = synthetic(d)
+    moved = replace(NONE, rotation_deg=15.0, scale=0.15, shift=0.1, flip=1.0)(sample, 5)
+    # fixed = B fixed', moving = B moving' with one B: what corresponds to what it would without a map stays so
+    equal = replace(sample, known=(sample.known[0], sample.known[0]))
+    again = replace(NONE, rotation_deg=15.0, scale=0.15, shift=0.1, flip=1.0)(equal, 5)
+    assert torch.equal(*again.known) and torch.equal(again.known[0], moved.known[0])
+    apart = replace(NONE, apart_shift=0.1)(equal, 5)
+    gap = apart.known[1] - apart.known[0]
+    torch.testing.assert_close(gap, gap[:1].expand_as(gap), atol=1e-5, rtol=0)
+    assert 0.01 < gap[0].abs().max() < 0.12
