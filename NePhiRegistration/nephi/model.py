@@ -109,6 +109,8 @@ class Model(nn.Module):
             have, want = (None if t is None else tuple(t.shape) for t in (tensors.get(name), wanted.get(name)))
             if have != want:
                 raise NephiError(f"{path} does not fit its own settings: {name} is {have}, should be {want}")
+            if not torch.isfinite(tensors[name]).all():
+                raise NephiError(f"{path} is damaged: {name} holds values that are no numbers")
         model.load_state_dict(tensors)
         return model.eval().requires_grad_(False).to(device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -200,11 +201,18 @@ class Objective:
             terms["code_prior"] = code.prior()
         return sum(self.weights[name] * term for name, term in terms.items()), terms
 
-    def misfit(self, code: Code | None, volumes: tuple[Volume, Volume], points: int) -> Tensor:
-        """The similarity term of one pair at this many points; without a code, of the maps that move nothing."""
+    def misfits(self, codes: list[Code | None], volumes: tuple[Volume, Volume], points: int) -> list[float]:
+        """The similarity term of one pair through each of some codes; None: through maps that move nothing.
+
+        All at the same points: those, of this many, that are in view through every code.
+        """
         drawn = [v.draw(points, self.generator) for v in volumes]
         x = torch.stack([at for at, _ in drawn])
-        return self._similarity(volumes, drawn, x if code is None else self.fields(x, code))
+        mapped = [x if code is None else self.fields(x, code) for code in codes]
+        seen = [torch.stack([volumes[1 - way].inside(y[way]) for y in mapped]).amin(0) for way in (FORWARD, INVERSE)]
+        return [
+            float(self._similarity(volumes, drawn, y, seen)) if torch.isfinite(y).all() else math.nan for y in mapped
+        ]
 
     def _known(self, pairs: list[tuple[Tensor, Tensor] | None] | None) -> Tensor | None:
         """(2, b, k, d): as many of the known points of each pair, fixed and moving; None where some have none."""
@@ -234,14 +242,17 @@ class Objective:
         exact = r.exact and r.name != "bending"
         return points[:, None] + stencil(r.name, d, self.step, exact).to(upper_cube)
 
-    def _similarity(self, volumes, drawn, mapped: Tensor) -> Tensor:
-        """Both directions averaged; points that leave the other image's field of view do not count."""
+    def _similarity(self, volumes, drawn, mapped: Tensor, seen: list[Tensor] | None = None) -> Tensor:
+        """Both directions averaged; points that leave the other image's field of view do not count.
+
+        ``seen`` (n, 1) for each direction: how much each point counts, where that is known already.
+        """
         fixed, moving = volumes
         total = mapped.new_zeros(())
         for way, here, there in ((FORWARD, fixed, moving), (INVERSE, moving, fixed)):
             index = drawn[way][1]
             offsets = self.similarity.offsets(mapped.shape[-1])
-            weight = there.inside(mapped[way].detach())
+            weight = there.inside(mapped[way].detach()) if seen is None else seen[way]
             reference = here.at_voxels(index, offsets)
             total = total + self.similarity.compare(there.at(mapped[way], offsets), reference, weight) / 2
         return total

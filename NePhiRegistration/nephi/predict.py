@@ -45,7 +45,7 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
     sample = Sample.of(own).to(device)
     code = model.predict(sample)
     fields = copy.deepcopy(model.fields).requires_grad_(True)
-    before, after = (_misfit(model, sample, c, seen) for c in (None, code))
+    before, after = _misfits(model, sample, code, seen)
     flaw = ""
     if not after < before:
         flaw = f"it fits no better than the alignment alone ({after:.4f} against {before:.4f})"
@@ -55,9 +55,8 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
 
 
 @torch.no_grad()
-def _misfit(model: Model, sample: Sample, code: Code | None, settings: Settings) -> float:
-    """Mean difference of the features at random points, both ways; ``code`` None: through the alignment alone."""
-    device = sample.upper_cube.device
-    generator = torch.Generator(device).manual_seed(0)
+def _misfits(model: Model, sample: Sample, code: Code, settings: Settings) -> list[float]:
+    """Mean difference of the features at random points, both ways: through the alignment alone, and the code."""
+    generator = torch.Generator(sample.upper_cube.device).manual_seed(0)
     objective = Objective(model.fields, settings.similarity, RegularitySettings("none"), 1.0, generator)
-    return float(objective.misfit(code, sample.volumes, _POINTS))
+    return objective.misfits([None, code], sample.volumes, _POINTS)

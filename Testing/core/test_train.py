@@ -1,0 +1,388 @@
+"""Training: it learns, goes on after a stop as if there had been none, and shares its work among processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import nephi
+import pytest
+import safetensors.torch
+import torch
+from nephi import dataset
+from nephi import train as train_module
+from nephi.cli import main
+from nephi.dataset import Augmentation, Shapes
+from nephi.encoder import EncoderSettings
+from nephi.errors import NephiError
+from nephi.landmarks import write_landmarks
+from nephi.model import Model, ModelSettings, about
+from nephi.phantom import make_phantom
+from nephi.settings import FieldSettings, FitSettings, RegularitySettings, Sampling, SimilaritySettings, Stage
+from nephi.train import LOG, MODEL, RESUME, TrainSettings, train
+from nephi.validate import validate
+
+CPU = torch.device("cpu")
+_HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+STILL = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
+_FIELD = FieldSettings(width=32, frequencies=16, wavelength_mm=200.0)
+SHAPES = TrainSettings(
+    data="shapes-solid",
+    model=ModelSettings(
+        dimension=2,
+        field=_FIELD,
+        encoder=EncoderSettings(size=48, channels=(16, 32, 32), hidden=64, local_level=2, norm="group"),
+        similarity=SimilaritySettings("mse", Sampling(0.0, 400, 400), (Stage(0.0, 1.0, 1),), window=(0.0, 1.0)),
+        cube_margin_mm=0.0,
+    ),
+    fit=FitSettings(iterations=64, learning_rate=4e-3, warm_up=0.05, beta2=0.99),
+    regularity=RegularitySettings(weight=0.3, points=Sampling(0.0, 32, 32)),
+    batch=8,
+    augmentation=STILL,
+    validate_every=32,
+    save_every=32,
+)
+_ENCODERS = {
+    "published, batch norm": EncoderSettings(size=32, channels=(8, 16), hidden=16, local_level=1),
+    "matching": EncoderSettings("matching", node_spacing=0.4, steps=(3, 1), width=16),
+}
+
+
+def brief(encoder: str, data: Path, **changes) -> TrainSettings:
+    """Six steps on a list of pairs, with augmentation, two batches a step."""
+    similarity = SimilaritySettings(points=Sampling(0.0, 200, 200), stages=(Stage(0.0, 4.0, 1),))
+    small = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
+    settings = TrainSettings(
+        data=str(data),
+        model=ModelSettings(dimension=2, field=small, encoder=_ENCODERS[encoder], similarity=similarity),
+        fit=FitSettings(iterations=6, learning_rate=1e-3),
+        regularity=RegularitySettings(points=Sampling(0.0, 16, 16), code_prior=0.01),
+        accumulate=2,
+        augmentation=Augmentation(flip=0.5),
+        validate_every=2,
+        save_every=2,
+    )
+    return replace(settings, **changes)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """A list of three 2D phantoms with masks, landmarks and known points."""
+    folder = tmp_path_factory.mktemp("pairs")
+    roles = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "fixed_points",
+             "moving_points")  # fmt: skip
+    rows = [["name", *roles]]
+    for seed in range(3):
+        phantom = make_phantom((96, 80), 4.0, dimension=2, seed=seed)
+        phantom.write(folder / str(seed))
+        points = phantom.fixed_landmarks_lps_mm + 5
+        write_landmarks(folder / str(seed) / "fixed_points.csv", points)
+        write_landmarks(folder / str(seed) / "moving_points.csv", phantom.forward(points))
+        rows.append([f"p{seed}", *(f"{seed}/{r}{'.nii.gz' if i < 4 else '.csv'}" for i, r in enumerate(roles))])
+    with open(folder / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "pairs.csv"
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """Few shapes; TensorBoard, which takes seconds to load, only where a test is about it."""
+    monkeypatch.setattr(dataset, "TRAINING", (400, 1))
+    monkeypatch.setattr(dataset, "VALIDATION", (12, 2))
+    monkeypatch.setattr(train_module, "_writer", lambda *_: None)
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(str(folder / RESUME))
+
+
+# ---- it learns -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "TRAINING", (400, 1))
+        patch.setattr(dataset, "VALIDATION", (12, 2))
+        patch.setattr(train_module, "_writer", lambda *_: None)
+        folder = tmp_path_factory.mktemp("learned")
+        told = []
+        best = train(SHAPES, folder, CPU, progress=lambda *entry: told.append(entry))
+    return folder, best, told
+
+
+def test_shapes_it_has_not_seen_overlap_better(learned):
+    folder, best, _ = learned
+    checks = Shapes(False, SHAPES.model, True, 12)
+    before = validate(Model(SHAPES.model), checks, 12, CPU)
+    assert best["dice"] > before["dice"] + 0.12  # measured: 0.53 -> 0.77
+    assert best["folds_percent"] < 1
+    model = Model.load(folder / MODEL)
+    after = validate(model, checks, 12, CPU)
+    assert after["dice"] == pytest.approx(best["dice"], abs=1e-5)
+
+
+def test_the_model_s_file_tells_how_it_was_made(learned):
+    folder, best, _ = learned
+    facts = about(folder / MODEL)
+    assert facts["settings"] == json.loads(json.dumps(asdict(SHAPES)))
+    assert facts["validation"] == best and best["step"] in (32, 64)
+    assert facts["version"] == nephi.__version__
+
+
+def test_log_and_progress(learned):
+    folder, _, told = learned
+    entries = log_of(folder)
+    steps = [e for e in entries if "loss" in e]
+    checks = [e for e in entries if "validation_dice" in e]
+    assert [e["step"] for e in steps] == list(range(1, 65))
+    assert [e["step"] for e in checks] == [32, 64]
+    assert all(e["peak_memory_mb"] > 50 and e["seconds"] >= 0 for e in entries)
+    assert {"similarity", "regularity"} <= set(steps[0])
+    first, last = (sum(e["similarity"] for e in part) / 10 for part in (steps[:10], steps[-10:]))
+    assert last < 0.8 * first
+    assert {stage for stage, *_ in told} == {"training", "validating"}
+    assert told[-1][1] == 1.0
+
+
+# ---- it goes on ----------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step: int):
+    def progress(stage: str, fraction: float, entry: dict) -> None:
+        if entry.get("step") == step and "loss" in entry:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("encoder", _ENCODERS)
+def test_a_run_that_was_stopped_goes_on_as_it_would_have(encoder, pairs, tmp_path):
+    settings = brief(encoder, pairs)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    best = train(settings, whole, CPU)
+    with pytest.raises(Stopped):
+        train(settings, parts, CPU, progress=stop_at(5))  # saved last after 4
+    assert [e["step"] for e in log_of(parts)] == [1, 2, 2, 3, 4, 4, 5]
+    assert train(settings, parts, CPU, resume=True) == best
+    expected, found = state_of(whole), state_of(parts)
+    assert set(found) == set(expected) and len(expected) > 20
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
+    for name in ("loss", "known", "code_prior", "validation_tre_mm"):
+        both = [[e[name] for e in log_of(folder) if name in e] for folder in (whole, parts)]
+        assert len(both[0]) in (3, 6) and both[1] == pytest.approx(both[0], rel=1e-4), name
+    assert train(settings, parts, CPU, resume=True) == best  # there is nothing left to do
+
+
+def test_a_new_run_begins_a_new_log(pairs, tmp_path):
+    settings = brief("matching", pairs, fit=FitSettings(iterations=2))
+    for _ in range(2):
+        train(settings, tmp_path, CPU)
+        assert [e["step"] for e in log_of(tmp_path) if "loss" in e] == [1, 2]
+
+
+def test_the_best_is_kept(pairs, tmp_path, monkeypatch):
+    """The first validation is the better one; one that gives no number is never the best."""
+    scores = iter([float("nan"), 3.0, 1.0])
+    monkeypatch.setattr(train_module, "validate", lambda *_: {"score": next(scores), "tre_mm": 1.0})
+    assert train(brief("matching", pairs), tmp_path, CPU) == {"score": 3.0, "tre_mm": 1.0, "step": 4}
+    assert about(tmp_path / MODEL)["validation"]["step"] == 4
+    monkeypatch.setattr(train_module, "validate", lambda *_: {"score": float("nan")})
+    (tmp_path / "nan").mkdir()
+    with pytest.raises(NephiError, match="no model was written"):
+        train(brief("matching", pairs), tmp_path / "nan", CPU)
+
+
+# ---- what each step takes ------------------------------------------------------------------------------
+
+
+def test_every_pair_has_its_turn_and_processes_share_them():
+    settings = replace(SHAPES, batch=2, accumulate=4, fit=FitSettings(iterations=5))
+    drawn = list(train_module._draws(8, settings, 0, 0, 1))
+    assert len(drawn) == 20 and all(len(indices) == 2 for _, indices in drawn)
+    for start in range(0, 20, 4):  # a pass over all eight, in an order of its own
+        assert sorted(k for _, indices in drawn[start : start + 4] for k in indices) == list(range(8))
+    assert len({tuple(tuple(i) for _, i in drawn[s : s + 4]) for s in range(0, 20, 4)}) == 5
+    assert len({seed for seed, _ in drawn}) == 20
+    halves = [list(train_module._draws(8, settings, 0, rank, 2)) for rank in (0, 1)]
+    assert [d for both in zip(*halves, strict=True) for d in both] == drawn
+    assert list(train_module._draws(8, settings, 3, 0, 1)) == drawn[12:]
+
+
+def test_the_points_that_are_known_count(pairs, tmp_path):
+    """In mm: at first what the alignment leaves, and less as it learns."""
+    settings = brief("matching", pairs, augmentation=STILL, similarity_weight=0.0, known_weight=1.0)
+    settings = replace(settings, fit=FitSettings(iterations=30, learning_rate=5e-3), validate_every=30, save_every=30)
+    best = train(settings, tmp_path, CPU)
+    known = [e["known"] for e in log_of(tmp_path) if "known" in e]
+    assert 1 < known[0] < 30
+    assert sum(known[-5:]) < 0.7 * sum(known[:5])
+    assert best["tre_mm"] < 0.7 * best["tre_before_mm"]  # measured: 2.5 -> 0.9 mm
+
+
+# ---- several processes ---------------------------------------------------------------------------------
+
+
+def test_two_processes_make_the_steps_of_one(pairs, tmp_path):
+    settings = brief("matching", pairs, fit=FitSettings(iterations=2, learning_rate=1e-3))
+    single, shared = tmp_path / "single", tmp_path / "shared"
+    single.mkdir()
+    train(settings, single, CPU)
+    (tmp_path / "settings.json").write_text(json.dumps(asdict(settings)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "nephi", "train", str(tmp_path / "settings.json"), "--output", str(shared)]
+    command += ["--device", "cpu", "--progress", "none", "--threads", "1"]
+    run = subprocess.run(command, capture_output=True, text=True, env=_HERE, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("written to") == 1  # by the first alone
+    expected, found = state_of(single), state_of(shared)
+    assert set(found) == set(expected)
+    # the first moments are the gradients; weights that have none move by noise
+    gradients = [name for name in expected if name.endswith("exp_avg")]
+    largest = max(float(expected[name].abs().max()) for name in gradients)
+    for name in gradients:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4 * largest, rtol=1e-3, msg=name)
+    differing = [((found[n] - expected[n]).abs() > 1e-5).flatten() for n in expected if n.startswith("model.")]
+    assert largest > 1e-3 and torch.cat(differing).float().mean() < 0.01
+    assert [e["step"] for e in log_of(shared)] == [e["step"] for e in log_of(single)]
+
+
+def test_work_that_processes_cannot_share(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "_join", lambda device: (0, 2, device))
+    with pytest.raises(NephiError, match="accumulate is 3: it must be a multiple of the 2 processes"):
+        train(brief("matching", pairs, accumulate=3), tmp_path, CPU)
+
+
+# ---- TensorBoard ---------------------------------------------------------------------------------------
+
+
+def test_tensorboard_shows_curves_and_pictures(pairs, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.undo()
+    settings = brief("matching", pairs, fit=FitSettings(iterations=4))
+    with pytest.raises(Stopped):
+        train(settings, tmp_path, CPU, progress=stop_at(3))  # saved last after 2
+    train(settings, tmp_path, CPU, resume=True)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/similarity", "train/validation_tre_mm", "train/peak_memory_mb"} <= set(tags["scalars"])
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert len(tags["images"]) == 3
+
+
+def test_it_trains_without_tensorboard(pairs, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    train(brief("matching", pairs, fit=FitSettings(iterations=1)), tmp_path, CPU)
+    assert (tmp_path / MODEL).is_file() and not (tmp_path / "tensorboard").exists()
+
+
+# ---- bad input -----------------------------------------------------------------------------------------
+
+
+def complaint(capfd) -> str:
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("nephi: "), lines
+    return lines[0]
+
+
+_BAD = {
+    "no data": ({}, [], ["nothing to train on", "--data"]),
+    "no settings file": (None, ["@absent.json"], ["absent.json"]),
+    "unknown entry": ({"model": {"encoder": {"kin": "matching"}}}, [], ["model.encoder.kin", "kind"]),
+    "wrong type": ({"batch": "eight"}, [], ["batch", "'eight'", "int"]),
+    "unknown encoder": ({"model": {"encoder": {"kind": "magic"}}, "data": "x"}, [], ["encoder.kind", "matching"]),
+    "matching in batches": (
+        {"model": {"encoder": {"kind": "matching"}}, "batch": 2}, ["--data", "x"], ["set batch to 1", "accumulate"]),
+    "no batch": ({"batch": 0}, ["--data", "x"], ["batch is 0"]),
+    "no accumulation": ({"accumulate": 0}, ["--data", "x"], ["accumulate is 0"]),
+    "no validation": ({"validate_every": 0}, ["--data", "x"], ["validate_every is 0"]),
+    "no steps": ({}, ["--data", "x", "--iterations", "0"], ["iterations is 0"]),
+    "unknown schedule": ({"fit": {"schedule": "stairs"}}, ["--data", "x"], ["fit.schedule", "cosine"]),
+    "unknown similarity": (
+        {"model": {"similarity": {"name": "nmi"}}}, ["--data", "x"], ["similarity.name", "'nmi'", "mind"]),
+    "absent list": ({}, ["--data", "absent.csv"], ["absent.csv"]),
+    "shapes in 3D": ({}, ["--data", "shapes-solid"], ["2D", "dimension to 2"]),
+    "absent validation": (
+        {"model": {"dimension": 2}}, ["--data", "shapes-solid", "--validation", "absent.csv"], ["absent.csv"]),
+    "resume without a state": ({"model": {"dimension": 2}}, ["--data", "shapes-solid", "--resume"], ["to resume"]),
+    "unknown device": ({}, ["--data", "x", "--device", "tpu"], ["tpu"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, capfd):
+    settings, arguments, words = _BAD[case]
+    if settings is not None:
+        (tmp_path / "settings.json").write_text(json.dumps(settings))
+        arguments = [str(tmp_path / "settings.json"), *arguments]
+    arguments = [a.removeprefix("@") for a in arguments]
+    assert main(["train", *arguments, "--output", str(tmp_path / "out"), "--progress", "none"]) == 2
+    text = complaint(capfd)
+    for word in words:
+        assert word in text, text
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_list_without_a_pair_that_can_be_read(tmp_path, capfd):
+    (tmp_path / "pairs.csv").write_text("name,fixed,moving\na,no.nii.gz,no.nii.gz\n")
+    (tmp_path / "head.csv").write_text("name,fixed,moving\n")
+    for name, words in (("pairs.csv", "none of its 1 pairs"), ("head.csv", "lists no pairs")):
+        assert main(["train", "--data", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 2
+        assert words in complaint(capfd)
+
+
+def test_resume_with_other_settings_or_a_damaged_state(pairs, tmp_path, capfd):
+    settings = brief("matching", pairs, fit=FitSettings(iterations=2))
+    train(settings, tmp_path, CPU)
+    with pytest.raises(NephiError, match="other settings"):
+        train(replace(settings, known_weight=0.7), tmp_path, CPU, resume=True)
+    state = tmp_path / RESUME
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(NephiError, match="cannot read the state of the training"):
+        train(settings, tmp_path, CPU, resume=True)
+    model = (tmp_path / MODEL).read_bytes()
+    state.write_bytes(model)  # a model is no state
+    with pytest.raises(NephiError, match="cannot read the state of the training"):
+        train(settings, tmp_path, CPU, resume=True)
+    assert (tmp_path / MODEL).read_bytes() == model
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    def stopped(settings, folder, *_, **__):
+        (folder / RESUME).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "train", stopped)
+    assert main(["train", "--data", "x", "--output", str(tmp_path)]) == 130
+    assert "--resume" in complaint(capfd)
+
+
+def test_a_broken_pair_is_told_once_and_the_rest_is_trained_on(pairs, tmp_path, capfd):
+    rows = pairs.read_text().splitlines()
+    (pairs.parent / "broken.csv").write_text(
+        "\n".join([*rows, rows[1].replace("p0", "bad").replace("0/moving.n", "no/m.n")])
+    )
+    settings = brief("matching", pairs.parent / "broken.csv", fit=FitSettings(iterations=1))
+    told = []
+    train(settings, tmp_path, CPU, tell=told.append)
+    assert len(told) == 1 and told[0].startswith("bad is left out: moving image: no such file")
