@@ -153,6 +153,8 @@ def train(
     model.train()
     try:
         fit(step, adam, record, settings.accumulate // world, lambda: _average(adam, world), after)
+        if world > 1:  # nobody leaves while the first still validates and writes
+            torch.distributed.barrier()
     finally:
         if writer is not None:
             writer.close()

@@ -32,6 +32,7 @@ class PythonQt:
         if name == "name":
             name = "objectName"
         if not name.startswith("_") and _is_property(self, name):
+            value = list(value) if isinstance(value, tuple) else value  # PythonQt takes either
             if not QtCore.QObject.setProperty(self, name, value):
                 raise ValueError(f"{type(self).__name__}.{name} does not take {value!r}")
         elif name.startswith("_"):

@@ -217,6 +217,8 @@ class qMRMLNodeComboBox(PythonQt, QWidget):
         return self._nodes[index] if 0 <= index < len(self._nodes) else None
 
     def setCurrentNode(self, node) -> None:
+        if node not in self._nodes:  # Slicer's own follows a node's attributes as they change
+            self._fill()
         if self.currentNode() is not node and (node in self._nodes):
             self._box.setCurrentIndex(self._nodes.index(node))
 
