@@ -121,7 +121,7 @@ class Pair:
             return scaled, None, None
         inside, distance = self._on(grid, mask, way), None
         if s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
-            fill, part = np.clip((s.outside_hu - low) / (high - low), 0, 1), self._on(grid, mask, way)
+            fill, part = float(np.clip((s.outside_hu - low) / (high - low), 0, 1)), self._on(grid, mask, way)
             scaled.then(lambda values, rows: values + outside * (fill - values) * (1 - part[rows]))
         if s.mask_margin_mm or s.boundary_weight:
             image_distance, distance = self._distance(way)
