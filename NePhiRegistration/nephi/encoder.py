@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .features import Volume
-from .field import FORWARD, INVERSE, Code, NeuralFields
+from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, NeuralFields
 from .settings import FieldSettings
 
 ENCODERS = ("published", "matching")
@@ -87,7 +87,8 @@ class MatchingEncoder(nn.Module):
     A round compares the features at a lattice of points with those around their present partners in the other image,
     averages these costs over neighbourhoods of the lattice, and takes from each where they are least (as dense
     matching does: Siebert et al., ConvexAdam, 2024; Teed and Deng, RAFT, 2020). A small network turns what was found
-    in both directions into a change of the code. Nothing is differentiated through the comparison, so that a round
+    in both directions into a change of the code; with ``field.linear`` it only corrects what was found, which moves the
+    points by itself. Nothing is differentiated through the comparison, so that a round
     costs little more in training than in use.
     """
 
@@ -108,6 +109,10 @@ class MatchingEncoder(nn.Module):
         self.join = _block(convolution, 2 * w, w)
         self.local = convolution(w, field.local_code, 3, padding=1)
         self.whole = nn.Linear(2 * w, field.global_code)
+        if field.linear:
+            for last in (self.local, self.whole):  # at first nothing is added to what the comparison found
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     def forward(self, pair: tuple[Volume, Volume], fields: NeuralFields, start: Code) -> list[Code]:
         """The codes after each round; ``start`` is that of the identity and gives the grid of nodes."""
@@ -116,7 +121,7 @@ class MatchingEncoder(nn.Module):
             code = Code(code.global_code.detach(), code.local_code.detach(), code.upper_cube)
             with torch.no_grad():
                 found = [self._look(pair, fields, code, way, step) for way in (FORWARD, INVERSE)]
-            x = [self._to_nodes(self.points(measured), kept, code.size) for measured, kept in found]
+            x = [self._to_nodes(self.points(measured), kept, code.size) for measured, kept, _ in found]
             scale = step * pair[FORWARD].spacing / _REACH  # what was found, and the changes, are told in steps
             x = self.enter(torch.cat([*x, code.local_code, torch.full_like(code.local_code[:, :1], scale)], 1))
             deep = self.deep(self.down(x))
@@ -124,12 +129,17 @@ class MatchingEncoder(nn.Module):
             back = self.up(back.movedim(1, -1)).movedim(-1, 1)
             x = self.join(torch.cat([x, back], 1))
             change = self.whole(deep.flatten(2).mean(-1)), self.local(x)
-            code = Code(code.global_code + scale * change[0], code.local_code + scale * change[1], code.upper_cube)
+            local = code.local_code + scale * change[1]
+            if fields.linear is not None:  # what was found is a map already, in the channels that move points
+                flow = torch.cat([self._flow(shift, kept, code.size) for _, kept, shift in found], 1) / LINEAR_CUBE
+                local = torch.cat([local[:, : flow.shape[1]] + flow, local[:, flow.shape[1] :]], 1)
+            code = Code(code.global_code + scale * change[0], local, code.upper_cube)
             codes.append(code)
         return codes
 
-    def _look(self, pair, fields: NeuralFields, code: Code, way: int, step: int) -> tuple[Tensor, Tensor]:
-        """What is seen (n, c) from the lattice points of the mask, and which of the lattice these are."""
+    def _look(self, pair, fields: NeuralFields, code: Code, way: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What is seen (n, c) from the lattice points of the mask, which of the lattice these are, and what the
+        comparison over the largest window would add to their map (n, d)."""
         here, there = pair[way], pair[1 - way]
         index = here.nearest(_lattice(code.upper_cube, code.size))
         kept = here.dense_mask()[here.flat(index)]
@@ -151,21 +161,28 @@ class MatchingEncoder(nn.Module):
             best = likely @ self.offsets
             spread = (likely @ self.offsets.square().sum(1) - best.square().sum(1)).clamp(min=0).sqrt()
             seen += [best + rest, spread[:, None], 10 * costs.amin(1, keepdim=True)]
-        return torch.cat(seen, 1), kept
+        return torch.cat(seen, 1), kept, (best + rest) * step * there.spacing
 
     def _around(self, values: Tensor, kept: Tensor, size: tuple[int, ...], window: int) -> Tensor:
         """Sums of values (n, c + 1) over a window of the lattice, divided by that of their last column: (n, c)."""
         full = values.new_zeros(len(kept), values.shape[1])
         full[kept] = values
-        full = full.reshape(*[2 * n for n in reversed(size)], -1)
-        for axis, n in enumerate(full.shape[:-1]):  # one axis after the other: a sum over a box
-            total = full.clone()
-            for k in range(1, window // 2 + 1):
-                total.narrow(axis, k, n - k).add_(full.narrow(axis, 0, n - k))
-                total.narrow(axis, 0, n - k).add_(full.narrow(axis, k, n - k))
-            full = total
+        full = _box_sums(full.reshape(*[2 * n for n in reversed(size)], -1), window)
         sums = full.reshape(len(kept), -1)[kept]
         return sums[:, :-1] / sums[:, -1:].clamp(min=1e-6)
+
+    def _flow(self, shift: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Shifts (n, d) at the lattice points kept -> (1, d, (z,) y, x) at the nodes, smooth, and held beyond."""
+        full = shift.new_zeros(len(kept), shift.shape[1] + 1)
+        full[kept] = torch.cat([shift, torch.ones_like(shift[:, :1])], 1)
+        sums = self.pool(full.T.reshape(1, -1, *[2 * n for n in reversed(size)]), 2)[0].movedim(0, -1)
+        flow, held = torch.zeros_like(sums[..., :-1]), torch.zeros_like(sums[..., -1:], dtype=torch.bool)
+        for window in (3, 7, 15, 31):  # where the narrow window is empty, the next wider one answers
+            around = _box_sums(sums, window)
+            some = around[..., -1:] > 1e-3
+            flow = torch.where(some & ~held, around[..., :-1] / around[..., -1:].clamp(min=1e-3), flow)
+            held |= some
+        return flow.movedim(-1, 0)[None]
 
     def _to_nodes(self, values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
         """Values (n, c) at the lattice points kept -> (1, c, (z,) y, x) means at the nodes; 0 where there is none."""
@@ -193,6 +210,17 @@ def _lattice(upper_cube: Tensor, size: tuple[int, ...]) -> Tensor:
         axes.append(torch.arange(2 * n, device=u.device) * h / 2 - u - h / 4)
     mesh = torch.meshgrid(*reversed(axes), indexing="ij")
     return torch.stack([m.reshape(-1) for m in reversed(mesh)], -1)
+
+
+def _box_sums(values: Tensor, window: int) -> Tensor:
+    """Sums (..., y, x, c) of values over a box of ``window`` places along each axis but the last."""
+    for axis, n in enumerate(values.shape[:-1]):
+        total = values.clone()
+        for k in range(1, min(window // 2, n - 1) + 1):
+            total.narrow(axis, k, n - k).add_(values.narrow(axis, 0, n - k))
+            total.narrow(axis, 0, n - k).add_(values.narrow(axis, k, n - k))
+        values = total
+    return values
 
 
 def _norm(name: str, channels: int, dimension: int) -> nn.Module:

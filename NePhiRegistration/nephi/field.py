@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .settings import FieldSettings
 
 FORWARD, INVERSE = 0, 1
+LINEAR_CUBE = 0.06  # displacement for a local code of 1, where there is a linear term
 
 
 class Code:
@@ -107,6 +108,12 @@ class NeuralFields(nn.Module):
         self.modulation_bias = nn.ParameterList([uniform(1, w, bound=1 / math.sqrt(w)) for _ in layers])
         self.out = nn.Parameter(torch.zeros(2, w, dimension))
         self.out_bias = nn.Parameter(torch.zeros(2, 1, dimension))
+        self.linear = None
+        if s.linear:  # at first: channels 0 to d - 1 move the forward map, d to 2 d - 1 the inverse one
+            linear = torch.zeros(2, s.local_code, dimension)
+            for way in (FORWARD, INVERSE):
+                linear[way, way * dimension : (way + 1) * dimension] = LINEAR_CUBE * torch.eye(dimension)
+            self.linear = nn.Parameter(linear)
 
     def _modulate(self, x: Tensor) -> Tensor:
         return torch.sin(self.settings.omega * x) if self.settings.modulation == "sine" else torch.relu(x)
@@ -134,10 +141,12 @@ class NeuralFields(nn.Module):
         both = layer(start, embedding, weight)
         signal, gate = both.split(self.settings.width, -1)
         signal = torch.sin(signal)
-        skip = gate = self._modulate(torch.baddbmm(gate, code.at(inside), self.modulation_local[which]))
+        local = code.at(inside)
+        skip = gate = self._modulate(torch.baddbmm(gate, local, self.modulation_local[which]))
         for w_s, b_s, w_m, b_m in zip(
             self.synthesis, self.synthesis_bias, self.modulation, self.modulation_bias, strict=True
         ):
             gate = self._modulate(layer(b_m, gate, w_m)) + skip
             signal = torch.sin(self.settings.omega * layer(b_s, signal, w_s)) * gate
-        return points_cube + layer(self.out_bias, signal, self.out)
+        moved = points_cube + layer(self.out_bias, signal, self.out)
+        return moved if self.linear is None else moved + torch.bmm(local, self.linear[which])

@@ -51,6 +51,8 @@ def check(settings: ModelSettings) -> None:
         raise NephiError(f"settings: encoder.local_level is {e.local_level}, must be 0 to {len(e.channels) - 1}")
     if not e.windows or any(w < 1 or w % 2 == 0 for w in e.windows):
         raise NephiError(f"settings: encoder.windows are {e.windows}, must be odd numbers")
+    if settings.field.linear and settings.field.local_code < 2 * settings.dimension:
+        raise NephiError(f"settings: field.linear needs field.local_code of at least {2 * settings.dimension}")
     if e.kind == "matching" and e.width % 8:
         raise NephiError(f"settings: encoder.width is {e.width}, must be a multiple of 8")
     if e.kind == "published" and e.norm == "group" and any(c % min(8, c) for c in e.channels):

@@ -35,6 +35,7 @@ class FieldSettings:
     global_code: int = 16
     local_code: int = 16
     code_spacing_mm: float = 20.0
+    linear: bool = False  # the displacement has a term that is linear in the local code, too
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ PRESETS: dict[str, Settings] = {
     "balanced": Settings(
         "balanced",
         similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.4, 1.25, 1, 0.5))),
+        regularity=RegularitySettings(weight=0.5),
         fit=FitSettings(iterations=900),
     ),
     "accurate": Settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -168,7 +169,7 @@ def look(pair, d: int, step: int, already: tuple[float, ...] | None = None):
     code = zero_code(SMALL, torch.ones(d), (8,) * d)
     for way, sign in ((FORWARD, 1), (INVERSE, -1)):
         with torch.no_grad():
-            seen, kept = encoder._look(pair, fields, code, way, step)
+            seen, kept, _ = encoder._look(pair, fields, code, way, step)
         assert seen.shape == (len(kept), encoder.points[0].in_features) and kept.all()
         for start in (3, 3 + d + 2):  # a window after the other
             yield sign, *seen[:, start : start + d + 2].split([d, 1, 1], 1)
@@ -216,7 +217,7 @@ def test_what_is_out_of_view_counts_nowhere():
     encoder = make_encoder(EncoderSettings("matching", width=8, windows=(1, 9)), SMALL, d)
     code, fields = zero_code(SMALL, torch.ones(d), (8, 8)), NeuralFields(SMALL, 150.0, d)
     with torch.no_grad():
-        seen, _ = encoder._look(pair, fields, code, FORWARD, 1)
+        seen, _, _ = encoder._look(pair, fields, code, FORWARD, 1)
     inside = seen[:, 0] > 0
     assert 0.4 < inside.float().mean() < 0.6
     alone, around = seen[:, 3:7], seen[:, 7:11]
@@ -257,6 +258,28 @@ def test_only_the_mask_is_looked_at():
     encoder = make_encoder(EncoderSettings("matching", width=8), SMALL, d)
     code, fields = zero_code(SMALL, torch.ones(d), (6, 6)), NeuralFields(SMALL, 150.0, d)
     with torch.no_grad():
-        seen, kept = encoder._look(pair, fields, code, FORWARD, 1)
+        seen, kept, _ = encoder._look(pair, fields, code, FORWARD, 1)
     left = _lattice(torch.ones(d), (6, 6))[:, 0] < 0
     assert len(seen) == kept.sum() and torch.equal(kept, left)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_with_a_linear_term_the_comparison_alone_moves_the_points(d):
+    """Nothing is trained: the maps are what was found, both ways, where no lattice point is kept as well."""
+    side, shift = 40, (2, -1, 3)[:d]
+    pair, field = volumes(d, shift, side), replace(SMALL, linear=True, local_code=2 * d + 1)
+    fields = NeuralFields(field, 150.0, d)
+    encoder = make_encoder(EncoderSettings("matching", width=8, steps=(2, 1)), field, d)
+    points = torch.rand(2, 500, d, generator=torch.Generator().manual_seed(0)) - 0.5
+    expected = torch.tensor(shift) * pair[0].spacing
+    with torch.no_grad():
+        code = encoder(pair, fields, zero_code(field, torch.ones(d), (8,) * d))[-1]
+        moved = (fields(points, code) - points).median(1).values
+    torch.testing.assert_close(moved, torch.stack([expected, -expected]), atol=0.25 * pair[0].spacing, rtol=0)
+
+
+def test_flow_is_held_where_nothing_was_looked_at():
+    encoder = make_encoder(EncoderSettings("matching", width=8), SMALL, 2)
+    kept = _lattice(torch.ones(2), (9, 5))[:, 0] < -0.4
+    flow = encoder._flow(torch.tensor([[0.1, -0.2]]).repeat(int(kept.sum()), 1), kept, (9, 5))
+    torch.testing.assert_close(flow, torch.tensor([0.1, -0.2])[None, :, None, None].expand(1, 2, 5, 9))
