@@ -56,4 +56,5 @@ def test_a_stage_may_keep_a_part_of_the_chest_wall():
         grid = pair.working_grid(7.0)
         a, b = (pair.seen_on(grid, way, outside)[0][: grid.shape[0]] for way in (0, 1))
         apart.append(float(np.abs(a - b).mean()))
-    assert apart[0] < 0.1 * apart[2] and apart[1] == pytest.approx(apart[2] / 2, rel=0.1)
+    assert apart[0] < 0.25 * apart[2]  # the rest: voxels that the border runs through
+    assert apart[1] == pytest.approx((apart[0] + apart[2]) / 2, rel=1e-3)
