@@ -25,6 +25,7 @@ from .space import Grid
 
 REPORT = "report.json"
 _SPACINGS_MM = (6.0, 5.0, 4.0, 3.0, 2.0)  # at which the fields are evaluated; the written grid has half of it
+_CONSISTENCY_MM = 4.0  # between the voxels of the inverse-consistency map
 _GOOD_MM = 0.025  # what linear interpolation between the nodes of the written transform may cost on average
 
 
@@ -223,7 +224,8 @@ def write_all(
         sitk.WriteImage(warped, str(scratch / "warped.nii.gz"), True, 1)
         jacobian_image = grid.image(jacobian)
         sitk.WriteImage(jacobian_image, str(scratch / "jacobian.nii.gz"), True, 1)
-        consistency = coarse.image(inverse_consistency(r, coarse))
+        seen = coarser(grid, _CONSISTENCY_MM * r.length_scale)
+        consistency = seen.image(inverse_consistency(r, seen))
         sitk.WriteImage(consistency, str(scratch / "inverse_consistency.nii.gz"), True, 1)
         r.save_model(scratch / "model.safetensors")
         report["time_s"] = {
@@ -308,9 +310,8 @@ def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:
     """|inverse(forward(x)) - x| in mm (z, y, x) float32 at the nodes of a grid that lie in the mask, 0 elsewhere."""
     inside = np.ones(grid.shape, bool)
     if registration.fixed_mask is not None:
-        # a node may lie just between voxels, where the nearest is a matter of rounding: 0.44 is no eighth
-        mask = grid.resample(registration.fixed_mask, pixel=sitk.sitkFloat32)
-        inside = sitk.GetArrayFromImage(mask) > 0.44
+        mask = grid.resample(registration.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
+        inside = sitk.GetArrayViewFromImage(mask) != 0
     out = np.zeros(grid.shape, np.float32)
     for z in range(len(out)):
         points = grid.slab_lps_mm(z, z + 1)[inside[z].reshape(-1)]
