@@ -165,17 +165,12 @@ class MatchingEncoder(nn.Module):
 
     def _around(self, values: Tensor, kept: Tensor, size: tuple[int, ...], window: int) -> Tensor:
         """Sums of values (n, c + 1) over a window of the lattice, divided by that of their last column: (n, c)."""
-        full = values.new_zeros(len(kept), values.shape[1])
-        full[kept] = values
-        full = _box_sums(full.reshape(*[2 * n for n in reversed(size)], -1), window)
-        sums = full.reshape(len(kept), -1)[kept]
+        sums = _box_sums(_on_lattice(values, kept, size), window).reshape(len(kept), -1)[kept]
         return sums[:, :-1] / sums[:, -1:].clamp(min=1e-6)
 
     def _flow(self, shift: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
         """Shifts (n, d) at the lattice points kept -> (1, d, (z,) y, x) at the nodes, smooth, and held beyond."""
-        full = shift.new_zeros(len(kept), shift.shape[1] + 1)
-        full[kept] = torch.cat([shift, torch.ones_like(shift[:, :1])], 1)
-        sums = self.pool(full.T.reshape(1, -1, *[2 * n for n in reversed(size)]), 2)[0].movedim(0, -1)
+        sums = self._node_means(shift, kept, size)[0].movedim(0, -1)
         flow, held = torch.zeros_like(sums[..., :-1]), torch.zeros_like(sums[..., -1:], dtype=torch.bool)
         for window in (3, 7, 15, 31):  # where the narrow window is empty, the next wider one answers
             around = _box_sums(sums, window)
@@ -186,10 +181,14 @@ class MatchingEncoder(nn.Module):
 
     def _to_nodes(self, values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
         """Values (n, c) at the lattice points kept -> (1, c, (z,) y, x) means at the nodes; 0 where there is none."""
-        full = values.new_zeros(len(kept), values.shape[1] + 1)
-        full[kept] = torch.cat([values, torch.ones_like(values[:, :1])], 1)
-        means = self.pool(full.T.reshape(1, -1, *[2 * n for n in reversed(size)]), 2)
+        means = self._node_means(values, kept, size)
         return means[:, :-1] / means[:, -1:].clamp(min=0.5 ** len(size))
+
+    def _node_means(self, values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
+        """(1, c + 1, (z,) y, x): over each node's lattice points the mean of the values, 0 where not kept, and the
+        share that is kept."""
+        full = _on_lattice(torch.cat([values, torch.ones_like(values[:, :1])], 1), kept, size)
+        return self.pool(full.movedim(-1, 0)[None], 2)
 
 
 def make_encoder(settings: EncoderSettings, field: FieldSettings, dimension: int) -> nn.Module:
@@ -210,6 +209,13 @@ def _lattice(upper_cube: Tensor, size: tuple[int, ...]) -> Tensor:
         axes.append(torch.arange(2 * n, device=u.device) * h / 2 - u - h / 4)
     mesh = torch.meshgrid(*reversed(axes), indexing="ij")
     return torch.stack([m.reshape(-1) for m in reversed(mesh)], -1)
+
+
+def _on_lattice(values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Values (n, c) at the lattice points kept -> ((z,) y, x, c) on the whole lattice, 0 elsewhere."""
+    full = values.new_zeros(len(kept), values.shape[1])
+    full[kept] = values
+    return full.reshape(*[2 * n for n in reversed(size)], -1)
 
 
 def _box_sums(values: Tensor, window: int) -> Tensor:
