@@ -15,7 +15,7 @@ from .pair import Pair
 from .sample import Sample
 from .settings import RegularitySettings, Settings
 from .space import Cube
-from .validate import folds_percent, voxel_centres
+from .validate import folds_percent
 
 _POINTS = 20_000  # at which the prediction is compared with the alignment alone
 
@@ -49,7 +49,7 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
     flaw = ""
     if not after < before:
         flaw = f"it fits no better than the alignment alone ({after:.4f} against {before:.4f})"
-    elif folds_percent(model, code, sample, voxel_centres(sample), most=None) > 0:
+    elif folds_percent(model, code, sample, sample.voxel_centres(), most=None) > 0:
         flaw = "it folds"
     return Prediction(fields, code, own.cube, flaw)
 

@@ -88,8 +88,7 @@ class Sample:
         return Sample(**{**values, "_volumes": None})
 
     def _volume(self, way: int) -> Volume:
-        image = self.intensities[way].float()
-        image = image / 255 if self.intensities[way].dtype == torch.uint8 else image
+        image = self.scaled(way)
         prepare, stage = similarity(self.similarity).prepare, self.similarity.stages[0]
         features = prepare(image, stage.dilation, image.device)
         distance = None
@@ -100,6 +99,17 @@ class Sample:
         view = None if self.views is None else self.views[way]
         return Volume(features, self.lower_cube, self.spacing_cube, mask, view, distance).to(image.device)
 
+    def scaled(self, way: int) -> Tensor:
+        """The fixed (0) or the moving (1) image, float32 in its window 0..1."""
+        image = self.intensities[way]
+        return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+
+    def voxel_centres(self) -> Tensor:
+        """(n, d) points_cube of all voxels of the grid."""
+        shape = self.intensities[0].shape
+        index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"), -1).flip(-1)
+        return index.reshape(-1, len(shape)).to(self.lower_cube) * self.spacing_cube + self.lower_cube
+
     def images(self, size: int) -> Tensor:
         """Both images (2, (size,) size, size) over the cube, fixed first; outside the masks 0."""
         d = len(self.upper_cube)
@@ -107,8 +117,8 @@ class Sample:
         mesh = torch.meshgrid(*reversed(axes), indexing="ij")
         points = torch.stack(list(reversed(mesh)), -1).reshape(-1, d)
         out = []
-        for way, image in enumerate(self.intensities):
-            values = image.float() / (255 if image.dtype == torch.uint8 else 1)
+        for way in (0, 1):
+            values = self.scaled(way)
             if self.masks is not None:
                 values = values * self.masks[way]
             out.append(self.at(values, points).reshape([size] * d))
@@ -119,9 +129,7 @@ class Sample:
 
         Both images through the same map is augmentation; through different ones, another alignment.
         """
-        shape = self.intensities[0].shape
-        index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"), -1).flip(-1)
-        points = (index.reshape(-1, len(shape)) * self.spacing_cube + self.lower_cube).to(self.lower_cube)
+        shape, points = self.intensities[0].shape, self.voxel_centres()
 
         def resampled(tensors, nearest: bool = False):
             if tensors is None:

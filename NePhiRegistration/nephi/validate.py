@@ -25,10 +25,11 @@ def validate(model: Model, data, most: int, device, writer=None, step: int = 0) 
     found: dict[str, list[float]] = {}
     for k in range(min(most, len(data))):
         sample = data[k].to(device)
-        for name, value in measure(model, model.predict(sample), sample).items():
+        code = model.predict(sample)
+        for name, value in measure(model, code, sample).items():
             found.setdefault(name, []).append(value)
         if writer is not None and k < _PICTURES:
-            writer.add_image(f"pair {k}: fixed, warped, moving", picture(model, model.predict(sample), sample), step)
+            writer.add_image(f"pair {k}: fixed, warped, moving", picture(model, code, sample), step)
     means = {name: float(np.mean(values)) for name, values in found.items()}
     folds = 10 * means["folds_percent"]  # a few folds outweigh a little accuracy
     means["score"] = -means["tre_mm"] - folds if "tre_mm" in means else means.get("dice", 0.0) - folds / 100
@@ -37,7 +38,7 @@ def validate(model: Model, data, most: int, device, writer=None, step: int = 0) 
 
 def measure(model: Model, code: Code, sample: Sample) -> dict[str, float]:
     """dice, tre_mm and folds_percent of a code's forward map, as far as the pair tells."""
-    points = voxel_centres(sample)
+    points = sample.voxel_centres()
     found = {"folds_percent": folds_percent(model, code, sample, points)}
     if sample.landmarks is not None and sample.to_moving_mm is not None:
         fixed, moving = sample.landmarks
@@ -64,13 +65,6 @@ def overlap(labels: tuple[Tensor, Tensor], sample: Sample, partners: Tensor) -> 
         if there.any() or warped.any():
             scores.append(dice(there.cpu().numpy(), warped.cpu().numpy()))
     return float(np.mean(scores)) if scores else 1.0
-
-
-def voxel_centres(sample: Sample) -> Tensor:
-    """(n, d) points_cube of all voxels of the sample's grid."""
-    shape = sample.intensities[0].shape
-    index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"), -1).flip(-1)
-    return index.reshape(-1, len(shape)).to(sample.lower_cube) * sample.spacing_cube + sample.lower_cube
 
 
 @torch.no_grad()
@@ -101,8 +95,8 @@ def folds_percent(
 def picture(model: Model, code: Code, sample: Sample) -> Tensor:
     """(1, y, 3 x): the fixed, the warped and the moving image, in 3D their middle coronal slices, head up."""
     shape = sample.intensities[0].shape
-    fixed, moving = (i.float() / (255 if i.dtype == torch.uint8 else 1) for i in sample.intensities)
-    warped = sample.at(moving, mapped(model, code, voxel_centres(sample))).reshape(shape)
+    fixed, moving = (sample.scaled(way) for way in (0, 1))
+    warped = sample.at(moving, mapped(model, code, sample.voxel_centres())).reshape(shape)
     images = [fixed, warped, moving]
     if len(shape) == 3:
         images = [image[:, shape[1] // 2].flip(0) for image in images]
