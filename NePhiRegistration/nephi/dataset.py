@@ -27,6 +27,7 @@ from .pair import Pair
 from .sample import Sample
 from .settings import PRESETS
 from .shapes import TRAINING, VALIDATION, shape_pairs
+from .tensorfile import read_tensors
 
 SHAPES = ("shapes-solid", "shapes-hollow")  # names that stand for a list of pairs
 
@@ -216,15 +217,13 @@ def _kept(pair: batch.Pair, settings: ModelSettings, cache: Path) -> Path:
 
 
 def _load(path: Path, settings: ModelSettings) -> Sample:
-    with safetensors.safe_open(str(path), "pt") as file:
-        name = file.metadata()["name"]
-        t = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    metadata, t = read_tensors(path)
 
     def two(name: str):
         return (t[f"{name}.0"], t[f"{name}.1"]) if f"{name}.0" in t else None
 
     return Sample(
-        name=name,
+        name=metadata["name"],
         **{field: two(field) for field in _TWO},
         **{field: t[field] for field in _ONE},
         views=tuple(tuple(t[f"views.{way}.{part}"] for part in range(3)) for way in (0, 1)),

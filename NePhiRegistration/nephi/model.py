@@ -17,6 +17,7 @@ from .errors import NephiError
 from .field import Code, NeuralFields, zero_code
 from .sample import Sample
 from .settings import FieldSettings, SimilaritySettings, decode, find_model
+from .tensorfile import read_tensors
 
 _FORMAT = "nephi-model-1"
 
@@ -124,9 +125,7 @@ def about(name: str | Path) -> dict:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
-        with safetensors.safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        metadata, tensors = read_tensors(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise NephiError(f"cannot read {path} as a NePhi model: {error}") from None
     if metadata.get("format") != _FORMAT:

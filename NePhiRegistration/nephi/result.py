@@ -18,6 +18,7 @@ from .field import FORWARD, INVERSE, HybridCode, NeuralFields, zero_code
 from .objective import exact_jacobian
 from .settings import FieldSettings, Settings, from_dict
 from .space import Cube, Grid
+from .tensorfile import read_tensors
 
 _CHUNK = 16384  # points evaluated at a time
 _FORMAT = "nephi-registration-1"
@@ -131,9 +132,7 @@ class Registration:
     def load_model(cls, path: str | Path, device: str = "cpu") -> Registration:
         """The maps of a model file; raises NephiError for a file that is not one."""
         try:
-            with safetensors.safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            metadata, tensors = read_tensors(path)
         except FileNotFoundError:
             raise NephiError(f"no such model file: {path}") from None
         except (OSError, safetensors.SafetensorError) as error:

@@ -32,6 +32,7 @@ from .objective import Objective
 from .output import peak_memory_mb
 from .sample import Sample
 from .settings import FitSettings, RegularitySettings, Settings, check
+from .tensorfile import read_tensors
 from .validate import validate
 
 _PATIENCE = timedelta(hours=12)  # for another process: the first prepares many pairs and validates alone
@@ -261,9 +262,8 @@ def _save_state(path: Path, model: Model, adam: Adam, best: dict, settings: Trai
 
 def _load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) -> dict:
     try:
-        with safetensors.safe_open(str(path), "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        metadata, tensors = read_tensors(path)
+        facts = json.loads(metadata["facts"])
     except FileNotFoundError:
         raise NephiError(f"there is nothing to resume: no {path}") from None
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
