@@ -206,7 +206,6 @@ def warp_command(options) -> int:
 
 def jacobian_command(options) -> int:
     from .image import read_image, read_mask, write_image
-    from .output import dense_jacobian
     from .space import Grid
 
     result, target = _model(options.result), _output_file(options.output)
@@ -222,7 +221,7 @@ def jacobian_command(options) -> int:
             reference.SetSpacing(grid.spacing_mm)
             reference.SetDirection(grid.direction)
         mask = read_mask(options.mask, reference, "mask")
-    write_image(grid.image(dense_jacobian(result, grid, mask)), target)
+    write_image(grid.image(result.dense_jacobian(grid, mask)), target)
     return 0
 
 

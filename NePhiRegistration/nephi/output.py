@@ -159,18 +159,6 @@ def interpolate(displacement: np.ndarray, grid: Grid, points_lps_mm: np.ndarray)
     return sample_linear(torch.from_numpy(displacement).double(), index).numpy()
 
 
-def dense_jacobian(registration: Registration, grid: Grid, mask: sitk.Image | None) -> np.ndarray:
-    """Exact Jacobian determinant (z, y, x) float32 at every voxel centre of a grid (of a mask on it; 1 elsewhere)."""
-    out = np.ones(grid.shape, np.float32)
-    inside = None if mask is None else sitk.GetArrayViewFromImage(mask) != 0
-    for start in range(grid.shape[0]):
-        points = grid.slab_lps_mm(start, start + 1)
-        chosen = np.ones(len(points), bool) if inside is None else inside[start].reshape(-1)
-        if chosen.any():
-            out[start].reshape(-1)[chosen] = registration.jacobian_determinant(points[chosen])
-    return out
-
-
 def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.DisplacementFieldTransform:
     return sitk.DisplacementFieldTransform(grid.image(displacement.astype(np.float64), vector=True))
 

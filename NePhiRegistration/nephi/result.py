@@ -99,13 +99,20 @@ class Registration:
 
         coarse = grid.image(displacement_jacobian(displacement, grid))
         out = sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0))
-        if mask is not None:
-            inside = sitk.GetArrayViewFromImage(mask) != 0
-            for z in range(len(out)):
-                index_zyx = np.nonzero(inside[z : z + 1])
-                if len(index_zyx[0]):
-                    index = np.stack([*index_zyx[:0:-1], index_zyx[0] + z], -1)
-                    out[z : z + 1][index_zyx] = self.jacobian_determinant(self.fixed_grid.to_lps_mm(index))
+        return out if mask is None else self.dense_jacobian(self.fixed_grid, mask, out)
+
+    def dense_jacobian(self, grid: Grid, mask: sitk.Image | None, out: np.ndarray | None = None) -> np.ndarray:
+        """Exact Jacobian determinant (z, y, x) float32 at every voxel centre of a grid, or of a mask on it.
+
+        Outside the mask ``out`` keeps what it holds; by default that is 1.
+        """
+        out = np.ones(grid.shape, np.float32) if out is None else out
+        inside = None if mask is None else sitk.GetArrayViewFromImage(mask) != 0
+        for start in range(grid.shape[0]):
+            points = grid.slab_lps_mm(start, start + 1)
+            chosen = np.ones(len(points), bool) if inside is None else inside[start].reshape(-1)
+            if chosen.any():
+                out[start].reshape(-1)[chosen] = self.jacobian_determinant(points[chosen])
         return out
 
     # ---- the model file --------------------------------------------------------------------------------

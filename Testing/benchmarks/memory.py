@@ -97,7 +97,7 @@ def run_dense(size_xyz: tuple[int, int, int] = (512, 512, 300)) -> dict:
 
     import numpy as np
     import SimpleITK as sitk
-    from nephi import output, registration
+    from nephi import registration
     from nephi.settings import PRESETS
     from nephi.space import Grid
 
@@ -113,7 +113,7 @@ def run_dense(size_xyz: tuple[int, int, int] = (512, 512, 300)) -> dict:
     registered = peak_mb() - base
     grid = Grid.of(fixed)
     field = result.displacement(grid)
-    jacobian = output.dense_jacobian(result, grid, mask)
+    jacobian = result.dense_jacobian(grid, mask)
     return {
         "voxels": int(np.prod(size_xyz)),
         "in_mask": int(sitk.GetArrayViewFromImage(mask).sum()),
