@@ -20,7 +20,7 @@ from .settings import FieldSettings, Settings, from_dict
 from .space import Cube, Grid
 from .tensorfile import read_tensors
 
-_CHUNK = 16384  # points evaluated at a time
+_CHUNK = 8192  # points evaluated at a time
 _FORMAT = "nephi-registration-1"
 
 

@@ -35,6 +35,7 @@ class FieldSettings:
     global_code: int = 16
     local_code: int = 16
     code_spacing_mm: float = 20.0
+    code_degree: int = 2  # of the B-spline between the local code's nodes: 1 (linear, as published) or 2
     linear: bool = False  # the displacement has a term that is linear in the local code, too
 
 
@@ -142,6 +143,7 @@ PRESETS: dict[str, Settings] = {
             global_code=32,
             local_code=32,
             code_spacing_mm=16.0,
+            code_degree=1,
         ),
         similarity=SimilaritySettings(
             name="ncc",
@@ -215,10 +217,11 @@ def check(settings: Settings) -> None:
         ("regularity.name", s.regularity.name, REGULARISERS),
         ("field.modulation", s.field.modulation, ("relu", "sine")),
         ("fit.schedule", s.fit.schedule, ("cosine", "constant")),
+        ("field.code_degree", s.field.code_degree, (1, 2)),
     ]
     for key, value, allowed in choices:
         if value not in allowed:
-            raise NephiError(f"settings: {key} is '{value}', must be one of {', '.join(allowed)}")
+            raise NephiError(f"settings: {key} is {value!r}, must be one of {', '.join(map(str, allowed))}")
     positive = {
         "field.width": s.field.width,
         "field.frequencies": s.field.frequencies,
