@@ -54,8 +54,15 @@ def _register_sample_data() -> None:
         category="NePhi",
         sampleName="BreathingPhantom",
         thumbnailFileName=str(icon),
-        customDownloader=lambda _source: sample.add_phantom(slicer.mrmlScene),
+        customDownloader=_load_phantom,
     )
+
+
+def _load_phantom(_source) -> list:
+    """The phantom's nodes, with the exhale volume in the slice views, as Sample Data does it with files."""
+    made = sample.add_phantom(slicer.mrmlScene)
+    slicer.util.setSliceViewerLayers(background=made[0], foreground=None, label=None, fit=True)
+    return made
 
 
 class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -116,6 +123,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def exit(self) -> None:
         self._set_parameters(None)
+        self.results.rest()
         if not self._running():
             self._timer.stop()
 
@@ -361,7 +369,7 @@ class NePhiRegistrationTest(ScriptedLoadableModuleTest):
     def test_phantom(self):
         fixed, moving, fixed_mask, moving_mask, *landmarks = sample.add_phantom(slicer.mrmlScene, (48, 42, 42), 6.5)
         job = Job(fixed, moving, fixed_mask, moving_mask, fixed_landmarks=landmarks[0], moving_landmarks=landmarks[1])
-        job.preset, job.overrides, job.device = "fast", {"fit": {"iterations": 100}}, "cpu"
+        job.preset, job.overrides, job.device = "fast", {"fit": {"iterations": 40}}, "cpu"
         nodes = slicer.mrmlScene.GetNumberOfNodes()
         run = Logic(slicer.mrmlScene).start(job)
         while run.poll():

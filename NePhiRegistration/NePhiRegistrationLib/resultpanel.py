@@ -25,7 +25,7 @@ _MEANING = {
     "A lung that holds more air differs all over.",
     View.JACOBIAN: display.JACOBIAN_TEXT,
     View.CONSISTENCY: "How far a point misses its start when it is taken to the moving volume and back, in mm. "
-    "High values: don't trust the match there.",
+    "High values: don't trust the match there. Coloured is the mask that was used.",
 }
 _GOOD, _BAD = "#2e8b57", "#c0392b"
 
@@ -51,10 +51,14 @@ class ResultPanel:
 
     def forget(self) -> None:
         """The scene is being closed: its nodes are not touched again."""
-        self._flicker.stop()
+        self.rest()
         self.outputs = None
         self._finished.clear()
         self._shown.clear()
+
+    def rest(self) -> None:
+        """Nothing changes by itself while another module is open."""
+        self._flicker.stop()
 
     def update(self, p: Parameters) -> None:
         """Show what the parameters say; what has not changed is left as the user may have arranged it."""
@@ -63,10 +67,10 @@ class ResultPanel:
             self._leave()
             self.outputs = outputs
             self._fill()
-        self._say(p)
         if outputs is not None:
             self._show_view(p)
             self._show_grid(p)
+        self._say(p)
 
     def _find(self, forward) -> Outputs | None:
         """The result of this transform, if all that is shown of it is still in the scene."""
@@ -82,12 +86,12 @@ class ResultPanel:
         return outputs if whole else None
 
     def _leave(self) -> None:
-        """Take the grid of the result that is left out of the views."""
-        self._flicker.stop()
+        """Take what is shown of the result that is left out of the views."""
+        self.rest()
         self._shown.clear()
-        old = self.outputs
-        if old is not None and old.forward.GetScene() is not None and old.fixed is not None:
-            display.show_grid(old.forward, old.fixed, False)
+        if self.outputs is not None:
+            fixed = self.outputs.fixed if self.outputs.forward.GetScene() is not None else None
+            display.clear(slicer.mrmlScene, fixed)
 
     # what the views show
 
@@ -99,6 +103,11 @@ class ResultPanel:
             View.JACOBIAN: (p.opacity, p.legend),
             View.CONSISTENCY: (p.opacity, p.legend),
         }
+        if view is View.FLICKER:
+            if not self._flicker.active:
+                self._flicker.start()
+        else:
+            self._flicker.stop()
         wanted = (view, before, *depends.get(view, ()))
         if self._shown.get("view") == wanted:
             return
@@ -112,10 +121,6 @@ class ResultPanel:
             display.show_jacobian(out, True, p.opacity, p.legend)
         elif view is View.CONSISTENCY:
             display.show_inverse_consistency(out, True, p.opacity, p.legend)
-        if view is View.FLICKER:
-            self._flicker.start()
-        else:
-            self._flicker.stop()
 
     def _show_grid(self, p: Parameters) -> None:
         wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d)
@@ -149,7 +154,7 @@ class ResultPanel:
             ui.grid3dCheckBox,
         ):
             widget.visible = p.grid
-        ui.gridMeaningLabel.text = display.GRID_TEXT
+        ui.gridMeaningLabel.text = display.grid_text(self.outputs.forward) if self.outputs and p.grid else ""
         ui.gridMeaningLabel.visible = p.grid
 
     def _fill(self) -> None:

@@ -158,7 +158,7 @@ def test_input_removed_during_a_run(endless):
     endless.tick()
     assert not _alive(pid)
     assert endless.ui.statusLabel.text.splitlines() == [
-        "The fixed or the moving volume was removed while the registration ran.",
+        "The moving volume was removed while the registration ran.",
         "Choose the moving volume.",
     ]
 

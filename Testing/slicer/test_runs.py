@@ -147,6 +147,25 @@ def test_scene_closed_while_it_runs_ends_the_engine(scene, phantom):
     assert not alive(pid) and scene.GetNumberOfNodesByClass("vtkMRMLTransformNode") == 0
 
 
+@pytest.mark.parametrize("name", ["fixed volume", "moving volume", "transform"])
+def test_removed_node_ends_the_run_and_leaves_nothing(scene, phantom, name):
+    composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    job = long(scene, phantom)
+    composite.SetBackgroundVolumeID(job.fixed_mask.GetID())
+    run = Logic(scene).start(job)
+    run.show_live(True)
+    pid = run._process.pid
+    removed = {"fixed volume": job.fixed, "moving volume": job.moving, "transform": run.forward}[name]
+    scene.RemoveNode(removed)
+    assert not run.poll() and run.error == f"The {name} was removed while the registration ran."
+    assert run.state == "cancelled" and not alive(pid)
+    own = {node.GetID() for node in (job.fixed, job.moving, job.fixed_mask, job.moving_mask) if node is not removed}
+    assert {node for node, _ in node_list(scene) if "Volume" in node and "Display" not in node} == own
+    assert scene.GetNumberOfNodesByClass("vtkMRMLTransformNode") == 0
+    assert composite.GetForegroundVolumeID() is None
+    assert composite.GetBackgroundVolumeID() == job.fixed_mask.GetID()
+
+
 def test_initial_transform_is_used_as_if_the_moving_volume_lay_under_it(scene, phantom):
     """Its node lies under a parent itself, so that the way to world counts."""
     matrix = rigid((5, 0, 10), (-20, 10, 30))
