@@ -221,7 +221,9 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             ui.progressBar.value = round(100 * self.run.fraction)
         failed = self.run is not None and self.run.state == "failed"
         ui.statusLabel.styleSheet = f"color: {_FAILED}" if failed and self._note else ""
-        _set_text(ui.statusLabel, _progress(self.run) if running else "\n".join(filter(None, [self._note, problem])))
+        status = _progress(self.run) if running else "\n".join(filter(None, [self._note, problem]))
+        _set_text(ui.statusLabel, status)
+        ui.statusLabel.visible = bool(status)
 
     # what the user does
 

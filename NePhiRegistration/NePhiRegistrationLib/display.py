@@ -15,9 +15,8 @@ GRID_TEXT = (
     "Shift and rotation of the patient are left out. Cyan is 0 mm, red {most:.3g} mm and more{contours}."
 )
 JACOBIAN_TEXT = (
-    "|J| is the moving volume per fixed volume: red above 1, the tissue is larger in the moving image; "
-    "blue below 1, it is smaller; yellow at 0 or less, the map is folded there. "
-    "Outside the mask (the lungs) nothing was compared: don't read it there."
+    "|J| is the moving volume per fixed volume. Red, above 1: the tissue is larger in the moving image. "
+    "Blue, below 1: it is smaller. Yellow, 0 or less: the map folds there. Outside the mask nothing was compared."
 )
 FOLD_COLOR = (1.0, 0.95, 0.0)
 CHECKERBOARD, DIFFERENCE, FLICKER, FADE = COMPARISONS = ("checkerboard", "difference", "flicker", "fade")

@@ -40,7 +40,7 @@ class Alignment(_Choice):
 
 
 class Similarity(_Choice):
-    MIND = "mind", "MIND: local structure (CT, other contrast)"
+    MIND = "mind", "MIND: local structure"
     LNCC = "lncc", "Local correlation"
     NCC = "ncc", "Global correlation"
     MSE = "mse", "Intensity difference (same scanner)"

@@ -11,7 +11,7 @@ import slicer
 from . import display
 from .outputs import Outputs
 from .parameters import Parameters, View
-from .tables import fold_centre_ras_mm
+from .tables import UNIT, fold_centre_ras_mm
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
@@ -213,8 +213,8 @@ def _summary(report: dict) -> str:
         lines.append(_line(False, f"Folded in {places}, {folds['percent']:.3g} % of the voxels: see Folds."))
     if "tre_mm" in report:
         before, after = (report["tre_mm"][state]["mean"] for state in ("before", "after"))
-        lines.append(_line(after < before, f"Landmark error (TRE) {before:.1f} mm before, {after:.1f} mm after."))
-    lines.append(_line(None, f"Inverse consistency: mean {error['mean']:.2g} mm, max {error['max']:.2g} mm."))
+        lines.append(_line(after < before, f"Landmark error (mean TRE): {before:.1f} mm before, {after:.1f} mm after."))
+    lines.append(_line(None, f"There and back misses by {error['mean']:.2g} mm, at most {error['max']:.2g} mm."))
     if "volume" in report:
         fixed, moving = report["volume"]["fixed_ml"] / 1000, report["volume"]["moving_ml"] / 1000
         change = f"{moving - fixed:+.2f} l, {100 * (moving / fixed - 1):+.0f} %"
@@ -230,18 +230,27 @@ def _line(good: bool | None, text: str) -> str:
 
 def _fill_table(widget, node) -> int:
     """The rows of a table node into a table widget; how many."""
-    table = node.GetTable() if node is not None else None
-    columns = table.GetNumberOfColumns() if table else 0
-    rows = table.GetNumberOfRows() if table else 0
-    widget.setRowCount(rows)
-    widget.setColumnCount(columns)
-    widget.setHorizontalHeaderLabels([table.GetColumnName(column).replace(" (", "\n(") for column in range(columns)])
-    for column in range(columns):
-        for row in range(rows):
-            text = table.GetValue(row, column).ToString()
+    titles, rows = _texts(node.GetTable()) if node is not None else ([], [])
+    widget.setRowCount(len(rows))
+    widget.setColumnCount(len(titles))
+    widget.setHorizontalHeaderLabels([title.replace(" (", "\n(") for title in titles])
+    for i, row in enumerate(rows):
+        for j, text in enumerate(row):
             item = qt.QTableWidgetItem(text)
             item.setToolTip(text)
-            widget.setItem(row, column, item)
+            widget.setItem(i, j, item)
     widget.resizeColumnsToContents()
     widget.resizeRowsToContents()
-    return rows
+    return len(rows)
+
+
+def _texts(table) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows; a unit goes beside its number, as the panel is narrow."""
+    columns = range(table.GetNumberOfColumns())
+    titles = [table.GetColumnName(j) for j in columns]
+    rows = [[table.GetValue(i, j).ToString() for j in columns] for i in range(table.GetNumberOfRows())]
+    if UNIT in titles:
+        j = titles.index(UNIT)
+        rows = [[*row[: j - 1], f"{row[j - 1]} {row[j]}".strip(), *row[j + 1 :]] for row in rows]
+        titles.pop(j)
+    return titles, rows

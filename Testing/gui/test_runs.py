@@ -73,7 +73,7 @@ def test_run_to_the_result(ready):
     assert "optimising" in ui.logTextEdit.plainText
     assert _foregrounds() == {ready.widget.run.outputs.warped.GetID()}
     assert ui.inputsCollapsibleButton.collapsed and ui.qaWidget.visible
-    assert "Landmark error (TRE)" in ui.summaryLabel.text and "Lung volume" in ui.summaryLabel.text
+    assert "Landmark error (mean TRE)" in ui.summaryLabel.text and "Lung volume" in ui.summaryLabel.text
 
 
 def test_cancel_leaves_the_scene_as_it_was(endless):

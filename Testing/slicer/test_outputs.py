@@ -117,7 +117,7 @@ def test_save_writes_what_can_be_read_elsewhere(finished, tmp_path):
     }
     assert {file.name for file in (tmp_path / "a").iterdir()} == expected
     ventilation = (tmp_path / "a" / "ventilation.csv").read_text(encoding="utf-8").splitlines()
-    assert ventilation[0].startswith("Region,Fixed volume (ml)") and ventilation[1].startswith("right lung,")
+    assert ventilation[0].startswith("Region,Fixed (ml)") and ventilation[1].startswith("right lung,")
 
 
 def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tmp_path):
