@@ -1,7 +1,8 @@
 """Pictures for the README from a real registration: ``python Testing/slicer/screenshots.py [--result DIR]``.
 
 The pair is lung_ct_followup in the folder NEPHI_DATA. Views are drawn by Slicer's displayable managers without its
-window, the panel by a stand-in for Slicer's widgets. ``--result`` keeps the registration there.
+window, the panel by a stand-in for Slicer's widgets. ``--result`` keeps the registration there; where it is kept
+already, it is not run again and the picture of the live preview stays as it is.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ PICTURES = Path(__file__).parents[2] / "Resources" / "Screenshots"
 HEIGHT = 440  # pixels of a view
 ORIENTATIONS = {"Axial": (0, 1), "Coronal": (0, 2), "Sagittal": (1, 2)}  # axes across and down, right-left first
 GAP = 6
+MARGIN_MM = 20.0  # around the volume in 3D, where the grid bulges
 
 
 def main() -> None:
@@ -105,7 +107,7 @@ def grids(views: Scene, outputs: Outputs, coronal: SliceView, mask) -> None:
     view, bounds = ThreeDView(views, (HEIGHT, HEIGHT)), [0.0] * 6
     display.show_grid(forward, fixed, True, "grid", 30.0, in_2d=False, in_3d=True)
     fixed.GetRASBounds(bounds)
-    view.look_at(bounds)
+    view.look_at([bound + MARGIN_MM * (1 if i % 2 else -1) for i, bound in enumerate(bounds)])
     write_png(joined([*pictures, view.pixels()], 1), PICTURES / "grid.png")
     display.show_grid(forward, fixed, False)
 
