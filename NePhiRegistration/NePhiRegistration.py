@@ -144,22 +144,11 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
         self._parameters = new
         if new is not None:
-            self._choose_only_pair()
+            parameters.choose_only_pair(new, slicer.mrmlScene)
             parameters.adopt_preset(new)
             self._gui_tag = new.connectGui(self.ui)
             self.addObserver(new, vtk.vtkCommand.ModifiedEvent, self._update)
         self._update()
-
-    def _choose_only_pair(self) -> None:
-        """With just two volumes in the scene there is little to choose."""
-        p, scene = self._parameters, slicer.mrmlScene
-        volumes = [
-            node
-            for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene)
-            if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
-        ]
-        if p.fixed is None and p.moving is None and len(volumes) == 2:
-            p.fixed, p.moving = volumes
 
     # from the parameter node to the panel
 

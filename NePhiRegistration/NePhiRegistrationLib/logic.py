@@ -197,8 +197,9 @@ def _write_inputs(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
         nodes.write_labels(job.fixed_mask, job.fixed, option("fixed-mask", "fixed_mask.nrrd"), job.fixed_segment)
     if job.moving_mask is not None:
         nodes.write_labels(job.moving_mask, job.moving, option("moving-mask", "moving_mask.nrrd"), job.moving_segment)
-    if job.regions is not None:
-        region_names = nodes.write_labels(job.regions, job.fixed, option("regions", "regions.nrrd"))
+    regions = job.measured_regions()
+    if regions is not None:
+        region_names = nodes.write_labels(regions, job.fixed, option("regions", "regions.nrrd"))
     if job.fixed_landmarks is not None:
         nodes.write_points(job.fixed_landmarks, option("fixed-landmarks", "fixed_landmarks.csv"))
         nodes.write_points(job.moving_landmarks, option("moving-landmarks", "moving_landmarks.csv"))

@@ -124,6 +124,17 @@ _NODES = [
 _PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device"]
 
 
+def choose_only_pair(p: Parameters, scene) -> None:
+    """With just two volumes in the scene there is little to choose."""
+    volumes = [
+        node
+        for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene)
+        if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
+    ]
+    if p.fixed is None and p.moving is None and len(volumes) == 2:
+        p.fixed, p.moving = volumes
+
+
 def base_settings(p: Parameters) -> Settings:
     """Settings of the chosen preset or file, before expert changes; raises NephiError for a bad file."""
     if p.preset is Preset.FILE and p.settings_file:

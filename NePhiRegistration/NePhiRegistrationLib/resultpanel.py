@@ -11,6 +11,7 @@ import slicer
 from . import display
 from .outputs import Outputs
 from .parameters import Parameters, View
+from .runner import in_panel_words
 from .tables import UNIT, fold_centre_ras_mm
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
@@ -219,7 +220,7 @@ def _summary(report: dict) -> str:
         fixed, moving = report["volume"]["fixed_ml"] / 1000, report["volume"]["moving_ml"] / 1000
         change = f"{moving - fixed:+.2f} l, {100 * (moving / fixed - 1):+.0f} %"
         lines.append(_line(None, f"Lung volume {fixed:.2f} l fixed, {moving:.2f} l moving ({change})."))
-    lines += [_line(False, escape(text)) for text in report.get("warnings", [])]
+    lines += [_line(False, escape(in_panel_words(text))) for text in report.get("warnings", [])]
     return "".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import typing
 
 import pytest
@@ -146,6 +147,14 @@ def test_without_folds_there_is_no_such_table(finished, engine_folder, tmp_path)
     tabs = finished.ui.tablesTabWidget
     assert tabs.tabText(1) == "Folds (none)" and not tabs.isTabEnabled(1) and tabs.isTabEnabled(0)
     assert "No folds." in finished.ui.summaryLabel.text
+
+
+def test_warnings_are_said_in_the_panels_words(finished):
+    report = finished.outputs.report
+    report["warnings"] = ["The fixed lung mask was found by a threshold; check it, or give one with --fixed-mask."]
+    finished.outputs.report_text.SetText(json.dumps(report))
+    finished.widget._update()
+    assert "check it, or give one as fixed mask." in finished.ui.summaryLabel.text
 
 
 def _cells(table) -> dict[str, str]:

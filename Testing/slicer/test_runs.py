@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import slicer
 from helpers import (
+    add_segment,
     finish,
+    matrix_of,
     node_list,
     phantom_job,
     points_in,
@@ -20,7 +24,7 @@ from helpers import (
 )
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
-from NePhiRegistrationLib.runner import failure
+from NePhiRegistrationLib.runner import ENGINE_FOLDER, failure, in_panel_words
 from slicer.util import arrayFromVolume, vtkMatrixFromArray
 
 
@@ -183,6 +187,26 @@ def test_initial_transform_is_used_as_if_the_moving_volume_lay_under_it(scene, p
     assert run.outputs.report["alignment"]["method"] == "given"
 
 
+def test_segments_of_the_mask_are_measured_where_no_lobes_are_chosen(scene, phantom):
+    job = phantom_job(scene, phantom, overrides={"fit": {"iterations": 0}})
+    both = sitk.GetArrayFromImage(phantom.fixed_mask)
+    job.fixed_mask = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Lungs")
+    names = {}
+    for name, part in (("right lung", np.s_[..., :32]), ("left lung", np.s_[..., 32:])):
+        half = np.zeros_like(both)
+        half[part] = both[part]
+        names[name] = add_segment(job.fixed_mask, half, matrix_of(phantom.fixed_mask), name)
+    run = finish(Logic(scene).start(job))
+    table = run.outputs.ventilation.GetTable()
+    assert [table.GetValue(i, 0).ToString() for i in range(table.GetNumberOfRows())] == list(names)
+    measured_ml = sum(table.GetValue(i, 1).ToDouble() for i in range(2))
+    assert measured_ml == pytest.approx(np.count_nonzero(both) * 5.0**3 / 1000, rel=1e-3)
+    job.fixed_segment = names["left lung"]
+    assert job.measured_regions() is None  # one region is the mask itself
+    job.regions = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    assert job.measured_regions() is job.regions
+
+
 def test_engines_complaint_reaches_the_user_as_one_line(scene, phantom):
     job = phantom_job(scene, phantom)
     arrayFromVolume(job.fixed_mask)[:] = 0
@@ -205,6 +229,18 @@ def test_engines_complaint_reaches_the_user_as_one_line(scene, phantom):
 )
 def test_every_failure_has_one_line(code, log, words):
     assert words in failure(code, log) and "\n" not in failure(code, log)
+
+
+def test_no_message_of_a_registration_speaks_of_command_line_options():
+    """Whatever the core says while it registers; its command line's own complaints never reach the panel."""
+    spoken = set()
+    for name in ("align", "pair", "registration", "output"):
+        code = (ENGINE_FOLDER / "nephi" / f"{name}.py").read_text(encoding="utf-8")
+        spoken.update(re.findall(r"(?:with )?--[a-z{}-]+(?: [a-z]+)?", code))
+    assert len(spoken) >= 4
+    for text in spoken:
+        for role in ("fixed", "moving"):
+            assert "--" not in in_panel_words(text.replace("{name}", role)), text
 
 
 def test_missing_interpreter_is_told(scene, phantom):
