@@ -26,6 +26,8 @@ class EncoderSettings:
     """``published``: convolutions over the two images, stacked (paper, supplement A.1), on ``size`` voxels a side.
 
     ``any_size``: its last map is averaged to 3 a side, so that one file takes images of every size.
+    ``context``: the local code is made from all its maps from ``local_level`` on, not from that one alone, which sees
+    no further than a few voxels.
     ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far.
     """
 
@@ -35,13 +37,14 @@ class EncoderSettings:
     channels: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     hidden: int = 256
     local_level: int = 4  # which of the maps gives the local code: 0 is the finest
+    context: bool = False
     norm: str = "batch"
     # of the matching encoder; lengths in the cube's unit, half of the longest side of the lungs' box
     node_spacing: float = 0.105  # of the local code
     steps: tuple[int, ...] = (3, 2, 1, 1)  # between the places looked at, in voxels of the features
     reach: int = 2  # places to either side
     windows: tuple[int, ...] = (3, 5)  # of lattice points, half a node spacing apart, over which costs are averaged
-    width: int = 32
+    width: int = 32  # of the published encoder with ``context``, too
 
 
 class PublishedEncoder(nn.Module):
@@ -67,15 +70,27 @@ class PublishedEncoder(nn.Module):
         side = _LEAST_SIDE if settings.any_size else side
         self.hidden = nn.Linear(inputs * side**dimension, settings.hidden)
         self.out = nn.Linear(settings.hidden, field.global_code)
-        source = channels[min(settings.local_level, len(channels) - 1)]
-        self.local = convolution(source, field.local_code, 3, padding=1)
+        if settings.context:
+            seen = sum(channels[min(level, len(channels) - 1)] for level in range(settings.local_level, len(layers)))
+            self.local = nn.Sequential(
+                convolution(seen, settings.width, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                convolution(settings.width, field.local_code, 3, padding=1),
+            )
+        else:
+            self.local = convolution(channels[settings.local_level], field.local_code, 3, padding=1)
 
     def forward(self, images: Tensor, upper_cube: Tensor) -> Code:
-        x, local = images, None
-        for level, layer in enumerate(self.layers):
+        x, maps = images, []
+        for layer in self.layers:
             x = layer(x)
-            if level == self.settings.local_level:
-                local = self.local(x)
+            maps.append(x)
+        source = maps[self.settings.local_level]
+        if self.settings.context:
+            mode = ("bilinear", "trilinear")[self.dimension - 2]
+            deeper = maps[self.settings.local_level + 1 :]
+            source = torch.cat([source, *(F.interpolate(m, source.shape[2:], mode=mode) for m in deeper)], 1)
+        local = self.local(source)
         if self.settings.any_size:
             x = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[self.dimension - 2](x, _LEAST_SIDE)
         return Code(self.out(F.leaky_relu(self.hidden(x.flatten(1)), 0.2)), local, upper_cube)

@@ -91,6 +91,14 @@ class Model(nn.Module):
         self.eval()
         return self.codes([sample])[-1]
 
+    def begin_with(self, other: Model) -> None:
+        """Take the weights of another model; raises NephiError where field or encoder are of another make."""
+        for part in ("dimension", "field", "encoder"):
+            mine, theirs = (getattr(model.settings, part) for model in (self, other))
+            if mine != theirs:
+                raise NephiError(f"the model to start from has another {part}: {theirs}; settings ask for {mine}")
+        self.load_state_dict(other.state_dict())
+
     def save(self, path: str | Path, about: dict | None = None) -> None:
         """Weights with the settings in the metadata (safetensors); ``about``: how they came to be."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}

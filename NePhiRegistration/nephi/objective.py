@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .features import Volume, local_offsets, mind_ssc
+from .features import Volume, local_offsets, mind_ssc, smoothed
 from .field import FORWARD, INVERSE, Code, NeuralFields
 from .settings import RegularitySettings, SimilaritySettings
 
@@ -28,10 +28,14 @@ def _squared(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def _one_minus_ncc(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """1 - NCC over all points (paper, section 4.3)."""
-    a, b = a - _mean(a, weight), b - _mean(b, weight)
-    norm = (_mean(a.square(), weight) * _mean(b.square(), weight) + 1e-12).sqrt()
-    return 1 - _mean(a * b, weight) / norm
+    """1 - NCC over all points (paper, section 4.3), averaged over the channels."""
+    weight = weight / weight.sum().clamp(min=1e-6)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * weight).sum(0)
+
+    a, b = a - mean(a), b - mean(b)
+    return (1 - mean(a * b) / (mean(a.square()) * mean(b.square()) + 1e-12).sqrt()).mean()
 
 
 def _one_minus_lncc(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -56,7 +60,8 @@ class Similarity:
 
 def similarity(settings: SimilaritySettings) -> Similarity:
     def intensity(image, dilation: int, device=None) -> Tensor:
-        return torch.as_tensor(image[:]).to(device)[..., None]
+        values = torch.as_tensor(image[:]).to(device)
+        return torch.stack([smoothed(values, blur) for blur in settings.blurs], -1)
 
     def mind(image, dilation: int, device=None) -> Tensor:
         return mind_ssc(image, dilation, settings.noise, device)

@@ -70,6 +70,7 @@ class SimilaritySettings:
     outside_hu: float | None = -500.0  # CTs outside the masks given: so that the lungs' border counts, ribs less
     mask_margin_mm: float = 4.0  # points are drawn from the masks grown by this much
     noise: float = 0.02  # contrast below this part of the window does not count in MIND
+    blurs: tuple[float, ...] = (0.0,)  # ncc and mse: standard deviations, in voxels; each a channel of its own
     boundary_weight: float = 0.0  # agreement of the masks' distance maps near their borders
 
 
@@ -247,6 +248,9 @@ def check(settings: Settings) -> None:
     for i, stage in enumerate(s.similarity.stages):
         if not 0 <= stage.outside <= 1:
             raise NephiError(f"settings: similarity.stages[{i}].outside is {stage.outside}, must be 0 to 1")
+    blurs = s.similarity.blurs
+    if not blurs or min(blurs) < 0 or (any(blurs) and s.similarity.name not in ("ncc", "mse")):
+        raise NephiError(f"settings: similarity.blurs {blurs} must be 0 or more, and other than 0 only for ncc and mse")
     window = s.similarity.window
     if window is not None and not window[0] < window[1]:
         raise NephiError(f"settings: similarity.window {window} must be (low, high) with low < high")

@@ -43,12 +43,14 @@ MODEL, RESUME, LOG = "model.safetensors", "resume.safetensors", "log.jsonl"
 class TrainSettings:
     """``data`` and ``validation``: lists of pairs (see ``nephi batch``), or ``shapes-solid``, ``shapes-hollow``.
 
+    ``start``: a shipped model's name or a model file, of the same make, whose weights to begin with.
     A step draws ``batch`` pairs ``accumulate`` times; ``known_weight``: of the distance, in mm, to the points that
     are known to correspond, where a list has them.
     """
 
     data: str = ""
     validation: str = ""
+    start: str = ""
     model: ModelSettings = ModelSettings()
     fit: FitSettings = FitSettings(iterations=10_000, learning_rate=1e-4, warm_up=0.02, beta2=0.999)
     regularity: RegularitySettings = RegularitySettings(weight=1.0, code_prior=0.001)
@@ -95,6 +97,8 @@ def train(
     generator = torch.Generator().manual_seed(settings.fit.seed)
     torch.manual_seed(settings.fit.seed)  # the encoder's layers start from it
     model = Model(settings.model, generator).to(device)
+    if settings.start:
+        model.begin_with(Model.load(settings.start))
     points = torch.Generator(device)
     objective = Objective(
         model.fields, settings.model.similarity, settings.regularity, settings.model.half_size_mm, points

@@ -20,6 +20,7 @@ PAPER = PRESETS["paper"].field
 SMALL = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
 KINDS = {
     "published": EncoderSettings(size=20, channels=(8, 16), hidden=12, local_level=1),
+    "context": EncoderSettings(size=20, channels=(8, 16, 24), hidden=12, local_level=1, context=True, width=8),
     "matching": EncoderSettings("matching", node_spacing=0.5, steps=(2, 1), width=8),
 }
 
@@ -83,6 +84,25 @@ def test_the_larger_of_two_fixed_sizes_has_more_layers():
 # ---- both ----------------------------------------------------------------------------------------------
 
 
+def test_with_context_the_local_code_sees_the_whole_image():
+    """A voxel far from a node changes its code; without, it does not."""
+    images = random(1, 2, 64, 64)
+    changed = images.clone()
+    changed[..., -1, -1] += 1
+
+    def change(context: bool) -> float:
+        torch.manual_seed(0)
+        settings = EncoderSettings(size=64, channels=(8, 16, 24, 32), local_level=1, context=context)
+        encoder = make_encoder(settings, SMALL, 2).eval()
+        with torch.no_grad():
+            codes = [encoder(x, torch.ones(2)).local_code for x in (images, changed)]
+        assert codes[0].shape == (1, SMALL.local_code, 16, 16)
+        return float((codes[0] - codes[1])[..., 4, 4].abs().max())
+
+    assert change(False) == 0
+    assert change(True) > 0
+
+
 @pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_fit_the_fields_and_every_weight_learns(kind, d):
@@ -90,7 +110,7 @@ def test_codes_fit_the_fields_and_every_weight_learns(kind, d):
     torch.manual_seed(0)
     model, pair = Model(settings), sample(d)
     codes = model.codes([pair])
-    assert len(codes) == (1 if kind == "published" else 2)
+    assert len(codes) == (2 if kind == "matching" else 1)
     for code in codes:
         assert code.batch == 1 and code.global_code.shape == (1, 6) and code.local_code.shape[:2] == (1, 5)
         assert torch.equal(code.upper_cube, pair.upper_cube)

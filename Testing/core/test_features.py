@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nephi import features
-from nephi.features import Volume, mind_ssc, sample_linear
+from nephi.features import Volume, mind_ssc, sample_linear, smoothed
 from torch.nn import functional as F
 
 
@@ -145,3 +145,22 @@ def test_field_of_view_of_the_source_image():
     points = torch.tensor([[0.0, 0, 0], [0.49, 0.49, -0.49], [0.51, 0, 0], [0, -0.6, 0]])
     assert volume(view=view).inside(points)[:, 0].tolist() == [1, 1, 0, 0]
     assert volume().inside(points).all()
+
+
+# ---- smoothing -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_a_smoothed_point_is_a_gaussian(dimension):
+    image = torch.zeros([25] * dimension)
+    image[(12,) * dimension] = 1.0
+    blurred = smoothed(image, 2.0)
+    index = torch.stack(torch.meshgrid(*[torch.arange(25.0)] * dimension, indexing="ij"))
+    expected = torch.exp(-((index - 12).square().sum(0)) / 8)
+    torch.testing.assert_close(blurred, expected / expected.sum(), atol=1e-6, rtol=1e-3)
+
+
+def test_smoothing_keeps_what_is_even_up_to_the_border():
+    torch.testing.assert_close(smoothed(torch.full((9, 14), 0.3), 5.0), torch.full((9, 14), 0.3))
+    image = noise(9, 14)
+    assert smoothed(image, 0.0) is image

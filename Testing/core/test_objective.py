@@ -169,10 +169,29 @@ def test_ncc_and_lncc_do_not_see_brightness_and_contrast():
     ncc = similarity(SimilaritySettings("ncc")).compare
     assert float(ncc(a, 3 * a + 0.4, torch.ones(100, 1))) == pytest.approx(0, abs=1e-4)
     assert float(ncc(a, -a, torch.ones(100, 1))) == pytest.approx(2, abs=1e-4)
+    both = torch.cat([a, a.flip(0)], 1)  # each channel has a mean and a contrast of its own
+    gains = torch.tensor([3.0, 0.2])
+    assert float(ncc(both, both * gains + gains, torch.ones(100, 1))) == pytest.approx(0, abs=1e-4)
     patches = torch.rand(50, 27, generator=torch.Generator().manual_seed(0))
     gains = torch.linspace(0.5, 2, 50)[:, None]
     lncc = similarity(SimilaritySettings("lncc")).compare
     assert float(lncc(patches, gains * patches + gains, torch.ones(50, 1))) == pytest.approx(0, abs=1e-4)
+
+
+def test_blurs_let_thin_lines_attract_each_other():
+    """Lines ten voxels apart: a step nearer changes nothing in the images' correlation, but in the blurred ones'."""
+    lines = torch.zeros(2, 40, 40)
+    lines[0, :, 20] = lines[1, :, 30] = lines[1, :, 28] = 1
+
+    def gain(blurs) -> float:
+        measure = similarity(SimilaritySettings("ncc", blurs=blurs))
+        at, far = (measure.prepare(line, 1, None).reshape(1600, -1) for line in lines)
+        near = measure.prepare(lines[1].roll(-1, 1), 1, None).reshape(1600, -1)
+        assert at.shape == (1600, len(blurs))
+        return float(measure.compare(at, far, torch.ones(1600, 1)) - measure.compare(at, near, torch.ones(1600, 1)))
+
+    assert gain((0.0,)) == pytest.approx(0, abs=1e-3)
+    assert gain((5.0,)) > 0.02
 
 
 # ---- the whole objective -------------------------------------------------------------------------------

@@ -212,6 +212,20 @@ def test_the_best_is_kept(pairs, tmp_path, monkeypatch):
 # ---- what each step takes ------------------------------------------------------------------------------
 
 
+def test_it_begins_with_the_weights_of_another_model(pairs, tmp_path):
+    settings = brief("matching", pairs, fit=FitSettings(iterations=1, learning_rate=1e-9))
+    torch.manual_seed(5)
+    other = Model(settings.model, torch.Generator().manual_seed(5))
+    other.save(tmp_path / "other.safetensors")
+    train(replace(settings, start=str(tmp_path / "other.safetensors")), tmp_path / "run", CPU)
+    trained = Model.load(tmp_path / "run" / MODEL).state_dict()
+    for name, tensor in other.state_dict().items():
+        torch.testing.assert_close(trained[name], tensor, atol=1e-7, rtol=0)
+    wider = replace(settings.model, field=replace(settings.model.field, width=24))
+    with pytest.raises(NephiError, match="another field.*width=16.*width=24"):
+        train(replace(settings, model=wider, start=str(tmp_path / "other.safetensors")), tmp_path / "wider", CPU)
+
+
 def test_every_pair_has_its_turn_and_processes_share_them():
     settings = replace(SHAPES, batch=2, accumulate=4, fit=FitSettings(iterations=5))
     drawn = list(train_module._draws(8, settings, 0, 0, 1))

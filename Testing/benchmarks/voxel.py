@@ -1,0 +1,40 @@
+"""A displacement at every voxel in the place of the neural fields: what nephi is compared with under the same loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class NoCode:
+    """A voxel field has no latent code; the objective asks it for the cube's corner and how many pairs it is of."""
+
+    batch = 1
+
+    def __init__(self, upper_cube: Tensor):
+        self.upper_cube = upper_cube
+
+
+class VoxelFields(torch.nn.Module):
+    """Forward and backward displacement (2, d, (z,) y, x) in cube units, read by linear interpolation.
+
+    ``shape`` is that of a grid that covers the cube: nodes between minus ``upper_cube`` (d,) and it; beyond the
+    border its value holds. Called as ``nephi.field.NeuralFields``: points (2, n, d) -> (2, n, d).
+    """
+
+    def __init__(self, shape: tuple[int, ...], upper_cube: Tensor):
+        super().__init__()
+        self.register_buffer("upper_cube", upper_cube)
+        self.displacement = torch.nn.Parameter(torch.zeros(2, len(shape), *shape, device=upper_cube.device))
+
+    def forward(self, points_cube: Tensor, code: object = None) -> Tensor:
+        return points_cube + self._read(self.displacement, points_cube)
+
+    def one(self, points_cube: Tensor, code: object, way: int) -> Tensor:
+        return points_cube + self._read(self.displacement[way : way + 1], points_cube[None])[0]
+
+    def _read(self, displacement: Tensor, points_cube: Tensor) -> Tensor:
+        fields, n, d = points_cube.shape
+        grid = (points_cube / self.upper_cube).reshape(fields, *[1] * (d - 1), n, d)
+        read = torch.nn.functional.grid_sample(displacement, grid, padding_mode="border", align_corners=True)
+        return read.reshape(fields, d, n).transpose(1, 2)
