@@ -17,6 +17,7 @@ from .errors import NephiError
 
 BODY_MM = 120.0
 WEIGHTS = Path(__file__).parent / "weights"  # the models that are shipped, by name
+FIELDS = ("neural", "voxel")
 SIMILARITIES = ("mind", "lncc", "ncc", "mse")
 REGULARISERS = ("gradicon", "diffusion", "bending", "none")
 ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
@@ -24,8 +25,12 @@ ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
 
 @dataclass(frozen=True)
 class FieldSettings:
-    """Size of the two fields and of the latent code (paper, supplement A.1)."""
+    """Size of the two fields and of the latent code (paper, supplement A.1).
 
+    ``kind`` voxel: no network, the local code is the displacement itself (of a model's coarse stage).
+    """
+
+    kind: str = "neural"
     width: int = 64
     hidden_layers: int = 1
     frequencies: int = 48
@@ -214,6 +219,7 @@ def check(settings: Settings) -> None:
     """Raise NephiError where values make no sense together."""
     s = settings
     choices = [
+        ("field.kind", s.field.kind, FIELDS),
         ("similarity.name", s.similarity.name, SIMILARITIES),
         ("regularity.name", s.regularity.name, REGULARISERS),
         ("field.modulation", s.field.modulation, ("relu", "sine")),

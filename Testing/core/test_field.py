@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 from nephi.align import Affine
 from nephi.errors import NephiError
-from nephi.field import FORWARD, INVERSE, HybridCode, NeuralFields, zero_code
+from nephi.field import FORWARD, INVERSE, HybridCode, Maps, NeuralFields, zero_code
 from nephi.result import Registration
 from nephi.settings import PRESETS, FieldSettings
 from nephi.space import Cube, Grid
@@ -118,7 +118,7 @@ def registration(d: int, preset: str = "balanced") -> Registration:
         for p in (fields.out, code.global_code, code.local_code):
             p.normal_(0, 0.02, generator=generator)
     affine = Affine(np.diag([1.1, 0.9, 1.05][:d]), np.array([3.0, -2.0, 1.0][:d]))
-    return Registration(fields, code, cube, affine, fixed, moving, settings, alignment="given")
+    return Registration(Maps(fields, code), cube, affine, fixed, moving, settings, alignment="given")
 
 
 @pytest.mark.parametrize("d", [2, 3])
