@@ -54,8 +54,15 @@ def _register_sample_data() -> None:
         category="NePhi",
         sampleName="BreathingPhantom",
         thumbnailFileName=str(icon),
-        customDownloader=lambda _source: sample.add_phantom(slicer.mrmlScene),
+        customDownloader=_load_phantom,
     )
+
+
+def _load_phantom(_source) -> list:
+    """The phantom's nodes, with the exhale volume in the slice views, as Sample Data does it with files."""
+    made = sample.add_phantom(slicer.mrmlScene)
+    slicer.util.setSliceViewerLayers(background=made[0], foreground=None, label=None, fit=True)
+    return made
 
 
 class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -116,6 +123,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def exit(self) -> None:
         self._set_parameters(None)
+        self.results.rest()
         if not self._running():
             self._timer.stop()
 
@@ -136,22 +144,11 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
         self._parameters = new
         if new is not None:
-            self._choose_only_pair()
+            parameters.choose_only_pair(new, slicer.mrmlScene)
             parameters.adopt_preset(new)
             self._gui_tag = new.connectGui(self.ui)
             self.addObserver(new, vtk.vtkCommand.ModifiedEvent, self._update)
         self._update()
-
-    def _choose_only_pair(self) -> None:
-        """With just two volumes in the scene there is little to choose."""
-        p, scene = self._parameters, slicer.mrmlScene
-        volumes = [
-            node
-            for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene)
-            if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
-        ]
-        if p.fixed is None and p.moving is None and len(volumes) == 2:
-            p.fixed, p.moving = volumes
 
     # from the parameter node to the panel
 
@@ -213,7 +210,9 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             ui.progressBar.value = round(100 * self.run.fraction)
         failed = self.run is not None and self.run.state == "failed"
         ui.statusLabel.styleSheet = f"color: {_FAILED}" if failed and self._note else ""
-        _set_text(ui.statusLabel, _progress(self.run) if running else "\n".join(filter(None, [self._note, problem])))
+        status = _progress(self.run) if running else "\n".join(filter(None, [self._note, problem]))
+        _set_text(ui.statusLabel, status)
+        ui.statusLabel.visible = bool(status)
 
     # what the user does
 
@@ -361,7 +360,7 @@ class NePhiRegistrationTest(ScriptedLoadableModuleTest):
     def test_phantom(self):
         fixed, moving, fixed_mask, moving_mask, *landmarks = sample.add_phantom(slicer.mrmlScene, (48, 42, 42), 6.5)
         job = Job(fixed, moving, fixed_mask, moving_mask, fixed_landmarks=landmarks[0], moving_landmarks=landmarks[1])
-        job.preset, job.overrides, job.device = "fast", {"fit": {"iterations": 100}}, "cpu"
+        job.preset, job.overrides, job.device = "fast", {"fit": {"iterations": 40}}, "cpu"
         nodes = slicer.mrmlScene.GetNumberOfNodes()
         run = Logic(slicer.mrmlScene).start(job)
         while run.poll():

@@ -15,7 +15,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 from . import scene as nodes
 from .outputs import Outputs
 
-_OF = "NePhi.DeformationOf"
+_OF, _SHOWN = "NePhi.DeformationOf", "NePhi.DeformationShown"
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0])
 _COLORS = ((0.25, 0.85, 1.0), (0.55, 1.0, 0.3), (1.0, 0.85, 0.1), (1.0, 0.2, 0.1))  # from no to most displacement
 _STEPS_MM = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
@@ -23,8 +23,18 @@ _STEPS_MM = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 def find(forward):
     """The node that shows this forward transform, or None."""
-    candidates = nodes.of_class(forward.GetScene(), "vtkMRMLGridTransformNode")
-    return next((node for node in candidates if node.GetNodeReference(_OF) is forward), None)
+    return next((node for node in _all(forward.GetScene()) if node.GetNodeReference(_OF) is forward), None)
+
+
+def remove_all(scene) -> None:
+    """Nothing is drawn any longer, whichever transform it belongs to, and also where that was removed."""
+    for node in _all(scene):
+        nodes.remove(scene, node)
+
+
+def _all(scene) -> list:
+    found = nodes.of_class(scene, "vtkMRMLGridTransformNode")
+    return [node for node in found if node.GetAttribute(_SHOWN)]
 
 
 def make(forward):
@@ -52,6 +62,7 @@ def make(forward):
     node = nodes.add(scene, "vtkMRMLGridTransformNode", f"{forward.GetName()}: deformation shown")
     node.SetSaveWithScene(False)
     node.SetHideFromEditors(True)
+    node.SetAttribute(_SHOWN, "1")
     node.SetNodeReferenceID(_OF, forward.GetID())
     node.SetAndObserveTransformToParent(transform)
     node.CreateDefaultDisplayNodes()
@@ -64,12 +75,7 @@ def _scale(display, length_mm: np.ndarray) -> None:
     display.SetSaveWithScene(False)
     largest = max(float(np.percentile(length_mm, 99)), _STEPS_MM[0])
     colors = vtk.vtkColorTransferFunction()
-    for part, rgb in (
-        (0.0, (0.25, 0.85, 1.0)),
-        (0.35, (0.55, 1.0, 0.3)),
-        (0.65, (1.0, 0.85, 0.1)),
-        (1.0, (1, 0.2, 0.1)),
-    ):
+    for part, rgb in zip((0.0, 0.35, 0.65, 1.0), _COLORS, strict=True):
         colors.AddRGBPoint(part * largest, *rgb)
     display.SetColorMap(colors)
     step = next((step for step in _STEPS_MM if largest / step <= 8), _STEPS_MM[-1])

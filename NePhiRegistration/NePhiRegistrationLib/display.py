@@ -12,11 +12,11 @@ from . import scene as nodes
 
 GRID_TEXT = (
     "Drawn on the fixed image, from fixed to moving: where the tissue lies in the moving image. "
-    "Shift and rotation of the patient are left out."
+    "Shift and rotation of the patient are left out. Cyan is 0 mm, red {most:.3g} mm and more{contours}."
 )
 JACOBIAN_TEXT = (
-    "|J| is the moving volume per fixed volume: red above 1, the tissue is larger in the moving image; "
-    "blue below 1, it is smaller; yellow at 0 or less, the map is folded there."
+    "|J| is the moving volume per fixed volume. Red, above 1: the tissue is larger in the moving image. "
+    "Blue, below 1: it is smaller. Yellow, 0 or less: the map folds there. Outside the mask nothing was compared."
 )
 FOLD_COLOR = (1.0, 0.95, 0.0)
 CHECKERBOARD, DIFFERENCE, FLICKER, FADE = COMPARISONS = ("checkerboard", "difference", "flicker", "fade")
@@ -53,6 +53,25 @@ def show_grid(
         display.SetVisibility(on)
         display.SetVisibility2D(on and in_2d)
         display.SetVisibility3D(on and in_3d)
+
+
+def grid_text(forward) -> str:
+    """What the drawn deformation means, in words; "" where none is drawn."""
+    node = deformation.find(forward)
+    if node is None:
+        return ""
+    display = node.GetDisplayNode()
+    contours = ""
+    if display.GetVisualizationMode() == display.VIS_MODE_CONTOUR:
+        contours = f"; a contour every {display.GetContourLevelsMmAsString().split()[0]} mm"
+    return GRID_TEXT.format(most=display.GetColorMap().GetRange()[1], contours=contours)
+
+
+def clear(scene, background=None) -> None:
+    """Take every drawn deformation out of the views, and what lies over ``background`` where that is given."""
+    deformation.remove_all(scene)
+    if background is not None:
+        show_comparison(background, None, "")
 
 
 def show_jacobian(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
@@ -111,13 +130,13 @@ def jacobian_color_node(scene):
     return _color_node(scene, _JACOBIAN_COLORS, _jacobian_colors())
 
 
-def show_live(forward, fixed, moving) -> None:
-    """The moving image, under the transform as it is being found, over the fixed one; ``hide_live`` takes it back.
+def show_live(forward, fixed, moving):
+    """Let the moving image, under the transform as it is being found, slide over the fixed one.
 
-    A second volume node that shares the image is shown, as the input must not get another parent transform.
+    The second volume node that is shown for it is returned, for ``hide_live``: it shares the image, as the input must
+    not get another parent transform.
     """
     scene = forward.GetScene()
-    hide_live(forward)
     live = nodes.add(scene, "vtkMRMLScalarVolumeNode", f"{moving.GetName()} as it moves")
     live.SetSaveWithScene(False)
     live.SetAndObserveImageData(moving.GetImageData())
@@ -131,21 +150,21 @@ def show_live(forward, fixed, moving) -> None:
     ]
     live.SetAttribute(_LIVE, json.dumps(layers))
     _set_layers(scene, fixed, live, 0.5)
+    return live
 
 
-def hide_live(forward) -> None:
+def hide_live(live) -> None:
     """What the slice views showed before ``show_live``."""
-    scene = forward.GetScene()
-    for volume in _with_attribute(scene, _LIVE):
-        if volume.GetTransformNodeID() != forward.GetID():
-            continue
-        for composite_id, background, foreground, opacity in json.loads(volume.GetAttribute(_LIVE)):
-            composite = scene.GetNodeByID(composite_id)
-            if composite is not None and composite.GetForegroundVolumeID() == volume.GetID():
-                composite.SetBackgroundVolumeID(background)
-                composite.SetForegroundVolumeID(foreground)
-                composite.SetForegroundOpacity(opacity)
-        nodes.remove(scene, volume)
+    scene = live.GetScene()
+    if scene is None:  # it was closed
+        return
+    for composite_id, background, foreground, opacity in json.loads(live.GetAttribute(_LIVE)):
+        composite = scene.GetNodeByID(composite_id)
+        if composite is not None and composite.GetForegroundVolumeID() == live.GetID():
+            composite.SetBackgroundVolumeID(background)
+            composite.SetForegroundVolumeID(foreground)
+            composite.SetForegroundOpacity(opacity)
+    nodes.remove(scene, live)
 
 
 def _show_overlay(fixed, volume, on: bool, opacity: float, title: str, label_format: str, labels: int) -> None:
@@ -204,13 +223,9 @@ def _composites(scene) -> list:
     return nodes.of_class(scene, "vtkMRMLSliceCompositeNode")
 
 
-def _with_attribute(scene, name: str) -> list:
-    volumes = nodes.of_class(scene, "vtkMRMLScalarVolumeNode")
-    return [volume for volume in volumes if volume.GetAttribute(name)]
-
-
 def _comparison_volume(scene):
-    return next(iter(_with_attribute(scene, _COMPARISON)), None)
+    volumes = nodes.of_class(scene, "vtkMRMLScalarVolumeNode")
+    return next((volume for volume in volumes if volume.GetAttribute(_COMPARISON)), None)
 
 
 def _add_comparison_volume(scene):

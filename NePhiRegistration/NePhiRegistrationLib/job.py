@@ -28,7 +28,7 @@ class Job:
     auto_mask: bool = True
     fixed_landmarks: object = None  # vtkMRMLMarkupsFiducialNode
     moving_landmarks: object = None
-    regions: object = None  # segmentation or label map over the fixed volume, such as lobes
+    regions: object = None  # segmentation or label map over the fixed volume, such as lobes; None: the mask's segments
     initial_transform: object = None  # linear, as one would put the moving volume under it: moving -> fixed
     align: str = "auto"  # where there is no initial transform; "auto" leaves what the settings file says
     preset: str = "balanced"
@@ -45,6 +45,13 @@ class Job:
         settings = from_dict(self.overrides, settings)
         given = {"model": self.model} if self.model else {}
         return replace(settings, **given, **({} if self.align == "auto" else {"align": self.align}))
+
+    def measured_regions(self):
+        """The node whose regions are measured one by one, or None: where none is chosen, a mask of several segments."""
+        mask = self.fixed_mask
+        if self.regions is not None or mask is None or self.fixed_segment or not mask.IsA("vtkMRMLSegmentationNode"):
+            return self.regions
+        return mask if mask.GetSegmentation().GetNumberOfSegments() > 1 else None
 
     def problem(self) -> str:
         """Why this can't be registered yet, in words; "" where it can."""

@@ -87,6 +87,7 @@ class Run:
         self._region_names = region_names
         self._pace: tuple[float, float] | None = None  # seconds and fraction when the optimisation began
         self._end: float | None = None  # when it will be done, by the clock
+        self._live = None  # the volume that slides, while it is shown
         name = f"{job.moving.GetName()} to {job.fixed.GetName()}"
         self.forward = nodes.add(scene, "vtkMRMLGridTransformNode", name)
         self.forward.SetNodeReferenceID("NePhi.Fixed", job.fixed.GetID())
@@ -101,10 +102,12 @@ class Run:
         """Take in what the engine said; on success make the output nodes. True while it runs."""
         if self.state != "running":
             return False
-        if any(self._scene.GetNodeByID(n.GetID() or "") is not n for n in (self._job.fixed, self._job.moving)):
-            self.cancel()
-            self.error = "The fixed or the moving volume was removed while the registration ran."
-            return False
+        needed = {"fixed volume": self._job.fixed, "moving volume": self._job.moving, "transform": self.forward}
+        for name, node in needed.items():
+            if self._scene.GetNodeByID(node.GetID() or "") is not node:
+                self.cancel()
+                self.error = f"The {name} was removed while the registration ran."
+                return False
         code = self._process.exit_code()  # before its last words are read
         preview = None
         for message in self._process.messages():
@@ -132,10 +135,11 @@ class Run:
 
     def show_live(self, on: bool) -> None:
         """Let the slice views show the moving image slide over the fixed one, for as long as the run goes on."""
+        if self._live is not None:
+            display.hide_live(self._live)
+            self._live = None
         if on and self.state == "running":
-            display.show_live(self.forward, self._job.fixed, self._job.moving)
-        else:
-            display.hide_live(self.forward)
+            self._live = display.show_live(self.forward, self._job.fixed, self._job.moving)
 
     def _progress(self, message: dict) -> None:
         stage, seconds = message.get("stage", self.stage), message.get("seconds", 0.0)
@@ -163,7 +167,7 @@ class Run:
         except (OSError, ValueError, KeyError) as error:
             self._give_up("failed", f"The engine's result could not be read: {error}")
             return
-        display.hide_live(self.forward)
+        self.show_live(False)
         for file in self._folder.iterdir():  # the inputs; the result stays as long as the application, to be saved
             if file.is_file():
                 file.unlink()
@@ -172,9 +176,8 @@ class Run:
         self.state, self.stage, self.fraction = "done", "done", 1.0
 
     def _give_up(self, state: str, error: str) -> None:
-        if self.forward.GetScene() is not None:  # else the scene was closed
-            display.hide_live(self.forward)
-            nodes.remove(self._scene, self.forward)
+        self.show_live(False)
+        nodes.remove(self._scene, self.forward)
         shutil.rmtree(self._folder, ignore_errors=True)
         self.state, self.error = state, error
 
@@ -194,8 +197,9 @@ def _write_inputs(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
         nodes.write_labels(job.fixed_mask, job.fixed, option("fixed-mask", "fixed_mask.nrrd"), job.fixed_segment)
     if job.moving_mask is not None:
         nodes.write_labels(job.moving_mask, job.moving, option("moving-mask", "moving_mask.nrrd"), job.moving_segment)
-    if job.regions is not None:
-        region_names = nodes.write_labels(job.regions, job.fixed, option("regions", "regions.nrrd"))
+    regions = job.measured_regions()
+    if regions is not None:
+        region_names = nodes.write_labels(regions, job.fixed, option("regions", "regions.nrrd"))
     if job.fixed_landmarks is not None:
         nodes.write_points(job.fixed_landmarks, option("fixed-landmarks", "fixed_landmarks.csv"))
         nodes.write_points(job.moving_landmarks, option("moving-landmarks", "moving_landmarks.csv"))

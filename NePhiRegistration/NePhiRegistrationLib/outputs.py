@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from . import tables
-from .scene import add, read_grid_transform, read_volume, remove, show_like, write_transform
+from .scene import add, interpolate_linearly, read_grid_transform, read_volume, remove, show_like, write_transform
 
 REPORT = "report.json"
 _ROLE = "NePhi."  # of node references: what was registered to what, and what belongs to the same result
@@ -102,7 +102,10 @@ class Outputs:
         if forward is None or forward.GetNodeReference(f"{_ROLE}report_text") is None:
             return None
         parts = [part.name for part in fields(cls) if part.name not in ("forward", "folder")]
-        return cls(forward=forward, **{part: forward.GetNodeReference(_ROLE + part) for part in parts})
+        found = cls(forward=forward, **{part: forward.GetNodeReference(_ROLE + part) for part in parts})
+        for transform in (found.forward, found.inverse):  # a scene that is loaded makes it cubic
+            interpolate_linearly(transform)
+        return found
 
     def save(self, folder: str | Path) -> list[str]:
         """Transforms, model, report and tables into ``folder``; the names of engine files that are gone."""

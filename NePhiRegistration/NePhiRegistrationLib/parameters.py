@@ -40,7 +40,7 @@ class Alignment(_Choice):
 
 
 class Similarity(_Choice):
-    MIND = "mind", "MIND: local structure (CT, other contrast)"
+    MIND = "mind", "MIND: local structure"
     LNCC = "lncc", "Local correlation"
     NCC = "ncc", "Global correlation"
     MSE = "mse", "Intensity difference (same scanner)"
@@ -122,6 +122,17 @@ _NODES = [
     "initial_transform",
 ]
 _PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device"]
+
+
+def choose_only_pair(p: Parameters, scene) -> None:
+    """With just two volumes in the scene there is little to choose."""
+    volumes = [
+        node
+        for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene)
+        if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
+    ]
+    if p.fixed is None and p.moving is None and len(volumes) == 2:
+        p.fixed, p.moving = volumes
 
 
 def base_settings(p: Parameters) -> Settings:

@@ -11,7 +11,8 @@ import slicer
 from . import display
 from .outputs import Outputs
 from .parameters import Parameters, View
-from .tables import fold_centre_ras_mm
+from .runner import in_panel_words
+from .tables import UNIT, fold_centre_ras_mm
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
@@ -25,7 +26,7 @@ _MEANING = {
     "A lung that holds more air differs all over.",
     View.JACOBIAN: display.JACOBIAN_TEXT,
     View.CONSISTENCY: "How far a point misses its start when it is taken to the moving volume and back, in mm. "
-    "High values: don't trust the match there.",
+    "High values: don't trust the match there. Coloured is the mask that was used.",
 }
 _GOOD, _BAD = "#2e8b57", "#c0392b"
 
@@ -51,10 +52,14 @@ class ResultPanel:
 
     def forget(self) -> None:
         """The scene is being closed: its nodes are not touched again."""
-        self._flicker.stop()
+        self.rest()
         self.outputs = None
         self._finished.clear()
         self._shown.clear()
+
+    def rest(self) -> None:
+        """Nothing changes by itself while another module is open."""
+        self._flicker.stop()
 
     def update(self, p: Parameters) -> None:
         """Show what the parameters say; what has not changed is left as the user may have arranged it."""
@@ -63,10 +68,10 @@ class ResultPanel:
             self._leave()
             self.outputs = outputs
             self._fill()
-        self._say(p)
         if outputs is not None:
             self._show_view(p)
             self._show_grid(p)
+        self._say(p)
 
     def _find(self, forward) -> Outputs | None:
         """The result of this transform, if all that is shown of it is still in the scene."""
@@ -82,12 +87,12 @@ class ResultPanel:
         return outputs if whole else None
 
     def _leave(self) -> None:
-        """Take the grid of the result that is left out of the views."""
-        self._flicker.stop()
+        """Take what is shown of the result that is left out of the views."""
+        self.rest()
         self._shown.clear()
-        old = self.outputs
-        if old is not None and old.forward.GetScene() is not None and old.fixed is not None:
-            display.show_grid(old.forward, old.fixed, False)
+        if self.outputs is not None:
+            fixed = self.outputs.fixed if self.outputs.forward.GetScene() is not None else None
+            display.clear(slicer.mrmlScene, fixed)
 
     # what the views show
 
@@ -99,6 +104,11 @@ class ResultPanel:
             View.JACOBIAN: (p.opacity, p.legend),
             View.CONSISTENCY: (p.opacity, p.legend),
         }
+        if view is View.FLICKER:
+            if not self._flicker.active:
+                self._flicker.start()
+        else:
+            self._flicker.stop()
         wanted = (view, before, *depends.get(view, ()))
         if self._shown.get("view") == wanted:
             return
@@ -112,10 +122,6 @@ class ResultPanel:
             display.show_jacobian(out, True, p.opacity, p.legend)
         elif view is View.CONSISTENCY:
             display.show_inverse_consistency(out, True, p.opacity, p.legend)
-        if view is View.FLICKER:
-            self._flicker.start()
-        else:
-            self._flicker.stop()
 
     def _show_grid(self, p: Parameters) -> None:
         wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d)
@@ -149,7 +155,7 @@ class ResultPanel:
             ui.grid3dCheckBox,
         ):
             widget.visible = p.grid
-        ui.gridMeaningLabel.text = display.GRID_TEXT
+        ui.gridMeaningLabel.text = display.grid_text(self.outputs.forward) if self.outputs and p.grid else ""
         ui.gridMeaningLabel.visible = p.grid
 
     def _fill(self) -> None:
@@ -208,13 +214,13 @@ def _summary(report: dict) -> str:
         lines.append(_line(False, f"Folded in {places}, {folds['percent']:.3g} % of the voxels: see Folds."))
     if "tre_mm" in report:
         before, after = (report["tre_mm"][state]["mean"] for state in ("before", "after"))
-        lines.append(_line(after < before, f"Landmark error (TRE) {before:.1f} mm before, {after:.1f} mm after."))
-    lines.append(_line(None, f"Inverse consistency: mean {error['mean']:.2g} mm, max {error['max']:.2g} mm."))
+        lines.append(_line(after < before, f"Landmark error (mean TRE): {before:.1f} mm before, {after:.1f} mm after."))
+    lines.append(_line(None, f"There and back misses by {error['mean']:.2g} mm, at most {error['max']:.2g} mm."))
     if "volume" in report:
         fixed, moving = report["volume"]["fixed_ml"] / 1000, report["volume"]["moving_ml"] / 1000
         change = f"{moving - fixed:+.2f} l, {100 * (moving / fixed - 1):+.0f} %"
         lines.append(_line(None, f"Lung volume {fixed:.2f} l fixed, {moving:.2f} l moving ({change})."))
-    lines += [_line(False, escape(text)) for text in report.get("warnings", [])]
+    lines += [_line(False, escape(in_panel_words(text))) for text in report.get("warnings", [])]
     return "".join(lines)
 
 
@@ -225,18 +231,27 @@ def _line(good: bool | None, text: str) -> str:
 
 def _fill_table(widget, node) -> int:
     """The rows of a table node into a table widget; how many."""
-    table = node.GetTable() if node is not None else None
-    columns = table.GetNumberOfColumns() if table else 0
-    rows = table.GetNumberOfRows() if table else 0
-    widget.setRowCount(rows)
-    widget.setColumnCount(columns)
-    widget.setHorizontalHeaderLabels([table.GetColumnName(column).replace(" (", "\n(") for column in range(columns)])
-    for column in range(columns):
-        for row in range(rows):
-            text = table.GetValue(row, column).ToString()
+    titles, rows = _texts(node.GetTable()) if node is not None else ([], [])
+    widget.setRowCount(len(rows))
+    widget.setColumnCount(len(titles))
+    widget.setHorizontalHeaderLabels([title.replace(" (", "\n(") for title in titles])
+    for i, row in enumerate(rows):
+        for j, text in enumerate(row):
             item = qt.QTableWidgetItem(text)
             item.setToolTip(text)
-            widget.setItem(row, column, item)
+            widget.setItem(i, j, item)
     widget.resizeColumnsToContents()
     widget.resizeRowsToContents()
-    return rows
+    return len(rows)
+
+
+def _texts(table) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows; a unit goes beside its number, as the panel is narrow."""
+    columns = range(table.GetNumberOfColumns())
+    titles = [table.GetColumnName(j) for j in columns]
+    rows = [[table.GetValue(i, j).ToString() for j in columns] for i in range(table.GetNumberOfRows())]
+    if UNIT in titles:
+        j = titles.index(UNIT)
+        rows = [[*row[: j - 1], f"{row[j - 1]} {row[j]}".strip(), *row[j + 1 :]] for row in rows]
+        titles.pop(j)
+    return titles, rows

@@ -12,6 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+_PANEL_WORDS = {  # for what the engine calls by its options
+    "with --fixed-mask": "as fixed mask",
+    "with --moving-mask": "as moving mask",
+    "--align moments": "the first alignment by centre and size of the lungs",
+    "--align centres": "the first alignment by centres",
+    "--device cpu": "the CPU",
+}
 ENGINE_FOLDER = Path(__file__).resolve().parents[1]  # holds the package nephi
 
 
@@ -67,7 +74,7 @@ def failure(code: int, log: list[str]) -> str:
     """What went wrong, in one line for the user, from the exit code and the log."""
     said = [line for line in log if line.startswith("nephi: ")]
     if said:
-        return said[-1].removeprefix("nephi: ")
+        return in_panel_words(said[-1].removeprefix("nephi: "))
     text = "\n".join(log)
     last = next((line for line in reversed(log) if line.strip()), "")
     if "No module named 'torch'" in text:
@@ -79,6 +86,13 @@ def failure(code: int, log: list[str]) -> str:
     if code == -9 or code == 137:
         return "The engine was ended by the system, most likely because memory ran out: choose a faster preset."
     return f"The engine stopped unexpectedly (exit code {code}): {last or 'it said nothing'}"
+
+
+def in_panel_words(text: str) -> str:
+    """What the engine says to a user of the command line, for one who has no options to give."""
+    for option, words in _PANEL_WORDS.items():
+        text = text.replace(option, words)
+    return text
 
 
 class _Tail:

@@ -99,11 +99,20 @@ def read_grid_transform(path: Path) -> vtk.vtkObject:
     """A displacement file (ITK transform or image) as a vtkOrientedGridTransform from parent, in RAS mm."""
     node = slicer.vtkMRMLGridTransformNode()
     _load(slicer.vtkMRMLTransformStorageNode(), node, path)
-    grid = node.GetTransformFromParentAs("vtkOrientedGridTransform", False)
-    if grid is None:
+    if not interpolate_linearly(node):
         raise OSError(f"{path.name} holds no displacement grid")
-    grid.SetInterpolationModeToLinear()  # as ITK and the engine interpolate it; MRML would take cubic
-    return grid
+    return node.GetTransformFromParentAs("vtkOrientedGridTransform", False)
+
+
+def interpolate_linearly(node) -> bool:
+    """Between the nodes of a displacement grid as ITK and the engine do it, where MRML would take cubic splines.
+
+    False for another kind of transform, or none.
+    """
+    grid = None if node is None else node.GetTransformFromParentAs("vtkOrientedGridTransform", False)
+    if grid is not None:
+        grid.SetInterpolationModeToLinear()
+    return grid is not None
 
 
 def read_volume(path: Path, node) -> None:

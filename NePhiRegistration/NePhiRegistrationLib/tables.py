@@ -44,8 +44,8 @@ def ventilation_table(scene, report: dict, names: dict[int, str], name: str):
     rows = report["regions"]
     columns = {
         "Region": [names.get(row["label"], f"label {row['label']}") for row in rows],
-        "Fixed volume (ml)": [round(row["volume_fixed_ml"], 1) for row in rows],
-        "Moving volume (ml)": [round(row["volume_moving_ml"], 1) for row in rows],
+        "Fixed (ml)": [round(row["volume_fixed_ml"], 1) for row in rows],
+        "Moving (ml)": [round(row["volume_moving_ml"], 1) for row in rows],
         "Change (ml)": [round(row["change_ml"], 1) for row in rows],
         "Change (%)": [round(row["change_percent"], 1) for row in rows],
         "Mean |J|": [round(row["mean_jacobian"], 3) for row in rows],
@@ -104,28 +104,28 @@ def _column(title: str, values: list) -> vtk.vtkAbstractArray:
 
 
 def _numbers(report: dict) -> Iterable[tuple[str, float, int, str, str]]:
-    """Measure, value, decimals, unit, meaning."""
+    """Measure, value, decimals, unit, meaning; what it means in few words, as the panel is narrow."""
     folds, jacobian = report["folds"], report["jacobian"]
     where = "mask" if "volume" in report else "image"
-    yield "Folded voxels", float(folds["count"]), 0, "", f"of the {where} with |J| of 0 or less; should be 0"
-    yield "Folded part", folds["percent"], 4, "%", f"of the {where}'s voxels"
-    for key, name in (("min", "lowest"), ("mean", "mean"), ("max", "highest")):
-        yield f"|J| {name}", jacobian[key], 3, "", "moving volume per fixed volume: above 1 expansion, below shrinkage"
+    yield "Folded voxels", float(folds["count"]), 0, "", "should be 0"
+    yield "Folded part", folds["percent"], 4, "%", f"of the {where}"
+    yield "|J| lowest", jacobian["min"], 3, "", "below 1 shrinks"
+    yield "|J| mean", jacobian["mean"], 3, "", "moving per fixed"
+    yield "|J| highest", jacobian["max"], 3, "", "above 1 expands"
     if "volume" in report:
         fixed, moving = report["volume"]["fixed_ml"] / 1000, report["volume"]["moving_ml"] / 1000
-        yield "Fixed volume", fixed, 3, "l", "of the mask in the fixed image"
-        yield "Moving volume", moving, 3, "l", "of the same tissue in the moving image"
-        yield "Volume change", moving - fixed, 3, "l", "from the fixed to the moving image"
-        yield "Volume change", 100 * (moving / fixed - 1), 1, "%", "of the fixed volume"
+        yield "Fixed volume", fixed, 3, "l", "of the mask"
+        yield "Moving volume", moving, 3, "l", "same tissue"
+        yield "Volume change", moving - fixed, 3, "l", "fixed to moving"
+        yield "Volume change", 100 * (moving / fixed - 1), 1, "%", "of fixed volume"
     if "tre_mm" in report:
-        for state, text in (("before", "after alignment only"), ("after", "after registration")):
+        for state, text in (("before", "aligned only"), ("after", "registered")):
             for key in ("mean", "max"):
-                value = report["tre_mm"][state][key]
-                yield f"TRE {state}, {key}", value, 2, "mm", f"distance of matching landmarks {text}"
+                yield f"TRE {state}, {key}", report["tre_mm"][state][key], 2, "mm", text
     error = report["inverse_consistency_mm"]
     for key in ("mean", "max"):
-        yield f"Inverse consistency, {key}", error[key], 2, "mm", "how far there and back misses the start"
+        yield f"There and back, {key}", error[key], 2, "mm", "inverse consistency"
     if "dice" in report:
-        yield "Dice before", report["dice"]["before"], 3, "", "overlap of the masks after alignment only"
-        yield "Dice after", report["dice"]["after"], 3, "", "overlap of the masks after registration"
+        for state, text in (("before", "aligned only"), ("after", "masks overlap")):
+            yield f"Dice {state}", report["dice"][state], 3, "", text
     yield "Time", report["time_s"]["wall"], 1, "s", "of the whole run"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .features import Volume
-from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, NeuralFields
+from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, NeuralFields, VoxelFields
 from .settings import FieldSettings
 
 ENCODERS = ("published", "matching")
@@ -102,8 +102,8 @@ class MatchingEncoder(nn.Module):
     A round compares the features at a lattice of points with those around their present partners in the other image,
     averages these costs over neighbourhoods of the lattice, and takes from each where they are least (as dense
     matching does: Siebert et al., ConvexAdam, 2024; Teed and Deng, RAFT, 2020). A small network turns what was found
-    in both directions into a change of the code; with ``field.linear`` it only corrects what was found, which moves the
-    points by itself. Nothing is differentiated through the comparison, so that a round
+    in both directions into a change of the code; where the local code moves the points by itself (``field.linear``,
+    voxel fields) it only corrects what was found. Nothing is differentiated through the comparison, so that a round
     costs little more in training than in use.
     """
 
@@ -124,18 +124,19 @@ class MatchingEncoder(nn.Module):
         self.join = _block(convolution, 2 * w, w)
         self.local = convolution(w, field.local_code, 3, padding=1)
         self.whole = nn.Linear(2 * w, field.global_code)
-        if field.linear:
+        self.moves = field.linear or field.kind == "voxel"
+        if self.moves:
             for last in (self.local, self.whole):  # at first nothing is added to what the comparison found
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
 
-    def forward(self, pair: tuple[Volume, Volume], fields: NeuralFields, start: Code) -> list[Code]:
+    def forward(self, pair: tuple[Volume, Volume], fields: NeuralFields | VoxelFields, start: Code) -> list[Code]:
         """The codes after each round; ``start`` is that of the identity and gives the grid of nodes."""
         codes, code = [], start
         for step in self.settings.steps:
             code = Code(code.global_code.detach(), code.local_code.detach(), code.upper_cube)
             with torch.no_grad():
-                found = [self._look(pair, fields, code, way, step) for way in (FORWARD, INVERSE)]
+                found = [self._look(pair, Maps(fields, code), way, step) for way in (FORWARD, INVERSE)]
             x = [self._to_nodes(self.points(measured), kept, code.size) for measured, kept, _ in found]
             scale = step * pair[FORWARD].spacing / _REACH  # what was found, and the changes, are told in steps
             x = self.enter(torch.cat([*x, code.local_code, torch.full_like(code.local_code[:, :1], scale)], 1))
@@ -145,22 +146,23 @@ class MatchingEncoder(nn.Module):
             x = self.join(torch.cat([x, back], 1))
             change = self.whole(deep.flatten(2).mean(-1)), self.local(x)
             local = code.local_code + scale * change[1]
-            if fields.linear is not None:  # what was found is a map already, in the channels that move points
+            if self.moves:  # what was found is a map already, in the channels that move points
                 flow = torch.cat([self._flow(shift, kept, code.size) for _, kept, shift in found], 1) / LINEAR_CUBE
                 local = torch.cat([local[:, : flow.shape[1]] + flow, local[:, flow.shape[1] :]], 1)
             code = Code(code.global_code + scale * change[0], local, code.upper_cube)
             codes.append(code)
         return codes
 
-    def _look(self, pair, fields: NeuralFields, code: Code, way: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _look(self, pair, maps: Maps, way: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """What is seen (n, c) from the lattice points of the mask, which of the lattice these are, and what the
         comparison over the largest window would add to their map (n, d)."""
         here, there = pair[way], pair[1 - way]
+        code = maps.code
         index = here.nearest(_lattice(code.upper_cube, code.size))
         kept = here.dense_mask()[here.flat(index)]
         index = index[kept]
         points = index * here.spacing + here.lower
-        mapped = fields.one(points, code, way)
+        mapped = maps.one(points, way)
         exact = (mapped - there.lower) / there.spacing
         base = exact.round()
         costs = there.distances(base[:, None] + self.offsets * step, here.at_voxels(index))

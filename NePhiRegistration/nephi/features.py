@@ -188,15 +188,18 @@ class Volume:
     ``volume`` (z, y, x, c); voxel (0, 0, 0) lies at ``lower_cube`` and the spacing is ``spacing_cube``
     along all axes. ``mask`` (z, y, x) says where points are drawn (None: everywhere; read by slices). ``view``
     is the matrix, offset and size that take cube points to the source image's voxel index, to know what lies
-    inside its field of view. ``distance``: another volume, of the mask's distance map.
+    inside its field of view, after ``seen_through`` (points_cube (n, d) -> the same), where there is that.
+    ``distance``: another volume, of the mask's distance map.
     """
 
     _MOST = 1_000_000  # voxels kept to draw from: a random part of a larger mask is as good
 
-    def __init__(self, volume: Tensor, lower_cube: Tensor, spacing_cube: float, mask, view=None, distance=None):
+    def __init__(
+        self, volume: Tensor, lower_cube: Tensor, spacing_cube: float, mask, view=None, distance=None, seen_through=None
+    ):
         self.volume, self.lower, self.spacing = volume, lower_cube, spacing_cube
         self.size = torch.tensor(tuple(reversed(volume.shape[:-1])), device=volume.device)
-        self.view, self.distance = view, distance
+        self.view, self.distance, self.seen_through = view, distance, seen_through
         self.chosen = self._squares = None
         self.voxels = volume[..., 0].numel()
         if mask is not None:
@@ -290,5 +293,7 @@ class Volume:
         if self.view is None:
             return torch.ones_like(points_cube[:, :1])
         matrix, offset, size = self.view
+        if self.seen_through is not None:
+            points_cube = self.seen_through(points_cube)
         index = points_cube @ matrix.T + offset
         return ((index >= 0) & (index <= size - 1)).all(-1, keepdim=True).to(points_cube)

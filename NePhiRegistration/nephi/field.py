@@ -1,4 +1,4 @@
-"""Maps from points to points: the neural fields and what is composed with them.
+"""Maps from points to points: the neural fields, voxel fields, and their composition.
 
 Points in here live in the registration cube (see ``space.Cube``), one row a point, x first.
 """
@@ -20,7 +20,7 @@ class Code:
     """Latent codes of a batch of pairs: a global vector and a local grid that covers the cube (paper, Eq. 4).
 
     ``global_code`` (b, g); ``local_code`` (b, l, (z,) y, x): nodes between minus ``upper_cube`` (d,) and it,
-    interpolated linearly; beyond the border the nearest border value holds.
+    interpolated by B-splines; beyond the border the nearest border value holds.
     """
 
     def __init__(self, global_code: Tensor, local_code: Tensor, upper_cube: Tensor):
@@ -35,14 +35,24 @@ class Code:
         """Nodes along x, y (, z)."""
         return tuple(reversed(self.local_code.shape[2:]))
 
-    def at(self, points_cube: Tensor) -> Tensor:
-        """Local code at points (2, b * n, d), pair after pair -> (2, b * n, l)."""
+    def to(self, device) -> Code:
+        return Code(*(t.to(device) for t in (self.global_code, self.local_code, self.upper_cube)))
+
+    def at(self, points_cube: Tensor, degree: int = 1) -> Tensor:
+        """Local code at points (2, b * n, d), pair after pair -> (2, b * n, l), by B-splines of degree 1 or 2."""
         two, many, d = points_cube.shape
-        grid = (points_cube / self.upper_cube).reshape(two, self.batch, -1, d)
-        grid = grid.transpose(0, 1).reshape(self.batch, *[1] * (d - 1), -1, d)
-        code = nn.functional.grid_sample(self.local_code, grid, padding_mode="border", align_corners=True)
-        code = code.reshape(self.batch, -1, two, many // self.batch).permute(2, 0, 3, 1)
-        return code.reshape(two, many, -1)
+        last = torch.tensor([n - 1 for n in self.size], device=points_cube.device)
+        node, part = _spline((points_cube / self.upper_cube + 1) * (last / 2), degree)
+        node = torch.minimum(node.clamp_(min=0), last[:, None])
+        index = torch.arange(self.batch, device=last.device).repeat_interleave(many // self.batch)[:, None]
+        weight = torch.ones_like(part[..., 0, :1])
+        for axis in reversed(range(d)):
+            index = (index[..., None] * self.size[axis] + node[..., axis, None, :]).flatten(-2)
+            weight = (weight[..., None] * part[..., axis, None, :]).flatten(-2)
+        channels = self.local_code.shape[1]
+        table = self.local_code.movedim(1, -1).reshape(-1, channels)
+        around = table.index_select(0, index.reshape(-1)).reshape(two * many, -1, channels)
+        return torch.bmm(weight.reshape(two * many, 1, -1), around).reshape(two, many, channels)
 
     def prior(self) -> Tensor:
         """Mean norm of the global code plus mean norm over the grid (paper, Eq. 5)."""
@@ -51,7 +61,7 @@ class Code:
         return sum(norm.sqrt().mean() for norm in norms)
 
 
-class HybridCode(Code, nn.Module):
+class HybridCode(nn.Module, Code):
     """The code of one pair as parameters, at first those of ``start``."""
 
     def __init__(self, start: Code):
@@ -65,6 +75,24 @@ def zero_code(settings: FieldSettings, upper_cube: Tensor, size: tuple[int, ...]
     """All zeros: what a code is before anything is known."""
     local = upper_cube.new_zeros(batch, settings.local_code, *reversed(size))
     return Code(upper_cube.new_zeros(batch, settings.global_code), local, upper_cube)
+
+
+def _spline(position: Tensor, degree: int) -> tuple[Tensor, Tensor]:
+    """Nodes (..., degree + 1) that count at positions (...) along an axis, and their weights.
+
+    Degree 1 interpolates linearly, as published. With degree 2 the derivative is continuous, so that the Jacobian
+    determinant shows no trace of the nodes (Unser 1999, B-splines of degree 2).
+    """
+    if degree == 1:
+        first = position.detach().floor()
+        t = position - first
+        weights = [1 - t, t]
+    else:
+        middle = position.detach().round()
+        t, first = position - middle, middle - 1
+        weights = [(0.5 - t).square() / 2, 0.75 - t.square(), (0.5 + t).square() / 2]
+    node = first.long()[..., None] + torch.arange(degree + 1, device=first.device)
+    return node, torch.stack(weights, -1)
 
 
 class NeuralFields(nn.Module):
@@ -141,7 +169,7 @@ class NeuralFields(nn.Module):
         both = layer(start, embedding, weight)
         signal, gate = both.split(self.settings.width, -1)
         signal = torch.sin(signal)
-        local = code.at(inside)
+        local = code.at(inside, self.settings.code_degree)
         skip = gate = self._modulate(torch.baddbmm(gate, local, self.modulation_local[which]))
         for w_s, b_s, w_m, b_m in zip(
             self.synthesis, self.synthesis_bias, self.modulation, self.modulation_bias, strict=True
@@ -150,3 +178,89 @@ class NeuralFields(nn.Module):
             signal = torch.sin(self.settings.omega * layer(b_s, signal, w_s)) * gate
         moved = points_cube + layer(self.out_bias, signal, self.out)
         return moved if self.linear is None else moved + torch.bmm(local, self.linear[which])
+
+
+class VoxelFields(nn.Module):
+    """Displacements at voxels: the local code itself, channels 0 to d - 1 forward, d to 2 d - 1 inverse.
+
+    In the place of ``NeuralFields``; has no weights. Its values, in units of 0.06 of the cube, are spline coefficients.
+    """
+
+    def __init__(self, settings: FieldSettings, dimension: int = 3):
+        super().__init__()
+        self.settings, self.dimension = settings, dimension
+
+    def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
+        return self(points_cube[None], code, way)[0]
+
+    def forward(self, points_cube: Tensor, code: Code, first: int = FORWARD) -> Tensor:
+        inside = torch.minimum(torch.maximum(points_cube, -code.upper_cube), code.upper_cube)
+        values, d = LINEAR_CUBE * code.at(inside, self.settings.code_degree), self.dimension
+        moved = [values[k, :, (first + k) * d : (first + k + 1) * d] for k in range(len(values))]
+        return points_cube + torch.stack(moved)
+
+
+def make_fields(
+    settings: FieldSettings, half_size_mm: float, dimension: int, generator: torch.Generator | None = None
+) -> NeuralFields | VoxelFields:
+    if settings.kind == "voxel":
+        return VoxelFields(settings, dimension)
+    return NeuralFields(settings, half_size_mm, dimension, generator)
+
+
+class Maps:
+    """The forward and the inverse map of a batch of pairs, functions of points: fields with a code.
+
+    ``outer``: what they are composed with, if anything.
+    """
+
+    outer: Maps | None = None
+
+    def __init__(self, fields: NeuralFields | VoxelFields, code: Code):
+        self.fields, self.code = fields, code
+
+    def __call__(self, points_cube: Tensor) -> Tensor:
+        """(2, b * n, d): entry 0 through the forward maps, entry 1 through the inverse ones."""
+        return self.fields(points_cube, self.code)
+
+    def one(self, points_cube: Tensor, way: int) -> Tensor:
+        """Points (n, d) of one pair through one map."""
+        return self.fields.one(points_cube, self.code, way)
+
+    def to(self, device) -> Maps:
+        return Maps(self.fields.to(device), self.code.to(device))
+
+    @torch.no_grad()
+    def solve(self, points_cube: Tensor, rounds: int = 5) -> Tensor:
+        """Where the forward map of one pair takes to these points (n, d): a better inverse than the inverse map."""
+        found = self.one(points_cube, INVERSE)
+        for _ in range(rounds):
+            found = found + points_cube - self.one(found, FORWARD)
+        return found
+
+
+class Composed(Maps):
+    """``inner``, then ``outer`` from its side of the moving image; the inverse goes the way back.
+
+    forward(x) = outer.forward(inner.forward(x)), inverse(y) = inner.inverse(outer.inverse(y)): where both parts are
+    inverses of each other, so are the two. Fields and code are those of the inner maps.
+    """
+
+    def __init__(self, inner: Maps, outer: Maps):
+        super().__init__(inner.fields, inner.code)
+        self.inner, self.outer = inner, outer
+
+    def to(self, device) -> Composed:
+        return Composed(self.inner.to(device), self.outer.to(device))
+
+    def __call__(self, points_cube: Tensor) -> Tensor:
+        moved = self.inner(torch.stack([points_cube[FORWARD], self.outer.one(points_cube[INVERSE], INVERSE)]))
+        return torch.stack([self.outer.one(moved[FORWARD], FORWARD), moved[INVERSE]])
+
+    def one(self, points_cube: Tensor, way: int) -> Tensor:
+        first, then = (self.inner, self.outer) if way == FORWARD else (self.outer, self.inner)
+        return then.one(first.one(points_cube, way), way)
+
+
+def composed(inner: Maps, outer: Maps | None) -> Maps:
+    return inner if outer is None else Composed(inner, outer)

@@ -112,7 +112,8 @@ def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
         )
     if mask.GetNumberOfComponentsPerPixel() != 1:
         raise NephiError(f"{role}: the mask has several components a voxel; give a scalar one")
-    mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
+    if mask.GetPixelID() != sitk.sitkUInt8 or sitk.GetArrayViewFromImage(mask).max() > 1:
+        mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
     if not sitk.GetArrayViewFromImage(mask).any():
         raise NephiError(f"{role}: the mask is empty")
     return mask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .encoder import ENCODERS, NORMS, EncoderSettings, make_encoder, nodes
 from .errors import NephiError
-from .field import Code, NeuralFields, zero_code
+from .field import Code, Maps, composed, make_fields, zero_code
 from .sample import Sample
 from .settings import FieldSettings, SimilaritySettings, decode, find_model
 from .tensorfile import read_tensors
@@ -33,6 +33,7 @@ class ModelSettings:
     align: str = "auto"
     cube_margin_mm: float = 15.0
     half_size_mm: float = 150.0  # the cube's half side that the fields' wavelength is meant for
+    coarse: ModelSettings | None = None  # of the stage before: its maps go first, this model finds the rest
 
 
 def check(settings: ModelSettings) -> None:
@@ -56,24 +57,56 @@ def check(settings: ModelSettings) -> None:
         raise NephiError(f"settings: field.linear needs field.local_code of at least {2 * settings.dimension}")
     if e.kind == "matching" and e.width % 8:
         raise NephiError(f"settings: encoder.width is {e.width}, must be a multiple of 8")
+    voxels = settings.field.kind == "voxel"
+    if voxels and settings.field.local_code != 2 * settings.dimension:
+        raise NephiError(f"settings: field.kind voxel needs field.local_code of {2 * settings.dimension}")
+    if settings.coarse is not None:
+        check(settings.coarse)
+        _check_coarse(settings, settings.coarse)
     if e.kind == "published" and e.norm == "group" and any(c % min(8, c) for c in e.channels):
         raise NephiError(f"settings: encoder.channels are {e.channels}, must be multiples of 8 for group norm")
 
 
+def _check_coarse(settings: ModelSettings, coarse: ModelSettings) -> None:
+    """Raise NephiError where the two stages can't see the same pair."""
+    if coarse.coarse is not None:
+        raise NephiError("settings: the coarse stage of a model can't have a coarse stage of its own")
+    for key in ("dimension", "align", "cube_margin_mm"):
+        mine, theirs = getattr(settings, key), getattr(coarse, key)
+        if mine != theirs:
+            raise NephiError(f"settings: {key} is {mine!r}, but {theirs!r} in the coarse stage; they must agree")
+    fine, spacing = (s.similarity.stages[0].spacing_mm for s in (settings, coarse))
+    if spacing < fine or abs(spacing / fine - round(spacing / fine)) > 1e-6:
+        raise NephiError(f"settings: the coarse stage's spacing {spacing} mm must be a multiple of the fine {fine} mm")
+
+
 class Model(nn.Module):
-    """Encoder and fields with their settings; raises NephiError where those make no sense."""
+    """Encoder and fields with their settings; raises NephiError where those make no sense.
+
+    With a coarse stage (paper, section 4.2: multi-resolution), which is trained before and frozen, that predicts from
+    the images at a lower resolution and the rest of the model looks for what remains.
+    """
 
     def __init__(self, settings: ModelSettings, generator: torch.Generator | None = None):
         super().__init__()
         check(settings)
         self.settings = settings
-        self.fields = NeuralFields(settings.field, settings.half_size_mm, settings.dimension, generator)
+        self.fields = make_fields(settings.field, settings.half_size_mm, settings.dimension, generator)
         self.encoder = make_encoder(settings.encoder, settings.field, settings.dimension)
+        self.coarse = None if settings.coarse is None else Model(settings.coarse).requires_grad_(False)
+
+    def rest(self, sample: Sample) -> Sample:
+        """What the coarse stage leaves of a pair; without one the pair itself."""
+        if self.coarse is None:
+            return sample
+        fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, self.settings.coarse))
+        small = replace(sample.coarser(round(coarse / fine)), similarity=self.settings.coarse.similarity)
+        return sample.through(self.coarse.predict(small))
 
     def codes(self, samples: list[Sample]) -> list[Code]:
         """The code of a batch after each of the encoder's rounds; the last is the prediction.
 
-        The matching encoder takes one pair at a time.
+        ``samples`` as ``rest`` gives them. The matching encoder takes one pair at a time.
         """
         if self.settings.encoder.kind == "published":
             upper = samples[0].upper_cube
@@ -87,9 +120,10 @@ class Model(nn.Module):
         return self.encoder(sample.volumes, self.fields, start)
 
     @torch.no_grad()
-    def predict(self, sample: Sample) -> Code:
+    def predict(self, sample: Sample) -> Maps:
         self.eval()
-        return self.codes([sample])[-1]
+        rest = self.rest(sample)
+        return composed(Maps(self.fields, self.codes([rest])[-1]), rest.outer)
 
     def begin_with(self, other: Model) -> None:
         """Take the weights of another model; raises NephiError where field or encoder are of another make."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .features import Volume, local_offsets, mind_ssc, smoothed
-from .field import FORWARD, INVERSE, Code, NeuralFields
+from .field import FORWARD, INVERSE, Maps
 from .settings import RegularitySettings, SimilaritySettings
 
 _KNOWN = 1500  # points of a pair whose partners are known, looked at a step
@@ -149,13 +149,12 @@ class Objective:
 
     def __init__(
         self,
-        fields: NeuralFields,
         similarity_settings: SimilaritySettings,
         regularity_settings: RegularitySettings,
         unit_mm: float,
         generator: torch.Generator,
     ):
-        self.fields, self.generator = fields, generator
+        self.generator = generator
         self.similarity_settings, self.regularity_settings = similarity_settings, regularity_settings
         self.similarity = similarity(similarity_settings)
         self.step, self.unit_mm = regularity_settings.step_mm / unit_mm, unit_mm
@@ -173,15 +172,15 @@ class Objective:
 
     def __call__(
         self,
-        code: Code,
+        maps: Maps,
         pairs: list[tuple[Volume, Volume]],
         known: list[tuple[Tensor, Tensor] | None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``pairs``: the fixed and moving features of each pair of the code's batch, all of about one size.
+        """``pairs``: the fixed and moving features of each pair of the maps' batch, all of about one size.
 
         ``known``: fixed and moving points_cube (n, d) of each pair that correspond, where they are known.
         """
-        r, upper, batch = self.regularity_settings, code.upper_cube, len(pairs)
+        r, upper, batch = self.regularity_settings, maps.code.upper_cube, len(pairs)
         d, n = len(upper), self.points_of(pairs[0])
         drawn = [[v.draw(n, self.generator) for v in volumes] for volumes in pairs]
         x = torch.stack([torch.stack([points for points, _ in one]) for one in drawn], 1)  # (2, b, n, d)
@@ -193,7 +192,7 @@ class Objective:
         truth = self._known(known)
         if truth is not None:
             together = torch.cat([together, truth], 2)
-        y = self.fields(together.reshape(2, -1, d), code).reshape(together.shape)
+        y = maps(together.reshape(2, -1, d)).reshape(together.shape)
         terms = {"similarity": self._mean(self._similarity, pairs, drawn, y[:, :, :n].unbind(1))}
         if self.weights["boundary"] and all(volume.distance is not None for volumes in pairs for volume in volumes):
             terms["boundary"] = self._mean(self._boundary, pairs, x.unbind(1), y[:, :, :n].unbind(1))
@@ -201,19 +200,19 @@ class Objective:
         values = y[:, :, n : n + m].reshape(sparse.shape)
         if truth is not None:
             terms["known"] = self._distance_mm(y[:, :, n + m :] - truth.flip(0))
-        terms["regularity"] = regularity(lambda p: self.fields(p, code), r, sparse, values, self.step)
+        terms["regularity"] = regularity(maps, r, sparse, values, self.step)
         if r.code_prior:
-            terms["code_prior"] = code.prior()
+            terms["code_prior"] = maps.code.prior()
         return sum(self.weights[name] * term for name, term in terms.items()), terms
 
-    def misfits(self, codes: list[Code | None], volumes: tuple[Volume, Volume], points: int) -> list[float]:
-        """The similarity term of one pair through each of some codes; None: through maps that move nothing.
+    def misfits(self, candidates: list[Maps | None], volumes: tuple[Volume, Volume], points: int) -> list[float]:
+        """The similarity term of one pair through each of some maps; None: through maps that move nothing.
 
-        All at the same points: those, of this many, that are in view through every code.
+        All at the same points: those, of this many, that are in view through all of them.
         """
         drawn = [v.draw(points, self.generator) for v in volumes]
         x = torch.stack([at for at, _ in drawn])
-        mapped = [x if code is None else self.fields(x, code) for code in codes]
+        mapped = [x if maps is None else maps(x) for maps in candidates]
         seen = [torch.stack([volumes[1 - way].inside(y[way]) for y in mapped]).amin(0) for way in (FORWARD, INVERSE)]
         return [
             float(self._similarity(volumes, drawn, y, seen)) if torch.isfinite(y).all() else math.nan for y in mapped

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
 
 from .errors import NephiError
-from .field import Code, NeuralFields
+from .field import Maps
 from .model import Model
 from .objective import Objective
 from .pair import Pair
@@ -22,10 +21,9 @@ _POINTS = 20_000  # at which the prediction is compared with the alignment alone
 
 @dataclass
 class Prediction:
-    """Fields and code to start from, in the cube that the model works in; ``flaw``: why not to, or ""."""
+    """Maps to start from, in the cube that the model works in; ``flaw``: why not to, or ""."""
 
-    fields: NeuralFields
-    code: Code
+    maps: Maps
     cube: Cube
     flaw: str
 
@@ -43,20 +41,19 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
     seen = replace(pair.settings, similarity=s.similarity)
     own = Pair(*pair.images, *pair.masks, pair.affine, seen, pair.trusted, s.cube_margin_mm)
     sample = Sample.of(own).to(device)
-    code = model.predict(sample)
-    fields = copy.deepcopy(model.fields).requires_grad_(True)
-    before, after = _misfits(model, sample, code, seen)
+    maps = model.predict(sample)
+    before, after = _misfits(maps, sample, seen)
     flaw = ""
     if not after < before:
         flaw = f"it fits no better than the alignment alone ({after:.4f} against {before:.4f})"
-    elif folds_percent(model, code, sample, sample.voxel_centres(), most=None) > 0:
+    elif folds_percent(maps, sample, sample.voxel_centres(), most=None) > 0:
         flaw = "it folds"
-    return Prediction(fields, code, own.cube, flaw)
+    return Prediction(maps, own.cube, flaw)
 
 
 @torch.no_grad()
-def _misfits(model: Model, sample: Sample, code: Code, settings: Settings) -> list[float]:
-    """Mean difference of the features at random points, both ways: through the alignment alone, and the code."""
+def _misfits(maps: Maps, sample: Sample, settings: Settings) -> list[float]:
+    """Mean difference of the features at random points, both ways: through the alignment alone, and the maps."""
     generator = torch.Generator(sample.upper_cube.device).manual_seed(0)
-    objective = Objective(model.fields, settings.similarity, RegularitySettings("none"), 1.0, generator)
-    return objective.misfits([None, code], sample.volumes, _POINTS)
+    objective = Objective(settings.similarity, RegularitySettings("none"), 1.0, generator)
+    return objective.misfits([None, maps], sample.volumes, _POINTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -13,7 +14,7 @@ import torch
 
 from .align import align
 from .errors import NephiError
-from .field import Code, HybridCode, NeuralFields, zero_code
+from .field import HybridCode, Maps, composed, make_fields, zero_code
 from .fit import Adam, fit
 from .image import check_image, check_mask, looks_like_ct, lung_mask
 from .model import Model
@@ -78,16 +79,16 @@ def register(
         if predicted.flaw:
             notes.append(f"The prediction of model '{settings.model}' was not used: {predicted.flaw}.")
             predicted = None
-    fields, code, cube = (predicted.fields, predicted.code, predicted.cube) if predicted else _start(pair, settings)
-    fields, code = fields.to(target), HybridCode(code).to(target)
+    start, cube = (predicted.maps, predicted.cube) if predicted else (_start(pair, settings), pair.cube)
+    fields, code = copy.deepcopy(start.fields).to(target).requires_grad_(True), HybridCode(start.code).to(target)
+    maps = composed(Maps(fields, code), start.outer)
     generator = torch.Generator(target).manual_seed(settings.fit.seed)
     regularity = replace(settings.regularity, step_mm=settings.regularity.step_mm * pair.scale)
     pair.work_in(cube)
-    objective = Objective(fields, settings.similarity, regularity, cube.unit_mm, generator)
+    objective = Objective(settings.similarity, regularity, cube.unit_mm, generator)
 
     result = Registration(
-        fields=fields,
-        code=code,
+        maps=maps,
         cube=cube,
         affine=affine,
         fixed_grid=Grid.of(fixed),
@@ -111,7 +112,7 @@ def register(
             torch.set_num_threads(threads)
             volumes[:] = [pair.volumes(stages[number], target)]
             torch.set_num_threads(max(1, min(threads, objective.points_of(volumes[0]) // _POINTS_A_THREAD)))
-        return objective(code, volumes)
+        return objective(maps, volumes)
 
     def record(entry: dict) -> None:
         fraction = 0.08 + 0.72 * entry["step"] / max(1, settings.fit.iterations)
@@ -135,13 +136,13 @@ def register(
     return result
 
 
-def _start(pair: Pair, settings: Settings) -> tuple[NeuralFields, Code, Cube]:
+def _start(pair: Pair, settings: Settings) -> Maps:
     """From nothing: both maps the identity, the code zero."""
     initial = torch.Generator().manual_seed(settings.fit.seed)
     s = pair.field_settings
-    fields = NeuralFields(s, pair.cube.unit_mm, pair.cube.dimension, initial)
+    fields = make_fields(s, pair.cube.unit_mm, pair.cube.dimension, initial)
     upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
-    return fields, zero_code(s, upper, code_size(pair.cube, s.code_spacing_mm)), pair.cube
+    return Maps(fields, zero_code(s, upper, code_size(pair.cube, s.code_spacing_mm)))
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,22 +14,21 @@ import torch
 
 from .align import Affine
 from .errors import NephiError
-from .field import FORWARD, INVERSE, HybridCode, NeuralFields, zero_code
+from .field import FORWARD, INVERSE, HybridCode, Maps, composed, make_fields, zero_code
 from .objective import exact_jacobian
 from .settings import FieldSettings, Settings, from_dict
 from .space import Cube, Grid
 from .tensorfile import read_tensors
 
-_CHUNK = 16384  # points evaluated at a time
-_FORMAT = "nephi-registration-1"
+_CHUNK = 8192  # points evaluated at a time
+_FORMAT = "nephi-registration-2"
 
 
 @dataclass
 class Registration:
     """Forward map (fixed -> moving points) and inverse map (moving -> fixed), alignment included."""
 
-    fields: NeuralFields
-    code: HybridCode
+    maps: Maps  # in the cube
     cube: Cube
     affine: Affine
     fixed_grid: Grid
@@ -60,12 +59,12 @@ class Registration:
         out = np.empty(len(points_cube), np.float32)
         for start in range(0, len(points_cube), _CHUNK):
             x = self._tensor(points_cube[start : start + _CHUNK]).requires_grad_()
-            jacobian = exact_jacobian(self.fields.one(x, self.code, FORWARD), x, create_graph=False)
+            jacobian = exact_jacobian(self.maps.one(x, FORWARD), x, create_graph=False)
             out[start : start + _CHUNK] = torch.linalg.det(jacobian).cpu().numpy()
         return out * np.float32(np.linalg.det(self.affine.matrix))
 
     def _tensor(self, points_cube: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(points_cube, dtype=torch.float32, device=self.code.global_code.device)
+        return torch.as_tensor(points_cube, dtype=torch.float32, device=self.maps.code.global_code.device)
 
     @torch.no_grad()
     def _evaluate(self, points_cube: np.ndarray, way: int) -> np.ndarray:
@@ -74,7 +73,7 @@ class Registration:
         for start in range(0, len(flat), _CHUNK):
             x = self._tensor(flat[start : start + _CHUNK])
             # only the displacement comes in single precision, so that the map keeps the points' own
-            moved = self.fields.one(x, self.code, way) - x
+            moved = self.maps.one(x, way) - x
             out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.double().cpu().numpy()
         return out.reshape(np.shape(points_cube))
 
@@ -119,15 +118,17 @@ class Registration:
 
     def save_model(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
-        tensors = {f"fields.{k}": v for k, v in self.fields.state_dict().items()}
-        tensors |= {f"code.{k}": v for k, v in self.code.state_dict().items()}
+        parts = {"": self.maps} if self.maps.outer is None else {"": self.maps, "outer.": self.maps.outer}
+        tensors = {}
+        for prefix, maps in parts.items():
+            for name, module in (("fields", maps.fields), ("code", HybridCode(maps.code))):
+                tensors |= {f"{prefix}{name}.{k}": v for k, v in module.state_dict().items()}
         geometry = {
             "cube": vars(self.cube),
             "affine": {"matrix": self.affine.matrix.tolist(), "offset_mm": self.affine.offset_mm.tolist()},
             "fixed_grid": _plain(self.fixed_grid),
             "moving_grid": _plain(self.moving_grid),
-            "code_size": self.code.size,
-            "field": vars(self.fields.settings),
+            "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
             "length_scale": self.length_scale,
             "alignment": self.alignment,
         }
@@ -147,22 +148,24 @@ class Registration:
         if metadata.get("format") != _FORMAT:
             raise NephiError(f"{path} is not a NePhi registration (format {metadata.get('format')!r})")
         geometry = json.loads(metadata["geometry"])
-        field_settings = FieldSettings(**geometry["field"])
         cube = Cube(*(tuple(geometry["cube"][k]) for k in ("centre_lps_mm", "half_sides_mm", "direction")))
-        fields = NeuralFields(field_settings, cube.unit_mm, cube.dimension)
-        upper = torch.tensor(cube.upper_cube, dtype=torch.float32)
-        code = HybridCode(zero_code(field_settings, upper, tuple(geometry["code_size"])))
-        for module, prefix in ((fields, "fields."), (code, "code.")):
-            part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            try:
-                module.load_state_dict(part)
-            except RuntimeError as error:
-                raise NephiError(f"{path} does not fit its own settings: {error}") from None
-            module.requires_grad_(False).to(device)
+        parts = {}
+        for prefix, made in geometry["maps"].items():
+            settings = FieldSettings(**made["field"])
+            upper = torch.tensor(cube.upper_cube, dtype=torch.float32)
+            fields = make_fields(settings, cube.unit_mm, cube.dimension)
+            code = HybridCode(zero_code(settings, upper, tuple(made["code_size"])))
+            for module, name in ((fields, f"{prefix}fields."), (code, f"{prefix}code.")):
+                own = {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+                try:
+                    module.load_state_dict(own)
+                except RuntimeError as error:
+                    raise NephiError(f"{path} does not fit its own settings: {error}") from None
+                module.requires_grad_(False).to(device)
+            parts[prefix] = Maps(fields, code)
         affine = geometry["affine"]
         return cls(
-            fields=fields,
-            code=code,
+            maps=composed(parts[""], parts.get("outer.")),
             cube=cube,
             affine=Affine(np.array(affine["matrix"]), np.array(affine["offset_mm"])),
             fixed_grid=_grid(geometry["fixed_grid"]),

@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .features import Volume
+from .field import FORWARD, Maps
 from .objective import similarity
 from .pair import Pair
 from .settings import SimilaritySettings
 
+_STRIDE = 3
+_CHUNK = 16384
 Points = tuple[Tensor, Tensor]  # fixed and moving points_cube (n, d), the moving ones through the alignment
 
 
@@ -23,7 +26,8 @@ class Sample:
     """Images in their window (0..1), masks and distance maps on a grid in the cube, each (z, y, x) or (y, x).
 
     ``lower_cube`` (d,) is the grid's first voxel and ``spacing_cube`` its spacing. ``known``: points that
-    correspond. ``to_moving_mm`` (d, d): a difference in the cube, times it, is one in the moving image's mm.
+    correspond. ``to_moving_mm`` (d, d): a difference in the cube, times it, is one in the moving image's mm. ``outer``:
+    maps through whose forward one the moving image is seen.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Sample:
     landmarks: Points | None = None
     labels: tuple[Tensor, Tensor] | None = None
     to_moving_mm: Tensor | None = None
+    outer: Maps | None = None
     _volumes: tuple[Volume, Volume] | None = field(default=None, repr=False)
 
     @classmethod
@@ -80,7 +85,7 @@ class Sample:
         def moved(value):
             if isinstance(value, tuple):
                 return tuple(moved(v) for v in value)
-            return value.to(device) if isinstance(value, Tensor) else value
+            return value.to(device) if isinstance(value, (Tensor, Maps)) else value
 
         if self.upper_cube.device == torch.device(device):
             return self
@@ -97,7 +102,10 @@ class Sample:
             distance = Volume(values, self.lower_cube, self.spacing_cube, None)
         mask = None if self.masks is None else self.masks[way]
         view = None if self.views is None else self.views[way]
-        return Volume(features, self.lower_cube, self.spacing_cube, mask, view, distance).to(image.device)
+        through = None
+        if way == 1 and self.outer is not None:
+            through = lambda points_cube: self.outer.one(points_cube, FORWARD)  # noqa: E731
+        return Volume(features, self.lower_cube, self.spacing_cube, mask, view, distance, through).to(image.device)
 
     def scaled(self, way: int) -> Tensor:
         """The fixed (0) or the moving (1) image, float32 in its window 0..1."""
@@ -158,6 +166,69 @@ class Sample:
             landmarks=through(self.landmarks),
             to_moving_mm=None if self.to_moving_mm is None else self.to_moving_mm @ frames[1][0],
             views=views,
+            _volumes=None,
+        )
+
+    def through(self, outer: Maps) -> Sample:
+        """What maps leave to be found: the moving image, all that belongs to it and the known points through them."""
+        points = self._seen_points(outer)
+
+        def seen(pair, nearest: bool = False):
+            if pair is None:
+                return None
+            values = self.at(pair[1].float(), points, nearest).reshape(pair[1].shape)
+            return pair[0], values > 0.5 if pair[1].dtype == torch.bool else values.to(pair[1].dtype)
+
+        def known(pair):
+            return None if pair is None else (pair[0], outer.solve(pair[1]))
+
+        return replace(
+            self,
+            intensities=seen(self.intensities),
+            masks=seen(self.masks),
+            distances=seen(self.distances),
+            labels=seen(self.labels, nearest=True),
+            known=known(self.known),
+            landmarks=known(self.landmarks),
+            to_moving_mm=None,
+            outer=outer,
+            _volumes=None,
+        )
+
+    def _seen_points(self, outer: Maps) -> Tensor:
+        """(n, d): where the forward map takes all voxel centres; linear between every third, for it is smooth."""
+        shape = self.intensities[0].shape
+        axes = [torch.arange(-(-(n - 1) // _STRIDE) + 1) * _STRIDE for n in shape]
+        index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flip(-1).to(self.lower_cube)
+        points = (index * self.spacing_cube + self.lower_cube).reshape(-1, len(shape))
+        moved = torch.cat([outer.one(chunk, FORWARD) for chunk in points.split(_CHUNK)])
+        moved = moved.reshape(*[len(axis) for axis in axes], -1).movedim(-1, 0)[None]
+        size = [(len(axis) - 1) * _STRIDE + 1 for axis in axes]
+        moved = F.interpolate(moved, size, mode=("bilinear", "trilinear")[len(shape) - 2], align_corners=True)[0]
+        for axis, n in enumerate(shape):
+            moved = moved.narrow(axis + 1, 0, n)
+        return moved.movedim(0, -1).reshape(-1, len(shape))
+
+    def coarser(self, factor: int) -> Sample:
+        """Everything on a grid of ``factor`` times the spacing, averaged."""
+        if factor == 1:
+            return self
+        pool = (F.avg_pool2d, F.avg_pool3d)[len(self.upper_cube) - 2]
+
+        def averaged(pair):
+            if pair is None:
+                return None
+            means = [pool(t.float()[None, None], factor, ceil_mode=True, count_include_pad=False)[0, 0] for t in pair]
+            return tuple(m > 0.5 if t.dtype == torch.bool else m.to(t.dtype) for m, t in zip(means, pair, strict=True))
+
+        return replace(
+            self,
+            intensities=averaged(tuple(self.scaled(way) for way in (0, 1))),
+            masks=averaged(self.masks),
+            distances=averaged(self.distances),
+            labels=None,
+            lower_cube=self.lower_cube + (factor - 1) / 2 * self.spacing_cube,
+            spacing_cube=factor * self.spacing_cube,
             _volumes=None,
         )
 

@@ -17,6 +17,7 @@ from .errors import NephiError
 
 BODY_MM = 120.0
 WEIGHTS = Path(__file__).parent / "weights"  # the models that are shipped, by name
+FIELDS = ("neural", "voxel")
 SIMILARITIES = ("mind", "lncc", "ncc", "mse")
 REGULARISERS = ("gradicon", "diffusion", "bending", "none")
 ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
@@ -24,8 +25,12 @@ ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
 
 @dataclass(frozen=True)
 class FieldSettings:
-    """Size of the two fields and of the latent code (paper, supplement A.1)."""
+    """Size of the two fields and of the latent code (paper, supplement A.1).
 
+    ``kind`` voxel: no network, the local code is the displacement itself (of a model's coarse stage).
+    """
+
+    kind: str = "neural"
     width: int = 64
     hidden_layers: int = 1
     frequencies: int = 48
@@ -35,6 +40,7 @@ class FieldSettings:
     global_code: int = 16
     local_code: int = 16
     code_spacing_mm: float = 20.0
+    code_degree: int = 2  # of the B-spline between the local code's nodes: 1 (linear, as published) or 2
     linear: bool = False  # the displacement has a term that is linear in the local code, too
 
 
@@ -143,6 +149,7 @@ PRESETS: dict[str, Settings] = {
             global_code=32,
             local_code=32,
             code_spacing_mm=16.0,
+            code_degree=1,
         ),
         similarity=SimilaritySettings(
             name="ncc",
@@ -212,14 +219,16 @@ def check(settings: Settings) -> None:
     """Raise NephiError where values make no sense together."""
     s = settings
     choices = [
+        ("field.kind", s.field.kind, FIELDS),
         ("similarity.name", s.similarity.name, SIMILARITIES),
         ("regularity.name", s.regularity.name, REGULARISERS),
         ("field.modulation", s.field.modulation, ("relu", "sine")),
         ("fit.schedule", s.fit.schedule, ("cosine", "constant")),
+        ("field.code_degree", s.field.code_degree, (1, 2)),
     ]
     for key, value, allowed in choices:
         if value not in allowed:
-            raise NephiError(f"settings: {key} is '{value}', must be one of {', '.join(allowed)}")
+            raise NephiError(f"settings: {key} is {value!r}, must be one of {', '.join(map(str, allowed))}")
     positive = {
         "field.width": s.field.width,
         "field.frequencies": s.field.frequencies,

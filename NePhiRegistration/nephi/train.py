@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import torch
 from . import __version__
 from .dataset import Augmentation, open_data
 from .errors import NephiError
-from .field import Code
+from .field import Code, Maps
 from .fit import Adam, fit
 from .model import Model, ModelSettings
 from .model import check as check_model
@@ -43,6 +43,7 @@ MODEL, RESUME, LOG = "model.safetensors", "resume.safetensors", "log.jsonl"
 class TrainSettings:
     """``data`` and ``validation``: lists of pairs (see ``nephi batch``), or ``shapes-solid``, ``shapes-hollow``.
 
+    ``coarse``: a shipped model's name or a model file: the coarse stage of a multi-resolution model, left as it is.
     ``start``: a shipped model's name or a model file, of the same make, whose weights to begin with.
     A step draws ``batch`` pairs ``accumulate`` times; ``known_weight``: of the distance, in mm, to the points that
     are known to correspond, where a list has them.
@@ -51,6 +52,7 @@ class TrainSettings:
     data: str = ""
     validation: str = ""
     start: str = ""
+    coarse: str = ""
     model: ModelSettings = ModelSettings()
     fit: FitSettings = FitSettings(iterations=10_000, learning_rate=1e-4, warm_up=0.02, beta2=0.999)
     regularity: RegularitySettings = RegularitySettings(weight=1.0, code_prior=0.001)
@@ -80,6 +82,9 @@ def train(
     Of several processes the first writes all that and returns it. Raises NephiError for settings or data that can't
     be used.
     """
+    coarse = Model.load(settings.coarse) if settings.coarse else None
+    if coarse is not None:
+        settings = replace(settings, model=replace(settings.model, coarse=coarse.settings))
     _check(settings)
     rank, world, device = _join(device)
     first = rank == 0
@@ -97,12 +102,12 @@ def train(
     generator = torch.Generator().manual_seed(settings.fit.seed)
     torch.manual_seed(settings.fit.seed)  # the encoder's layers start from it
     model = Model(settings.model, generator).to(device)
+    if coarse is not None:
+        model.coarse.load_state_dict(coarse.state_dict())
     if settings.start:
         model.begin_with(Model.load(settings.start))
     points = torch.Generator(device)
-    objective = Objective(
-        model.fields, settings.model.similarity, settings.regularity, settings.model.half_size_mm, points
-    )
+    objective = Objective(settings.model.similarity, settings.regularity, settings.model.half_size_mm, points)
     objective.weights["similarity"] = settings.similarity_weight
     objective.weights["known"] = settings.known_weight
     adam = Adam(model.parameters(), settings.fit)
@@ -114,14 +119,14 @@ def train(
 
     def step(number: int):
         seed, samples = next(batches)
-        samples = [sample.to(device) for sample in samples]
+        samples = [model.rest(sample.to(device)) for sample in samples]
         points.manual_seed(seed)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             codes = model.codes(samples)
         losses, terms = [], {}
         for code in codes:
             code = Code(code.global_code.float(), code.local_code.float(), code.upper_cube)
-            loss, terms = objective(code, [s.volumes for s in samples], [s.known for s in samples])
+            loss, terms = objective(Maps(model.fields, code), [s.volumes for s in samples], [s.known for s in samples])
             losses.append(loss)
         return torch.stack(losses).mean(), terms  # the terms of the last round tell most
 

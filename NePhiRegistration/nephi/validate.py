@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .field import FORWARD, Code
+from .field import FORWARD, Maps
 from .model import Model
 from .objective import exact_jacobian
 from .quality import dice
@@ -25,30 +25,30 @@ def validate(model: Model, data, most: int, device, writer=None, step: int = 0) 
     found: dict[str, list[float]] = {}
     for k in range(min(most, len(data))):
         sample = data[k].to(device)
-        code = model.predict(sample)
-        for name, value in measure(model, code, sample).items():
+        maps = model.predict(sample)
+        for name, value in measure(maps, sample).items():
             found.setdefault(name, []).append(value)
         if writer is not None and k < _PICTURES:
-            writer.add_image(f"pair {k}: fixed, warped, moving", picture(model, code, sample), step)
+            writer.add_image(f"pair {k}: fixed, warped, moving", picture(maps, sample), step)
     means = {name: float(np.mean(values)) for name, values in found.items()}
     folds = 10 * means["folds_percent"]  # a few folds outweigh a little accuracy
     means["score"] = -means["tre_mm"] - folds if "tre_mm" in means else means.get("dice", 0.0) - folds / 100
     return means
 
 
-def measure(model: Model, code: Code, sample: Sample) -> dict[str, float]:
-    """dice, tre_mm and folds_percent of a code's forward map, as far as the pair tells."""
+def measure(maps: Maps, sample: Sample) -> dict[str, float]:
+    """dice, tre_mm and folds_percent of a pair's forward map, as far as the pair tells."""
     points = sample.voxel_centres()
-    found = {"folds_percent": folds_percent(model, code, sample, points)}
+    found = {"folds_percent": folds_percent(maps, sample, points)}
     if sample.landmarks is not None and sample.to_moving_mm is not None:
         fixed, moving = sample.landmarks
-        apart = (mapped(model, code, fixed) - moving) @ sample.to_moving_mm.T
+        apart = (mapped(maps, fixed) - moving) @ sample.to_moving_mm.T
         found["tre_mm"] = float(apart.norm(dim=-1).mean())
         before = (fixed - moving) @ sample.to_moving_mm.T
         found["tre_before_mm"] = float(before.norm(dim=-1).mean())
     labels = sample.labels if sample.labels is not None else sample.masks
     if labels is not None:
-        found["dice"] = overlap(labels, sample, mapped(model, code, points))
+        found["dice"] = overlap(labels, sample, mapped(maps, points))
     return found
 
 
@@ -68,13 +68,11 @@ def overlap(labels: tuple[Tensor, Tensor], sample: Sample, partners: Tensor) -> 
 
 
 @torch.no_grad()
-def mapped(model: Model, code: Code, points_cube: Tensor) -> Tensor:
-    return torch.cat([model.fields.one(p, code, FORWARD) for p in points_cube.split(_CHUNK)])
+def mapped(maps: Maps, points_cube: Tensor) -> Tensor:
+    return torch.cat([maps.one(p, FORWARD) for p in points_cube.split(_CHUNK)])
 
 
-def folds_percent(
-    model: Model, code: Code, sample: Sample, points_cube: Tensor, most: int | None = _FOLD_VOXELS
-) -> float:
+def folds_percent(maps: Maps, sample: Sample, points_cube: Tensor, most: int | None = _FOLD_VOXELS) -> float:
     """Share of voxels (of the mask, where there is one) whose exact Jacobian determinant is not above 0.
 
     In 3D at most ``most`` of them are looked at.
@@ -87,16 +85,16 @@ def folds_percent(
     for chunk in points_cube.split(_CHUNK):
         x = chunk.clone().requires_grad_()
         with torch.enable_grad():
-            jacobian = exact_jacobian(model.fields.one(x, code, FORWARD), x, create_graph=False)
+            jacobian = exact_jacobian(maps.one(x, FORWARD), x, create_graph=False)
         folded += int((~(torch.linalg.det(jacobian) > 0)).sum())
     return 100 * folded / max(1, len(points_cube))
 
 
-def picture(model: Model, code: Code, sample: Sample) -> Tensor:
+def picture(maps: Maps, sample: Sample) -> Tensor:
     """(1, y, 3 x): the fixed, the warped and the moving image, in 3D their middle coronal slices, head up."""
     shape = sample.intensities[0].shape
     fixed, moving = (sample.scaled(way) for way in (0, 1))
-    warped = sample.at(moving, mapped(model, code, sample.voxel_centres())).reshape(shape)
+    warped = sample.at(moving, mapped(maps, sample.voxel_centres())).reshape(shape)
     images = [fixed, warped, moving]
     if len(shape) == 3:
         images = [image[:, shape[1] // 2].flip(0) for image in images]

@@ -11,7 +11,7 @@ from nephi import features
 from nephi.dataset import Shapes
 from nephi.encoder import EncoderSettings, _lattice, make_encoder, nodes
 from nephi.features import Volume, mind_ssc
-from nephi.field import FORWARD, INVERSE, NeuralFields, zero_code
+from nephi.field import FORWARD, INVERSE, Maps, NeuralFields, zero_code
 from nephi.model import Model, ModelSettings
 from nephi.sample import Sample
 from nephi.settings import PRESETS, FieldSettings
@@ -128,7 +128,7 @@ def test_a_code_is_of_the_pair(kind):
     settings = ModelSettings(dimension=2, field=SMALL, encoder=KINDS[kind], similarity=ModelSettings().similarity)
     torch.manual_seed(0)
     model, data = Model(settings), Shapes(False, settings, True, count=2)
-    one, again, other = (model.predict(data[k]) for k in (0, 0, 1))
+    one, again, other = (model.predict(data[k]).code for k in (0, 0, 1))
     assert torch.equal(one.local_code, again.local_code) and torch.equal(one.global_code, again.global_code)
     assert (one.local_code - other.local_code).abs().max() > 1e-4
 
@@ -189,7 +189,7 @@ def look(pair, d: int, step: int, already: tuple[float, ...] | None = None):
     code = zero_code(SMALL, torch.ones(d), (8,) * d)
     for way, sign in ((FORWARD, 1), (INVERSE, -1)):
         with torch.no_grad():
-            seen, kept, _ = encoder._look(pair, fields, code, way, step)
+            seen, kept, _ = encoder._look(pair, Maps(fields, code), way, step)
         assert seen.shape == (len(kept), encoder.points[0].in_features) and kept.all()
         for start in (3, 3 + d + 2):  # a window after the other
             yield sign, *seen[:, start : start + d + 2].split([d, 1, 1], 1)
@@ -237,7 +237,7 @@ def test_what_is_out_of_view_counts_nowhere():
     encoder = make_encoder(EncoderSettings("matching", width=8, windows=(1, 9)), SMALL, d)
     code, fields = zero_code(SMALL, torch.ones(d), (8, 8)), NeuralFields(SMALL, 150.0, d)
     with torch.no_grad():
-        seen, _, _ = encoder._look(pair, fields, code, FORWARD, 1)
+        seen, _, _ = encoder._look(pair, Maps(fields, code), FORWARD, 1)
     inside = seen[:, 0] > 0
     assert 0.4 < inside.float().mean() < 0.6
     alone, around = seen[:, 3:7], seen[:, 7:11]
@@ -278,7 +278,7 @@ def test_only_the_mask_is_looked_at():
     encoder = make_encoder(EncoderSettings("matching", width=8), SMALL, d)
     code, fields = zero_code(SMALL, torch.ones(d), (6, 6)), NeuralFields(SMALL, 150.0, d)
     with torch.no_grad():
-        seen, kept, _ = encoder._look(pair, fields, code, FORWARD, 1)
+        seen, kept, _ = encoder._look(pair, Maps(fields, code), FORWARD, 1)
     left = _lattice(torch.ones(d), (6, 6))[:, 0] < 0
     assert len(seen) == kept.sum() and torch.equal(kept, left)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from nephi.features import Volume
-from nephi.field import Code, HybridCode, NeuralFields, zero_code
+from nephi.field import Code, HybridCode, Maps, NeuralFields, zero_code
 from nephi.objective import Objective, exact_jacobian, finite_jacobian, regularity, similarity, stencil
 from nephi.settings import SIMILARITIES, FieldSettings, RegularitySettings, Sampling, SimilaritySettings
 from torch.nn import functional as F
@@ -206,7 +206,7 @@ class OnePair:
         self.code = HybridCode(zero_code(settings, torch.ones(d), (3,) * d, batch))
         similar = similar or SimilaritySettings("mse", Sampling(0.0, 200, 200))
         regular = regular or RegularitySettings()
-        self.objective = Objective(self.fields, similar, regular, 100.0, torch.Generator().manual_seed(0))
+        self.objective = Objective(similar, regular, 100.0, torch.Generator().manual_seed(0))
         image = texture(d)
         self.pairs = [
             tuple(Volume(i[..., None], -torch.ones(d), 2 / 39, None, view) for i in (image, image.roll(2 + k, -1)))
@@ -214,7 +214,7 @@ class OnePair:
         ]
 
     def __call__(self):
-        return self.objective(self.code, self.pairs)
+        return self.objective(Maps(self.fields, self.code), self.pairs)
 
 
 def test_terms_are_named_weighted_and_summed():
@@ -267,7 +267,7 @@ def test_a_batch_is_the_mean_of_its_pairs():
     one_by_one = []
     for k, pair in enumerate(many.pairs):
         code = Code(many.code.global_code[k : k + 1], many.code.local_code[k : k + 1], many.code.upper_cube)
-        one_by_one.append(many.objective(code, [pair])[1])
+        one_by_one.append(many.objective(Maps(many.fields, code), [pair])[1])
     for name, value in together.items():
         torch.testing.assert_close(value, sum(terms[name] for terms in one_by_one) / 3)
     assert len({round(float(terms["similarity"].detach()), 6) for terms in one_by_one}) == 3

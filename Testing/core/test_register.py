@@ -142,7 +142,7 @@ def test_the_report_says_where_the_folds_are_and_how_the_determinant_spreads(wri
 def test_folds_of_a_map_are_listed_with_their_place(phantom_2d, short, tmp_path):
     result = run(phantom_2d, short(5))
     with torch.no_grad():  # a step far too large
-        result.fields.out += 0.5
+        result.maps.fields.out += 0.5
     report = write_all(result, phantom_2d.fixed, phantom_2d.moving, tmp_path)
     regions = report["folds"]["regions"]
     assert 0 < len(regions) <= 100

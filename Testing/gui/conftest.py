@@ -5,14 +5,20 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "NePhiRegistration")]
+_TESTING = Path(__file__).parents[1]
+sys.path[:0] = [str(_TESTING / "gui"), str(_TESTING.parent / "NePhiRegistration")]
+sys.path.append(str(_TESTING / "slicer"))  # saving.py
 
 import pytest
+import SimpleITK as sitk
 import slicer
 from nephi.phantom import make_phantom
 from standin.application import install
@@ -121,3 +127,53 @@ def phantom(app, monkeypatch) -> list:
     from NePhiRegistrationLib.sample import add_phantom
 
     return add_phantom(slicer.mrmlScene)
+
+
+@pytest.fixture(scope="session")
+def engine_folder(tmp_path_factory) -> Path:
+    """What the engine writes for that phantom, with the two lungs as regions."""
+    from NePhiRegistrationLib.runner import engine_environment
+
+    folder, made = tmp_path_factory.mktemp("engine"), _made_phantom()
+    made.write(folder)
+    lungs = sitk.GetArrayFromImage(made.fixed_mask)
+    lungs[..., lungs.shape[2] // 2 :] *= 2
+    regions = sitk.GetImageFromArray(lungs)
+    regions.CopyInformation(made.fixed_mask)
+    sitk.WriteImage(regions, str(folder / "regions.nii.gz"))
+    command = [sys.executable, "-m", "nephi", "register", "fixed.nii.gz", "moving.nii.gz", "--output", "result"]
+    command += ["--fixed-mask", "fixed_mask.nii.gz", "--moving-mask", "moving_mask.nii.gz"]
+    command += ["--fixed-landmarks", "fixed_landmarks.csv", "--moving-landmarks", "moving_landmarks.csv"]
+    command += ["--regions", "regions.nii.gz", "--preset", "fast", "--iterations", "30", "--progress", "none"]
+    subprocess.run(command, cwd=folder, env=engine_environment(), check=True, capture_output=True, timeout=120)
+    return folder / "result"
+
+
+FOLDS = [
+    {"voxels": 12, "volume_mm3": 96.0, "centre_lps_mm": [10.0, -20.0, 30.0], "min_jacobian": -0.4},
+    {"voxels": 1, "volume_mm3": 8.0, "centre_lps_mm": [-40.0, 5.0, -25.0], "min_jacobian": -0.1},
+]
+
+
+@pytest.fixture
+def finished(panel, phantom, engine_folder, tmp_path):
+    """A panel with a result as after a registration, in which two folds are planted."""
+    panel.p.fixed, panel.p.moving = phantom[:2]
+    panel.outputs = add_result(panel, engine_folder, tmp_path / "planted", FOLDS)
+    return panel
+
+
+def add_result(panel, engine_folder: Path, folder: Path, folds: list[dict]):
+    """One more result of the phantom, shown by the panel."""
+    from NePhiRegistrationLib.outputs import Outputs
+
+    shutil.copytree(engine_folder, folder)
+    report = json.loads((folder / "report.json").read_text())
+    voxels = sum(fold["voxels"] for fold in folds)
+    report["folds"] |= {"count": voxels, "percent": voxels / 1000, "regions": folds}
+    (folder / "report.json").write_text(json.dumps(report))
+    forward = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLGridTransformNode", "Inhale to exhale")
+    outputs = Outputs.read(folder, forward, panel.p.fixed, panel.p.moving, {1: "right lung", 2: "left lung"})
+    panel.widget.results.add(outputs)
+    panel.p.result = forward
+    return outputs

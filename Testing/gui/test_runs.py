@@ -73,7 +73,7 @@ def test_run_to_the_result(ready):
     assert "optimising" in ui.logTextEdit.plainText
     assert _foregrounds() == {ready.widget.run.outputs.warped.GetID()}
     assert ui.inputsCollapsibleButton.collapsed and ui.qaWidget.visible
-    assert "Landmark error (TRE)" in ui.summaryLabel.text and "Lung volume" in ui.summaryLabel.text
+    assert "Landmark error (mean TRE)" in ui.summaryLabel.text and "Lung volume" in ui.summaryLabel.text
 
 
 def test_cancel_leaves_the_scene_as_it_was(endless):
@@ -158,7 +158,7 @@ def test_input_removed_during_a_run(endless):
     endless.tick()
     assert not _alive(pid)
     assert endless.ui.statusLabel.text.splitlines() == [
-        "The fixed or the moving volume was removed while the registration ran.",
+        "The moving volume was removed while the registration ran.",
         "Choose the moving volume.",
     ]
 

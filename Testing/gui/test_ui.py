@@ -89,6 +89,18 @@ def test_limits_and_decimals_can_hold_the_default(panel, name):
     assert widget.value == getattr(panel.p, name)
 
 
+def test_panel_fits_into_the_width_that_slicer_gives_it(panel):
+    """Everything open; wider than this, half of it lies behind a scroll bar."""
+    for name in ("inputs", "registration", "result"):
+        getattr(panel.ui, f"{name}CollapsibleButton").collapsed = False
+    for name in ("optional", "expert", "log"):
+        getattr(panel.ui, f"{name}GroupBox").collapsed = False
+    for widget in vars(panel.ui).values():
+        if "label" in widget.name.lower() or widget.name.endswith(("LineEdit", "CheckBox", "ComboBox", "qaWidget")):
+            widget.visible = True
+    assert panel.widget.panel.minimumSizeHint.width() <= 400
+
+
 def test_code_uses_widgets_that_exist():
     code = "".join(
         path.read_text()

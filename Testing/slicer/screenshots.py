@@ -1,7 +1,8 @@
 """Pictures for the README from a real registration: ``python Testing/slicer/screenshots.py [--result DIR]``.
 
 The pair is lung_ct_followup in the folder NEPHI_DATA. Views are drawn by Slicer's displayable managers without its
-window. ``--result`` keeps the registration there, or takes it from there where it is already.
+window, the panel by a stand-in for Slicer's widgets. ``--result`` keeps the registration there; where it is kept
+already, it is not run again and the picture of the live preview stays as it is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,69 +30,85 @@ from views import Scene, SliceView, ThreeDView, write_png
 
 PICTURES = Path(__file__).parents[2] / "Resources" / "Screenshots"
 HEIGHT = 440  # pixels of a view
-WIDTHS = {"Axial": 360, "Coronal": 240, "Sagittal": 300}
+ORIENTATIONS = {"Axial": (0, 1), "Coronal": (0, 2), "Sagittal": (1, 2)}  # axes across and down, right-left first
 GAP = 6
+MARGIN_MM = 20.0  # around the volume in 3D, where the grid bulges
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("NEPHI_DATA"), help="folder of the real pairs")
-    parser.add_argument("--result", type=Path, help="folder that keeps the registration")
+    parser.add_argument("--result", type=Path, help="folder that keeps the registration, or has kept it")
     parser.add_argument("--preset", default="balanced")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data or set NEPHI_DATA")
     PICTURES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        result = options.result or Path(scratch)
+        draw_views(options.data, result, options.preset)
+        panel = Path(__file__).parents[1] / "gui" / "screenshot.py"
+        subprocess.run([sys.executable, panel, "--data", options.data, "--result", result], check=True)
+
+
+def draw_views(data: Path, result: Path, preset: str) -> None:
     views = Scene()
-    job = make_job(views.mrml, options.data / "lung_ct_followup", options.preset)
-    slices = [SliceView(views, name, (width, HEIGHT)) for name, width in WIDTHS.items()]
+    job = make_job(views.mrml, data / "lung_ct_followup", preset)
+    slices = [SliceView(views, name, (width_of(job.fixed, name), HEIGHT)) for name in ORIENTATIONS]
+    _axial, coronal, sagittal = slices
     display.show_comparison(job.fixed, job.moving, "fade")
     for view in slices:
         view.fit()
         view.node.JumpSliceByOffsetting(*lung_point(job.fixed_mask))
 
-    def all_views() -> np.ndarray:
-        return row([view.pixels() for view in slices])
+    def picture(name: str, *rows: list[np.ndarray]) -> None:
+        write_png(joined([joined(pictures, 1) for pictures in rows], 0), PICTURES / f"{name}.png")
 
-    def picture(name: str) -> None:
-        write_png(all_views(), PICTURES / f"{name}.png")
+    def now() -> list[np.ndarray]:
+        return [view.pixels() for view in slices]
 
-    before = all_views()
-    outputs = registered(views.mrml, job, options.result, slices)
+    before = now()
+    outputs = registered(views.mrml, job, result, slices)
     fixed, warped = outputs.fixed, outputs.warped
     display.show_comparison(fixed, warped, "fade")
-    gap = np.full((GAP, before.shape[1], 3), 255, np.uint8)
-    write_png(np.concatenate([before, gap, all_views()]), PICTURES / "before_after.png")
-    display.show_comparison(fixed, warped, "checkerboard", squares_mm=30.0)
-    picture("checkerboard")
-    differences = []
-    for other in (job.moving, warped):
-        display.show_comparison(fixed, other, "difference")
-        differences.append(slices[1].pixels())
-    write_png(row(differences), PICTURES / "difference.png")
+    picture("before_after", before, now())
+    for kind, shown in (("checkerboard", (coronal, sagittal)), ("difference", (coronal, sagittal))):
+        pictures = []
+        for other in (job.moving, warped):
+            display.show_comparison(fixed, other, kind, squares_mm=30.0)
+            pictures.append([view.pixels() for view in shown])
+        picture(kind, [pixels for pair in zip(*pictures, strict=True) for pixels in pair])
     display.show_comparison(fixed, warped, "")
     display.show_jacobian(outputs, True, 0.6)
-    picture("jacobian")
+    picture("jacobian", now())
     display.show_jacobian(outputs, False)
     display.show_inverse_consistency(outputs, True, 0.6)
-    picture("inverse_consistency")
+    picture("inverse_consistency", now())
     display.show_inverse_consistency(outputs, False)
-    grids(views, outputs, slices, job.fixed_mask)
+    grids(views, outputs, coronal, job.fixed_mask)
 
 
-def grids(views: Scene, outputs: Outputs, slices: list[SliceView], mask) -> None:
+def width_of(volume, orientation: str) -> int:
+    """Pixels across for a view that the volume fills."""
+    bounds = [0.0] * 6
+    volume.GetRASBounds(bounds)
+    across, down = (bounds[2 * axis + 1] - bounds[2 * axis] for axis in ORIENTATIONS[orientation])
+    return round(HEIGHT * across / down)
+
+
+def grids(views: Scene, outputs: Outputs, coronal: SliceView, mask) -> None:
     """The same slice with grid, arrows and contours, and the grid around the lung in 3D."""
     forward, fixed = outputs.forward, outputs.fixed
     pictures = []
     for mode in display.GRID_MODES:
         display.show_grid(forward, fixed, True, mode, 10.0)
-        pictures.append(slices[1].pixels())
+        pictures.append(coronal.pixels())
     add_surface(views.mrml, mask)
     view, bounds = ThreeDView(views, (HEIGHT, HEIGHT)), [0.0] * 6
     display.show_grid(forward, fixed, True, "grid", 30.0, in_2d=False, in_3d=True)
     fixed.GetRASBounds(bounds)
-    view.look_at(bounds)
-    write_png(row([*pictures, view.pixels()]), PICTURES / "grid.png")
+    view.look_at([bound + MARGIN_MM * (1 if i % 2 else -1) for i, bound in enumerate(bounds)])
+    write_png(joined([*pictures, view.pixels()], 1), PICTURES / "grid.png")
     display.show_grid(forward, fixed, False)
 
 
@@ -112,9 +131,9 @@ def make_job(scene, folder: Path, preset: str) -> Job:
     return Job(**nodes, preset=preset)
 
 
-def registered(scene, job: Job, folder: Path | None, slices: list[SliceView]) -> Outputs:
+def registered(scene, job: Job, folder: Path, slices: list[SliceView]) -> Outputs:
     """The registration, with a picture of the live preview taken as soon as the alignment and later fields show."""
-    if folder is not None and (folder / "report.json").is_file():
+    if (folder / "report.json").is_file():
         forward = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
         return Outputs.read(folder, forward, job.fixed, job.moving, {})
     run = Logic(scene).start(job)
@@ -129,9 +148,8 @@ def registered(scene, job: Job, folder: Path | None, slices: list[SliceView]) ->
     if run.state != "done":
         raise SystemExit(run.error)
     display.show_comparison(job.fixed, run.outputs.warped, "fade")
-    write_png(row([*frames, slices[1].pixels()]), PICTURES / "live_preview.png")
-    if folder is not None:
-        shutil.copytree(run.outputs.folder, folder, dirs_exist_ok=True)
+    write_png(joined([*frames, slices[1].pixels()], 1), PICTURES / "live_preview.png")
+    shutil.copytree(run.outputs.folder, folder, dirs_exist_ok=True)
     return run.outputs
 
 
@@ -165,11 +183,12 @@ def add_surface(scene, mask) -> None:
     model.GetDisplayNode().SetOpacity(0.5)
 
 
-def row(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures side by side, with white between them."""
-    gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
-    parts = [part for picture in pictures for part in (gap, picture)][1:]
-    return np.concatenate(parts, 1)
+def joined(pictures: list[np.ndarray], axis: int) -> np.ndarray:
+    """Pictures below (0) or beside (1) each other, with white between them."""
+    shape = list(pictures[0].shape)
+    shape[axis] = GAP
+    gap = np.full(shape, 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (gap, picture)][1:], axis)
 
 
 if __name__ == "__main__":

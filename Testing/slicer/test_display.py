@@ -248,17 +248,17 @@ def test_live_view_shows_the_moving_image_where_the_transform_puts_it(finished, 
     display.show_comparison(outputs.fixed, outputs.warped, "flicker", opacity=1.0)
     lungs = lung_pixels(view, finished)
     warped = view.pixels().astype(int)
-    display.show_live(outputs.forward, outputs.fixed, moving)
+    live = display.show_live(outputs.forward, outputs.fixed, moving)
     for composite in display._composites(scene):
         composite.SetForegroundOpacity(1.0)
     assert np.abs(view.pixels().astype(int) - warped)[lungs].mean() < 5
     still = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
-    display.hide_live(outputs.forward)
-    display.show_live(still, outputs.fixed, moving)
+    display.hide_live(live)
+    live = display.show_live(still, outputs.fixed, moving)
     for composite in display._composites(scene):
         composite.SetForegroundOpacity(1.0)
     assert np.abs(view.pixels().astype(int) - warped)[lungs].mean() > 30
-    display.hide_live(still)
+    display.hide_live(live)
     assert moving.GetParentTransformNode() is parent
     matrix = vtkMatrixFromArray(np.eye(4))
     parent.GetMatrixTransformToParent(matrix)

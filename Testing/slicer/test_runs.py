@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import slicer
 from helpers import (
+    add_segment,
     finish,
+    matrix_of,
     node_list,
     phantom_job,
     points_in,
@@ -20,7 +24,7 @@ from helpers import (
 )
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
-from NePhiRegistrationLib.runner import failure
+from NePhiRegistrationLib.runner import ENGINE_FOLDER, failure, in_panel_words
 from slicer.util import arrayFromVolume, vtkMatrixFromArray
 
 
@@ -147,6 +151,25 @@ def test_scene_closed_while_it_runs_ends_the_engine(scene, phantom):
     assert not alive(pid) and scene.GetNumberOfNodesByClass("vtkMRMLTransformNode") == 0
 
 
+@pytest.mark.parametrize("name", ["fixed volume", "moving volume", "transform"])
+def test_removed_node_ends_the_run_and_leaves_nothing(scene, phantom, name):
+    composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    job = long(scene, phantom)
+    composite.SetBackgroundVolumeID(job.fixed_mask.GetID())
+    run = Logic(scene).start(job)
+    run.show_live(True)
+    pid = run._process.pid
+    removed = {"fixed volume": job.fixed, "moving volume": job.moving, "transform": run.forward}[name]
+    scene.RemoveNode(removed)
+    assert not run.poll() and run.error == f"The {name} was removed while the registration ran."
+    assert run.state == "cancelled" and not alive(pid)
+    own = {node.GetID() for node in (job.fixed, job.moving, job.fixed_mask, job.moving_mask) if node is not removed}
+    assert {node for node, _ in node_list(scene) if "Volume" in node and "Display" not in node} == own
+    assert scene.GetNumberOfNodesByClass("vtkMRMLTransformNode") == 0
+    assert composite.GetForegroundVolumeID() is None
+    assert composite.GetBackgroundVolumeID() == job.fixed_mask.GetID()
+
+
 def test_initial_transform_is_used_as_if_the_moving_volume_lay_under_it(scene, phantom):
     """Its node lies under a parent itself, so that the way to world counts."""
     matrix = rigid((5, 0, 10), (-20, 10, 30))
@@ -162,6 +185,26 @@ def test_initial_transform_is_used_as_if_the_moving_volume_lay_under_it(scene, p
     expected = (np.c_[points, np.ones(len(points))] @ np.linalg.inv(matrix).T)[:, :3]
     assert np.abs(transformed(run.outputs.forward, points) - expected).max() < 1e-3
     assert run.outputs.report["alignment"]["method"] == "given"
+
+
+def test_segments_of_the_mask_are_measured_where_no_lobes_are_chosen(scene, phantom):
+    job = phantom_job(scene, phantom, overrides={"fit": {"iterations": 0}})
+    both = sitk.GetArrayFromImage(phantom.fixed_mask)
+    job.fixed_mask = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Lungs")
+    names = {}
+    for name, part in (("right lung", np.s_[..., :32]), ("left lung", np.s_[..., 32:])):
+        half = np.zeros_like(both)
+        half[part] = both[part]
+        names[name] = add_segment(job.fixed_mask, half, matrix_of(phantom.fixed_mask), name)
+    run = finish(Logic(scene).start(job))
+    table = run.outputs.ventilation.GetTable()
+    assert [table.GetValue(i, 0).ToString() for i in range(table.GetNumberOfRows())] == list(names)
+    measured_ml = sum(table.GetValue(i, 1).ToDouble() for i in range(2))
+    assert measured_ml == pytest.approx(np.count_nonzero(both) * 5.0**3 / 1000, rel=1e-3)
+    job.fixed_segment = names["left lung"]
+    assert job.measured_regions() is None  # one region is the mask itself
+    job.regions = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    assert job.measured_regions() is job.regions
 
 
 def test_engines_complaint_reaches_the_user_as_one_line(scene, phantom):
@@ -186,6 +229,18 @@ def test_engines_complaint_reaches_the_user_as_one_line(scene, phantom):
 )
 def test_every_failure_has_one_line(code, log, words):
     assert words in failure(code, log) and "\n" not in failure(code, log)
+
+
+def test_no_message_of_a_registration_speaks_of_command_line_options():
+    """Whatever the core says while it registers; its command line's own complaints never reach the panel."""
+    spoken = set()
+    for name in ("align", "pair", "registration", "output"):
+        code = (ENGINE_FOLDER / "nephi" / f"{name}.py").read_text(encoding="utf-8")
+        spoken.update(re.findall(r"(?:with )?--[a-z{}-]+(?: [a-z]+)?", code))
+    assert len(spoken) >= 4
+    for text in spoken:
+        for role in ("fixed", "moving"):
+            assert "--" not in in_panel_words(text.replace("{name}", role)), text
 
 
 def test_missing_interpreter_is_told(scene, phantom):

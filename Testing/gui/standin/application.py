@@ -35,6 +35,8 @@ class Application:
         self._logic.SetMRMLScene(self.scene)
         self._colors.SetMRMLApplicationLogic(self._logic)
         self._colors.SetMRMLScene(self.scene)
+        self._markups = slicer.vtkSlicerMarkupsLogic()  # knows how points are stored
+        self._markups.SetMRMLScene(self.scene)
 
     def add_views(self) -> None:
         """The nodes of three slice views."""
@@ -56,6 +58,9 @@ class Application:
     def connect(self, signal: str, target) -> bool:
         self.connected[signal] = target
         return True
+
+    def layoutManager(self) -> None:
+        """There are no widgets of views."""
 
     def moduleManager(self):
         return SimpleNamespace(connect=lambda *_: True, disconnect=lambda *_: True)
