@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from common import Experiment, Rows, column, main, mean, panels, select
 from nephi.dataset import Shapes
-from nephi.field import Code
+from nephi.field import Code, Maps
 from nephi.model import Model
 from nephi.sample import Sample
 from nephi.train import MODEL, train
@@ -37,20 +37,20 @@ def run(device: torch.device, count: int, ratios: int, train_steps: int, batch: 
     for name, model in models.items():
         for k, samples in enumerate(two_pairs(model, count)):
             samples = [sample.to(device) for sample in samples]
-            codes = [model.predict(sample) for sample in samples]
+            codes = [model.predict(sample).code for sample in samples]
             points = samples[0].voxel_centres()
-            ends = [split(points, mapped(model, code, points) - points) for code in codes]
+            ends = [split(points, mapped(Maps(model.fields, code), points) - points) for code in codes]
             for of_global in steps:
                 for of_local in steps:
-                    code = between(*codes, of_global, of_local)
-                    parts = split(points, mapped(model, code, points) - points)
+                    maps = Maps(model.fields, between(*codes, of_global, of_local))
+                    parts = split(points, mapped(maps, points) - points)
                     row = {"local code from": name, "pairs": k, "global": of_global, "local": of_local}
-                    row["folds_percent"] = folds_percent(model, code, samples[0], points)
+                    row["folds_percent"] = folds_percent(maps, samples[0], points)
                     for part_name, part, first, last in zip(PARTS, parts, *ends, strict=True):
                         way = last - first
                         row[part_name] = float(((part - first) * way).sum() / way.square().sum())
                     shown = k == 0 and {of_global, of_local} <= set(DRAWN)
-                    rows.append({**row, "grid": deformed_grid(model, code, device) if shown else ""})
+                    rows.append({**row, "grid": deformed_grid(maps, device) if shown else ""})
     return rows
 
 
@@ -93,11 +93,11 @@ def split(points: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return affine, displacement - affine, displacement
 
 
-def deformed_grid(model: Model, code: Code, device: torch.device) -> str:
+def deformed_grid(maps: Maps, device: torch.device) -> str:
     """Where the nodes of a regular grid go: x and y in thousandths of the cube's unit, node after node."""
     axis = torch.linspace(-1, 1, NODES, device=device)
     nodes = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
-    return " ".join(str(round(1000 * value)) for value in mapped(model, code, nodes).reshape(-1).tolist())
+    return " ".join(str(round(1000 * value)) for value in mapped(maps, nodes).reshape(-1).tolist())
 
 
 def draw(rows: Rows):

@@ -34,6 +34,7 @@ SETTINGS = {
             "wavelength_mm": 64.0,
             "global_code": 32,
             "local_code": 32,
+            "code_degree": 1,
             "linear": True,
         },
         "encoder": {"size": 128, "local_level": 2, "context": True},
@@ -93,7 +94,9 @@ def run(device: torch.device, trained: int, train_steps: int, scored: int, steps
             sample = data[k].to(device)
             nothing = Start.fresh(model.settings.field, sample, 2, model.settings.half_size_mm)
             predicted = Start.predicted(model, sample)
-            fresh = Start.fresh(model.settings.field, sample, predicted.code.size[0], model.settings.half_size_mm, k)
+            fresh = Start.fresh(
+                model.settings.field, sample, predicted.maps.code.size[0], model.settings.half_size_mm, k
+            )
             fit = FitSettings(iterations=steps, learning_rate=3e-3, seed=k)
             how = model.settings.similarity, settings.regularity, fit
             ends = [optimise(start, sample, *how) for start in (predicted, fresh)]
@@ -105,7 +108,7 @@ def run(device: torch.device, trained: int, train_steps: int, scored: int, steps
 @torch.no_grad()
 def ncc(start: Start, sample: Sample) -> float:
     """Correlation over all pixels of the fixed image with the moving one seen through the forward map."""
-    warped = sample.at(sample.scaled(1), start.fields.one(sample.voxel_centres(), start.code, FORWARD))
+    warped = sample.at(sample.scaled(1), start.maps.one(sample.voxel_centres(), FORWARD))
     return float(np.corrcoef(sample.scaled(0).reshape(-1).cpu(), warped.cpu())[0, 1])
 
 

@@ -13,7 +13,7 @@ from nephi.settings import FitSettings, RegularitySettings, Sampling
 from nephi.space import Grid
 from optimise import Start, optimise
 from shapes2d import NODES, pairs, published_like, training
-from voxel import NoCode, VoxelFields
+from voxel import VoxelMaps
 
 KINDS = ("solid", "hollow")
 METHODS = {"neural field": 64, "voxel field": 64, "voxel field, 4096 points": 4096}  # of the regulariser, a step
@@ -22,15 +22,14 @@ METHODS = {"neural field": 64, "voxel field": 64, "voxel field, 4096 points": 40
 def start(method: str, settings, sample: Sample, seed: int) -> Start:
     if method == "neural field":
         return Start.fresh(settings.field, sample, NODES, settings.half_size_mm, seed)
-    fields = VoxelFields(tuple(sample.intensities[0].shape), sample.upper_cube)
-    return Start(fields, NoCode(sample.upper_cube), settings.half_size_mm)
+    return Start(VoxelMaps(tuple(sample.intensities[0].shape), sample.upper_cube), settings.half_size_mm)
 
 
 def folds_percent(at: Start, sample: Sample) -> float:
     """Pixels with a Jacobian determinant (central differences between pixels) of 0 or less, alike for both."""
     points = sample.voxel_centres()
     with torch.no_grad():
-        moved = at.fields.one(points, at.code, FORWARD) - points
+        moved = at.maps.one(points, FORWARD) - points
     shape = tuple(sample.intensities[0].shape)
     grid = Grid(shape[::-1], (sample.spacing_cube,) * len(shape), (0.0,) * len(shape), (1.0, 0.0, 0.0, 1.0))
     jacobian = displacement_jacobian(moved.reshape(*shape, len(shape)).cpu().numpy(), grid)
