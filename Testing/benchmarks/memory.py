@@ -59,7 +59,7 @@ def run(method: str, size: int, iterations: int) -> dict:
     from nephi import registration
     from nephi.align import Affine
     from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
-    from voxel import NoCode, VoxelFields
+    from voxel import VoxelMaps
 
     torch.set_num_threads(2)
     fixed, moving = make_pair(size)
@@ -75,13 +75,12 @@ def run(method: str, size: int, iterations: int) -> dict:
         volumes = pair.volumes(similarity.stages[0], torch.device("cpu"))
         if method == "voxel":
             upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
-            fields = VoxelFields(volumes[0].volume.shape[:-1], upper)
+            maps = VoxelMaps(volumes[0].volume.shape[:-1], upper)
             regularity = replace(settings.regularity, weight=0.5)
             generator = torch.Generator().manual_seed(0)
-            objective = registration.Objective(fields, similarity, regularity, pair.cube.unit_mm, generator)
-            code = NoCode(upper)
+            objective = registration.Objective(similarity, regularity, pair.cube.unit_mm, generator)
             registration.fit(
-                lambda step: objective(code, [volumes]), registration.Adam(fields.parameters(), settings.fit)
+                lambda step: objective(maps, [volumes]), registration.Adam(maps.parameters(), settings.fit)
             )
     return {"method": method, "size": size, "peak_mb": peak_mb() - before, "images_mb": 2 * 2 * size**3 / 1e6}
 

@@ -24,6 +24,7 @@ from nephi.dataset import SHAPES, Shapes
 from nephi.errors import NephiError
 from nephi.model import Model, about
 from nephi.settings import FitSettings, RegularitySettings, decode
+from nephi.validate import overlap
 from optimise import Start, optimise
 
 STATES = ("before", "prediction", "optimised")
@@ -34,9 +35,9 @@ def score(model: Model, data: Shapes, pairs: int, regularity: RegularitySettings
     rows = []
     for k in range(pairs):
         sample = data[k]
-        nothing = Start.fresh(model.settings.field, sample, 2, model.settings.half_size_mm)
+        before = {"dice": overlap(sample.labels, sample, sample.voxel_centres()), "folds_percent": 0.0}
         prediction = Start.predicted(model, sample)
-        results = {"before": nothing.measure(sample), "prediction": prediction.measure(sample)}
+        results = {"before": before, "prediction": prediction.measure(sample)}
         if fit.iterations:
             done = optimise(prediction, sample, model.settings.similarity, regularity, fit)
             results["optimised"] = done.measure(sample)

@@ -1,4 +1,7 @@
-"""A displacement at every voxel in the place of the neural fields: what nephi is compared with under the same loss."""
+"""A displacement at every voxel in the place of the neural fields: what nephi is compared with under the same loss.
+
+Read by torch's own interpolation: the core's voxel fields, made for a coarse stage, copy their grid at each call.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,11 @@ import torch
 from torch import Tensor
 
 
-class NoCode:
-    """A voxel field has no latent code; the objective asks it for the cube's corner and how many pairs it is of."""
+class VoxelMaps(torch.nn.Module):
+    """Forward and backward displacement (2, d, (z,) y, x) in cube units, interpolated linearly, at first zero.
 
-    batch = 1
-
-    def __init__(self, upper_cube: Tensor):
-        self.upper_cube = upper_cube
-
-
-class VoxelFields(torch.nn.Module):
-    """Forward and backward displacement (2, d, (z,) y, x) in cube units, read by linear interpolation.
-
-    ``shape`` is that of a grid that covers the cube: nodes between minus ``upper_cube`` (d,) and it; beyond the
-    border its value holds. Called as ``nephi.field.NeuralFields``: points (2, n, d) -> (2, n, d).
+    Called as ``nephi.field.Maps``. ``shape`` is that of a grid that covers the cube: nodes between minus
+    ``upper_cube`` (d,) and it; beyond the border its value holds.
     """
 
     def __init__(self, shape: tuple[int, ...], upper_cube: Tensor):
@@ -27,10 +21,15 @@ class VoxelFields(torch.nn.Module):
         self.register_buffer("upper_cube", upper_cube)
         self.displacement = torch.nn.Parameter(torch.zeros(2, len(shape), *shape, device=upper_cube.device))
 
-    def forward(self, points_cube: Tensor, code: object = None) -> Tensor:
+    @property
+    def code(self) -> VoxelMaps:
+        """There is no latent code; what is asked of one is the cube's corner."""
+        return self
+
+    def forward(self, points_cube: Tensor) -> Tensor:
         return points_cube + self._read(self.displacement, points_cube)
 
-    def one(self, points_cube: Tensor, code: object, way: int) -> Tensor:
+    def one(self, points_cube: Tensor, way: int) -> Tensor:
         return points_cube + self._read(self.displacement[way : way + 1], points_cube[None])[0]
 
     def _read(self, displacement: Tensor, points_cube: Tensor) -> Tensor:

@@ -14,16 +14,19 @@ from nephi.align import Affine
 from nephi.batch import finished_report, read_pairs
 from nephi.breathing import BreathingSettings, breathe, procedural
 from nephi.cli import main
+from nephi.dataset import Shapes
 from nephi.encoder import EncoderSettings
 from nephi.errors import NephiError
 from nephi.field import FORWARD, INVERSE
 from nephi.model import Model, ModelSettings, about
 from nephi.pair import Pair
-from nephi.quality import tre_mm
+from nephi.quality import dice, tre_mm
 from nephi.registration import register
 from nephi.result import Registration
 from nephi.settings import PRESETS, FieldSettings, FitSettings, SimilaritySettings, Stage, shipped_models
+from nephi.shapes import HALF
 from nephi.space import Grid
+from nephi.validate import validate
 
 SHIFT_MM = np.array([9.0, -6.0])  # true map: x -> x + SHIFT_MM
 ELSEWHERE_MM = np.array([30.0, 25.0])
@@ -220,6 +223,24 @@ def test_a_model_that_is_none_is_one_line_and_exit_code_2(folder, capfd):
 def test_shipped_models_can_be_read_and_say_how_they_came_about(name):
     assert Model.load(name).settings.dimension in (2, 3)
     assert {"settings", "validation", "version"} <= set(about(name))
+
+
+@pytest.mark.parametrize("kind, least", [("solid", 0.92), ("hollow", 0.72)])
+def test_the_shapes_models_register_shapes_they_have_not_seen(kind, least):
+    """The first validation pairs: by themselves, and one of them as images of a user."""
+    model = Model.load(f"shapes2d-{kind}")
+    data = Shapes(kind == "hollow", model.settings, validation=True, count=12)
+    found = validate(model, data, len(data), "cpu")
+    assert found["dice"] > least and found["folds_percent"] < 0.2
+    fixed, moving = (sitk.GetImageFromArray(stack[0]) for stack in (data.fixed, data.moving))
+    settings = replace(PRESETS["fast"], model=f"shapes2d-{kind}", align="none", fit=FitSettings(iterations=0))
+    result = register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
+    grid = Grid.of(fixed)
+    field = sitk.DisplacementFieldTransform(grid.image(result.displacement(grid).astype(float), vector=True))
+    warped = sitk.GetArrayFromImage(grid.resample(moving, field)) > HALF
+    there = data.fixed[0] > HALF
+    assert not result.notes
+    assert dice(there, warped) > max(0.6, dice(there, data.moving[0] > HALF) + 0.2)
 
 
 def test_the_lung_model_removes_most_of_a_breath_it_has_not_seen():

@@ -1,0 +1,89 @@
+"""Writes docs/results.md from docs/results/*.csv: a section for every experiment of this folder.
+
+    python Testing/experiments/results.py
+
+A module with an ``EXPERIMENT`` (see ``common.py``) is a section, in the order of its number. With ``--check`` nothing
+is written, and the exit code is 1 if the page is not what the CSV files give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from common import ROOT, Experiment, Rows, read_csv
+from nephi.errors import NephiError
+
+PAGE = ROOT / "docs" / "results.md"
+TABLES = ROOT / "docs" / "results"
+HEAD = """# The paper's experiments, measured
+
+Each section is one experiment of Tian et al. (*NePhi: Neural Deformation Fields for Approximately Diffeomorphic Medical
+Image Registration*, ECCV 2024), repeated with this code at a reduced size, next to what the paper shows. The numbers
+are ours, measured on the data that is named; they come from the CSV file of the section, and this page from them:
+
+```sh
+python Testing/experiments/results.py
+```
+
+Every experiment has three sizes: `--size mini` shows in seconds that it runs, `reduced` made what is below, and `full`
+is the paper's, meant for a GPU (`--device cuda`). [CONTRIBUTING](../CONTRIBUTING.md) says what to install.
+"""
+
+
+def experiments() -> list[Experiment]:
+    """Of all modules of this folder, in order."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("test_"))
+    modules = [importlib.import_module(name) for name in names if name != Path(__file__).stem]
+    found = [module.EXPERIMENT for module in modules if hasattr(module, "EXPERIMENT")]
+    return sorted(found, key=lambda experiment: experiment.order)
+
+
+def page() -> str:
+    """Raises NephiError where a CSV file is missing."""
+    return "\n".join([HEAD, *(section(one, read_csv(TABLES / f"{one.name}.csv")) for one in experiments())])
+
+
+def section(experiment: Experiment, rows: Rows) -> str:
+    command = f"python Testing/experiments/{experiment.name}.py --out docs/results"
+    parts = [
+        f"## {experiment.order}. {experiment.title}",
+        f"**Measured on.** {experiment.data}",
+        f"**Published.** {experiment.published}",
+        f"**Here.** {experiment.reading(rows)}",
+        markdown(experiment.table(rows)),
+        f"![{experiment.title}](results/{experiment.name}.png)",
+        f"[{experiment.name}.csv](results/{experiment.name}.csv), made by",
+        f"```sh\n{command}\n```",
+        f"`--size full`: {experiment.full}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(rows: Rows) -> str:
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is not up to date")
+    options = parser.parse_args()
+    try:
+        text = page()
+    except NephiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.check:
+        same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
+        print("up to date" if same else f"{PAGE} is not what the CSV files give: run this without --check")
+        return 0 if same else 1
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
