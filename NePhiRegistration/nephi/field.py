@@ -52,7 +52,7 @@ class Code:
             weight = (weight[..., None] * part[..., axis, None, :]).flatten(-2)
         channels = self.local_code.shape[1]
         table = self.local_code.movedim(1, -1).reshape(-1, channels)
-        around = table.index_select(0, index.reshape(-1)).reshape(two * many, -1, channels)
+        around = table.index_select(0, index.reshape(-1)).reshape(two * many, index.shape[-1], channels)
         return torch.bmm(weight.reshape(two * many, 1, -1), around).reshape(two, many, channels)
 
     def prior(self) -> Tensor:
