@@ -119,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the model, the log and the cache")
     p.add_argument("--data", metavar="PAIRS", help="list of pairs as for batch, shapes-solid or shapes-hollow")
     p.add_argument("--validation", metavar="PAIRS", help="likewise: pairs to choose the best model by")
+    p.add_argument("--start", metavar="NAME", help="begin with the weights of a model: a shipped one's name, or a file")
+    p.add_argument("--coarse", metavar="NAME", help="multi-resolution: a trained model, as it is, predicts before")
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--resume", action="store_true", help="go on where the run in DIR was stopped")

@@ -295,7 +295,8 @@ def train_command(options) -> int:
     settings = TrainSettings()
     if options.settings:
         settings = decode(settings, read_json(options.settings))
-    named = {k: getattr(options, k) for k in ("data", "validation") if getattr(options, k)}
+    named = ("data", "validation", "start", "coarse")
+    named = {k: getattr(options, k) for k in named if getattr(options, k)}
     changes = {k: getattr(options, k) for k in ("iterations", "seed") if getattr(options, k) is not None}
     settings = replace(settings, fit=replace(settings.fit, **changes), **named)
     if not settings.data:

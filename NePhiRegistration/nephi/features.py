@@ -186,10 +186,10 @@ class Volume:
     """Features of one image on a working grid in the cube, where points are drawn and values are read.
 
     ``volume`` (z, y, x, c); voxel (0, 0, 0) lies at ``lower_cube`` and the spacing is ``spacing_cube``
-    along all axes. ``mask`` (z, y, x) says where points are drawn (None: everywhere; read by slices). ``view``
-    is the matrix, offset and size that take cube points to the source image's voxel index, to know what lies
-    inside its field of view, after ``seen_through`` (points_cube (n, d) -> the same), where there is that.
-    ``distance``: another volume, of the mask's distance map.
+    along all axes. ``mask`` (z, y, x) says where points are drawn (None, or an empty one: everywhere; read by slices).
+    ``view`` is the matrix, offset and size that take cube points to the source image's voxel index, to know what
+    lies inside its field of view; ``seen_through``: a map (points_cube (n, d) -> the same) that they go through
+    before, where the image was seen through one. ``distance``: another volume, of the mask's distance map.
     """
 
     _MOST = 1_000_000  # voxels kept to draw from: a random part of a larger mask is as good
@@ -211,7 +211,7 @@ class Volume:
             chosen = torch.cat(parts)
             if len(chosen) > self._MOST:
                 chosen = chosen[torch.linspace(0, len(chosen) - 1, self._MOST, device=chosen.device).long()]
-            self.chosen = chosen
+            self.chosen = chosen if len(chosen) else None
 
     def to(self, device) -> Volume:
         for name in ("volume", "lower", "size", "chosen"):

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .errors import NephiError
 from .settings import FieldSettings
 
 FORWARD, INVERSE = 0, 1
@@ -51,7 +52,7 @@ class Code:
             weight = (weight[..., None] * part[..., axis, None, :]).flatten(-2)
         channels = self.local_code.shape[1]
         table = self.local_code.movedim(1, -1).reshape(-1, channels)
-        around = table.index_select(0, index.reshape(-1)).reshape(two * many, -1, channels)
+        around = table.index_select(0, index.reshape(-1)).reshape(two * many, index.shape[-1], channels)
         return torch.bmm(weight.reshape(two * many, 1, -1), around).reshape(two, many, channels)
 
     def prior(self) -> Tensor:
@@ -200,9 +201,19 @@ class VoxelFields(nn.Module):
         return points_cube + torch.stack(moved)
 
 
+def check_local_code(settings: FieldSettings, dimension: int) -> None:
+    """Raise NephiError where the local code should move the points by itself, and has no channels for that."""
+    if settings.kind == "voxel" and settings.local_code != 2 * dimension:
+        raise NephiError(f"settings: field.kind voxel needs field.local_code of {2 * dimension}")
+    if settings.linear and settings.local_code < 2 * dimension:
+        raise NephiError(f"settings: field.linear needs field.local_code of at least {2 * dimension}")
+
+
 def make_fields(
     settings: FieldSettings, half_size_mm: float, dimension: int, generator: torch.Generator | None = None
 ) -> NeuralFields | VoxelFields:
+    """The fields that the settings ask for; raises NephiError as ``check_local_code``."""
+    check_local_code(settings, dimension)
     if settings.kind == "voxel":
         return VoxelFields(settings, dimension)
     return NeuralFields(settings, half_size_mm, dimension, generator)

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from .settings import FitSettings
 
+_WARM_UP = 10  # steps at least, where the learning rate rises at all
 _RECORDS = 200  # entries of the history, whatever the number of iterations
 
 
 def rate_factor(step: int, settings: FitSettings) -> float:
     """Part of the learning rate at a step: linear warm-up, then a cosine down to zero, or constant."""
-    warm = settings.warm_up * settings.iterations
+    # of a few steps none is a full one: Adam's first ones are as long as the rate, whatever the gradient
+    warm = max(settings.warm_up * settings.iterations, _WARM_UP) if settings.warm_up else 0
     if step < warm:
         return (step + 1) / (warm + 1)
     if settings.schedule == "constant":

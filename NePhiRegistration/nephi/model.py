@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .encoder import ENCODERS, NORMS, EncoderSettings, make_encoder, nodes
 from .errors import NephiError
-from .field import Code, Maps, composed, make_fields, zero_code
+from .field import Code, Maps, check_local_code, composed, make_fields, zero_code
 from .sample import Sample
-from .settings import FieldSettings, SimilaritySettings, decode, find_model
+from .settings import FieldSettings, Settings, SimilaritySettings, decode, find_model
+from .settings import check as check_settings
 from .tensorfile import read_tensors
 
 _FORMAT = "nephi-model-1"
@@ -39,6 +40,7 @@ class ModelSettings:
 def check(settings: ModelSettings) -> None:
     """Raise NephiError where no model can be made of the settings."""
     e = settings.encoder
+    check_settings(Settings(field=settings.field, similarity=settings.similarity))
     if settings.dimension not in (2, 3):
         raise NephiError(f"settings: dimension is {settings.dimension}, must be 2 or 3")
     for key, value, allowed in (("kind", e.kind, ENCODERS), ("norm", e.norm, NORMS)):
@@ -53,31 +55,37 @@ def check(settings: ModelSettings) -> None:
         raise NephiError(f"settings: encoder.local_level is {e.local_level}, must be 0 to {len(e.channels) - 1}")
     if not e.windows or any(w < 1 or w % 2 == 0 for w in e.windows):
         raise NephiError(f"settings: encoder.windows are {e.windows}, must be odd numbers")
-    if settings.field.linear and settings.field.local_code < 2 * settings.dimension:
-        raise NephiError(f"settings: field.linear needs field.local_code of at least {2 * settings.dimension}")
+    check_local_code(settings.field, settings.dimension)
     if e.kind == "matching" and e.width % 8:
         raise NephiError(f"settings: encoder.width is {e.width}, must be a multiple of 8")
-    voxels = settings.field.kind == "voxel"
-    if voxels and settings.field.local_code != 2 * settings.dimension:
-        raise NephiError(f"settings: field.kind voxel needs field.local_code of {2 * settings.dimension}")
+    if e.kind == "published" and e.norm == "group" and any(c % min(8, c) for c in e.channels):
+        raise NephiError(f"settings: encoder.channels are {e.channels}, must be multiples of 8 for group norm")
     if settings.coarse is not None:
         check(settings.coarse)
         _check_coarse(settings, settings.coarse)
-    if e.kind == "published" and e.norm == "group" and any(c % min(8, c) for c in e.channels):
-        raise NephiError(f"settings: encoder.channels are {e.channels}, must be multiples of 8 for group norm")
 
 
 def _check_coarse(settings: ModelSettings, coarse: ModelSettings) -> None:
     """Raise NephiError where the two stages can't see the same pair."""
     if coarse.coarse is not None:
         raise NephiError("settings: the coarse stage of a model can't have a coarse stage of its own")
-    for key in ("dimension", "align", "cube_margin_mm"):
-        mine, theirs = getattr(settings, key), getattr(coarse, key)
-        if mine != theirs:
-            raise NephiError(f"settings: {key} is {mine!r}, but {theirs!r} in the coarse stage; they must agree")
+    theirs = _preparation(coarse)
+    for key, mine in _preparation(settings).items():
+        if mine != theirs[key]:
+            raise NephiError(f"settings: {key} is {mine!r}, but {theirs[key]!r} in the coarse stage; they must agree")
     fine, spacing = (s.similarity.stages[0].spacing_mm for s in (settings, coarse))
     if spacing < fine or abs(spacing / fine - round(spacing / fine)) > 1e-6:
         raise NephiError(f"settings: the coarse stage's spacing {spacing} mm must be a multiple of the fine {fine} mm")
+
+
+def _preparation(settings: ModelSettings) -> dict:
+    """What decides, beside the spacing, how the images of a pair look that a model sees."""
+    s = settings.similarity
+    return {
+        **{key: getattr(settings, key) for key in ("dimension", "align", "cube_margin_mm")},
+        **{f"similarity.{key}": getattr(s, key) for key in ("window", "outside_hu", "mask_margin_mm")},
+        "similarity.stages[0].outside": s.stages[0].outside,
+    }
 
 
 class Model(nn.Module):
@@ -100,7 +108,7 @@ class Model(nn.Module):
         if self.coarse is None:
             return sample
         fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, self.settings.coarse))
-        small = replace(sample.coarser(round(coarse / fine)), similarity=self.settings.coarse.similarity)
+        small = sample.coarser(round(coarse / fine), self.settings.coarse.similarity)
         return sample.through(self.coarse.predict(small))
 
     def codes(self, samples: list[Sample]) -> list[Code]:
@@ -126,12 +134,16 @@ class Model(nn.Module):
         return composed(Maps(self.fields, self.codes([rest])[-1]), rest.outer)
 
     def begin_with(self, other: Model) -> None:
-        """Take the weights of another model; raises NephiError where field or encoder are of another make."""
+        """Take the weights of another model's fields and encoder; raises NephiError where they are of another make.
+
+        The coarse stage stays what it is, whatever that of the other model.
+        """
         for part in ("dimension", "field", "encoder"):
             mine, theirs = (getattr(model.settings, part) for model in (self, other))
             if mine != theirs:
                 raise NephiError(f"the model to start from has another {part}: {theirs}; settings ask for {mine}")
-        self.load_state_dict(other.state_dict())
+        self.fields.load_state_dict(other.fields.state_dict())
+        self.encoder.load_state_dict(other.encoder.state_dict())
 
     def save(self, path: str | Path, about: dict | None = None) -> None:
         """Weights with the settings in the metadata (safetensors); ``about``: how they came to be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 import numpy as np
 import SimpleITK as sitk
@@ -102,9 +103,7 @@ class Sample:
             distance = Volume(values, self.lower_cube, self.spacing_cube, None)
         mask = None if self.masks is None else self.masks[way]
         view = None if self.views is None else self.views[way]
-        through = None
-        if way == 1 and self.outer is not None:
-            through = lambda points_cube: self.outer.one(points_cube, FORWARD)  # noqa: E731
+        through = partial(self.outer.one, way=FORWARD) if way == 1 and self.outer is not None else None
         return Volume(features, self.lower_cube, self.spacing_cube, mask, view, distance, through).to(image.device)
 
     def scaled(self, way: int) -> Tensor:
@@ -209,10 +208,11 @@ class Sample:
             moved = moved.narrow(axis + 1, 0, n)
         return moved.movedim(0, -1).reshape(-1, len(shape))
 
-    def coarser(self, factor: int) -> Sample:
-        """Everything on a grid of ``factor`` times the spacing, averaged."""
-        if factor == 1:
-            return self
+    def coarser(self, factor: int, settings: SimilaritySettings) -> Sample:
+        """Everything on a grid of ``factor`` times the spacing, averaged, and compared as ``settings`` say.
+
+        The last voxel of an axis that ``factor`` does not divide is the average of what is left.
+        """
         pool = (F.avg_pool2d, F.avg_pool3d)[len(self.upper_cube) - 2]
 
         def averaged(pair):
@@ -229,6 +229,7 @@ class Sample:
             labels=None,
             lower_cube=self.lower_cube + (factor - 1) / 2 * self.spacing_cube,
             spacing_cube=factor * self.spacing_cube,
+            similarity=settings,
             _volumes=None,
         )
 

@@ -85,19 +85,13 @@ def train(
     coarse = Model.load(settings.coarse) if settings.coarse else None
     if coarse is not None:
         settings = replace(settings, model=replace(settings.model, coarse=coarse.settings))
+    elif settings.model.coarse is not None:
+        raise NephiError("settings: model.coarse comes with a trained model: give its name or file as coarse")
     _check(settings)
     rank, world, device = _join(device)
     first = rank == 0
     if settings.accumulate % world:
         raise NephiError(f"accumulate is {settings.accumulate}: it must be a multiple of the {world} processes")
-    silent = progress if first and progress else lambda *_: None
-    cache = folder / "cache"
-    if not first:  # the first process prepares the pairs, the others find them prepared
-        torch.distributed.barrier()
-    data = open_data(settings.data, settings.model, cache, False, tell if first else lambda _: None)
-    checks = open_data(settings.validation or settings.data, settings.model, cache, True, lambda _: None)
-    if first and world > 1:
-        torch.distributed.barrier()
 
     generator = torch.Generator().manual_seed(settings.fit.seed)
     torch.manual_seed(settings.fit.seed)  # the encoder's layers start from it
@@ -106,6 +100,15 @@ def train(
         model.coarse.load_state_dict(coarse.state_dict())
     if settings.start:
         model.begin_with(Model.load(settings.start))
+
+    silent = progress if first and progress else lambda *_: None
+    cache = folder / "cache"
+    if not first:  # the first process prepares the pairs, the others find them prepared
+        torch.distributed.barrier()
+    data = open_data(settings.data, settings.model, cache, False, tell if first else lambda _: None)
+    checks = open_data(settings.validation or settings.data, settings.model, cache, True, lambda _: None)
+    if first and world > 1:
+        torch.distributed.barrier()
     points = torch.Generator(device)
     objective = Objective(settings.model.similarity, settings.regularity, settings.model.half_size_mm, points)
     objective.weights["similarity"] = settings.similarity_weight
@@ -179,7 +182,7 @@ def _check(settings: TrainSettings) -> None:
     """Raise NephiError where values make no sense together."""
     m = settings.model
     check_model(m)
-    check(Settings(field=m.field, similarity=m.similarity, regularity=settings.regularity, fit=settings.fit))
+    check(Settings(regularity=settings.regularity, fit=settings.fit))
     counts = ("batch", "accumulate", "validate_every", "validation_pairs", "save_every")
     values = {key: getattr(settings, key) for key in counts} | {"fit.iterations": settings.fit.iterations}
     for key, value in values.items():

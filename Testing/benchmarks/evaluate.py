@@ -69,7 +69,8 @@ def evaluate(prepared_folder: Path, result_folder: Path) -> dict:
         transform, sitk.sitkVectorFloat32, fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing(),
         fixed.GetDirection())  # fmt: skip
     determinant = jacobian_determinant(field)[region]
-    scores |= {"folds": int((determinant <= 0).sum()), "jacobian_min": float(determinant.min()),
+    scores |= {"folds": int((determinant <= 0).sum()), "folds_percent": 100 * float((determinant <= 0).mean()),
+               "jacobian_min": float(determinant.min()),
                "jacobian_max": float(determinant.max())}  # fmt: skip
 
     scores["inverse_consistency"] = None

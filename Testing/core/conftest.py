@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 
 # threads that wait without spinning: on a busy machine small steps take a fifth of the time
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 import torch
+from nephi.landmarks import write_landmarks
 from nephi.phantom import Phantom, make_phantom
 from nephi.settings import PRESETS, SimilaritySettings, Stage
 
@@ -43,6 +45,25 @@ def short():
         )
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def training_pairs(tmp_path_factory) -> Path:
+    """A list of three 2D phantoms with masks, landmarks and known points."""
+    folder = tmp_path_factory.mktemp("pairs")
+    roles = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "fixed_points",
+             "moving_points")  # fmt: skip
+    rows = [["name", *roles]]
+    for seed in range(3):
+        phantom = make_phantom((96, 80), 4.0, dimension=2, seed=seed)
+        phantom.write(folder / str(seed))
+        points = phantom.fixed_landmarks_lps_mm + 5
+        write_landmarks(folder / str(seed) / "fixed_points.csv", points)
+        write_landmarks(folder / str(seed) / "moving_points.csv", phantom.forward(points))
+        rows.append([f"p{seed}", *(f"{seed}/{r}{'.nii.gz' if i < 4 else '.csv'}" for i, r in enumerate(roles))])
+    with open(folder / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "pairs.csv"
 
 
 @pytest.fixture(scope="session")

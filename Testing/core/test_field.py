@@ -1,4 +1,4 @@
-"""The neural fields, the latent code and the model file."""
+"""The fields, the latent code, the composition of maps, and the model file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,25 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nephi.align import Affine
 from nephi.errors import NephiError
-from nephi.field import FORWARD, INVERSE, HybridCode, Maps, NeuralFields, zero_code
+from nephi.field import (
+    FORWARD,
+    INVERSE,
+    LINEAR_CUBE,
+    Code,
+    Composed,
+    HybridCode,
+    Maps,
+    NeuralFields,
+    VoxelFields,
+    composed,
+    make_fields,
+    zero_code,
+)
+from nephi.objective import exact_jacobian
 from nephi.result import Registration
 from nephi.settings import PRESETS, FieldSettings
 from nephi.space import Cube, Grid
@@ -104,6 +120,166 @@ def test_code_prior_is_the_mean_of_norms():
     assert float(code.prior().detach()) == pytest.approx(5 + 2.5, abs=1e-4)
     code.prior().backward()
     assert torch.isfinite(code.local_code.grad).all()
+
+
+# ---- voxel fields --------------------------------------------------------------------------------------
+
+
+def voxel(d: int, degree: int = 2) -> FieldSettings:
+    return FieldSettings(kind="voxel", local_code=2 * d, global_code=1, code_degree=degree)
+
+
+def voxel_maps(d: int, values: torch.Tensor | None = None, batch: int = 1, degree: int = 2) -> Maps:
+    """Voxel fields with a random code, or with ``values`` (2 d,) at every node."""
+    upper, size = torch.tensor([1.0, 0.8, 0.6][:d]), (6, 5, 4)[:d]
+    code = zero_code(voxel(d, degree), upper, size, batch)
+    noise = torch.rand(code.local_code.shape, generator=torch.Generator().manual_seed(4)) - 0.5
+    local = noise if values is None else code.local_code + values.reshape(1, -1, *[1] * d)
+    return Maps(make_fields(voxel(d, degree), 150.0, d), Code(code.global_code, local, upper))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_voxel_fields_move_points_by_the_code_and_nothing_else(d):
+    x = torch.stack([points_of(d, seed=1), points_of(d, seed=2)]) * 1.5  # some beyond the cube: the border holds
+    still = voxel_maps(d, torch.zeros(2 * d))
+    assert torch.equal(still(x), x) and not list(still.fields.parameters())
+    values = torch.arange(1.0, 2 * d + 1) / 3
+    moved = voxel_maps(d, values)(x) - x
+    for way in (FORWARD, INVERSE):
+        expected = LINEAR_CUBE * values[way * d : (way + 1) * d]
+        torch.testing.assert_close(moved[way], expected.expand_as(moved[way]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+@pytest.mark.parametrize("d", [2, 3])
+def test_one_voxel_field_agrees_with_the_batched_pair(d, degree):
+    maps = voxel_maps(d, degree=degree, batch=2)
+    x = torch.stack([points_of(d, seed=1), points_of(d, seed=2)])
+    both = maps(x)
+    for way in (FORWARD, INVERSE):
+        torch.testing.assert_close(maps.one(x[way], way), both[way], atol=1e-6, rtol=0)
+    half = x.shape[1] // 2
+    for k, part in enumerate((slice(0, half), slice(half, None))):  # pair after pair, each with its code
+        code = Code(maps.code.global_code[k : k + 1], maps.code.local_code[k : k + 1], maps.code.upper_cube)
+        torch.testing.assert_close(Maps(maps.fields, code)(x[:, part]), both[:, part], atol=1e-6, rtol=0)
+    assert (both - x).abs().amax(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_fields_whose_code_moves_points_need_its_channels(d):
+    assert isinstance(make_fields(voxel(d), 150.0, d), VoxelFields)
+    for count in (2 * d - 1, 2 * d + 1):
+        with pytest.raises(NephiError, match=f"field.kind voxel needs field.local_code of {2 * d}"):
+            make_fields(replace(voxel(d), local_code=count), 150.0, d)
+    with pytest.raises(NephiError, match=f"field.linear needs field.local_code of at least {2 * d}"):
+        make_fields(FieldSettings(linear=True, local_code=2 * d - 1), 150.0, d)
+
+
+# ---- composition ---------------------------------------------------------------------------------------
+
+
+def affine_maps(matrix: np.ndarray, offset: np.ndarray) -> Maps:
+    """Voxel fields that are ``matrix @ x + offset`` and its inverse; exact within the cube, for both are ramps."""
+    d = len(offset)
+    upper, size = torch.tensor([1.5, 1.2, 0.9][:d]), (3, 4, 5)[:d]
+    axes = [np.linspace(-float(u), float(u), n) for u, n in zip(upper, size, strict=True)]
+    nodes = np.stack(np.meshgrid(*axes, indexing="ij"), -1)  # (x, y(, z), d)
+    back = np.linalg.inv(matrix)
+    moved = np.concatenate([nodes @ matrix.T + offset - nodes, (nodes - offset) @ back.T - nodes], -1)
+    local = torch.tensor(moved / LINEAR_CUBE, dtype=torch.float32).permute(*range(d, -1, -1))[None]
+    return Maps(VoxelFields(voxel(d, 1), d), Code(torch.zeros(1, 1), local, upper))
+
+
+@st.composite
+def affine_pairs(draw) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Two affine maps that stay close to the identity; they do not commute."""
+    d = draw(st.sampled_from([2, 3]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    size = draw(st.floats(0.0, 0.12))
+    return tuple((np.eye(d) + size * random.uniform(-1, 1, (d, d)), 0.1 * random.uniform(-1, 1, d)) for _ in range(2))
+
+
+@given(affine_pairs())
+@settings(deadline=None, max_examples=60)
+def test_the_inverse_of_a_composite_of_inverses_inverts_it(both):
+    (a, b), (c, e) = both
+    maps, d = composed(affine_maps(a, b), affine_maps(c, e)), len(b)
+    x = points_of(d) * 0.4
+    y = maps.one(x, FORWARD)
+    expected = torch.tensor((x.double().numpy() @ a.T + b) @ c.T + e, dtype=torch.float32)
+    torch.testing.assert_close(y, expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(maps.one(y, INVERSE), x, atol=2e-6, rtol=0)
+    torch.testing.assert_close(maps.one(maps.one(x, INVERSE), FORWARD), x, atol=2e-6, rtol=0)
+    point = x.clone().requires_grad_()
+    jacobian = exact_jacobian(maps.one(point, FORWARD), point, create_graph=False)
+    expected = torch.tensor(c @ a, dtype=torch.float32).expand_as(jacobian)
+    torch.testing.assert_close(jacobian, expected, atol=1e-5, rtol=0)
+
+
+@given(st.sampled_from([2, 3]), st.integers(0, 1000))
+@settings(deadline=None, max_examples=20)
+def test_shifts_of_either_kind_are_undone(d, seed):
+    """The neural one by its last bias, the voxel one by its code; beyond the cube as well."""
+    generator = torch.Generator().manual_seed(seed)
+    near, far = (torch.rand(d, generator=generator) - 0.5 for _ in range(2))
+    fields, code = make(PRESETS["balanced"].field, d)
+    with torch.no_grad():
+        fields.out_bias.copy_(torch.stack([near, -near])[:, None])
+    maps = composed(Maps(fields, code), voxel_maps(d, torch.cat([far, -far]) / LINEAR_CUBE))
+    x = points_of(d, seed=seed) * 1.5
+    y = maps.one(x, FORWARD)
+    torch.testing.assert_close(y, x + near + far, atol=1e-6, rtol=0)
+    torch.testing.assert_close(maps.one(y, INVERSE), x, atol=1e-6, rtol=0)
+    torch.testing.assert_close(maps.solve(y), x, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["neural after voxel", "voxel after neural"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_composite_is_one_map_after_the_other_and_the_way_back(d, swap):
+    """Any two maps; the exact Jacobian is the product of theirs."""
+    neural = Maps(*make(PRESETS["balanced"].field, d, random_end=True))
+    inner, outer = (voxel_maps(d), neural) if swap else (neural, voxel_maps(d))
+    maps = composed(inner, outer)
+    assert isinstance(maps, Composed) and maps.outer is outer and (maps.fields, maps.code) == (inner.fields, inner.code)
+    x = torch.stack([points_of(d, seed=1), points_of(d, seed=2)])
+    forward = outer.one(inner.one(x[FORWARD], FORWARD), FORWARD)
+    inverse = inner.one(outer.one(x[INVERSE], INVERSE), INVERSE)
+    for way, expected in ((FORWARD, forward), (INVERSE, inverse)):
+        torch.testing.assert_close(maps.one(x[way], way), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(maps(x)[way], expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(maps.to("cpu").one(x[way], way), expected, atol=1e-6, rtol=0)
+    other = composed(outer, inner).one(x[FORWARD], FORWARD)
+    assert (other - forward).abs().max() > 1e-3  # so that the order counts
+
+    def jacobian(of: Maps, at: torch.Tensor) -> torch.Tensor:
+        at = at.detach().clone().requires_grad_()
+        return exact_jacobian(of.one(at, FORWARD), at, create_graph=False)
+
+    chain = jacobian(outer, inner.one(x[FORWARD], FORWARD)) @ jacobian(inner, x[FORWARD])
+    torch.testing.assert_close(jacobian(maps, x[FORWARD]), chain, atol=1e-5, rtol=0)
+
+
+def test_nothing_to_compose_with_leaves_the_maps_as_they_are():
+    inner = voxel_maps(2)
+    assert composed(inner, None) is inner and inner.outer is None
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_solve_finds_where_the_forward_map_comes_from(d):
+    """Also where the inverse map is none: it only begins there."""
+    with_inverse = affine_maps(np.eye(d) + 0.1 * np.ones((d, d)), np.full(d, 0.05))
+    for maps in (with_inverse, voxel_maps(d), composed(voxel_maps(d), with_inverse)):
+        y = points_of(d) * 0.5
+        with torch.no_grad():
+            found = maps.solve(y, rounds=12)
+            left, before = (maps.one(x, FORWARD) - y for x in (found, maps.one(y, INVERSE)))
+            few = maps.one(maps.solve(y), FORWARD) - y
+        assert left.abs().max() < 1e-5
+        if maps is not with_inverse:
+            assert few.abs().max() < 0.1 * before.abs().max()
+
+
+# ---- the model file --------------------------------------------------------------------------------------
 
 
 def registration(d: int, preset: str = "balanced") -> Registration:

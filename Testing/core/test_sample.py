@@ -11,9 +11,10 @@ import torch
 from geometry import rotation
 from nephi.align import Affine
 from nephi.dataset import Augmentation
+from nephi.field import FORWARD, LINEAR_CUBE, Code, Maps, VoxelFields
 from nephi.pair import Pair
 from nephi.sample import Sample
-from nephi.settings import PRESETS, SimilaritySettings, Stage
+from nephi.settings import PRESETS, FieldSettings, SimilaritySettings, Stage
 
 NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
 
@@ -229,6 +230,123 @@ def test_features_follow_the_images():
     assert not torch.equal(moved.volumes[0].volume, before[0].volume)
     assert torch.equal(sample.swapped().volumes[0].volume, before[1].volume)
     assert sample.to("cpu") is sample
+
+
+# ---- through maps, and coarser -------------------------------------------------------------------------
+
+
+def voxel_maps(sample: Sample, forward: torch.Tensor) -> Maps:
+    """A map whose code is ``forward`` (d, (z,) y, x) in units of the cube; its inverse map is left as the identity."""
+    d = len(sample.upper_cube)
+    local = torch.cat([forward, torch.zeros_like(forward)])[None] / LINEAR_CUBE
+    settings = FieldSettings(kind="voxel", local_code=2 * d)
+    return Maps(VoxelFields(settings, d), Code(torch.zeros(1, 1), local, sample.upper_cube))
+
+
+def shift_maps(sample: Sample, shift_cube) -> Maps:
+    return voxel_maps(sample, tensor(shift_cube).reshape(-1, *[1] * len(shift_cube)).expand(-1, *[3] * len(shift_cube)))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_through_a_shift_of_whole_voxels_the_moving_image_is_the_shifted_one(d):
+    sample, voxels = synthetic(d), (4, -3, 2)[:d]
+    shift = tensor(voxels) * sample.spacing_cube
+    rest = sample.through(shift_maps(sample, shift))
+
+    def inner(values: torch.Tensor, by) -> torch.Tensor:
+        """All but a border of 5 voxels, ``by`` (x first) further along."""
+        for axis, step in enumerate(reversed(by)):
+            values = values.narrow(axis, 5 + step, values.shape[axis] - 10)
+        return values
+
+    for name in ("intensities", "masks", "distances", "labels"):
+        (fixed, moving), before = getattr(rest, name), getattr(sample, name)
+        assert fixed is before[0] and moving.dtype == before[1].dtype, name
+        torch.testing.assert_close(inner(moving, [0] * d), inner(before[1], voxels), atol=2e-5, rtol=0, msg=name)
+        assert not torch.equal(inner(moving, [0] * d), inner(before[1], [0] * d)), name
+    for name in ("known", "landmarks"):  # what is left is less by the shift
+        (fixed, moving), before = getattr(rest, name), getattr(sample, name)
+        assert fixed is before[0]
+        torch.testing.assert_close(moving, before[1] - shift, atol=1e-6, rtol=0)
+    assert rest.to_moving_mm is None and rest.outer is not None and sample.outer is None
+    points = torch.rand(500, d, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for way, by in ((0, torch.zeros(d)), (1, shift)):  # in view is what was seen there
+        seen = rest.volumes[way].inside(points)
+        assert torch.equal(seen, sample.volumes[way].inside(points + by)) and 0 < seen.mean() < 1
+    assert not torch.equal(rest.volumes[1].inside(points), sample.volumes[1].inside(points))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_through_any_map_known_points_stay_on_the_same_tissue(d):
+    sample = synthetic(d)
+    noise = torch.rand(d, *[4] * d, generator=torch.Generator().manual_seed(2)) * 0.2 - 0.1
+    maps = voxel_maps(sample, noise)
+    rest = sample.through(maps)
+    mean, most = agree(rest, rest.known)
+    assert mean < 0.006 and most < 0.05
+    assert agree(rest, sample.known)[0] > 5 * mean  # the map does something
+    torch.testing.assert_close(maps.one(rest.known[1], FORWARD), sample.known[1], atol=1e-3, rtol=0)
+    # it is taken at every third voxel: off by a few hundredths of one at most, but at the border, where it has a kink
+    centres = sample.voxel_centres()
+    gap = (sample._seen_points(maps) - maps.one(centres, FORWARD)).abs().amax(1)
+    assert gap[(centres.abs() < 0.9 * sample.upper_cube).all(1)].max() < 0.06 * sample.spacing_cube
+
+
+def ramp(d: int, size: tuple[int, ...]) -> tuple[Sample, torch.Tensor]:
+    """Images that are slopes, each another one, and the slopes (2, d)."""
+    spacing, slopes = 0.1, torch.tensor([[0.05, -0.03, 0.04], [-0.02, 0.06, 0.01]])[:, :d]
+    upper = (tensor(size) - 1) / 2 * spacing
+    index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in reversed(size)], indexing="ij"), -1).flip(-1)
+    grid = index * spacing - upper
+    images = tuple(0.5 + grid @ slope for slope in slopes)
+    masks = tuple(grid[..., 0] > level for level in (0.0, -0.11))
+    known = (grid.reshape(-1, d)[:5], grid.reshape(-1, d)[5:10])
+    view = torch.eye(d), torch.zeros(d), torch.ones(d)
+    sample = Sample(
+        name="ramp", intensities=images, masks=masks, distances=images, upper_cube=upper, lower_cube=-upper,
+        spacing_cube=spacing, similarity=SimilaritySettings(), views=(view, view), known=known, labels=masks,
+        to_moving_mm=torch.eye(d),
+    )  # fmt: skip
+    return sample, slopes
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize("size", [(12, 18), (13, 11), (13, 12, 11)])
+def test_a_ramp_stays_the_same_ramp_on_a_coarser_grid(size, factor):
+    """At its new voxel centres; where the size does not divide, the last voxel is the mean of what is left."""
+    d, mse = len(size), SimilaritySettings("mse")
+    sample, slopes = ramp(d, size)
+    small = sample.coarser(factor, mse)
+    assert small.intensities[0].shape == tuple(-(-n // factor) for n in reversed(size))
+    assert small.similarity == mse and small.spacing_cube == pytest.approx(factor * 0.1)
+    whole = tuple(slice(0, n // factor) for n in reversed(size))
+    centres = small.voxel_centres().reshape(*small.intensities[0].shape, d)
+    for way, slope in enumerate(slopes):
+        for values in (small.intensities[way], small.distances[way]):
+            torch.testing.assert_close(values[whole], (0.5 + centres @ slope)[whole], atol=1e-6, rtol=0)
+            last = sample.intensities[way][tuple(slice((n - 1) // factor * factor, n) for n in reversed(size))]
+            assert float(values.flatten()[-1]) == pytest.approx(float(last.mean()), abs=1e-6)
+        # more than half of a voxel has to be in the mask; a cut across x is seen in every row alike
+        parts = sample.masks[way].float()[(0,) * (d - 1)].split(factor)
+        expected = torch.stack([part.mean() > 0.5 for part in parts])
+        assert small.masks[way].dtype == torch.bool and torch.equal(
+            small.masks[way], expected.expand_as(small.masks[way])
+        )
+        assert 0 < expected.float().mean() < 1
+    assert small.labels is None and same(small.known, sample.known) and same(small.views, sample.views)
+    assert small.upper_cube is sample.upper_cube and small.to_moving_mm is sample.to_moving_mm
+
+
+def test_features_are_those_of_the_coarser_images():
+    """Also with the same spacing, and when the sample's own were made before."""
+    sample, _ = ramp(2, (12, 18))
+    sample = replace(sample, intensities=tuple((i * 255).round().to(torch.uint8) for i in sample.intensities))
+    assert sample.volumes[0].volume.dtype == torch.uint8  # of MIND
+    for factor in (1, 2):
+        features = sample.coarser(factor, SimilaritySettings("mse")).volumes[0].volume
+        assert features.dtype == torch.float32 and features.shape[-1] == 1
+        assert features.shape[:2] == (18 // factor, 12 // factor)
+        assert abs(float(features.mean()) - 0.5) < 0.003
 
 
 # ---- augmentation --------------------------------------------------------------------------------------

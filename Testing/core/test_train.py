@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -20,9 +19,7 @@ from nephi.cli import main
 from nephi.dataset import Augmentation, Shapes
 from nephi.encoder import EncoderSettings
 from nephi.errors import NephiError
-from nephi.landmarks import write_landmarks
 from nephi.model import Model, ModelSettings, about
-from nephi.phantom import make_phantom
 from nephi.settings import FieldSettings, FitSettings, RegularitySettings, Sampling, SimilaritySettings, Stage
 from nephi.train import LOG, MODEL, RESUME, TrainSettings, train
 from nephi.validate import validate
@@ -71,22 +68,8 @@ def brief(encoder: str, data: Path, **changes) -> TrainSettings:
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    """A list of three 2D phantoms with masks, landmarks and known points."""
-    folder = tmp_path_factory.mktemp("pairs")
-    roles = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "fixed_points",
-             "moving_points")  # fmt: skip
-    rows = [["name", *roles]]
-    for seed in range(3):
-        phantom = make_phantom((96, 80), 4.0, dimension=2, seed=seed)
-        phantom.write(folder / str(seed))
-        points = phantom.fixed_landmarks_lps_mm + 5
-        write_landmarks(folder / str(seed) / "fixed_points.csv", points)
-        write_landmarks(folder / str(seed) / "moving_points.csv", phantom.forward(points))
-        rows.append([f"p{seed}", *(f"{seed}/{r}{'.nii.gz' if i < 4 else '.csv'}" for i, r in enumerate(roles))])
-    with open(folder / "pairs.csv", "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return folder / "pairs.csv"
+def pairs(training_pairs) -> Path:
+    return training_pairs
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,42 @@
+"""Models of two stages that several tests need."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from nephi.encoder import EncoderSettings
+from nephi.model import Model, ModelSettings
+from nephi.settings import FieldSettings, Sampling, SimilaritySettings, Stage
+
+FINE_MM, COARSE_MM = 2.5, 7.5
+
+
+def seen_at(spacing_mm: float) -> SimilaritySettings:
+    return SimilaritySettings(points=Sampling(0.0, 200, 200), stages=(Stage(0.0, spacing_mm, 1),))
+
+
+def single(d: int = 2, spacing_mm: float = FINE_MM, **changes) -> ModelSettings:
+    """A stage that needs no training to find a shift; looks 6 of its voxels away."""
+    field = FieldSettings(width=16, frequencies=8, global_code=3, local_code=2 * d + 1, linear=True)
+    encoder = EncoderSettings("matching", node_spacing=0.15 * (d - 1), steps=(2, 1), windows=(5, 9), width=8)
+    settings = ModelSettings(dimension=d, field=field, encoder=encoder, similarity=seen_at(spacing_mm))
+    return replace(settings, **changes)
+
+
+def voxel(d: int = 2, **changes) -> ModelSettings:
+    field = FieldSettings(kind="voxel", local_code=2 * d, global_code=1)
+    return single(d, COARSE_MM, **{"field": field, **changes})
+
+
+def both(d: int = 2) -> ModelSettings:
+    return single(d, coarse=voxel(d))
+
+
+def randomised(settings: ModelSettings, seed: int) -> Model:
+    """Every weight is something."""
+    model, generator = Model(settings), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.03)
+    return model
