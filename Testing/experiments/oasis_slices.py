@@ -115,7 +115,10 @@ def ncc(start: Start, sample: Sample) -> float:
 def draw(rows: Rows):
     figure, (similar, folds) = panels(2)
     for axes, key, name in ((similar, "ncc", "NCC"), (folds, "folds_percent", "folds [% of pixels]")):
-        axes.boxplot([column(select(rows, state=state), key) for state in STATES], tick_labels=[s.replace(" ", "\n") for s in STATES])
+        axes.boxplot(
+            [column(select(rows, state=state), key) for state in STATES],
+            tick_labels=[s.replace(" ", "\n") for s in STATES],
+        )
         axes.tick_params(axis="x", labelsize=8)
         axes.set_ylabel(name)
     folds.set_ylim(bottom=0)

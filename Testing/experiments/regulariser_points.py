@@ -22,6 +22,7 @@ WHERE = ("training", "optimisation")
 
 def run(
     device: torch.device,
+    start: str,
     counts: tuple[int, ...],
     train_steps: int,
     batch: int,
@@ -35,6 +36,7 @@ def run(
         regularity = replace(settings.regularity, points=Sampling(0.0, count, count))
         changed = replace(
             settings,
+            start=start,
             regularity=regularity,
             batch=batch,
             fit=replace(settings.fit, iterations=train_steps),
@@ -71,14 +73,16 @@ def means(rows: Rows, where: str) -> Rows:
 def draw(rows: Rows):
     figure, axes = panels(3)
     names = {"dice": "Dice", "folds_percent": "folds [% of pixels]", "gradicon": "inverse inconsistency"}
-    for where in WHERE:
-        mine = means(rows, where)
-        for one, (key, name) in zip(axes, names.items(), strict=True):
+    for one, (key, name) in zip(axes, names.items(), strict=True):
+        for where in WHERE:
+            mine = means(rows, where)
             one.plot(column(mine, "points"), column(mine, key), "o-", label=where)
-            one.set(xlabel="points of the regulariser a step", ylabel=name, xscale="log")
-            one.set_ylim(bottom=0)
-            one.axvline(64, color="0.6", linewidth=0.8, linestyle=":")
-    axes[0].set_ylim(0, 1)
+        one.set(xlabel="points of the regulariser a step", ylabel=name, xscale="log")
+        one.axvline(64, color="0.6", linewidth=0.8, linestyle=":")
+    axes[0].set_ylim(0, 1.05)
+    axes[1].set_yscale("symlog", linthresh=0.001)
+    axes[1].set_ylim(bottom=0)
+    axes[2].set_yscale("log")
     axes[0].legend(fontsize=7)
     return figure
 
@@ -108,7 +112,11 @@ def reading(rows: Rows) -> str:
             f"and {least['dice']:.3f} with {least['points']}; folds {most['folds_percent']:.3f}, "
             f"{lines[near]['folds_percent']:.3f} and {least['folds_percent']:.3f} %"
         )
-    return f"{'; '.join(said)}."
+    return (
+        f"{'; '.join(said)}. The published trend. In the optimisation it holds even down to 16 points; with 4 and 1 "
+        "the maps fold and the Dice falls. Training suffers less from few points: a step averages over those of all "
+        "pairs of a batch, and these trainings are short and begin with maps that are regular."
+    )
 
 
 EXPERIMENT = Experiment(
@@ -116,25 +124,27 @@ EXPERIMENT = Experiment(
     order=5,
     title="Number of regulariser points",
     data=(
-        "Solid triangles and circles. Training: models trained from scratch for the same few steps, scored on "
-        "validation pairs. Optimisation: validation pairs from random weights and a random code. Inverse "
-        "inconsistency is the value of the regulariser (Eq. 3) at 4,096 random points, whatever the number it was "
-        "minimised at."
+        "Solid triangles and circles. Training: from the weights of `shapes2d-hollow`, as `shapes2d-solid` was "
+        "trained, for 150 steps of 4 pairs, scored on validation pairs. Optimisation: validation pairs from random "
+        "weights and a random code. Inverse inconsistency is the value of the regulariser (Eq. 3) at 4,096 random "
+        "points, whatever the number it was minimised at."
     ),
     published=(
         "Fig. 4a-c: Dice and regularity stay the same from all voxels down to about 64 points a step, in training as "
         "in the optimisation of one pair; folds come with fewer."
     ),
-    full="Training as long as that of the shipped model, all validation pairs.",
+    full="Training from scratch for 10,000 steps of 16 pairs, all validation pairs.",
     sizes={
         "mini": {
-            "counts": (4, 64), "train_steps": 2, "batch": 2, "scored": 1, "pair_count": 1, "steps": 3
+            "start": "", "counts": (4, 64), "train_steps": 2, "batch": 2, "scored": 1, "pair_count": 1, "steps": 3
         },
         "reduced": {
+            "start": "shapes2d-hollow",
             "counts": (1, 4, 16, 64, 256, 1024, 4096),
             "train_steps": 150, "batch": 4, "scored": 20, "pair_count": 2, "steps": 300,
         },
         "full": {
+            "start": "",
             "counts": (1, 4, 16, 64, 256, 1024, 4096),
             "train_steps": 10_000, "batch": 16, "scored": 1000, "pair_count": 50, "steps": 2000,
         },
