@@ -55,6 +55,8 @@ def run(method: str, size: int, iterations: int) -> dict:
     from dataclasses import replace
 
     import torch
+    from baselines.common import NoCode
+    from baselines.voxel import VoxelFields
     from nephi import pair as pairing
     from nephi import registration
     from nephi.align import Affine
@@ -78,7 +80,7 @@ def run(method: str, size: int, iterations: int) -> dict:
             regularity = replace(settings.regularity, weight=0.5)
             generator = torch.Generator().manual_seed(0)
             objective = registration.Objective(fields, similarity, regularity, pair.cube.unit_mm, generator)
-            code = _NoCode(upper)
+            code = NoCode(upper)
             registration.fit(
                 lambda step: objective(code, [volumes]), registration.Adam(fields.parameters(), settings.fit)
             )
@@ -121,31 +123,6 @@ def run_dense(size_xyz: tuple[int, int, int] = (512, 512, 300)) -> dict:
         "peak_beyond_images_mb": {"registered": registered, "dense": peak_mb() - base},
         "seconds": time.perf_counter() - started,
     }
-
-
-class _NoCode:
-    """A voxel field has no latent code; the objective asks it for the cube's corner only."""
-
-    def __init__(self, upper_cube):
-        self.upper_cube = upper_cube
-
-
-def VoxelFields(shape, upper_cube):
-    import torch
-
-    class Fields(torch.nn.Module):
-        """Forward and backward displacement at every voxel, read by linear interpolation."""
-
-        def __init__(self):
-            super().__init__()
-            self.displacement = torch.nn.Parameter(torch.zeros(2, len(shape), *shape))
-
-        def forward(self, points_cube, code):
-            grid = (points_cube / upper_cube)[:, None, None]
-            moved = torch.nn.functional.grid_sample(self.displacement, grid, padding_mode="border", align_corners=True)
-            return points_cube + moved[:, :, 0, 0].transpose(1, 2)
-
-    return Fields()
 
 
 def main() -> None:
