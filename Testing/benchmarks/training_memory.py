@@ -4,11 +4,15 @@
 
 Run it with the peers' Python (``requirements.txt``). Each case is a process of its own. A step is the forward and the
 backward pass over one pair and the change of the weights, with Adam's moments in place: 1 - NCC in both directions and
-gradient inverse consistency of the same weight. nephi as in ``nephi train`` (published encoder and fields, batch 1, NCC
-at 2 % of the voxels, the regulariser at 0.01 %, no augmentation); GradICON by its authors' package, with all voxels, as
-one network (single) and as the four of its lung model (multi). Memory is the process's peak resident size, on the
-processor, above what it held after the imports: images, weights, gradients and Adam's moments included. Writes
-training_memory.csv, training_memory.md and training_memory.png.
+gradient inverse consistency of the same weight, batch 1.
+
+- nephi: as ``nephi train`` does by itself (published encoder; 1,000 points compared, 64 regularised), by NCC
+- nephi_paper: the paper's fields and sampling (2 % of the voxels, at most 100,000; 0.01 %)
+- gradicon: one network of its authors' package, at all voxels
+- gradicon_multi: the four networks of the package's lung model
+
+No augmentation. Memory is the process's peak resident size, on the processor, above what it held after the imports:
+images, weights, gradients and Adam's moments included. Writes training_memory.csv, .md and .png.
 """
 
 from __future__ import annotations
@@ -19,29 +23,35 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "NePhiRegistration"))
 
-METHODS = ("nephi", "gradicon", "gradicon_multi")
-COLUMNS = ("method", "size", "parameters", "peak_mb", "part_of_multi")
+METHODS = ("nephi", "nephi_paper", "gradicon", "gradicon_multi")
+COLUMNS = ("method", "size", "parameters", "peak_mb", "part_of_gradicon", "part_of_gradicon_multi")
 SIZES = (87, 128, 175)
+LEAST_SIZE = 65  # six halvings in the published encoder, with batch norm over more than one voxel
 
 
-def nephi_step(images) -> tuple[object, Callable]:
+def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
     """The model and the loss of a step of ``nephi train``; images (z, y, x), fixed and moving."""
     import torch
     from baselines.gradicon import WEIGHT
-    from nephi.encoder import EncoderSettings
-    from nephi.model import Model, ModelSettings
+    from nephi.model import Model
     from nephi.objective import Objective
     from nephi.sample import Sample
     from nephi.settings import PRESETS
+    from nephi.train import TrainSettings
 
-    paper, size = PRESETS["paper"], images[0].shape[0]
-    settings = ModelSettings(field=paper.field, encoder=EncoderSettings(size=size), similarity=paper.similarity)
+    size, base, paper = images[0].shape[0], TrainSettings(), PRESETS["paper"]
+    encoder = replace(base.model.encoder, kind="published", size=size)
+    settings = replace(base.model, encoder=encoder, similarity=replace(base.model.similarity, name="ncc"))
+    regularity = replace(base.regularity, weight=WEIGHT)
+    if as_published:
+        settings = replace(settings, field=paper.field, similarity=paper.similarity)
+        regularity = replace(paper.regularity, weight=WEIGHT)
     model = Model(settings, torch.Generator().manual_seed(0)).train()
-    regularity = type(paper.regularity)(weight=WEIGHT, points=paper.regularity.points, code_prior=0.01)
     points = torch.Generator().manual_seed(0)
     objective = Objective(model.fields, settings.similarity, regularity, settings.half_size_mm, points)
     sample = Sample(
@@ -70,7 +80,7 @@ def run(method: str, size: int) -> dict:
     """One case; the process it runs in must not have done anything else."""
     import torch
 
-    if method != "nephi":
+    if method.startswith("gradicon"):
         import icon_registration  # noqa: F401
     from baselines import gradicon  # noqa: F401  the core comes with it
     from nephi.output import peak_memory_mb
@@ -78,7 +88,10 @@ def run(method: str, size: int) -> dict:
     torch.manual_seed(0)
     before = peak_memory_mb()
     images = tuple(torch.rand(size, size, size) for _ in range(2))
-    model, loss = nephi_step(images) if method == "nephi" else gradicon_step(images, method.endswith("multi"))
+    if method.startswith("nephi"):
+        model, loss = nephi_step(images, as_published=method == "nephi_paper")
+    else:
+        model, loss = gradicon_step(images, multi=method == "gradicon_multi")
     adam = torch.optim.Adam(model.parameters(), 1e-5)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -100,6 +113,8 @@ def main() -> None:
     if options.child:
         print(json.dumps(run(options.child[0], int(options.child[1]))))
         return
+    if min(options.sizes) < LEAST_SIZE:
+        parser.error(f"--sizes must be {LEAST_SIZE} or more: the encoder halves them six times")
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for size in options.sizes:
@@ -116,8 +131,9 @@ def main() -> None:
 def write(rows: list[dict], out: Path) -> None:
     peak = {(row["method"], row["size"]): row["peak_mb"] for row in rows}
     for row in rows:
-        most = peak.get(("gradicon_multi", row["size"]))
-        row["part_of_multi"] = row["peak_mb"] / most if most else None
+        for other in ("gradicon", "gradicon_multi"):
+            most = peak.get((other, row["size"]))
+            row[f"part_of_{other}"] = row["peak_mb"] / most if most else None
     with open(out / "training_memory.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

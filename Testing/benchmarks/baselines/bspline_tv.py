@@ -38,7 +38,7 @@ LEVELS = (
     Level(5.0, FINE, 200, 1.5e-3),
 )
 POINTS = 5_000
-WEIGHT = 0.03  # of the mean norm of the displacement's gradient
+WEIGHT = 0.1  # of the mean norm of the displacement's gradient
 ROUND = 0.02  # the norm is rounded off below this gradient
 
 

@@ -114,7 +114,7 @@ def local_ncc(a: Tensor, b: Tensor, window: int) -> Tensor:
     """Mean squared correlation in windows of so many voxels a side."""
 
     def mean(x: Tensor) -> Tensor:
-        return F.avg_pool3d(x, window, stride=1, padding=window // 2)
+        return F.avg_pool3d(x, window, stride=1, padding=window // 2, count_include_pad=False)
 
     a_mean, b_mean = mean(a), mean(b)
     covariance = mean(a * b) - a_mean * b_mean
