@@ -1,8 +1,9 @@
 """Trains the networks of the learned baselines, at a size that two processor cores manage.
 
     nephi breathe --count 24 --seed 7000 --output generated [--ct ... --masks ...]
-    python Testing/benchmarks/train_baselines.py lapirn gradicon --data generated/pairs.csv --out networks
-    python Testing/benchmarks/train_baselines.py gradicon_multi --size 72 --data generated/pairs.csv --out networks
+    python Testing/benchmarks/train_baselines.py gradicon --data generated/pairs.csv --out networks
+    python Testing/benchmarks/train_baselines.py lapirn --steps 400 --data generated/pairs.csv --out networks
+    python Testing/benchmarks/train_baselines.py gradicon_multi --size 72 --steps 250 ...
 
 Writes METHOD.safetensors and METHOD.json (settings, seconds, loss) for each; peers.py reads them with
 ``--networks``. The training is not part of a method's time in the benchmark.
@@ -58,8 +59,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="list of pairs, as nephi breathe writes it")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", type=int, default=48, help="voxels a side")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()

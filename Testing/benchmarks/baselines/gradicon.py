@@ -22,10 +22,8 @@ from .networks import predict
 
 WEIGHT = 1.5  # of the regulariser
 WIDTH_OF_175 = 5.0  # voxels, of the local correlation at 175 voxels a side
-STEPS, RATE = 50, 1e-4  # of the optimisation for a pair; published: 50 steps at 2e-5
-
-
-COARSE_SHARE = 0.85  # of the training of ``multi``: the networks at a quarter and half resolution only
+STEPS, RATE = 50, 1e-3  # of the optimisation for a pair; published: 50 steps at 2e-5
+COARSE_SHARE = 0.92  # of the training of ``multi``: the networks at a quarter and half resolution only
 LEAST_SIZE = {False: 17, True: 65}  # five halvings in each U-Net, of a quarter of the size in ``multi``
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .networks import predict
 
 CHANNELS, BLOCKS, RANGE, SMOOTH = 28, 5, 0.4, 1.0
-SHARES = (0.25, 0.5)  # of the training: from there on the second, the third level
+SHARES = (0.4, 0.8)  # of the training: from there on the second, the third level
 FROZEN = 0.05  # part of the training in which the levels below a new one rest
 SIDES = 8  # a size has to be a multiple of it
 
