@@ -145,7 +145,7 @@ def write(rows: list[dict], out: Path) -> None:
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     for method in methods:
         (line,) = axes.plot(sizes, [peak[method, s] for s in sizes], "o-", label=method)
@@ -156,7 +156,7 @@ def write(rows: list[dict], out: Path) -> None:
     axes.set_xticks(sizes, [str(s) for s in sizes])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(out / "training_memory.png", dpi=130)
 
 
