@@ -1,12 +1,10 @@
 """Trains the networks of the learned baselines, at a size that two processor cores manage.
 
     nephi breathe --count 24 --seed 7000 --output generated [--ct ... --masks ...]
-    python Testing/benchmarks/train_baselines.py gradicon --data generated/pairs.csv --out networks
     python Testing/benchmarks/train_baselines.py lapirn --steps 400 --data generated/pairs.csv --out networks
-    python Testing/benchmarks/train_baselines.py gradicon_multi --size 72 --steps 250 ...
 
 Writes METHOD.safetensors and METHOD.json (settings, seconds, loss) for each; peers.py reads them with
-``--networks``. The training is not part of a method's time in the benchmark.
+``--networks`` (README.md: all commands). The training is not part of a method's time in the benchmark.
 """
 
 from __future__ import annotations
