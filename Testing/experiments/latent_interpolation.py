@@ -180,7 +180,7 @@ EXPERIMENT = Experiment(
     full="More pairs, and the second model trained as long as the first.",
     sizes={
         "mini": {"count": 1, "ratios": 3, "train_steps": 2, "batch": 2},
-        "reduced": {"count": 10, "ratios": 5, "train_steps": 400, "batch": 16},
+        "reduced": {"count": 6, "ratios": 5, "train_steps": 300, "batch": 16},
         "full": {"count": 500, "ratios": 5, "train_steps": 5000, "batch": 16},
     },
     run=run,

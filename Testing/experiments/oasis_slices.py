@@ -161,7 +161,7 @@ EXPERIMENT = Experiment(
     full="More training pairs and steps.",
     sizes={
         "mini": {"trained": 3, "train_steps": 2, "scored": 2, "steps": 3},
-        "reduced": {"trained": 400, "train_steps": 1000, "scored": 20, "steps": 100},
+        "reduced": {"trained": 200, "train_steps": 500, "scored": 12, "steps": 100},
         "full": {"trained": 5000, "train_steps": 20_000, "scored": 200, "steps": 400},
     },
     run=run,

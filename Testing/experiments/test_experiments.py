@@ -36,8 +36,8 @@ def test_the_page_is_what_the_csv_files_give():
     assert results.PAGE.read_text(encoding="utf-8") == results.page()
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_page_s_figures_are_small(name):
+@pytest.mark.parametrize("name", [name for name, one in EXPERIMENTS.items() if results.measured(one)])
+def test_the_page_s_files_are_small(name):
     assert (results.TABLES / f"{name}.png").stat().st_size < 100_000
     assert (results.TABLES / f"{name}.csv").stat().st_size < 100_000
 

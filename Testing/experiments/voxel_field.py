@@ -94,7 +94,7 @@ def draw(rows: Rows):
             axes[3 * line + place].set(xlabel="optimisation step", ylabel=name, title=kind)
             if key == "folds_percent":
                 axes[3 * line + place].set_yscale("symlog", linthresh=0.01)
-        axes[3 * line].legend(fontsize=7)
+        axes[3 * line + 1].legend(fontsize=7)
     return figure
 
 
