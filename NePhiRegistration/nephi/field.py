@@ -6,6 +6,7 @@ Points in here live in the registration cube (see ``space.Cube``), one row a poi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,15 @@ def zero_code(settings: FieldSettings, upper_cube: Tensor, size: tuple[int, ...]
     """All zeros: what a code is before anything is known."""
     local = upper_cube.new_zeros(batch, settings.local_code, *reversed(size))
     return Code(upper_cube.new_zeros(batch, settings.global_code), local, upper_cube)
+
+
+def points_between(upper_cube: Tensor, size: Sequence[int]) -> Tensor:
+    """(n, d) points_cube, ``size`` of them evenly along each axis from minus ``upper_cube`` (d,) to it, x fastest."""
+    axes = [
+        torch.linspace(-float(u), float(u), n, device=upper_cube.device) for u, n in zip(upper_cube, size, strict=True)
+    ]
+    mesh = torch.meshgrid(*reversed(axes), indexing="ij")
+    return torch.stack(list(reversed(mesh)), -1).reshape(-1, len(axes))
 
 
 def _spline(position: Tensor, degree: int) -> tuple[Tensor, Tensor]:
@@ -199,6 +209,16 @@ class VoxelFields(nn.Module):
         values, d = LINEAR_CUBE * code.at(inside, self.settings.code_degree), self.dimension
         moved = [values[k, :, (first + k) * d : (first + k + 1) * d] for k in range(len(values))]
         return points_cube + torch.stack(moved)
+
+    @torch.no_grad()
+    def with_inverse(self, code: Code, rounds: int = 8) -> Code:
+        """The code of one pair with another inverse part: the forward map undoes it, nearly, at the nodes."""
+        d, local, nodes = self.dimension, code.local_code.clone(), points_between(code.upper_cube, code.size)
+        code = Code(code.global_code, local, code.upper_cube)
+        for _ in range(rounds):
+            gap = nodes - self.one(self.one(nodes, code, INVERSE), code, FORWARD)
+            local[:, d:] += gap.T.reshape(1, d, *local.shape[2:]) / LINEAR_CUBE
+        return code
 
 
 def check_local_code(settings: FieldSettings, dimension: int) -> None:

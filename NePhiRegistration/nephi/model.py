@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .encoder import ENCODERS, NORMS, EncoderSettings, make_encoder, nodes
 from .errors import NephiError
-from .field import Code, Maps, check_local_code, composed, make_fields, zero_code
+from .field import Code, Maps, VoxelFields, check_local_code, composed, make_fields, zero_code
 from .sample import Sample
 from .settings import FieldSettings, Settings, SimilaritySettings, decode, find_model
 from .settings import check as check_settings
@@ -104,12 +104,19 @@ class Model(nn.Module):
         self.coarse = None if settings.coarse is None else Model(settings.coarse).requires_grad_(False)
 
     def rest(self, sample: Sample) -> Sample:
-        """What the coarse stage leaves of a pair; without one the pair itself."""
+        """What the coarse stage leaves of a pair; without one the pair itself.
+
+        That is found, both ways, after the coarse forward map. What the coarse inverse map is off by would stay: where
+        it can be, it is replaced by one that undoes the forward map.
+        """
         if self.coarse is None:
             return sample
         fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, self.settings.coarse))
         small = sample.coarser(round(coarse / fine), self.settings.coarse.similarity)
-        return sample.through(self.coarse.predict(small))
+        outer = self.coarse.predict(small)
+        if isinstance(outer.fields, VoxelFields):
+            outer = Maps(outer.fields, outer.fields.with_inverse(outer.code))
+        return sample.through(outer)
 
     def codes(self, samples: list[Sample]) -> list[Code]:
         """The code of a batch after each of the encoder's rounds; the last is the prediction.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .features import Volume
-from .field import FORWARD, Maps
+from .field import FORWARD, Maps, points_between
 from .objective import similarity
 from .pair import Pair
 from .settings import SimilaritySettings
@@ -119,11 +119,8 @@ class Sample:
 
     def images(self, size: int) -> Tensor:
         """Both images (2, (size,) size, size) over the cube, fixed first; outside the masks 0."""
-        d = len(self.upper_cube)
-        axes = [torch.linspace(-float(u), float(u), size, device=self.upper_cube.device) for u in self.upper_cube]
-        mesh = torch.meshgrid(*reversed(axes), indexing="ij")
-        points = torch.stack(list(reversed(mesh)), -1).reshape(-1, d)
-        out = []
+        d, out = len(self.upper_cube), []
+        points = points_between(self.upper_cube, [size] * d)
         for way in (0, 1):
             values = self.scaled(way)
             if self.masks is not None:

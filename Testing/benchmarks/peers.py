@@ -26,9 +26,10 @@ HERE = Path(__file__).resolve().parent
 CORE = HERE.parents[1] / "NePhiRegistration"
 PEERS = (
     "greedy", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "ants_unmasked", "elastix",
+    "voxel", "bspline_tv", "idir", "lapirn", "gradicon", "gradicon_io", "gradicon_multi", "gradicon_multi_io",
 )  # fmt: skip
 DEFAULT_METHODS = ("nephi", "greedy", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "elastix")
-PACKAGES = ("picsl-greedy", "convexAdam", "antspyx", "itk-elastix", "torch", "SimpleITK")
+PACKAGES = ("picsl-greedy", "convexAdam", "antspyx", "itk-elastix", "icon-registration", "torch", "SimpleITK")
 COLUMNS = {  # key -> heading, format
     "tre_mean": ("TRE mean", ".2f"), "tre_median": ("median", ".2f"), "tre_p95": ("p95 [mm]", ".2f"),
     "folds": ("folds", ".0f"), "folds_own": ("folds (own)", ".0f"),
@@ -50,8 +51,9 @@ def commands(options: argparse.Namespace, masked: bool) -> dict[str, list[str]]:
                 found[f"nephi-{preset}"] = [sys.executable, *line.split()]
         elif masked or not method.endswith(("_masked", "_unmasked")):
             line = f"{method} {{prepared}} {{out}} --threads {options.threads} --seed {{seed}}"
-            quick = ["--quick"] if options.quick else []
-            found[method] = [options.peer_python, str(HERE / "runners.py"), *line.split(), *quick]
+            more = ["--quick"] if options.quick else []
+            more += ["--networks", str(options.networks)] if options.networks else []
+            found[method] = [options.peer_python, str(HERE / "runners.py"), *line.split(), *more]
     return found
 
 
@@ -151,11 +153,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--spacing-mm", type=float, help="isotropic common grid (default: as fixed)")
     peer_python = os.environ.get("NEPHI_PEER_PYTHON", sys.executable)
     parser.add_argument("--peer-python", default=peer_python, help="Python with requirements.txt installed")
+    parser.add_argument("--networks", type=Path, help="folder of the weights that train_baselines.py has written")
     parser.add_argument("--quick", action="store_true", help="few iterations of the peers: a smoke test")
     parser.add_argument("--keep", action="store_true", help="keep the fields and transforms of every run")
     options = parser.parse_args()
     options.pairs = list(dict.fromkeys(p for name in options.pairs for p in pairs.GROUPS.get(name, [name])))
     options.out = options.out.resolve()
+    options.networks = options.networks and options.networks.resolve()
     if os.sep in options.peer_python:
         options.peer_python = os.path.abspath(options.peer_python)  # not resolved: the link is the venv
     return options

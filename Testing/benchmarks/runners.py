@@ -1,16 +1,19 @@
 """The peers, one function each: prepared files in, displacement fields (LPS mm, fixed -> moving) out.
 
-python runners.py METHOD PREPARED OUT [--threads N] [--seed N] [--quick]
+python runners.py METHOD PREPARED OUT [--threads N] [--seed N] [--networks DIR] [--quick]
 
 Runs in the peers' Python, in a process of its own, so each package is imported only by its own function.
-Settings are those their authors recommend or published for lung CT; README.md says which and whence.
+Settings are those their authors recommend or published for lung CT; README.md says which and whence. The methods of
+``baselines`` are written here, next to nephi, whose package has to be on the path.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ class Job:
     threads: int
     seed: int
     quick: bool  # a few iterations: to see that everything works, not to measure
+    networks: Path | None = None  # where train_baselines.py has left the weights of the learned ones
 
     def path(self, name: str) -> str:
         return str(self.prepared / f"{name}.nii.gz")
@@ -168,6 +172,18 @@ def elastix(job: Job) -> None:
     job.write(displacement)
 
 
+def baseline(module: str, **options) -> Callable[[Job], None]:
+    """``run`` of a module of ``baselines``."""
+
+    def run(job: Job) -> None:
+        import torch
+
+        torch.set_num_threads(job.threads)
+        import_module(f"baselines.{module}").run(job, **options)
+
+    return run
+
+
 METHODS = {
     "greedy": greedy,
     "greedy_unmasked": lambda job: greedy(job, use_masks=False),
@@ -176,6 +192,14 @@ METHODS = {
     "ants": ants_syn,
     "ants_unmasked": lambda job: ants_syn(job, use_masks=False),
     "elastix": elastix,
+    "voxel": baseline("voxel"),
+    "bspline_tv": baseline("bspline_tv"),
+    "idir": baseline("idir"),
+    "lapirn": baseline("lapirn"),
+    "gradicon": baseline("gradicon", multi=False, optimised=False),
+    "gradicon_io": baseline("gradicon", multi=False, optimised=True),
+    "gradicon_multi": baseline("gradicon", multi=True, optimised=False),
+    "gradicon_multi_io": baseline("gradicon", multi=True, optimised=True),
 }
 
 
@@ -187,6 +211,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--networks", type=Path)
     arguments = vars(parser.parse_args())
     METHODS[arguments.pop("method")](Job(**arguments))
 

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+class NoCode:
+    """What is asked of a latent code, for maps that have none."""
+
+    def __init__(self, upper_cube: Tensor):
+        self.upper_cube, self.global_code = upper_cube, upper_cube.new_zeros(1, 0)
+
+
 class VoxelMaps(torch.nn.Module):
     """Forward and backward displacement (2, d, (z,) y, x) in cube units, interpolated linearly, at first zero.
 
@@ -22,9 +29,8 @@ class VoxelMaps(torch.nn.Module):
         self.displacement = torch.nn.Parameter(torch.zeros(2, len(shape), *shape, device=upper_cube.device))
 
     @property
-    def code(self) -> VoxelMaps:
-        """There is no latent code; what is asked of one is the cube's corner."""
-        return self
+    def code(self) -> NoCode:
+        return NoCode(self.upper_cube)
 
     def forward(self, points_cube: Tensor) -> Tensor:
         return points_cube + self._read(self.displacement, points_cube)

@@ -166,6 +166,20 @@ def test_one_voxel_field_agrees_with_the_batched_pair(d, degree):
 
 
 @pytest.mark.parametrize("d", [2, 3])
+def test_the_inverse_part_of_a_voxel_code_can_be_made_to_undo_the_forward_one(d):
+    maps = voxel_maps(d)
+    mended = Maps(maps.fields, maps.fields.with_inverse(maps.code))
+    x = points_of(d) * 0.7
+
+    def gap(of: Maps) -> float:
+        there, back = (of.one(of.one(x, a), b) - x for a, b in ((FORWARD, INVERSE), (INVERSE, FORWARD)))
+        return max(float(there.abs().max()), float(back.abs().max()))
+
+    assert gap(mended) < 0.1 * gap(maps) and gap(maps) > 0.02
+    assert torch.equal(mended.one(x, FORWARD), maps.one(x, FORWARD))
+
+
+@pytest.mark.parametrize("d", [2, 3])
 def test_fields_whose_code_moves_points_need_its_channels(d):
     assert isinstance(make_fields(voxel(d), 150.0, d), VoxelFields)
     for count in (2 * d - 1, 2 * d + 1):

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 from nephi.cli import main
 from nephi.errors import NephiError
-from nephi.field import FORWARD, Composed
+from nephi.field import FORWARD, INVERSE, Composed
 from nephi.landmarks import read_landmarks, write_landmarks
 from nephi.model import Model, check
 from nephi.registration import register
@@ -64,8 +64,12 @@ def test_a_pair_is_found_that_lies_further_apart_than_the_fine_stage_looks(side,
     maps = two.predict(sample)
     lost, rough, fine = (errors(m, sample, shift) for m in (alone.predict(sample), coarse.predict(small), maps))
     assert min(lost) > 10 and max(rough) < 1.5  # measured: 0.6 to 0.9
-    assert fine[FORWARD] < 0.7 * rough[FORWARD] and max(fine) < 1
+    assert max(fine) < 0.5 and all(f < 0.6 * r for f, r in zip(fine, rough, strict=True))  # measured: 0.26 to 0.31
     assert isinstance(maps, Composed)
+    # the coarse maps need not undo each other; those that the fine ones are composed with do, as nothing else would
+    points = torch.rand(300, d, generator=torch.Generator().manual_seed(2)) - 0.5
+    there = [m.one(m.one(points, FORWARD), INVERSE) - points for m in (two.coarse.predict(small), maps.outer)]
+    assert there[1].abs().mean() < 0.3 * there[0].abs().mean()
     # what is left for the fine stage is small, and it is seen there
     rest = two.rest(sample)
     middle = tuple(slice(side // 4, -side // 4) for _ in range(d))
