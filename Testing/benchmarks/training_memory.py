@@ -136,7 +136,7 @@ def write(rows: list[dict], out: Path) -> None:
             most = peak.get((other, row["size"]))
             row[f"part_of_{other}"] = row["peak_mb"] / most if most else None
     with open(out / "training_memory.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     methods, sizes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("method", "size"))
