@@ -209,7 +209,8 @@ def _kept(pair: batch.Pair, settings: ModelSettings, cache: Path) -> Path:
             tensors[f"intensities.{way}"] = (tensors[f"intensities.{way}"] * 255).round().to(torch.uint8)
             if f"distances.{way}" in tensors:
                 tensors[f"distances.{way}"] = tensors[f"distances.{way}"].to(_HALF)
-        tensors["spacing_cube"] = torch.tensor(sample.spacing_cube, dtype=torch.float64)
+        for name in ("spacing_cube", "spacing_mm"):
+            tensors[name] = torch.tensor(getattr(sample, name), dtype=torch.float64)
         scratch = path.with_suffix(f".{os.getpid()}.part")
         safetensors.torch.save_file(tensors, str(scratch), {"name": pair.name})
         os.replace(scratch, path)
@@ -228,5 +229,6 @@ def _load(path: Path, settings: ModelSettings) -> Sample:
         **{field: t[field] for field in _ONE},
         views=tuple(tuple(t[f"views.{way}.{part}"] for part in range(3)) for way in (0, 1)),
         spacing_cube=float(t["spacing_cube"]),
+        spacing_mm=float(t["spacing_mm"]) if "spacing_mm" in t else None,  # of a cache from before there was one
         similarity=settings.similarity,
     )

@@ -112,7 +112,8 @@ class Model(nn.Module):
         if self.coarse is None:
             return sample
         fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, self.settings.coarse))
-        small = sample.coarser(round(coarse / fine), self.settings.coarse.similarity)
+        factor = max(1, round(coarse / (sample.spacing_mm or fine)))
+        small = sample.coarser(factor, self.settings.coarse.similarity)
         outer = self.coarse.predict(small)
         if isinstance(outer.fields, VoxelFields):
             outer = Maps(outer.fields, outer.fields.with_inverse(outer.code))

@@ -27,8 +27,9 @@ class Sample:
     """Images in their window (0..1), masks and distance maps on a grid in the cube, each (z, y, x) or (y, x).
 
     ``lower_cube`` (d,) is the grid's first voxel and ``spacing_cube`` its spacing. ``known``: points that
-    correspond. ``to_moving_mm`` (d, d): a difference in the cube, times it, is one in the moving image's mm. ``outer``:
-    maps through whose forward one the moving image is seen.
+    correspond. ``to_moving_mm`` (d, d): a difference in the cube, times it, is one in the moving image's mm.
+    ``spacing_mm``: of the grid, for a region of body size, as in the settings; wider where the images are coarser.
+    ``outer``: maps through whose forward one the moving image is seen.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Sample:
     landmarks: Points | None = None
     labels: tuple[Tensor, Tensor] | None = None
     to_moving_mm: Tensor | None = None
+    spacing_mm: float | None = None
     outer: Maps | None = None
     _volumes: tuple[Volume, Volume] | None = field(default=None, repr=False)
 
@@ -71,6 +73,7 @@ class Sample:
             similarity=pair.settings.similarity,
             views=tuple(pair.view(way) for way in (0, 1)),
             to_moving_mm=torch.tensor(step, dtype=torch.float32, device=device),
+            spacing_mm=grid.spacing_mm[0] / pair.scale,
         )
 
     @property
@@ -226,6 +229,7 @@ class Sample:
             labels=None,
             lower_cube=self.lower_cube + (factor - 1) / 2 * self.spacing_cube,
             spacing_cube=factor * self.spacing_cube,
+            spacing_mm=None if self.spacing_mm is None else factor * self.spacing_mm,
             similarity=settings,
             _volumes=None,
         )

@@ -78,6 +78,17 @@ def test_a_pair_is_found_that_lies_further_apart_than_the_fine_stage_looks(side,
     assert alone.rest(sample) is sample
 
 
+def test_images_with_large_voxels_are_not_made_coarser_than_the_coarse_stage_asks(monkeypatch):
+    """Where the images' voxels limit the grid, it may be the coarse stage's already: 7.5 mm are asked for."""
+    factors, coarser = [], Sample.coarser
+    monkeypatch.setattr(Sample, "coarser", lambda s, f, settings: factors.append(f) or coarser(s, f, settings))
+    model, sample = Model(both(2)), texture(2, 48, (2, 1))
+    for spacing_mm in (None, 2.5, 5.0, 12.0):
+        with torch.no_grad():
+            model.rest(replace(sample, spacing_mm=spacing_mm))
+    assert factors == [3, 3, 2, 1]
+
+
 def test_the_coarse_stage_is_saved_loaded_and_frozen(tmp_path):
     model, sample = randomised(both(), 1), texture(2, 48, (6, 4))
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
