@@ -36,6 +36,7 @@ def draw(rows: Rows):
             one.plot(sides, [mean(select(mine, side=side), key) for side in sides], "o-", label=way)
     axes[0].set(xlabel="voxels a side", ylabel="mean TRE [mm]", xscale="log", yscale="log")
     axes[1].set(xlabel="voxels a side", ylabel="folds [% of the lungs]", xscale="log")
+    axes[1].set_ylim(0, max(0.05, *column(rows, "folds_percent")))
     for one in axes:
         one.set_xticks(sides, [str(side) for side in sides])
         one.minorticks_off()
