@@ -59,9 +59,12 @@ def reading(rows: Rows) -> str:
         first, last = min(line), max(line)
         parts.append(f"from {start} {line[first]:.2f} mm after {first} steps and {line[last]:.2f} mm after {last}")
     return (
-        f"{'; '.join(parts)}. As published, most is gained in the first steps and a prediction saves the more of them "
-        "the better it is; unlike there, the start no longer matters at the end, for the optimisation finds large "
-        "motion from nothing, too (features that are compared over a wider surrounding at first)."
+        f"{'; '.join(parts)}. As published, most is gained in the first steps, and a prediction saves some of them. "
+        "Unlike there, the optimisation from nothing ends no worse than from a prediction: it finds large motion by "
+        "itself, as features are compared over a wider surrounding at first. From the multi-resolution prediction, the "
+        "best of the three, it gains least. A likely reason, not shown here: what comparing single places gets wrong "
+        "stays in that model's finer code (nodes 10 mm apart, else 20 mm) and in the frozen coarse map, where the loss "
+        "hardly sees it."
     )
 
 

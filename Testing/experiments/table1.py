@@ -127,10 +127,9 @@ def reading(rows: Rows) -> str:
     best = min(found, key=found.get)
     said.append(f"the lowest error is that of {best}, {found[best]:.2f} mm")
     return (
-        f"{'; '.join(said)}. As published, multi-resolution predicts better and the optimisation improves both; unlike "
-        "there, the two end alike, since the optimisation finds large motion from either. Seconds are wall clock on a "
-        "processor with two threads and tell little: the baselines' hold the start of a process, ours the registration "
-        "alone."
+        f"{'; '.join(said)}. Published, the multi-resolution prediction is the better one and stays so after the "
+        "optimisation. Seconds are wall clock on a processor with two threads and tell little: the baselines' hold the "
+        "start of a process, ours the registration alone."
     )
 
 
