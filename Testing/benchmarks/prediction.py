@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="name of a shipped model, or a model file")
     parser.add_argument("--pairs", nargs="+", default=["breathhold_case01", "breathhold_case02", "lung_ct_followup"])
     parser.add_argument("--preset", default="balanced")
-    parser.add_argument("--steps", type=int, nargs="+", default=[300, 900], help="of the optimisation")
+    parser.add_argument(
+        "--steps", type=int, nargs="*", default=[300, 900], help="of the optimisation; none: the prediction alone"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
