@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # threads that wait without spinning: on a busy machine small steps take a fifth of the time
@@ -23,15 +23,12 @@ sys.path[:0] = [str(ROOT / "NePhiRegistration"), str(ROOT / "Testing" / "benchma
 import torch
 from matplotlib.figure import Figure
 from nephi.errors import NephiError
+from nephi.model import Model
+from nephi.train import MODEL, TrainSettings, train
 from PIL import Image  # matplotlib's own
 
 SIZES = ("mini", "reduced", "full")  # seconds; a few minutes on two cores; the paper's, for a GPU
 Rows = list[dict]
-
-
-def data_folder() -> Path:
-    """Where the real images are."""
-    return Path(os.environ.get("NEPHI_DATA") or ROOT.parent / "shared" / "data")
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,19 @@ def main(experiment: Experiment, arguments: list[str] | None = None) -> int:
     # what was written is what is drawn, so that the figure can be made again from the CSV
     save(experiment.draw(read_csv(options.out / f"{experiment.name}.csv")), options.out / f"{experiment.name}.png")
     return 0
+
+
+def trained(settings: TrainSettings, steps: int, folder: Path, device: torch.device) -> Model:
+    """A model after so many steps of training in ``folder``; the last state is the one that is kept."""
+    settings = replace(
+        settings,
+        fit=replace(settings.fit, iterations=steps),
+        validate_every=steps,
+        validation_pairs=1,
+        save_every=steps,
+    )
+    train(settings, folder, device)
+    return Model.load(folder / MODEL, device)
 
 
 def write_csv(rows: Rows, path: Path) -> None:

@@ -24,7 +24,8 @@ def few_shapes(monkeypatch):
 @pytest.fixture
 def data() -> Path:
     """Folder of the real images: NEPHI_DATA, else shared/data beside the project; needed where CI is set."""
-    from common import data_folder
+    import common  # noqa: F401  the package is on its path
+    from pairs import data_folder
 
     folder = data_folder()
     if not folder.is_dir():

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Experiment, Rows, column, main, mean, panels, select
+from common import Experiment, Rows, column, main, mean, panels, select, trained
 from nephi.dataset import Shapes
 from nephi.field import Code, Maps
 from nephi.model import Model
 from nephi.sample import Sample
-from nephi.train import MODEL, train
 from nephi.validate import folds_percent, mapped
 from shapes2d import training
 from torch import Tensor
@@ -61,15 +60,10 @@ def as_published(device: torch.device, steps: int, batch: int) -> Model:
     settings = replace(
         settings,
         model=replace(settings.model, encoder=encoder),
-        fit=replace(settings.fit, iterations=steps),
         batch=batch,
-        validate_every=steps,
-        validation_pairs=1,
-        save_every=steps,
     )
     with tempfile.TemporaryDirectory() as folder:
-        train(settings, Path(folder), device)
-        return Model.load(Path(folder) / MODEL, device)
+        return trained(settings, steps, Path(folder), device)
 
 
 def two_pairs(model: Model, count: int) -> list[tuple[Sample, Sample]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import common  # noqa: F401  the packages are on its path
 import numpy as np
 import SimpleITK as sitk
-from common import data_folder
 from nephi import quality
 from nephi.errors import NephiError
 from nephi.output import random_points
@@ -14,7 +14,7 @@ from nephi.registration import limit_threads, register
 from nephi.result import Registration
 from nephi.settings import Settings
 from nephi.space import Grid
-from pairs import PAIRS, read_landmarks
+from pairs import PAIRS, data_folder, read_landmarks
 
 _FOLD_POINTS = 50_000
 BREATH_HOLDS = ("breathhold_case01", "breathhold_case02")

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Experiment, Rows, column, data_folder, main, mean, panels, select
+from common import Experiment, Rows, column, main, mean, panels, select, trained
 from nephi.dataset import open_data
 from nephi.errors import NephiError
 from nephi.field import FORWARD
-from nephi.model import Model
 from nephi.sample import Sample
 from nephi.settings import FitSettings, decode
-from nephi.train import MODEL, TrainSettings, train
+from nephi.train import TrainSettings
 from optimise import Start, optimise
+from pairs import data_folder
 
 TRAINED, ALL = 80, 100
 STATES = ("before", "prediction", "optimised", "from nothing")
@@ -73,22 +73,17 @@ def write_list(path: Path, files: list[Path], count: int, seed: int) -> Path:
     return path
 
 
-def run(device: torch.device, trained: int, train_steps: int, scored: int, steps: int) -> Rows:
+def run(device: torch.device, train_pairs: int, train_steps: int, scored: int, steps: int) -> Rows:
     files, rows = slices(), []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         settings = decode(TrainSettings(), SETTINGS)
         settings = replace(
             settings,
-            data=str(write_list(folder / "training.csv", files[:TRAINED], trained, 0)),
+            data=str(write_list(folder / "training.csv", files[:TRAINED], train_pairs, 0)),
             validation=str(write_list(folder / "scored.csv", files[TRAINED:], scored, 1)),
-            fit=replace(settings.fit, iterations=train_steps),
-            validate_every=train_steps,  # the last state is the one that is kept
-            validation_pairs=1,
-            save_every=train_steps,
         )
-        train(settings, folder, device)
-        model = Model.load(folder / MODEL, device)
+        model = trained(settings, train_steps, folder, device)
         data = open_data(settings.validation, settings.model, folder / "cache", True)
         for k in range(len(data)):
             sample = data[k].to(device)
@@ -164,9 +159,9 @@ EXPERIMENT = Experiment(
     published="The paper has no such experiment in 2D (its brains are 3D).",
     full="More training pairs and steps.",
     sizes={
-        "mini": {"trained": 3, "train_steps": 2, "scored": 2, "steps": 3},
-        "reduced": {"trained": 200, "train_steps": 500, "scored": 12, "steps": 100},
-        "full": {"trained": 5000, "train_steps": 20_000, "scored": 200, "steps": 400},
+        "mini": {"train_pairs": 3, "train_steps": 2, "scored": 2, "steps": 3},
+        "reduced": {"train_pairs": 200, "train_steps": 500, "scored": 12, "steps": 100},
+        "full": {"train_pairs": 5000, "train_steps": 20_000, "scored": 200, "steps": 400},
     },
     run=run,
     draw=draw,

@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import Experiment, Rows, column, main, mean, panels, select
-from nephi.model import Model
+from common import Experiment, Rows, column, main, mean, panels, select, trained
 from nephi.settings import FitSettings, Sampling
-from nephi.train import MODEL, train
 from optimise import Start
 from shapes2d import from_nothing, pairs, published_like, training
 
@@ -34,19 +32,9 @@ def run(
     samples = pairs(KIND, max(scored, pair_count), settings.model, device)
     for count in counts:
         regularity = replace(settings.regularity, points=Sampling(0.0, count, count))
-        changed = replace(
-            settings,
-            start=start,
-            regularity=regularity,
-            batch=batch,
-            fit=replace(settings.fit, iterations=train_steps),
-            validate_every=train_steps,
-            validation_pairs=1,
-            save_every=train_steps,
-        )
+        changed = replace(settings, start=start, regularity=regularity, batch=batch)
         with tempfile.TemporaryDirectory() as folder:
-            train(changed, Path(folder), device)
-            model = Model.load(Path(folder) / MODEL, device)
+            model = trained(changed, train_steps, Path(folder), device)
         for k, sample in enumerate(samples[:scored]):
             rows.append(row("training", count, k, Start.predicted(model, sample), sample))
         for k, sample in enumerate(samples[:pair_count]):
