@@ -56,6 +56,12 @@ class Code:
         around = table.index_select(0, index.reshape(-1)).reshape(two * many, index.shape[-1], channels)
         return torch.bmm(weight.reshape(two * many, 1, -1), around).reshape(two, many, channels)
 
+    def resampled(self, size: Sequence[int], degree: int = 1) -> Tensor:
+        """The local code on another number of nodes along x, y (, z)."""
+        nodes = points_between(self.upper_cube, size)[None].repeat(1, self.batch, 1)
+        values = self.at(nodes, degree).reshape(self.batch, *reversed(size), -1)
+        return values.movedim(-1, 1).contiguous()
+
     def prior(self) -> Tensor:
         """Mean norm of the global code plus mean norm over the grid (paper, Eq. 5)."""
         tiny = 1e-12  # a zero code has no gradient of its norm
@@ -72,11 +78,27 @@ class HybridCode(nn.Module, Code):
         self.global_code = nn.Parameter(start.global_code.detach().clone())
         self.local_code = nn.Parameter(start.local_code.detach().clone())
 
+    def refine(self, size: Sequence[int], degree: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """Put the local code on other nodes; returns the old parameter and the new one."""
+        old = self.local_code
+        self.local_code = nn.Parameter(self.resampled(size, degree).detach())
+        return old, self.local_code
+
 
 def zero_code(settings: FieldSettings, upper_cube: Tensor, size: tuple[int, ...], batch: int = 1) -> Code:
     """All zeros: what a code is before anything is known."""
     local = upper_cube.new_zeros(batch, settings.local_code, *reversed(size))
     return Code(upper_cube.new_zeros(batch, settings.global_code), local, upper_cube)
+
+
+@torch.no_grad()
+def code_like(maps: Maps, settings: FieldSettings, size: tuple[int, ...]) -> Code:
+    """A code whose linear term alone moves points nearly as the maps of one pair do: by what they do at its nodes."""
+    code = zero_code(settings, maps.code.upper_cube, size)
+    nodes = points_between(code.upper_cube, size)
+    moved = torch.cat([maps.one(nodes, way) - nodes for way in (FORWARD, INVERSE)], 1)
+    code.local_code[0, : moved.shape[1]] = moved.T.reshape(-1, *reversed(size)) / LINEAR_CUBE
+    return code
 
 
 def points_between(upper_cube: Tensor, size: Sequence[int]) -> Tensor:

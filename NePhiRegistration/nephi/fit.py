@@ -43,6 +43,12 @@ class Adam:
         self._adam.zero_grad(set_to_none=True)
         self.done += 1
 
+    def replace(self, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
+        """Go on with another parameter in the place of one; what was known of that is forgotten."""
+        for group in self._adam.param_groups:
+            group["params"] = self.parameters = [new if p is old else p for p in group["params"]]
+        self._adam.state.pop(old, None)
+
     def state(self) -> dict[str, Tensor]:
         entries = self._adam.state_dict()["state"]
         return {f"{k}.{name}": value for k, entry in entries.items() for name, value in entry.items()}

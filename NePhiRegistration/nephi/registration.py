@@ -14,7 +14,7 @@ import torch
 
 from .align import align
 from .errors import NephiError
-from .field import HybridCode, Maps, composed, make_fields, zero_code
+from .field import HybridCode, Maps, code_like, composed, make_fields, zero_code
 from .fit import Adam, fit
 from .image import check_image, check_mask, looks_like_ct, lung_mask
 from .model import Model
@@ -22,7 +22,7 @@ from .objective import Objective
 from .pair import Pair
 from .predict import predict
 from .result import Registration
-from .settings import PRESETS, Settings, check
+from .settings import PRESETS, Settings, Stage, check
 from .space import Cube, Grid
 
 _THREADS = 4  # the steps are too small for more
@@ -79,7 +79,8 @@ def register(
         if predicted.flaw:
             notes.append(f"The prediction of model '{settings.model}' was not used: {predicted.flaw}.")
             predicted = None
-    start, cube = (predicted.maps, predicted.cube) if predicted else (_start(pair, settings), pair.cube)
+    cube = predicted.cube if predicted else pair.cube
+    start = _start(pair, cube, predicted and predicted.maps)
     fields, code = copy.deepcopy(start.fields).to(target).requires_grad_(True), HybridCode(start.code).to(target)
     maps = composed(Maps(fields, code), start.outer)
     generator = torch.Generator(target).manual_seed(settings.fit.seed)
@@ -104,6 +105,7 @@ def register(
     )
     show = preview or (lambda stage, fraction, registration: None)
 
+    adam = Adam([*code.parameters(), *fields.parameters()], settings.fit)
     threads, volumes = torch.get_num_threads(), []
     stages = {round(stage.start * settings.fit.iterations): stage for stage in settings.similarity.stages}
 
@@ -111,6 +113,9 @@ def register(
         if number in stages:
             torch.set_num_threads(threads)
             volumes[:] = [pair.volumes(stages[number], target)]
+            size = _code_size(pair, cube, stages[number])
+            if number and size != code.size:
+                adam.replace(*code.refine(size, settings.field.code_degree))
             torch.set_num_threads(max(1, min(threads, objective.points_of(volumes[0]) // _POINTS_A_THREAD)))
         return objective(maps, volumes)
 
@@ -122,7 +127,7 @@ def register(
     tell("features", 0.06, {})
     show("features", 0.06, result)
     try:
-        result.history = fit(step, Adam([*code.parameters(), *fields.parameters()], settings.fit), record)
+        result.history = fit(step, adam, record)
     except torch.OutOfMemoryError:
         raise NephiError(
             "the GPU is out of memory: lower similarity.points, choose a larger similarity.stages.spacing_mm, "
@@ -136,13 +141,21 @@ def register(
     return result
 
 
-def _start(pair: Pair, settings: Settings) -> Maps:
-    """From nothing: both maps the identity, the code zero."""
-    initial = torch.Generator().manual_seed(settings.fit.seed)
-    s = pair.field_settings
-    fields = make_fields(s, pair.cube.unit_mm, pair.cube.dimension, initial)
-    upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
-    return Maps(fields, zero_code(s, upper, code_size(pair.cube, s.code_spacing_mm)))
+def _start(pair: Pair, cube: Cube, predicted: Maps | None) -> Maps:
+    """From nothing: both maps the identity, the code zero.
+
+    From a prediction: the same fields with a code whose linear term moves points as predicted, smoothed by its nodes.
+    This ends nearer to the truth than the model's own fields and code do, which keep what is wrong with a prediction.
+    Without a linear term those are taken, as published.
+    """
+    s, fit_settings = pair.field_settings, pair.settings.fit
+    if predicted is not None and not (s.linear and fit_settings.iterations):
+        return predicted
+    fields = make_fields(s, cube.unit_mm, cube.dimension, torch.Generator().manual_seed(fit_settings.seed))
+    size = _code_size(pair, cube, pair.settings.similarity.stages[0])
+    if predicted is not None:
+        return Maps(fields, code_like(predicted, s, size))
+    return Maps(fields, zero_code(s, torch.tensor(cube.upper_cube, dtype=torch.float32), size))
 
 
 def choose_device(name: str) -> torch.device:
@@ -177,8 +190,9 @@ def limit_threads(threads: int | None = None) -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
-def code_size(cube: Cube, spacing_mm: float) -> tuple[int, ...]:
-    """Nodes of the local code along x, y (, z): at most ``spacing_mm`` apart."""
+def _code_size(pair: Pair, cube: Cube, stage: Stage) -> tuple[int, ...]:
+    """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""
+    spacing_mm = pair.field_settings.code_spacing_mm * stage.coarsening
     return tuple(math.ceil(2 * half / spacing_mm) + 1 for half in cube.half_sides_mm)
 
 

@@ -39,9 +39,9 @@ class FieldSettings:
     omega: float = 10.0
     global_code: int = 16
     local_code: int = 16
-    code_spacing_mm: float = 20.0
+    code_spacing_mm: float = 12.0
     code_degree: int = 2  # of the B-spline between the local code's nodes: 1 (linear, as published) or 2
-    linear: bool = False  # the displacement has a term that is linear in the local code, too
+    linear: bool = True  # the displacement has a term that is linear in the local code, too
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Stage:
     spacing_mm: float = 2.0
     dilation: int = 2
     outside: float = 1.0  # how far what lies outside the masks is replaced by outside_hu: 0 not at all, 1 wholly
+    coarsening: float = 1.0  # nodes of the local code lie this many times field.code_spacing_mm apart
 
 
 @dataclass(frozen=True)
@@ -119,22 +120,23 @@ class Settings:
 PRESETS: dict[str, Settings] = {
     "fast": Settings(
         "fast",
-        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.5, 1.75, 1))),
-        fit=FitSettings(iterations=320, learning_rate=4e-3),
+        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2, coarsening=4.0), Stage(0.4, 1.75, 1))),
+        fit=FitSettings(iterations=220, learning_rate=4e-3),
     ),
     "balanced": Settings(
         "balanced",
-        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2), Stage(0.4, 1.25, 1, 0.5))),
+        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2, coarsening=4.0), Stage(0.4, 1.25, 1, 0.5))),
         regularity=RegularitySettings(weight=0.5),
-        fit=FitSettings(iterations=900),
+        fit=FitSettings(iterations=500),
     ),
     "accurate": Settings(
         "accurate",
         similarity=SimilaritySettings(
-            points=Sampling(0.0, 1500, 1500), stages=(Stage(0.0, 2.0, 2), Stage(0.25, 1.25, 1, 0.25))
+            points=Sampling(0.0, 1500, 1500),
+            stages=(Stage(0.0, 2.0, 2, coarsening=4.0), Stage(0.25, 1.25, 1, 0.25)),
         ),
         regularity=RegularitySettings(weight=0.5),
-        fit=FitSettings(iterations=2400),
+        fit=FitSettings(iterations=1500),
     ),
     # Table 1 and supplement A: width 128, two hidden layers, 32 + 32 code, 2 % and 0.01 % of the voxels
     "paper": Settings(
@@ -150,6 +152,7 @@ PRESETS: dict[str, Settings] = {
             local_code=32,
             code_spacing_mm=16.0,
             code_degree=1,
+            linear=False,
         ),
         similarity=SimilaritySettings(
             name="ncc",
@@ -252,6 +255,8 @@ def check(settings: Settings) -> None:
     if not s.similarity.stages or s.similarity.stages[0].start != 0:
         raise NephiError("settings: the first of similarity.stages must have start 0")
     for i, stage in enumerate(s.similarity.stages):
+        if not stage.coarsening >= 1:
+            raise NephiError(f"settings: similarity.stages[{i}].coarsening is {stage.coarsening}, must be 1 or more")
         if not 0 <= stage.outside <= 1:
             raise NephiError(f"settings: similarity.stages[{i}].outside is {stage.outside}, must be 0 to 1")
     blurs = s.similarity.blurs

@@ -37,7 +37,7 @@ def short():
     """``fast`` with n iterations and one stage."""
 
     def settings(iterations: int, spacing_mm: float = 2.5, **similarity):
-        stage = Stage(0.0, spacing_mm, 2)
+        stage = Stage(0.0, spacing_mm, 2, coarsening=2.0)
         return replace(
             PRESETS["fast"],
             similarity=SimilaritySettings(**{"stages": (stage,), **similarity}),

@@ -353,34 +353,3 @@ def test_displacement_lies_on_the_grid():
     transform = sitk.DisplacementFieldTransform(r.fixed_grid.image(u.astype(float), vector=True))
     moved = transform.TransformPoint(points[100].tolist())
     np.testing.assert_allclose(moved, r.forward(points[100:101])[0], atol=1e-4)
-
-
-@pytest.mark.parametrize("d", [2, 3])
-def test_linear_code_agrees_with_grid_sample(d):
-    _, code = make(FieldSettings(), d, random_end=True)
-    x = points_of(d) * code.upper_cube * 1.2  # some beyond the border
-    grid = (x / code.upper_cube).reshape(1, *[1] * (d - 1), -1, d)
-    wanted = torch.nn.functional.grid_sample(code.local_code, grid, padding_mode="border", align_corners=True)
-    inside = torch.minimum(torch.maximum(x, -code.upper_cube), code.upper_cube)
-    found = code.at(torch.stack([inside, inside]), degree=1)
-    assert torch.allclose(found[1], wanted.reshape(code.local_code.shape[1], -1).T, atol=1e-5)
-
-
-@pytest.mark.parametrize("d", [2, 3])
-@pytest.mark.parametrize("degree, smooth", [(1, False), (2, True)])
-def test_slope_of_the_code_along_a_line_jumps_only_where_it_is_linear(d, degree, smooth):
-    _, code = make(FieldSettings(), d, random_end=True)
-    line = torch.linspace(-0.9, 0.9, 4001).double()[:, None] * code.upper_cube + 0.01
-    values = code.double().at(torch.stack([line, line]), degree)[0]
-    slopes = values.diff(dim=0)
-    jumps = slopes.diff(dim=0).abs().amax() / slopes.abs().amax()
-    assert (jumps < 0.02) == smooth
-
-
-@pytest.mark.parametrize("degree", [1, 2])
-def test_constant_code_is_constant_up_to_the_border(degree):
-    _, code = make(FieldSettings(), 3)
-    with torch.no_grad():
-        code.local_code.fill_(0.7)
-    corners = torch.stack([-code.upper_cube, code.upper_cube, code.upper_cube * torch.tensor([1.0, -1.0, 0.3])])
-    assert torch.allclose(code.at(torch.stack([corners, corners]), degree), torch.tensor(0.7), atol=1e-6)

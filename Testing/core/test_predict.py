@@ -35,7 +35,7 @@ _ENCODERS = {
     "matching": EncoderSettings("matching", node_spacing=0.4, steps=(2,), width=8),
 }
 FLAT = ModelSettings(
-    dimension=2, field=FieldSettings(width=16, frequencies=8, global_code=6, local_code=5),
+    dimension=2, field=FieldSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False),
     encoder=_ENCODERS["published"], similarity=SimilaritySettings(stages=(Stage(0.0, 2.5, 2),)), cube_margin_mm=10.0,
 )  # fmt: skip
 
