@@ -106,14 +106,16 @@ def register(
     show = preview or (lambda stage, fraction, registration: None)
 
     adam = Adam([*code.parameters(), *fields.parameters()], settings.fit)
-    threads, volumes = torch.get_num_threads(), []
+    threads, volumes, begun = torch.get_num_threads(), [], []
     stages = {round(stage.start * settings.fit.iterations): stage for stage in settings.similarity.stages}
 
     def step(number: int):
         if number in stages:
             torch.set_num_threads(threads)
-            volumes[:] = [pair.volumes(stages[number], target)]
-            size = _code_size(pair, cube, stages[number])
+            begun.append(stages[number])
+            if len(begun) == 1 or _features(begun[-1]) != _features(begun[-2]):
+                volumes[:] = [pair.volumes(begun[-1], target)]
+            size = _code_size(pair, cube, begun[-1])
             if number and size != code.size:
                 adam.replace(*code.refine(size, settings.field.code_degree))
             torch.set_num_threads(max(1, min(threads, objective.points_of(volumes[0]) // _POINTS_A_THREAD)))
@@ -188,6 +190,11 @@ def limit_threads(threads: int | None = None) -> None:
     threads = threads or min(_THREADS, torch.get_num_threads())
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def _features(stage: Stage) -> Stage:
+    """What of a stage the features depend on."""
+    return replace(stage, start=0.0, coarsening=1.0)
 
 
 def _code_size(pair: Pair, cube: Cube, stage: Stage) -> tuple[int, ...]:

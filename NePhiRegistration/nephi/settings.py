@@ -133,10 +133,14 @@ PRESETS: dict[str, Settings] = {
         "accurate",
         similarity=SimilaritySettings(
             points=Sampling(0.0, 1500, 1500),
-            stages=(Stage(0.0, 2.0, 2, coarsening=4.0), Stage(0.25, 1.25, 1, 0.25)),
+            stages=(
+                Stage(0.0, 2.0, 2, coarsening=4.0),
+                Stage(0.25, 1.25, 1, 0.25, coarsening=2.0),
+                Stage(0.6, 1.25, 1, 0.25),
+            ),
         ),
-        regularity=RegularitySettings(weight=0.5),
-        fit=FitSettings(iterations=1500),
+        regularity=RegularitySettings(weight=1.0),
+        fit=FitSettings(iterations=1200),
     ),
     # Table 1 and supplement A: width 128, two hidden layers, 32 + 32 code, 2 % and 0.01 % of the voxels
     "paper": Settings(
