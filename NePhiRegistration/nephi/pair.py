@@ -17,6 +17,7 @@ from .settings import BODY_MM, Settings, Stage
 from .space import Cube, Grid
 
 FINEST = 0.75  # working grids are no finer than this part of the images' voxels: it would only cost
+_NODES = 4.0  # voxels between two nodes of the local code, at least: what is finer follows the noise
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
 _APART = "the masks do not overlap after alignment; use --align moments or centres"
@@ -62,7 +63,7 @@ class Pair:
         self.field_settings = replace(
             settings.field,
             wavelength_mm=settings.field.wavelength_mm * self.scale,
-            code_spacing_mm=settings.field.code_spacing_mm * self.scale,
+            code_spacing_mm=max(settings.field.code_spacing_mm * self.scale, _NODES * self.voxel_mm),
         )
         chosen = settings.similarity.window
         self.windows = [chosen or choose_window(i, m) for i, m in zip(self.images, self.masks, strict=True)]
@@ -71,6 +72,11 @@ class Pair:
             there = [self._on(grid, mask, way)[:] > 0.5 for way, mask in enumerate(self.masks)]
             if not (there[0] & there[1]).any():
                 raise NephiError(_APART)
+
+    @property
+    def voxel_mm(self) -> float:
+        """Side of a voxel of the finer image, if it were a cube."""
+        return min(float(np.prod(i.GetSpacing()) ** (1 / i.GetDimension())) for i in self.images)
 
     def work_in(self, cube: Cube) -> None:
         """Take another cube: what is compared stays the same, its coordinates change."""
@@ -105,8 +111,7 @@ class Pair:
 
     def working_grid(self, spacing_mm: float) -> Grid:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
-        own = min(float(np.prod(i.GetSpacing()) ** (1 / i.GetDimension())) for i in self.images)
-        return self._grid(max(spacing_mm * self.scale, FINEST * own))
+        return self._grid(max(spacing_mm * self.scale, FINEST * self.voxel_mm))
 
     def seen_on(self, grid: Grid, way: int, outside: float) -> tuple[Slices, Slices | None, Volume | None]:
         """The image in its window (0..1), where its points are drawn, and its mask's distance map.

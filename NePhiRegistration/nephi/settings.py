@@ -125,7 +125,13 @@ PRESETS: dict[str, Settings] = {
     ),
     "balanced": Settings(
         "balanced",
-        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2, coarsening=4.0), Stage(0.4, 1.25, 1, 0.5))),
+        similarity=SimilaritySettings(
+            stages=(
+                Stage(0.0, 2.0, 2, coarsening=4.0),
+                Stage(0.4, 1.25, 1, 0.5, coarsening=2.0),
+                Stage(0.7, 1.25, 1, 0.5),
+            )
+        ),
         regularity=RegularitySettings(weight=0.5),
         fit=FitSettings(iterations=500),
     ),

@@ -158,7 +158,7 @@ EXPERIMENT = Experiment(
             size: {
                 "pairs": BREATH_HOLDS,
                 "ours": tuple(OURS),
-                "iterations": 2400,
+                "iterations": 1200,
                 "baselines": (
                     "voxel",
                     "bspline_tv",
