@@ -81,6 +81,7 @@ def register(
             predicted = None
     cube = predicted.cube if predicted else pair.cube
     start = _start(pair, cube, predicted and predicted.maps)
+    refined = predicted is None or start is not predicted.maps  # a model's own code keeps its nodes
     fields, code = copy.deepcopy(start.fields).to(target).requires_grad_(True), HybridCode(start.code).to(target)
     maps = composed(Maps(fields, code), start.outer)
     generator = torch.Generator(target).manual_seed(settings.fit.seed)
@@ -116,7 +117,7 @@ def register(
             if len(begun) == 1 or _features(begun[-1]) != _features(begun[-2]):
                 volumes[:] = [pair.volumes(begun[-1], target)]
             size = _code_size(pair, cube, begun[-1])
-            if number and size != code.size:
+            if number and refined and size != code.size:
                 adam.replace(*code.refine(size, settings.field.code_degree))
             torch.set_num_threads(max(1, min(threads, objective.points_of(volumes[0]) // _POINTS_A_THREAD)))
         return objective(maps, volumes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -233,7 +234,9 @@ def test_the_optimisation_goes_on_from_the_composite(predicted, images, models, 
 
 
 def test_as_published_it_refines_the_fine_stage_alone(predicted, images, models, short):
-    result = run(images, short, 60, models["two"], linear=False)
+    stages = tuple(Stage(start, 2.5, 2, coarsening=factor) for start, factor in ((0.0, 2.0), (0.5, 1.0)))
+    result = run(images, partial(short, stages=stages), 60, models["two"], linear=False)
+    assert result.maps.code.size == predicted.maps.code.size  # whatever nodes the stages ask for
     assert result.notes == () and [e["step"] for e in result.history][-1] == 60
     for name in ("global_code", "local_code"):
         before, after = (getattr(r.maps.outer.code, name) for r in (predicted, result))

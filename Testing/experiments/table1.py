@@ -128,8 +128,8 @@ def reading(rows: Rows) -> str:
     said.append(f"the lowest error is that of {best}, {found[best]:.2f} mm")
     return (
         f"{'; '.join(said)}. Published, the multi-resolution prediction is the better one and stays so after the "
-        "optimisation. Seconds are wall clock on a processor with two threads and tell little: the baselines' hold the "
-        "start of a process, ours the registration alone."
+        "optimisation. Seconds are wall clock on a busy processor and tell little: the baselines' hold the start of a "
+        "process, ours the registration alone."
     )
 
 
