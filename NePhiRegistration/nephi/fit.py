@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from .settings import FitSettings
 
@@ -27,38 +28,60 @@ def rate_factor(step: int, settings: FitSettings) -> float:
 
 
 class Adam:
-    """Adam with its schedule, and how many steps it has made; its state is tensors by name, to go on later."""
+    """Adam with its schedule, and how many steps it has made; its state is tensors by name, to go on later.
+
+    On PyTorch's function, not its class: that imports the compiler, which takes a second.
+    """
+
+    _STATE = ("step", "exp_avg", "exp_avg_sq")
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], settings: FitSettings):
         self.parameters = [p for p in parameters if p.requires_grad]
         self.settings, self.done = settings, 0
-        # one kernel for all parameters: many small tensors, so that the number of calls decides
-        fused = self.parameters[0].dtype == torch.float32
-        self._adam = torch.optim.Adam(self.parameters, betas=(0.9, settings.beta2), fused=fused)
+        self._state: dict[torch.nn.Parameter, tuple[Tensor, ...]] = {}
 
+    @torch.no_grad()
     def step(self) -> None:
-        for group in self._adam.param_groups:
-            group["lr"] = self.settings.learning_rate * rate_factor(self.done, self.settings)
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        moved = [p for p in self.parameters if p.grad is not None]
+        for p in moved:
+            if p not in self._state:
+                count = torch.zeros((), dtype=torch.float32, device=p.device)
+                self._state[p] = (count, torch.zeros_like(p), torch.zeros_like(p))
+        steps, means, squares = (list(kind) for kind in zip(*(self._state[p] for p in moved), strict=True))
+        adam(
+            moved,
+            [p.grad for p in moved],
+            means,
+            squares,
+            [],
+            steps,
+            # one kernel for all parameters: many small tensors, so that the number of calls decides
+            fused=moved[0].dtype == torch.float32,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=self.settings.beta2,
+            lr=self.settings.learning_rate * rate_factor(self.done, self.settings),
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+        for p in moved:
+            p.grad = None
         self.done += 1
 
     def replace(self, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
         """Go on with another parameter in the place of one; what was known of that is forgotten."""
-        for group in self._adam.param_groups:
-            group["params"] = self.parameters = [new if p is old else p for p in group["params"]]
-        self._adam.state.pop(old, None)
+        self.parameters = [new if p is old else p for p in self.parameters]
+        self._state.pop(old, None)
 
     def state(self) -> dict[str, Tensor]:
-        entries = self._adam.state_dict()["state"]
-        return {f"{k}.{name}": value for k, entry in entries.items() for name, value in entry.items()}
+        known = ((k, self._state[p]) for k, p in enumerate(self.parameters) if p in self._state)
+        return {f"{k}.{name}": v for k, values in known for name, v in zip(self._STATE, values, strict=True)}
 
     def resume(self, state: dict[str, Tensor], done: int) -> None:
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            k, _, name = key.partition(".")
-            entries.setdefault(int(k), {})[name] = value
-        self._adam.load_state_dict({"state": entries, "param_groups": self._adam.state_dict()["param_groups"]})
+        for k, p in enumerate(self.parameters):
+            if f"{k}.step" in state:
+                self._state[p] = tuple(state[f"{k}.{name}"].to(p.device) for name in self._STATE)
         self.done = done
 
 

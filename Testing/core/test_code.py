@@ -143,3 +143,21 @@ def test_a_code_alone_moves_points_as_the_maps_do_that_it_is_like(d, kind, local
         assert moved.norm(dim=1).mean() > 0.02
         assert (mine.one(x, way) - x - moved).norm(dim=1).mean() < 0.05 * moved.norm(dim=1).mean()
     assert not torch.allclose(mine.one(x, FORWARD), mine.one(x, INVERSE), atol=0.01)
+
+
+def test_it_steps_as_pytorchs_optimiser_does():
+    torch.manual_seed(0)
+    mine, theirs = ([torch.nn.Parameter(torch.ones(n, 3)) for n in (2, 5)] for _ in range(2))
+    settings = FitSettings(iterations=30, learning_rate=0.05, schedule="constant", warm_up=0.0, beta2=0.9)
+    adam, other = Adam(mine, settings), torch.optim.Adam(theirs, lr=0.05, betas=(0.9, 0.9))
+    for step in range(30):
+        target = torch.randn(3)
+        for parameters in (mine, theirs):
+            used = parameters if step % 3 else parameters[:1]  # the second one has no gradient at times
+            sum((p - target).square().sum() for p in used).backward()
+        adam.step()
+        other.step()
+        other.zero_grad(set_to_none=True)
+        assert all(p.grad is None for p in mine)
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-6) and not torch.allclose(a, torch.ones(1), atol=0.1)
