@@ -142,11 +142,11 @@ PRESETS: dict[str, Settings] = {
             stages=(
                 Stage(0.0, 2.0, 2, coarsening=4.0),
                 Stage(0.25, 1.25, 1, 0.25, coarsening=2.0),
-                Stage(0.6, 1.25, 1, 0.25),
+                Stage(0.8, 1.25, 1, 0.25),
             ),
         ),
-        regularity=RegularitySettings(weight=1.0),
-        fit=FitSettings(iterations=1200),
+        regularity=RegularitySettings(weight=1.5),
+        fit=FitSettings(iterations=1500),
     ),
     # Table 1 and supplement A: width 128, two hidden layers, 32 + 32 code, 2 % and 0.01 % of the voxels
     "paper": Settings(

@@ -158,7 +158,7 @@ EXPERIMENT = Experiment(
             size: {
                 "pairs": BREATH_HOLDS,
                 "ours": tuple(OURS),
-                "iterations": 1200,
+                "iterations": 1500,
                 "baselines": (
                     "voxel",
                     "bspline_tv",
