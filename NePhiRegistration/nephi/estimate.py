@@ -60,9 +60,9 @@ def estimate(
     else:
         memory_mb = _LIBRARIES_MB + (memory + _BYTES_A_VOXEL * voxels) / 1e6
 
-    steps = settings.fit.iterations * (0.008 + 2e-10 * points * products)
+    steps = settings.fit.iterations * (0.014 + 2e-10 * points * products)
     features = 4e-7 * sum(work)
     nodes = min(volume / (_TRANSFORM_MM3 if dimension == 3 else 9.0) / scale**dimension, voxels / 2)
     transforms = 6e-11 * products * nodes
     jacobian = 1.3e-10 * products * _MASK_PART * region / voxel
-    return Estimate(3 + 2e-7 * voxels + features + steps + transforms + jacobian, memory_mb)
+    return Estimate(5 + 2e-7 * voxels + features + steps + transforms + jacobian, memory_mb)
