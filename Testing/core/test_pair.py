@@ -58,3 +58,15 @@ def test_a_stage_may_keep_a_part_of_the_chest_wall():
         apart.append(float(np.abs(a - b).mean()))
     assert apart[0] < 0.25 * apart[2]  # the rest: voxels that the border runs through
     assert apart[1] == pytest.approx((apart[0] + apart[2]) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("finer_mm, wanted_mm", [(1.5, 12.0), (7.0, 28.0)])
+def test_nodes_of_the_code_lie_four_voxels_apart_at_least(finer_mm, wanted_mm):
+    """Voxels of the finer image count."""
+    (one, mask), (other, _) = _ct(40.0), _ct(45.0)
+    fine, other_mask = sitk.Image(other), sitk.Image(mask)
+    for each in (fine, other_mask):
+        each.SetSpacing([finer_mm] * 3)
+    affine = Affine(np.eye(3) * finer_mm / 7.0, np.zeros(3))
+    pair = Pair(one, fine, mask, other_mask, affine, PRESETS["fast"])
+    assert pair.field_settings.code_spacing_mm == pytest.approx(wanted_mm)
