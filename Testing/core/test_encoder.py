@@ -17,7 +17,7 @@ from nephi.sample import Sample
 from nephi.settings import PRESETS, FieldSettings
 
 PAPER = PRESETS["paper"].field
-SMALL = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
+SMALL = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False)
 KINDS = {
     "published": EncoderSettings(size=20, channels=(8, 16), hidden=12, local_level=1),
     "context": EncoderSettings(size=20, channels=(8, 16, 24), hidden=12, local_level=1, context=True, width=8),

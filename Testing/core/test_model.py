@@ -21,13 +21,13 @@ from nephi.settings import FieldSettings, find_model
 SETTINGS = {
     "published": ModelSettings(
         dimension=2,
-        field=FieldSettings(width=16, frequencies=8, modulation="sine", global_code=6, local_code=5),
+        field=FieldSettings(width=16, frequencies=8, modulation="sine", global_code=6, local_code=5, linear=False),
         encoder=EncoderSettings(size=24, channels=(8, 16), hidden=12, local_level=1),
         cube_margin_mm=3.0,
     ),
     "matching": ModelSettings(
         dimension=2,
-        field=FieldSettings(width=16, frequencies=8, global_code=6, local_code=5),
+        field=FieldSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False),
         encoder=EncoderSettings("matching", node_spacing=0.5, steps=(4, 2), width=8),
         half_size_mm=90.0,
     ),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 def small_fields(d: int):
     """Fields in double precision with a random last layer, far from the identity and each other's inverse."""
     generator = torch.Generator().manual_seed(5)
-    settings = FieldSettings(width=12, frequencies=6, wavelength_mm=300.0, modulation="sine", omega=2.0,
+    settings = FieldSettings(linear=False, width=12, frequencies=6, wavelength_mm=300.0, modulation="sine", omega=2.0,
                              global_code=3, local_code=2)  # fmt: skip
     fields = NeuralFields(settings, 150.0, d, generator).double()
     # one cell of code: linear interpolation has no kinks inside it
