@@ -77,7 +77,7 @@ EXPERIMENT = Experiment(
     title="Resolution of the images",
     data=(
         "breathhold_case01 and breathhold_case02 on grids with so many voxels along the longest side of the lungs, "
-        "smoothed before; landmarks as they are. Prediction: model lung. Optimisation: 900 steps from there."
+        "smoothed before; landmarks as they are. Prediction: model lung. Optimisation: 500 steps from there."
     ),
     published=(
         "Table 3 (DIR-Lab COPDgene, mTRE in mm without and with optimisation): 21 a side 16.85, 11.49; 43 a side "
@@ -86,7 +86,7 @@ EXPERIMENT = Experiment(
     full="256 voxels a side, too, and twice the steps.",
     sizes={
         "mini": {"pairs": BREATH_HOLDS[:1], "sides": (21, 32), "model": "lung", "iterations": 2},
-        "reduced": {"pairs": BREATH_HOLDS, "sides": (21, 43, 87, 175), "model": "lung", "iterations": 900},
+        "reduced": {"pairs": BREATH_HOLDS, "sides": (21, 43, 87, 175), "model": "lung", "iterations": 500},
         "full": {"pairs": BREATH_HOLDS, "sides": (21, 43, 87, 175, 256), "model": "lung", "iterations": 1800},
     },
     run=measure,

@@ -42,7 +42,7 @@ def measure(
             found["parameters"] = count
             found["encoder_parameters"] = 0 if model is None else encoder_parameters(model)
             rows.append({"pair": name, "method": method, **found})
-    return rows + (peers(pairs, baselines) if baselines else [])
+    return rows + (peers(pairs, baselines) if baselines and "NEPHI_PEER_PYTHON" in os.environ else [])
 
 
 def encoder_parameters(name: str) -> int:
