@@ -87,7 +87,7 @@ EXPERIMENT = Experiment(
     sizes={
         "mini": {"pairs": BREATH_HOLDS[:1], "sides": (21, 32), "model": "lung", "iterations": 2},
         "reduced": {"pairs": BREATH_HOLDS, "sides": (21, 43, 87, 175), "model": "lung", "iterations": 500},
-        "full": {"pairs": BREATH_HOLDS, "sides": (21, 43, 87, 175, 256), "model": "lung", "iterations": 1800},
+        "full": {"pairs": BREATH_HOLDS, "sides": (21, 43, 87, 175, 256), "model": "lung", "iterations": 1000},
     },
     run=measure,
     draw=draw,
