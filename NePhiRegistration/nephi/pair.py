@@ -76,7 +76,8 @@ class Pair:
     @property
     def voxel_mm(self) -> float:
         """Side of a voxel of the finer image, if it were a cube."""
-        return min(float(np.prod(i.GetSpacing()) ** (1 / i.GetDimension())) for i in self.images)
+        grids = [Grid.of(image) for image in self.images]
+        return min(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in grids)
 
     def work_in(self, cube: Cube) -> None:
         """Take another cube: what is compared stays the same, its coordinates change."""

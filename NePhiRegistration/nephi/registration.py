@@ -79,9 +79,8 @@ def register(
         if predicted.flaw:
             notes.append(f"The prediction of model '{settings.model}' was not used: {predicted.flaw}.")
             predicted = None
-    cube = predicted.cube if predicted else pair.cube
-    start = _start(pair, cube, predicted and predicted.maps)
-    refined = predicted is None or start is not predicted.maps  # a model's own code keeps its nodes
+    cube, prediction = (predicted.cube, predicted.maps) if predicted else (pair.cube, None)
+    start = _start(pair, cube, prediction)
     fields, code = copy.deepcopy(start.fields).to(target).requires_grad_(True), HybridCode(start.code).to(target)
     maps = composed(Maps(fields, code), start.outer)
     generator = torch.Generator(target).manual_seed(settings.fit.seed)
@@ -107,20 +106,21 @@ def register(
     show = preview or (lambda stage, fraction, registration: None)
 
     adam = Adam([*code.parameters(), *fields.parameters()], settings.fit)
-    threads, volumes, begun = torch.get_num_threads(), [], []
+    threads, volumes = torch.get_num_threads(), {}  # the features of the present stage
     stages = {round(stage.start * settings.fit.iterations): stage for stage in settings.similarity.stages}
 
     def step(number: int):
         if number in stages:
             torch.set_num_threads(threads)
-            begun.append(stages[number])
-            if len(begun) == 1 or _features(begun[-1]) != _features(begun[-2]):
-                volumes[:] = [pair.volumes(begun[-1], target)]
-            size = _code_size(pair, cube, begun[-1])
-            if number and refined and size != code.size:
+            seen = _features(stages[number])
+            if seen not in volumes:
+                volumes.clear()  # before the next ones are made: one stage's at a time
+                volumes[seen] = pair.volumes(seen, target)
+            size = _code_size(pair, cube, stages[number])
+            if number and start is not prediction and size != code.size:  # a model's own code keeps its nodes
                 adam.replace(*code.refine(size, settings.field.code_degree))
-            torch.set_num_threads(max(1, min(threads, objective.points_of(volumes[0]) // _POINTS_A_THREAD)))
-        return objective(maps, volumes)
+            torch.set_num_threads(max(1, min(threads, objective.points_of(volumes[seen]) // _POINTS_A_THREAD)))
+        return objective(maps, list(volumes.values()))
 
     def record(entry: dict) -> None:
         fraction = 0.08 + 0.72 * entry["step"] / max(1, settings.fit.iterations)

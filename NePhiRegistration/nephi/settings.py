@@ -117,6 +117,15 @@ class Settings:
         return json.dumps(self.to_dict(), indent=2)
 
 
+def _coarse_to_fine(fine: float, finest: float, outside: float) -> tuple[Stage, ...]:
+    """Wide features, few nodes first; fine features and more nodes from ``fine`` on, all nodes from ``finest`` on."""
+    return (
+        Stage(0.0, 2.0, 2, coarsening=4.0),
+        Stage(fine, 1.25, 1, outside, coarsening=2.0),
+        Stage(finest, 1.25, 1, outside),
+    )
+
+
 PRESETS: dict[str, Settings] = {
     "fast": Settings(
         "fast",
@@ -125,25 +134,14 @@ PRESETS: dict[str, Settings] = {
     ),
     "balanced": Settings(
         "balanced",
-        similarity=SimilaritySettings(
-            stages=(
-                Stage(0.0, 2.0, 2, coarsening=4.0),
-                Stage(0.4, 1.25, 1, 0.5, coarsening=2.0),
-                Stage(0.7, 1.25, 1, 0.5),
-            )
-        ),
+        similarity=SimilaritySettings(stages=_coarse_to_fine(0.4, 0.7, outside=0.5)),
         regularity=RegularitySettings(weight=0.5),
         fit=FitSettings(iterations=500),
     ),
     "accurate": Settings(
         "accurate",
         similarity=SimilaritySettings(
-            points=Sampling(0.0, 1500, 1500),
-            stages=(
-                Stage(0.0, 2.0, 2, coarsening=4.0),
-                Stage(0.25, 1.25, 1, 0.25, coarsening=2.0),
-                Stage(0.8, 1.25, 1, 0.25),
-            ),
+            points=Sampling(0.0, 1500, 1500), stages=_coarse_to_fine(0.25, 0.8, outside=0.25)
         ),
         regularity=RegularitySettings(weight=1.5),
         fit=FitSettings(iterations=1500),

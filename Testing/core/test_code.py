@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from nephi.field import FORWARD, INVERSE, Code, HybridCode, Maps, code_like, make_fields, zero_code
+from geometry import points_of
+from nephi.field import FORWARD, INVERSE, Code, HybridCode, Maps, code_like, make_fields, points_between, zero_code
 from nephi.fit import Adam
 from nephi.registration import register
 from nephi.settings import FieldSettings, FitSettings, Stage
@@ -18,10 +17,6 @@ def random_code(d: int, size=(6, 5, 4)) -> HybridCode:
     code = zero_code(FieldSettings(), UPPER[:d], size[:d])
     code.local_code.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
     return HybridCode(code)
-
-
-def points_of(d: int, n: int = 50) -> torch.Tensor:
-    return torch.rand(n, d, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -65,9 +60,7 @@ def test_what_changes_evenly_stays_on_finer_nodes(d, degree):
     x = points_of(d) * UPPER[:d] * 0.3  # away from the border, where the nearest value holds
     slope = torch.arange(1.0, d + 1)
     with torch.no_grad():
-        axes = [torch.linspace(-float(u), float(u), n) for u, n in zip(UPPER[:d], code.size, strict=True)]
-        mesh = torch.meshgrid(*reversed(axes), indexing="ij")
-        code.local_code[:] = sum(s * m for s, m in zip(slope, reversed(mesh), strict=True))
+        code.local_code[:] = (points_between(code.upper_cube, code.size) @ slope).reshape(*reversed(code.size))
     size = tuple(3 * n - 2 for n in code.size)
     old, new = code.refine(size, degree)
     assert code.size == size and new is code.local_code and old is not new and new.requires_grad
@@ -107,44 +100,6 @@ def test_an_optimiser_goes_on_with_the_finer_code():
     assert sorted(float(v) for name, v in adam.state().items() if name.endswith("step")) == [5.0, 10.0]
 
 
-def test_a_registration_refines_its_code_at_the_stage_that_asks_for_it(phantom_2d, short):
-    coarse, fine = (Stage(start, 4.0, 2, coarsening=factor) for start, factor in ((0.0, 3.0), (0.5, 1.0)))
-    sizes = {}
-
-    def seen(stage, fraction, registration) -> None:
-        step = len(sizes)
-        sizes[step] = registration.maps.code.size
-
-    settings = short(8, stages=(coarse, fine))
-    result = register(phantom_2d.fixed, phantom_2d.moving, settings=settings, device="cpu", preview=seen)
-    before, after = sizes[1], sizes[len(sizes) - 1]
-    assert all(abs((b - 1) - 3 * (a - 1)) <= 2 for a, b in zip(before, after, strict=True)) and before != after
-    assert result.maps.code.size == after and len(set(sizes.values())) == 2
-    losses = [e["loss"] for e in result.history]
-    assert losses[4] < 1.1 * losses[3]  # nothing jumps where the nodes change
-
-
-# ---- in the place of a map -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("d", [2, 3])
-@pytest.mark.parametrize("kind, local_code", [("neural", 9), ("voxel", 6)])
-def test_a_code_alone_moves_points_as_the_maps_do_that_it_is_like(d, kind, local_code):
-    settings = FieldSettings(local_code=9)
-    code = random_code(d)
-    fields = make_fields(FieldSettings(kind="voxel", local_code=2 * d), 150.0, d)
-    maps = Maps(fields, HybridCode(Code(code.global_code, code.local_code[:, : 2 * d] * 20, code.upper_cube)))
-    settings = replace(settings, kind=kind, local_code=2 * d if kind == "voxel" else local_code)
-    like = code_like(maps, settings, tuple(5 * n for n in code.size))
-    mine = Maps(make_fields(settings, 150.0, d, torch.Generator().manual_seed(0)), like)
-    x = points_of(d) * UPPER[:d]
-    for way in (FORWARD, INVERSE):
-        moved = maps.one(x, way) - x
-        assert moved.norm(dim=1).mean() > 0.02
-        assert (mine.one(x, way) - x - moved).norm(dim=1).mean() < 0.05 * moved.norm(dim=1).mean()
-    assert not torch.allclose(mine.one(x, FORWARD), mine.one(x, INVERSE), atol=0.01)
-
-
 def test_it_steps_as_pytorchs_optimiser_does():
     torch.manual_seed(0)
     mine, theirs = ([torch.nn.Parameter(torch.ones(n, 3)) for n in (2, 5)] for _ in range(2))
@@ -161,3 +116,39 @@ def test_it_steps_as_pytorchs_optimiser_does():
         assert all(p.grad is None for p in mine)
     for a, b in zip(mine, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-6) and not torch.allclose(a, torch.ones(1), atol=0.1)
+
+
+def test_a_registration_refines_its_code_at_the_stage_that_asks_for_it(phantom_2d, short):
+    coarse, fine = (Stage(start, 4.0, 2, coarsening=factor) for start, factor in ((0.0, 3.0), (0.5, 1.0)))
+    sizes = []
+
+    def seen(stage, fraction, registration) -> None:
+        sizes.append(registration.maps.code.size)
+
+    settings = short(8, stages=(coarse, fine))
+    result = register(phantom_2d.fixed, phantom_2d.moving, settings=settings, device="cpu", preview=seen)
+    before, after = sizes[1], sizes[-1]
+    assert all(abs((b - 1) - 3 * (a - 1)) <= 2 for a, b in zip(before, after, strict=True)) and before != after
+    assert result.maps.code.size == after and len(set(sizes)) == 2
+    losses = [e["loss"] for e in result.history]
+    assert losses[4] < 1.1 * losses[3]  # nothing jumps where the nodes change
+
+
+# ---- in the place of a map -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("kind", ["neural", "voxel"])
+def test_a_code_alone_moves_points_as_the_maps_do_that_it_is_like(d, kind):
+    code = random_code(d)
+    fields = make_fields(FieldSettings(kind="voxel", local_code=2 * d), 150.0, d)
+    maps = Maps(fields, HybridCode(Code(code.global_code, code.local_code[:, : 2 * d] * 20, code.upper_cube)))
+    settings = FieldSettings(kind=kind, local_code=2 * d if kind == "voxel" else 9)
+    like = code_like(maps, settings, tuple(5 * n for n in code.size))
+    mine = Maps(make_fields(settings, 150.0, d, torch.Generator().manual_seed(0)), like)
+    x = points_of(d) * UPPER[:d]
+    for way in (FORWARD, INVERSE):
+        moved = maps.one(x, way) - x
+        assert moved.norm(dim=1).mean() > 0.02
+        assert (mine.one(x, way) - x - moved).norm(dim=1).mean() < 0.05 * moved.norm(dim=1).mean()
+    assert not torch.allclose(mine.one(x, FORWARD), mine.one(x, INVERSE), atol=0.01)

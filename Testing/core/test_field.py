@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from geometry import points_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nephi.align import Affine
@@ -41,10 +42,6 @@ def make(settings: FieldSettings, d: int, seed: int = 0, random_end: bool = Fals
             for p in (fields.out, fields.out_bias, code.global_code, code.local_code):
                 p.normal_(0, 0.05, generator=generator)
     return fields, code
-
-
-def points_of(d: int, n: int = 50, seed: int = 1) -> torch.Tensor:
-    return torch.rand(n, d, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 @pytest.mark.parametrize("d", [2, 3])

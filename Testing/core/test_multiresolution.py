@@ -224,13 +224,18 @@ def test_a_prediction_of_two_stages_is_the_result(predicted, images, models, sho
     assert np.ptp(expected) > 0.01  # it is not the identity's
 
 
-def test_the_optimisation_goes_on_from_the_composite(predicted, images, models, short):
-    result = run(images, short, 60, models["two"])
-    assert result.notes == () and result.maps.outer is None  # its map is the start of one field, smoothed
+def check_it_goes_on(predicted, result, images, short) -> None:
+    """From where the prediction is, and to a lower error."""
     assert result.history[0]["similarity"] < 0.6 * run(images, short, 1, None).history[0]["similarity"]
     points = points_of(images)
     errors = [np.linalg.norm(r.forward(points) - points - SHIFT_MM, axis=1).mean() for r in (predicted, result)]
-    assert errors[1] < 0.85 * errors[0]
+    assert errors[1] < 0.85 * errors[0]  # measured, as published: 0.87 -> 0.56 mm
+
+
+def test_the_optimisation_goes_on_from_the_composite(predicted, images, models, short):
+    result = run(images, short, 60, models["two"])
+    assert result.notes == () and result.maps.outer is None  # its map is the start of one field, smoothed
+    check_it_goes_on(predicted, result, images, short)
 
 
 def test_as_published_it_refines_the_fine_stage_alone(predicted, images, models, short):
@@ -243,10 +248,7 @@ def test_as_published_it_refines_the_fine_stage_alone(predicted, images, models,
         assert torch.equal(before, after)
     assert not torch.equal(predicted.maps.code.local_code, result.maps.code.local_code)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
-    assert result.history[0]["similarity"] < 0.6 * run(images, short, 1, None).history[0]["similarity"]
-    points = points_of(images)
-    errors = [np.linalg.norm(r.forward(points) - points - SHIFT_MM, axis=1).mean() for r in (predicted, result)]
-    assert errors[1] < 0.85 * errors[0]  # measured: 0.87 -> 0.56 mm
+    check_it_goes_on(predicted, result, images, short)
 
 
 def test_a_coarse_stage_that_is_far_off_is_put_aside_with_all_of_it(images, models, short):

@@ -53,7 +53,7 @@ def encoder_parameters(name: str) -> int:
 
 def peers(pairs: tuple[str, ...], methods: tuple[str, ...]) -> Rows:
     """Rows of the first benchmark; NEPHI_PEER_PYTHON runs it, NEPHI_NETWORKS holds the weights of what is learned."""
-    script, python = ROOT / "Testing" / "benchmarks" / "peers.py", os.environ.get("NEPHI_PEER_PYTHON", sys.executable)
+    script, python = ROOT / "Testing" / "benchmarks" / "peers.py", os.environ["NEPHI_PEER_PYTHON"]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(script), "--pairs", *pairs, "--methods", *methods, "--out", folder]
         command += ["--peer-python", python]
