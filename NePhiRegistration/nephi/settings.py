@@ -75,7 +75,7 @@ class SimilaritySettings:
     window: tuple[float, float] | None = None  # intensities mapped to 0..1; None: -1000..200 HU or percentiles
     outside_hu: float | None = -500.0  # CTs outside the masks given: so that the lungs' border counts, ribs less
     mask_margin_mm: float = 4.0  # points are drawn from the masks grown by this much
-    noise: float = 0.02  # contrast below this part of the window does not count in MIND
+    noise: float = 0.015  # contrast below this part of the window does not count in MIND
     blurs: tuple[float, ...] = (0.0,)  # ncc and mse: standard deviations, in voxels; each a channel of its own
     boundary_weight: float = 0.0  # agreement of the masks' distance maps near their borders
 
@@ -134,14 +134,14 @@ PRESETS: dict[str, Settings] = {
     ),
     "balanced": Settings(
         "balanced",
-        similarity=SimilaritySettings(stages=_coarse_to_fine(0.4, 0.7, outside=0.5)),
+        similarity=SimilaritySettings(stages=_coarse_to_fine(0.4, 0.7, outside=0.5), mask_margin_mm=7.0),
         regularity=RegularitySettings(weight=0.5),
         fit=FitSettings(iterations=500),
     ),
     "accurate": Settings(
         "accurate",
         similarity=SimilaritySettings(
-            points=Sampling(0.0, 1500, 1500), stages=_coarse_to_fine(0.25, 0.8, outside=0.25)
+            points=Sampling(0.0, 1500, 1500), stages=_coarse_to_fine(0.25, 0.8, outside=0.25), mask_margin_mm=7.0
         ),
         regularity=RegularitySettings(weight=1.5),
         fit=FitSettings(iterations=1500),
