@@ -189,6 +189,7 @@ def _kept(pair: batch.Pair, settings: ModelSettings, cache: Path) -> Path:
     """The file in ``cache`` that holds the prepared pair, made where there is none from the same files."""
     # the alignment and the model's settings decide as much as the files
     made_of = {
+        "format": 2,
         "inputs": fingerprints(pair.files, False, settings.align, roles=tuple(pair.files)),
         "similarity": asdict(settings.similarity),
         "margin": settings.cube_margin_mm,
@@ -229,6 +230,6 @@ def _load(path: Path, settings: ModelSettings) -> Sample:
         **{field: t[field] for field in _ONE},
         views=tuple(tuple(t[f"views.{way}.{part}"] for part in range(3)) for way in (0, 1)),
         spacing_cube=float(t["spacing_cube"]),
-        spacing_mm=float(t["spacing_mm"]) if "spacing_mm" in t else None,  # of a cache from before there was one
+        spacing_mm=float(t["spacing_mm"]),
         similarity=settings.similarity,
     )

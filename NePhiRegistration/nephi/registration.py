@@ -80,7 +80,9 @@ def register(
             notes.append(f"The prediction of model '{settings.model}' was not used: {predicted.flaw}.")
             predicted = None
     cube, prediction = (predicted.cube, predicted.maps) if predicted else (pair.cube, None)
-    start = _start(pair, cube, prediction)
+    # by the step that each begins with; of several that begin together the last
+    stages = {round(stage.start * settings.fit.iterations): stage for stage in settings.similarity.stages}
+    start = _start(pair, cube, prediction, stages[0])
     fields, code = copy.deepcopy(start.fields).to(target).requires_grad_(True), HybridCode(start.code).to(target)
     maps = composed(Maps(fields, code), start.outer)
     generator = torch.Generator(target).manual_seed(settings.fit.seed)
@@ -107,7 +109,6 @@ def register(
 
     adam = Adam([*code.parameters(), *fields.parameters()], settings.fit)
     threads, volumes = torch.get_num_threads(), {}  # the features of the present stage
-    stages = {round(stage.start * settings.fit.iterations): stage for stage in settings.similarity.stages}
 
     def step(number: int):
         if number in stages:
@@ -144,7 +145,7 @@ def register(
     return result
 
 
-def _start(pair: Pair, cube: Cube, predicted: Maps | None) -> Maps:
+def _start(pair: Pair, cube: Cube, predicted: Maps | None, stage: Stage) -> Maps:
     """From nothing: both maps the identity, the code zero.
 
     From a prediction: the same fields with a code whose linear term moves points as predicted, smoothed by its nodes.
@@ -155,7 +156,7 @@ def _start(pair: Pair, cube: Cube, predicted: Maps | None) -> Maps:
     if predicted is not None and not (s.linear and fit_settings.iterations):
         return predicted
     fields = make_fields(s, cube.unit_mm, cube.dimension, torch.Generator().manual_seed(fit_settings.seed))
-    size = _code_size(pair, cube, pair.settings.similarity.stages[0])
+    size = _code_size(pair, cube, stage)
     if predicted is not None:
         return Maps(fields, code_like(predicted, s, size))
     return Maps(fields, zero_code(s, torch.tensor(cube.upper_cube, dtype=torch.float32), size))

@@ -16,7 +16,7 @@ from nephi.output import write_all
 from nephi.phantom import Phantom
 from nephi.quality import tre_mm
 from nephi.registration import register
-from nephi.settings import PRESETS, REGULARISERS, SIMILARITIES, Sampling
+from nephi.settings import PRESETS, REGULARISERS, SIMILARITIES, Sampling, Stage
 from nephi.space import Grid
 
 
@@ -278,6 +278,13 @@ def test_every_regulariser_runs(name, exact, phantom_2d, short):
 def test_boundary_term_and_margin(phantom_2d, short):
     history = run(phantom_2d, short(15, boundary_weight=0.5, mask_margin_mm=4.0)).history
     assert 0 < history[-1]["boundary"] < history[0]["boundary"]
+
+
+def test_of_stages_that_begin_with_one_step_the_last_counts(phantom_2d, short):
+    coarse, fine = Stage(0.0, 2.5, 2, coarsening=4.0), Stage(0.3, 2.5, 1)
+    both, alone = (run(phantom_2d, short(1, stages=s)) for s in ((coarse, fine), (replace(fine, start=0.0),)))
+    assert both.maps.code.size == alone.maps.code.size
+    assert both.history[0]["loss"] == alone.history[0]["loss"]
 
 
 @pytest.mark.parametrize("d", [2, 3])
