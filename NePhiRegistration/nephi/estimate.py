@@ -13,7 +13,6 @@ from .settings import BODY_MM, Settings
 
 _REGION_MM3 = 15e6  # lungs with a margin: what is worked on of a larger volume
 _MASK_PART = 0.3  # of it lies in the lungs
-_FINEST = 0.75  # as in pair: working grids are no finer than this part of the voxels
 _LIBRARIES_MB = 480.0
 _BYTES_A_VOXEL = 10.0  # of both images, their warped copy and Jacobian
 _BYTES_A_WORK_VOXEL = 45.0  # of the working grid: features of both images, before and after a change of stage
@@ -47,9 +46,8 @@ def estimate(
     scale = min(1.0, longest_mm / BODY_MM)
     own_mm = math.prod(fixed_spacing_mm) ** (1 / dimension)
 
-    work = [
-        region / max(stage.spacing_mm * scale, _FINEST * own_mm) ** dimension for stage in settings.similarity.stages
-    ]
+    finest_mm = settings.similarity.finest * own_mm
+    work = [region / max(stage.spacing_mm * scale, finest_mm) ** dimension for stage in settings.similarity.stages]
     points = settings.similarity.points.count(int(max(work)))
     f = settings.field
     products = 2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2  # a point

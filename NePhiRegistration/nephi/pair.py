@@ -16,7 +16,6 @@ from .objective import similarity
 from .settings import BODY_MM, Settings, Stage
 from .space import Cube, Grid
 
-FINEST = 0.75  # working grids are no finer than this part of the images' voxels: it would only cost
 _NODES = 4.0  # voxels between two nodes of the local code, at least: what is finer follows the noise
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
@@ -112,7 +111,7 @@ class Pair:
 
     def working_grid(self, spacing_mm: float) -> Grid:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
-        return self._grid(max(spacing_mm * self.scale, FINEST * self.voxel_mm))
+        return self._grid(max(spacing_mm * self.scale, self.settings.similarity.finest * self.voxel_mm))
 
     def seen_on(self, grid: Grid, way: int, outside: float) -> tuple[Slices, Slices | None, Volume | None]:
         """The image in its window (0..1), where its points are drawn, and its mask's distance map.

@@ -75,6 +75,7 @@ class SimilaritySettings:
     window: tuple[float, float] | None = None  # intensities mapped to 0..1; None: -1000..200 HU or percentiles
     outside_hu: float | None = -500.0  # CTs outside the masks given: so that the lungs' border counts, ribs less
     mask_margin_mm: float = 4.0  # points are drawn from the masks grown by this much
+    finest: float = 0.75  # working grids are no finer than this part of the images' voxels
     noise: float = 0.015  # contrast below this part of the window does not count in MIND
     blurs: tuple[float, ...] = (0.0,)  # ncc and mse: standard deviations, in voxels; each a channel of its own
     boundary_weight: float = 0.0  # agreement of the masks' distance maps near their borders
@@ -250,6 +251,7 @@ def check(settings: Settings) -> None:
         "field.code_spacing_mm": s.field.code_spacing_mm,
         "fit.learning_rate": s.fit.learning_rate,
         "regularity.step_mm": s.regularity.step_mm,
+        "similarity.finest": s.similarity.finest,
         "similarity.points": s.similarity.points.most,
         "regularity.points": s.regularity.points.most,
         **{f"similarity.stages[{i}].spacing_mm": stage.spacing_mm for i, stage in enumerate(s.similarity.stages)},

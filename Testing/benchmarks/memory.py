@@ -55,9 +55,9 @@ def run(method: str, size: int, iterations: int) -> dict:
     from dataclasses import replace
 
     import torch
-    from nephi import pair as pairing
     from nephi import registration
     from nephi.align import Affine
+    from nephi.pair import Pair
     from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
     from voxel import VoxelMaps
 
@@ -65,13 +65,12 @@ def run(method: str, size: int, iterations: int) -> dict:
     fixed, moving = make_pair(size)
     before = peak_mb()
     spacing = SIDE_MM / (size - 1)
-    similarity = SimilaritySettings(points=Sampling(0.0, 2000, 2000), stages=(Stage(0.0, spacing, 2),))
+    similarity = SimilaritySettings(points=Sampling(0.0, 2000, 2000), stages=(Stage(0.0, spacing, 2),), finest=0.5)
     settings = Settings(align="none", similarity=similarity, fit=FitSettings(iterations=iterations))
-    pairing.FINEST = 0.5  # the working grid as fine as the image
     if method == "nephi":
         registration.register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
     else:
-        pair = pairing.Pair(fixed, moving, None, None, Affine.identity(3), settings)
+        pair = Pair(fixed, moving, None, None, Affine.identity(3), settings)
         volumes = pair.volumes(similarity.stages[0], torch.device("cpu"))
         if method == "voxel":
             upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)

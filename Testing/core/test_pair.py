@@ -60,6 +60,14 @@ def test_a_stage_may_keep_a_part_of_the_chest_wall():
     assert apart[1] == pytest.approx((apart[0] + apart[2]) / 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("finest, wanted_mm", [(0.75, 5.25), (0.5, 3.5), (0.1, 2.0)])
+def test_the_working_grid_is_no_finer_than_a_part_of_the_voxels(finest, wanted_mm):
+    image, mask = _ct(40.0)
+    settings = replace(PRESETS["fast"], similarity=SimilaritySettings(finest=finest))
+    pair = Pair(image, image, mask, mask, Affine.identity(3), settings)
+    assert pair.working_grid(2.0).spacing_mm == pytest.approx((wanted_mm,) * 3)
+
+
 @pytest.mark.parametrize("finer_mm, wanted_mm", [(1.5, 12.0), (7.0, 28.0)])
 def test_nodes_of_the_code_lie_four_voxels_apart_at_least(finer_mm, wanted_mm):
     """Voxels of the finer image count."""
