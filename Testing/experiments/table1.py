@@ -125,7 +125,10 @@ def reading(rows: Rows) -> str:
     if single and multi:
         said.append(f"multi-resolution prediction leaves {multi / single:.2f} of what the single one does")
     best = min(found, key=found.get)
-    said.append(f"the lowest error is that of {best}, {found[best]:.2f} mm")
+    close = [f"{name}, {value:.3f}" for name, value in found.items() if name != best and value < found[best] + 0.01]
+    said.append(f"the lowest error is that of {best}, {found[best]:.3f} mm")
+    if close:
+        said.append(f"as good, within a hundredth of a millimetre: {'; '.join(close)}")
     return (
         f"{'; '.join(said)}. Published, the multi-resolution prediction is the better one and stays so after the "
         "optimisation. Seconds are wall clock on a busy processor and tell little: the baselines' hold the start of a "
