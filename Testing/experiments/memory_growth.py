@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from common import ROOT, Experiment, Rows, column, main, panels, select
+from nephi.errors import NephiError
 
 BENCHMARKS = ROOT / "Testing" / "benchmarks"
 NAMES = {"nephi": "NePhi", "nephi_paper": "NePhi, published sizes", "voxel": "voxel field",
@@ -19,12 +20,15 @@ NAMES = {"nephi": "NePhi", "nephi_paper": "NePhi, published sizes", "voxel": "vo
 
 def measure(device: torch.device, sizes: tuple[int, ...], training: tuple[int, ...]) -> Rows:
     """On the processor whatever ``device``: it is the resident size of a process that is measured."""
+    peers = os.environ.get("NEPHI_PEER_PYTHON")
+    if training and peers is None:
+        raise NephiError("GradICON is measured, too: set NEPHI_PEER_PYTHON (Testing/benchmarks/requirements.txt)")
     rows = []
     if sizes:
         found = table_of("memory.py", sizes, sys.executable, "--iterations", "5")
         rows += [row | {"where": "optimisation"} for row in found]
     if training:
-        found = table_of("training_memory.py", training, os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
+        found = table_of("training_memory.py", training, peers)
         rows += [row | {"where": "training"} for row in found]
     return [{key: row[key] for key in ("where", "method", "size", "peak_mb")} for row in rows]
 
