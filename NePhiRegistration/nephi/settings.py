@@ -118,12 +118,12 @@ class Settings:
         return json.dumps(self.to_dict(), indent=2)
 
 
-def _coarse_to_fine(fine: float, finest: float, outside: float) -> tuple[Stage, ...]:
-    """Wide features, few nodes first; fine features and more nodes from ``fine`` on, all nodes from ``finest`` on."""
+def _coarse_to_fine(fine: float, all_nodes: float, outside: float) -> tuple[Stage, ...]:
+    """Wide features, few nodes first; from ``fine`` on fine features and more nodes, from ``all_nodes`` on all."""
     return (
         Stage(0.0, 2.0, 2, coarsening=4.0),
         Stage(fine, 1.25, 1, outside, coarsening=2.0),
-        Stage(finest, 1.25, 1, outside),
+        Stage(all_nodes, 1.25, 1, outside),
     )
 
 
