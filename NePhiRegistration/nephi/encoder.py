@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .features import Volume
-from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, NeuralFields, VoxelFields
+from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, NeuralFields, VoxelFields, moves_points
+from .refine import refined
 from .settings import FieldSettings
 
 ENCODERS = ("published", "matching")
@@ -28,7 +28,8 @@ class EncoderSettings:
     ``any_size``: its last map is averaged to 3 a side, so that one file takes images of every size.
     ``context``: the local code is made from all its maps from ``local_level`` on, not from that one alone, which sees
     no further than a few voxels.
-    ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far.
+    ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far; then finds
+    the rest by least squares, on finer nodes.
     """
 
     kind: str = "published"
@@ -44,6 +45,7 @@ class EncoderSettings:
     steps: tuple[int, ...] = (3, 2, 1, 1)  # between the places looked at, in voxels of the features
     reach: int = 2  # places to either side
     windows: tuple[int, ...] = (3, 5)  # of lattice points, half a node spacing apart, over which costs are averaged
+    refinements: int = 0  # rounds of least squares, where the local code moves points by itself
     width: int = 32  # of the published encoder with ``context``, too
 
 
@@ -124,14 +126,17 @@ class MatchingEncoder(nn.Module):
         self.join = _block(convolution, 2 * w, w)
         self.local = convolution(w, field.local_code, 3, padding=1)
         self.whole = nn.Linear(2 * w, field.global_code)
-        self.moves = field.linear or field.kind == "voxel"
+        self.moves = moves_points(field)
         if self.moves:
             for last in (self.local, self.whole):  # at first nothing is added to what the comparison found
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
 
     def forward(self, pair: tuple[Volume, Volume], fields: NeuralFields | VoxelFields, start: Code) -> list[Code]:
-        """The codes after each round; ``start`` is that of the identity and gives the grid of nodes."""
+        """The codes after each round; ``start`` is that of the identity and gives the grid of nodes.
+
+        But in training the last one is refined by least squares, where the settings say so.
+        """
         codes, code = [], start
         for step in self.settings.steps:
             code = Code(code.global_code.detach(), code.local_code.detach(), code.upper_cube)
@@ -151,6 +156,8 @@ class MatchingEncoder(nn.Module):
                 local = torch.cat([local[:, : flow.shape[1]] + flow, local[:, flow.shape[1] :]], 1)
             code = Code(code.global_code + scale * change[0], local, code.upper_cube)
             codes.append(code)
+        if self.settings.refinements and not self.training:  # nothing of it is learned
+            codes.append(refined(pair, Maps(fields, code), self.settings.refinements))
         return codes
 
     def _look(self, pair, maps: Maps, way: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,11 +218,6 @@ class MatchingEncoder(nn.Module):
 def make_encoder(settings: EncoderSettings, field: FieldSettings, dimension: int) -> nn.Module:
     kind = {"published": PublishedEncoder, "matching": MatchingEncoder}[settings.kind]
     return kind(settings, field, dimension)
-
-
-def nodes(upper_cube: Tensor, spacing: float) -> tuple[int, ...]:
-    """Nodes of the local code along x, y (, z), at most ``spacing`` apart."""
-    return tuple(math.ceil(2 * float(u) / spacing) + 1 for u in upper_cube)
 
 
 def _lattice(upper_cube: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -223,9 +223,22 @@ class Volume:
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n random voxel centres: points_cube (n, d) and index_xyz (n, d)."""
-        device = self.volume.device
         many = self.voxels if self.chosen is None else len(self.chosen)
-        flat = torch.randint(many, (n,), generator=generator, device=device)
+        return self._places(torch.randint(many, (n,), generator=generator, device=self.volume.device))
+
+    def spread(self, share: float, least: int) -> tuple[Tensor, Tensor]:
+        """A share of the voxel centres, evenly spread over those that ``draw`` draws from, as that returns them.
+
+        So many at least, where there are as many.
+        """
+        many = self.voxels if self.chosen is None else len(self.chosen)
+        most = min(many, max(least, round(share * many)))
+        return self._places(
+            torch.linspace(0, many - 1, most, device=self.volume.device, dtype=torch.double).round().long()
+        )
+
+    def _places(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """points_cube (n, d) and index_xyz (n, d) of entries (n,) of the voxels that are drawn from."""
         flat = flat if self.chosen is None else self.chosen[flat].long()
         index = []
         for extent in self.size[:-1].tolist():

@@ -86,6 +86,11 @@ class HybridCode(nn.Module, Code):
         return old, self.local_code
 
 
+def nodes(upper_cube: Tensor, spacing: float) -> tuple[int, ...]:
+    """Nodes of the local code along x, y (, z), at most ``spacing`` apart."""
+    return tuple(math.ceil(2 * float(u) / spacing) + 1 for u in upper_cube)
+
+
 def zero_code(settings: FieldSettings, upper_cube: Tensor, size: tuple[int, ...], batch: int = 1) -> Code:
     """All zeros: what a code is before anything is known."""
     local = upper_cube.new_zeros(batch, settings.local_code, *reversed(size))
@@ -242,6 +247,11 @@ class VoxelFields(nn.Module):
             gap = nodes - self.one(self.one(nodes, code, INVERSE), code, FORWARD)
             local[:, d:] += gap.T.reshape(1, d, *local.shape[2:]) / LINEAR_CUBE
         return code
+
+
+def moves_points(settings: FieldSettings) -> bool:
+    """Whether the local code moves points by itself: its first channels forward, the next ones backward."""
+    return settings.kind == "voxel" or settings.linear
 
 
 def check_local_code(settings: FieldSettings, dimension: int) -> None:

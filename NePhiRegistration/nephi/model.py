@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .encoder import ENCODERS, NORMS, EncoderSettings, make_encoder, nodes
+from .encoder import ENCODERS, NORMS, EncoderSettings, make_encoder
 from .errors import NephiError
-from .field import Code, Maps, VoxelFields, check_local_code, composed, make_fields, zero_code
+from .field import Code, Maps, VoxelFields, check_local_code, composed, make_fields, moves_points, nodes, zero_code
 from .sample import Sample
 from .settings import FieldSettings, Settings, SimilaritySettings, decode, find_model
 from .settings import check as check_settings
@@ -56,6 +56,10 @@ def check(settings: ModelSettings) -> None:
     if not e.windows or any(w < 1 or w % 2 == 0 for w in e.windows):
         raise NephiError(f"settings: encoder.windows are {e.windows}, must be odd numbers")
     check_local_code(settings.field, settings.dimension)
+    if e.refinements < 0:
+        raise NephiError(f"settings: encoder.refinements is {e.refinements}, must be 0 or more")
+    if e.refinements and not moves_points(settings.field):
+        raise NephiError("settings: encoder.refinements needs field.linear, or field.kind voxel")
     if e.kind == "matching" and e.width % 8:
         raise NephiError(f"settings: encoder.width is {e.width}, must be a multiple of 8")
     if e.kind == "published" and e.norm == "group" and any(c % min(8, c) for c in e.channels):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from nephi import features
 from nephi.dataset import Shapes
-from nephi.encoder import EncoderSettings, _lattice, make_encoder, nodes
+from nephi.encoder import EncoderSettings, _lattice, make_encoder
 from nephi.features import Volume, mind_ssc
-from nephi.field import FORWARD, INVERSE, Maps, NeuralFields, zero_code
+from nephi.field import FORWARD, INVERSE, Maps, NeuralFields, nodes, zero_code
 from nephi.model import Model, ModelSettings
 from nephi.sample import Sample
 from nephi.settings import PRESETS, FieldSettings
