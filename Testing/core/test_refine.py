@@ -1,0 +1,242 @@
+"""Least squares: the normal equations, their solution, and what a map is still off by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from nephi import refine
+from nephi.encoder import EncoderSettings
+from nephi.errors import NephiError
+from nephi.features import Volume, sample_linear
+from nephi.field import FORWARD, INVERSE, LINEAR_CUBE, Maps, make_fields, nodes, zero_code
+from nephi.model import Model, check
+from nephi.refine import _curvature, _solve, _to_nodes, refined
+from nephi.sample import Sample
+from nephi.settings import FieldSettings
+from stages import randomised, seen_at, single
+
+SIDE = {2: 48, 3: 40}
+
+
+def noise(*shape, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---- the equations ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_values_are_shared_among_the_nodes_around(d):
+    size = (4, 3, 5)[:d]
+    position = torch.rand((50, d), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = noise(50, 2, seed=1)
+    sums = _to_nodes(values, position, size)
+    assert sums.shape == (2, *reversed(size))
+    torch.testing.assert_close(sums.flatten(1).sum(1), values.sum(0))
+    # linear interpolation at the same positions is the transpose
+    grid = noise(2, *reversed(size), seed=2)
+    last = torch.tensor(size) - 1
+    read = sample_linear(grid.movedim(0, -1).contiguous(), position * last)
+    torch.testing.assert_close((read * values).sum(), (grid * sums).sum())
+
+
+def test_a_value_at_a_node_counts_there_alone_also_on_the_border():
+    sums = _to_nodes(torch.tensor([[2.0], [3.0]]), torch.tensor([[1.0, 1.0], [0.5, 0.0]]), (3, 4))
+    expected = torch.zeros(1, 4, 3)
+    expected[0, 3, 2], expected[0, 0, 1] = 2.0, 3.0
+    torch.testing.assert_close(sums, expected)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_bending_spares_what_is_linear_within(d):
+    axes = torch.meshgrid(*[torch.arange(7.0)] * d, indexing="ij")
+    plane = sum((k + 1) * axis for k, axis in enumerate(axes))[None]
+    inner = (slice(None), *[slice(1, -1)] * d)
+    assert _curvature(plane)[inner].abs().max() == 0
+    bowl = sum(axis.square() for axis in axes)[None]
+    torch.testing.assert_close(_curvature(bowl)[inner], torch.full_like(bowl[inner], 2.0 * d))
+    a, b = noise(1, *[5] * d), noise(1, *[5] * d, seed=1)
+    torch.testing.assert_close((_curvature(a) * b).sum(), (a * _curvature(b)).sum())
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_solution_is_that_of_the_whole_system(d, monkeypatch):
+    monkeypatch.setattr(refine, "_ITERATIONS", 400)
+    shape, many = (4, 3, 3)[:d], 0
+    slopes = noise(*shape, 6, d)
+    slopes[0] = 0  # nothing is seen there: the bending energy decides
+    weight = torch.einsum("...ki,...kj->ij...", slopes, slopes)
+    pull, now = noise(d, *shape, seed=1), noise(d, *shape, seed=2)
+    found = _solve(weight, pull, now)
+
+    many = pull.numel()
+    trace = torch.stack([weight[k, k] for k in range(d)])
+    stiffness = refine._STIFFNESS * trace[trace > 0].mean()
+    columns = [one.reshape(pull.shape) for one in torch.eye(many, dtype=torch.float64)]
+    matrix = [torch.einsum("ij...,j...->i...", weight, x) + stiffness * _curvature(_curvature(x)) for x in columns]
+    right = pull - stiffness * _curvature(_curvature(now))
+    expected = torch.linalg.solve(torch.stack([m.reshape(-1) for m in matrix], 1), right.reshape(-1))
+    torch.testing.assert_close(found.reshape(-1), expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- whole rounds ----------------------------------------------------------------------------------------
+
+
+def waves(points_cube: torch.Tensor) -> torch.Tensor:
+    """Smooth features (n, 8) of points (n, d), different everywhere."""
+    generator = torch.Generator().manual_seed(3)
+    frequency = torch.randn((points_cube.shape[1], 8), generator=generator) * 5
+    return torch.sin(points_cube @ frequency + torch.rand(8, generator=generator) * 6) / 2 + 0.5
+
+
+def shift(points_cube: torch.Tensor, voxel: float) -> torch.Tensor:
+    """Up to about one and a half voxels, smoothly."""
+    return 1.5 * voxel * torch.sin(1.5 * points_cube + torch.tensor([0.3, 1.1, 2.0][: points_cube.shape[1]]))
+
+
+def pair(d: int, flat: bool = False, view=None):
+    """Features of a fixed and a moving image, the latter moved by ``shift``; the voxels' side."""
+    side = SIDE[d]
+    voxel = 2 / (side - 1)
+    axes = [torch.linspace(-1, 1, side)] * d
+    points = torch.stack(list(reversed(torch.meshgrid(*axes, indexing="ij"))), -1).reshape(-1, d)
+    fixed = waves(points + shift(points, voxel))  # so that moving(x + shift(x)) = fixed(x)
+    volumes = [f.reshape(*[side] * d, 8) for f in (fixed, waves(points))]
+    if flat:
+        volumes = [torch.full_like(v, 0.5) for v in volumes]
+    return tuple(Volume(v, -torch.ones(d), voxel, None, view) for v in volumes), voxel
+
+
+def start(d: int, kind: str = "neural") -> Maps:
+    extra = 0 if kind == "voxel" else 3
+    settings = FieldSettings(kind=kind, width=16, frequencies=8, global_code=2, local_code=2 * d + extra, linear=True)
+    fields = make_fields(settings, 150.0, d, torch.Generator().manual_seed(0))
+    return Maps(fields, zero_code(settings, torch.ones(d), (5,) * d))
+
+
+def errors(maps: Maps, d: int, voxel: float) -> list[float]:
+    """Mean distance to the truth in voxels, forward and there and back again, away from the border."""
+    x = (torch.rand((500, d), generator=torch.Generator().manual_seed(1)) * 2 - 1) * 0.8
+    there = maps.one(x, FORWARD)
+    gaps = there - x - shift(x, voxel), maps.one(there, INVERSE) - x
+    return [float(gap.norm(dim=1).mean() / voxel) for gap in gaps]
+
+
+@pytest.mark.parametrize("kind", ["neural", "voxel"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_small_part_of_a_voxel_remains(d, kind):
+    seen, voxel = pair(d)
+    before = start(d, kind)
+    with torch.no_grad():
+        assert errors(before, d, voxel)[0] > 1
+        code = refined(seen, before, 4)
+        forward, back = errors(Maps(before.fields, code), d, voxel)
+    assert forward < 0.08
+    assert back < 0.08
+    assert code.size == nodes(torch.ones(d), 4 * voxel)
+    assert not code.local_code.requires_grad
+
+
+def test_the_code_s_other_parts_stay():
+    seen, _ = pair(2)
+    before = start(2)
+    before.code.local_code[:, 4:] = 0.25
+    before.code.global_code[:] = 0.5
+    code = refined(seen, before, 1)
+    torch.testing.assert_close(code.local_code[:, 4:], torch.full_like(code.local_code[:, 4:], 0.25))
+    assert torch.equal(code.global_code, before.code.global_code)
+    assert code.local_code[:, :4].abs().max() > 0
+
+
+def test_without_anything_to_see_nothing_moves():
+    seen, _ = pair(2, flat=True)
+    code = refined(seen, start(2), 3)
+    assert code.local_code.abs().max() == 0
+
+
+def test_what_is_out_of_view_does_not_pull():
+    out = torch.eye(2), torch.tensor([99.0, 99.0]), torch.tensor([2.0, 2.0])
+    seen, _ = pair(2, view=out)
+    assert refined(seen, start(2), 2).local_code.abs().max() == 0
+
+
+def test_a_round_moves_no_node_far(monkeypatch):
+    monkeypatch.setattr(refine, "_REACH", 0.25)
+    seen, voxel = pair(2)
+    code = refined(seen, start(2), 1)
+    moved = code.local_code[0, :2].norm(dim=0) * LINEAR_CUBE / voxel
+    assert moved.max() == pytest.approx(0.25, rel=1e-4)
+
+
+def test_a_share_of_the_voxels_is_spread_over_the_mask():
+    mask = torch.zeros(20, 30, 40, dtype=torch.bool)
+    mask[5:15, 5:25, 5:35] = True
+    volume = Volume(torch.zeros(20, 30, 40, 1), -torch.ones(3), 0.05, mask)
+    points, index = volume.spread(0.1, 50)
+    assert len(points) == 600
+    torch.testing.assert_close(points, index * 0.05 - 1)
+    assert mask[tuple(index.flip(-1).T)].all()
+    assert len(torch.unique(index, dim=0)) == 600
+    assert (index.double().mean(0) - torch.tensor([19.5, 14.5, 9.5])).abs().max() < 1
+    assert len(volume.spread(0.1, 1000)[0]) == 1000
+    assert len(volume.spread(0.1, 10**9)[0]) == 6000
+
+
+# ---- in a model ------------------------------------------------------------------------------------------
+
+
+def image_pair() -> Sample:
+    """A texture and the same half a voxel aside."""
+    generator = torch.Generator().manual_seed(0)
+    big = torch.nn.functional.interpolate(torch.rand((1, 1, 25, 25), generator=generator), (97, 97), mode="bicubic")[
+        0, 0
+    ]
+    fixed, moving = big[:, :96:2].contiguous(), big[:, 1:97:2].contiguous()
+    upper = torch.ones(2)
+    sample = Sample(
+        name="half", intensities=(fixed[:96:2], moving[:96:2]), masks=None, distances=None, upper_cube=upper,
+        lower_cube=-upper, spacing_cube=2 / 47, similarity=seen_at(1.0),
+    )  # fmt: skip
+    return sample
+
+
+def test_the_prediction_is_refined_and_the_training_is_not():
+    settings = single(2)
+    coarse = Model(settings, torch.Generator().manual_seed(0))
+    fine = Model(replace(settings, encoder=replace(settings.encoder, refinements=3)), torch.Generator().manual_seed(0))
+    sample = image_pair()
+    assert len(fine.train().codes([sample])) == len(settings.encoder.steps)
+    assert len(fine.eval().codes([sample])) == len(settings.encoder.steps) + 1
+    x = (torch.rand((300, 2), generator=torch.Generator().manual_seed(1)) * 2 - 1) * 0.8
+    truth = torch.tensor([-0.5 * 2 / 47, 0.0])
+    with torch.no_grad():
+        left = [
+            float((m.predict(sample).one(x, FORWARD) - x - truth).norm(dim=1).mean() * 47 / 2) for m in (coarse, fine)
+        ]
+    assert left[1] < 0.5 * left[0]
+    assert left[1] < 0.1
+
+
+def test_a_refined_model_survives_its_file(tmp_path):
+    settings = single(2)
+    model = randomised(replace(settings, encoder=replace(settings.encoder, refinements=2)), 0).eval()
+    model.save(tmp_path / "model.safetensors")
+    again, sample = Model.load(tmp_path / "model.safetensors"), image_pair()
+    a, b = (m.predict(sample).code.local_code for m in (model, again))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("what", ["below 0", "no linear term"])
+def test_settings_that_can_t_be_refined(what):
+    settings = single(2)
+    if what == "below 0":
+        settings = replace(settings, encoder=replace(settings.encoder, refinements=-1))
+        word = "encoder.refinements is -1"
+    else:
+        field = replace(settings.field, linear=False)
+        settings = replace(settings, field=field, encoder=EncoderSettings("matching", width=8, refinements=1))
+        word = "needs field.linear"
+    with pytest.raises(NephiError, match=word):
+        check(settings)
