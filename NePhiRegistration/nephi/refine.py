@@ -15,38 +15,61 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .features import Volume
-from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, nodes
+from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, nodes, points_between
 
 _VOXELS_A_NODE = 4  # of the features, between the nodes of the local code: so fine as they can tell
 _SHARE, _LEAST = 0.1, 50_000  # of the voxels that are looked at, and how many at least, where there are as many
 _STIFFNESS = 0.2  # of the bending energy against the features' mean weight at a node
 _ITERATIONS = 20  # of the solver
 _REACH = 2.0  # voxels that a node moves in a round, at most
+_MEETINGS = 2  # of the last rounds, in which the two maps meet
+_INVERSIONS = 2  # steps in which a point's partner under the inverse of the other map is found
 
 
 @torch.no_grad()
 def refined(pair: tuple[Volume, Volume], maps: Maps, rounds: int) -> Code:
     """The code of the maps of a pair after some rounds, on nodes as fine as the features can tell.
 
+    In each, both maps are corrected by what either image shows; in the last ones they then meet half way to being each
+    other's inverse.
     The local code has to move points by itself (``field.moves_points``).
     """
     code, fields = maps.code, maps.fields
     size = nodes(code.upper_cube, _VOXELS_A_NODE * pair[FORWARD].spacing)
     code = Code(code.global_code, code.resampled(size, fields.settings.code_degree), code.upper_cube)
     seen = [_Seen(volume) for volume in pair]
-    for _ in range(rounds):
-        changes = [_change(seen[way], pair[1 - way], Maps(fields, code), way) for way in (FORWARD, INVERSE)]
-        change = torch.cat(changes)[None]
-        moves, rest = code.local_code.split([change.shape[1], code.local_code.shape[1] - change.shape[1]], 1)
-        code = Code(code.global_code, torch.cat([moves + change, rest], 1), code.upper_cube)
+    for left in range(rounds, 0, -1):
+        maps = Maps(fields, code)
+        code = _moved(code, [_correction(seen[way], pair[1 - way], maps, way) for way in (FORWARD, INVERSE)])
+        if left <= _MEETINGS:
+            maps = Maps(fields, code)
+            code = _moved(code, [_half_way(maps, way) for way in (FORWARD, INVERSE)])
     return code
+
+
+def _moved(code: Code, changes: list[Tensor]) -> Code:
+    """With its nodes moved, forward and backward, by displacements (d, (z,) y, x) in the cube."""
+    change = torch.cat(changes)[None] / LINEAR_CUBE
+    local = code.local_code.clone()
+    local[:, : change.shape[1]] += change
+    return Code(code.global_code, local, code.upper_cube)
+
+
+def _half_way(maps: Maps, way: int) -> Tensor:
+    """At the nodes, half of what one map differs by from the inverse of the other: both are as good."""
+    code = maps.code
+    x = points_between(code.upper_cube, code.size)
+    mapped = partner = maps.one(x, way)
+    for _ in range(_INVERSIONS):
+        partner = partner + x - maps.one(partner, 1 - way)
+    return ((partner - mapped) / 2).T.reshape(-1, *reversed(code.size))
 
 
 class _Seen:
     """Features of one image and their slopes, per voxel, at points spread over its mask."""
 
     def __init__(self, volume: Volume):
-        self.spacing = volume.spacing
+        self.voxel = volume.spacing
         self.points, index = volume.spread(_SHARE, _LEAST)
         d = index.shape[1]
         self.values = volume.at_voxels(index)
@@ -56,18 +79,17 @@ class _Seen:
         self.weight = self.slopes.transpose(1, 2) @ self.slopes
 
 
-def _change(here: _Seen, there: Volume, maps: Maps, way: int) -> Tensor:
-    """Of the local code's channels that move points this way: (d, (z,) y, x)."""
+def _correction(here: _Seen, there: Volume, maps: Maps, way: int) -> Tensor:
+    """How one map should move at the nodes, as far as the images show: (d, (z,) y, x) in the cube."""
     code, d = maps.code, len(maps.code.upper_cube)
     mapped = maps.one(here.points, way)
     # a shift of the point at rest that explains the difference: the map has to go the other way
     pull = torch.einsum("ncd,nc->nd", here.slopes, here.values - there.at(mapped))
     equations = torch.cat([here.weight.flatten(1), pull], 1) * there.inside(mapped)
     sums = _to_nodes(equations, (here.points + code.upper_cube) / (2 * code.upper_cube), code.size)
-    voxels = LINEAR_CUBE / here.spacing  # of a unit of the code
-    now = voxels * code.local_code[0, way * d : (way + 1) * d]
-    change = _solve(sums[: d * d].unflatten(0, (d, d)), sums[d * d :], now)
-    return change * (_REACH / change.norm(dim=0).clamp(min=_REACH)) / voxels
+    now = LINEAR_CUBE / here.voxel * code.local_code[0, way * d : (way + 1) * d]
+    voxels = _solve(sums[: d * d].unflatten(0, (d, d)), sums[d * d :], now)
+    return voxels * (_REACH / voxels.norm(dim=0).clamp(min=_REACH)) * here.voxel
 
 
 def _to_nodes(values: Tensor, position: Tensor, size: tuple[int, ...]) -> Tensor:

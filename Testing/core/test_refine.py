@@ -134,7 +134,7 @@ def test_a_small_part_of_a_voxel_remains(d, kind):
         code = refined(seen, before, 4)
         forward, back = errors(Maps(before.fields, code), d, voxel)
     assert forward < 0.08
-    assert back < 0.08
+    assert back < 0.04
     assert code.size == nodes(torch.ones(d), 4 * voxel)
     assert not code.local_code.requires_grad
 
@@ -162,12 +162,24 @@ def test_what_is_out_of_view_does_not_pull():
     assert refined(seen, start(2), 2).local_code.abs().max() == 0
 
 
+def test_maps_that_disagree_meet_half_way():
+    """Nothing to see, a shift forward and none back: half of it each, and each other's inverse after one round."""
+    seen, _ = pair(2, flat=True)
+    before = start(2, "voxel")
+    before.code.local_code[:, 0] = 0.4
+    code = refined(seen, before, 1)
+    torch.testing.assert_close(code.local_code[0, 0], torch.full_like(code.local_code[0, 0], 0.2))
+    torch.testing.assert_close(code.local_code[0, 2], torch.full_like(code.local_code[0, 2], -0.2))
+    assert code.local_code[0, (1, 3), :].abs().max() < 1e-6
+
+
 def test_a_round_moves_no_node_far(monkeypatch):
     monkeypatch.setattr(refine, "_REACH", 0.25)
     seen, voxel = pair(2)
     code = refined(seen, start(2), 1)
     moved = code.local_code[0, :2].norm(dim=0) * LINEAR_CUBE / voxel
-    assert moved.max() == pytest.approx(0.25, rel=1e-4)
+    assert moved.max() < 0.3  # and a little from the other map
+    assert moved.max() > 0.2
 
 
 def test_a_share_of_the_voxels_is_spread_over_the_mask():
