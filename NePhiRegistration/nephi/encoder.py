@@ -28,8 +28,8 @@ class EncoderSettings:
     ``any_size``: its last map is averaged to 3 a side, so that one file takes images of every size.
     ``context``: the local code is made from all its maps from ``local_level`` on, not from that one alone, which sees
     no further than a few voxels.
-    ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far; then finds
-    the rest by least squares, on finer nodes.
+    ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far; with
+    ``refinements`` it then finds the rest by least squares, on finer nodes.
     """
 
     kind: str = "published"

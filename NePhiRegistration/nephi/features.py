@@ -223,19 +223,20 @@ class Volume:
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n random voxel centres: points_cube (n, d) and index_xyz (n, d)."""
-        many = self.voxels if self.chosen is None else len(self.chosen)
-        return self._places(torch.randint(many, (n,), generator=generator, device=self.volume.device))
+        return self._places(torch.randint(self._many, (n,), generator=generator, device=self.volume.device))
 
     def spread(self, share: float, least: int) -> tuple[Tensor, Tensor]:
         """A share of the voxel centres, evenly spread over those that ``draw`` draws from, as that returns them.
 
         So many at least, where there are as many.
         """
-        many = self.voxels if self.chosen is None else len(self.chosen)
-        most = min(many, max(least, round(share * many)))
-        return self._places(
-            torch.linspace(0, many - 1, most, device=self.volume.device, dtype=torch.double).round().long()
-        )
+        count = min(self._many, max(least, round(share * self._many)))
+        entries = torch.linspace(0, self._many - 1, count, device=self.volume.device, dtype=torch.double)
+        return self._places(entries.round().long())
+
+    @property
+    def _many(self) -> int:
+        return self.voxels if self.chosen is None else len(self.chosen)
 
     def _places(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """points_cube (n, d) and index_xyz (n, d) of entries (n,) of the voxels that are drawn from."""

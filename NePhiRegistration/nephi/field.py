@@ -6,7 +6,7 @@ Points in here live in the registration cube (see ``space.Cube``), one row a poi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,9 +86,9 @@ class HybridCode(nn.Module, Code):
         return old, self.local_code
 
 
-def nodes(upper_cube: Tensor, spacing: float) -> tuple[int, ...]:
-    """Nodes of the local code along x, y (, z), at most ``spacing`` apart."""
-    return tuple(math.ceil(2 * float(u) / spacing) + 1 for u in upper_cube)
+def nodes(half_sides: Iterable[float], spacing: float) -> tuple[int, ...]:
+    """Nodes of the local code along x, y (, z), at most ``spacing`` apart; both in the cube's unit, or in mm."""
+    return tuple(math.ceil(2 * float(half) / spacing) + 1 for half in half_sides)
 
 
 def zero_code(settings: FieldSettings, upper_cube: Tensor, size: tuple[int, ...], batch: int = 1) -> Code:
@@ -295,11 +295,14 @@ class Maps:
         return Maps(self.fields.to(device), self.code.to(device))
 
     @torch.no_grad()
-    def solve(self, points_cube: Tensor, rounds: int = 5) -> Tensor:
-        """Where the forward map of one pair takes to these points (n, d): a better inverse than the inverse map."""
-        found = self.one(points_cube, INVERSE)
+    def solve(self, points_cube: Tensor, rounds: int = 5, way: int = FORWARD, near: Tensor | None = None) -> Tensor:
+        """The points that one map of one pair takes to these (n, d): a better inverse than the other map.
+
+        ``near``: where the other map takes them, if that is known already.
+        """
+        found = self.one(points_cube, 1 - way) if near is None else near
         for _ in range(rounds):
-            found = found + points_cube - self.one(found, FORWARD)
+            found = found + points_cube - self.one(found, way)
         return found
 
 

@@ -31,8 +31,7 @@ def refined(pair: tuple[Volume, Volume], maps: Maps, rounds: int) -> Code:
     """The code of the maps of a pair after some rounds, on nodes as fine as the features can tell.
 
     In each, both maps are corrected by what either image shows; in the last ones they then meet half way to being each
-    other's inverse.
-    The local code has to move points by itself (``field.moves_points``).
+    other's inverse. The local code has to move points by itself (``field.moves_points``).
     """
     code, fields = maps.code, maps.fields
     size = nodes(code.upper_cube, _VOXELS_A_NODE * pair[FORWARD].spacing)
@@ -59,10 +58,8 @@ def _half_way(maps: Maps, way: int) -> Tensor:
     """At the nodes, half of what one map differs by from the inverse of the other: both are as good."""
     code = maps.code
     x = points_between(code.upper_cube, code.size)
-    mapped = partner = maps.one(x, way)
-    for _ in range(_INVERSIONS):
-        partner = partner + x - maps.one(partner, 1 - way)
-    return ((partner - mapped) / 2).T.reshape(-1, *reversed(code.size))
+    mapped = maps.one(x, way)
+    return ((maps.solve(x, _INVERSIONS, 1 - way, near=mapped) - mapped) / 2).T.reshape(-1, *reversed(code.size))
 
 
 class _Seen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import torch
 
 from .align import align
 from .errors import NephiError
-from .field import HybridCode, Maps, code_like, composed, make_fields, zero_code
+from .field import HybridCode, Maps, code_like, composed, make_fields, nodes, zero_code
 from .fit import Adam, fit
 from .image import check_image, check_mask, looks_like_ct, lung_mask
 from .model import Model
@@ -202,7 +201,7 @@ def _features(stage: Stage) -> Stage:
 def _code_size(pair: Pair, cube: Cube, stage: Stage) -> tuple[int, ...]:
     """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""
     spacing_mm = pair.field_settings.code_spacing_mm * stage.coarsening
-    return tuple(math.ceil(2 * half / spacing_mm) + 1 for half in cube.half_sides_mm)
+    return nodes(cube.half_sides_mm, spacing_mm)
 
 
 def _find_lungs(fixed, moving, fixed_mask, moving_mask):

@@ -64,17 +64,16 @@ def test_bending_spares_what_is_linear_within(d):
 @pytest.mark.parametrize("d", [2, 3])
 def test_the_solution_is_that_of_the_whole_system(d, monkeypatch):
     monkeypatch.setattr(refine, "_ITERATIONS", 400)
-    shape, many = (4, 3, 3)[:d], 0
+    shape = (4, 3, 3)[:d]
     slopes = noise(*shape, 6, d)
     slopes[0] = 0  # nothing is seen there: the bending energy decides
     weight = torch.einsum("...ki,...kj->ij...", slopes, slopes)
     pull, now = noise(d, *shape, seed=1), noise(d, *shape, seed=2)
     found = _solve(weight, pull, now)
 
-    many = pull.numel()
     trace = torch.stack([weight[k, k] for k in range(d)])
     stiffness = refine._STIFFNESS * trace[trace > 0].mean()
-    columns = [one.reshape(pull.shape) for one in torch.eye(many, dtype=torch.float64)]
+    columns = [one.reshape(pull.shape) for one in torch.eye(pull.numel(), dtype=torch.float64)]
     matrix = [torch.einsum("ij...,j...->i...", weight, x) + stiffness * _curvature(_curvature(x)) for x in columns]
     right = pull - stiffness * _curvature(_curvature(now))
     expected = torch.linalg.solve(torch.stack([m.reshape(-1) for m in matrix], 1), right.reshape(-1))
@@ -202,16 +201,13 @@ def test_a_share_of_the_voxels_is_spread_over_the_mask():
 def image_pair() -> Sample:
     """A texture and the same half a voxel aside."""
     generator = torch.Generator().manual_seed(0)
-    big = torch.nn.functional.interpolate(torch.rand((1, 1, 25, 25), generator=generator), (97, 97), mode="bicubic")[
-        0, 0
-    ]
-    fixed, moving = big[:, :96:2].contiguous(), big[:, 1:97:2].contiguous()
+    coarse = torch.rand((1, 1, 25, 25), generator=generator)
+    big = torch.nn.functional.interpolate(coarse, (97, 97), mode="bicubic")[0, 0]
     upper = torch.ones(2)
-    sample = Sample(
-        name="half", intensities=(fixed[:96:2], moving[:96:2]), masks=None, distances=None, upper_cube=upper,
+    return Sample(
+        name="half", intensities=(big[:96:2, :96:2], big[:96:2, 1:97:2]), masks=None, distances=None, upper_cube=upper,
         lower_cube=-upper, spacing_cube=2 / 47, similarity=seen_at(1.0),
     )  # fmt: skip
-    return sample
 
 
 def test_the_prediction_is_refined_and_the_training_is_not():
