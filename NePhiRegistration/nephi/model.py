@@ -58,8 +58,8 @@ def check(settings: ModelSettings) -> None:
     check_local_code(settings.field, settings.dimension)
     if e.refinements < 0:
         raise NephiError(f"settings: encoder.refinements is {e.refinements}, must be 0 or more")
-    if e.refinements and not moves_points(settings.field):
-        raise NephiError("settings: encoder.refinements needs field.linear, or field.kind voxel")
+    if e.refinements and not (e.kind == "matching" and moves_points(settings.field)):
+        raise NephiError("settings: encoder.refinements needs encoder.kind matching, and field.linear or a voxel field")
     if e.kind == "matching" and e.width % 8:
         raise NephiError(f"settings: encoder.width is {e.width}, must be a multiple of 8")
     if e.kind == "published" and e.norm == "group" and any(c % min(8, c) for c in e.channels):

@@ -236,15 +236,16 @@ def test_a_refined_model_survives_its_file(tmp_path):
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("what", ["below 0", "no linear term"])
-def test_settings_that_can_t_be_refined(what):
+@pytest.mark.parametrize(
+    ("kind", "linear", "rounds", "words"),
+    [
+        ("matching", True, -1, "encoder.refinements is -1"),
+        ("matching", False, 1, "needs .* field.linear"),
+        ("published", True, 1, "needs encoder.kind matching"),
+    ],
+)
+def test_settings_that_can_t_be_refined(kind, linear, rounds, words):
     settings = single(2)
-    if what == "below 0":
-        settings = replace(settings, encoder=replace(settings.encoder, refinements=-1))
-        word = "encoder.refinements is -1"
-    else:
-        field = replace(settings.field, linear=False)
-        settings = replace(settings, field=field, encoder=EncoderSettings("matching", width=8, refinements=1))
-        word = "needs field.linear"
-    with pytest.raises(NephiError, match=word):
-        check(settings)
+    field, encoder = replace(settings.field, linear=linear), EncoderSettings(kind, width=8, refinements=rounds)
+    with pytest.raises(NephiError, match=words):
+        check(replace(settings, field=field, encoder=encoder))
