@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from .features import Volume
 from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, NeuralFields, VoxelFields, moves_points
-from .refine import refined
 from .settings import FieldSettings
 
 ENCODERS = ("published", "matching")
@@ -28,8 +27,7 @@ class EncoderSettings:
     ``any_size``: its last map is averaged to 3 a side, so that one file takes images of every size.
     ``context``: the local code is made from all its maps from ``local_level`` on, not from that one alone, which sees
     no further than a few voxels.
-    ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far; with
-    ``refinements`` it then finds the rest by least squares, on finer nodes.
+    ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far.
     """
 
     kind: str = "published"
@@ -45,7 +43,6 @@ class EncoderSettings:
     steps: tuple[int, ...] = (3, 2, 1, 1)  # between the places looked at, in voxels of the features
     reach: int = 2  # places to either side
     windows: tuple[int, ...] = (3, 5)  # of lattice points, half a node spacing apart, over which costs are averaged
-    refinements: int = 0  # rounds of least squares, where the local code moves points by itself
     width: int = 32  # of the published encoder with ``context``, too
 
 
@@ -133,10 +130,7 @@ class MatchingEncoder(nn.Module):
                 nn.init.zeros_(last.bias)
 
     def forward(self, pair: tuple[Volume, Volume], fields: NeuralFields | VoxelFields, start: Code) -> list[Code]:
-        """The codes after each round; ``start`` is that of the identity and gives the grid of nodes.
-
-        But in training the last one is refined by least squares, where the settings say so.
-        """
+        """The codes after each round; ``start`` is that of the identity and gives the grid of nodes."""
         codes, code = [], start
         for step in self.settings.steps:
             code = Code(code.global_code.detach(), code.local_code.detach(), code.upper_cube)
@@ -156,8 +150,6 @@ class MatchingEncoder(nn.Module):
                 local = torch.cat([local[:, : flow.shape[1]] + flow, local[:, flow.shape[1] :]], 1)
             code = Code(code.global_code + scale * change[0], local, code.upper_cube)
             codes.append(code)
-        if self.settings.refinements and not self.training:  # nothing of it is learned
-            codes.append(refined(pair, Maps(fields, code), self.settings.refinements))
         return codes
 
     def _look(self, pair, maps: Maps, way: int, step: int) -> tuple[Tensor, Tensor, Tensor]:

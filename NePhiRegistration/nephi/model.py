@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .encoder import ENCODERS, NORMS, EncoderSettings, make_encoder
 from .errors import NephiError
-from .field import Code, Maps, VoxelFields, check_local_code, composed, make_fields, moves_points, nodes, zero_code
+from .field import Code, Maps, VoxelFields, check_local_code, composed, make_fields, nodes, zero_code
+from .refine import refined
 from .sample import Sample
 from .settings import FieldSettings, Settings, SimilaritySettings, decode, find_model
 from .settings import check as check_settings
@@ -34,6 +35,7 @@ class ModelSettings:
     align: str = "auto"
     cube_margin_mm: float = 15.0
     half_size_mm: float = 150.0  # the cube's half side that the fields' wavelength is meant for
+    refinements: int = 0  # rounds of least squares after the encoder's; nothing of them is learned
     coarse: ModelSettings | None = None  # of the stage before: its maps go first, this model finds the rest
 
 
@@ -56,10 +58,8 @@ def check(settings: ModelSettings) -> None:
     if not e.windows or any(w < 1 or w % 2 == 0 for w in e.windows):
         raise NephiError(f"settings: encoder.windows are {e.windows}, must be odd numbers")
     check_local_code(settings.field, settings.dimension)
-    if e.refinements < 0:
-        raise NephiError(f"settings: encoder.refinements is {e.refinements}, must be 0 or more")
-    if e.refinements and not (e.kind == "matching" and moves_points(settings.field)):
-        raise NephiError("settings: encoder.refinements needs encoder.kind matching, and field.linear or a voxel field")
+    if settings.refinements < 0:
+        raise NephiError(f"settings: refinements is {settings.refinements}, must be 0 or more")
     if e.kind == "matching" and e.width % 8:
         raise NephiError(f"settings: encoder.width is {e.width}, must be a multiple of 8")
     if e.kind == "published" and e.norm == "group" and any(c % min(8, c) for c in e.channels):
@@ -143,7 +143,10 @@ class Model(nn.Module):
     def predict(self, sample: Sample) -> Maps:
         self.eval()
         rest = self.rest(sample)
-        return composed(Maps(self.fields, self.codes([rest])[-1]), rest.outer)
+        maps = Maps(self.fields, self.codes([rest])[-1])
+        if self.settings.refinements:
+            maps = refined(rest.volumes, maps, self.settings.refinements)
+        return composed(maps, rest.outer)
 
     def begin_with(self, other: Model) -> None:
         """Take the weights of another model's fields and encoder; raises NephiError where they are of another make.

@@ -8,6 +8,7 @@ those with much to see in their surroundings lead the others. Nothing here is le
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .features import Volume
-from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, nodes, points_between
+from .field import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, VoxelFields, code_like, nodes, points_between
 
 _VOXELS_A_NODE = 4  # of the features, between the nodes of the local code: so fine as they can tell
 _SHARE, _LEAST = 0.1, 50_000  # of the voxels that are looked at, and how many at least, where there are as many
@@ -27,31 +28,27 @@ _INVERSIONS = 2  # steps in which a point's partner under the inverse of the oth
 
 
 @torch.no_grad()
-def refined(pair: tuple[Volume, Volume], maps: Maps, rounds: int) -> Code:
-    """The code of the maps of a pair after some rounds, on nodes as fine as the features can tell.
+def refined(pair: tuple[Volume, Volume], maps: Maps, rounds: int) -> Maps:
+    """The maps of a pair after some rounds, as voxel fields whose nodes are as fine as the features can tell.
 
-    In each, both maps are corrected by what either image shows; in the last ones they then meet half way to being each
-    other's inverse. The local code has to move points by itself (``field.moves_points``).
+    In each round, both maps are corrected by what either image shows; in the last ones they then meet half way to
+    being each other's inverse. Networks are left behind: what they add between nodes would be taken for the images'.
     """
-    code, fields = maps.code, maps.fields
-    size = nodes(code.upper_cube, _VOXELS_A_NODE * pair[FORWARD].spacing)
-    code = Code(code.global_code, code.resampled(size, fields.settings.code_degree), code.upper_cube)
+    upper = maps.code.upper_cube
+    settings = replace(maps.fields.settings, kind="voxel", local_code=2 * len(upper))
+    code = code_like(maps, settings, nodes(upper, _VOXELS_A_NODE * pair[FORWARD].spacing))
+    maps = Maps(VoxelFields(settings, len(upper)), code)
     seen = [_Seen(volume) for volume in pair]
     for left in range(rounds, 0, -1):
-        maps = Maps(fields, code)
-        code = _moved(code, [_correction(seen[way], pair[1 - way], maps, way) for way in (FORWARD, INVERSE)])
+        _move(code, [_correction(seen[way], pair[1 - way], maps, way) for way in (FORWARD, INVERSE)])
         if left <= _MEETINGS:
-            maps = Maps(fields, code)
-            code = _moved(code, [_half_way(maps, way) for way in (FORWARD, INVERSE)])
-    return code
+            _move(code, [_half_way(maps, way) for way in (FORWARD, INVERSE)])
+    return maps
 
 
-def _moved(code: Code, changes: list[Tensor]) -> Code:
-    """With its nodes moved, forward and backward, by displacements (d, (z,) y, x) in the cube."""
-    change = torch.cat(changes)[None] / LINEAR_CUBE
-    local = code.local_code.clone()
-    local[:, : change.shape[1]] += change
-    return Code(code.global_code, local, code.upper_cube)
+def _move(code: Code, changes: list[Tensor]) -> None:
+    """Move its nodes, forward and backward, by displacements (d, (z,) y, x) in the cube."""
+    code.local_code += torch.cat(changes) / LINEAR_CUBE
 
 
 def _half_way(maps: Maps, way: int) -> Tensor:
