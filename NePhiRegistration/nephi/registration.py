@@ -80,7 +80,7 @@ def register(
             predicted = None
     cube, prediction = (predicted.cube, predicted.maps) if predicted else (pair.cube, None)
     # by the step that each begins with; of several that begin together the last
-    stages = {round(stage.start * settings.fit.iterations): stage for stage in settings.similarity.stages}
+    stages = {round(stage.start * settings.fit.iterations): stage for stage in _stages(settings, predicted is not None)}
     start = _start(pair, cube, prediction, stages[0])
     fields, code = copy.deepcopy(start.fields).to(target).requires_grad_(True), HybridCode(start.code).to(target)
     maps = composed(Maps(fields, code), start.outer)
@@ -142,6 +142,12 @@ def register(
         module.eval().requires_grad_(False)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _stages(settings: Settings, predicted: bool) -> tuple[Stage, ...]:
+    """Of several, a prediction saves the first, which looks for large motion: the second begins at once."""
+    first, *others = settings.similarity.stages
+    return (replace(others[0], start=0.0), *others[1:]) if predicted and others else (first, *others)
 
 
 def _start(pair: Pair, cube: Cube, predicted: Maps | None, stage: Stage) -> Maps:

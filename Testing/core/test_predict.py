@@ -81,21 +81,36 @@ def points_of(images) -> np.ndarray:
 # ---- one that is good ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoder", _ENCODERS)
-def test_a_good_prediction_is_the_result(encoder, images, short, model_file, tmp_path):
-    path = model_file(settings=replace(FLAT, encoder=_ENCODERS[encoder]))
+@pytest.mark.parametrize(("encoder", "refinements"), [("published", 0), ("matching", 0), ("published", 2)])
+def test_a_good_prediction_is_the_result(encoder, refinements, images, short, model_file, tmp_path):
+    path = model_file(settings=replace(FLAT, encoder=_ENCODERS[encoder], refinements=refinements))
     result = run(images, short, model=path)
     points = points_of(images)
     assert result.notes == ()
-    np.testing.assert_allclose(result.forward(points), points + SHIFT_MM, atol=1e-3)
-    np.testing.assert_allclose(result.inverse(points + SHIFT_MM), points, atol=1e-3)
-    np.testing.assert_allclose(result.jacobian_determinant(points), 1, atol=1e-4)
+    mm, part = (1.25, 0.3) if refinements else (1e-3, 1e-4)  # refined, it follows the images: half a voxel of them
+    np.testing.assert_allclose(result.forward(points), points + SHIFT_MM, atol=mm)
+    np.testing.assert_allclose(result.inverse(points + SHIFT_MM), points, atol=mm)
+    np.testing.assert_allclose(result.jacobian_determinant(points), 1, atol=part)
     # it is a registration as any other: its file gives the same maps, without the model
     result.save_model(tmp_path / "model.safetensors")
     (tmp_path / "trained.safetensors").unlink()
     again = Registration.load_model(tmp_path / "model.safetensors")
     np.testing.assert_allclose(again.forward(points), result.forward(points), atol=1e-4)
     assert again.settings.model == path
+
+
+def test_the_optimisation_passes_over_the_stage_that_looks_for_large_motion(images, short, model_file, monkeypatch):
+    seen, volumes = [], Pair.volumes
+    monkeypatch.setattr(Pair, "volumes", lambda self, stage, device: seen.append(stage) or volumes(self, stage, device))
+    three = (Stage(0.0, 5.0, coarsening=4.0), Stage(0.5, 2.5, coarsening=2.0), Stage(0.75, 2.0))
+    similarity = replace(short(8).similarity, stages=three)
+    found = []
+    for model in (None, model_file()):
+        settings = replace(short(8), align="none", model=model, similarity=similarity)
+        register(*images, settings=settings, device="cpu")
+        found.append([stage.spacing_mm for stage in seen])
+        seen.clear()
+    assert found == [[5.0, 2.5, 2.0], [2.5, 2.0]]
 
 
 def test_the_optimisation_begins_with_it(images, short, model_file):
