@@ -65,9 +65,9 @@ def reading(rows: Rows) -> str:
         ends.append(f"{values[0]:.2f} mm predicted and {values[1]:.2f} mm optimised at {side}")
     return (
         f"{', '.join(ends)} voxels a side (alignment alone: {mean(rows, 'aligned_mm'):.2f} mm). The trend is the "
-        "published one: resolution decides, and more so after the optimisation. The prediction depends on it less "
-        "than the published one, as the encoder compares the images with features of a few millimetres, however fine "
-        "they are; a prediction that fits worse than the alignment is not used (last column)."
+        "published one: resolution decides. The prediction depends on it more than the published one, nearly as the "
+        "optimisation does, as it is refined to a small part of a voxel, as far as the images show it. A prediction "
+        "that fits worse than the alignment would not be used (last column)."
     )
 
 

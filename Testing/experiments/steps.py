@@ -69,8 +69,8 @@ def reading(rows: Rows) -> str:
         f"{': ' if saved else ''}{'; '.join(saved)}. Unlike there, the optimisation from nothing ends about as well: "
         "it finds large motion by itself, as features are compared over a wider surrounding and the code's nodes lie "
         "further apart at first. From a prediction, fresh fields are optimised, whose local code at first moves points "
-        "as predicted, with finer features and nodes from the start; these nodes still lie further apart than the "
-        "prediction's, so that a good one gets worse before it gets better: very short runs are not worth it."
+        "as predicted, with finer features and nodes from the start. These nodes still lie further apart than the "
+        "prediction's, so that a good one gets worse before it gets better: from lung-m, short runs are not worth it."
     )
 
 
