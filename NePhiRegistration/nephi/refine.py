@@ -32,7 +32,8 @@ def refined(pair: tuple[Volume, Volume], maps: Maps, rounds: int) -> Maps:
     """The maps of a pair after some rounds, as voxel fields whose nodes are as fine as the features can tell.
 
     In each round, both maps are corrected by what either image shows; in the last ones they then meet half way to
-    being each other's inverse. Networks are left behind: what they add between nodes would be taken for the images'.
+    being each other's inverse. What networks add to the maps is taken over at the nodes: they would answer to the
+    nodes' values, too, so that points moved otherwise than least squares takes them to, into folds.
     """
     upper = maps.code.upper_cube
     settings = replace(maps.fields.settings, kind="voxel", local_code=2 * len(upper))
