@@ -58,7 +58,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Stage:
-    """From ``start`` (a fraction of the iterations) on, features are taken at this scale."""
+    """From ``start`` (a fraction of the iterations) on, features are taken at this scale.
+
+    Of several, the optimisation of a model's prediction leaves out the first and begins with the second.
+    """
 
     start: float = 0.0
     spacing_mm: float = 2.0
