@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .interpolate import interpolate
 
 _ROWS = 4096  # points whose surroundings are compared at a time
 _SLAB_VOXELS = 1_500_000  # worked on at a time: bounds what is held beside the result
@@ -79,12 +81,12 @@ def _mind_slab(x: Tensor, dilation: int, pad: int, noise: float) -> Tensor:
                 for axis in range(d):
                     part = part.narrow(axis, shift[axis] - start[axis], inner[axis])
                 distances.append(part)
-    stack = torch.stack(distances, -1)
+    stack = torch.stack(distances)  # channels first: rows of the image are worked on in one piece
     stack /= 3**d
-    variance = stack.mean(-1, keepdim=True).clamp_(min=2 * noise**2)
-    stack -= stack.amin(-1, keepdim=True)
+    variance = stack.mean(0).clamp_(min=2 * noise**2)
+    stack -= stack.amin(0)
     stack /= variance
-    return stack.neg_().exp_().mul_(255).round_().to(torch.uint8)
+    return stack.neg_().exp_().mul_(255).round_().to(torch.uint8).movedim(0, -1)
 
 
 def smoothed(image: Tensor, deviation: float) -> Tensor:
@@ -108,72 +110,13 @@ def _gaussian(n: int, deviation: float) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-class _Linear(torch.autograd.Function):
-    """Linear interpolation of a channels-last volume, differentiated with respect to the points only."""
-
-    @staticmethod
-    def forward(ctx, volume: Tensor, points_index: Tensor) -> Tensor:
-        d = points_index.shape[-1]
-        shape = volume.shape[:-1]
-        upper = torch.tensor([n - 1 for n in reversed(shape)], dtype=points_index.dtype, device=points_index.device)
-        clamped = torch.minimum(points_index.clamp(min=0), upper)
-        base = torch.minimum(clamped.floor(), upper - 1).clamp_(min=0)
-        fraction = clamped - base
-        strides = torch.ones(d, dtype=torch.long)
-        for axis in range(1, d):
-            strides[axis] = strides[axis - 1] * shape[d - axis]
-        base = base.long()
-        first = base[:, 0]
-        for axis in range(1, d):
-            first = first + base[:, axis] * int(strides[axis])
-        offsets = torch.zeros(1, dtype=torch.long, device=volume.device)
-        for axis in range(d):
-            step = int(strides[axis]) if shape[d - 1 - axis] > 1 else 0
-            offsets = torch.cat([offsets, offsets + step])
-        index = first[:, None] + offsets  # corner bits: x is the lowest
-        flat = volume.reshape(-1, volume.shape[-1])
-        n = index.shape[0]
-        if flat.dtype == torch.uint8 and flat.shape[1] % 4 == 0:  # four bytes at a time
-            corners = flat.view(torch.int32).index_select(0, index.reshape(-1)).view(torch.uint8)
-        else:
-            corners = flat.index_select(0, index.reshape(-1))
-        corners = corners.reshape(n, 2**d, -1).to(points_index.dtype)
-        weights = _corner_weights(fraction)
-        inside = points_index == clamped
-        ctx.save_for_backward(corners, fraction, inside)
-        return torch.bmm(weights[:, None], corners)[:, 0]
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        corners, fraction, inside = ctx.saved_tensors
-        scalar = torch.bmm(corners, grad[..., None])[..., 0]  # (n, 2^d)
-        d = fraction.shape[1]
-        grads = []
-        cube = scalar.reshape(-1, *[2] * d)  # axes (n, ..., y, x)
-        for axis in range(d):
-            part = cube.select(d - axis, 1) - cube.select(d - axis, 0)
-            others = [a for a in range(d) if a != axis]
-            for a in others:  # x first, which is always the last axis left
-                f = fraction[:, a].reshape(-1, *[1] * (part.ndim - 2))
-                part = part[..., 0] * (1 - f) + part[..., 1] * f
-            grads.append(part)
-        return None, torch.stack(grads, -1) * inside
-
-
-def _corner_weights(fraction: Tensor) -> Tensor:
-    weights = torch.ones_like(fraction[:, :1])
-    for axis in range(fraction.shape[1]):
-        f = fraction[:, axis : axis + 1]
-        weights = torch.cat([weights * (1 - f), weights * f], 1)
-    return weights
-
-
 def sample_linear(volume: Tensor, points_index: Tensor) -> Tensor:
     """Values (n, c) of a volume (..., y, x, c) at continuous voxel indices (n, d), x first.
 
     Beyond the border the nearest border value holds, with zero gradient.
     """
-    return _Linear.apply(volume, points_index)
+    size = tuple(reversed(volume.shape[:-1]))
+    return interpolate([volume.reshape(-1, volume.shape[-1])], points_index[None], size)[0]
 
 
 def local_offsets(dimension: int) -> Tensor:
@@ -198,7 +141,8 @@ class Volume:
         self, volume: Tensor, lower_cube: Tensor, spacing_cube: float, mask, view=None, distance=None, seen_through=None
     ):
         self.volume, self.lower, self.spacing = volume, lower_cube, spacing_cube
-        self.size = torch.tensor(tuple(reversed(volume.shape[:-1])), device=volume.device)
+        self.extents = tuple(reversed(volume.shape[:-1]))  # voxels along x, y (, z)
+        self.size = torch.tensor(self.extents, device=volume.device)
         self.view, self.distance, self.seen_through = view, distance, seen_through
         self.chosen = self._squares = None
         self.voxels = volume[..., 0].numel()
@@ -242,7 +186,7 @@ class Volume:
         """points_cube (n, d) and index_xyz (n, d) of entries (n,) of the voxels that are drawn from."""
         flat = flat if self.chosen is None else self.chosen[flat].long()
         index = []
-        for extent in self.size[:-1].tolist():
+        for extent in self.extents[:-1]:
             index.append(flat % extent)
             flat = flat // extent
         index = torch.stack([*index, flat], -1)
@@ -281,7 +225,7 @@ class Volume:
         """Position of voxels (..., d) in the volume laid out in a row."""
         flat = index[..., -1]
         for axis in range(index.shape[-1] - 2, -1, -1):
-            flat = flat * int(self.size[axis]) + index[..., axis]
+            flat = flat * self.extents[axis] + index[..., axis]
         return flat
 
     def at_voxels(self, index_xyz: Tensor, offsets: Tensor | None = None) -> Tensor:
@@ -311,3 +255,54 @@ class Volume:
             points_cube = self.seen_through(points_cube)
         index = points_cube @ matrix.T + offset
         return ((index >= 0) & (index <= size - 1)).all(-1, keepdim=True).to(points_cube)
+
+
+class VolumePair(tuple[Volume, Volume]):
+    """The features of the fixed and of the moving image on one working grid, read in both directions at once.
+
+    Entry 0 of points and values belongs to the forward direction (fixed points, seen in the moving image), entry 1 to
+    the inverse one. Raises ValueError where the two lie on different grids.
+    """
+
+    def __new__(cls, fixed: Volume, moving: Volume) -> VolumePair:
+        if fixed.volume.shape != moving.volume.shape:
+            raise ValueError("the features of a pair must lie on one grid")
+        return super().__new__(cls, (fixed, moving))
+
+    def draw(self, steps: int, n: int, generator: torch.Generator, offsets: Tensor | None = None):
+        """n random voxel centres per step and image: points_cube (steps, 2, n, d) and their values (steps, 2, n, c)."""
+        points, values = [], []
+        for volume in self:
+            at, index = volume.draw(steps * n, generator)
+            points.append(at.unflatten(0, (steps, n)))
+            values.append(volume.at_voxels(index, offsets).unflatten(0, (steps, n)))
+        return torch.stack(points, 1), torch.stack(values, 1)
+
+    def at(self, mapped_cube: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Values (2, n, c) at mapped points (2, n, d): of the moving image, then of the fixed one."""
+        fixed, moving = self
+        position = (mapped_cube - fixed.lower) / fixed.spacing
+        if offsets is not None:
+            position = (position[:, :, None] + offsets.to(position.device)).flatten(1, 2)
+        tables = [volume.volume.reshape(-1, volume.volume.shape[-1]) for volume in (moving, fixed)]
+        values = interpolate(tables, position, fixed.extents)
+        if fixed.volume.dtype == torch.uint8:
+            values = values / 255
+        return values.reshape(*mapped_cube.shape[:2], -1)
+
+    def inside(self, mapped_cube: Tensor) -> Tensor:
+        """(2, n, 1): 1 where a mapped point (2, n, d) lies inside the other image's field of view, else 0."""
+        fixed, moving = self
+        if any(v.view is None or v.seen_through is not None for v in self):
+            return torch.stack([moving.inside(mapped_cube[0]), fixed.inside(mapped_cube[1])])
+        matrix, offset, last = self._views
+        index = torch.baddbmm(offset, mapped_cube, matrix)
+        return (index == torch.minimum(index.clamp(min=0), last)).all(-1, keepdim=True).to(mapped_cube.dtype)
+
+    @cached_property
+    def _views(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Both views, the moving image's first: matrices (2, d, d), to be multiplied from the left, offsets and last
+        voxels (2, 1, d)."""
+        views = [self[1].view, self[0].view]
+        matrix, offset, size = (torch.stack(parts) for parts in zip(*views, strict=True))
+        return matrix.transpose(1, 2).contiguous(), offset[:, None], (size - 1)[:, None]

@@ -6,12 +6,13 @@ Points in here live in the registration cube (see ``space.Cube``), one row a poi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .errors import NephiError
+from .interpolate import constant, interpolate
 from .settings import FieldSettings
 
 FORWARD, INVERSE = 0, 1
@@ -43,19 +44,16 @@ class Code:
     def at(self, points_cube: Tensor, degree: int = 1) -> Tensor:
         """Local code at points (2, b * n, d), pair after pair -> (2, b * n, l), by B-splines of degree 1 or 2."""
         two, many, d = points_cube.shape
-        last = torch.tensor([n - 1 for n in self.size], device=points_cube.device)
-        node, part = _spline((points_cube / self.upper_cube + 1) * (last / 2), degree)
-        node = torch.minimum(node.clamp_(min=0), last[:, None])
-        index = torch.arange(self.batch, device=last.device).repeat_interleave(many // self.batch)[:, None]
-        weight = torch.ones_like(part[..., 0, :1])
-        for axis in reversed(range(d)):
-            index = (index[..., None] * self.size[axis] + node[..., axis, None, :]).flatten(-2)
-            weight = (weight[..., None] * part[..., axis, None, :]).flatten(-2)
-        channels = self.local_code.shape[1]
+        half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
+        position = torch.addcmul(half, points_cube, half / self.upper_cube)
         # one row a node, in one piece: reading rows of a transposed table takes fifteen times as long
-        table = self.local_code.movedim(1, -1).contiguous().reshape(-1, channels)
-        around = table.index_select(0, index.reshape(-1)).reshape(two * many, index.shape[-1], channels)
-        return torch.bmm(weight.reshape(two * many, 1, -1), around).reshape(two, many, channels)
+        tables = self.local_code.movedim(1, -1).flatten(1, -2).contiguous().unbind()
+        if self.batch == 1:
+            found = interpolate(tables, position.reshape(1, -1, d), self.size, degree)
+        else:  # a group for each pair
+            by_pair = position.reshape(two, self.batch, -1, d).transpose(0, 1).flatten(1, 2)
+            found = interpolate(tables, by_pair, self.size, degree).unflatten(1, (two, -1)).transpose(0, 1)
+        return found.reshape(two, many, -1)
 
     def resampled(self, size: Sequence[int], degree: int = 1) -> Tensor:
         """The local code on another number of nodes along x, y (, z)."""
@@ -77,13 +75,19 @@ class HybridCode(nn.Module, Code):
         nn.Module.__init__(self)
         self.register_buffer("upper_cube", start.upper_cube.clone())
         self.global_code = nn.Parameter(start.global_code.detach().clone())
-        self.local_code = nn.Parameter(start.local_code.detach().clone())
+        self.local_code = _parameter(start.local_code)
 
     def refine(self, size: Sequence[int], degree: int) -> tuple[nn.Parameter, nn.Parameter]:
         """Put the local code on other nodes; returns the old parameter and the new one."""
         old = self.local_code
-        self.local_code = nn.Parameter(self.resampled(size, degree).detach())
+        self.local_code = _parameter(self.resampled(size, degree))
         return old, self.local_code
+
+
+def _parameter(local_code: Tensor) -> nn.Parameter:
+    """Laid out node by node, as it is read."""
+    layout = torch.channels_last if local_code.ndim == 4 else torch.channels_last_3d
+    return nn.Parameter(local_code.detach().clone().contiguous(memory_format=layout))
 
 
 def nodes(half_sides: Iterable[float], spacing: float) -> tuple[int, ...]:
@@ -114,24 +118,6 @@ def points_between(upper_cube: Tensor, size: Sequence[int]) -> Tensor:
     ]
     mesh = torch.meshgrid(*reversed(axes), indexing="ij")
     return torch.stack(list(reversed(mesh)), -1).reshape(-1, len(axes))
-
-
-def _spline(position: Tensor, degree: int) -> tuple[Tensor, Tensor]:
-    """Nodes (..., degree + 1) that count at positions (...) along an axis, and their weights.
-
-    Degree 1 interpolates linearly, as published. With degree 2 the derivative is continuous, so that the Jacobian
-    determinant shows no trace of the nodes (Unser 1999, B-splines of degree 2).
-    """
-    if degree == 1:
-        first = position.detach().floor()
-        t = position - first
-        weights = [1 - t, t]
-    else:
-        middle = position.detach().round()
-        t, first = position - middle, middle - 1
-        weights = [(0.5 - t).square() / 2, 0.75 - t.square(), (0.5 + t).square() / 2]
-    node = first.long()[..., None] + torch.arange(degree + 1, device=first.device)
-    return node, torch.stack(weights, -1)
 
 
 class NeuralFields(nn.Module):
@@ -187,36 +173,40 @@ class NeuralFields(nn.Module):
 
     def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
         """Points (n, d) of one pair through one of the two fields (FORWARD or INVERSE)."""
-        return self._run(points_cube[None], code, slice(way, way + 1))[0]
+        return self._run(points_cube[None], code, lambda parameter: parameter[way : way + 1])[0]
 
     def forward(self, points_cube: Tensor, code: Code) -> Tensor:
-        return self._run(points_cube, code, slice(None))
+        return self._run(points_cube, code, lambda parameter: parameter)
 
-    def _run(self, points_cube: Tensor, code: Code, which: slice) -> Tensor:
+    def _run(self, points_cube: Tensor, code: Code, own: Callable[[Tensor], Tensor]) -> Tensor:
+        """``own``: of a parameter of both fields, what belongs to those that the points go through."""
+
         def layer(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-            return torch.baddbmm(bias[which], x, weight[which])
+            return torch.baddbmm(own(bias), x, own(weight))
 
-        inside = torch.minimum(torch.maximum(points_cube, -code.upper_cube), code.upper_cube)
-        embedding = torch.sin(inside @ self.bands + self.phase)
-        # (2, b, 1, width): one shift for all points of a pair
-        shift = self.modulation_in_bias[:, None] + (code.global_code @ self.modulation_global)[:, :, None]
-        start = torch.cat([self.synthesis_in_bias[:, None].expand_as(shift), shift], -1)
-        each = 1 if code.batch == 1 else points_cube.shape[1] // code.batch
+        fields, points, d = points_cube.shape
+        inside = torch.clamp(points_cube, -code.upper_cube, code.upper_cube).reshape(-1, d)
+        embedding = torch.sin(torch.addmm(self.phase, inside, self.bands)).reshape(fields, points, -1)
+        # (fields, b, 1, width): one shift for all points of a pair
+        shift = torch.baddbmm(
+            own(self.modulation_in_bias), code.global_code.expand(fields, -1, -1), own(self.modulation_global)
+        )[:, :, None]
+        start = torch.cat([own(self.synthesis_in_bias)[:, None].expand_as(shift), shift], -1)
+        each = 1 if code.batch == 1 else points // code.batch
         start = start.expand(-1, -1, each, -1).flatten(1, 2)
         # the two networks read the same features: one product; the local code adds its own part
-        weight = torch.cat([self.synthesis_in, self.modulation_in], -1)
-        both = layer(start, embedding, weight)
-        signal, gate = both.split(self.settings.width, -1)
+        weight = torch.cat([own(self.synthesis_in), own(self.modulation_in)], -1)
+        signal, gate = torch.baddbmm(start, embedding, weight).split(self.settings.width, -1)
         signal = torch.sin(signal)
-        local = code.at(inside, self.settings.code_degree)
-        skip = gate = self._modulate(torch.baddbmm(gate, local, self.modulation_local[which]))
+        local = code.at(points_cube, self.settings.code_degree)
+        skip = gate = self._modulate(torch.baddbmm(gate, local, own(self.modulation_local)))
         for w_s, b_s, w_m, b_m in zip(
             self.synthesis, self.synthesis_bias, self.modulation, self.modulation_bias, strict=True
         ):
             gate = self._modulate(layer(b_m, gate, w_m)) + skip
             signal = torch.sin(self.settings.omega * layer(b_s, signal, w_s)) * gate
         moved = points_cube + layer(self.out_bias, signal, self.out)
-        return moved if self.linear is None else moved + torch.bmm(local, self.linear[which])
+        return moved if self.linear is None else torch.baddbmm(moved, local, own(self.linear))
 
 
 class VoxelFields(nn.Module):

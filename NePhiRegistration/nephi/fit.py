@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from .replay import Replayed
 from .settings import FitSettings
 
 _WARM_UP = 10  # steps at least, where the learning rate rises at all
@@ -39,9 +40,30 @@ class Adam:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.settings, self.done = settings, 0
         self._state: dict[torch.nn.Parameter, tuple[Tensor, ...]] = {}
+        self._rate: float | Tensor = settings.learning_rate
+        self._rates: Tensor | None = None  # of all steps, on a GPU
+
+    def step(self) -> None:
+        """One step at the present rate, from the parameters' gradients, which are then cleared."""
+        self.set_rate()
+        self.update()
+        self.done += 1
+
+    def set_rate(self) -> None:
+        """The learning rate of the present step; on a GPU it is kept there, for steps that are replayed."""
+        device = self.parameters[0].device
+        if device.type != "cuda":
+            self._rate = self.settings.learning_rate * rate_factor(self.done, self.settings)
+            return
+        if self._rates is None:
+            factors = [rate_factor(step, self.settings) for step in range(self.settings.iterations)]
+            self._rates = self.settings.learning_rate * torch.tensor(factors, device=device)
+            self._rate = torch.zeros((), device=device)
+        self._rate.copy_(self._rates[self.done])
 
     @torch.no_grad()
-    def step(self) -> None:
+    def update(self) -> None:
+        """What a step does on the device."""
         moved = [p for p in self.parameters if p.grad is not None]
         for p in moved:
             if p not in self._state:
@@ -60,14 +82,13 @@ class Adam:
             amsgrad=False,
             beta1=0.9,
             beta2=self.settings.beta2,
-            lr=self.settings.learning_rate * rate_factor(self.done, self.settings),
+            lr=self._rate,
             weight_decay=0.0,
             eps=1e-8,
             maximize=False,
         )
         for p in moved:
             p.grad = None
-        self.done += 1
 
     def replace(self, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
         """Go on with another parameter in the place of one; what was known of that is forgotten."""
@@ -92,25 +113,39 @@ def fit(
     accumulate: int = 1,
     before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[int], None] = lambda done: None,
+    prepare: Callable[[int], Hashable] | None = None,
 ) -> list[dict]:
     """Minimise ``objective(step)``; returns the history: step, loss and each term.
 
     The gradients of ``accumulate`` calls are averaged for one step. ``before_step`` may change the gradients.
     ``on_record`` sees each entry of the history as it comes; an exception raised in any of them ends the fit.
+
+    ``prepare(step)`` does what a step needs from the host; ``objective`` is then the same work on the device at each
+    step for which it returns the same key, and is replayed as a CUDA graph where there is such a device.
     """
-    settings = optimiser.settings
-    every = max(1, settings.iterations // _RECORDS)
-    history = []
-    for step in range(optimiser.done, settings.iterations):
+    settings, step = optimiser.settings, optimiser.done
+
+    def update() -> tuple[list[str], list[Tensor]]:
         for _ in range(accumulate):
             loss, terms = objective(step)
-            (loss / accumulate).backward()
+            (loss / accumulate if accumulate > 1 else loss).backward()
         before_step()
-        optimiser.step()
+        optimiser.update()
+        return ["loss", *terms], [value.detach() for value in (loss, *terms.values())]
+
+    device = optimiser.parameters[0].device
+    replayed = Replayed(update, device) if prepare is not None and device.type == "cuda" else None
+    every = max(1, settings.iterations // _RECORDS)
+    history = []
+    while step < settings.iterations:
+        key = None if prepare is None else prepare(step)
+        optimiser.set_rate()
+        names, values = update() if replayed is None else replayed(key)
+        optimiser.done = step + 1
         if step % every == 0 or step == settings.iterations - 1:
-            names, values = list(terms), torch.stack([loss, *terms.values()]).tolist()
-            history.append({"step": step + 1, "loss": values[0], **dict(zip(names, values[1:], strict=True))})
+            history.append({"step": step + 1, **dict(zip(names, torch.stack(values).tolist(), strict=True))})
             if on_record is not None:
                 on_record(history[-1])
         after_step(step + 1)
+        step += 1
     return history

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .features import Volume, local_offsets, mind_ssc, smoothed
+from .features import VolumePair, local_offsets, mind_ssc, smoothed
 from .field import FORWARD, INVERSE, Maps
+from .interpolate import constant
 from .settings import RegularitySettings, SimilaritySettings
 
 _KNOWN = 1500  # points of a pair whose partners are known, looked at a step
 _BLUNT_MM = 0.5
 
-# ---- similarity: prepare an image, then compare values (n, c) at n points with weights (n, 1) ----------
+# ---- similarity: prepare an image, then compare values (..., n, c) at n points with weights (..., n, 1) ----
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    return (values * weight).sum() / (weight.sum() * values.shape[-1]).clamp(min=1e-6)
+    """Over points and channels: (...)."""
+    return (values * weight).sum((-1, -2)) / (weight.sum((-1, -2)) * values.shape[-1]).clamp(min=1e-6)
 
 
 def _squared(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -29,13 +31,13 @@ def _squared(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 def _one_minus_ncc(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """1 - NCC over all points (paper, section 4.3), averaged over the channels."""
-    weight = weight / weight.sum().clamp(min=1e-6)
+    weight = weight / weight.sum(-2, keepdim=True).clamp(min=1e-6)
 
     def mean(values: Tensor) -> Tensor:
-        return (values * weight).sum(0)
+        return (values * weight).sum(-2, keepdim=True)
 
     a, b = a - mean(a), b - mean(b)
-    return (1 - mean(a * b) / (mean(a.square()) * mean(b.square()) + 1e-12).sqrt()).mean()
+    return (1 - mean(a * b) / (mean(a.square()) * mean(b.square()) + 1e-12).sqrt()).mean((-1, -2))
 
 
 def _one_minus_lncc(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -104,18 +106,21 @@ def exact_jacobian(outputs: Tensor, points: Tensor, create_graph: bool = True) -
     return torch.stack(rows, -2)
 
 
+def _identity(jacobian: Tensor) -> Tensor:
+    """The identity (d, d) of a Jacobian's type and place."""
+    d = jacobian.shape[-1]
+    return constant([[float(i == j) for j in range(d)] for i in range(d)], jacobian.device, jacobian.dtype)
+
+
 def gradicon(composed_jacobian: Tensor) -> Tensor:
     """Mean squared Frobenius norm of J[phi o psi] - Id over points and both orders (paper, Eq. 3)."""
-    d = composed_jacobian.shape[-1]
-    identity = torch.eye(d, dtype=composed_jacobian.dtype, device=composed_jacobian.device)
-    return (composed_jacobian - identity).square().sum((-1, -2)).mean()
+    return (composed_jacobian - _identity(composed_jacobian)).square().sum((-1, -2)).mean()
 
 
 def regularity(fields, settings: RegularitySettings, points: Tensor, values: Tensor, step: float) -> Tensor:
     """The regulariser's value. ``fields`` maps (2, n, d) -> (2, n, d); ``points`` (2, n, k, d) are the
     stencils and ``values`` the fields there; ``exact`` needs k = 1 and points that carry gradients."""
     d = points.shape[-1]
-    identity = torch.eye(d, dtype=points.dtype, device=points.device)
     if settings.name == "none":
         return values.new_zeros(())
     if settings.name == "gradicon":
@@ -128,7 +133,7 @@ def regularity(fields, settings: RegularitySettings, points: Tensor, values: Ten
         jacobian = (
             exact_jacobian(values[..., 0, :], points)[..., 0, :, :] if settings.exact else finite_jacobian(values, step)
         )
-        return (jacobian - identity).square().sum((-1, -2)).mean()
+        return (jacobian - _identity(jacobian)).square().sum((-1, -2)).mean()
     # bending energy: second differences of the map, mixed ones twice (Rueckert et al. 1999)
     centre, ahead, behind = values[..., :1, :], values[..., 1 : d + 1, :], values[..., d + 1 : 2 * d + 1, :]
     total = ((ahead - 2 * centre + behind) / step**2).square().sum((-1, -2)).mean()
@@ -142,6 +147,38 @@ def regularity(fields, settings: RegularitySettings, points: Tensor, values: Ten
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Points in the cube of one step, or of several, counted along a leading axis of each tensor.
+
+    ``points`` (2, b, n + m * k, d): the n compared, the images' own, then m of the regulariser with their stencils of
+    k; ``reference`` (2, b, n, c): what is seen at the former; ``known`` (2, b, l, d), or None: points that correspond.
+    """
+
+    points: Tensor
+    reference: Tensor
+    stencil: int
+    known: Tensor | None = None
+
+    def step(self, number: int) -> Drawn:
+        """One step's of several."""
+        return self._map(lambda tensor: tensor[number])
+
+    def clone(self) -> Drawn:
+        return self._map(Tensor.clone)
+
+    def copy_(self, other: Drawn) -> None:
+        """Take the points of another step, in place."""
+        for name in ("points", "reference", "known"):
+            mine, others = getattr(self, name), getattr(other, name)
+            if mine is not None:
+                mine.copy_(others)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Drawn:
+        known = None if self.known is None else change(self.known)
+        return replace(self, points=change(self.points), reference=change(self.reference), known=known)
 
 
 class Objective:
@@ -166,100 +203,115 @@ class Objective:
             "known": 0.0,
         }
 
-    def points_of(self, volumes: tuple[Volume, Volume]) -> int:
+    def points_of(self, volumes: VolumePair) -> int:
         """How many points are compared a step, in each direction."""
         return self.similarity_settings.points.count(volumes[FORWARD].voxels)
+
+    def draw(
+        self,
+        pairs: Sequence[VolumePair],
+        upper_cube: Tensor,
+        known: Sequence[tuple[Tensor, Tensor] | None] | None = None,
+        steps: int = 1,
+    ) -> Drawn:
+        """The points of some steps at once: what is random of them, so that a step itself is the same every time.
+
+        ``known``: fixed and moving points_cube (n, d) of each pair that correspond, where they are known.
+        """
+        n, offsets = self.points_of(pairs[0]), self.similarity.offsets(len(upper_cube))
+        drawn = [pair.draw(steps, n, self.generator, offsets) for pair in pairs]
+        compared, reference = (torch.stack(parts, 2) for parts in zip(*drawn, strict=True))
+        stencils = torch.stack([self._regularity_points(pair, upper_cube, steps) for pair in pairs], 1)
+        both = stencils.flatten(2, 3)[:, None].expand(-1, 2, -1, -1, -1)
+        return Drawn(torch.cat([compared, both], 3), reference, stencils.shape[3], self._known(known, steps))
 
     def __call__(
         self,
         maps: Maps,
-        pairs: list[tuple[Volume, Volume]],
-        known: list[tuple[Tensor, Tensor] | None] | None = None,
+        pairs: Sequence[VolumePair],
+        known: Sequence[tuple[Tensor, Tensor] | None] | None = None,
+        drawn: Drawn | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``pairs``: the fixed and moving features of each pair of the maps' batch, all of about one size.
+        """``pairs``: the features of each pair of the maps' batch, all of about one size.
 
-        ``known``: fixed and moving points_cube (n, d) of each pair that correspond, where they are known.
+        ``drawn``: one step's points; None: they are drawn, ``known`` as in ``draw``.
         """
-        r, upper, batch = self.regularity_settings, maps.code.upper_cube, len(pairs)
-        d, n = len(upper), self.points_of(pairs[0])
-        drawn = [[v.draw(n, self.generator) for v in volumes] for volumes in pairs]
-        x = torch.stack([torch.stack([points for points, _ in one]) for one in drawn], 1)  # (2, b, n, d)
-        sparse = torch.cat([self._regularity_points(volumes, upper) for volumes in pairs])
-        sparse = torch.stack([sparse, sparse])  # (2, b * m, k, d)
+        upper = maps.code.upper_cube
+        drawn = self.draw(pairs, upper, known).step(0) if drawn is None else drawn
+        r, batch, d, n = self.regularity_settings, len(pairs), len(upper), drawn.reference.shape[2]
+        x, sparse = drawn.points.split([n, drawn.points.shape[2] - n], 2)  # (2, b, n, d)
+        stencils = sparse.reshape(2, -1, drawn.stencil, d)  # (2, b * m, k, d)
+        together = drawn.points
         if r.exact:
-            sparse.requires_grad_()
-        together = torch.cat([x, sparse.reshape(2, batch, -1, d)], 2)
-        truth = self._known(known)
-        if truth is not None:
-            together = torch.cat([together, truth], 2)
-        y = maps(together.reshape(2, -1, d)).reshape(together.shape)
-        terms = {"similarity": self._mean(self._similarity, pairs, drawn, y[:, :, :n].unbind(1))}
-        if self.weights["boundary"] and all(volume.distance is not None for volumes in pairs for volume in volumes):
-            terms["boundary"] = self._mean(self._boundary, pairs, x.unbind(1), y[:, :, :n].unbind(1))
-        m = sparse.shape[1] // batch * sparse.shape[2]
-        values = y[:, :, n : n + m].reshape(sparse.shape)
-        if truth is not None:
-            terms["known"] = self._distance_mm(y[:, :, n + m :] - truth.flip(0))
-        terms["regularity"] = regularity(maps, r, sparse, values, self.step)
+            stencils = stencils.detach().requires_grad_()
+            together = torch.cat([x, stencils.reshape(sparse.shape)], 2)
+        parts = [n, sparse.shape[2]]
+        if drawn.known is not None:
+            together, parts = torch.cat([together, drawn.known], 2), [*parts, drawn.known.shape[2]]
+        mapped, values, *others = maps(together.reshape(2, -1, d)).reshape(together.shape).split(parts, 2)
+        terms = {"similarity": self._similarity(pairs, drawn.reference, mapped)}
+        if self.weights["boundary"] and all(volume.distance is not None for pair in pairs for volume in pair):
+            terms["boundary"] = sum(map(self._boundary, pairs, x.unbind(1), mapped.unbind(1))) / batch
+        if drawn.known is not None:
+            terms["known"] = self._distance_mm(others[0] - drawn.known.flip(0))
+        terms["regularity"] = regularity(maps, r, stencils, values.reshape(stencils.shape), self.step)
         if r.code_prior:
             terms["code_prior"] = maps.code.prior()
-        return sum(self.weights[name] * term for name, term in terms.items()), terms
+        weighted = [term if self.weights[name] == 1 else self.weights[name] * term for name, term in terms.items()]
+        return sum(weighted[1:], weighted[0]), terms
 
-    def misfits(self, candidates: list[Maps | None], volumes: tuple[Volume, Volume], points: int) -> list[float]:
+    def misfits(self, candidates: list[Maps | None], volumes: VolumePair, points: int) -> list[float]:
         """The similarity term of one pair through each of some maps; None: through maps that move nothing.
 
         All at the same points: those, of this many, that are in view through all of them.
         """
-        drawn = [v.draw(points, self.generator) for v in volumes]
-        x = torch.stack([at for at, _ in drawn])
+        offsets = self.similarity.offsets(len(volumes[FORWARD].lower))
+        (x,), (reference,) = volumes.draw(1, points, self.generator, offsets)
         mapped = [x if maps is None else maps(x) for maps in candidates]
-        seen = [torch.stack([volumes[1 - way].inside(y[way]) for y in mapped]).amin(0) for way in (FORWARD, INVERSE)]
+        seen = torch.stack([volumes.inside(y) for y in mapped]).amin(0)
         return [
-            float(self._similarity(volumes, drawn, y, seen)) if torch.isfinite(y).all() else math.nan for y in mapped
+            float(self._compare(volumes, reference, y, seen)) if torch.isfinite(y).all() else math.nan for y in mapped
         ]
 
-    def _known(self, pairs: list[tuple[Tensor, Tensor] | None] | None) -> Tensor | None:
-        """(2, b, k, d): as many of the known points of each pair, fixed and moving; None where some have none."""
+    def _known(self, pairs: Sequence[tuple[Tensor, Tensor] | None] | None, steps: int) -> Tensor | None:
+        """(steps, 2, b, k, d): as many of each pair's known points, fixed and moving; None where a pair has none."""
         if not self.weights["known"] or pairs is None or any(p is None for p in pairs):
             return None
         chosen = []
         for fixed, moving in pairs:
-            which = torch.randint(len(fixed), (_KNOWN,), generator=self.generator, device=fixed.device)
-            chosen.append(torch.stack([fixed[which], moving[which]]))
-        return torch.stack(chosen, 1)
+            which = torch.randint(len(fixed), (steps, _KNOWN), generator=self.generator, device=fixed.device)
+            chosen.append(torch.stack([fixed[which], moving[which]], 1))
+        return torch.stack(chosen, 2)
 
     def _distance_mm(self, difference_cube: Tensor) -> Tensor:
         """Mean distance, rounded off below half a millimetre; a cube counts as large as the unit says."""
         squares = (difference_cube * self.unit_mm).square().sum(-1)
         return ((squares + _BLUNT_MM**2).sqrt() - _BLUNT_MM).mean()
 
-    @staticmethod
-    def _mean(term: Callable[..., Tensor], *by_pair) -> Tensor:
-        return sum(map(term, *by_pair)) / len(by_pair[0])
-
-    def _regularity_points(self, volumes: tuple[Volume, Volume], upper_cube: Tensor) -> Tensor:
-        """(m, k, d): half over the whole cube, half where the similarity looks, each with its stencil."""
+    def _regularity_points(self, volumes: VolumePair, upper_cube: Tensor, steps: int) -> Tensor:
+        """(steps, m, k, d): half over the whole cube, half where the similarity looks, each with its stencil."""
         r, d = self.regularity_settings, len(upper_cube)
         n = r.points.count(volumes[FORWARD].voxels)
-        anywhere = torch.rand((n - n // 2, d), generator=self.generator, device=upper_cube.device) * 2 - 1
-        points = torch.cat([anywhere * upper_cube, volumes[FORWARD].draw(n // 2, self.generator)[0]])
+        anywhere = torch.rand((steps, n - n // 2, d), generator=self.generator, device=upper_cube.device) * 2 - 1
+        compared = volumes[FORWARD].draw(steps * (n // 2), self.generator)[0].unflatten(0, (steps, n // 2))
         exact = r.exact and r.name != "bending"
-        return points[:, None] + stencil(r.name, d, self.step, exact).to(upper_cube)
+        points = torch.cat([anywhere * upper_cube, compared], 1)
+        return points[:, :, None] + stencil(r.name, d, self.step, exact).to(upper_cube)
 
-    def _similarity(self, volumes, drawn, mapped: Tensor, seen: list[Tensor] | None = None) -> Tensor:
-        """Both directions averaged; points that leave the other image's field of view do not count.
+    def _similarity(self, pairs: Sequence[VolumePair], reference: Tensor, mapped: Tensor) -> Tensor:
+        """Mean over both directions and all pairs, of reference values (2, b, n, c) and mapped points (2, b, n, d).
 
-        ``seen`` (n, 1) for each direction: how much each point counts, where that is known already.
+        Points that leave the other image's field of view do not count.
         """
-        fixed, moving = volumes
-        total = mapped.new_zeros(())
-        for way, here, there in ((FORWARD, fixed, moving), (INVERSE, moving, fixed)):
-            index = drawn[way][1]
-            offsets = self.similarity.offsets(mapped.shape[-1])
-            weight = there.inside(mapped[way].detach()) if seen is None else seen[way]
-            reference = here.at_voxels(index, offsets)
-            total = total + self.similarity.compare(there.at(mapped[way], offsets), reference, weight) / 2
-        return total
+        terms = [
+            self._compare(pair, reference[:, k], mapped[:, k], pair.inside(mapped[:, k].detach()))
+            for k, pair in enumerate(pairs)
+        ]
+        return terms[0] if len(terms) == 1 else sum(terms) / len(terms)
+
+    def _compare(self, pair: VolumePair, reference: Tensor, mapped: Tensor, weight: Tensor) -> Tensor:
+        offsets = self.similarity.offsets(mapped.shape[-1])
+        return self.similarity.compare(pair.at(mapped, offsets), reference, weight).mean()
 
     def _boundary(self, volumes, x: Tensor, mapped: Tensor) -> Tensor:
         fixed, moving = (v.distance for v in volumes)

@@ -10,15 +10,17 @@ import torch
 
 from .align import Affine
 from .errors import NephiError
-from .features import Volume
+from .features import Volume, VolumePair
 from .image import Slices, choose_window, looks_like_ct
 from .objective import similarity
+from .resample import DeviceImage, DeviceSlices
 from .settings import BODY_MM, Settings, Stage
 from .space import Cube, Grid
 
 _NODES = 4.0  # voxels between two nodes of the local code, at least: what is finer follows the noise
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
+_CPU = torch.device("cpu")
 _APART = "the masks do not overlap after alignment; use --align moments or centres"
 
 
@@ -45,6 +47,7 @@ class Pair:
         whatever the field of view; None: it covers the whole fixed image.
         """
         self.images, self.masks = (fixed, moving), (fixed_mask, moving_mask)
+        self._device_images: dict[int, DeviceImage] = {}
         self.affine, self.settings, self.trusted = affine, settings, trusted
         direction = Grid.of(fixed).direction
         regions = _region(fixed, fixed_mask), affine.inverse()(_region(moving, moving_mask))
@@ -81,25 +84,36 @@ class Pair:
     def work_in(self, cube: Cube) -> None:
         """Take another cube: what is compared stays the same, its coordinates change."""
         self.cube, inside = cube, cube.to_cube(self.region)
+        self._distances: dict[int, sitk.Image] = {}
         margin = 0.0 if self.masks[0] is None else _MARGIN_MM * self.scale / cube.unit_mm
         self.lower = np.maximum(inside.min(0) - margin, -cube.upper_cube - margin)
         self.upper = inside.max(0) + margin
 
-    def volumes(self, stage: Stage, device) -> list[Volume]:
+    def volumes(self, stage: Stage, device) -> VolumePair:
         """Features of the fixed and of the moving image at a stage, on the fixed image's side of the alignment."""
-        return [self._volume(way, stage, device) for way in (0, 1)]
+        return VolumePair(*(self._volume(way, stage, torch.device(device)) for way in (0, 1)))
 
     def _grid(self, spacing_mm: float) -> Grid:
         return self.cube.grid(spacing_mm, self.lower, self.upper)
 
-    def _on(self, grid: Grid, image: sitk.Image, way: int, outside: float = 0.0) -> Slices:
+    def _on(
+        self, grid: Grid, image: sitk.Image, way: int, outside: float = 0.0, device: torch.device = _CPU
+    ) -> Slices | DeviceSlices:
         """Fixed (way 0) or moving (way 1) image on a working grid, the moving one through the alignment."""
+        if device.type != "cpu":
+            return DeviceSlices(self._sent(image, device), grid, None if way == 0 else self.affine, outside)
         transform = sitk.Transform(grid.dimension, sitk.sitkIdentity) if way == 0 else self.affine.transform()
         return Slices(image, grid, transform, outside)
 
+    def _sent(self, image: sitk.Image, device: torch.device) -> DeviceImage:
+        """The image on a device, sent there once."""
+        if id(image) not in self._device_images:
+            self._device_images[id(image)] = DeviceImage(image, device)
+        return self._device_images[id(image)]
+
     def _volume(self, way: int, stage: Stage, device) -> Volume:
         grid = self.working_grid(stage.spacing_mm)
-        scaled, inside, distance = self.seen_on(grid, way, stage.outside)
+        scaled, inside, distance = self.seen_on(grid, way, stage.outside, device)
         return Volume(
             similarity(self.settings.similarity).prepare(scaled, stage.dilation, device),
             torch.tensor(self.lower, dtype=torch.float32),
@@ -113,40 +127,44 @@ class Pair:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
         return self._grid(max(spacing_mm * self.scale, self.settings.similarity.finest * self.voxel_mm))
 
-    def seen_on(self, grid: Grid, way: int, outside: float) -> tuple[Slices, Slices | None, Volume | None]:
-        """The image in its window (0..1), where its points are drawn, and its mask's distance map.
+    def seen_on(self, grid: Grid, way: int, outside: float, device: torch.device = _CPU):
+        """The image in its window (0..1) and where its points are drawn, read by slices, and its mask's distance map.
 
         ``outside``: how far what lies outside the mask is replaced, as ``Stage`` says.
         """
         s, image, mask = self.settings.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]
-        scaled = self._on(grid, image, way, low)
+        scaled = self._on(grid, image, way, low, device)
         scaled.then(lambda values, _: ((values - low) / (high - low)).clip(0, 1))
         if mask is None:
             return scaled, None, None
-        inside, distance = self._on(grid, mask, way), None
+        inside, distance = self._on(grid, mask, way, device=device), None
         if s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
-            fill, part = float(np.clip((s.outside_hu - low) / (high - low), 0, 1)), self._on(grid, mask, way)
+            fill, part = (
+                float(np.clip((s.outside_hu - low) / (high - low), 0, 1)),
+                self._on(grid, mask, way, device=device),
+            )
             scaled.then(lambda values, rows: values + outside * (fill - values) * (1 - part[rows]))
         if s.mask_margin_mm or s.boundary_weight:
             image_distance, distance = self._distance(way)
             if s.mask_margin_mm:
-                inside = Slices(image_distance, grid, outside=1e3).then(
+                inside = self._on(grid, image_distance, 0, 1e3, device).then(
                     lambda values, _: values <= s.mask_margin_mm * self.scale
                 )
         return scaled, inside.then(lambda values, _: values > 0.5), distance
 
     def _distance(self, way: int) -> tuple[sitk.Image, Volume]:
         """The mask's signed distance on a 3 mm grid: in mm, and cut off, in units of the cut, to be compared."""
-        grid = self._grid(3.0 * self.scale)
-        mask = grid.image((self._on(grid, self.masks[way], way)[:] > 0.5).astype(np.uint8))
-        distance = sitk.SignedMaurerDistanceMap(
-            mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-        )
-        cut = _DISTANCE_MM * self.scale
+        if way not in self._distances:
+            grid = self._grid(3.0 * self.scale)
+            mask = grid.image((self._on(grid, self.masks[way], way)[:] > 0.5).astype(np.uint8))
+            self._distances[way] = sitk.SignedMaurerDistanceMap(
+                mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+            )
+        distance, cut = self._distances[way], _DISTANCE_MM * self.scale
         values = torch.from_numpy(sitk.GetArrayFromImage(distance)).float().clamp(-cut, cut) / cut
         lower = torch.tensor(self.lower, dtype=torch.float32)
-        return distance, Volume(values[..., None], lower, grid.spacing_mm[0] / self.cube.unit_mm, None)
+        return distance, Volume(values[..., None], lower, distance.GetSpacing()[0] / self.cube.unit_mm, None)
 
     def view(self, way: int):
         """Matrix, offset and size that take cube points to the image's voxel index."""

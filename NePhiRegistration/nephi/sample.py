@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .features import Volume
+from .features import Volume, VolumePair
 from .field import FORWARD, Maps, points_between
 from .objective import similarity
 from .pair import Pair
@@ -47,17 +47,18 @@ class Sample:
     to_moving_mm: Tensor | None = None
     spacing_mm: float | None = None
     outer: Maps | None = None
-    _volumes: tuple[Volume, Volume] | None = field(default=None, repr=False)
+    _volumes: VolumePair | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, pair: Pair, name: str = "", device="cpu") -> Sample:
         """From the two images in their cube."""
         stage = pair.settings.similarity.stages[0]
         grid = pair.working_grid(stage.spacing_mm)
-        seen = [pair.seen_on(grid, way, stage.outside) for way in (0, 1)]
+        device = torch.device(device)
+        seen = [pair.seen_on(grid, way, stage.outside, device) for way in (0, 1)]
 
         def dense(slices) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(slices[: grid.shape[0]])).to(device)
+            return torch.as_tensor(slices[: grid.shape[0]]).contiguous().to(device)
 
         masked = all(inside is not None for _, inside, _ in seen)
         distances = [None if d is None else _resampled(d, grid, pair) for _, _, d in seen]
@@ -77,10 +78,10 @@ class Sample:
         )
 
     @property
-    def volumes(self) -> tuple[Volume, Volume]:
+    def volumes(self) -> VolumePair:
         """The features that are compared, made when first asked for."""
         if self._volumes is None:
-            self._volumes = tuple(self._volume(way) for way in (0, 1))
+            self._volumes = VolumePair(*(self._volume(way) for way in (0, 1)))
         return self._volumes
 
     def to(self, device) -> Sample:
