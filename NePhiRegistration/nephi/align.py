@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import NephiError
+from .image import mask_box
 from .settings import ALIGNMENTS
 from .space import Grid
 
@@ -107,7 +108,8 @@ def _agreement(fixed: sitk.Image, moving: sitk.Image, affine: Affine) -> float:
 def _moments(mask: sitk.Image, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre of mass in LPS mm and standard deviation along ``axes``; sums slice by slice, to stay small."""
     grid = Grid.of(mask)
-    array = sitk.GetArrayViewFromImage(mask)
+    box = mask_box(mask)
+    array, corner = sitk.GetArrayViewFromImage(mask)[box], np.array([part.start for part in box])[::-1]
     d = grid.dimension
     total, first, second = 0.0, np.zeros(d), np.zeros((d, d))
     for start in range(len(array)):
@@ -117,9 +119,10 @@ def _moments(mask: sitk.Image, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray
         first += index.sum(0)
         second += index.T @ index
     mean = first / total
+    index_of_mean = mean + corner
     step = axes.T @ grid.axes * np.asarray(grid.spacing_mm)
     covariance = step @ (second / total - np.outer(mean, mean)) @ step.T
-    return grid.to_lps_mm(mean), np.sqrt(np.maximum(np.diag(covariance), 1e-6))
+    return grid.to_lps_mm(index_of_mean), np.sqrt(np.maximum(np.diag(covariance), 1e-6))
 
 
 def _affine(fixed, moving, fixed_mask, moving_mask, start: Affine) -> Affine:

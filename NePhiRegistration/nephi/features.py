@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .interpolate import interpolate
+from .interpolate import constant, interpolate
 
 _ROWS = 4096  # points whose surroundings are compared at a time
 _SLAB_VOXELS = 1_500_000  # worked on at a time: bounds what is held beside the result
@@ -281,14 +281,12 @@ class VolumePair(tuple[Volume, Volume]):
     def at(self, mapped_cube: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Values (2, n, c) at mapped points (2, n, d): of the moving image, then of the fixed one."""
         fixed, moving = self
-        position = (mapped_cube - fixed.lower) / fixed.spacing
+        position = torch.add(self._origin, mapped_cube, alpha=1 / fixed.spacing)
         if offsets is not None:
             position = (position[:, :, None] + offsets.to(position.device)).flatten(1, 2)
         tables = [volume.volume.reshape(-1, volume.volume.shape[-1]) for volume in (moving, fixed)]
-        values = interpolate(tables, position, fixed.extents)
-        if fixed.volume.dtype == torch.uint8:
-            values = values / 255
-        return values.reshape(*mapped_cube.shape[:2], -1)
+        scale = 1 / 255 if fixed.volume.dtype == torch.uint8 else 1.0
+        return interpolate(tables, position, fixed.extents, scale=scale).reshape(*mapped_cube.shape[:2], -1)
 
     def inside(self, mapped_cube: Tensor) -> Tensor:
         """(2, n, 1): 1 where a mapped point (2, n, d) lies inside the other image's field of view, else 0."""
@@ -297,7 +295,13 @@ class VolumePair(tuple[Volume, Volume]):
             return torch.stack([moving.inside(mapped_cube[0]), fixed.inside(mapped_cube[1])])
         matrix, offset, last = self._views
         index = torch.baddbmm(offset, mapped_cube, matrix)
-        return (index == torch.minimum(index.clamp(min=0), last)).all(-1, keepdim=True).to(mapped_cube.dtype)
+        first = constant((0,), index.device, index.dtype)
+        return (index == torch.clamp(index, first, last)).all(-1, keepdim=True).to(mapped_cube.dtype)
+
+    @cached_property
+    def _origin(self) -> Tensor:
+        """(d,): voxel index of the cube's centre."""
+        return -self[0].lower / self[0].spacing
 
     @cached_property
     def _views(self) -> tuple[Tensor, Tensor, Tensor]:

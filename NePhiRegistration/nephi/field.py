@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,17 +44,26 @@ class Code:
 
     def at(self, points_cube: Tensor, degree: int = 1) -> Tensor:
         """Local code at points (2, b * n, d), pair after pair -> (2, b * n, l), by B-splines of degree 1 or 2."""
-        two, many, d = points_cube.shape
-        half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
-        position = torch.addcmul(half, points_cube, half / self.upper_cube)
+        return self.bound(degree)(points_cube / self.upper_cube)
+
+    def bound(self, degree: int) -> Callable[[Tensor], Tensor]:
+        """``at`` for several calls while the code stays the same, of points in units of ``upper_cube``."""
         # one row a node, in one piece: reading rows of a transposed table takes fifteen times as long
-        tables = self.local_code.movedim(1, -1).flatten(1, -2).contiguous().unbind()
-        if self.batch == 1:
-            found = interpolate(tables, position.reshape(1, -1, d), self.size, degree)
-        else:  # a group for each pair
-            by_pair = position.reshape(two, self.batch, -1, d).transpose(0, 1).flatten(1, 2)
+        table = self.local_code.movedim(1, -1).flatten(1, -2).contiguous()
+        tables = [table.squeeze(0)] if self.batch == 1 else table.unbind()
+        half = constant([(n - 1) / 2 for n in self.size], table.device, table.dtype)
+
+        def at(points: Tensor) -> Tensor:
+            two, many, d = points.shape
+            position = torch.addcmul(half, points, half)
+            if len(tables) == 1:
+                return interpolate(tables, position.reshape(1, -1, d), self.size, degree).reshape(two, many, -1)
+            # a group for each pair
+            by_pair = position.reshape(two, len(tables), -1, d).transpose(0, 1).flatten(1, 2)
             found = interpolate(tables, by_pair, self.size, degree).unflatten(1, (two, -1)).transpose(0, 1)
-        return found.reshape(two, many, -1)
+            return found.reshape(two, many, -1)
+
+        return at
 
     def resampled(self, size: Sequence[int], degree: int = 1) -> Tensor:
         """The local code on another number of nodes along x, y (, z)."""
@@ -173,40 +183,60 @@ class NeuralFields(nn.Module):
 
     def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
         """Points (n, d) of one pair through one of the two fields (FORWARD or INVERSE)."""
-        return self._run(points_cube[None], code, lambda parameter: parameter[way : way + 1])[0]
+        return self._bound(code, lambda parameter: parameter[way : way + 1])(points_cube[None])[0]
 
     def forward(self, points_cube: Tensor, code: Code) -> Tensor:
-        return self._run(points_cube, code, lambda parameter: parameter)
+        return self.bound(code)(points_cube)
 
-    def _run(self, points_cube: Tensor, code: Code, own: Callable[[Tensor], Tensor]) -> Tensor:
+    def bound(self, code: Code) -> Callable[[Tensor], Tensor]:
+        """``forward`` with this code, for several calls: what depends on the code alone is worked out once."""
+        return self._bound(code, lambda parameter: parameter)
+
+    def _bound(self, code: Code, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """``own``: of a parameter of both fields, what belongs to those that the points go through."""
+        s, fields = self.settings, len(own(self.out))
+        weight, start = self._input_layer(code, own)
+        bands, local_at = self.bands * code.upper_cube[:, None], code.bound(s.code_degree)
 
-        def layer(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-            return torch.baddbmm(own(bias), x, own(weight))
+        def evaluate(points_cube: Tensor) -> Tensor:
+            points, d = points_cube.shape[1:]
+            unit = points_cube / code.upper_cube
+            # the border itself is inside, so that it has the slope of its inner side
+            inside = nn.functional.hardtanh(unit, -1 - 1e-6, 1 + 1e-6).reshape(-1, d)
+            embedding = torch.sin(torch.addmm(self.phase, inside, bands)).reshape(fields, points, -1)
+            each = 1 if code.batch == 1 else points // code.batch
+            inputs = torch.cat([embedding, local_at(unit)], -1)
+            first = torch.baddbmm(start.expand(-1, -1, each, -1).flatten(1, 2), inputs, weight)
+            signal, gate, shift = first.split([s.width, s.width, d], -1)
+            signal = torch.sin(signal)
+            skip = gate = self._modulate(gate)
+            for w_s, b_s, w_m, b_m in zip(
+                self.synthesis, self.synthesis_bias, self.modulation, self.modulation_bias, strict=True
+            ):
+                gate = self._modulate(torch.baddbmm(own(b_m), gate, own(w_m))) + skip
+                signal = torch.sin(s.omega * torch.baddbmm(own(b_s), signal, own(w_s))) * gate
+            return torch.baddbmm(points_cube + shift, signal, own(self.out))
 
-        fields, points, d = points_cube.shape
-        inside = torch.clamp(points_cube, -code.upper_cube, code.upper_cube).reshape(-1, d)
-        embedding = torch.sin(torch.addmm(self.phase, inside, self.bands)).reshape(fields, points, -1)
-        # (fields, b, 1, width): one shift for all points of a pair
-        shift = torch.baddbmm(
-            own(self.modulation_in_bias), code.global_code.expand(fields, -1, -1), own(self.modulation_global)
-        )[:, :, None]
-        start = torch.cat([own(self.synthesis_in_bias)[:, None].expand_as(shift), shift], -1)
-        each = 1 if code.batch == 1 else points // code.batch
-        start = start.expand(-1, -1, each, -1).flatten(1, 2)
-        # the two networks read the same features: one product; the local code adds its own part
-        weight = torch.cat([own(self.synthesis_in), own(self.modulation_in)], -1)
-        signal, gate = torch.baddbmm(start, embedding, weight).split(self.settings.width, -1)
-        signal = torch.sin(signal)
-        local = code.at(points_cube, self.settings.code_degree)
-        skip = gate = self._modulate(torch.baddbmm(gate, local, own(self.modulation_local)))
-        for w_s, b_s, w_m, b_m in zip(
-            self.synthesis, self.synthesis_bias, self.modulation, self.modulation_bias, strict=True
-        ):
-            gate = self._modulate(layer(b_m, gate, w_m)) + skip
-            signal = torch.sin(self.settings.omega * layer(b_s, signal, w_s)) * gate
-        moved = points_cube + layer(self.out_bias, signal, self.out)
-        return moved if self.linear is None else torch.baddbmm(moved, local, own(self.linear))
+        return evaluate
+
+    def _input_layer(self, code: Code, own: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Everything that is linear in the Fourier features or in the local code, as one layer.
+
+        Weight (fields, features + local, 2 * width + d) to the synthesis network, the modulation network and the
+        displacement, and its bias (fields, b, 1, the same) with what depends on a pair's global code.
+        """
+        d, zero = self.out.shape[-1], constant((0.0,), self.out.device, self.out.dtype)
+        fields, features, width = own(self.synthesis_in).shape
+        local = self.modulation_local.shape[1]
+        linear = zero.expand(fields, local, d) if self.linear is None else own(self.linear)
+        from_features = [own(self.synthesis_in), own(self.modulation_in), zero.expand(fields, features, d)]
+        from_local = [zero.expand(fields, local, width), own(self.modulation_local), linear]
+        weight = torch.cat([torch.cat(from_features, -1), torch.cat(from_local, -1)], 1)
+        global_code = code.global_code.expand(fields, -1, -1)
+        gate = torch.baddbmm(own(self.modulation_in_bias), global_code, own(self.modulation_global))
+        each = (fields, code.batch, -1)
+        bias = torch.cat([own(self.synthesis_in_bias).expand(each), gate, own(self.out_bias).expand(each)], -1)
+        return weight, bias[:, :, None]
 
 
 class VoxelFields(nn.Module):
@@ -222,9 +252,11 @@ class VoxelFields(nn.Module):
     def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
         return self(points_cube[None], code, way)[0]
 
+    def bound(self, code: Code) -> Callable[[Tensor], Tensor]:
+        return partial(self, code=code)
+
     def forward(self, points_cube: Tensor, code: Code, first: int = FORWARD) -> Tensor:
-        inside = torch.minimum(torch.maximum(points_cube, -code.upper_cube), code.upper_cube)
-        values, d = LINEAR_CUBE * code.at(inside, self.settings.code_degree), self.dimension
+        values, d = LINEAR_CUBE * code.at(points_cube, self.settings.code_degree), self.dimension
         moved = [values[k, :, (first + k) * d : (first + k + 1) * d] for k in range(len(values))]
         return points_cube + torch.stack(moved)
 
@@ -277,6 +309,10 @@ class Maps:
         """(2, b * n, d): entry 0 through the forward maps, entry 1 through the inverse ones."""
         return self.fields(points_cube, self.code)
 
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        """The same function for several calls in a row, while neither fields nor code change."""
+        return self.fields.bound(self.code)
+
     def one(self, points_cube: Tensor, way: int) -> Tensor:
         """Points (n, d) of one pair through one map."""
         return self.fields.one(points_cube, self.code, way)
@@ -311,7 +347,13 @@ class Composed(Maps):
         return Composed(self.inner.to(device), self.outer.to(device))
 
     def __call__(self, points_cube: Tensor) -> Tensor:
-        moved = self.inner(torch.stack([points_cube[FORWARD], self.outer.one(points_cube[INVERSE], INVERSE)]))
+        return self._through(self.inner, points_cube)
+
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        return partial(self._through, self.inner.bound())
+
+    def _through(self, inner: Callable[[Tensor], Tensor], points_cube: Tensor) -> Tensor:
+        moved = inner(torch.stack([points_cube[FORWARD], self.outer.one(points_cube[INVERSE], INVERSE)]))
         return torch.stack([self.outer.one(moved[FORWARD], FORWARD), moved[INVERSE]])
 
     def one(self, points_cube: Tensor, way: int) -> Tensor:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from .interpolate import constant
 from .replay import Replayed
 from .settings import FitSettings
 
 _WARM_UP = 10  # steps at least, where the learning rate rises at all
 _RECORDS = 200  # entries of the history, whatever the number of iterations
+_READ_EVERY_S = 0.05  # the entries on a GPU
 
 
 def rate_factor(step: int, settings: FitSettings) -> float:
@@ -128,24 +131,32 @@ def fit(
     def update() -> tuple[list[str], list[Tensor]]:
         for _ in range(accumulate):
             loss, terms = objective(step)
-            (loss / accumulate if accumulate > 1 else loss).backward()
+            loss.backward(share)
         before_step()
         optimiser.update()
         return ["loss", *terms], [value.detach() for value in (loss, *terms.values())]
 
     device = optimiser.parameters[0].device
+    share = constant(1 / accumulate, device, optimiser.parameters[0].dtype)
     replayed = Replayed(update, device) if prepare is not None and device.type == "cuda" else None
     every = max(1, settings.iterations // _RECORDS)
-    history = []
+    history, unread, read = [], [], time.perf_counter()
     while step < settings.iterations:
         key = None if prepare is None else prepare(step)
         optimiser.set_rate()
         names, values = update() if replayed is None else replayed(key)
         optimiser.done = step + 1
-        if step % every == 0 or step == settings.iterations - 1:
-            history.append({"step": step + 1, **dict(zip(names, torch.stack(values).tolist(), strict=True))})
-            if on_record is not None:
-                on_record(history[-1])
+        last = step == settings.iterations - 1
+        if step % every == 0 or last:
+            unread.append((step + 1, torch.stack(values)))
+        # a GPU is not made to wait at every entry
+        if unread and (device.type == "cpu" or last or time.perf_counter() - read > _READ_EVERY_S):
+            rows = torch.stack([row for _, row in unread]).tolist()
+            for (done, _), row in zip(unread, rows, strict=True):
+                history.append({"step": done, **dict(zip(names, row, strict=True))})
+                if on_record is not None:
+                    on_record(history[-1])
+            unread, read = [], time.perf_counter()
         after_step(step + 1)
         step += 1
     return history

@@ -119,6 +119,18 @@ def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
     return mask
 
 
+def mask_box(mask: sitk.Image) -> tuple[slice, ...]:
+    """The box of a mask that is not 0, as slices of its array (z first)."""
+    array = sitk.GetArrayViewFromImage(mask)
+    planes = np.flatnonzero([plane.any() for plane in array])
+    box = [slice(int(planes[0]), int(planes[-1]) + 1)]
+    flat = np.bitwise_or.reduce(array[box[0]], axis=0)
+    for axis in range(flat.ndim):
+        rows = np.flatnonzero(flat.any(tuple(a for a in range(flat.ndim) if a != axis)))
+        box.append(slice(int(rows[0]), int(rows[-1]) + 1))
+    return tuple(box)
+
+
 def read_mask(path: str | Path, image: sitk.Image, role: str) -> sitk.Image:
     return check_mask(_read_file(path, role), image, role)
 

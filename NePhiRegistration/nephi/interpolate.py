@@ -22,14 +22,16 @@ _CACHED_POINTS = 512
 _FIRST = {1: 0, 2: -1}  # the first node that counts, from that one
 
 
-def interpolate(tables: Sequence[Tensor], position: Tensor, size: Sequence[int], degree: int = 1) -> Tensor:
+def interpolate(
+    tables: Sequence[Tensor], position: Tensor, size: Sequence[int], degree: int = 1, scale: float = 1.0
+) -> Tensor:
     """Values (g, n, c) at positions (g, n, d), x first, in units of the nodes; node 0 lies at 0.
 
     ``tables``: for each of the g groups of points its own (rows, c), one row a node, x fastest, of float or uint8;
-    ``size``: nodes along x, y (, z). Differentiable with respect to float tables and to the positions, as often as
-    wanted; nothing is copied between host and device.
+    ``size``: nodes along x, y (, z); ``scale``: what the values are multiplied by. Differentiable with respect to float
+    tables and to the positions, as often as wanted; nothing is copied between host and device.
     """
-    return _Interpolate.apply(position, tuple(size), degree, *tables)
+    return _Interpolate.apply(position, tuple(size), degree, scale, *tables)
 
 
 def constant(values: Sequence, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -47,7 +49,7 @@ def _tuple(values):
 
 
 @lru_cache(maxsize=64)
-def _coefficients(degree: int, d: int, slopes: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _coefficients(degree: int, d: int, scale: float, slopes: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(degree + 1, d, nodes, columns): by power of t, what each axis gives to each column of the weights.
 
     Column 0 is the value; column 1 + a the slope along axis a, to which axis a gives its weights' derivative.
@@ -60,22 +62,23 @@ def _coefficients(degree: int, d: int, slopes: bool, device: torch.device, dtype
     out = value[:, None, :, None].repeat(1, d, 1, columns)
     for axis in range(d if slopes else 0):
         out[:, axis, :, 1 + axis] = slope
+    out[:, 0] *= scale
     return out
 
 
-def _around(position: Tensor, size: tuple[int, ...], degree: int, slopes: bool) -> tuple[Tensor, Tensor]:
+def _around(position: Tensor, size: tuple[int, ...], degree: int, scale: float, slopes: bool) -> tuple[Tensor, Tensor]:
     """Rows (n, k) of the nodes around positions (n, d), and their weights (n, k, columns)."""
     n, d = position.shape
     kind = position.device, position.dtype
     nearest = position.detach().floor() if degree == 1 else position.detach().round()
     t = (position - nearest)[..., None, None]
-    powers = _coefficients(degree, d, slopes, *kind)
+    powers = _coefficients(degree, d, scale, slopes, *kind)
     part = torch.addcmul(powers[-2], t, powers[-1])
     for power in range(degree - 2, -1, -1):
         part = torch.addcmul(powers[power], t, part)  # (n, d, nodes, columns)
     steps = [k + _FIRST[degree] for k in range(degree + 1)]
-    last = constant([[extent - 1] for extent in size], *kind)
-    node = (nearest[..., None] + constant(steps, *kind)).clamp_(min=0).minimum(last).long()
+    last, zero = constant([[extent - 1] for extent in size], *kind), constant((0,), *kind)
+    node = torch.clamp(nearest[..., None] + constant(steps, *kind), zero, last).long()
     strides = [1]
     for extent in size[:-1]:
         strides.append(strides[-1] * extent)
@@ -99,14 +102,21 @@ def _gather(tables: Sequence[Tensor], row: Tensor, dtype: torch.dtype) -> Tensor
     return values.to(dtype).reshape(*row.shape, -1)
 
 
+def _blend(weight: Tensor, values: Tensor) -> Tensor:
+    """Sum (n, c) of values (n, k, c) times their weights (n, k, 1)."""
+    if values.shape[-1] == 1:  # a matrix product of vectors is slow on a GPU
+        return (weight * values).sum(1)
+    return torch.bmm(weight.transpose(1, 2), values)[:, 0]
+
+
 class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, position: Tensor, size: tuple[int, ...], degree: int, *tables: Tensor) -> Tensor:
+    def forward(ctx, position: Tensor, size: tuple[int, ...], degree: int, scale: float, *tables: Tensor) -> Tensor:
         moves = ctx.needs_input_grad[0]
-        row, weight = _around(position.reshape(-1, position.shape[-1]), size, degree, slopes=moves)
+        row, weight = _around(position.reshape(-1, position.shape[-1]), size, degree, scale, slopes=moves)
         values = _gather(tables, row, position.dtype)
-        found = torch.bmm(weight[..., :1].transpose(1, 2), values)
-        ctx.size, ctx.degree = size, degree
+        found = _blend(weight[..., :1], values)
+        ctx.size, ctx.degree, ctx.scale = size, degree, scale
         ctx.save_for_backward(position, values if moves else None, row, weight, *tables)
         return found.reshape(*position.shape[:-1], -1)
 
@@ -121,22 +131,22 @@ class _Interpolate(torch.autograd.Function):
             of_nodes = (values * flat).sum(-1, keepdim=True)  # (g * n, k, 1)
             on_position = torch.bmm(weight[..., 1:].transpose(1, 2), of_nodes).reshape(position.shape)
         on_tables: list[Tensor | None] = [None] * len(tables)
-        if any(ctx.needs_input_grad[3:]):
+        if any(ctx.needs_input_grad[4:]):
             # on a processor in parts that stay in its cache, which is several times faster
             points = _CACHED_POINTS if flat.device.type == "cpu" else len(flat)
             for k, kinds in enumerate(zip(*(t.chunk(len(tables)) for t in (row, weight[..., :1], flat)), strict=True)):
                 on_tables[k] = torch.zeros_like(tables[k])
                 for rows, weights, grads in zip(*(t.split(points) for t in kinds), strict=True):
                     on_tables[k].index_add_(0, rows.reshape(-1), (weights * grads).flatten(0, 1))
-        return on_position, None, None, *on_tables
+        return on_position, None, None, None, *on_tables
 
 
 def _differentiable(ctx, grad: Tensor, position: Tensor, tables: list[Tensor]) -> tuple[Tensor | None, ...]:
     """The gradients by differentiation of the plain formula, so that they have gradients of their own."""
-    row, weight = _around(position.reshape(-1, position.shape[-1]), ctx.size, ctx.degree, slopes=False)
-    values = torch.bmm(weight.transpose(1, 2), _gather(tables, row, position.dtype))
+    row, weight = _around(position.reshape(-1, position.shape[-1]), ctx.size, ctx.degree, ctx.scale, slopes=False)
+    values = _blend(weight, _gather(tables, row, position.dtype))[:, None]
     wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-    inputs = [position, None, None, *tables]
+    inputs = [position, None, None, None, *tables]
     found = torch.autograd.grad(values[:, 0].reshape(grad.shape), [inputs[i] for i in wanted], grad, create_graph=True)
     out: list[Tensor | None] = [None] * len(inputs)
     for i, value in zip(wanted, found, strict=True):

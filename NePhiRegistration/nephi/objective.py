@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .features import VolumePair, local_offsets, mind_ssc, smoothed
 from .field import FORWARD, INVERSE, Maps
@@ -17,34 +17,38 @@ from .settings import RegularitySettings, SimilaritySettings
 _KNOWN = 1500  # points of a pair whose partners are known, looked at a step
 _BLUNT_MM = 0.5
 
-# ---- similarity: prepare an image, then compare values (..., n, c) at n points with weights (..., n, 1) ----
+# ---- similarity: prepare an image, then compare values (..., n, c) at n points with weights (..., n, 1);
+# of several directions (...) the mean ----
 
 
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Over points and channels: (...)."""
-    return (values * weight).sum((-1, -2)) / (weight.sum((-1, -2)) * values.shape[-1]).clamp(min=1e-6)
+def _shares(weight: Tensor) -> Tensor:
+    """Weights (..., n, 1) of the points, their sum 1, or 0 where none counts."""
+    return weight / weight.sum(-2, keepdim=True).clamp(min=1e-6)
 
 
 def _squared(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    return _mean((a - b).square(), weight)
+    """Mean squared difference over points and channels."""
+    squares = nn.functional.mse_loss(a, b, reduction="none")
+    return (squares * _shares(weight)).sum() * (a.shape[-2] / a.numel())
 
 
 def _one_minus_ncc(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """1 - NCC over all points (paper, section 4.3), averaged over the channels."""
-    weight = weight / weight.sum(-2, keepdim=True).clamp(min=1e-6)
+    weight = _shares(weight)
 
     def mean(values: Tensor) -> Tensor:
         return (values * weight).sum(-2, keepdim=True)
 
     a, b = a - mean(a), b - mean(b)
-    return (1 - mean(a * b) / (mean(a.square()) * mean(b.square()) + 1e-12).sqrt()).mean((-1, -2))
+    return (1 - mean(a * b) / (mean(a.square()) * mean(b.square()) + 1e-12).sqrt()).mean()
 
 
 def _one_minus_lncc(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """1 - squared-free local NCC: each row is the patch around one point."""
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     norm = (a.square().mean(-1, keepdim=True) * b.square().mean(-1, keepdim=True) + 1e-8).sqrt()
-    return 1 - _mean((a * b).mean(-1, keepdim=True) / norm, weight)
+    agreement = (a * b).mean(-1, keepdim=True) / norm * _shares(weight)
+    return 1 - agreement.sum(-2).mean()
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,11 @@ def stencil(name: str, dimension: int, step: float, exact: bool) -> Tensor:
 
 def finite_jacobian(values: Tensor, step: float) -> Tensor:
     """Forward differences: values (..., k, d) on a stencil -> Jacobian (..., d, d), row = output."""
-    d = values.shape[-1]
-    return ((values[..., 1 : d + 1, :] - values[..., :1, :]) / step).transpose(-1, -2)
+    k, d = values.shape[-2:]
+    rows = [[-1 / step, *(float(i == j) / step for j in range(k - 1))] for i in range(d)]
+    differences = constant(rows, values.device, values.dtype)  # (d, k): row i is the difference along axis i
+    flat = values.reshape(-1, k, d)
+    return torch.bmm(differences.expand(len(flat), d, k), flat).reshape(*values.shape[:-2], d, d).transpose(-1, -2)
 
 
 def exact_jacobian(outputs: Tensor, points: Tensor, create_graph: bool = True) -> Tensor:
@@ -106,15 +113,16 @@ def exact_jacobian(outputs: Tensor, points: Tensor, create_graph: bool = True) -
     return torch.stack(rows, -2)
 
 
-def _identity(jacobian: Tensor) -> Tensor:
-    """The identity (d, d) of a Jacobian's type and place."""
-    d = jacobian.shape[-1]
-    return constant([[float(i == j) for j in range(d)] for i in range(d)], jacobian.device, jacobian.dtype)
-
-
 def gradicon(composed_jacobian: Tensor) -> Tensor:
     """Mean squared Frobenius norm of J[phi o psi] - Id over points and both orders (paper, Eq. 3)."""
-    return (composed_jacobian - _identity(composed_jacobian)).square().sum((-1, -2)).mean()
+    return _from_identity(composed_jacobian)
+
+
+def _from_identity(jacobian: Tensor) -> Tensor:
+    """Mean squared Frobenius norm of J - Id of Jacobians (..., d, d)."""
+    d = jacobian.shape[-1]
+    identity = constant([[float(i == j) for j in range(d)] for i in range(d)], jacobian.device, jacobian.dtype)
+    return nn.functional.mse_loss(jacobian, identity.expand_as(jacobian)) * d**2
 
 
 def regularity(fields, settings: RegularitySettings, points: Tensor, values: Tensor, step: float) -> Tensor:
@@ -133,7 +141,7 @@ def regularity(fields, settings: RegularitySettings, points: Tensor, values: Ten
         jacobian = (
             exact_jacobian(values[..., 0, :], points)[..., 0, :, :] if settings.exact else finite_jacobian(values, step)
         )
-        return (jacobian - _identity(jacobian)).square().sum((-1, -2)).mean()
+        return _from_identity(jacobian)
     # bending energy: second differences of the map, mixed ones twice (Rueckert et al. 1999)
     centre, ahead, behind = values[..., :1, :], values[..., 1 : d + 1, :], values[..., d + 1 : 2 * d + 1, :]
     total = ((ahead - 2 * centre + behind) / step**2).square().sum((-1, -2)).mean()
@@ -248,13 +256,14 @@ class Objective:
         parts = [n, sparse.shape[2]]
         if drawn.known is not None:
             together, parts = torch.cat([together, drawn.known], 2), [*parts, drawn.known.shape[2]]
-        mapped, values, *others = maps(together.reshape(2, -1, d)).reshape(together.shape).split(parts, 2)
+        evaluate = maps.bound()
+        mapped, values, *others = evaluate(together.reshape(2, -1, d)).reshape(together.shape).split(parts, 2)
         terms = {"similarity": self._similarity(pairs, drawn.reference, mapped)}
         if self.weights["boundary"] and all(volume.distance is not None for pair in pairs for volume in pair):
             terms["boundary"] = sum(map(self._boundary, pairs, x.unbind(1), mapped.unbind(1))) / batch
         if drawn.known is not None:
             terms["known"] = self._distance_mm(others[0] - drawn.known.flip(0))
-        terms["regularity"] = regularity(maps, r, stencils, values.reshape(stencils.shape), self.step)
+        terms["regularity"] = regularity(evaluate, r, stencils, values.reshape(stencils.shape), self.step)
         if r.code_prior:
             terms["code_prior"] = maps.code.prior()
         weighted = [term if self.weights[name] == 1 else self.weights[name] * term for name, term in terms.items()]
@@ -303,15 +312,15 @@ class Objective:
 
         Points that leave the other image's field of view do not count.
         """
-        terms = [
-            self._compare(pair, reference[:, k], mapped[:, k], pair.inside(mapped[:, k].detach()))
-            for k, pair in enumerate(pairs)
-        ]
-        return terms[0] if len(terms) == 1 else sum(terms) / len(terms)
+        if len(pairs) == 1:
+            seen, at = reference.squeeze(1), mapped.squeeze(1)
+            return self._compare(pairs[0], seen, at, pairs[0].inside(at.detach()))
+        each = zip(pairs, reference.unbind(1), mapped.unbind(1), strict=True)
+        return sum(self._compare(pair, seen, at, pair.inside(at.detach())) for pair, seen, at in each) / len(pairs)
 
     def _compare(self, pair: VolumePair, reference: Tensor, mapped: Tensor, weight: Tensor) -> Tensor:
         offsets = self.similarity.offsets(mapped.shape[-1])
-        return self.similarity.compare(pair.at(mapped, offsets), reference, weight).mean()
+        return self.similarity.compare(pair.at(mapped, offsets), reference, weight)
 
     def _boundary(self, volumes, x: Tensor, mapped: Tensor) -> Tensor:
         fixed, moving = (v.distance for v in volumes)

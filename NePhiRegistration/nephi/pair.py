@@ -11,7 +11,7 @@ import torch
 from .align import Affine
 from .errors import NephiError
 from .features import Volume, VolumePair
-from .image import Slices, choose_window, looks_like_ct
+from .image import Slices, choose_window, looks_like_ct, mask_box
 from .objective import similarity
 from .resample import DeviceImage, DeviceSlices
 from .settings import BODY_MM, Settings, Stage
@@ -185,11 +185,9 @@ def _region(image: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
     grid = Grid.of(image)
     if mask is None:
         return grid.corners_lps_mm()
-    shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(mask)
-    box = np.array(shape.GetBoundingBox(1))
-    low, size = box[: grid.dimension], box[grid.dimension :]
-    corners = np.stack(np.meshgrid(*zip(low, low + size - 1, strict=True), indexing="ij"), -1)
+    box = mask_box(mask)[::-1]
+    low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
+    corners = np.stack(np.meshgrid(*zip(low, high - 1, strict=True), indexing="ij"), -1)
     return grid.to_lps_mm(corners.reshape(-1, grid.dimension))
 
 

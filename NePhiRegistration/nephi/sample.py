@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
-import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nephi import PRESETS, fit, register
+from nephi import interpolate as interpolate_module
 from nephi.align import Affine
 from nephi.image import Slices
 from nephi.interpolate import interpolate
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is there")
 DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
+NO_WORK = ("aten::_unsafe_view", "aten::detach", "aten::new_empty_strided", "aten::empty_like")
 TO_THE_HOST = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
 
 
@@ -34,7 +36,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name = function._schema.name
-        if not function.is_view and name not in ("aten::_unsafe_view", "aten::detach"):
+        if not function.is_view and name not in NO_WORK:
             self.counts[name] += 1
         return function(*arguments, **(keywords or {}))
 
@@ -83,6 +85,7 @@ def test_a_step_neither_reads_from_nor_copies_to_the_host(preset, monkeypatch):
 
 
 def test_a_step_of_balanced_is_few_operations(monkeypatch):
+    monkeypatch.setattr(interpolate_module, "_CACHED_POINTS", 10**6)  # sums in one piece, as on a GPU
     assert 100 < operations_of_a_step("balanced", monkeypatch).total() <= 200
 
 
