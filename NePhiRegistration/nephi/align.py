@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -106,23 +107,24 @@ def _agreement(fixed: sitk.Image, moving: sitk.Image, affine: Affine) -> float:
 
 
 def _moments(mask: sitk.Image, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre of mass in LPS mm and standard deviation along ``axes``; sums slice by slice, to stay small."""
+    """Centre of mass in LPS mm and standard deviation along ``axes``, from the mask's projections along its axes."""
     grid = Grid.of(mask)
     box = mask_box(mask)
-    array, corner = sitk.GetArrayViewFromImage(mask)[box], np.array([part.start for part in box])[::-1]
+    array = sitk.GetArrayViewFromImage(mask)[box]
     d = grid.dimension
-    total, first, second = 0.0, np.zeros(d), np.zeros((d, d))
-    for start in range(len(array)):
-        index_zyx = np.nonzero(array[start : start + 1])
-        index = np.stack([*index_zyx[:0:-1], index_zyx[0] + start], -1).astype(float)
-        total += len(index)
-        first += index.sum(0)
-        second += index.T @ index
-    mean = first / total
-    index_of_mean = mean + corner
+    first, second = np.zeros(d), np.zeros((d, d))
+    for i, j in combinations(range(d), 2):  # axes of the array, z first
+        others = tuple(axis for axis in range(d) if axis not in (i, j))
+        counts = array.sum(others, dtype=np.uint32).astype(float)
+        total, along = counts.sum(), [np.arange(n, dtype=float) for n in counts.shape]
+        for axis, place, marginal in ((i, along[0], counts.sum(1)), (j, along[1], counts.sum(0))):
+            first[axis], second[axis, axis] = marginal @ place / total, marginal @ place**2 / total
+        second[i, j] = second[j, i] = along[0] @ counts @ along[1] / total
+    first, second = first[::-1], second[::-1, ::-1]  # x first
+    mean = first + [part.start for part in reversed(box)]
     step = axes.T @ grid.axes * np.asarray(grid.spacing_mm)
-    covariance = step @ (second / total - np.outer(mean, mean)) @ step.T
-    return grid.to_lps_mm(index_of_mean), np.sqrt(np.maximum(np.diag(covariance), 1e-6))
+    covariance = step @ (second - np.outer(first, first)) @ step.T
+    return grid.to_lps_mm(mean), np.sqrt(np.maximum(np.diag(covariance), 1e-6))
 
 
 def _affine(fixed, moving, fixed_mask, moving_mask, start: Affine) -> Affine:

@@ -305,7 +305,8 @@ class Objective:
         compared = volumes[FORWARD].draw(steps * (n // 2), self.generator)[0].unflatten(0, (steps, n // 2))
         exact = r.exact and r.name != "bending"
         points = torch.cat([anywhere * upper_cube, compared], 1)
-        return points[:, :, None] + stencil(r.name, d, self.step, exact).to(upper_cube)
+        offsets = constant(stencil(r.name, d, self.step, exact).tolist(), upper_cube.device, upper_cube.dtype)
+        return points[:, :, None] + offsets
 
     def _similarity(self, pairs: Sequence[VolumePair], reference: Tensor, mapped: Tensor) -> Tensor:
         """Mean over both directions and all pairs, of reference values (2, b, n, c) and mapped points (2, b, n, d).

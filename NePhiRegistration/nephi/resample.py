@@ -14,7 +14,7 @@ from .align import Affine
 from .interpolate import interpolate
 from .space import Grid
 
-_POINTS = 2**18  # interpolated at a time
+_POINTS = 2**19  # interpolated at a time
 _KEPT = (torch.uint8, torch.int16, torch.float32)  # sent to the device as they are
 
 
