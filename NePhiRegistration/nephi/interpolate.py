@@ -7,7 +7,7 @@ derivative is continuous (Unser, IEEE Signal Processing Magazine 1999). Beyond t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def constant(values: Sequence, device: torch.device, dtype: torch.dtype) -> Tens
     return _constant(_tuple(values), device, dtype)
 
 
-@lru_cache(maxsize=None)  # never let go of: a CUDA graph that was captured reads them where they are
+@cache  # never let go of: a CUDA graph that was captured reads them where they are
 def _constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.tensor(values, device=device, dtype=dtype)
 
@@ -48,7 +48,7 @@ def _tuple(values):
     return tuple(map(_tuple, values)) if isinstance(values, (tuple, list)) else values
 
 
-@lru_cache(maxsize=None)
+@cache
 def _coefficients(degree: int, d: int, scale: float, slopes: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(degree + 1, d, nodes, columns): by power of t, what each axis gives to each column of the weights.
 
