@@ -56,9 +56,9 @@ def run(method: str, size: int, iterations: int) -> dict:
 
     import torch
     from nephi import registration
-    from nephi.align import Affine
-    from nephi.pair import Pair
+    from nephi.images.image_pair import Pair
     from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
+    from nephi.space.affine import Affine
 
     from .voxel_maps import VoxelMaps
 
@@ -99,7 +99,7 @@ def run_dense(size_xyz: tuple[int, int, int] = (512, 512, 300)) -> dict:
     import SimpleITK as sitk
     from nephi import registration
     from nephi.settings import PRESETS
-    from nephi.space import Grid
+    from nephi.space.grid import Grid
 
     registration.limit_threads(2)
     frame = {"size": list(size_xyz), "spacing": [0.7, 0.7, 1.0]}

@@ -6,13 +6,13 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from nephi.field import Code, HybridCode, Maps, make_fields, zero_code
-from nephi.fit import Adam, fit
-from nephi.model import Model
-from nephi.objective import Objective, regularity, stencil
-from nephi.sample import Sample
+from nephi.fitting.fit import Adam, fit
+from nephi.fitting.objective import Objective, regularity, stencil
+from nephi.learning.model import Model
+from nephi.learning.pair_tensors import Sample
+from nephi.learning.validate import measure
+from nephi.maps.fields import Code, HybridCode, Maps, make_fields, zero_code
 from nephi.settings import FieldSettings, FitSettings, RegularitySettings, SimilaritySettings
-from nephi.validate import measure
 
 
 @dataclass

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nephi.dataset import SHAPES, Shapes
+from nephi.config import decode
 from nephi.errors import NephiError
-from nephi.model import Model, about
-from nephi.settings import FitSettings, RegularitySettings, decode
-from nephi.validate import overlap
+from nephi.learning.dataset import SHAPES, Shapes
+from nephi.learning.model import Model, about
+from nephi.learning.validate import overlap
+from nephi.settings import FitSettings, RegularitySettings
 
 from .optimise import Start, optimise
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nephi.fit import Adam, fit
+from nephi.fitting.fit import Adam, fit
 from nephi.settings import FitSettings
 
 from .baselines import gradicon, lapirn

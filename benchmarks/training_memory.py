@@ -37,12 +37,12 @@ LEAST_SIZE = 65  # six halvings in the published encoder, with batch norm over m
 def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
     """The model and the loss of a step of ``nephi train``; images (z, y, x), fixed and moving."""
     import torch
-    from nephi.field import Maps
-    from nephi.model import Model
-    from nephi.objective import Objective
-    from nephi.sample import Sample
+    from nephi.fitting.objective import Objective
+    from nephi.learning.model import Model
+    from nephi.learning.pair_tensors import Sample
+    from nephi.learning.settings import TrainSettings
+    from nephi.maps.fields import Maps
     from nephi.settings import PRESETS
-    from nephi.train import TrainSettings
 
     from .baselines.gradicon import WEIGHT
 
@@ -85,7 +85,7 @@ def run(method: str, size: int) -> dict:
 
     if method.startswith("gradicon"):
         import icon_registration  # noqa: F401
-    from nephi.output import peak_memory_mb
+    from nephi.device import peak_memory_mb
 
     from .baselines import gradicon  # noqa: F401  the core comes with it
 

@@ -21,8 +21,10 @@ from types import ModuleType
 import torch
 from matplotlib.figure import Figure
 from nephi.errors import NephiError
-from nephi.model import Model
-from nephi.train import MODEL, TrainSettings, train
+from nephi.learning.model import Model
+from nephi.learning.settings import TrainSettings
+from nephi.learning.state import MODEL
+from nephi.learning.train import train
 from PIL import Image  # matplotlib's own
 
 SIZES = ("mini", "reduced", "full")  # seconds; a few minutes on two cores; the paper's, for a GPU

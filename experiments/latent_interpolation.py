@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nephi.dataset import Shapes
-from nephi.field import Code, Maps
-from nephi.model import Model
-from nephi.sample import Sample
-from nephi.validate import folds_percent, mapped
+from nephi.learning.dataset import Shapes
+from nephi.learning.model import Model
+from nephi.learning.pair_tensors import Sample
+from nephi.learning.validate import folds_percent, mapped
+from nephi.maps.fields import Code, Maps
 from torch import Tensor
 
 from .experiment import About, Rows, column, mean, panels, select, trained

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
-from nephi import quality
+from nephi.device import limit_threads
 from nephi.errors import NephiError
-from nephi.output import random_points
-from nephi.registration import limit_threads, register
+from nephi.measure import quality
+from nephi.measure.quality import random_points
+from nephi.registration import register
 from nephi.result import Registration
 from nephi.settings import Settings
-from nephi.space import Grid
+from nephi.space.grid import Grid
 
 from benchmarks.pairs import PAIRS, data_folder, read_landmarks
 

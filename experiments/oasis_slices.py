@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nephi.dataset import open_data
+from nephi.config import decode
 from nephi.errors import NephiError
-from nephi.field import FORWARD
-from nephi.sample import Sample
-from nephi.settings import FitSettings, decode
-from nephi.train import TrainSettings
+from nephi.learning.dataset import open_data
+from nephi.learning.pair_tensors import Sample
+from nephi.learning.settings import TrainSettings
+from nephi.maps.fields import FORWARD
+from nephi.settings import FitSettings
 
 from benchmarks.optimise import Start, optimise
 from benchmarks.pairs import data_folder

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from nephi.dataset import Shapes
-from nephi.model import ModelSettings
-from nephi.sample import Sample
-from nephi.settings import FitSettings, RegularitySettings, decode, read_json
-from nephi.train import TrainSettings
+from nephi.config import decode, read_json
+from nephi.learning.dataset import Shapes
+from nephi.learning.pair_tensors import Sample
+from nephi.learning.settings import ModelSettings, TrainSettings
+from nephi.settings import FitSettings, RegularitySettings
 
 from benchmarks import ROOT
 from benchmarks.optimise import Start, optimise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from nephi.errors import NephiError
-from nephi.model import Model
+from nephi.learning.model import Model
 from nephi.settings import PRESETS
 
 from benchmarks import environment

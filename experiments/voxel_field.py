@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from nephi.field import FORWARD
-from nephi.quality import displacement_jacobian
-from nephi.sample import Sample
+from nephi.learning.pair_tensors import Sample
+from nephi.maps.fields import FORWARD
+from nephi.measure.quality import displacement_jacobian
 from nephi.settings import FitSettings, RegularitySettings, Sampling
-from nephi.space import Grid
+from nephi.space.grid import Grid
 
 from benchmarks.optimise import Start, optimise
 from benchmarks.voxel_maps import VoxelMaps

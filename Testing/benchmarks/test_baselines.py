@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi.phantom import make_phantom
 from nephi.settings import PRESETS
-from nephi.space import Cube
+from nephi.space.cube import Cube
+from nephi.synthetic.phantom import make_phantom
 
 from benchmarks import environment, pairs
 from benchmarks.baselines import lapirn, networks

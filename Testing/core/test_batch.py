@@ -13,9 +13,10 @@ from pathlib import Path
 
 import nephi
 import pytest
-from nephi.batch import COLUMNS, finished_report, read_pairs
 from nephi.cli import main
+from nephi.cli.batch import COLUMNS, finished_report
 from nephi.errors import NephiError
+from nephi.files.cases import read_pairs
 from nephi.settings import PRESETS
 
 _HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -110,7 +111,7 @@ def test_a_report_counts_as_finished_only_with_the_same_inputs_and_settings(stud
     assert main(["batch", str(pairs), "--output", str(output), *_FAST]) == 0
     (pair,) = read_pairs(pairs)
     settings = nephi.settings.load(output / "settings.json")
-    assert finished_report(output / "a", pair, settings, True)["folds"]["count"] == 0
+    assert finished_report(output / "a", pair, settings, True).folds.count == 0
     assert finished_report(output / "a", pair, settings, False) is None
     assert finished_report(output / "a", pair, PRESETS["fast"], True) is None
     (output / "a" / "report.json").write_text("{}")

@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nephi.align import align
-from nephi.batch import read_pairs
-from nephi.breath import Breath, Spline, box_grid
-from nephi.breathing import BreathingSettings, breathe, generate, procedural
 from nephi.errors import NephiError
-from nephi.image import lung_mask, read_image, read_mask
-from nephi.landmarks import read_landmarks
-from nephi.space import Grid
+from nephi.files.cases import read_pairs
+from nephi.files.image import read_image, read_mask
+from nephi.files.landmarks import read_landmarks
+from nephi.images.align import align
+from nephi.images.masks import lung_mask
+from nephi.space.grid import Grid
+from nephi.synthetic.breathing import BreathingSettings, breathe, generate, procedural
+from nephi.synthetic.bspline import Breath, Spline, box_grid
 
 QUIET = BreathingSettings(spacing_mm=4.0, still=0.0, tidal=0.0, noise_hu=(0.0, 0.0), one_lung=0.0, cut=0.0)
 

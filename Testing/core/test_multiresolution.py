@@ -13,14 +13,15 @@ import SimpleITK as sitk
 import torch
 from nephi.cli import main
 from nephi.errors import NephiError
-from nephi.field import FORWARD, INVERSE, Composed
-from nephi.landmarks import read_landmarks, write_landmarks
-from nephi.model import Model, check
+from nephi.files.landmarks import read_landmarks, write_landmarks
+from nephi.learning.model import Model
+from nephi.learning.pair_tensors import Sample
+from nephi.learning.settings import check
+from nephi.maps.fields import FORWARD, INVERSE, Composed
 from nephi.registration import register
 from nephi.result import Registration
-from nephi.sample import Sample
 from nephi.settings import FieldSettings, SimilaritySettings, Stage
-from nephi.space import Grid
+from nephi.space.grid import Grid
 from stages import COARSE_MM, FINE_MM, both, randomised, seen_at, single, voxel
 
 
@@ -268,8 +269,8 @@ def test_also_where_nothing_of_the_mask_is_left(phantom_2d, models, short):
 
 
 def test_the_file_of_the_result_holds_both_maps(predicted, images, tmp_path):
-    predicted.save_model(tmp_path / "model.safetensors")
-    again = Registration.load_model(tmp_path / "model.safetensors")
+    predicted.save(tmp_path / "model.safetensors")
+    again = Registration.load(tmp_path / "model.safetensors")
     points = points_of(images)
     for name in ("forward", "inverse", "jacobian_determinant"):
         values = (getattr(r, name)(points) for r in (again, predicted))
@@ -284,7 +285,7 @@ def test_the_file_of_the_result_holds_both_maps(predicted, images, tmp_path):
     tensors.pop("outer.code.local_code")
     safetensors.torch.save_file(tensors, str(tmp_path / "cut.safetensors"), metadata)
     with pytest.raises(NephiError, match="does not fit its own settings"):
-        Registration.load_model(tmp_path / "cut.safetensors")
+        Registration.load(tmp_path / "cut.safetensors")
 
 
 def test_the_command_line_registers_warps_and_tells_the_jacobian(predicted, images, models, tmp_path):
@@ -308,7 +309,7 @@ def test_the_command_line_registers_warps_and_tells_the_jacobian(predicted, imag
         expected = way(read_landmarks(tmp_path / f"{start}.csv"))
         np.testing.assert_allclose(read_landmarks(target), expected, atol=0.01)
     target = tmp_path / "j.nii.gz"
-    assert main(["jacobian", str(out / "model.safetensors"), "--output", str(target)]) == 0
+    assert main(["jacobian", str(out / "registration.safetensors"), "--output", str(target)]) == 0
     grid = Grid.of(images[0])
     expected = predicted.jacobian_determinant(grid.slab_lps_mm(30, 31))
     np.testing.assert_allclose(sitk.GetArrayFromImage(sitk.ReadImage(str(target)))[30], expected, atol=1e-3)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nephi.features import Volume
-from nephi.field import Code, HybridCode, Maps, NeuralFields, zero_code
-from nephi.objective import Objective, exact_jacobian, finite_jacobian, regularity, similarity, stencil
+from nephi.fitting.objective import Objective, exact_jacobian, finite_jacobian, regularity, similarity, stencil
+from nephi.images.volume import Volume
+from nephi.maps.fields import Code, HybridCode, Maps, NeuralFields, zero_code
 from nephi.settings import SIMILARITIES, FieldSettings, RegularitySettings, Sampling, SimilaritySettings
 from torch.nn import functional as F
 

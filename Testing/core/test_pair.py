@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi.align import Affine
-from nephi.pair import Pair
+from nephi.images.image_pair import Pair
 from nephi.settings import PRESETS, SimilaritySettings, Stage
+from nephi.space.affine import Affine
 
 
 def _ct(outside_hu: float) -> tuple[sitk.Image, sitk.Image]:

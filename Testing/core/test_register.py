@@ -9,15 +9,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 from geometry import rotation
-from nephi import output
-from nephi.image import read_image, read_mask
-from nephi.landmarks import read_landmarks
-from nephi.output import write_all
-from nephi.phantom import Phantom
-from nephi.quality import tre_mm
+from nephi.files.image import read_image, read_mask
+from nephi.files.landmarks import read_landmarks
+from nephi.measure.quality import tre_mm
 from nephi.registration import register
+from nephi.report import write as output
+from nephi.report.write import write_all
 from nephi.settings import PRESETS, REGULARISERS, SIMILARITIES, Sampling, Stage
-from nephi.space import Grid
+from nephi.space.grid import Grid
+from nephi.synthetic.phantom import Phantom
 
 
 def run(phantom: Phantom, settings, masks: bool = True, **options):
@@ -74,7 +74,7 @@ def test_outputs_are_complete_and_measured(written):
     _, result, folder, report = written
     names = {
         "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz",
-        "model.safetensors", "report.json", "report.html",
+        "registration.safetensors", "report.json", "report.html",
     }  # fmt: skip
     assert {p.name for p in folder.iterdir()} == names
     assert report["folds"]["count"] == 0
@@ -120,7 +120,7 @@ def test_inverse_consistency_image_is_the_error_in_the_mask(written):
     image = sitk.ReadImage(str(folder / "inverse_consistency.nii.gz"))
     values = sitk.GetArrayFromImage(image)
     # the grid before it was written: NIfTI rounds it, which would move the mask's rim
-    grid = output.coarser(result.fixed_grid, output._CONSISTENCY_MM * result.length_scale)
+    grid = result.fixed_grid.coarsened(output._CONSISTENCY_MM * result.length_scale)
     assert grid.same_as(Grid.of(image))
     mask = grid.resample(phantom.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
     inside = sitk.GetArrayFromImage(mask) != 0
@@ -309,7 +309,7 @@ def test_an_exception_in_progress_ends_the_run(phantom_2d, short):
 
 def test_a_mouse_is_a_small_body(short):
     """Lengths scale with the region: a phantom of a tenth of the size does as well."""
-    from nephi.phantom import make_phantom
+    from nephi.synthetic.phantom import make_phantom
 
     small = make_phantom(dimension=2, spacing_mm=0.2)
     result = run(small, short(40))

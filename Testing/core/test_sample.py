@@ -9,12 +9,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 from geometry import rotation
-from nephi.align import Affine
-from nephi.dataset import Augmentation
-from nephi.field import FORWARD, LINEAR_CUBE, Code, Maps, VoxelFields
-from nephi.pair import Pair
-from nephi.sample import Sample
+from nephi.images.image_pair import Pair
+from nephi.learning.augment import Augmentation
+from nephi.learning.pair_tensors import Sample
+from nephi.maps.fields import FORWARD, LINEAR_CUBE, Code, Maps, VoxelFields
 from nephi.settings import PRESETS, FieldSettings, SimilaritySettings, Stage
+from nephi.space.affine import Affine
 
 NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from nephi import dataset, train
+from nephi.learning import dataset, train
 
 from benchmarks.pairs import data_folder
 
@@ -15,7 +15,7 @@ from benchmarks.pairs import data_folder
 def few_shapes(monkeypatch):
     monkeypatch.setattr(dataset, "TRAINING", (50, 1))
     monkeypatch.setattr(dataset, "VALIDATION", (10, 2))
-    monkeypatch.setattr(train, "_writer", lambda *_: None)  # TensorBoard takes seconds to load
+    monkeypatch.setattr(train, "tensorboard", lambda *_: None)  # TensorBoard takes seconds to load
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 from nephi.settings import PRESETS, Sampling
-from nephi.space import Cube
+from nephi.space.cube import Cube
 from torch import Tensor, nn
 
 from .harness import (

@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from nephi.align import Affine
-from nephi.features import Volume
-from nephi.field import FORWARD
-from nephi.fit import Adam, fit
-from nephi.image import read_image, read_mask
-from nephi.objective import similarity
-from nephi.pair import Pair
+from nephi.files.image import read_image, read_mask
+from nephi.fitting.fit import Adam, fit
+from nephi.fitting.objective import similarity
+from nephi.images.image_pair import Pair
+from nephi.images.volume import Volume
+from nephi.maps.fields import FORWARD
 from nephi.result import Registration
 from nephi.settings import FitSettings, Settings, SimilaritySettings, Stage
-from nephi.space import Cube, Grid
+from nephi.space.affine import Affine
+from nephi.space.cube import Cube
+from nephi.space.grid import Grid
 from torch import Tensor, nn
 
 from ..voxel_maps import NoCode

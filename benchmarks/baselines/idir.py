@@ -14,7 +14,7 @@ import math
 from dataclasses import replace
 
 import torch
-from nephi.objective import regularity, stencil
+from nephi.fitting.objective import regularity, stencil
 from nephi.settings import PRESETS, RegularitySettings, Sampling
 from torch import Tensor, nn
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from nephi.dataset import Pairs
-from nephi.model import ModelSettings
-from nephi.sample import Sample
+from nephi.files.tensors import read_tensors
+from nephi.learning.dataset import Pairs
+from nephi.learning.pair_tensors import Sample
+from nephi.learning.settings import ModelSettings
 from nephi.settings import PRESETS, Settings
-from nephi.tensorfile import read_tensors
 from torch import Tensor, nn
 
 from ..voxel_maps import VoxelMaps

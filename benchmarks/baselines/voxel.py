@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from nephi.objective import Objective
+from nephi.fitting.objective import Objective
 from nephi.settings import PRESETS, RegularitySettings, Sampling
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,0 +1,1 @@
+"""How good a registration is, and what it will cost."""

@@ -1,0 +1,1 @@
+"""What a registration leaves for people and other programs."""
