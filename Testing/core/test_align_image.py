@@ -167,6 +167,21 @@ def test_lungs_of_the_phantom_are_found(phantom_3d, name):
     assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(truth) > 0) > 0.9
 
 
+@pytest.mark.parametrize("spacing_mm", [2.0, 3.0])
+def test_clefts_of_a_lung_are_closed_by_their_width_in_mm(spacing_mm):
+    """A cleft up to twice the 6 mm of the closing is a vessel or a fissure; a wider one is not lung."""
+    n = int(180 / spacing_mm)
+    z, y, x = (axis * spacing_mm for axis in np.indices((n, n, n)))
+    lung = (abs(x - 90) < 55) & (abs(y - 90) < 55) & (abs(z - 90) < 60)
+    narrow, wide = (y < 90) & (abs(x - 60) <= 3), (y < 90) & (abs(x - 115) <= 12)
+    image = sitk.GetImageFromArray(np.where(lung & ~narrow & ~wide, -800, 40).astype(np.int16))
+    image.SetSpacing([spacing_mm] * 3)
+    found = sitk.GetArrayFromImage(masks.lung_mask(image)) > 0
+    deep = lung & (y > 60) & (y < 80) & (abs(z - 90) < 40)
+    assert found[narrow & deep].mean() > 0.9
+    assert found[wide & deep & (abs(x - 115) < 6)].mean() < 0.1
+
+
 def test_no_lungs_in_a_solid_body():
     body = sitk.Image((40, 40, 40), sitk.sitkInt16) + 40
     assert masks.lung_mask(body) is None

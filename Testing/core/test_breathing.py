@@ -169,6 +169,7 @@ def test_images_and_masks(pair):
     assert np.nanmean(_values(pair.moving_mask, moved)) > 0.95
 
 
+@pytest.mark.slow
 def test_motion_is_that_of_breathing(chest):
     """Over seeds: nothing folds, the base moves more than the apex, volumes change, the kinds differ in strength."""
     kinds = {"still": {"still": 1.0, "tidal": 0.0}, "tidal": {"tidal": 1.0, "still": 0.0}, "breath_hold": {}}
@@ -230,6 +231,7 @@ def test_seed_and_settings_decide(chest):
     assert noise.std() == pytest.approx(30, rel=0.1)
 
 
+@pytest.mark.slow
 def test_procedural_chests_differ(chest):
     (image, lungs), (again, _) = procedural(1, 7.0), procedural(1, 7.0)
     assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(again))
@@ -238,6 +240,7 @@ def test_procedural_chests_differ(chest):
     assert abs(np.log(volumes[0] / volumes[1])) > 0.02
 
 
+@pytest.mark.slow
 def test_generate_writes_what_a_batch_reads(tmp_path, chest):
     listed = generate(tmp_path / "set", 2, seed=7, templates=[chest], settings=replace(QUIET, spacing_mm=6.0))
     pairs = read_pairs(listed)

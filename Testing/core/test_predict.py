@@ -242,6 +242,7 @@ def test_shipped_models_can_be_read_and_say_how_they_came_about(name):
     assert {"settings", "validation", "version"} <= set(about(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, least", [("solid", 0.92), ("hollow", 0.72)])
 def test_the_shapes_models_register_shapes_they_have_not_seen(kind, least):
     """The first validation pairs: by themselves, and one of them as images of a user."""
@@ -260,6 +261,7 @@ def test_the_shapes_models_register_shapes_they_have_not_seen(kind, least):
     assert dice(there, warped) > max(0.6, dice(there, data.moving[0] > HALF) + 0.2)
 
 
+@pytest.mark.slow
 def test_the_lung_model_removes_most_of_a_breath_it_has_not_seen():
     """A procedural chest of a seed that no training list has."""
     pair = breathe(*procedural(987_654, 3.5), 987_654, BreathingSettings(3.5, tidal=0, still=0, one_lung=0, cut=0))

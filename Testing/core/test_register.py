@@ -46,7 +46,7 @@ def written(registered, tmp_path_factory):
     phantom, result = registered
     folder = tmp_path_factory.mktemp("written")
     landmarks = phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm
-    report = write_all(result, phantom.fixed, phantom.moving, folder, landmarks=landmarks)
+    report = write_all(result, phantom.fixed, phantom.moving, folder, landmarks=landmarks).to_dict()
     return phantom, result, folder, report
 
 
@@ -143,7 +143,7 @@ def test_folds_of_a_map_are_listed_with_their_place(phantom_2d, short, tmp_path)
     result = run(phantom_2d, short(5))
     with torch.no_grad():  # a step far too large
         result.maps.fields.out += 0.5
-    report = write_all(result, phantom_2d.fixed, phantom_2d.moving, tmp_path)
+    report = write_all(result, phantom_2d.fixed, phantom_2d.moving, tmp_path).to_dict()
     regions = report["folds"]["regions"]
     assert 0 < len(regions) <= 100
     assert sum(r["voxels"] for r in regions) <= report["folds"]["count"] > 0
@@ -164,7 +164,7 @@ def test_regions_get_their_own_volume_change_exactly(phantom_2d, short, tmp_path
     grid = Grid.of(phantom_2d.fixed)
     report = write_all(
         result, phantom_2d.fixed, phantom_2d.moving, tmp_path, regions=grid.image(labels), pictures=False
-    )
+    ).to_dict()
     assert [r["label"] for r in report["regions"]] == [1, 3]
     for region in report["regions"]:
         points = grid.to_lps_mm(np.argwhere(labels == region["label"])[:, ::-1])
@@ -331,12 +331,14 @@ def real_pair(folder, names: tuple[str, str], settings):
     return tre_mm(result.affine(a), b), tre_mm(result.forward(a), b), jacobian
 
 
+@pytest.mark.slow
 def test_real_breath_hold_pair(data, short):
     before, after, jacobian = real_pair(data / "breathhold_case01", ("exhale", "inhale"), short(150))
     assert before.mean() > 5 and after.mean() < 1.2
     assert (jacobian > 0).all()
 
 
+@pytest.mark.slow
 def test_real_follow_up_pair(data, short):
     before, after, jacobian = real_pair(data / "lung_ct_followup", ("baseline", "followup"), short(100))
     assert np.median(after) < 1.5 and after.mean() < 0.7 * before.mean()  # one landmark is suspect: the median

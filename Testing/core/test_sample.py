@@ -95,6 +95,34 @@ def test_views_masks_and_millimetres_are_those_of_the_images(seen):
     torch.testing.assert_close(tensor(a - b) @ sample.to_moving_mm.T, tensor(apart_mm), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_millimetres_of_the_moving_image_where_the_fixed_one_lies_askew(d, phantom_2d, phantom_3d):
+    phantom = {2: phantom_2d, 3: phantom_3d}[d]
+    fixed = sitk.Image(phantom.fixed)
+    fixed.SetDirection(rotation(d, 35.0, seed=3).ravel())
+    affine = Affine(rotation(d, 10.0) @ np.diag([1.4, 0.8, 1.1][:d]), np.full(d, 5.0))
+    pair = Pair(fixed, phantom.moving, None, None, affine, PRESETS["fast"])
+    points = cube_points(pair, 100)
+    apart_mm = affine(pair.cube.to_lps_mm(points[:50])) - affine(pair.cube.to_lps_mm(points[50:]))
+    found_mm = tensor(points[:50] - points[50:]) @ Sample.of(pair).to_moving_mm.T
+    torch.testing.assert_close(found_mm, tensor(apart_mm), atol=1e-3, rtol=0)
+
+
+def test_a_swapped_sample_has_all_of_both_images_exchanged(seen):
+    _, _, sample = seen
+    swapped = sample.swapped()
+    assert not torch.equal(sample.views[0][1], sample.views[1][1])  # the fields of view differ
+    for name in ("intensities", "masks", "distances"):
+        for mine, theirs in zip(getattr(swapped, name), getattr(sample, name)[::-1], strict=True):
+            assert torch.equal(mine, theirs), name
+    for mine, theirs in zip(swapped.views, sample.views[::-1], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    points = tensor(np.random.default_rng(1).uniform(-1.3, 1.3, (2000, len(sample.upper_cube))))
+    for way in (0, 1):
+        inside = sample.volumes[1 - way].inside(points)
+        assert torch.equal(swapped.volumes[way].inside(points), inside)
+
+
 def test_what_is_compared_is_what_a_registration_compares(seen):
     _, pair, sample = seen
     for mine, theirs in zip(sample.volumes, pair.volumes(pair.settings.similarity.stages[0], "cpu"), strict=True):

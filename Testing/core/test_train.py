@@ -105,6 +105,7 @@ def learned(tmp_path_factory):
     return folder, best, told
 
 
+@pytest.mark.slow
 def test_shapes_it_has_not_seen_overlap_better(learned):
     folder, best, _ = learned
     checks = Shapes(False, SHAPES.model, True, 12)
@@ -154,6 +155,7 @@ def stop_at(step: int):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", _ENCODERS)
 def test_a_run_that_was_stopped_goes_on_as_it_would_have(encoder, pairs, tmp_path):
     settings = brief(encoder, pairs)
@@ -224,6 +226,7 @@ def test_every_pair_has_its_turn_and_processes_share_them():
     assert list(train_module._draws(8, settings, 3, 0, 1)) == drawn[12:]
 
 
+@pytest.mark.slow
 def test_the_points_that_are_known_count(pairs, tmp_path):
     """In mm: at first what the alignment leaves, and less as it learns."""
     settings = brief("matching", pairs, augmentation=STILL, similarity_weight=0.0, known_weight=1.0)
@@ -238,6 +241,7 @@ def test_the_points_that_are_known_count(pairs, tmp_path):
 # ---- several processes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(pairs, tmp_path):
     settings = brief("matching", pairs, fit=FitSettings(iterations=2, learning_rate=1e-3))
     single, shared = tmp_path / "single", tmp_path / "shared"

@@ -1,4 +1,4 @@
-"""Frames and the only place that flips, orders or scales axes.
+"""Frames, and where the voxels of an image lie.
 
 - ``index_xyz``: continuous voxel index of an image, x first; arrays and tensors are indexed z, y, x.
 - ``points_lps_mm``: physical space of ITK, millimetres, x to the patient's Left, y Posterior, z Superior.
