@@ -40,14 +40,14 @@ def decode(base, data: dict, where: str = ""):
     return replace(base, **changes)
 
 
-def _convert(value, kind, current, where: str):
+def _convert(value: typing.Any, kind: typing.Any, current: typing.Any, where: str) -> typing.Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         if value is None and type(None) in arguments:
             return None
         kind = next(a for a in arguments if a is not type(None))
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if hasattr(kind, "of_number") and isinstance(value, int) and not isinstance(value, bool):
             return kind.of_number(value)
         if isinstance(value, dict):

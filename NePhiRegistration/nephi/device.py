@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import SimpleITK as sitk
 import torch
 
 from .errors import NephiError
 
-_THREADS = 4  # the steps are too small for more
+_THREADS = 4  # the steps are too small to use more
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,7 +31,7 @@ def choose_device(name: str) -> torch.device:
 def devices() -> list[dict]:
     """What ``device`` may be here: name, label for a person and, for a GPU, memory_mb."""
     cores = os.cpu_count() or 1
-    found = [{"name": "cpu", "label": f"CPU ({cores} core{'s' if cores > 1 else ''})"}]
+    found: list[dict[str, Any]] = [{"name": "cpu", "label": f"CPU ({cores} core{'s' if cores > 1 else ''})"}]
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         card = torch.cuda.get_device_properties(number)
         label = f"{card.name} ({card.total_memory / 2**30:.0f} GB)"
@@ -46,7 +47,7 @@ def limit_threads(threads: int | None = None) -> None:
 
 
 def peak_memory_mb() -> float | None:
-    """The process's largest resident size so far; None where the system does not tell."""
+    """The process's largest resident size so far; None where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

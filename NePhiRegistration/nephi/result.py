@@ -1,4 +1,4 @@
-"""The result of a registration: a pair of maps in LPS mm, and what is made of them."""
+"""The result of a registration: both maps in LPS mm; evaluate, resample, save and load them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Registration:
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None
     found_masks: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # what a user should know of how it came about
+    notes: tuple[str, ...] = ()  # for the user, on how the result was obtained
     device: str = "cpu"
     seconds: float = 0.0
 
@@ -155,7 +155,7 @@ class Registration:
     def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
         parts = {"": self.maps} if self.maps.outer is None else {"": self.maps, "outer.": self.maps.outer}
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for prefix, maps in parts.items():
             for name, module in (("fields", maps.fields), ("code", HybridCode(maps.code))):
                 tensors |= {f"{prefix}{name}.{k}": v for k, v in module.state_dict().items()}

@@ -44,7 +44,7 @@ class FieldSettings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many points are drawn a step: a fraction of the voxels, at least and at most so many."""
+    """Points per step: ``fraction`` of the voxels, clamped to ``least`` ... ``most``."""
 
     fraction: float = 0.0
     least: int = 1000
@@ -63,14 +63,14 @@ class Sampling:
 class Stage:
     """From ``start`` (a fraction of the iterations) on, features are taken at this scale.
 
-    Of several, the optimisation of a model's prediction leaves out the first and begins with the second.
+    When starting from a prediction, the first of several stages is skipped.
     """
 
     start: float = 0.0
     spacing_mm: float = 2.0
     dilation: int = 2
-    outside: float = 1.0  # how far what lies outside the masks is replaced by outside_hu: 0 not at all, 1 wholly
-    coarsening: float = 1.0  # nodes of the local code lie this many times field.code_spacing_mm apart
+    outside: float = 1.0  # share of the intensity outside the masks that outside_hu replaces: 0 none, 1 all
+    coarsening: float = 1.0  # node spacing of the local code in units of field.code_spacing_mm
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Many pairs: each registered by a process of its own, with one table of all results.
 
-What is finished is known by the pairs' own reports, so that a batch that was stopped goes on where it was.
+Finished pairs are recognised by their own reports, so that an interrupted batch resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .. import process
 from ..errors import NephiError
@@ -65,7 +66,8 @@ def run_batch(
         if row["status"] != "running":
             tell(f"[{ended}/{len(pairs)}] {_line(row)}{when}")
 
-    waiting, running = [], {}
+    waiting: list[Case] = []
+    running: dict[subprocess.Popen[bytes], tuple[Case, float]] = {}
     for pair in pairs:
         report = finished_report(output / pair.name, pair, settings, auto_mask)
         if report is None:
@@ -122,16 +124,16 @@ def _ended(pair: Case, folder: Path, code: int, seconds: float) -> dict:
         return _row(pair, "done", Report.from_json(ResultFolder(folder).report.read_text(encoding="utf-8")))
     lines = ResultFolder(folder).log.read_text(encoding="utf-8", errors="replace").split("\n")
     lines = [line.strip() for line in lines if line.strip()]
-    told = [line.removeprefix("nephi: ") for line in lines if line.startswith("nephi: ")]
+    complaints = [line.removeprefix("nephi: ") for line in lines if line.startswith("nephi: ")]
     if code < 0:  # POSIX: a signal ended it
         error = f"ended by signal {-code}" + (", perhaps for lack of memory" if code == -signal.SIGKILL else "")
     else:
-        error = (told or lines or [f"ended with code {code}"])[-1]
+        error = (complaints or lines or [f"ended with code {code}"])[-1]
     return _row(pair, "failed", error=error, seconds=seconds)
 
 
 def _row(pair: Case, status: str, report: Report | None = None, error: str = "", seconds: float | None = None) -> dict:
-    row = {"name": pair.name, "status": status, "error": error, "seconds": seconds}
+    row: dict[str, Any] = {"name": pair.name, "status": status, "error": error, "seconds": seconds}
     if report is not None:
         tre, dice, volume, consistency = report.tre_mm, report.dice, report.volume, report.inverse_consistency_mm
         row |= {
@@ -189,7 +191,7 @@ def batch_command(options) -> int:
     except OSError as error:
         raise NephiError(f"cannot write to output folder {output}: {error.strerror}") from None
     except KeyboardInterrupt:
-        print("nephi: interrupted; the same command goes on with the pairs that are not finished", file=sys.stderr)
+        print("nephi: interrupted; the same command resumes with the pairs that are not finished", file=sys.stderr)
         return 130
     failed = sum(row["status"] != "done" for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} pairs done; {output / SUMMARY}")

@@ -118,8 +118,8 @@ def summary_lines(report: Report, folder: Path) -> str:
     if report.inverse_consistency_mm is not None:
         lines.append(f"inverse      {report.inverse_consistency_mm.mean:.2f} mm mean inconsistency")
     if report.dice is not None:
-        before = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
-        lines.append(f"Dice         {before}{report.dice.after:.3f} (masks)")
+        start = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
+        lines.append(f"Dice         {start}{report.dice.after:.3f} (masks)")
     if report.time_s is not None:
         lines.append(f"time         {report.time_s['wall']:.1f} s ({report.time_s['cpu']:.1f} s of CPU time)")
     lines += [f"note         {text}" for text in report.warnings]
@@ -129,10 +129,10 @@ def summary_lines(report: Report, folder: Path) -> str:
 
 
 def _output_file(path: str) -> Path:
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise NephiError(f"output folder {path.parent} does not exist")
-    return path
+    file = Path(path)
+    if not file.parent.is_dir():
+        raise NephiError(f"output folder {file.parent} does not exist")
+    return file
 
 
 _POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
@@ -166,13 +166,12 @@ def jacobian_command(options) -> int:
 def evaluate_command(options) -> int:
     fixed = read_image(options.fixed, "fixed image")
     moving = read_image(options.moving, "moving image") if options.moving else None
-    masks = {"fixed_mask": None, "moving_mask": None}
-    if options.fixed_mask:
-        masks["fixed_mask"] = read_mask(options.fixed_mask, fixed, "fixed mask")
-    if options.moving_mask:
-        if moving is None:
-            raise NephiError("--moving-mask needs --moving")
-        masks["moving_mask"] = read_mask(options.moving_mask, moving, "moving mask")
+    if moving is None and options.moving_mask:
+        raise NephiError("--moving-mask needs --moving")
+    masks = {
+        f"{role}_mask": read_mask(path, image, f"{role} mask") if path and image is not None else None
+        for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
+    }
     if moving is None and options.moving_landmarks:
         read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
     landmarks = _landmark_pair(options, fixed, fixed if moving is None else moving)
@@ -222,8 +221,7 @@ def train_command(options) -> int:
     settings = TrainSettings()
     if options.settings:
         settings = decode(settings, read_json(options.settings))
-    named = ("data", "validation", "start", "coarse")
-    named = {k: getattr(options, k) for k in named if getattr(options, k)}
+    named = {k: getattr(options, k) for k in ("data", "validation", "start", "coarse") if getattr(options, k)}
     changes = {k: getattr(options, k) for k in ("iterations", "seed") if getattr(options, k) is not None}
     settings = replace(settings, fit=replace(settings.fit, **changes), **named)
     if not settings.data:
@@ -235,7 +233,7 @@ def train_command(options) -> int:
         best = train(settings, folder, device, resume=options.resume, progress=tell)
     except KeyboardInterrupt:
         there = (folder / RESUME).is_file()
-        print(f"nephi: interrupted; {'--resume goes on' if there else 'too early to resume'}", file=sys.stderr)
+        print(f"nephi: interrupted; {'continue with --resume' if there else 'too early to resume'}", file=sys.stderr)
         return 130
     if best:  # of several processes, the first
         print("  ".join(f"{name} {value:.4g}" for name, value in best.items()))

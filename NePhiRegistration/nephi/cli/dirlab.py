@@ -64,7 +64,7 @@ def result_maps(
     """
 
     wanted = COLLECTIONS[collection].cases if cases is None else cases
-    maps = {}
+    maps: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
     for number in wanted:
         names = (COLLECTIONS[collection].name(number), f"case{number}")
         places = [ResultFolder(Path(results) / name).transform for name in names]

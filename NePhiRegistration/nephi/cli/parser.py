@@ -69,18 +69,22 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--moving-landmarks", metavar="FILE")
     p.add_argument("--regions", metavar="FILE", help="label map on the fixed grid (lobes): volume change of each")
     _add_how(p)
-    p.add_argument("--preview", type=float, metavar="SECONDS", help="write DIR/preview.nrrd this often as it goes")
+    p.add_argument(
+        "--preview", type=float, metavar="SECONDS", help="seconds between updates of DIR/preview.nrrd while it runs"
+    )
     p.add_argument("--progress", choices=STYLES, default="bar")
     p.set_defaults(run=("commands", "register_command"))
 
-    p = subparsers.add_parser("batch", help="register a list of pairs; goes on where it was stopped")
+    p = subparsers.add_parser("batch", help="register a list of pairs; resumes an interrupted batch")
     p.add_argument("pairs", metavar="PAIRS", help=f"CSV file with the columns name, {', '.join(ROLES)}")
-    p.add_argument("--output", required=True, metavar="DIR", help="a folder a pair goes in here, beside summary.csv")
+    p.add_argument(
+        "--output", required=True, metavar="DIR", help="one folder per pair and summary.csv are written here"
+    )
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="pairs at a time (default 1)")
     _add_how(p)
     p.set_defaults(run=("batch", "batch_command"))
 
-    p = subparsers.add_parser("devices", help="what --device may be here, as one line of JSON")
+    p = subparsers.add_parser("devices", help="list the available devices as JSON")
     p.set_defaults(run=("commands", "devices_command"))
 
     p = subparsers.add_parser("warp", help="carry an image, a label map or points through a registration")
@@ -124,22 +128,24 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("settings", metavar="SETTINGS", nargs="?", help="JSON file (see the documentation of training)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the model, the log and the cache")
     p.add_argument("--data", metavar="PAIRS", help="list of pairs as for batch, shapes-solid or shapes-hollow")
-    p.add_argument("--validation", metavar="PAIRS", help="likewise: pairs to choose the best model by")
+    p.add_argument("--validation", metavar="PAIRS", help="the same, for the pairs that the best model is chosen by")
     p.add_argument("--start", metavar="NAME", help="begin with the weights of a model: a shipped one's name, or a file")
-    p.add_argument("--coarse", metavar="NAME", help="multi-resolution: a trained model, as it is, predicts before")
+    p.add_argument("--coarse", metavar="NAME", help="multi-resolution: trained model used, frozen, as the coarse stage")
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
-    p.add_argument("--resume", action="store_true", help="go on where the run in DIR was stopped")
+    p.add_argument("--resume", action="store_true", help="resume the run in DIR")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--threads", type=int, metavar="N", help="processor threads (default: at most 4)")
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: at most 4)")
     p.add_argument("--progress", choices=STYLES, default="bar")
     p.set_defaults(run=("commands", "train_command"))
 
     p = subparsers.add_parser("breathe", help="generate pairs with known maps, to train on or to test with")
-    p.add_argument("--output", required=True, metavar="DIR", help="a folder a pair goes in here, beside pairs.csv")
+    p.add_argument("--output", required=True, metavar="DIR", help="one folder per pair and pairs.csv are written here")
     p.add_argument("--count", type=int, default=100, metavar="N")
     p.add_argument("--seed", type=int, default=0, metavar="N")
-    p.add_argument("--ct", nargs="*", default=[], metavar="FILE", help="chest CTs to deform; else made by rule")
+    p.add_argument(
+        "--ct", nargs="*", default=[], metavar="FILE", help="chest CTs to deform (default: procedural chests)"
+    )
     p.add_argument("--masks", nargs="*", default=[], metavar="FILE", help="their lungs, in the same order")
     p.set_defaults(run=("commands", "breathe_command"))
 
@@ -156,7 +162,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _add_how(p: argparse.ArgumentParser) -> None:
-    """How a pair is registered: the same for one and for many."""
+    """Options that say how a pair is registered, shared by ``register`` and ``batch``."""
     p.add_argument("--no-auto-mask", action="store_true", help="do not look for lungs where a CT comes without masks")
     p.add_argument("--preset", default=None, metavar="NAME", help=f"{', '.join(PRESETS)} (default balanced)")
     p.add_argument("--settings", metavar="FILE", help="JSON with settings that differ from the preset's")
@@ -165,5 +171,5 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--threads", type=int, metavar="N", help="processor threads of a pair (default: at most 4)")
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads per pair (default: at most 4)")
     p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")

@@ -1,4 +1,4 @@
-"""How a run tells where it is: a bar, JSON lines, Slicer's filter tags, or nothing."""
+"""Progress reporting: bar, JSON lines, Slicer tags, or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class Progress:
     """``progress(stage, fraction, terms)``: called often, prints at most ten times a second, a preview always."""
 
     def __init__(self, style: str, stream=None):
-        self.style, self.started, self.printed, self.stage = style, time.perf_counter(), 0.0, None
+        self.style, self.started, self.printed = style, time.perf_counter(), 0.0
+        self.stage: str | None = None
         # in a log, errors alone go to stderr
         self.stream = stream or (sys.stderr if style == "bar" and sys.stderr.isatty() else sys.stdout)
 
@@ -27,7 +28,7 @@ class Progress:
         self.stream.flush()
 
     def _bar(self, stage, fraction, terms, elapsed, news):
-        if not self.stream.isatty():  # a log file: one line a stage
+        if not self.stream.isatty():  # a log file: one line per stage
             if news:
                 print(f"{elapsed:6.1f} s  {stage}", file=self.stream)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_point
 
 
 def fingerprints(
-    files: dict[str, str | Path | None],
+    files: Mapping[str, str | Path | None],
     auto_mask: bool,
     align: str,
     roles: tuple[str, ...] = ROLES,
@@ -25,7 +26,7 @@ def fingerprints(
     ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files. A file that is missing
     has only its path.
     """
-    found = {role: _fingerprint(Path(files[role])) for role in roles if files.get(role)}
+    found = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
     if Path(align).is_file():
         found["align"] = _fingerprint(Path(align))
     if model and Path(model).is_file():
@@ -70,7 +71,7 @@ def read_pairs(path: str | Path) -> list[Case]:
     rows = list(csv.reader(lines, delimiter=separator))
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
-        raise NephiError(f"{path} lists no pairs: a line with the columns' names and a line a pair are expected")
+        raise NephiError(f"{path} lists no pairs: expected a header line with the column names and one line per pair")
     head, known = [name.lower() for name in rows[0]], ("name", *ROLES, *TRAINING_ROLES)
     wrong = [name for name in head if name not in known] + [name for name in known[:3] if name not in head]
     if wrong or len(set(head)) < len(head):
@@ -85,7 +86,7 @@ def read_pairs(path: str | Path) -> list[Case]:
     seen = set()
     for name in (pair.name for pair in pairs):
         if not name or name.startswith(".") or any(c in '/\\:*?"<>|' for c in name):
-            raise NephiError(f"{path}: '{name}' cannot be a pair's name, as a folder gets it")
+            raise NephiError(f"{path}: '{name}' cannot be a pair's name: its folder is named after it")
         if name.lower() in seen:
             raise NephiError(f"{path}: two pairs are named '{name}'")
         seen.add(name.lower())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from ..space.grid import Grid
 
 _HIGHEST_LABEL = 1000  # beyond it an image was taken for a label map
 _NOT_FINITE = "{role}: the image holds NaN or infinite values; replace them first"
-_SMALLEST = 8  # voxels a side below which there is nothing to register
+_SMALLEST = 8  # voxels per axis; below this there is nothing to register
 
 
 def read_image(path: str | Path, role: str = "image") -> sitk.Image:
@@ -65,32 +67,29 @@ def _read_dicom(folder: Path, role: str) -> sitk.Image:
     return reader.Execute()
 
 
-def _quiet():
-    """SimpleITK's own warnings off: what matters is raised as one line."""
-
-    class Quiet:
-        def __enter__(self):
-            self.before = sitk.ProcessObject.GetGlobalWarningDisplay()
-            sitk.ProcessObject.SetGlobalWarningDisplay(False)
-
-        def __exit__(self, *_):
-            sitk.ProcessObject.SetGlobalWarningDisplay(self.before)
-
-    return Quiet()
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """SimpleITK's own warnings off: errors are raised as one line."""
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def check_image(image: sitk.Image, role: str) -> sitk.Image:
     """The image itself, a one-slice 3D image as it is; raises NephiError where it can't be registered."""
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise NephiError(
-            f"{role}: a colour or vector image ({image.GetNumberOfComponentsPerPixel()} components a "
+            f"{role}: a colour or vector image ({image.GetNumberOfComponentsPerPixel()} components per "
             "voxel); give a scalar one"
         )
     if image.GetDimension() not in (2, 3):
         raise NephiError(f"{role}: the image is {image.GetDimension()}D; give one 2D or 3D volume")
     if min(image.GetSize()) < _SMALLEST:
         raise NephiError(
-            f"{role}: {'x'.join(map(str, image.GetSize()))} voxels is too small; at least {_SMALLEST} a side are needed"
+            f"{role}: {'x'.join(map(str, image.GetSize()))} voxels is too small; {_SMALLEST} per axis are needed"
         )
     array = sitk.GetArrayViewFromImage(image)
     low, high = float(array.min()), float(array.max())
@@ -109,7 +108,7 @@ def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
             "resample it to the image first"
         )
     if mask.GetNumberOfComponentsPerPixel() != 1:
-        raise NephiError(f"{role}: the mask has several components a voxel; give a scalar one")
+        raise NephiError(f"{role}: the mask has several components per voxel; give a scalar one")
     if mask.GetPixelID() != sitk.sitkUInt8 or sitk.GetArrayViewFromImage(mask).max() > 1:
         mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
     if not sitk.GetArrayViewFromImage(mask).any():

@@ -84,7 +84,7 @@ def write_landmarks(path: str | Path, points_lps_mm: np.ndarray) -> None:
 
 
 def _reader(path: Path, text: str):
-    """The reader for this content or, where the content does not tell, for this file name."""
+    """The reader for this content or, where the content is ambiguous, for this file name."""
     name, start = path.name.lower(), text.lstrip()[:40].lower()
     if start.startswith("# vtk datafile"):
         return _vtk

@@ -34,12 +34,12 @@ def align(
     - a path: a linear transform file, fixed -> moving (.tfm, .txt, .h5, .mat as ITK reads them).
     """
     dimension = fixed.GetDimension()
-    masks = fixed_mask is not None and moving_mask is not None
+    masks = None if fixed_mask is None or moving_mask is None else (fixed_mask, moving_mask)
     if method == "auto":
         shift = Affine(np.eye(dimension), _centre(moving) - _centre(fixed))
         starts = {"none": Affine.identity(dimension), "centres": shift}
         agreement = {} if masks else {name: _agreement(fixed, moving, start) for name, start in starts.items()}
-        method = "moments" if masks else max(agreement, key=agreement.get)
+        method = "moments" if masks else max(agreement, key=agreement.__getitem__)
     if method not in ALIGNMENTS:
         return read_affine(method, dimension), "given"
     if method == "none":
@@ -50,7 +50,7 @@ def align(
         start = Affine(np.eye(dimension), _centre(moving) - _centre(fixed))
         return (start, method) if method == "centres" else (_affine(fixed, moving, None, None, start), method)
     axes = Grid.of(fixed).axes
-    (cf, sf), (cm, sm) = _moments(fixed_mask, axes), _moments(moving_mask, axes)
+    (cf, sf), (cm, sm) = _moments(masks[0], axes), _moments(masks[1], axes)
     scale = np.ones(dimension) if method == "centres" else np.clip(sm / sf, 0.5, 2.0)
     matrix = axes @ np.diag(scale) @ axes.T
     start = Affine(matrix, cm - matrix @ cf)
@@ -62,7 +62,7 @@ def _centre(image: sitk.Image) -> np.ndarray:
 
 
 def _agreement(fixed: sitk.Image, moving: sitk.Image, affine: Affine) -> float:
-    """Normalised cross-correlation on about 48 voxels a side where both images are; -1 if that is too little."""
+    """Normalised cross-correlation on about 48 voxels per axis where both images are; -1 if that is too little."""
     grid = Grid.of(fixed)
     size = [min(n, 48) for n in grid.size]
     spacing = tuple(s * (n - 1) / (m - 1) for s, n, m in zip(grid.spacing_mm, grid.size, size, strict=True))

@@ -44,7 +44,7 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     air = small < threshold
     # air outside the body touches the sides (not the top and bottom, where a cut lung may end)
     labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(air, [1] * d)))
-    outside = set()
+    outside: set[int] = set()
     for axis in range(d - 2, d) if d == 3 else range(d):
         outside.update(np.unique(np.take(labels, [0, -1], axis=axis)))
     inside = sitk.GetImageFromArray((~np.isin(labels, list(outside | {0}))).astype(np.uint8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import SimpleITK as sitk
 
@@ -18,7 +20,8 @@ class Slices:
     def __init__(self, image: sitk.Image, grid: Grid, transform: sitk.Transform | None = None, outside: float = 0.0):
         factor = [max(1, int(min(grid.spacing_mm) / s + 0.1)) for s in image.GetSpacing()]
         self._image = sitk.BinShrink(image, factor) if max(factor) > 1 else image
-        self._grid, self._transform, self._outside, self._steps = grid, transform, outside, []
+        self._grid, self._transform, self._outside = grid, transform, outside
+        self._steps: list[Callable[[np.ndarray, slice], np.ndarray]] = []
         self.shape = grid.shape
 
     def then(self, step) -> Slices:

@@ -35,8 +35,13 @@ class Augmentation:
         frames = both, (both[0] @ apart[0], both[0] @ apart[1] + both[1])
         if all(np.allclose(a, np.eye(d)) and not np.any(b) for a, b in frames):
             return sample
-        to = {"dtype": torch.float32, "device": sample.upper_cube.device}
-        return sample.moved(tuple(tuple(torch.tensor(part, **to) for part in frame) for frame in frames))
+        device = sample.upper_cube.device
+
+        def tensors(frame: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+            matrix, offset = (torch.tensor(part, dtype=torch.float32, device=device) for part in frame)
+            return matrix, offset
+
+        return sample.moved((tensors(frames[0]), tensors(frames[1])))
 
 
 def _random_affine(rng: np.random.Generator, d: int, degrees: float, scale: float, shift: float):

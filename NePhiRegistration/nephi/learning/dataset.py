@@ -1,4 +1,4 @@
-"""What a model is trained on: lists of pairs of files, prepared once and kept, or shapes drawn on the spot."""
+"""Training data: lists of pairs of files, prepared once and cached, or shapes drawn on demand."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class Shapes:
         return len(self.fixed)
 
     def __getitem__(self, k: int) -> Sample:
-        images = tuple(torch.from_numpy(stack[k]) for stack in (self.fixed, self.moving))
-        d, side = 2, images[0].shape[0]
+        fixed, moving = (torch.from_numpy(stack[k]) for stack in (self.fixed, self.moving))
+        d, side = 2, fixed.shape[0]
         return Sample(
             name=f"shapes {k}",
-            intensities=images,
+            intensities=(fixed, moving),
             masks=None,
             distances=None,
             upper_cube=torch.ones(d),
             lower_cube=-torch.ones(d),
             spacing_cube=2 / (side - 1),
             similarity=self.settings.similarity,
-            labels=tuple(image.float() / 255 for image in images),
+            labels=(fixed.float() / 255, moving.float() / 255),
         )
 
 
@@ -112,8 +112,8 @@ def prepare(pair: Case, settings: ModelSettings) -> Sample:
         for role, image in zip(("fixed", "moving"), images, strict=True)
     ]
     made = replace(PRESETS["balanced"], similarity=settings.similarity, align=settings.align)
-    affine, _ = align(*images, *masks, settings.align)
-    seen = Pair(*images, *masks, affine, made, cube_margin_mm=settings.cube_margin_mm)
+    affine, _ = align(images[0], images[1], masks[0], masks[1], settings.align)
+    seen = Pair(images[0], images[1], masks[0], masks[1], affine, made, cube_margin_mm=settings.cube_margin_mm)
     sample = Sample.of(seen, pair.name)
 
     def points(kind: str):
@@ -134,7 +134,8 @@ def prepare(pair: Case, settings: ModelSettings) -> Sample:
                 for role, image in zip(("fixed", "moving"), images, strict=True)]  # fmt: skip
         through = (None, affine.transform())
         on_grid = [grid.resample(m, t, sitk.sitkNearestNeighbor) for m, t in zip(maps, through, strict=True)]
-        labels = tuple(torch.from_numpy(sitk.GetArrayFromImage(m).astype(np.int16)) for m in on_grid)
+        fixed, moving = (torch.from_numpy(sitk.GetArrayFromImage(m).astype(np.int16)) for m in on_grid)
+        labels = (fixed, moving)
     return replace(sample, known=points("points"), landmarks=points("landmarks"), labels=labels)
 
 
@@ -161,7 +162,7 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
         for name in _TWO:
             for way, tensor in enumerate(getattr(sample, name) or ()):
                 tensors[f"{name}.{way}"] = tensor.contiguous()
-        for way, view in enumerate(sample.views):
+        for way, view in enumerate(sample.views or ()):
             for part, tensor in enumerate(view):
                 tensors[f"views.{way}.{part}"] = tensor.contiguous()
         for way in (0, 1):  # a 255th of the window is below the noise
@@ -179,13 +180,20 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
 def _load(path: Path, settings: ModelSettings) -> Sample:
     metadata, t = read_tensors(path)
 
-    def two(name: str):
+    def two(name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         return (t[f"{name}.0"], t[f"{name}.1"]) if f"{name}.0" in t else None
 
     return Sample(
         name=metadata["name"],
-        **{field: two(field) for field in _TWO},
-        **{field: t[field] for field in _ONE},
+        intensities=(t["intensities.0"], t["intensities.1"]),
+        masks=two("masks"),
+        distances=two("distances"),
+        known=two("known"),
+        landmarks=two("landmarks"),
+        labels=two("labels"),
+        upper_cube=t["upper_cube"],
+        lower_cube=t["lower_cube"],
+        to_moving_mm=t["to_moving_mm"],
         views=tuple(tuple(t[f"views.{way}.{part}"] for part in range(3)) for way in (0, 1)),
         spacing_cube=float(t["spacing_cube"]),
         spacing_mm=float(t["spacing_mm"]),

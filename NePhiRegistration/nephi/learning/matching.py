@@ -33,6 +33,7 @@ class MatchingEncoder(nn.Module):
         self.settings, w = settings, settings.width
         steps = range(-settings.reach, settings.reach + 1)
         offsets = torch.tensor(list(product(steps, repeat=dimension)), dtype=torch.float32)
+        self.offsets: Tensor
         self.register_buffer("offsets", offsets, persistent=False)
         convolution = (nn.Conv2d, nn.Conv3d)[dimension - 2]
         self.pool = (F.avg_pool2d, F.avg_pool3d)[dimension - 2]
@@ -48,8 +49,8 @@ class MatchingEncoder(nn.Module):
         self.moves = moves_points(field)
         if self.moves:
             for last in (self.local, self.whole):  # at first nothing is added to what the comparison found
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
+                for weights in last.parameters():
+                    nn.init.zeros_(weights)
 
     def forward(self, pair: tuple[Volume, Volume], fields: NeuralFields | VoxelFields, start: Code) -> list[Code]:
         """The codes after each round; ``start`` is that of the identity and gives the grid of nodes."""
@@ -59,7 +60,7 @@ class MatchingEncoder(nn.Module):
             with torch.no_grad():
                 found = [self._look(pair, Maps(fields, code), way, step) for way in (FORWARD, INVERSE)]
             x = [self._to_nodes(self.points(measured), kept, code.size) for measured, kept, _ in found]
-            scale = step * pair[FORWARD].spacing / _REACH  # what was found, and the changes, are told in steps
+            scale = step * pair[FORWARD].spacing / _REACH  # shifts and updates are in units of the step
             x = self.enter(torch.cat([*x, code.local_code, torch.full_like(code.local_code[:, :1], scale)], 1))
             deep = self.deep(self.down(x))
             back = F.interpolate(deep, x.shape[2:], mode="trilinear" if x.ndim == 5 else "bilinear")

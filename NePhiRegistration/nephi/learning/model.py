@@ -42,16 +42,16 @@ class Model(nn.Module):
         self.coarse = None if settings.coarse is None else Model(settings.coarse).requires_grad_(False)
 
     def rest(self, sample: Sample) -> Sample:
-        """What the coarse stage leaves of a pair; without one the pair itself.
+        """The pair warped by the coarse prediction; unchanged without a coarse stage.
 
-        That is found, both ways, after the coarse forward map. What the coarse inverse map is off by would stay: where
-        it can be, it is replaced by one that undoes the forward map.
+        A voxel inverse is recomputed from the forward map, since its errors could not be corrected later.
         """
         if self.coarse is None:
             return sample
-        fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, self.settings.coarse))
+        settings = self.coarse.settings
+        fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, settings))
         factor = max(1, round(coarse / (sample.spacing_mm or fine)))
-        small = sample.coarser(factor, self.settings.coarse.similarity)
+        small = sample.coarser(factor, settings.similarity)
         outer = self.coarse.predict(small)
         if isinstance(outer.fields, VoxelFields):
             outer = Maps(outer.fields, outer.fields.with_inverse(outer.code))
@@ -83,7 +83,7 @@ class Model(nn.Module):
         return composed(maps, rest.outer)
 
     def begin_with(self, other: Model) -> None:
-        """Take the weights of another model's fields and encoder; raises NephiError where they are of another make.
+        """Take the weights of another model's fields and encoder; raises NephiError if the architectures differ.
 
         The coarse stage stays what it is, whatever that of the other model.
         """

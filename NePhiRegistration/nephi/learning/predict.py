@@ -1,4 +1,4 @@
-"""A trained model's answer for one pair, and whether it is any good."""
+"""A model's prediction for one pair and the checks it must pass."""
 
 from __future__ import annotations
 

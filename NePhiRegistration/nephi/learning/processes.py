@@ -14,7 +14,7 @@ _PATIENCE = timedelta(hours=12)  # for another process: the first prepares many 
 
 
 def join(device: torch.device) -> tuple[int, int, torch.device]:
-    """This process's number and how many there are, as a launcher (torchrun, accelerate) has told, and its device."""
+    """This process's number and how many there are, as set by a launcher (torchrun, accelerate), and its device."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         if device.type == "cuda":

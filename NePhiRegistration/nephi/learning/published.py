@@ -14,7 +14,7 @@ _LEAST_SIDE = 3  # of the last map of the published encoder
 
 
 class PublishedEncoder(nn.Module):
-    """images (b, 2, *size) -> Code: 3.07 M parameters at 175 a side, with the local code from the 128 x 6^3 map."""
+    """images (b, 2, *size) -> Code: 3.07 M parameters at 175^3 voxels, with the local code from the 128 x 6^3 map."""
 
     def __init__(self, settings: EncoderSettings, field: FieldSettings, dimension: int):
         super().__init__()
@@ -36,6 +36,7 @@ class PublishedEncoder(nn.Module):
         side = _LEAST_SIDE if settings.any_size else side
         self.hidden = nn.Linear(inputs * side**dimension, settings.hidden)
         self.out = nn.Linear(settings.hidden, field.global_code)
+        self.local: nn.Module
         if settings.context:
             seen = sum(channels[min(level, len(channels) - 1)] for level in range(settings.local_level, len(layers)))
             self.local = nn.Sequential(

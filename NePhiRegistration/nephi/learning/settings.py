@@ -16,9 +16,9 @@ NORMS = ("batch", "group")
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """``published``: convolutions over the two images, stacked (paper, supplement A.1), on ``size`` voxels a side.
+    """``published``: convolutions over the two images, stacked (paper, supplement A.1), on ``size`` voxels per axis.
 
-    ``any_size``: its last map is averaged to 3 a side, so that one file takes images of every size.
+    ``any_size``: its last map is averaged to 3 per axis, so that one file takes images of every size.
     ``context``: the local code is made from all its maps from ``local_level`` on, not from that one alone, which sees
     no further than a few voxels.
     ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far.
@@ -51,7 +51,7 @@ class ModelSettings:
     align: str = "auto"
     cube_margin_mm: float = 15.0
     half_size_mm: float = 150.0  # the cube's half side that the fields' wavelength is meant for
-    refinements: int = 0  # rounds of least squares after the encoder's; nothing of them is learned
+    refinements: int = 0  # Gauss-Newton rounds after the encoder; no learned parameters
     coarse: ModelSettings | None = None  # of the stage before: its maps go first, this model finds the rest
 
 
@@ -112,8 +112,8 @@ def _preparation(settings: ModelSettings) -> dict:
 class TrainSettings:
     """``data`` and ``validation``: lists of pairs (see ``nephi batch``), or ``shapes-solid``, ``shapes-hollow``.
 
-    ``coarse``: a shipped model's name or a model file: the coarse stage of a multi-resolution model, left as it is.
-    ``start``: a shipped model's name or a model file, of the same make, whose weights to begin with.
+    ``coarse``: a shipped model's name or a model file: the coarse stage of a multi-resolution model, frozen.
+    ``start``: a shipped model's name or a model file, of the same architecture, whose weights to start from.
     A step draws ``batch`` pairs ``accumulate`` times; ``known_weight``: of the distance, in mm, to the points that
     are known to correspond, where a list has them.
     """

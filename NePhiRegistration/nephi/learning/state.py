@@ -48,7 +48,7 @@ def load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) ->
 
 
 def keep_log(path: Path, done: int) -> None:
-    """Of the log what was written up to a step: what comes after it is done again."""
+    """Cut the log after step ``done``: later steps are repeated."""
     kept = []
     with contextlib.suppress(FileNotFoundError, ValueError):  # nothing yet, or a line that was cut off
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):

@@ -40,7 +40,7 @@ def train(
     progress: Callable[[str, float, dict], None] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict:
-    """Train into ``folder``: the best model so far, the state to go on from, a log; returns the best validation.
+    """Train into ``folder``: the best model so far, the state to resume from, a log; returns the best validation.
 
     Of several processes the first writes all that and returns it. Raises NephiError for settings or data that can't
     be used.
@@ -59,7 +59,7 @@ def train(
     generator = torch.Generator().manual_seed(settings.fit.seed)
     torch.manual_seed(settings.fit.seed)  # the encoder's layers start from it
     model = Model(settings.model, generator).to(device)
-    if coarse is not None:
+    if coarse is not None and model.coarse is not None:
         model.coarse.load_state_dict(coarse.state_dict())
     if settings.start:
         model.begin_with(Model.load(settings.start))
@@ -89,7 +89,8 @@ def train(
         points.manual_seed(seed)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             codes = model.codes(samples)
-        losses, terms = [], {}
+        losses: list[torch.Tensor] = []
+        terms: dict[str, torch.Tensor] = {}
         for code in codes:
             code = Code(code.global_code.float(), code.local_code.float(), code.upper_cube)
             loss, terms = objective(Maps(model.fields, code), [s.volumes for s in samples], [s.known for s in samples])
@@ -165,7 +166,7 @@ def _loader(data, settings: TrainSettings, done: int, rank: int, world: int):
 def _draws(count: int, settings: TrainSettings, done: int, rank: int, world: int) -> Iterator[tuple[int, list[int]]]:
     """(seed, indices) of every batch from step ``done`` on: each pass over the data in an order of its own.
 
-    All follows from the seed and the batch's number, so that a run that was stopped goes on as it would have.
+    All follows from the seed and the batch's number, so that a resumed run continues as it would have.
     """
 
     orders: dict[int, np.ndarray] = {}

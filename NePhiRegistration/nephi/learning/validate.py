@@ -37,7 +37,7 @@ def validate(model: Model, data, most: int, device, writer=None, step: int = 0) 
 
 
 def measure(maps: Maps, sample: Sample) -> dict[str, float]:
-    """dice, tre_mm and folds_percent of a pair's forward map, as far as the pair tells."""
+    """dice, tre_mm and folds_percent of a pair's forward map, as far as the pair's data allow."""
     points = sample.voxel_centres()
     found = {"folds_percent": folds_percent(maps, sample, points)}
     if sample.landmarks is not None and sample.to_moving_mm is not None:

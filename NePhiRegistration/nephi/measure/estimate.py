@@ -1,4 +1,4 @@
-"""What a registration will take, before it is run: a rough figure for a person who decides whether to wait.
+"""Rough run time and memory, before the run.
 
 Fitted to runs of 2D and 3D pairs with every preset on two CPU cores; within a factor of two there. Nothing was
 measured on a GPU: the memory is what the same run takes on a CPU without the libraries, the time an upper bound.
@@ -50,7 +50,7 @@ def estimate(
     work = [region / max(stage.spacing_mm * scale, finest_mm) ** dimension for stage in settings.similarity.stages]
     points = settings.similarity.points.count(int(max(work)))
     f = settings.field
-    products = 2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2  # a point
+    products = 2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2  # per point
     activations = points * (2 * f.frequencies + 4 * f.width)
     memory = _BYTES_A_WORK_VOXEL * max(work) + _BYTES_AN_ACTIVATION * activations
     if device.startswith("cuda"):

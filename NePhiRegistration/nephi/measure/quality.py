@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from ..errors import NephiError
 from ..space.grid import Grid
 
-# Voxels worked on at a time: the temporary arrays of one slab stay near the processor's cache.
+# Voxels worked on at a time: the temporary arrays of one slab fit the CPU's cache.
 _SLAB_VOXELS = 2**18
 _BINS = 20  # of the histogram, for a determinant that is larger by 1
 
@@ -121,14 +121,15 @@ def non_diffeomorphic_volume(
             ]
             reference = _determinant(offsets_mm)
             ratio = _determinant(columns) / reference
-            volume = abs(reference) / (6 if grid.dimension == 3 else 2)
+            volume = float(abs(reference)) / (6 if grid.dimension == 3 else 2)
             if weights is None:
                 share = None
                 whole_volume += volume * ratio.size
             else:
-                share = sum(weights[at[i][1:]].astype(np.float32) for i in range(owners)) / owners
+                owned = [weights[at[i][1:]].astype(np.float32) for i in range(owners)]
+                share = np.add.reduce(owned) / np.float32(owners)
                 whole_volume += volume * float(share.sum(dtype=np.float64))
-            folded = ~(ratio > 0)  # not a number is no invertible map either
+            folded = ~(ratio > 0)  # NaN counts as folded
             if folded.any():
                 depth = np.maximum(-ratio[folded], 0).astype(np.float64)
                 folded_volume += volume * float((depth if share is None else depth * share[folded]).sum())

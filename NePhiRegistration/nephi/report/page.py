@@ -5,7 +5,7 @@ The page says what is known and what is not; matplotlib draws its pictures and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def write_report(
     jacobian: sitk.Image,
     displacement: sitk.Image,
     fixed_mask: sitk.Image | None = None,
-    history: list[dict] = (),
+    history: Sequence[dict] = (),
     landmark_errors: dict[str, np.ndarray] | None = None,
 ) -> None:
     """Write ``report.html`` into ``folder``, which is made where it is missing.

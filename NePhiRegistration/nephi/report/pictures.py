@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -24,7 +25,7 @@ _BLUE_TO_RED = np.array([(5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96,
 _BEFORE, _AFTER = "#b35806", "#1b6ca8"
 
 
-def number(value) -> str:
+def number(value: Any) -> str:
     if value is None or isinstance(value, (bool, np.bool_)):
         return "none" if value is None else "yes" if value else "no"
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -32,7 +33,7 @@ def number(value) -> str:
     if isinstance(value, (int, np.integer)):
         return str(int(value))
     if isinstance(value, (float, np.floating)):
-        return f"{value:.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+        return f"{value:.0f}" if 1e3 <= abs(float(value)) < 1e9 else f"{value:.4g}"
     return escape(str(value))
 
 
@@ -67,8 +68,8 @@ def _views(grid: Grid, at_index_xyz) -> list[_View]:
     """Axial, coronal and sagittal planes of a volume through a voxel; the one plane of a 2D image."""
     axes = grid.axes
     if grid.dimension == 2:  # its patient axes are not known: no letters
-        flips = tuple(bool(axes[i, i] < 0) for i in (0, 1))
-        return [_View("image", (0, 1), flips, None, 0, ("",) * 4)]
+        flips = (bool(axes[0, 0] < 0), bool(axes[1, 1] < 0))
+        return [_View("image", (0, 1), flips, None, 0, ("", "", "", ""))]
     best = max(itertools.permutations(range(3)), key=lambda p: sum(abs(axes[i, p[i]]) for i in range(3)))
     views = []
     # patient axes that run to the right and down, with their signs in LPS
@@ -76,7 +77,7 @@ def _views(grid: Grid, at_index_xyz) -> list[_View]:
         u, v = best[right], best[down]
         flips = (bool(axes[right, u] < 0), bool(axes[down, v] * sign < 0))
         to_right, to_bottom = (axes[:, a] * (-1 if f else 1) for a, f in zip((u, v), flips, strict=True))
-        letters = tuple(_letters(e) for e in (-to_right, to_right, -to_bottom, to_bottom))
+        letters = (_letters(-to_right), _letters(to_right), _letters(-to_bottom), _letters(to_bottom))
         normal = 3 - u - v
         views.append(_View(name, (u, v), flips, normal, int(at_index_xyz[normal]), letters))
     return views
@@ -228,7 +229,7 @@ def _legend() -> str:
 <b class="fold">Magenta</b>: a fold, not above 0, where the map is wrong.'''
 
 
-def curve_sections(history: list[dict], landmark_errors: dict | None) -> Iterator[str]:
+def curve_sections(history: Sequence[dict], landmark_errors: dict | None) -> Iterator[str]:
     from matplotlib.figure import Figure
 
     terms = [k for k in (history[0] if history else {}) if k != "step"]

@@ -1,4 +1,4 @@
-"""What a registration leaves on disk: measured, then written whole or not at all."""
+"""Measures a registration and writes its result folder, completely or not at all."""
 
 from __future__ import annotations
 

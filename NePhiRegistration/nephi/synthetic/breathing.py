@@ -1,4 +1,4 @@
-"""Training pairs whose map is known exactly: a chest CT, the user's or one made by rule, breathes at random.
+"""Synthetic training pairs with exactly known maps: a real or procedural chest CT deformed by random breathing.
 
 One state of the chest, the *base*, is the CT after a slight random warp. The other is the base seen through a
 *breath* phi, ``image(y) = base(phi(y))``, so that y -> phi(y) are corresponding points by construction. phi is a
@@ -80,7 +80,7 @@ class BreathingPair:
         return (self.breath.inverse if self.base_is_fixed else self.breath.forward)(points_lps_mm)
 
     def inverse(self, points_lps_mm: np.ndarray) -> np.ndarray:
-        """(n, 3) points of the moving image -> fixed image, likewise."""
+        """(n, 3) points of the moving image -> the same tissue in the fixed image, exactly."""
         return (self.breath.forward if self.base_is_fixed else self.breath.inverse)(points_lps_mm)
 
     def points(self, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -168,9 +168,10 @@ def breathe(
         masks.append(view.image(kept(points, part).astype(np.uint8)))
     landmarks = _landmarks(clean[0], masks, breath, rng)
     order = 1 if rng.random() < 0.5 else -1
+    landmarks = landmarks if order == 1 else (landmarks[1], landmarks[0])
     (fixed, moving), (fixed_mask, moving_mask) = scans[::order], masks[::order]
     about = {"seed": seed, **about, "one_lung": side, "base_is_fixed": order == 1, "settings": asdict(settings)}
-    return BreathingPair(fixed, moving, fixed_mask, moving_mask, landmarks[::order], breath, order == 1, about)
+    return BreathingPair(fixed, moving, fixed_mask, moving_mask, landmarks, breath, order == 1, about)
 
 
 def _lungs(image: sitk.Image, lungs: sitk.Image | None) -> sitk.Image:
@@ -187,8 +188,10 @@ def _sample(volume: torch.Tensor, grid: Grid, points: np.ndarray, centre_lps_mm:
     half, origin = (np.array(grid.size) - 1) / 2, grid.to_index(centre_lps_mm)
     matrix = (grid.to_index(centre_lps_mm + np.eye(3)) - origin) / half
     places = points @ matrix.astype(np.float32) + (origin / half - 1).astype(np.float32)
-    frame = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
-    return grid_sample(volume[None], torch.from_numpy(places)[None], **frame)[0].numpy()
+    sampled = grid_sample(
+        volume[None], torch.from_numpy(places)[None], mode="bilinear", padding_mode="border", align_corners=True
+    )
+    return sampled[0].numpy()
 
 
 def _draw_base(image: sitk.Image, lungs: sitk.Image, rng, settings) -> tuple[torch.Tensor, Grid]:
@@ -223,8 +226,8 @@ def _draw_breath(chest: _Chest, rng, settings: BreathingSettings) -> tuple[Breat
         control += inhale * _draw_respiration(chest, lattice, inhale, rng.uniform(low, high), strength, rng, settings)
     for knots_mm, low, high in settings.smooth_mm:
         rms = rng.uniform(low, high) * {"still": 0.7, "tidal": 0.4, "breath_hold": 1.0}[kind]
-        ends = lattice.corners_lps_mm()[[0, -1]]
-        control += Spline.random(*ends, knots_mm, rms, rng).on_grid(lattice)
+        low_lps_mm, high_lps_mm = lattice.corners_lps_mm()[[0, -1]]
+        control += Spline.random(low_lps_mm, high_lps_mm, knots_mm, rms, rng).on_grid(lattice)
     offset = rng.uniform(-1, 1, 3) * settings.offset_mm
     angles = np.deg2rad(rng.uniform(-1, 1, 3) * settings.rotation_deg)
     rotation = np.reshape(sitk.Euler3DTransform((0, 0, 0), *angles).GetMatrix(), (3, 3))
@@ -287,7 +290,8 @@ def _draw_view(volume, grid: Grid, chest: _Chest, state: Breath, kept, rng, sett
         scanned = ((along >= first[axis]) & (along <= last[axis])).mean(tuple(a for a in range(3) if a != 2 - axis))
         seen = np.flatnonzero(scanned > 0.95)[[0, -1]]
         ends.append((max(low[axis] - margins[0, axis], seen[0]), min(high[axis] + margins[1, axis], seen[1])))
-    return box_grid(*(coarse.to_lps_mm(end) for end in np.transpose(ends)), settings.spacing_mm)
+    low_lps_mm, high_lps_mm = (coarse.to_lps_mm(end) for end in np.transpose(ends))
+    return box_grid(low_lps_mm, high_lps_mm, settings.spacing_mm)
 
 
 def _scan(hu: np.ndarray, rng, settings: BreathingSettings) -> np.ndarray:
@@ -331,7 +335,7 @@ def _landmarks(hu, masks, breath: Breath, rng, most: int = 300) -> tuple[np.ndar
 
 
 def procedural(seed: int, spacing_mm: float = 2.5) -> tuple[sitk.Image, sitk.Image]:
-    """A chest CT made by rule (int16, HU) and its lungs (uint8), another one for every seed."""
+    """A procedural chest CT (int16, HU) and its lungs (uint8), a different one for each seed."""
     rng = np.random.default_rng(seed)
     waves, phases = draw_waves(rng, 10, 70, 180)
     amplitudes = rng.normal(size=(10, 3)) * rng.uniform(0.012, 0.035) / np.linalg.norm(waves, axis=1, keepdims=True)
@@ -340,7 +344,7 @@ def procedural(seed: int, spacing_mm: float = 2.5) -> tuple[sitk.Image, sitk.Ima
                    rng.uniform((0.82, 0.85, 0.78), (1.1, 1.15, 1.12)), rng.uniform(-0.08, 0.08),
                    rng.uniform(-0.04, 0.22), rng.uniform(-14, 14, 2))  # fmt: skip
     ends = np.array([[-165, -112, -140], [165, 125, 135]]) * shape.stretch
-    grid = box_grid(*ends, spacing_mm)
+    grid = box_grid(ends[0], ends[1], spacing_mm)
     trees = grow_trees(rng, 3, int(rng.integers(120, 320)))
     forks = trees["forks"][rng.permutation(len(trees["forks"]))[: rng.integers(0, 12)]]
     if len(forks):  # nodules: balls beside vessels

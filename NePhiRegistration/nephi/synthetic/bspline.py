@@ -14,7 +14,7 @@ _CHUNK = 2**14  # points evaluated at a time: 64 control points each
 
 
 def box_grid(low_lps_mm, high_lps_mm, spacing_mm) -> Grid:
-    """The grid along LPS, 8 voxels a side at least, that covers a box with voxels of ``spacing_mm`` (1 or 3)."""
+    """The grid along LPS, at least 8 voxels per axis, that covers a box with voxels of ``spacing_mm`` (1 or 3)."""
     low, spacing = np.asarray(low_lps_mm, float), np.broadcast_to(np.asarray(spacing_mm, float), 3)
     size = np.maximum(np.ceil((high_lps_mm - low) / spacing - 1e-6), 7).astype(int) + 1
     return Grid(tuple(map(int, size)), tuple(map(float, spacing)), tuple(map(float, low)), tuple(np.eye(3).ravel()))
@@ -22,7 +22,7 @@ def box_grid(low_lps_mm, high_lps_mm, spacing_mm) -> Grid:
 
 @dataclass(frozen=True)
 class Spline:
-    """Displacement (..., c) in mm by a uniform cubic B-spline; beyond the lattice it goes on as at its border."""
+    """Displacement (..., c) in mm by a uniform cubic B-spline; beyond the lattice the value at its border holds."""
 
     lattice: Grid  # axes along LPS
     control: np.ndarray  # (z, y, x, c)

@@ -1,4 +1,4 @@
-"""A breathing chest CT made by rule: exhale and inhale images whose true map is known everywhere.
+"""A procedural breathing chest CT: exhale and inhale images whose true map is known everywhere.
 
 The anatomy is a continuous function of *anatomy points* (mm, x Left, y Posterior, z Superior, origin
 mid-chest, at exhale). Exhale is rendered from it directly and inhale through the inverse of the map,
@@ -67,7 +67,7 @@ def make_phantom(size=None, spacing_mm=None, dimension=3, seed=0, moving_spacing
     """Make an exhale/inhale pair; the anatomy is scaled to fit the fixed image's field of view.
 
     size (x, y[, z]) and spacing (one, or one per axis) are the fixed image's (default 128 x 112 x 112
-    at 2.5 mm, in 2D 192 x 160 at 2 mm); the moving image covers as much, with its own spacing if told.
+    at 2.5 mm, in 2D 192 x 160 at 2 mm); the moving image covers as much, with its own spacing if one is given.
     Raises NephiError for a dimension other than 2 or 3, or a size or spacing that does not fit it.
     """
     if dimension not in _DEFAULTS:

@@ -25,7 +25,7 @@ CIRCLE, TRIANGLE = 0, 1
 HALF = 127.5  # of the 255 levels: what is above lies in the shape
 
 _SHARPNESS = 40.0
-_CHUNK = 64  # images drawn at a time stay in the processor's cache
+_CHUNK = 64  # images drawn at a time stay in the CPU's cache
 
 
 def shape_images(count: int, seed: int, hollow: bool = False, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def shape_pairs(
 def _draws(count: int, seed: int, size: int) -> np.ndarray:
     """(n, 5) of 0..1, a row an image: kind, centre x and y, radius, orientation."""
     if count < 1 or size < 8:
-        raise NephiError(f"shapes: {count} images of {size} pixels a side; at least 1 of 8 are drawn")
+        raise NephiError(f"shapes: {count} images of {size} pixels per side; at least 1 image of 8 pixels is needed")
     return np.random.default_rng(seed).random((count, 5))
 
 
@@ -106,10 +106,13 @@ def _to_circle(draws: np.ndarray, size: int) -> np.ndarray:
 def _to_triangle(draws: np.ndarray, size: int) -> np.ndarray:
     """Distance to the nearest of the three lines; their distance to the centre is half the circumradius."""
     x, y, radius = _placed(draws, size)
-    distance = None
-    for third in range(3):
+
+    def side(third: int) -> np.ndarray:
         angle = 2 * np.pi * (draws[:, 4, None, None] + third / 3)
-        side = np.cos(angle).astype(np.float32) * x + np.sin(angle).astype(np.float32) * y
-        distance = side if distance is None else np.maximum(distance, side, out=distance)
+        return np.cos(angle).astype(np.float32) * x + np.sin(angle).astype(np.float32) * y
+
+    distance = side(0)
+    for third in (1, 2):
+        np.maximum(distance, side(third), out=distance)
     distance -= radius / 2
     return distance
