@@ -15,8 +15,9 @@ from nephi.files.landmarks import read_landmarks
 from nephi.images.align import align
 from nephi.images.masks import lung_mask
 from nephi.space.grid import Grid
-from nephi.synthetic.breathing import BreathingSettings, breathe, generate, procedural
+from nephi.synthetic.breathing import BreathingSettings, breathe, generate
 from nephi.synthetic.bspline import Breath, Spline, box_grid
+from nephi.synthetic.chest import procedural
 
 QUIET = BreathingSettings(spacing_mm=4.0, still=0.0, tidal=0.0, noise_hu=(0.0, 0.0), one_lung=0.0, cut=0.0)
 

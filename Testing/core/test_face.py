@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nephi
 import pytest
 
 WANTED = {
-    "register", "Registration", "warp", "transform", "evaluate", "make_phantom", "train", "Model", "Settings", "PRESETS",
-    "NephiError", "read_image", "read_landmarks", "__version__",
+    "register", "Registration", "warp", "transform", "evaluate", "make_phantom", "train", "Model", "Settings",
+    "PRESETS", "NephiError", "read_image", "read_landmarks", "__version__",
 }  # fmt: skip
 
 
@@ -32,3 +35,12 @@ def test_type_checkers_see_the_same_names_from_the_same_modules():
     for name, _, module in seen:
         assert getattr(importlib.import_module(f"nephi.{module}"), name) is getattr(nephi, name)
     assert (Path(nephi.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", ["nephi.cli.batch", "nephi.cli.dirlab", "nephi.cli.evaluate"])
+def test_commands_that_need_no_torch_do_not_load_it(module):
+    """It takes a second and some hundred megabytes."""
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    here = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=here)
+    assert done.stdout.strip() == "False"

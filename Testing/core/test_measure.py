@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nephi.cli import main
 from nephi.cli.batch import _row
 from nephi.files.cases import Case
 from nephi.files.folder import ResultFolder
@@ -85,6 +86,25 @@ def test_without_the_alignment_nothing_is_said_of_before(written, phantom_2d, la
     measured = evaluate(sitk.ReadTransform(str(written[0].transform)), phantom_2d.fixed, landmarks=landmarks)
     assert measured.tre_mm.before is None and "before" not in measured.to_dict()["tre_mm"]
     assert measured.inverse_consistency_mm is None and measured.dice is None
+
+
+def test_the_command_tells_before_from_the_alignment_s_file(written, registered, phantom_2d, tmp_path, capsys):
+    folder, report = written
+    phantom_2d.write(tmp_path)
+    sitk.WriteTransform(registered.affine.transform(), str(tmp_path / "alignment.tfm"))
+    command = ["evaluate", str(folder.transform), "--fixed", str(tmp_path / "fixed.nii.gz"), "--moving",
+               str(tmp_path / "moving.nii.gz"), "--inverse", str(folder.inverse_transform)]  # fmt: skip
+    for role in ("fixed", "moving"):
+        command += [f"--{role}-landmarks", str(tmp_path / f"{role}_landmarks.csv")]
+    assert main(command) == 0
+    plain = Report.from_json(capsys.readouterr().out)
+    assert main([*command, "--alignment", str(tmp_path / "alignment.tfm"), "--output", str(tmp_path / "e.json")]) == 0
+    aligned = Report.from_json((tmp_path / "e.json").read_text())
+    assert plain.tre_mm.before is None and plain.folds.where == "image"
+    assert plain.tre_mm.after.mean == pytest.approx(report.tre_mm.after.mean, abs=0.1)
+    assert aligned.tre_mm.before.mean == pytest.approx(report.tre_mm.before.mean, abs=1e-3)
+    assert aligned.tre_mm.unaligned == plain.tre_mm.unaligned
+    assert main([*command, "--alignment", str(tmp_path / "fixed_landmarks.csv")]) == 2
 
 
 def test_a_batch_s_row_is_of_the_same_numbers(written):

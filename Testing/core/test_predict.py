@@ -27,7 +27,8 @@ from nephi.result import Registration
 from nephi.settings import PRESETS, FieldSettings, FitSettings, SimilaritySettings, Stage
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
-from nephi.synthetic.breathing import BreathingSettings, breathe, procedural
+from nephi.synthetic.breathing import BreathingSettings, breathe
+from nephi.synthetic.chest import procedural
 from nephi.synthetic.shapes import HALF
 
 SHIFT_MM = np.array([9.0, -6.0])  # true map: x -> x + SHIFT_MM

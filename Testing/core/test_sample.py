@@ -95,19 +95,6 @@ def test_views_masks_and_millimetres_are_those_of_the_images(seen):
     torch.testing.assert_close(tensor(a - b) @ sample.to_moving_mm.T, tensor(apart_mm), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("d", [2, 3])
-def test_millimetres_of_the_moving_image_where_the_fixed_one_lies_askew(d, phantom_2d, phantom_3d):
-    phantom = {2: phantom_2d, 3: phantom_3d}[d]
-    fixed = sitk.Image(phantom.fixed)
-    fixed.SetDirection(rotation(d, 35.0, seed=3).ravel())
-    affine = Affine(rotation(d, 10.0) @ np.diag([1.4, 0.8, 1.1][:d]), np.full(d, 5.0))
-    pair = Pair(fixed, phantom.moving, None, None, affine, PRESETS["fast"])
-    points = cube_points(pair, 100)
-    apart_mm = affine(pair.cube.to_lps_mm(points[:50])) - affine(pair.cube.to_lps_mm(points[50:]))
-    found_mm = tensor(points[:50] - points[50:]) @ Sample.of(pair).to_moving_mm.T
-    torch.testing.assert_close(found_mm, tensor(apart_mm), atol=1e-3, rtol=0)
-
-
 def test_a_swapped_sample_has_all_of_both_images_exchanged(seen):
     _, _, sample = seen
     swapped = sample.swapped()

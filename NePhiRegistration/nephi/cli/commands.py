@@ -17,11 +17,9 @@ from ..files.cases import fingerprints
 from ..files.folder import ResultFolder, prepare_folder
 from ..files.image import read_image, read_mask, read_regions, write_image
 from ..files.landmarks import read_landmarks, write_landmarks
-from ..images.align import read_affine
 from ..learning.settings import TrainSettings
 from ..learning.state import MODEL, RESUME
 from ..learning.train import train
-from ..measure.evaluate import evaluate
 from ..measure.report import Report
 from ..registration import register
 from ..report.preview import Preview
@@ -31,6 +29,7 @@ from ..settings import preset
 from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
+from .evaluate import landmark_pair, output_file
 from .options import settings_from
 from .progress import Progress
 
@@ -50,7 +49,7 @@ def register_command(options) -> int:
         f"{role}_mask": read_mask(path, image, f"{role} mask") if path else None
         for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
     }
-    landmarks = _landmark_pair(options, fixed, moving)
+    landmarks = landmark_pair(options, fixed, moving)
     regions = read_regions(options.regions, fixed) if options.regions else None
     folder = prepare_folder(options.output)
     with Preview(folder, options.preview, tell) if options.preview else contextlib.nullcontext() as preview:
@@ -87,22 +86,6 @@ def devices_command(options) -> int:
     return 0
 
 
-def _landmark_pair(options, fixed, moving):
-    paths = options.fixed_landmarks, options.moving_landmarks
-    if not any(paths):
-        return None
-    if not all(paths):
-        raise NephiError("landmarks are needed for both images: give --fixed-landmarks and --moving-landmarks")
-    a, b = read_landmarks(paths[0], fixed), read_landmarks(paths[1], moving)
-    if a.shape != b.shape:
-        raise NephiError(
-            f"{len(a)} fixed and {len(b)} moving landmarks: row i of one file must match row i of the other"
-        )
-    if a.shape[1] != fixed.GetDimension():
-        raise NephiError(f"the landmarks are {a.shape[1]}D, the images {fixed.GetDimension()}D")
-    return a, b
-
-
 def summary_lines(report: Report, folder: Path) -> str:
     """What a person reads at the end of a run."""
     lines = []
@@ -128,18 +111,11 @@ def summary_lines(report: Report, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _output_file(path: str) -> Path:
-    file = Path(path)
-    if not file.parent.is_dir():
-        raise NephiError(f"output folder {file.parent} does not exist")
-    return file
-
-
 _POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
 
 
 def warp_command(options) -> int:
-    result, target = Registration.load(options.result), _output_file(options.output)
+    result, target = Registration.load(options.result), output_file(options.output)
     if Path(options.input).suffix.lower() in _POINT_FILES:
         # points go from where they are marked: fixed points forward, moving ones through the inverse
         points = read_landmarks(options.input)
@@ -152,7 +128,7 @@ def warp_command(options) -> int:
 
 
 def jacobian_command(options) -> int:
-    result, target = Registration.load(options.result), _output_file(options.output)
+    result, target = Registration.load(options.result), output_file(options.output)
     reference = read_image(options.reference, "reference image") if options.reference else None
     grid = Grid.of(reference) if reference is not None else result.fixed_grid
     mask = None
@@ -160,27 +136,6 @@ def jacobian_command(options) -> int:
         reference = grid.image(np.zeros(grid.shape, np.uint8)) if reference is None else reference
         mask = read_mask(options.mask, reference, "mask")
     write_image(grid.image(result.dense_jacobian(grid, mask)), target)
-    return 0
-
-
-def evaluate_command(options) -> int:
-    fixed = read_image(options.fixed, "fixed image")
-    moving = read_image(options.moving, "moving image") if options.moving else None
-    if moving is None and options.moving_mask:
-        raise NephiError("--moving-mask needs --moving")
-    masks = {
-        f"{role}_mask": read_mask(path, image, f"{role} mask") if path and image is not None else None
-        for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
-    }
-    if moving is None and options.moving_landmarks:
-        read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
-    landmarks = _landmark_pair(options, fixed, fixed if moving is None else moving)
-    alignment = read_affine(options.alignment, fixed.GetDimension()) if options.alignment else None
-    report = evaluate(options.transform, fixed, options.inverse, alignment=alignment, landmarks=landmarks, **masks)
-    if options.output:
-        _output_file(options.output).write_text(report.to_json(), encoding="utf-8")
-    else:
-        print(report.to_json(), end="")
     return 0
 
 

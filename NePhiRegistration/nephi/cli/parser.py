@@ -114,7 +114,7 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--fixed-landmarks", metavar="FILE")
     p.add_argument("--moving-landmarks", metavar="FILE")
     p.add_argument("--output", metavar="FILE", help="JSON file (default: standard output)")
-    p.set_defaults(run=("commands", "evaluate_command"))
+    p.set_defaults(run=("evaluate", "evaluate_command"))
 
     p = subparsers.add_parser("demo", help="register a generated inhale/exhale phantom with a known map")
     p.add_argument("--output", default="nephi-demo", metavar="DIR")

@@ -66,7 +66,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 def tensorboard(folder: Path, done: int):
     """TensorBoard's, where it is installed; it then shows nothing older from after step ``done``."""
     with contextlib.suppress(ImportError):
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # optional, and takes seconds to load
 
         return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     return None

@@ -154,7 +154,7 @@ def _grid_lines(images: Images, view: _View) -> list[np.ndarray]:
 
 
 def _png(figure) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is optional
 
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream, pil_kwargs={"compress_level": 4})
@@ -163,7 +163,7 @@ def _png(figure) -> str:
 
 def _panel(images: Images, view: _View, plane: np.ndarray, name="", window=(None, None), lines=()) -> str:
     """One view as an HTML figure; ``plane`` is grey (rows, columns) or colours, drawn with the mask's rim."""
-    from matplotlib.collections import LineCollection
+    from matplotlib.collections import LineCollection  # matplotlib is optional
     from matplotlib.patheffects import withStroke
 
     sides = np.array(plane.shape[1::-1]) * view.of_page(images.grid.spacing_mm)
@@ -183,7 +183,7 @@ def _panel(images: Images, view: _View, plane: np.ndarray, name="", window=(None
 
 
 def _bare_figure(inches):
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # matplotlib is optional
 
     figure = Figure(tuple(inches), dpi=100)
     return figure, figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=())
@@ -230,7 +230,7 @@ def _legend() -> str:
 
 
 def curve_sections(history: Sequence[dict], landmark_errors: dict | None) -> Iterator[str]:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # matplotlib is optional
 
     terms = [k for k in (history[0] if history else {}) if k != "step"]
     if terms:
