@@ -182,6 +182,18 @@ def test_clefts_of_a_lung_are_closed_by_their_width_in_mm(spacing_mm):
     assert found[wide & deep & (abs(x - 115) < 6)].mean() < 0.1
 
 
+@pytest.mark.parametrize("share, kept", [(1.0, True), (0.4, True), (0.05, False)])
+def test_a_second_lung_counts_where_it_is_large_enough(share, kept):
+    z, y, x = np.indices((60, 60, 60)) * 3.0
+    inside = (abs(y - 90) < 45) & (abs(z - 90) < 60)
+    first, second = inside & (abs(x - 55) < 25), inside & (abs(x - 125) < 25) & (z - 30 < 120 * share)
+    image = sitk.GetImageFromArray(np.where(first | second, -800, 40).astype(np.int16))
+    image.SetSpacing([3.0] * 3)
+    found = sitk.GetArrayFromImage(masks.lung_mask(image)) > 0
+    assert found[first].mean() > 0.9 and (found[second].mean() > 0.9) == kept
+    assert found[~first & ~second].mean() < 0.1
+
+
 def test_no_lungs_in_a_solid_body():
     body = sitk.Image((40, 40, 40), sitk.sitkInt16) + 40
     assert masks.lung_mask(body) is None
@@ -215,11 +227,11 @@ def test_window_with_a_mask_too_small_for_the_steps():
 
 def test_slices_average_before_it_gets_coarser():
     array = np.zeros((32, 32, 32), np.float32)
-    array[::2] = 1.0  # finer than the working grid
+    array[::4] = 1.0  # finer than the working grid, whose voxels lie between
     image = sitk.GetImageFromArray(array)
     grid = Grid((6, 6, 6), (4.0,) * 3, (5.5,) * 3, tuple(np.eye(3).ravel()))
     out = Slices(image, grid)[:]
-    np.testing.assert_allclose(out, 0.5, atol=1e-6)
+    np.testing.assert_allclose(out, 0.25, atol=1e-6)
 
 
 def test_image_is_written_whole_or_not_at_all(tmp_path):

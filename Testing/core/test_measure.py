@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 
 import numpy as np
@@ -44,6 +45,12 @@ def test_a_report_comes_back_from_its_file(written):
     assert again == report and again.to_json() == report.to_json()
     assert isinstance(again.tre_mm, LandmarkError) and isinstance(again.tre_mm.before, Summary)
     assert isinstance(again.dice, Overlap) and isinstance(again.folds, Folds)
+
+
+def test_a_report_of_another_make_is_no_report(written):
+    data = json.loads(written[1].to_json())
+    with pytest.raises(ValueError, match="depth"):
+        Report.from_json(json.dumps({**data, "folds": {**data["folds"], "depth": 1}}))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"folds": 1, "jacobian": {}}', '{"folds": {"depth": 1}, "x": 2}'])
@@ -153,3 +160,8 @@ def test_warping_by_method_function_and_file_is_the_same(written, registered, ph
     )
     back = transform(registered, inverse=True).TransformPoint(phantom_2d.moving_landmarks_lps_mm[0])
     np.testing.assert_allclose(back, registered.inverse(phantom_2d.moving_landmarks_lps_mm[:1])[0], atol=0.5)
+    # at the border of the moving image, which lies elsewhere than the fixed one
+    corner = registered.moving_grid.corners_lps_mm()[:1]
+    back = transform(registered, inverse=True).TransformPoint(corner[0])
+    assert np.linalg.norm(registered.inverse(corner) - corner) > 5
+    np.testing.assert_allclose(back, registered.inverse(corner)[0], atol=0.5)
