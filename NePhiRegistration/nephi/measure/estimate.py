@@ -17,7 +17,11 @@ _LIBRARIES_MB = 480.0
 _BYTES_A_VOXEL = 10.0  # of both images, their warped copy and Jacobian
 _BYTES_A_WORK_VOXEL = 45.0  # of the working grid: features of both images, before and after a change of stage
 _BYTES_AN_ACTIVATION = 60.0
-_TRANSFORM_MM3 = 27.0  # of a node of the written transforms
+_TRANSFORM_MM3, _TRANSFORM_MM2 = 27.0, 9.0  # per node of the written transforms, 3D and 2D
+# seconds: once, per voxel read and written, per iteration, per multiplication of the network with its derivatives in
+# the optimisation, per working voxel and level, per multiplication of a node's map and of a voxel's exact determinant
+_ONCE_S, _VOXEL_S, _ITERATION_S, _FIT_PRODUCT_S = 5.0, 2e-7, 0.014, 2e-10
+_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S = 4e-7, 6e-11, 1.3e-10
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ def estimate(
     else:
         memory_mb = _LIBRARIES_MB + (memory + _BYTES_A_VOXEL * voxels) / 1e6
 
-    steps = settings.fit.iterations * (0.014 + 2e-10 * points * products)
-    features = 4e-7 * sum(work)
-    nodes = min(volume / (_TRANSFORM_MM3 if dimension == 3 else 9.0) / scale**dimension, voxels / 2)
-    transforms = 6e-11 * products * nodes
-    jacobian = 1.3e-10 * products * _MASK_PART * region / voxel
-    return Estimate(5 + 2e-7 * voxels + features + steps + transforms + jacobian, memory_mb)
+    steps = settings.fit.iterations * (_ITERATION_S + _FIT_PRODUCT_S * points * products)
+    features = _FEATURES_S * sum(work)
+    nodes = min(volume / (_TRANSFORM_MM3 if dimension == 3 else _TRANSFORM_MM2) / scale**dimension, voxels / 2)
+    transforms = _MAP_PRODUCT_S * products * nodes
+    jacobian = _JACOBIAN_PRODUCT_S * products * _MASK_PART * region / voxel
+    return Estimate(_ONCE_S + _VOXEL_S * voxels + features + steps + transforms + jacobian, memory_mb)
