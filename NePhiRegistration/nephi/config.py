@@ -13,7 +13,7 @@ from .errors import NephiError
 
 
 def read_json(path: str | Path) -> dict:
-    """The object in a JSON file of settings; raises NephiError where there is none."""
+    """The object in a JSON file; raises NephiError if the file is missing or holds none."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

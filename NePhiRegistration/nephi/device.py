@@ -1,4 +1,4 @@
-"""Where torch computes, with how many threads, and how much memory that took."""
+"""Devices, threads and peak memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def choose_device(name: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(number or 0) >= count:
-            raise NephiError(f"device '{name}' is not there ({count} CUDA devices found); use --device cpu or auto")
+            raise NephiError(f"device '{name}' is not available ({count} CUDA devices found); use --device cpu or auto")
     return torch.device(name)
 
 
 def devices() -> list[dict]:
-    """What ``device`` may be here: name, label for a person and, for a GPU, memory_mb."""
+    """The available devices: name, label to show and, for a GPU, memory_mb."""
     cores = os.cpu_count() or 1
     found: list[dict[str, Any]] = [{"name": "cpu", "label": f"CPU ({cores} core{'s' if cores > 1 else ''})"}]
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

@@ -1,4 +1,4 @@
-"""The engine in a process of its own: its environment, its group, and the end of all that it started."""
+"""The engine as a child process: its environment, its process group and its end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def start(
     environment: dict[str, str] | None = None,
     folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` as the leader of a process group, in ``folder``; raises OSError where it can't be started."""
+    """Start ``command`` as the leader of a process group, in ``folder``; raises OSError if it cannot be started."""
     # the interpreter may be a launcher: its children, and theirs, have to end with it
     if sys.platform == "win32":
         flags, session = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP, False

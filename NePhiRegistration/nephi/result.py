@@ -174,7 +174,7 @@ class Registration:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Registration:
-        """The maps of a result folder, or of its registration file; raises NephiError for what is neither."""
+        """The maps of a result folder, or of its registration file; raises NephiError for anything else."""
         path = ResultFolder(Path(path)).registration if Path(path).is_dir() else Path(path)
         try:
             metadata, tensors = read_tensors(path)

@@ -52,7 +52,7 @@ class Sampling:
 
     @classmethod
     def of_number(cls, number: int) -> Sampling:
-        """What a bare number in a settings file stands for."""
+        """A bare number in a settings file: that many points."""
         return cls(0.0, number, number)
 
     def count(self, voxels: int) -> int:
@@ -190,7 +190,7 @@ def preset(name: str) -> Settings:
 
 
 def load(path: str | Path, base: Settings | None = None) -> Settings:
-    """Settings from a JSON file; what it leaves out comes from the preset it names (else ``base``)."""
+    """Settings from a JSON file; missing entries come from the preset it names (else ``base``)."""
     data = read_json(path)
     if isinstance(data.get("preset"), str):
         preset(data["preset"])
@@ -206,7 +206,7 @@ def from_dict(data: dict, base: Settings | None = None) -> Settings:
 
 
 def check(settings: Settings) -> None:
-    """Raise NephiError where values make no sense together."""
+    """Raise NephiError for values out of range or inconsistent with each other."""
     s = settings
     choices = [
         ("field.kind", s.field.kind, FIELDS),

@@ -270,8 +270,8 @@ def test_chest_landmarks_lie_in_their_image():
         ("a.txt", "1 2 3\n4 5\n", "columns"),
         ("a.txt", "1 2\n", "columns"),
         ("a.txt", "Point 0 ; InputIndex = [ 1 2 3 ]\n", "a.txt"),
-        ("a.dat", "1 2 3\n", "no landmark format"),
-        ("a.txt", "hello\n", "no landmark format"),
+        ("a.dat", "1 2 3\n", "not in a known landmark format"),
+        ("a.txt", "hello\n", "not in a known landmark format"),
         ("a.mrk.json", "{", "damaged"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Many pairs: each registered by a process of its own, with one table of all results.
+"""Registers many pairs, each in its own process, and keeps one table of all results.
 
 Finished pairs are recognised by their own reports, so that an interrupted batch resumes where it stopped.
 """

@@ -1,4 +1,4 @@
-"""What the commands of ``nephi`` do."""
+"""The commands of ``nephi`` that need torch."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def devices_command(options) -> int:
 
 
 def summary_lines(report: Report, folder: Path) -> str:
-    """What a person reads at the end of a run."""
+    """The report in a few lines, as printed at the end of a run."""
     lines = []
     if report.tre_mm is not None:
         before, after = report.tre_mm.before, report.tre_mm.after

@@ -1,4 +1,4 @@
-"""``nephi evaluate``, which does without torch; what it shares with the commands that need it."""
+"""``nephi evaluate``, which needs no torch, and helpers that it shares with the other commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def landmark_pair(options, fixed: sitk.Image, moving: sitk.Image) -> tuple[np.nd
 
 
 def output_file(path: str) -> Path:
-    """The path itself; raises NephiError where its folder does not exist."""
+    """The path, checked: raises NephiError if its folder does not exist."""
     file = Path(path)
     if not file.parent.is_dir():
         raise NephiError(f"output folder {file.parent} does not exist")

@@ -1,1 +1,1 @@
-"""What is read and written: images, landmarks, transforms, tensors, lists of pairs, the folder of a result."""
+"""Reading and writing: images, landmarks, transforms, tensors, lists of pairs, result folders."""

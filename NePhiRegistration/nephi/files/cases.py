@@ -1,4 +1,4 @@
-"""Lists of pairs of files, and how to know later that the files are still the same."""
+"""Lists of pairs of files, and fingerprints that tell whether the files have changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fingerprints(
     roles: tuple[str, ...] = ROLES,
     model: str | None = None,
 ) -> dict:
-    """What ``report.json`` keeps as ``inputs``: path, bytes and time of change of every file given.
+    """The entry ``inputs`` of ``report.json``: path, size and modification time of every file given.
 
     ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files. A file that is missing
     has only its path.

@@ -38,7 +38,7 @@ _AIR, _OFFSET = -1024, 1024
 
 @dataclass(frozen=True)
 class CaseGeometry:
-    """Both images' voxels, and how far apart the landmarks lie on average before registration, as published."""
+    """Voxels of both images, and the published mean distance of the landmarks before registration."""
 
     size: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]

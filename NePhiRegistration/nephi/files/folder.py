@@ -1,4 +1,4 @@
-"""The folder of a result: what its files are called, and that they appear together or not at all."""
+"""The result folder: the names of its files, and their replacement as one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alo
 
 
 def prepare_folder(folder: str | Path) -> Path:
-    """The output folder, made if need be; raises NephiError before any work where it can't be written."""
+    """The output folder, created if necessary; raises NephiError if it cannot be written to."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class ResultFolder:
 
     @property
     def report(self) -> Path:
-        """Every number as JSON. Where there is one, the result beside it is complete."""
+        """All numbers as JSON. It is written last: where it exists, the result is complete."""
         return self.path / "report.json"
 
     @property
@@ -78,7 +78,7 @@ class ResultFolder:
 
     @property
     def log(self) -> Path:
-        """What the process of a pair of a batch printed."""
+        """Output of the process that registered a pair of a batch."""
         return self.path / "nephi.log"
 
     @contextmanager
@@ -88,7 +88,7 @@ class ResultFolder:
         try:
             yield scratch
             files = sorted(scratch.path.iterdir(), key=lambda file: file == scratch.report)
-            self.report.unlink(missing_ok=True)  # where there is a report, the result beside it is complete
+            self.report.unlink(missing_ok=True)  # a report stands only beside a complete result
             for file in files:
                 os.replace(file, self.path / file.name)
         finally:

@@ -23,7 +23,7 @@ _SMALLEST = 8  # voxels per axis; below this there is nothing to register
 def read_image(path: str | Path, role: str = "image") -> sitk.Image:
     """A scalar 2D or 3D image from NIfTI, NRRD, MetaImage, ... or a folder with one DICOM series.
 
-    Raises NephiError where the file is missing, unreadable, 4D, colour, tiny, constant or not finite.
+    Raises NephiError if the file is missing, unreadable, 4D, colour, tiny, constant or not finite.
     """
     path = Path(path)
     if not path.exists():
@@ -39,7 +39,7 @@ def read_image(path: str | Path, role: str = "image") -> sitk.Image:
 
 
 def _nifti_not_finite(path: Path) -> bool:
-    """Whether a NIfTI-1 file holds NaN or infinite values, which ITK reads as 0 without a word."""
+    """Whether a NIfTI-1 file holds NaN or infinite values, which ITK silently reads as 0."""
     with open(path, "rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     with (gzip.open if zipped else open)(path, "rb") as file:
@@ -79,7 +79,7 @@ def _quiet() -> Iterator[None]:
 
 
 def check_image(image: sitk.Image, role: str) -> sitk.Image:
-    """The image itself, a one-slice 3D image as it is; raises NephiError where it can't be registered."""
+    """The image, unchanged; raises NephiError if it cannot be registered."""
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise NephiError(
             f"{role}: a colour or vector image ({image.GetNumberOfComponentsPerPixel()} components per "
@@ -101,7 +101,7 @@ def check_image(image: sitk.Image, role: str) -> sitk.Image:
 
 
 def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
-    """The mask as 0/1 bytes; raises NephiError where it is empty or lies on another grid."""
+    """The mask as bytes, 0 or 1; raises NephiError if it is empty or lies on another grid."""
     if mask.GetDimension() != image.GetDimension() or not Grid.of(mask).same_as(Grid.of(image)):
         raise NephiError(
             f"{role}: the mask does not lie on its image's grid (size, spacing, origin, direction); "
@@ -121,7 +121,7 @@ def read_mask(path: str | Path, image: sitk.Image, role: str) -> sitk.Image:
 
 
 def read_regions(path: str | Path, image: sitk.Image, role: str = "regions") -> sitk.Image:
-    """A label map (0: no region) on the image's grid, as integers; raises NephiError where it is none."""
+    """A label map (0: no region) on the image's grid, as integers; raises NephiError if it is not one."""
     labels = _read_file(path, role)
     check_mask(labels, image, role)
     array = sitk.GetArrayViewFromImage(labels)
@@ -142,7 +142,7 @@ def _read_file(path: str | Path, role: str) -> sitk.Image:
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
-    """Write beside the target and put it in place at once, so that no half file appears."""
+    """Write to a scratch file beside ``path`` and rename it, so that no partial file appears."""
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".nephi-", suffix=suffix)
     os.close(handle)

@@ -99,7 +99,7 @@ def _reader(path: Path, text: str):
     if name.endswith(".txt") and _is_number(start.split()[0]):
         return _dirlab
     raise NephiError(
-        f"{path} is in no landmark format that is known here: "
+        f"{path} is not in a known landmark format: "
         ".csv, .fcsv, .mrk.json, elastix points, legacy VTK points or DIR-Lab .txt."
     )
 
@@ -240,7 +240,7 @@ def _numbers(path: Path, rows: list, widths: tuple[int, ...]) -> np.ndarray:
     try:
         return np.array([[float(cell) for cell in row] for row in rows])
     except (TypeError, ValueError):
-        raise NephiError(f"{path} holds something else than a number among its coordinates.") from None
+        raise NephiError(f"{path} contains a coordinate that is not a number.") from None
 
 
 def _is_number(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""Reading a safetensors file whole: one place for what models, samples and states of a training share."""
+"""Reads safetensors files of models, cached samples and training states."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from torch import Tensor
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors by name; raises OSError or safetensors.SafetensorError where it can't be read."""
+    """Metadata and tensors by name; raises OSError or safetensors.SafetensorError if it cannot be read."""
     with safetensors.safe_open(str(path), "pt") as file:
         return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)

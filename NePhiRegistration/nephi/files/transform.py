@@ -1,4 +1,4 @@
-"""Transforms of points as ITK reads and writes them."""
+"""ITK transforms of points."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is minimised, and how."""
+"""The objective and its optimisation."""

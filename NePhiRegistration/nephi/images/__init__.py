@@ -1,1 +1,1 @@
-"""What is compared: masks, windows, the alignment, features and the pair of images."""
+"""The images that are compared: masks, windows, the alignment, features and the pair of images."""

@@ -130,7 +130,7 @@ def _from_linear(transform: sitk.Transform) -> Affine:
 
 
 def read_affine(path: str, dimension: int) -> Affine:
-    """A linear transform file as an affine map; raises NephiError for what is none, or has no inverse."""
+    """A linear transform file as an affine map; raises NephiError if it is not linear or not invertible."""
     if not Path(path).is_file():
         raise NephiError(f"alignment '{path}' is neither one of {', '.join(ALIGNMENTS)} nor a transform file")
     try:

@@ -1,4 +1,4 @@
-"""What of an image is looked at: CT or not, the intensity window, the lungs."""
+"""Detection of CTs, the intensity window and the lungs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def looks_like_ct(image: sitk.Image) -> bool:
 
 
 def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[float, float]:
-    """Intensities to map to 0..1: -1000..200 HU for CT, else the 1st to 99th percentile of what is not zero."""
+    """Intensities to map to 0..1: -1000..200 HU for CT, else the 1st to 99th percentile of the non-zero values."""
     if looks_like_ct(image):
         return CT_WINDOW
     array = sitk.GetArrayViewFromImage(image)
@@ -35,7 +35,7 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     """Lungs of a CT by threshold: air inside the body, its two largest parts, vessels filled in.
 
     Works at about 3 mm and comes back on the image's grid; None where no plausible lung is found
-    (less than 200 ml), so that a caller can go on without a mask. The trachea may stay in.
+    (less than 200 ml), so that a caller can continue without a mask. The trachea may stay in.
     """
     grid = Grid.of(image)
     d = grid.dimension

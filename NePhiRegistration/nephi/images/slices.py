@@ -1,4 +1,4 @@
-"""An image on a working grid, without a second image of that size."""
+"""Images resampled on a working grid a few slices at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Slices:
         self.shape = grid.shape
 
     def then(self, step) -> Slices:
-        """Adds ``step(values, rows) -> values`` to what is done with slices as they are read."""
+        """Adds ``step(values, rows) -> values``, applied to slices as they are read."""
         self._steps.append(step)
         return self
 

@@ -98,7 +98,7 @@ def open_data(
 
 
 def prepare(pair: Case, settings: ModelSettings) -> Sample:
-    """Reads, aligns and resamples one pair of files; raises NephiError for what can't be used."""
+    """Reads, aligns and resamples one pair of files; raises NephiError for unusable files."""
     files = pair.files
     for role in ("fixed", "moving"):
         if role not in files:

@@ -27,7 +27,7 @@ _FORMAT = "nephi-model-1"
 
 
 class Model(nn.Module):
-    """Encoder and fields with their settings; raises NephiError where those make no sense.
+    """Encoder and fields with their settings; raises NephiError for inconsistent settings.
 
     With a coarse stage (paper, section 4.2: multi-resolution), which is trained before and frozen, that predicts from
     the images at a lower resolution and the rest of the model looks for what remains.
@@ -95,7 +95,7 @@ class Model(nn.Module):
         self.encoder.load_state_dict(other.encoder.state_dict())
 
     def save(self, path: str | Path, about: dict | None = None) -> None:
-        """Weights with the settings in the metadata (safetensors); ``about``: how they came to be."""
+        """Weights with the settings in the metadata (safetensors); ``about``: facts of the training."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         settings = json.dumps(dataclasses.asdict(self.settings))
         metadata = {"format": _FORMAT, "settings": settings, "about": json.dumps(about or {})}
@@ -103,7 +103,7 @@ class Model(nn.Module):
 
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> Model:
-        """A shipped model by its name, or a model file; raises NephiError for one that is none or does not fit."""
+        """A shipped model by its name, or a model file; raises NephiError if it is missing, damaged or not a model."""
         path = find_model(name)
         metadata, tensors = _read(path)
         try:
@@ -122,7 +122,7 @@ class Model(nn.Module):
 
 
 def about(name: str | Path) -> dict:
-    """How a model came to be, as its training wrote it down."""
+    """The facts of a model's training: version, settings, validation."""
     return json.loads(_read(find_model(name))[0].get("about", "{}"))
 
 

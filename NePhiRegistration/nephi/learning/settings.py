@@ -1,4 +1,4 @@
-"""What a model is made of and how it is trained."""
+"""Settings of models and of their training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What a model is made of, and how an image has to be prepared for it."""
+    """Parts of a model, and the preparation of the images that it expects."""
 
     dimension: int = 3
     field: FieldSettings = FieldSettings()
@@ -56,7 +56,7 @@ class ModelSettings:
 
 
 def check(settings: ModelSettings) -> None:
-    """Raise NephiError where no model can be made of the settings."""
+    """Raise NephiError for settings that do not define a model."""
     e = settings.encoder
     check_settings(Settings(field=settings.field, similarity=settings.similarity))
     if settings.dimension not in (2, 3):
@@ -86,7 +86,7 @@ def check(settings: ModelSettings) -> None:
 
 
 def _check_coarse(settings: ModelSettings, coarse: ModelSettings) -> None:
-    """Raise NephiError where the two stages can't see the same pair."""
+    """Raise NephiError if the two stages need differently prepared images."""
     if coarse.coarse is not None:
         raise NephiError("settings: the coarse stage of a model can't have a coarse stage of its own")
     theirs = _preparation(coarse)
@@ -99,7 +99,7 @@ def _check_coarse(settings: ModelSettings, coarse: ModelSettings) -> None:
 
 
 def _preparation(settings: ModelSettings) -> dict:
-    """What decides, beside the spacing, how the images of a pair look that a model sees."""
+    """The settings, besides the spacing, on which the prepared images depend."""
     s = settings.similarity
     return {
         **{key: getattr(settings, key) for key in ("dimension", "align", "cube_margin_mm")},
@@ -138,7 +138,7 @@ class TrainSettings:
 
 
 def check_training(settings: TrainSettings) -> None:
-    """Raise NephiError where values make no sense together."""
+    """Raise NephiError for values out of range or inconsistent with each other."""
     m = settings.model
     check(m)
     check_settings(Settings(regularity=settings.regularity, fit=settings.fit))

@@ -10,12 +10,12 @@ WEIGHTS = Path(__file__).parent / "weights"  # the models that are shipped, by n
 
 
 def shipped_models() -> list[str]:
-    """Names that ``model`` may have beside files."""
+    """Names that are accepted for a model besides file paths."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
 def find_model(name: str | Path) -> Path:
-    """The file of a shipped model or the path itself; raises NephiError where there is neither."""
+    """The file of a shipped model or the path itself; raises NephiError if there is neither."""
     named, path = WEIGHTS / f"{name}.safetensors", Path(name)
     if named.is_file():
         return named

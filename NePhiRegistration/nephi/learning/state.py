@@ -64,7 +64,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def tensorboard(folder: Path, done: int):
-    """TensorBoard's, where it is installed; it then shows nothing older from after step ``done``."""
+    """A TensorBoard writer if it is installed; entries after step ``done`` are purged."""
     with contextlib.suppress(ImportError):
         from torch.utils.tensorboard import SummaryWriter  # optional, and takes seconds to load
 

@@ -164,7 +164,7 @@ def _loader(data, settings: TrainSettings, done: int, rank: int, world: int):
 
 
 def _draws(count: int, settings: TrainSettings, done: int, rank: int, world: int) -> Iterator[tuple[int, list[int]]]:
-    """(seed, indices) of every batch from step ``done`` on: each pass over the data in an order of its own.
+    """(seed, indices) of every batch from step ``done`` on: each pass over the data in a new order.
 
     All follows from the seed and the batch's number, so that a resumed run continues as it would have.
     """

@@ -1,4 +1,4 @@
-"""How well a model predicts pairs it was not trained on: overlap, landmark error, folds."""
+"""Validation of a model on pairs it was not trained on: overlap, landmark error, folds."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How good a registration is, and what it will cost."""
+"""Quality of a registration, and its estimated cost."""

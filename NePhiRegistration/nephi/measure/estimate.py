@@ -1,7 +1,7 @@
 """Rough run time and memory, before the run.
 
-Fitted to runs of 2D and 3D pairs with every preset on two CPU cores; within a factor of two there. Nothing was
-measured on a GPU: the memory is what the same run takes on a CPU without the libraries, the time an upper bound.
+Fitted to runs of 2D and 3D pairs with every preset on two CPU cores; within a factor of two there. On a GPU
+the time is an upper bound and the memory that of the same run on a CPU, without the libraries; neither was measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How good a registration is: landmark error, overlap, Jacobian determinants, folds, inverse consistency.
+"""Measures of a registration: landmark error, overlap, Jacobian determinants, folds, inverse consistency.
 
 A displacement_mm is an array (..zyx, d) in LPS mm, x first in the last axis, of the forward map on the
 fixed grid: fixed point -> moving point = fixed point + displacement. Its Jacobian determinant is above 1
@@ -285,7 +285,7 @@ def _checked_mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray
 
 
 def _inside(jacobian: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """(n,) values inside the mask, of which there must be some."""
+    """(n,) values inside the mask; raises NephiError if there are none."""
     jacobian = np.asarray(jacobian)
     mask = _checked_mask(mask, jacobian.shape)
     values = jacobian.ravel() if mask is None else jacobian[mask]

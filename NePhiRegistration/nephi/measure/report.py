@@ -1,4 +1,4 @@
-"""What is known of a registration, in one form for ``register``, ``evaluate`` and ``batch``.
+"""The report of a registration, in one form for ``register``, ``evaluate`` and ``batch``.
 
 A registration aligns the images by an affine map and then deforms them. Errors and overlaps are given *unaligned* (the
 images as they lie), *before* (after the alignment only) and *after* (registered). Of a transform whose alignment is not
@@ -69,7 +69,7 @@ class VolumeChange:
 
 @dataclass(frozen=True)
 class Report:
-    """Every number of a registration, and how it came about; what is not known is None and left out of the JSON."""
+    """All numbers of a registration and how it was made. Unknown entries are None and left out of the JSON."""
 
     folds: Folds
     jacobian: dict[str, Any]  # statistics of the determinant and its histogram, where the folds are counted
@@ -115,7 +115,7 @@ def _plain(value: Any) -> Any:
 
 
 def _built(kind: type, data: dict[str, Any]) -> Any:
-    """An instance of a dataclass, and of those in it, from what ``_plain`` makes of it."""
+    """The inverse of ``_plain``: a dataclass, with those nested in it, from plain dictionaries."""
     kinds, parts = typing.get_type_hints(kind), dict(data)
     for name, value in parts.items():
         options = typing.get_args(kinds[name]) if isinstance(kinds.get(name), types.UnionType) else (kinds.get(name),)

@@ -1,1 +1,1 @@
-"""What a registration leaves for people and other programs."""
+"""The result folder: transforms, images, report and pictures."""

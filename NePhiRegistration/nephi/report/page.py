@@ -32,7 +32,7 @@ def write_report(
     history: Sequence[dict] = (),
     landmark_errors: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Write ``report.html`` into ``folder``, which is made where it is missing.
+    """Write ``report.html`` into ``folder``, created if necessary.
 
     fixed, warped (moving image after registration), moving_before (after alignment only), jacobian
     (determinant of the forward map) and fixed_mask lie on the fixed grid; displacement (vectors, LPS

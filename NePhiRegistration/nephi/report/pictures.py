@@ -60,7 +60,7 @@ class _View:
 
 
 def _letters(lps: np.ndarray) -> str:
-    """Which side of the patient a direction leads to: one letter, or more where it is oblique."""
+    """Anatomical letters of a direction: one, or more if it is oblique."""
     return "".join("RAI LPS"[i + 4 * (lps[i] > 0)] for i in np.argsort(-np.abs(lps)) if abs(lps[i]) > 0.38)
 
 
@@ -84,7 +84,7 @@ def _views(grid: Grid, at_index_xyz) -> list[_View]:
 
 
 class Images:
-    """What the pictures are made of, as arrays on the fixed grid."""
+    """The images as arrays on the fixed grid."""
 
     def __init__(self, fixed, warped, moving_before, jacobian, displacement, fixed_mask):
         as_array = sitk.GetArrayViewFromImage

@@ -1,4 +1,4 @@
-"""The unfinished result, for a viewer."""
+"""Previews of the unfinished result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..result import Registration
 
 
 class Preview:
-    """Where the optimisation is, for a viewer: now and then the displacement on a coarse grid over the fixed image.
+    """Writes the current displacement on a coarse grid over the fixed image, for a viewer.
 
     ``folder/preview.nrrd`` (LPS mm, fixed -> moving, alignment included) is replaced at once, at most every
     ``seconds``; leaving the ``with`` block removes it.

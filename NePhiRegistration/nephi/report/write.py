@@ -157,7 +157,7 @@ def _warnings(r: Registration):
 
 
 def _facts(r: Registration) -> dict[str, Any]:
-    """How the registration came about."""
+    """Alignment, settings, device and versions of the run."""
     return {
         "warnings": list(_warnings(r)),
         "alignment": {

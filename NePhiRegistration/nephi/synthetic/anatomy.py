@@ -1,4 +1,4 @@
-"""A chest made of formulas: its shapes, its vessels, its motion, and the CT of it."""
+"""A procedural chest: its shapes, vessels and motion, and the rendering of its CT."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _smooth_step(x, edge: float, width: float):
 
 # Shapes: about the signed distance (mm, positive inside) to a surface, at anatomy points x, y, z.
 def _all(*shapes):
-    """What lies inside all shapes."""
+    """The intersection of all shapes."""
     return reduce(np.minimum, shapes)
 
 

@@ -57,7 +57,7 @@ class _Shape(Motion):
 
 
 def _thinness(xyz: np.ndarray, rng) -> np.ndarray:
-    """By how much the parenchyma is thinner than the phantom's: as a whole, and in patches of emphysema."""
+    """Factor by which the parenchyma is thinner than the phantom's, overall and in patches of emphysema."""
     patches = np.zeros(xyz.shape[1:], np.float32)
     vectors, phases = draw_waves(rng, 12, 25, 90)
     for vector, phase in zip(vectors.astype(np.float32), phases.astype(np.float32), strict=True):
