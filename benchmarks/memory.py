@@ -55,8 +55,10 @@ def run(method: str, size: int, iterations: int) -> dict:
     from dataclasses import replace
 
     import torch
-    from nephi import registration
+    from nephi.fitting.fit import Adam, fit
+    from nephi.fitting.objective import Objective
     from nephi.images.image_pair import Pair
+    from nephi.registration import register
     from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
     from nephi.space.affine import Affine
 
@@ -69,7 +71,7 @@ def run(method: str, size: int, iterations: int) -> dict:
     similarity = SimilaritySettings(points=Sampling(0.0, 2000, 2000), stages=(Stage(0.0, spacing, 2),), finest=0.5)
     settings = Settings(align="none", similarity=similarity, fit=FitSettings(iterations=iterations))
     if method == "nephi":
-        registration.register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
+        register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
     else:
         pair = Pair(fixed, moving, None, None, Affine.identity(3), settings)
         volumes = pair.volumes(similarity.stages[0], torch.device("cpu"))
@@ -78,10 +80,8 @@ def run(method: str, size: int, iterations: int) -> dict:
             maps = VoxelMaps(volumes[0].volume.shape[:-1], upper)
             regularity = replace(settings.regularity, weight=0.5)
             generator = torch.Generator().manual_seed(0)
-            objective = registration.Objective(similarity, regularity, pair.cube.unit_mm, generator)
-            registration.fit(
-                lambda step: objective(maps, [volumes]), registration.Adam(maps.parameters(), settings.fit)
-            )
+            objective = Objective(similarity, regularity, pair.cube.unit_mm, generator)
+            fit(lambda step: objective(maps, [volumes]), Adam(maps.parameters(), settings.fit))
     return {"method": method, "size": size, "peak_mb": peak_mb() - before, "images_mb": 2 * 2 * size**3 / 1e6}
 
 
@@ -97,17 +97,19 @@ def run_dense(size_xyz: tuple[int, int, int] = (512, 512, 300)) -> dict:
 
     import numpy as np
     import SimpleITK as sitk
-    from nephi import registration
+    from nephi.device import limit_threads
+    from nephi.registration import register
     from nephi.settings import PRESETS
     from nephi.space.grid import Grid
 
-    registration.limit_threads(2)
-    frame = {"size": list(size_xyz), "spacing": [0.7, 0.7, 1.0]}
+    limit_threads(2)
+    extent_mm = (358.4, 358.4, 300.0)
+    frame = {"size": list(size_xyz), "spacing": [e / n for e, n in zip(extent_mm, size_xyz, strict=True)]}
     fixed, moving = (sitk.GaussianSource(sitk.sitkInt16, scale=800, mean=[180.0 + shift, 180.0, 150.0],
                                          sigma=[60.0, 80.0, 70.0], **frame) - 900 for shift in (0.0, 4.0))  # fmt: skip
     mask = fixed > -700
     base, started = held_mb(), time.perf_counter()
-    result = registration.register(
+    result = register(
         fixed, moving, fixed_mask=mask, moving_mask=mask, settings=PRESETS["fast"], auto_mask=False, device="cpu"
     )
     registered = peak_mb() - base

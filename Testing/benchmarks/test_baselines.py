@@ -18,7 +18,7 @@ from nephi.settings import PRESETS
 from nephi.space.cube import Cube
 from nephi.synthetic.phantom import make_phantom
 
-from benchmarks import environment, pairs
+from benchmarks import environment, memory, pairs
 from benchmarks.baselines import lapirn, networks
 from benchmarks.baselines.bspline_tv import BSpline
 from benchmarks.baselines.harness import FINE, read_pair
@@ -220,3 +220,11 @@ def test_training_memory_grows_with_the_image(tmp_path):
     images_mb = 2 * 4 * (96**3 - 65**3) / 1e6
     assert large > small + images_mb
     assert (tmp_path / "training_memory.png").stat().st_size > 5000
+
+
+def test_the_dense_field_of_a_large_ct_is_measured():
+    """In miniature: all that ``memory.py --dense`` does."""
+    found = memory.run_dense((40, 40, 30))
+    assert found["voxels"] == 48_000 and 0 < found["in_mask"] < 48_000
+    assert found["field_and_jacobian_mb"] == pytest.approx(48_000 * 16 / 1e6)
+    assert found["peak_beyond_images_mb"]["dense"] > 0

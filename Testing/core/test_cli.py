@@ -123,7 +123,7 @@ def complaint(capfd) -> str:
 
 @pytest.mark.parametrize("case", _BAD)
 def test_bad_input_is_one_line_and_exit_code_2(case, folder, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("nephi.registration.fit", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("nephi.fitting.fit.Adam.__init__", lambda *_: pytest.fail("work was begun"))
     arguments, words = _BAD[case]
     arguments = [str(folder / a[1:]) if a.startswith("@") else a for a in arguments]
     if arguments[0].startswith("--") and str(folder / "fixed.nii.gz") not in arguments:
@@ -153,10 +153,10 @@ def test_output_that_cannot_be_written_is_told_before_any_work(target, folder, t
 
 
 def test_out_of_gpu_memory_says_what_to_lower(folder, tmp_path, capfd, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nand more lines")
 
-    monkeypatch.setattr("nephi.registration.fit", full)
+    monkeypatch.setattr("nephi.fitting.objective.Objective.__call__", full)
     pair = [str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz")]
     assert main(["register", *pair, "--output", str(tmp_path / "out")]) == 2
     text = complaint(capfd)
