@@ -10,7 +10,7 @@ import qt
 import slicer
 import vtk
 from nephi.errors import NephiError
-from nephi.settings import shipped_models
+from nephi.learning.shipped import shipped_models
 from NePhiRegistrationLib import dependencies, parameters, sample
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 from nephi.errors import NephiError
+from nephi.process import engine_environment
 
 from . import display
 from . import scene as nodes
 from .job import Job, LogicError
 from .outputs import Outputs
-from .runner import EngineProcess, engine_environment, failure, find_python
+from .runner import EngineProcess, failure, find_python
 
 PREVIEW_SECONDS = 1.0
 _EARLY = 0.05  # part of the optimisation before which the run's end can't be foretold
@@ -36,8 +37,8 @@ class Logic:
         return job.problem()
 
     def estimate(self, job: Job):
-        """Rough seconds and memory_mb that the engine will need (nephi.estimate.Estimate); None for a bad job."""
-        from nephi.estimate import estimate
+        """Rough seconds and memory_mb that the engine will need (nephi's Estimate); None for a bad job."""
+        from nephi.measure.estimate import estimate
 
         if self.problem(job):
             return None

@@ -12,7 +12,7 @@ from .scene import add, interpolate_linearly, read_grid_transform, read_volume, 
 
 REPORT = "report.json"
 _ROLE = "NePhi."  # of node references: what was registered to what, and what belongs to the same result
-_ENGINE_FILES = ("transform.h5", "inverse_transform.h5", "model.safetensors", REPORT, "report.html")
+_ENGINE_FILES = ("transform.h5", "inverse_transform.h5", "registration.safetensors", REPORT, "report.html")
 _TABLES = ("statistics", "folds", "ventilation")
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
+
+from nephi import process
 
 _PANEL_WORDS = {  # for what the engine calls by its options
     "with --fixed-mask": "as fixed mask",
@@ -19,7 +17,6 @@ _PANEL_WORDS = {  # for what the engine calls by its options
     "--align centres": "the first alignment by centres",
     "--device cpu": "the CPU",
 }
-ENGINE_FOLDER = Path(__file__).resolve().parents[1]  # holds the package nephi
 
 
 def find_python() -> str:
@@ -27,28 +24,13 @@ def find_python() -> str:
     return shutil.which("PythonSlicer") or sys.executable
 
 
-def engine_environment(environment: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment with ``nephi`` on the path; no output waits in a buffer."""
-    environment = dict(os.environ if environment is None else environment)
-    path = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = os.pathsep.join([str(ENGINE_FOLDER), *([path] if path else [])])
-    return environment | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-
-
 class EngineProcess:
     """A process whose output goes to two files in ``folder``: reading them never blocks and needs no thread."""
 
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path):
         self._out, self._error = _Tail(folder / "stdout.txt"), _Tail(folder / "stderr.txt")
-        # a group of its own, so that what the process starts can be ended with it
-        if os.name == "posix":
-            group = {"start_new_session": True}
-        else:
-            group = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
         with self._out.path.open("wb") as out, self._error.path.open("wb") as error:
-            self._process = subprocess.Popen(
-                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=error, **group
-            )
+            self._process = process.start(command, stdout=out, stderr=error, environment=environment, folder=folder)
         self.pid = self._process.pid
         atexit.register(self.end)
 
@@ -62,12 +44,7 @@ class EngineProcess:
     def end(self) -> None:
         """Kill the process and everything it started; returns when it is gone."""
         atexit.unregister(self.end)
-        if os.name == "posix":
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)  # also where the leader itself has ended
-        elif self._process.poll() is None:
-            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.pid)], capture_output=True, check=False)
-        self._process.wait()
+        process.end(self._process)
 
 
 def failure(code: int, log: list[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,19 +10,20 @@ from dataclasses import replace
 import SimpleITK as sitk
 import torch
 
-from .align import align
+from .device import choose_device
 from .errors import NephiError
-from .field import HybridCode, Maps, code_like, composed, make_fields, zero_code
-from .image import check_image, check_mask, looks_like_ct, lung_mask
-from .model import Model
-from .optimise import Optimisation, code_size
-from .pair import Pair
-from .predict import predict
+from .files.image import check_image, check_mask
+from .fitting.optimise import Optimisation, code_size
+from .images.align import align
+from .images.image_pair import Pair
+from .images.masks import looks_like_ct, lung_mask
+from .learning.model import Model
+from .learning.predict import predict
+from .maps.fields import HybridCode, Maps, code_like, composed, make_fields, zero_code
 from .result import Registration
 from .settings import PRESETS, Settings, Stage, check
-from .space import Cube, Grid
-
-_THREADS = 4  # the steps are too small for more
+from .space.cube import Cube
+from .space.grid import Grid
 
 
 def register(
@@ -144,38 +144,6 @@ def _start(pair: Pair, cube: Cube, predicted: Maps | None, stage: Stage) -> Maps
     if predicted is not None:
         return Maps(fields, code_like(predicted, s, size))
     return Maps(fields, zero_code(s, torch.tensor(cube.upper_cube, dtype=torch.float32), size))
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raises NephiError where CUDA is asked for and missing."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise NephiError(f"unknown device '{name}': use auto, cpu, cuda or cuda:N")
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(number or 0) >= count:
-            raise NephiError(f"device '{name}' is not there ({count} CUDA devices found); use --device cpu or auto")
-    return torch.device(name)
-
-
-def devices() -> list[dict]:
-    """What ``device`` may be here: name, label for a person and, for a GPU, memory_mb."""
-    cores = os.cpu_count() or 1
-    found = [{"name": "cpu", "label": f"CPU ({cores} core{'s' if cores > 1 else ''})"}]
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        card = torch.cuda.get_device_properties(number)
-        label = f"{card.name} ({card.total_memory / 2**30:.0f} GB)"
-        found.append({"name": f"cuda:{number}", "label": label, "memory_mb": round(card.total_memory / 1e6)})
-    return found
-
-
-def limit_threads(threads: int | None = None) -> None:
-    """Few threads: the optimisation's steps are small, more threads only wait for each other."""
-    threads = threads or min(_THREADS, torch.get_num_threads())
-    torch.set_num_threads(threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _find_lungs(fixed, moving, fixed_mask, moving_mask):

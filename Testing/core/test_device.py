@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi import PRESETS, fit, register
-from nephi import interpolate as interpolate_module
-from nephi.align import Affine
-from nephi.image import Slices
-from nephi.interpolate import interpolate
-from nephi.optimise import Optimisation
-from nephi.replay import Replayed
-from nephi.resample import DeviceImage, DeviceSlices
-from nephi.space import Cube, Grid
+from nephi import PRESETS, register
+from nephi.fitting import fit
+from nephi.fitting.optimise import Optimisation
+from nephi.fitting.replay import Replayed
+from nephi.images.resample import DeviceImage, DeviceSlices
+from nephi.images.slices import Slices
+from nephi.space import interpolate as interpolate_module
+from nephi.space.affine import Affine
+from nephi.space.cube import Cube
+from nephi.space.grid import Grid
+from nephi.space.interpolate import interpolate
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 

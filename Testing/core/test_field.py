@@ -11,9 +11,9 @@ import torch
 from geometry import points_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nephi.align import Affine
 from nephi.errors import NephiError
-from nephi.field import (
+from nephi.fitting.objective import exact_jacobian
+from nephi.maps.fields import (
     FORWARD,
     INVERSE,
     LINEAR_CUBE,
@@ -27,10 +27,11 @@ from nephi.field import (
     make_fields,
     zero_code,
 )
-from nephi.objective import exact_jacobian
 from nephi.result import Registration
 from nephi.settings import PRESETS, FieldSettings
-from nephi.space import Cube, Grid
+from nephi.space.affine import Affine
+from nephi.space.cube import Cube
+from nephi.space.grid import Grid
 
 
 def make(settings: FieldSettings, d: int, seed: int = 0, random_end: bool = False):
@@ -312,8 +313,8 @@ def registration(d: int, preset: str = "balanced") -> Registration:
 @pytest.mark.parametrize("preset", ["balanced", "paper"])
 def test_model_file_gives_the_same_maps(d, preset, tmp_path):
     before = registration(d, preset)
-    before.save_model(tmp_path / "model.safetensors")
-    after = Registration.load_model(tmp_path / "model.safetensors")
+    before.save(tmp_path / "model.safetensors")
+    after = Registration.load(tmp_path / "model.safetensors")
     points = before.fixed_grid.slab_lps_mm(2, 5)
     assert np.abs(before.forward(points) - before.affine(points)).max() > 0.01
     for name in ("forward", "inverse", "jacobian_determinant"):
@@ -324,11 +325,11 @@ def test_model_file_gives_the_same_maps(d, preset, tmp_path):
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):
-    with pytest.raises(NephiError, match="no such model"):
-        Registration.load_model(tmp_path / "none.safetensors")
+    with pytest.raises(NephiError, match="no such registration"):
+        Registration.load(tmp_path / "none.safetensors")
     (tmp_path / "junk.safetensors").write_bytes(b"junk" * 50)
     with pytest.raises(NephiError, match="cannot read"):
-        Registration.load_model(tmp_path / "junk.safetensors")
+        Registration.load(tmp_path / "junk.safetensors")
 
 
 @pytest.mark.parametrize("d", [2, 3])

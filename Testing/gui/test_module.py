@@ -50,7 +50,7 @@ def test_sample_data_is_registered_and_shown(panel, app, monkeypatch):
     source = _registered(app, monkeypatch)
     assert (source["category"], source["sampleName"]) == ("NePhi", "BreathingPhantom")
     assert Path(source["thumbnailFileName"]).is_file()
-    monkeypatch.setattr("nephi.phantom.make_phantom", lambda *_: _made_phantom())
+    monkeypatch.setattr("nephi.synthetic.phantom.make_phantom", lambda *_: _made_phantom())
     panel.leave()
     nodes = source["customDownloader"](None)
     shown = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
@@ -63,7 +63,7 @@ def test_sample_data_is_registered_and_shown(panel, app, monkeypatch):
 
 def test_self_test_registers_the_phantom(app, monkeypatch):
     made = []
-    monkeypatch.setattr("nephi.phantom.make_phantom", lambda *size: made.append(size) or _made_phantom())
+    monkeypatch.setattr("nephi.synthetic.phantom.make_phantom", lambda *size: made.append(size) or _made_phantom())
     result = unittest.TestResult()
     unittest.TestLoader().loadTestsFromTestCase(module.NePhiRegistrationTest).run(result)
     assert result.testsRun >= 1 and made and not result.failures + result.errors, result.failures + result.errors
@@ -71,7 +71,7 @@ def test_self_test_registers_the_phantom(app, monkeypatch):
 
 
 def test_self_test_fails_where_the_registration_does(app, monkeypatch):
-    monkeypatch.setattr("nephi.phantom.make_phantom", lambda *_: _made_phantom())
+    monkeypatch.setattr("nephi.synthetic.phantom.make_phantom", lambda *_: _made_phantom())
     monkeypatch.setattr(
         module.Logic,
         "start",

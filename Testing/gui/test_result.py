@@ -190,7 +190,7 @@ def test_save(finished, app, monkeypatch, tmp_path):
     finished.ui.saveButton.click()
     assert app.said == [f"Saved in {tmp_path / 'saved'}."]
     names = {file.name for file in (tmp_path / "saved").iterdir()}
-    assert {"transform.h5", "model.safetensors", "report.html", "folds.csv", "ventilation.csv"} <= names
+    assert {"transform.h5", "registration.safetensors", "report.html", "folds.csv", "ventilation.csv"} <= names
     finished.ui.saveButton.click()
     assert app.said[-1].startswith("The result could not be saved:")
 

@@ -108,7 +108,7 @@ def test_save_writes_what_can_be_read_elsewhere(finished, tmp_path):
     expected = {
         "transform.h5",
         "inverse_transform.h5",
-        "model.safetensors",
+        "registration.safetensors",
         "report.json",
         "report.html",
         "statistics.csv",
@@ -137,6 +137,6 @@ def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tm
     points = points_in(finished.phantom.fixed)
     assert np.abs(transformed(outputs.forward, points) - transformed(finished.outputs.forward, points)).max() < 1e-3
 
-    assert outputs.save(tmp_path / "again") == ["model.safetensors"]
+    assert outputs.save(tmp_path / "again") == ["registration.safetensors"]
     saved = by_file(tmp_path / "again" / "transform.h5", points)
     assert np.abs(saved - transformed(finished.outputs.forward, points)).max() < 1e-3
