@@ -57,6 +57,7 @@ def run(method: str, size: int, iterations: int) -> dict:
     import torch
     from nephi.fitting.fit import Adam, fit
     from nephi.fitting.objective import Objective
+    from nephi.fitting.similarity import make_similarity
     from nephi.images.image_pair import Pair
     from nephi.registration import register
     from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
@@ -74,7 +75,7 @@ def run(method: str, size: int, iterations: int) -> dict:
         register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
     else:
         pair = Pair(fixed, moving, None, None, Affine.identity(3), settings)
-        volumes = pair.volumes(similarity.stages[0], torch.device("cpu"))
+        volumes = pair.volumes(similarity.stages[0], make_similarity(similarity).prepare, "cpu")
         if method == "voxel":
             upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
             maps = VoxelMaps(volumes[0].volume.shape[:-1], upper)

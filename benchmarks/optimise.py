@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from nephi.fitting.fit import Adam, fit
-from nephi.fitting.objective import Objective, regularity, stencil
+from nephi.fitting.objective import Objective
+from nephi.fitting.regularity import make_regulariser
 from nephi.learning.model import Model
 from nephi.learning.pair_tensors import Sample
 from nephi.learning.validate import measure
@@ -50,13 +51,13 @@ class Start:
     @torch.no_grad()
     def inverse_inconsistency(self, points: int = 4096, step_mm: float = 1.5) -> float:
         """Mean squared Frobenius norm of J[phi o psi] - Id over random points and both orders (paper, Eq. 3)."""
-        upper, settings = self.maps.code.upper_cube, RegularitySettings("gradicon")
+        upper, regulariser = self.maps.code.upper_cube, make_regulariser(RegularitySettings("gradicon"))
         d, step = len(upper), step_mm / self.half_size_mm
         generator = torch.Generator(upper.device).manual_seed(0)
         x = (torch.rand((points, 1, d), generator=generator, device=upper.device) * 2 - 1) * upper
-        x = (x + stencil("gradicon", d, step, False).to(upper)).expand(2, -1, -1, -1)
+        x = (x + regulariser.stencil(d, step).to(upper)).expand(2, -1, -1, -1)
         y = self.maps(x.reshape(2, -1, d)).reshape(x.shape)
-        return float(regularity(self.maps, settings, x, y, step))
+        return float(regulariser.penalty(self.maps, x, y, step))
 
 
 def optimise(

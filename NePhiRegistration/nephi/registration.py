@@ -1,8 +1,7 @@
-"""The main path: check -> masks -> align -> features -> optimise -> result."""
+"""The main path: check -> masks -> align -> predict -> optimise -> result."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,16 +12,16 @@ import torch
 from .device import choose_device
 from .errors import NephiError
 from .files.image import check_image, check_mask
-from .fitting.optimise import Optimisation, code_size
+from .fitting.optimise import Optimisation
+from .fitting.regularity import Regulariser, make_regulariser
+from .fitting.similarity import Similarity, make_similarity
 from .images.align import align
 from .images.image_pair import Pair
 from .images.masks import looks_like_ct, lung_mask
 from .learning.model import Model
-from .learning.predict import predict
-from .maps.fields import HybridCode, Maps, code_like, composed, make_fields, zero_code
+from .learning.predict import Prediction, predict
 from .result import Registration
-from .settings import PRESETS, Settings, Stage, check
-from .space.cube import Cube
+from .settings import PRESETS, Settings, check
 from .space.grid import Grid
 
 
@@ -35,58 +34,40 @@ def register(
     settings: Settings = PRESETS["balanced"],
     auto_mask: bool = True,
     device: str = "auto",
+    similarity: Similarity | None = None,
+    regulariser: Regulariser | None = None,
     progress: Callable[[str, float, dict], None] | None = None,
     preview: Callable[[str, float, Registration], None] | None = None,
 ) -> Registration:
     """Register two 2D or 3D SimpleITK images of any grids; the result maps points both ways in LPS mm.
 
-    ``progress(stage, fraction, terms)`` is called as it goes; an exception raised in it ends the run.
-    ``preview(stage, fraction, registration)`` is called with the unfinished result, first right after the
+    ``similarity``, ``regulariser``: objects in the place of those that the settings name.
+    ``progress(phase, fraction, terms)`` is called as it goes; an exception raised in it ends the run.
+    ``preview(phase, fraction, registration)`` is called with the unfinished result, first right after the
     alignment, then at most 200 times as the fields are optimised.
     Without masks, lungs are looked for in CTs (``auto_mask``); where none are found, or with other
     images, points are drawn from the whole images. Raises NephiError for input that can't be registered.
     """
     started = time.perf_counter()
-    check(settings)
-    tell = progress or (lambda stage, fraction, terms: None)
+    report = _Progress(settings.fit.iterations, progress, preview)
+    settings, similarity, regulariser = _checked(settings, similarity, regulariser)
     target = choose_device(device)
     model = None if settings.model is None else Model.load(settings.model, target)
-    tell("reading", 0.0, {})
-    fixed, moving = check_image(fixed, "fixed image"), check_image(moving, "moving image")
-    if fixed.GetDimension() != moving.GetDimension():
-        raise NephiError(
-            f"the fixed image is {fixed.GetDimension()}D and the moving image {moving.GetDimension()}D; "
-            "both must have the same dimension"
-        )
-    tell("masks", 0.02, {})
-    fixed_mask = None if fixed_mask is None else check_mask(fixed_mask, fixed, "fixed mask")
-    moving_mask = None if moving_mask is None else check_mask(moving_mask, moving, "moving mask")
-    found = []
-    if auto_mask and fixed.GetDimension() == 3 and looks_like_ct(fixed) and looks_like_ct(moving):
-        fixed_mask, moving_mask, found = _find_lungs(fixed, moving, fixed_mask, moving_mask)
-
-    tell("alignment", 0.04, {})
+    report("reading")
+    fixed, moving = _check_images(fixed, moving)
+    report("masks")
+    fixed_mask, moving_mask, found = _masks(fixed, moving, fixed_mask, moving_mask, auto_mask)
+    report("alignment")
     affine, how = align(fixed, moving, fixed_mask, moving_mask, settings.align)
     pair = Pair(fixed, moving, fixed_mask, moving_mask, affine, settings, trusted=not found)
-
-    notes, predicted = [], None
     if model is not None:
-        tell("prediction", 0.05, {})
-        predicted = predict(model, pair, target)
-        if predicted.flaw:
-            notes.append(f"The prediction of model '{settings.model}' was not used: {predicted.flaw}.")
-            predicted = None
-    cube, prediction = (predicted.cube, predicted.maps) if predicted else (pair.cube, None)
-    # by the step that each begins with; of several that begin together the last
-    stages = {round(stage.start * settings.fit.iterations): stage for stage in _stages(settings, predicted is not None)}
-    start = _start(pair, cube, prediction, stages[0])
-    fields, code = copy.deepcopy(start.fields).to(target).requires_grad_(True), HybridCode(start.code).to(target)
-    maps = composed(Maps(fields, code), start.outer)
-    pair.work_in(cube)
-
-    result = Registration(
-        maps=maps,
-        cube=cube,
+        report("prediction")
+    prediction, notes = _predict(model, pair, target)
+    start = (pair.cube, None) if prediction is None else (prediction.cube, prediction.maps)
+    optimisation = Optimisation(pair, *start, similarity, regulariser, target)
+    report.result = result = Registration(
+        maps=optimisation.maps,
+        cube=optimisation.cube,
         affine=affine,
         fixed_grid=Grid.of(fixed),
         moving_grid=Grid.of(moving),
@@ -94,63 +75,91 @@ def register(
         alignment=how,
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
-        found_masks=tuple(found),
-        notes=tuple(notes),
+        found_masks=found,
+        notes=notes,
         device=str(target),
         length_scale=pair.scale,
     )
-    show = preview or (lambda stage, fraction, registration: None)
-
-    def record(entry: dict) -> None:
-        fraction = 0.08 + 0.72 * entry["step"] / max(1, settings.fit.iterations)
-        tell("optimising", fraction, entry)
-        show("optimising", fraction, result)
-
-    tell("features", 0.06, {})
-    show("features", 0.06, result)
-    parameters = [*code.parameters(), *fields.parameters()]
-    optimisation = Optimisation(pair, cube, maps, code, stages, parameters, keep_nodes=start is prediction)
-    try:
-        result.history = optimisation.run(record)
-    except torch.OutOfMemoryError:
-        raise NephiError(
-            "the GPU is out of memory: lower similarity.points, choose a larger similarity.stages.spacing_mm, "
-            "another preset, or --device cpu"
-        ) from None
-    for module in (fields, code):
-        module.eval().requires_grad_(False)
+    report("features")
+    result.history = optimisation.run(report.optimising)
     result.seconds = time.perf_counter() - started
     return result
 
 
-def _stages(settings: Settings, predicted: bool) -> tuple[Stage, ...]:
-    """Of several, a prediction saves the first, which looks for large motion: the second begins at once."""
-    first, *others = settings.similarity.stages
-    return (replace(others[0], start=0.0), *others[1:]) if predicted and others else (first, *others)
+class _Progress:
+    """Tells of the phases of a run and shows its unfinished result."""
+
+    _BEGINS = {"reading": 0.0, "masks": 0.02, "alignment": 0.04, "prediction": 0.05, "features": 0.06}
+    _OPTIMISING = 0.08, 0.8
+
+    def __init__(self, iterations: int, progress: Callable | None, preview: Callable | None):
+        self.iterations, self.progress, self.preview = max(1, iterations), progress, preview
+        self.result: Registration | None = None
+
+    def __call__(self, phase: str) -> None:
+        self._tell(phase, self._BEGINS[phase], {})
+
+    def optimising(self, entry: dict) -> None:
+        """An entry of the optimisation's history."""
+        begin, end = self._OPTIMISING
+        self._tell("optimising", begin + (end - begin) * entry["step"] / self.iterations, entry)
+
+    def _tell(self, phase: str, fraction: float, terms: dict) -> None:
+        if self.progress is not None:
+            self.progress(phase, fraction, terms)
+        if self.preview is not None and self.result is not None:
+            self.preview(phase, fraction, self.result)
 
 
-def _start(pair: Pair, cube: Cube, predicted: Maps | None, stage: Stage) -> Maps:
-    """From nothing: both maps the identity, the code zero.
-
-    From a prediction: the same fields with a code whose linear term moves points as predicted, smoothed by its nodes.
-    This ends nearer to the truth than the model's own fields and code do, which keep what is wrong with a prediction.
-    Without a linear term those are taken, as published.
-    """
-    s, fit_settings = pair.field_settings, pair.settings.fit
-    if predicted is not None and not (s.linear and fit_settings.iterations):
-        return predicted
-    fields = make_fields(s, cube.unit_mm, cube.dimension, torch.Generator().manual_seed(fit_settings.seed))
-    size = code_size(pair, cube, stage)
-    if predicted is not None:
-        return Maps(fields, code_like(predicted, s, size))
-    return Maps(fields, zero_code(s, torch.tensor(cube.upper_cube, dtype=torch.float32), size))
+def _checked(
+    settings: Settings, similarity: Similarity | None, regulariser: Regulariser | None
+) -> tuple[Settings, Similarity, Regulariser]:
+    """The settings, checked, and the two objects; of those that were given the settings take the class's name."""
+    if similarity is not None:
+        settings = replace(settings, similarity=replace(settings.similarity, name=type(similarity).__name__))
+    if regulariser is not None:
+        settings = replace(settings, regularity=replace(settings.regularity, name=type(regulariser).__name__))
+    check(settings, names=False)
+    similarity = similarity or make_similarity(settings.similarity)
+    return settings, similarity, regulariser or make_regulariser(settings.regularity)
 
 
-def _find_lungs(fixed, moving, fixed_mask, moving_mask):
-    """The masks, with lungs put in where none is given; on both sides or on none."""
-    given = (fixed_mask is not None, moving_mask is not None)
-    fixed_mask = lung_mask(fixed) if fixed_mask is None else fixed_mask
-    moving_mask = lung_mask(moving) if moving_mask is None else moving_mask
-    if fixed_mask is None or moving_mask is None:
-        return (fixed_mask if given[0] else None), (moving_mask if given[1] else None), []
-    return fixed_mask, moving_mask, [name for name, g in zip(("fixed", "moving"), given, strict=True) if not g]
+def _check_images(fixed: sitk.Image, moving: sitk.Image) -> tuple[sitk.Image, sitk.Image]:
+    fixed, moving = check_image(fixed, "fixed image"), check_image(moving, "moving image")
+    if fixed.GetDimension() != moving.GetDimension():
+        raise NephiError(
+            f"the fixed image is {fixed.GetDimension()}D and the moving image {moving.GetDimension()}D; "
+            "both must have the same dimension"
+        )
+    return fixed, moving
+
+
+def _masks(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    fixed_mask: sitk.Image | None,
+    moving_mask: sitk.Image | None,
+    auto_mask: bool,
+) -> tuple[sitk.Image | None, sitk.Image | None, tuple[str, ...]]:
+    """Both masks, checked, and for which images lungs were detected in their place: for both images or for none."""
+    fixed_mask = None if fixed_mask is None else check_mask(fixed_mask, fixed, "fixed mask")
+    moving_mask = None if moving_mask is None else check_mask(moving_mask, moving, "moving mask")
+    if not (auto_mask and fixed.GetDimension() == 3 and looks_like_ct(fixed) and looks_like_ct(moving)):
+        return fixed_mask, moving_mask, ()
+    detected = [
+        lung_mask(image) if mask is None else mask for image, mask in ((fixed, fixed_mask), (moving, moving_mask))
+    ]
+    if None in detected:
+        return fixed_mask, moving_mask, ()
+    found = [name for name, mask in (("fixed", fixed_mask), ("moving", moving_mask)) if mask is None]
+    return detected[0], detected[1], tuple(found)
+
+
+def _predict(model: Model | None, pair: Pair, device: torch.device) -> tuple[Prediction | None, tuple[str, ...]]:
+    """A model's prediction, if it is any good, and what a user should know of it."""
+    if model is None:
+        return None, ()
+    prediction = predict(model, pair, device)
+    if not prediction.flaw:
+        return prediction, ()
+    return None, (f"The prediction of model '{pair.settings.model}' was not used: {prediction.flaw}.",)

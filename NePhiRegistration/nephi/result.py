@@ -16,8 +16,8 @@ from .errors import NephiError
 from .files.folder import ResultFolder
 from .files.tensors import read_tensors
 from .files.transform import displacement_transform
-from .fitting.objective import exact_jacobian
 from .maps.fields import FORWARD, INVERSE, HybridCode, Maps, composed, make_fields, zero_code
+from .maps.jacobian import exact_jacobian
 from .maps.sampled import coarsest_displacement
 from .measure.quality import displacement_jacobian, random_points
 from .settings import FieldSettings, Settings, from_dict
@@ -207,7 +207,7 @@ class Registration:
             affine=Affine(np.array(affine["matrix"]), np.array(affine["offset_mm"])),
             fixed_grid=_grid(geometry["fixed_grid"]),
             moving_grid=_grid(geometry["moving_grid"]),
-            settings=from_dict(json.loads(metadata["settings"])),
+            settings=from_dict(json.loads(metadata["settings"]), names=False),
             length_scale=geometry["length_scale"],
             alignment=geometry["alignment"],
             device=device,

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from .config import decode, read_json
 from .errors import NephiError
+from .registry import Registry
 
 BODY_MM = 120.0
-FIELDS = ("neural", "voxel")
-SIMILARITIES = ("mind", "lncc", "ncc", "mse")
-REGULARISERS = ("gradicon", "diffusion", "bending", "none")
+FIELDS: Registry = Registry("field", "field.kind", "neural", "voxel")
+SIMILARITIES: Registry = Registry("similarity", "similarity.name", "mind", "lncc", "ncc", "mse")
+REGULARISERS: Registry = Registry("regulariser", "regularity.name", "gradicon", "diffusion", "bending", "none")
 ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
 
 
@@ -197,21 +198,26 @@ def load(path: str | Path, base: Settings | None = None) -> Settings:
     return from_dict(data, base)
 
 
-def from_dict(data: dict, base: Settings | None = None) -> Settings:
+def from_dict(data: dict, base: Settings | None = None, names: bool = True) -> Settings:
+    """Settings from a file's entries, checked; ``names`` as in ``check``."""
     name = data.get("preset")
     start = PRESETS.get(name) if isinstance(name, str) else None
     settings = decode(start or base or PRESETS["balanced"], data, "")
-    check(settings)
+    check(settings, names)
     return settings
 
 
-def check(settings: Settings) -> None:
-    """Raise NephiError for values out of range or inconsistent with each other."""
+def check(settings: Settings, names: bool = True) -> None:
+    """Raise NephiError for values out of range or inconsistent with each other.
+
+    ``names``: also for a similarity or regulariser that is not known here; maps that are saved do without either.
+    """
     s = settings
+    FIELDS.check(s.field.kind)
+    if names:
+        SIMILARITIES.check(s.similarity.name)
+        REGULARISERS.check(s.regularity.name)
     choices = [
-        ("field.kind", s.field.kind, FIELDS),
-        ("similarity.name", s.similarity.name, SIMILARITIES),
-        ("regularity.name", s.regularity.name, REGULARISERS),
         ("field.modulation", s.field.modulation, ("relu", "sine")),
         ("fit.schedule", s.fit.schedule, ("cosine", "constant")),
         ("field.code_degree", s.field.code_degree, (1, 2)),

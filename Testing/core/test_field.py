@@ -12,7 +12,6 @@ from geometry import points_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nephi.errors import NephiError
-from nephi.fitting.objective import exact_jacobian
 from nephi.maps.fields import (
     FORWARD,
     INVERSE,
@@ -27,6 +26,7 @@ from nephi.maps.fields import (
     make_fields,
     zero_code,
 )
+from nephi.maps.jacobian import exact_jacobian
 from nephi.result import Registration
 from nephi.settings import PRESETS, FieldSettings
 from nephi.space.affine import Affine

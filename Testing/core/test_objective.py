@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nephi.fitting.objective import Objective, exact_jacobian, finite_jacobian, regularity, similarity, stencil
+from nephi.fitting.objective import Objective
+from nephi.fitting.regularity import make_regulariser
+from nephi.fitting.similarity import make_similarity
 from nephi.images.volume import Volume, VolumePair
 from nephi.maps.fields import Code, HybridCode, Maps, NeuralFields, zero_code
+from nephi.maps.jacobian import exact_jacobian, finite_jacobian
 from nephi.settings import SIMILARITIES, FieldSettings, RegularitySettings, Sampling, SimilaritySettings
 from torch.nn import functional as F
 
@@ -32,10 +35,11 @@ def value_of(fields, name: str, d: int, step: float = 0.01, exact: bool = False,
     """The regulariser of maps given as a function (2, n, d) -> (2, n, d), in double precision."""
     generator = torch.Generator().manual_seed(2)
     points = (torch.rand(n, d, generator=generator, dtype=torch.double) * 2 - 1) * 0.5
-    points = points[:, None] + stencil(name, d, step, exact).double()
+    regulariser = make_regulariser(RegularitySettings(name, exact=exact))
+    points = points[:, None] + regulariser.stencil(d, step).double()
     points = torch.stack([points, points]).requires_grad_(exact)
     values = fields(points.reshape(2, -1, d)).reshape(points.shape)
-    return regularity(fields, RegularitySettings(name, exact=exact), points, values, step)
+    return regulariser.penalty(fields, points, values, step)
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -109,13 +113,13 @@ def test_bending_of_affine_and_quadratic_maps():
 
 def test_none_is_zero_and_needs_one_point():
     assert float(value_of(small_fields(2), "none", 2).detach()) == 0
-    assert stencil("none", 3, 0.1, False).shape == (1, 3)
+    assert make_regulariser(RegularitySettings("none")).stencil(3, 0.1).shape == (1, 3)
 
 
 def test_jacobians_have_outputs_in_rows():
     a = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.double)
     x = torch.rand(5, 1, 2, dtype=torch.double)
-    points = x + stencil("diffusion", 2, 0.1, False).double()
+    points = x + make_regulariser(RegularitySettings("diffusion")).stencil(2, 0.1).double()
     torch.testing.assert_close(finite_jacobian(points @ a.T, 0.1), a.expand(5, 2, 2))
     x = x[:, 0].requires_grad_()
     torch.testing.assert_close(exact_jacobian(x @ a.T, x), a.expand(5, 2, 2))
@@ -135,7 +139,7 @@ def texture(d: int, n: int = 40) -> torch.Tensor:
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_similarity_is_best_at_the_truth(name, d):
     settings = SimilaritySettings(name)
-    chosen = similarity(settings)
+    chosen = make_similarity(settings)
     image = texture(d)
     volume = Volume(chosen.prepare(image, 1), -torch.ones(d), 2 / (image.shape[0] - 1), None)
     points, index = volume.draw(800, torch.Generator().manual_seed(1))
@@ -153,7 +157,7 @@ def test_similarity_is_best_at_the_truth(name, d):
 
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_points_of_no_weight_do_not_count(name):
-    compare, channels = similarity(SimilaritySettings(name)).compare, {"mind": 12, "lncc": 27}.get(name, 1)
+    compare, channels = make_similarity(SimilaritySettings(name)).compare, {"mind": 12, "lncc": 27}.get(name, 1)
     a, b = (torch.rand(60, channels, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     weight = torch.ones(60, 1)
     weight[40:] = 0
@@ -166,7 +170,7 @@ def test_points_of_no_weight_do_not_count(name):
 
 def test_ncc_and_lncc_do_not_see_brightness_and_contrast():
     a = torch.rand(100, 1, generator=torch.Generator().manual_seed(0))
-    ncc = similarity(SimilaritySettings("ncc")).compare
+    ncc = make_similarity(SimilaritySettings("ncc")).compare
     assert float(ncc(a, 3 * a + 0.4, torch.ones(100, 1))) == pytest.approx(0, abs=1e-4)
     assert float(ncc(a, -a, torch.ones(100, 1))) == pytest.approx(2, abs=1e-4)
     both = torch.cat([a, a.flip(0)], 1)  # each channel has a mean and a contrast of its own
@@ -174,7 +178,7 @@ def test_ncc_and_lncc_do_not_see_brightness_and_contrast():
     assert float(ncc(both, both * gains + gains, torch.ones(100, 1))) == pytest.approx(0, abs=1e-4)
     patches = torch.rand(50, 27, generator=torch.Generator().manual_seed(0))
     gains = torch.linspace(0.5, 2, 50)[:, None]
-    lncc = similarity(SimilaritySettings("lncc")).compare
+    lncc = make_similarity(SimilaritySettings("lncc")).compare
     assert float(lncc(patches, gains * patches + gains, torch.ones(50, 1))) == pytest.approx(0, abs=1e-4)
 
 
@@ -184,7 +188,7 @@ def test_blurs_let_thin_lines_attract_each_other():
     lines[0, :, 20] = lines[1, :, 30] = lines[1, :, 28] = 1
 
     def gain(blurs) -> float:
-        measure = similarity(SimilaritySettings("ncc", blurs=blurs))
+        measure = make_similarity(SimilaritySettings("ncc", blurs=blurs))
         at, far = (measure.prepare(line, 1, None).reshape(1600, -1) for line in lines)
         near = measure.prepare(lines[1].roll(-1, 1), 1, None).reshape(1600, -1)
         assert at.shape == (1600, len(blurs))

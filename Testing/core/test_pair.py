@@ -7,10 +7,16 @@ import pytest
 import SimpleITK as sitk
 import torch
 from geometry import rotation
+from nephi.fitting.similarity import make_similarity
 from nephi.images.image_pair import Pair
 from nephi.learning.pair_tensors import Sample
 from nephi.settings import PRESETS, SimilaritySettings, Stage
 from nephi.space.affine import Affine
+
+
+def features(pair: Pair, stage: Stage):
+    """What is compared at a stage, by the similarity of the pair's settings."""
+    return pair.volumes(stage, make_similarity(pair.settings.similarity).prepare, "cpu")
 
 
 def _ct(outside_hu: float) -> tuple[sitk.Image, sitk.Image]:
@@ -32,7 +38,7 @@ def test_only_given_masks_cut_away_the_chest_wall():
     for trusted in (True, False):
         settings = replace(PRESETS["fast"], similarity=SimilaritySettings(outside_hu=-100.0))
         pair = Pair(one, other, mask, mask, Affine.identity(3), settings, trusted)
-        fixed, moving = pair.volumes(Stage(0.0, 7.0, 1), torch.device("cpu"))
+        fixed, moving = features(pair, Stage(0.0, 7.0, 1))
         differences.append(float((fixed.volume.float() - moving.volume.float()).abs().mean()))
     assert differences[0] < 0.5 * differences[1]  # the rest: voxels that the border runs through
 
@@ -43,7 +49,7 @@ def test_points_come_from_the_masks_grown_by_the_margin():
     for margin in (0.0, 10.0):
         settings = replace(PRESETS["fast"], similarity=SimilaritySettings(mask_margin_mm=margin))
         pair = Pair(image, image, mask, mask, Affine.identity(3), settings)
-        volume = pair.volumes(Stage(0.0, 7.0, 1), torch.device("cpu"))[0]
+        volume = features(pair, Stage(0.0, 7.0, 1))[0]
         counts.append(len(volume.chosen))
     # a box of 20 voxels of 7 mm: its sides grow by the margin at either end, but for the rounded corners
     side = [count ** (1 / 3) for count in counts]
@@ -94,7 +100,7 @@ def test_the_margin_shrinks_with_a_small_body():
         assert 0.1 < pair.scale < 0.13
         grid = pair.working_grid(0.7 / pair.scale)
         assert max(grid.size) < 20 + 2 * 10.0 * pair.scale / 0.7 + 3  # of the images no more than is needed
-        volume = pair.volumes(Stage(0.0, 0.7 / pair.scale, 1), torch.device("cpu"))[0]
+        volume = features(pair, Stage(0.0, 0.7 / pair.scale, 1))[0]
         counts.append(len(volume.chosen))
     side = [count ** (1 / 3) for count in counts]
     assert side[0] == pytest.approx(20, abs=1)

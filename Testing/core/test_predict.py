@@ -104,7 +104,7 @@ def test_a_good_prediction_is_the_result(encoder, refinements, images, short, mo
 
 def test_the_optimisation_passes_over_the_stage_that_looks_for_large_motion(images, short, model_file, monkeypatch):
     seen, volumes = [], Pair.volumes
-    monkeypatch.setattr(Pair, "volumes", lambda self, stage, device: seen.append(stage) or volumes(self, stage, device))
+    monkeypatch.setattr(Pair, "volumes", lambda self, stage, *rest: seen.append(stage) or volumes(self, stage, *rest))
     three = (Stage(0.0, 5.0, coarsening=4.0), Stage(0.5, 2.5, coarsening=2.0), Stage(0.75, 2.0))
     similarity = replace(short(8).similarity, stages=three)
     found = []

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from geometry import rotation
+from nephi.fitting.similarity import make_similarity
 from nephi.images.image_pair import Pair
 from nephi.learning.augment import Augmentation
 from nephi.learning.pair_tensors import Sample
@@ -20,6 +21,11 @@ NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart
 
 
 # ---- from a pair ---------------------------------------------------------------------------------------
+
+
+def features(pair: Pair, stage: Stage):
+    """What is compared at a stage, by the similarity of the pair's settings."""
+    return pair.volumes(stage, make_similarity(pair.settings.similarity).prepare, "cpu")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -112,7 +118,7 @@ def test_a_swapped_sample_has_all_of_both_images_exchanged(seen):
 
 def test_what_is_compared_is_what_a_registration_compares(seen):
     _, pair, sample = seen
-    for mine, theirs in zip(sample.volumes, pair.volumes(pair.settings.similarity.stages[0], "cpu"), strict=True):
+    for mine, theirs in zip(sample.volumes, features(pair, pair.settings.similarity.stages[0]), strict=True):
         assert torch.equal(mine.volume, theirs.volume) and torch.equal(mine.chosen, theirs.chosen)
         assert torch.equal(mine.lower, theirs.lower) and mine.spacing == theirs.spacing
         points = tensor(cube_points(pair))

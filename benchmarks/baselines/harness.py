@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from nephi.files.image import read_image, read_mask
 from nephi.fitting.fit import Adam, fit
-from nephi.fitting.objective import similarity
+from nephi.fitting.similarity import make_similarity
 from nephi.images.image_pair import Pair
 from nephi.images.volume import Volume
 from nephi.maps.fields import FORWARD
@@ -73,7 +73,7 @@ def forward_similarity(
     maps: OneWay, volumes: Sequence[Volume], settings: SimilaritySettings, generator: torch.Generator
 ) -> Tensor:
     """The similarity term of nephi in one direction: random points of the fixed mask, compared where they land."""
-    (fixed, moving), kind = volumes, similarity(settings)
+    (fixed, moving), kind = volumes, make_similarity(settings)
     points, index = fixed.draw(settings.points.count(fixed.voxels), generator)
     moved, offsets = maps(points), kind.offsets(points.shape[-1])
     weight = moving.inside(moved.detach())
@@ -102,7 +102,10 @@ def optimise(
     for level in levels:
         maps.refine(level.spacing_mm)
         if level.stage != stage:
-            stage, volumes = level.stage, pair.volumes(level.stage, torch.device("cpu"))
+            stage, volumes = (
+                level.stage,
+                pair.volumes(level.stage, make_similarity(pair.settings.similarity).prepare, "cpu"),
+            )
         iterations = 5 if quick else level.iterations
         adam = Adam(maps.parameters(), FitSettings(iterations=iterations, learning_rate=level.learning_rate))
         fit(lambda _, level=level, volumes=volumes: objective(level, volumes), adam)

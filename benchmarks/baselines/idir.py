@@ -14,8 +14,8 @@ import math
 from dataclasses import replace
 
 import torch
-from nephi.fitting.objective import regularity, stencil
-from nephi.settings import PRESETS, RegularitySettings, Sampling
+from nephi.fitting.regularity import Bending
+from nephi.settings import PRESETS, Sampling
 from torch import Tensor, nn
 
 from .harness import COARSE, FINE, Level, OneWay, forward_similarity, optimise, read_pair, upper_cube, write_maps
@@ -58,15 +58,15 @@ def run(job) -> None:
     maps, upper = Sines(), upper_cube(pair)
     generator = torch.Generator().manual_seed(job.seed)
     similarity = replace(settings.similarity, points=Sampling(0.0, POINTS, POINTS))
-    bending, step = RegularitySettings(name="bending"), STEP_MM / pair.cube.unit_mm
-    around = stencil("bending", 3, step, exact=False)
+    bending, step = Bending(), STEP_MM / pair.cube.unit_mm
+    around = bending.stencil(3, step)
 
     def objective(level: Level, volumes):
         centres = (torch.rand((REGULARITY_POINTS, 3), generator=generator) * 2 - 1) * upper
         points = (centres[:, None] + around)[None]
         terms = {
             "similarity": forward_similarity(maps, volumes, similarity, generator),
-            "regularity": regularity(maps, bending, points, maps(points), step),
+            "regularity": bending.penalty(maps, points, maps(points), step),
         }
         return terms["similarity"] + WEIGHT * terms["regularity"], terms
 

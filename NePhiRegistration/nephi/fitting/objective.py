@@ -7,154 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..images.volume import VolumePair, local_offsets, mind_ssc, smoothed
+from ..images.volume import VolumePair
 from ..maps.fields import FORWARD, INVERSE, Maps
 from ..settings import RegularitySettings, SimilaritySettings
 from ..space.interpolate import constant
+from .regularity import Regulariser, make_regulariser
+from .similarity import Similarity, make_similarity
 
 _KNOWN = 1500  # points of a pair whose partners are known, looked at a step
 _BLUNT_MM = 0.5
-
-# ---- similarity: prepare an image, then compare values (..., n, c) at n points with weights (..., n, 1);
-# of several directions (...) the mean ----
-
-
-def _shares(weight: Tensor) -> Tensor:
-    """Weights (..., n, 1) of the points, their sum 1, or 0 where none counts."""
-    return weight / weight.sum(-2, keepdim=True).clamp(min=1e-6)
-
-
-def _squared(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Mean squared difference over points and channels."""
-    squares = nn.functional.mse_loss(a, b, reduction="none")
-    return (squares * _shares(weight)).sum() * (a.shape[-2] / a.numel())
-
-
-def _one_minus_ncc(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """1 - NCC over all points (paper, section 4.3), averaged over the channels."""
-    weight = _shares(weight)
-
-    def mean(values: Tensor) -> Tensor:
-        return (values * weight).sum(-2, keepdim=True)
-
-    a, b = a - mean(a), b - mean(b)
-    return (1 - mean(a * b) / (mean(a.square()) * mean(b.square()) + 1e-12).sqrt()).mean()
-
-
-def _one_minus_lncc(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """1 - squared-free local NCC: each row is the patch around one point."""
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    norm = (a.square().mean(-1, keepdim=True) * b.square().mean(-1, keepdim=True) + 1e-8).sqrt()
-    agreement = (a * b).mean(-1, keepdim=True) / norm * _shares(weight)
-    return 1 - agreement.sum(-2).mean()
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """A similarity by name: ``prepare`` (image -> channels-last features), the patch read at a point
-    (``offsets`` in voxels, moved along without rotation) and ``compare``."""
-
-    prepare: object
-    compare: object
-    patch: bool = False
-
-    def offsets(self, dimension: int) -> Tensor | None:
-        return local_offsets(dimension) if self.patch else None
-
-
-def similarity(settings: SimilaritySettings) -> Similarity:
-    def intensity(image, dilation: int, device=None) -> Tensor:
-        values = torch.as_tensor(image[:]).to(device)
-        return torch.stack([smoothed(values, blur) for blur in settings.blurs], -1)
-
-    def mind(image, dilation: int, device=None) -> Tensor:
-        return mind_ssc(image, dilation, settings.noise, device)
-
-    return {
-        "mind": Similarity(mind, _squared),
-        "mse": Similarity(intensity, _squared),
-        "ncc": Similarity(intensity, _one_minus_ncc),
-        "lncc": Similarity(intensity, _one_minus_lncc, patch=True),
-    }[settings.name]
-
-
-# ---- regularity: a stencil around each point and a penalty on the maps' values there ------------------
-
-
-def stencil(name: str, dimension: int, step: float, exact: bool) -> Tensor:
-    """Offsets (k, d) in cube units at which a regulariser needs the maps; the first is zero."""
-    eye = torch.eye(dimension) * step
-    offsets = [torch.zeros(1, dimension)]
-    if not exact and name != "none":
-        offsets.append(eye)
-    if name == "bending":
-        offsets.append(-eye)
-        offsets += [eye[i : i + 1] + eye[j : j + 1] for i in range(dimension) for j in range(i)]
-    return torch.cat(offsets)
-
-
-def finite_jacobian(values: Tensor, step: float) -> Tensor:
-    """Forward differences: values (..., k, d) on a stencil -> Jacobian (..., d, d), row = output."""
-    k, d = values.shape[-2:]
-    rows = [[-1 / step, *(float(i == j) / step for j in range(k - 1))] for i in range(d)]
-    differences = constant(rows, values.device, values.dtype)  # (d, k): row i is the difference along axis i
-    flat = values.reshape(-1, k, d)
-    return torch.bmm(differences.expand(len(flat), d, k), flat).reshape(*values.shape[:-2], d, d).transpose(-1, -2)
-
-
-def exact_jacobian(outputs: Tensor, points: Tensor, create_graph: bool = True) -> Tensor:
-    """Jacobian (..., d, d) of outputs (..., d) at the points they were computed from, row = output."""
-    rows = [
-        torch.autograd.grad(outputs[..., i].sum(), points, create_graph=create_graph, retain_graph=True)[0]
-        for i in range(outputs.shape[-1])
-    ]
-    return torch.stack(rows, -2)
-
-
-def gradicon(composed_jacobian: Tensor) -> Tensor:
-    """Mean squared Frobenius norm of J[phi o psi] - Id over points and both orders (paper, Eq. 3)."""
-    return _from_identity(composed_jacobian)
-
-
-def _from_identity(jacobian: Tensor) -> Tensor:
-    """Mean squared Frobenius norm of J - Id of Jacobians (..., d, d)."""
-    d = jacobian.shape[-1]
-    identity = constant([[float(i == j) for j in range(d)] for i in range(d)], jacobian.device, jacobian.dtype)
-    return nn.functional.mse_loss(jacobian, identity.expand_as(jacobian)) * d**2
-
-
-def regularity(fields, settings: RegularitySettings, points: Tensor, values: Tensor, step: float) -> Tensor:
-    """The regulariser's value. ``fields`` maps (2, n, d) -> (2, n, d); ``points`` (2, n, k, d) are the
-    stencils and ``values`` the fields there; ``exact`` needs k = 1 and points that carry gradients."""
-    d = points.shape[-1]
-    if settings.name == "none":
-        return values.new_zeros(())
-    if settings.name == "gradicon":
-        composed = fields(values.flip(0).reshape(2, -1, d)).reshape(values.shape)
-        # points are the same for both entries, so entry 0 is phi(psi(x)) and entry 1 is psi(phi(x))
-        if settings.exact:
-            return gradicon(exact_jacobian(composed[..., 0, :], points)[..., 0, :, :])
-        return gradicon(finite_jacobian(composed, step))
-    if settings.name == "diffusion":
-        jacobian = (
-            exact_jacobian(values[..., 0, :], points)[..., 0, :, :] if settings.exact else finite_jacobian(values, step)
-        )
-        return _from_identity(jacobian)
-    # bending energy: second differences of the map, mixed ones twice (Rueckert et al. 1999)
-    centre, ahead, behind = values[..., :1, :], values[..., 1 : d + 1, :], values[..., d + 1 : 2 * d + 1, :]
-    total = ((ahead - 2 * centre + behind) / step**2).square().sum((-1, -2)).mean()
-    k = 2 * d + 1
-    for i in range(d):
-        for j in range(i):
-            mixed = values[..., k, :] - values[..., 1 + i, :] - values[..., 1 + j, :] + values[..., 0, :]
-            total = total + 2 * (mixed / step**2).square().sum(-1).mean()
-            k += 1
-    return total
-
-
-# ---- pairs ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -198,10 +61,14 @@ class Objective:
         regularity_settings: RegularitySettings,
         unit_mm: float,
         generator: torch.Generator,
+        similarity: Similarity | None = None,
+        regulariser: Regulariser | None = None,
     ):
+        """``similarity``, ``regulariser``: in the place of those that the settings name."""
         self.generator = generator
         self.similarity_settings, self.regularity_settings = similarity_settings, regularity_settings
-        self.similarity = similarity(similarity_settings)
+        self.similarity = similarity or make_similarity(similarity_settings)
+        self.regulariser = regulariser or make_regulariser(regularity_settings)
         self.step, self.unit_mm = regularity_settings.step_mm / unit_mm, unit_mm
         self.weights = {
             "similarity": 1.0,
@@ -250,7 +117,7 @@ class Objective:
         x, sparse = drawn.points.split([n, drawn.points.shape[2] - n], 2)  # (2, b, n, d)
         stencils = sparse.reshape(2, -1, drawn.stencil, d)  # (2, b * m, k, d)
         together = drawn.points
-        if r.exact:
+        if self.regulariser.exact:
             stencils = stencils.detach().requires_grad_()
             together = torch.cat([x, stencils.reshape(sparse.shape)], 2)
         parts = [n, sparse.shape[2]]
@@ -263,7 +130,7 @@ class Objective:
             terms["boundary"] = sum(map(self._boundary, pairs, x.unbind(1), mapped.unbind(1))) / batch
         if drawn.known is not None:
             terms["known"] = self._distance_mm(others[0] - drawn.known.flip(0))
-        terms["regularity"] = regularity(evaluate, r, stencils, values.reshape(stencils.shape), self.step)
+        terms["regularity"] = self.regulariser.penalty(evaluate, stencils, values.reshape(stencils.shape), self.step)
         if r.code_prior:
             terms["code_prior"] = maps.code.prior()
         weighted = [term if self.weights[name] == 1 else self.weights[name] * term for name, term in terms.items()]
@@ -303,9 +170,8 @@ class Objective:
         n = r.points.count(volumes[FORWARD].voxels)
         anywhere = torch.rand((steps, n - n // 2, d), generator=self.generator, device=upper_cube.device) * 2 - 1
         compared = volumes[FORWARD].draw(steps * (n // 2), self.generator)[0].unflatten(0, (steps, n // 2))
-        exact = r.exact and r.name != "bending"
         points = torch.cat([anywhere * upper_cube, compared], 1)
-        offsets = constant(stencil(r.name, d, self.step, exact).tolist(), upper_cube.device, upper_cube.dtype)
+        offsets = constant(self.regulariser.stencil(d, self.step).tolist(), upper_cube.device, upper_cube.dtype)
         return points[:, :, None] + offsets
 
     def _similarity(self, pairs: Sequence[VolumePair], reference: Tensor, mapped: Tensor) -> Tensor:

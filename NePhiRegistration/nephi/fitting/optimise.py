@@ -2,59 +2,100 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..errors import NephiError
 from ..images.image_pair import Pair
-from ..maps.fields import HybridCode, Maps, nodes
-from ..settings import Stage
+from ..images.volume import VolumePair
+from ..maps.fields import HybridCode, Maps, code_like, composed, make_fields, nodes, zero_code
+from ..settings import Settings, Stage
 from ..space.cube import Cube
 from .fit import Adam, fit
 from .objective import Drawn, Objective
+from .regularity import Regulariser
+from .similarity import Similarity
 
 _POINTS_A_THREAD = 2500  # with fewer points a step, a second thread costs more than it helps
 _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as they make
 
 
 class Optimisation:
-    """Refines the code and the fields of one pair in place.
+    """The maps of one pair, refined in place by ``run``. They lie in ``cube``.
 
-    ``stages``: by the step that each begins with. ``keep_nodes``: the code stays on the nodes that it comes with.
+    ``predicted``: maps to start from. Raises NephiError for settings that do not fit the images' dimension.
     """
 
     def __init__(
         self,
         pair: Pair,
         cube: Cube,
-        maps: Maps,
-        code: HybridCode,
-        stages: dict[int, Stage],
-        parameters: list[torch.nn.Parameter],
-        keep_nodes: bool = False,
+        predicted: Maps | None,
+        similarity: Similarity,
+        regulariser: Regulariser,
+        device: torch.device,
     ):
         s = pair.settings
-        self.pair, self.cube, self.maps, self.code, self.stages = pair, cube, maps, code, stages
-        self.keep_nodes = keep_nodes
-        self.device = code.global_code.device
-        generator = torch.Generator(self.device).manual_seed(s.fit.seed)
+        self.pair, self.cube, self.device, self.settings = pair.in_cube(cube), cube, device, s
+        # by the step that each begins with; of several that begin together the last
+        stages = _stages(s, predicted is not None)
+        self.stages = {round(stage.start * s.fit.iterations): stage for stage in stages}
+        start = self._start(predicted)
+        self.keep_nodes = start is predicted  # a model's own code stays on its nodes
+        self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
+        self.code = HybridCode(start.code).to(device)
+        self.maps = composed(Maps(self.fields, self.code), start.outer)
+        generator = torch.Generator(device).manual_seed(s.fit.seed)
         regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
-        self.objective = Objective(s.similarity, regularity, cube.unit_mm, generator)
-        self.adam = Adam(parameters, s.fit)
+        self.objective = Objective(s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser)
+        self.adam = Adam([*self.code.parameters(), *self.fields.parameters()], s.fit)
         self.threads = torch.get_num_threads()
-        self.stage, self.volumes, self._seen = 0, None, None
+        self.stage = 0  # the step that the present stage began with
+        self._seen: tuple[Stage, VolumePair] | None = None  # the present features, and what they depend on
         self._ahead: Drawn | None = None  # the points of the next steps
         self._first = 0  # the step that they begin with
         self._now: Drawn | None = None  # those of the present step
 
     def run(self, record: Callable[[dict], None]) -> list[dict]:
-        """All steps; returns the history, as ``fit``."""
+        """All steps; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""
         try:
-            return fit(self._evaluate, self.adam, record, prepare=self._prepare)
+            history = fit(self._evaluate, self.adam, record, prepare=self._prepare)
+        except torch.OutOfMemoryError:
+            raise NephiError(
+                "the GPU is out of memory: lower similarity.points, choose a larger similarity.stages.spacing_mm, "
+                "another preset, or --device cpu"
+            ) from None
         finally:
             torch.set_num_threads(self.threads)
+        for module in (self.fields, self.code):
+            module.eval().requires_grad_(False)
+        return history
+
+    def _start(self, predicted: Maps | None) -> Maps:
+        """Without a prediction: identity maps, zero code.
+
+        From a prediction: the same fields with a code whose linear term moves points as predicted, smoothed by its
+        nodes. This ends nearer to the truth than the model's own fields and code do, which keep what is wrong with a
+        prediction. Without a linear term those are taken, as published.
+        """
+        s, seed = self.pair.field_settings, self.settings.fit.seed
+        if predicted is not None and not (s.linear and self.settings.fit.iterations):
+            return predicted
+        fields = make_fields(s, self.cube.unit_mm, self.cube.dimension, torch.Generator().manual_seed(seed))
+        size = self._code_size(self.stages[0])
+        if predicted is not None:
+            return Maps(fields, code_like(predicted, s, size))
+        return Maps(fields, zero_code(s, torch.tensor(self.cube.upper_cube, dtype=torch.float32), size))
+
+    @property
+    def volumes(self) -> VolumePair:
+        """The features of the present stage."""
+        assert self._seen is not None, "no stage has begun"
+        return self._seen[1]
 
     def _evaluate(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.objective(self.maps, [self.volumes], drawn=self._now)
@@ -65,41 +106,43 @@ class Optimisation:
             self.stage = step
             self._begin(self.stages[step], first=step == 0)
         if self._ahead is None or step >= self._first + len(self._ahead.points):
-            self._draw(step)
+            self._ahead, self._first = self._draw(step), step
         drawn = self._ahead.step(step - self._first)
-        if self.device.type != "cuda" or self._now is None:
-            self._now = drawn.clone() if self.device.type == "cuda" else drawn
+        if self.device.type != "cuda":
+            self._now = drawn
+        elif self._now is None:
+            self._now = drawn.clone()
         else:  # where a graph reads them
             self._now.copy_(drawn)
         return self.stage
 
     def _begin(self, stage: Stage, first: bool) -> None:
         torch.set_num_threads(self.threads)
-        seen = replace(stage, start=0.0, coarsening=1.0)  # what the features depend on
-        if seen != self._seen:
-            self.volumes = None  # before the next ones are made: one stage's at a time
-            self._seen, self.volumes = seen, self.pair.volumes(seen, self.device)
-        size = code_size(self.pair, self.cube, stage)
+        features = replace(stage, start=0.0, coarsening=1.0)  # what of a stage they depend on
+        if self._seen is None or features != self._seen[0]:
+            self._seen = None  # before the next ones are made: one stage's at a time
+            self._seen = features, self.pair.volumes(features, self.objective.similarity.prepare, self.device)
+        size = self._code_size(stage)
         if not first and not self.keep_nodes and size != self.code.size:
             self.adam.replace(*self.code.refine(size, self.pair.field_settings.code_degree))
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes)
         torch.set_num_threads(max(1, min(self.threads, points // _POINTS_A_THREAD)))
 
-    def _draw(self, step: int) -> None:
+    def _draw(self, step: int) -> Drawn:
         """The points of the next steps of the stage at once."""
-        end = min([start for start in self.stages if start > step] + [self.pair.settings.fit.iterations])
-        channels = self.volumes[0].volume.shape[-1] * (3 ** len(self.cube.half_sides_mm) if self._patches else 1)
-        values = 2 * self.objective.points_of(self.volumes) * (channels + len(self.cube.half_sides_mm))
-        steps = max(1, min(end - step, _DRAWN_VALUES // values))
-        self._ahead = self.objective.draw([self.volumes], self.code.upper_cube, steps=steps)
-        self._first = step
+        end = min([start for start in self.stages if start > step] + [self.settings.fit.iterations])
+        d, points = self.cube.dimension, self.objective.points_of(self.volumes)
+        channels = self.volumes[0].volume.shape[-1] * (3**d if self.objective.similarity.patch else 1)
+        steps = max(1, min(end - step, _DRAWN_VALUES // (2 * points * (channels + d))))
+        return self.objective.draw([self.volumes], self.code.upper_cube, steps=steps)
 
-    @property
-    def _patches(self) -> bool:
-        return self.objective.similarity.patch
+    def _code_size(self, stage: Stage) -> tuple[int, ...]:
+        """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""
+        return nodes(self.cube.half_sides_mm, self.pair.field_settings.code_spacing_mm * stage.coarsening)
 
 
-def code_size(pair: Pair, cube: Cube, stage: Stage) -> tuple[int, ...]:
-    """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""
-    return nodes(cube.half_sides_mm, pair.field_settings.code_spacing_mm * stage.coarsening)
+def _stages(settings: Settings, predicted: bool) -> tuple[Stage, ...]:
+    """A prediction replaces the first stage (large motion): the second begins at once."""
+    first, *others = settings.similarity.stages
+    return (replace(others[0], start=0.0), *others[1:]) if predicted and others else (first, *others)

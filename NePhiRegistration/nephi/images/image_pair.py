@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from torch import Tensor
 
 from ..errors import NephiError
-from ..fitting.objective import similarity
 from ..settings import BODY_MM, Settings, Stage
 from ..space.affine import Affine
 from ..space.cube import Cube
@@ -61,9 +63,9 @@ class Pair:
         self.scale = min(1.0, 2 * Cube.around(region, direction).unit_mm / BODY_MM)
         self.region = region
         if cube_margin_mm is None:
-            self.work_in(Cube.around(np.concatenate([Grid.of(fixed).corners_lps_mm(), region]), direction))
+            self._place(Cube.around(np.concatenate([Grid.of(fixed).corners_lps_mm(), region]), direction))
         else:
-            self.work_in(Cube.around(region, direction, cube_margin_mm * self.scale))
+            self._place(Cube.around(region, direction, cube_margin_mm * self.scale))
         self.field_settings = replace(
             settings.field,
             wavelength_mm=settings.field.wavelength_mm * self.scale,
@@ -83,17 +85,26 @@ class Pair:
         grids = [Grid.of(image) for image in self.images]
         return min(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in grids)
 
-    def work_in(self, cube: Cube) -> None:
-        """Take another cube: what is compared stays the same, its coordinates change."""
+    def in_cube(self, cube: Cube) -> Pair:
+        """The same pair in another cube: what is compared stays the same, its coordinates change."""
+        other = copy.copy(self)
+        other._place(cube)
+        return other
+
+    def _place(self, cube: Cube) -> None:
         self.cube, inside = cube, cube.to_cube(self.region)
         self._distances: dict[int, sitk.Image] = {}
         margin = 0.0 if self.masks[0] is None else _MARGIN_MM * self.scale / cube.unit_mm
         self.lower = np.maximum(inside.min(0) - margin, -cube.upper_cube - margin)
         self.upper = inside.max(0) + margin
 
-    def volumes(self, stage: Stage, device) -> VolumePair:
-        """Features of the fixed and of the moving image at a stage, on the fixed image's side of the alignment."""
-        return VolumePair(*(self._volume(way, stage, torch.device(device)) for way in (0, 1)))
+    def volumes(self, stage: Stage, prepare: Callable[..., Tensor], device: torch.device | str) -> VolumePair:
+        """Features of the fixed and of the moving image at a stage, on the fixed image's side of the alignment.
+
+        ``prepare``: a similarity's, which makes them.
+        """
+        fixed, moving = (self._volume(way, stage, prepare, torch.device(device)) for way in (0, 1))
+        return VolumePair(fixed, moving)
 
     def _grid(self, spacing_mm: float) -> Grid:
         return self.cube.grid(spacing_mm, self.lower, self.upper)
@@ -113,11 +124,11 @@ class Pair:
             self._device_images[id(image)] = DeviceImage(image, device)
         return self._device_images[id(image)]
 
-    def _volume(self, way: int, stage: Stage, device) -> Volume:
+    def _volume(self, way: int, stage: Stage, prepare: Callable[..., Tensor], device: torch.device) -> Volume:
         grid = self.working_grid(stage.spacing_mm)
         scaled, inside, distance = self.seen_on(grid, way, stage.outside, device)
         return Volume(
-            similarity(self.settings.similarity).prepare(scaled, stage.dilation, device),
+            prepare(scaled, stage.dilation, device),
             torch.tensor(self.lower, dtype=torch.float32),
             grid.spacing_mm[0] / self.cube.unit_mm,
             inside,

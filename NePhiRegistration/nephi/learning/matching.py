@@ -9,8 +9,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..images.volume import Volume
-from ..maps.fields import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, NeuralFields, VoxelFields, moves_points
+from ..maps.fields import (
+    FORWARD,
+    INVERSE,
+    LINEAR_CUBE,
+    Code,
+    Maps,
+    NeuralFields,
+    VoxelFields,
+    moves_points,
+    nodes,
+    zero_code,
+)
 from ..settings import FieldSettings
+from .pair_tensors import Sample
 from .settings import EncoderSettings
 
 _SHARPNESS = 8.0  # of the least cost against the mean one
@@ -30,7 +42,7 @@ class MatchingEncoder(nn.Module):
 
     def __init__(self, settings: EncoderSettings, field: FieldSettings, dimension: int):
         super().__init__()
-        self.settings, w = settings, settings.width
+        self.settings, self.field, w = settings, field, settings.width
         steps = range(-settings.reach, settings.reach + 1)
         offsets = torch.tensor(list(product(steps, repeat=dimension)), dtype=torch.float32)
         self.offsets: Tensor
@@ -51,6 +63,12 @@ class MatchingEncoder(nn.Module):
             for last in (self.local, self.whole):  # at first nothing is added to what the comparison found
                 for weights in last.parameters():
                     nn.init.zeros_(weights)
+
+    def codes(self, samples: list[Sample], fields: NeuralFields | VoxelFields) -> list[Code]:
+        """The codes of the one pair of the batch after each round."""
+        (sample,) = samples
+        size = nodes(sample.upper_cube, self.settings.node_spacing)
+        return self(sample.volumes, fields, zero_code(self.field, sample.upper_cube, size))
 
     def forward(self, pair: tuple[Volume, Volume], fields: NeuralFields | VoxelFields, start: Code) -> list[Code]:
         """The codes after each round; ``start`` is that of the identity and gives the grid of nodes."""

@@ -15,12 +15,12 @@ from ..config import decode
 from ..errors import NephiError
 from ..files.tensors import read_tensors
 from ..fitting.gauss_newton import refined
-from ..maps.fields import Code, Maps, VoxelFields, composed, make_fields, nodes, zero_code
+from ..maps.fields import Code, Maps, VoxelFields, composed, make_fields
 from ..settings import FieldSettings
 from .matching import MatchingEncoder
 from .pair_tensors import Sample
 from .published import PublishedEncoder
-from .settings import EncoderSettings, ModelSettings, check
+from .settings import ENCODERS, EncoderSettings, ModelSettings, check
 from .shipped import find_model
 
 _FORMAT = "nephi-model-1"
@@ -62,16 +62,7 @@ class Model(nn.Module):
 
         ``samples`` as ``rest`` gives them. The matching encoder takes one pair at a time.
         """
-        if self.settings.encoder.kind == "published":
-            upper = samples[0].upper_cube
-            if any(not torch.allclose(sample.upper_cube, upper, atol=1e-3) for sample in samples[1:]):
-                raise NephiError("the pairs of a batch lie in cubes of other proportions: set batch to 1")
-            images = torch.stack([sample.images(self.settings.encoder.size) for sample in samples])
-            return [self.encoder(images, upper)]
-        (sample,) = samples
-        size = nodes(sample.upper_cube, self.settings.encoder.node_spacing)
-        start = zero_code(self.settings.field, sample.upper_cube, size)
-        return self.encoder(sample.volumes, self.fields, start)
+        return self.encoder.codes(samples, self.fields)
 
     @torch.no_grad()
     def predict(self, sample: Sample) -> Maps:
@@ -137,5 +128,12 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def make_encoder(settings: EncoderSettings, field: FieldSettings, dimension: int) -> nn.Module:
-    kind = {"published": PublishedEncoder, "matching": MatchingEncoder}[settings.kind]
-    return kind(settings, field, dimension)
+    """The encoder that the settings name; raises NephiError if there is none.
+
+    An encoder is a module with ``codes(samples, fields)``: the code of a batch of pairs after each of its rounds.
+    """
+    return ENCODERS.make(settings.kind, settings, field, dimension)
+
+
+ENCODERS.add("published", PublishedEncoder)
+ENCODERS.add("matching", MatchingEncoder)

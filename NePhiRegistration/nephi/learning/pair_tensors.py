@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..fitting.objective import similarity
+from ..fitting.similarity import make_similarity
 from ..images.image_pair import Pair
 from ..images.volume import Volume, VolumePair
 from ..maps.fields import FORWARD, Maps, points_between
@@ -71,7 +71,7 @@ class Sample:
             lower_cube=torch.tensor(pair.lower, dtype=torch.float32, device=device),
             spacing_cube=grid.spacing_mm[0] / pair.cube.unit_mm,
             similarity=pair.settings.similarity,
-            views=tuple(pair.view(way) for way in (0, 1)),
+            views=tuple(tuple(part.to(device) for part in pair.view(way)) for way in (0, 1)),
             to_moving_mm=torch.tensor(step, dtype=torch.float32, device=device),
             spacing_mm=grid.spacing_mm[0] / pair.scale,
         )
@@ -98,7 +98,7 @@ class Sample:
 
     def _volume(self, way: int) -> Volume:
         image = self.scaled(way)
-        prepare, stage = similarity(self.similarity).prepare, self.similarity.stages[0]
+        prepare, stage = make_similarity(self.similarity).prepare, self.similarity.stages[0]
         features = prepare(image, stage.dilation, image.device)
         distance = None
         if self.distances is not None:

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import NephiError
 from ..maps.fields import Code
 from ..settings import FieldSettings
+from .pair_tensors import Sample
 from .settings import EncoderSettings
 
 _LEAST_SIDE = 3  # of the last map of the published encoder
@@ -46,6 +48,13 @@ class PublishedEncoder(nn.Module):
             )
         else:
             self.local = convolution(channels[settings.local_level], field.local_code, 3, padding=1)
+
+    def codes(self, samples: list[Sample], fields: nn.Module) -> list[Code]:
+        """One round for all pairs of a batch; raises NephiError if their cubes have different proportions."""
+        upper = samples[0].upper_cube
+        if any(not torch.allclose(sample.upper_cube, upper, atol=1e-3) for sample in samples[1:]):
+            raise NephiError("the pairs of a batch lie in cubes of other proportions: set batch to 1")
+        return [self(torch.stack([sample.images(self.settings.size) for sample in samples]), upper)]
 
     def forward(self, images: Tensor, upper_cube: Tensor) -> Code:
         x, maps = images, []

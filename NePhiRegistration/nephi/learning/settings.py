@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from ..errors import NephiError
 from ..maps.fields import check_local_code
+from ..registry import Registry
 from ..settings import FieldSettings, FitSettings, RegularitySettings, Settings, SimilaritySettings
 from ..settings import check as check_settings
 from .augment import Augmentation
 
-ENCODERS = ("published", "matching")
+ENCODERS: Registry = Registry("encoder", "encoder.kind", "published", "matching")
 NORMS = ("batch", "group")
 
 
@@ -61,9 +62,9 @@ def check(settings: ModelSettings) -> None:
     check_settings(Settings(field=settings.field, similarity=settings.similarity))
     if settings.dimension not in (2, 3):
         raise NephiError(f"settings: dimension is {settings.dimension}, must be 2 or 3")
-    for key, value, allowed in (("kind", e.kind, ENCODERS), ("norm", e.norm, NORMS)):
-        if value not in allowed:
-            raise NephiError(f"settings: encoder.{key} is '{value}', must be one of {', '.join(allowed)}")
+    ENCODERS.check(e.kind)
+    if e.norm not in NORMS:
+        raise NephiError(f"settings: encoder.norm is '{e.norm}', must be one of {', '.join(NORMS)}")
     least = {key: getattr(e, key) for key in ("size", "hidden", "reach", "width", "node_spacing")}
     least |= {"channels": min(e.channels, default=0), "steps": min(e.steps, default=0)}
     for key, value in least.items():

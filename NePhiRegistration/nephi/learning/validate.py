@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fitting.objective import exact_jacobian
 from ..maps.fields import FORWARD, Maps
+from ..maps.jacobian import exact_jacobian
 from ..measure.quality import dice
 from .model import Model
 from .pair_tensors import Sample

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NephiError
-from ..settings import FieldSettings
+from ..settings import FIELDS, FieldSettings
 from ..space.interpolate import constant, interpolate
 
 FORWARD, INVERSE = 0, 1
@@ -289,9 +289,11 @@ def make_fields(
 ) -> NeuralFields | VoxelFields:
     """The fields that the settings ask for; raises NephiError as ``check_local_code``."""
     check_local_code(settings, dimension)
-    if settings.kind == "voxel":
-        return VoxelFields(settings, dimension)
-    return NeuralFields(settings, half_size_mm, dimension, generator)
+    return FIELDS.make(settings.kind, settings, half_size_mm, dimension, generator)
+
+
+FIELDS.add("neural", NeuralFields)
+FIELDS.add("voxel", lambda settings, half_size_mm, dimension, generator: VoxelFields(settings, dimension))
 
 
 class Maps:

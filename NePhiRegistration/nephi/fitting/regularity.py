@@ -1,0 +1,115 @@
+"""Regularisers: what is asked of the maps themselves, at sparse points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..maps.jacobian import exact_jacobian, finite_jacobian
+from ..settings import REGULARISERS, RegularitySettings
+from ..space.interpolate import constant
+
+
+class Regulariser:
+    """A penalty on both maps of a pair. Subclasses need ``penalty`` alone; an instance is passed to ``register``.
+
+    ``exact``: the maps are differentiated at the points instead of taking differences; a stencil is then one point.
+    """
+
+    exact = False
+
+    def stencil(self, dimension: int, step: float) -> Tensor:
+        """Offsets (k, d) from a point, in cube units, at which the maps are needed; the first is zero.
+
+        By default the point and one ``step`` ahead along each axis, as ``finite_jacobian`` takes them.
+        """
+        centre = torch.zeros(1, dimension)
+        return centre if self.exact else torch.cat([centre, step * torch.eye(dimension)])
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], points: Tensor, values: Tensor, step: float) -> Tensor:
+        """A scalar. ``points`` (2, n, k, d): the stencils, the same for both maps; ``values``: the maps there.
+
+        ``maps`` takes points (2, n, d), entry 0 through the forward map and entry 1 through the inverse one. If
+        ``exact``, the points carry gradients.
+        """
+        raise NotImplementedError
+
+    def jacobian(self, values: Tensor, points: Tensor, step: float) -> Tensor:
+        """Jacobians (2, n, d, d) of values (2, n, k, d) on the stencils, row = output."""
+        if self.exact:
+            return exact_jacobian(values[..., 0, :], points)[..., 0, :, :]
+        return finite_jacobian(values, step)
+
+
+def squared_deviation(jacobian: Tensor) -> Tensor:
+    """Mean squared Frobenius norm of J - Id of Jacobians (..., d, d)."""
+    d = jacobian.shape[-1]
+    identity = constant([[float(i == j) for j in range(d)] for i in range(d)], jacobian.device, jacobian.dtype)
+    return F.mse_loss(jacobian, identity.expand_as(jacobian)) * d**2
+
+
+class GradICON(Regulariser):
+    """Both compositions of the maps have the identity as Jacobian (Tian et al. 2023; paper, Eq. 3)."""
+
+    def __init__(self, exact: bool = False):
+        self.exact = exact
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], points: Tensor, values: Tensor, step: float) -> Tensor:
+        # points are the same for both entries, so entry 0 is phi(psi(x)) and entry 1 is psi(phi(x))
+        composed = maps(values.flip(0).reshape(2, -1, values.shape[-1])).reshape(values.shape)
+        return squared_deviation(self.jacobian(composed, points, step))
+
+
+class Diffusion(Regulariser):
+    """Squared gradient of the displacement."""
+
+    def __init__(self, exact: bool = False):
+        self.exact = exact
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], points: Tensor, values: Tensor, step: float) -> Tensor:
+        return squared_deviation(self.jacobian(values, points, step))
+
+
+class Bending(Regulariser):
+    """Bending energy: second differences of the map, mixed ones twice (Rueckert et al. 1999)."""
+
+    def stencil(self, dimension: int, step: float) -> Tensor:
+        eye = step * torch.eye(dimension)
+        mixed = [eye[i : i + 1] + eye[j : j + 1] for i in range(dimension) for j in range(i)]
+        return torch.cat([super().stencil(dimension, step), -eye, *mixed])
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], points: Tensor, values: Tensor, step: float) -> Tensor:
+        d = points.shape[-1]
+        centre, ahead, behind = values[..., :1, :], values[..., 1 : d + 1, :], values[..., d + 1 : 2 * d + 1, :]
+        total = ((ahead - 2 * centre + behind) / step**2).square().sum((-1, -2)).mean()
+        k = 2 * d + 1
+        for i in range(d):
+            for j in range(i):
+                mixed = values[..., k, :] - values[..., 1 + i, :] - values[..., 1 + j, :] + values[..., 0, :]
+                total = total + 2 * (mixed / step**2).square().sum(-1).mean()
+                k += 1
+        return total
+
+
+class NoRegulariser(Regulariser):
+    """Nothing is asked of the maps."""
+
+    def stencil(self, dimension: int, step: float) -> Tensor:
+        return torch.zeros(1, dimension)
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], points: Tensor, values: Tensor, step: float) -> Tensor:
+        return values.new_zeros(())
+
+
+REGULARISERS.add("gradicon", lambda s: GradICON(s.exact))
+REGULARISERS.add("diffusion", lambda s: Diffusion(s.exact))
+REGULARISERS.add("bending", lambda s: Bending())
+REGULARISERS.add("none", lambda s: NoRegulariser())
+
+
+def make_regulariser(settings: RegularitySettings) -> Regulariser:
+    """The regulariser that the settings name; raises NephiError if there is none."""
+    return REGULARISERS.make(settings.name, settings)

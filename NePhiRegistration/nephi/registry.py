@@ -1,0 +1,55 @@
+"""Names in settings files and the classes that they stand for, open to those of other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from .errors import NephiError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """What a name in the settings may stand for: a ``kind`` of thing, made by a factory.
+
+    Other packages add theirs by ``add``, or by an entry point of the group ``nephi.<kind>`` (a factory by its name), so
+    that settings files and the command line know them, too.
+    """
+
+    def __init__(self, kind: str, entry: str, *names: str):
+        """``entry``: of the settings, that holds the name; ``names``: of the package's own."""
+        self.kind, self.entry = kind, entry
+        self._factories: dict[str, Callable[..., T] | None] = dict.fromkeys(names)  # the package's own are added later
+
+    def __iter__(self) -> Iterator[str]:
+        """The names known now."""
+        return iter(tuple(self._factories))
+
+    def __len__(self) -> int:
+        return len(self._factories)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._factories
+
+    def add(self, name: str, factory: Callable[..., T]) -> None:
+        """Let a name stand for what ``factory`` makes; raises NephiError if another one has it."""
+        if self._factories.get(name) not in (None, factory):
+            raise NephiError(f"there is a {self.kind} '{name}' already: choose another name")
+        self._factories[name] = factory
+
+    def check(self, name: str) -> None:
+        """Raise NephiError for a name that stands for nothing."""
+        if name not in self._factories:
+            for point in entry_points(group=f"nephi.{self.kind}", name=name):
+                self.add(name, point.load())
+                return
+            raise NephiError(f"settings: {self.entry} is {name!r}, must be one of {', '.join(self)}")
+
+    def make(self, name: str, *arguments: Any) -> T:
+        """The thing of that name; raises NephiError if there is none."""
+        self.check(name)
+        factory = self._factories[name]
+        assert factory is not None, f"the module of {self.kind} '{name}' was not imported"
+        return factory(*arguments)
