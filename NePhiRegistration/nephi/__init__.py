@@ -16,19 +16,45 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
     from .errors import NephiError as NephiError
     from .files.image import read_image as read_image
     from .files.landmarks import read_landmarks as read_landmarks
+    from .fitting.regularity import Regulariser as Regulariser
+    from .fitting.similarity import Similarity as Similarity
+    from .learning.dataset import sample_of as sample_of
     from .learning.model import Model as Model
+    from .learning.pair_tensors import Sample as Sample
+    from .learning.settings import ENCODERS as ENCODERS
+    from .learning.settings import EncoderSettings as EncoderSettings
+    from .learning.settings import ModelSettings as ModelSettings
+    from .learning.settings import TrainSettings as TrainSettings
     from .learning.train import train as train
+    from .maps.fields import Code as Code
+    from .maps.fields import Fields as Fields
     from .measure.evaluate import evaluate as evaluate
     from .registration import register as register
     from .result import Registration as Registration
     from .result import transform as transform
     from .result import warp as warp
+    from .settings import FIELDS as FIELDS
     from .settings import PRESETS as PRESETS
+    from .settings import REGULARISERS as REGULARISERS
+    from .settings import SIMILARITIES as SIMILARITIES
     from .settings import Settings as Settings
     from .synthetic.phantom import make_phantom as make_phantom
 
 _HOMES = {
     "NephiError": "errors",
+    "Regulariser": "fitting.regularity",
+    "Similarity": "fitting.similarity",
+    "sample_of": "learning.dataset",
+    "Sample": "learning.pair_tensors",
+    "ENCODERS": "learning.settings",
+    "EncoderSettings": "learning.settings",
+    "ModelSettings": "learning.settings",
+    "TrainSettings": "learning.settings",
+    "Code": "maps.fields",
+    "Fields": "maps.fields",
+    "FIELDS": "settings",
+    "REGULARISERS": "settings",
+    "SIMILARITIES": "settings",
     "read_image": "files.image",
     "read_landmarks": "files.landmarks",
     "Model": "learning.model",
@@ -43,17 +69,30 @@ _HOMES = {
     "make_phantom": "synthetic.phantom",
 }
 __all__ = [
+    "ENCODERS",
+    "FIELDS",
     "PRESETS",
+    "REGULARISERS",
+    "SIMILARITIES",
+    "Code",
+    "EncoderSettings",
+    "Fields",
     "Model",
+    "ModelSettings",
     "NephiError",
     "Registration",
+    "Regulariser",
+    "Sample",
     "Settings",
+    "Similarity",
+    "TrainSettings",
     "__version__",
     "evaluate",
     "make_phantom",
     "read_image",
     "read_landmarks",
     "register",
+    "sample_of",
     "train",
     "transform",
     "warp",

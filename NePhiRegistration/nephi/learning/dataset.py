@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import safetensors
@@ -28,6 +29,14 @@ from .pair_tensors import Sample
 from .settings import ModelSettings
 
 SHAPES = ("shapes-solid", "shapes-hollow")  # names that stand for a list of pairs
+
+
+class Dataset(Protocol):
+    """What is trained on: pairs by their number, as a network sees them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, k: int) -> Sample: ...
 
 
 class Shapes:
@@ -85,13 +94,41 @@ class Pairs:
 
 def open_data(
     name: str, settings: ModelSettings, cache: Path, validation: bool, tell: Callable[[str], None] = print
-) -> Shapes | Pairs:
+) -> Dataset:
     """``shapes-solid``, ``shapes-hollow``, or a list of pairs as for ``nephi batch``; raises NephiError."""
     if name in SHAPES:
         if settings.dimension != 2:
             raise NephiError(f"{name} is 2D, the model {settings.dimension}D: set model.dimension to 2")
         return Shapes(name == SHAPES[1], settings, validation)
     return Pairs(name, settings, cache, tell)
+
+
+def sample_of(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    settings: ModelSettings,
+    fixed_mask: sitk.Image | None = None,
+    moving_mask: sitk.Image | None = None,
+    name: str = "",
+) -> Sample:
+    """Two images as a model sees them: aligned, resampled and in their window. For data sets of one's own.
+
+    Raises NephiError for images that cannot be aligned or do not overlap.
+    """
+    return Sample.of(aligned_pair(fixed, moving, fixed_mask, moving_mask, settings), name)
+
+
+def aligned_pair(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    fixed_mask: sitk.Image | None,
+    moving_mask: sitk.Image | None,
+    settings: ModelSettings,
+) -> Pair:
+    """Two images in the cube that a model works in; raises NephiError as ``sample_of``."""
+    made = replace(PRESETS["balanced"], similarity=settings.similarity, align=settings.align)
+    affine, _ = align(fixed, moving, fixed_mask, moving_mask, settings.align)
+    return Pair(fixed, moving, fixed_mask, moving_mask, affine, made, cube_margin_mm=settings.cube_margin_mm)
 
 
 # ---- preparing ------------------------------------------------------------------------------------------
@@ -111,10 +148,8 @@ def prepare(pair: Case, settings: ModelSettings) -> Sample:
         read_mask(files[f"{role}_mask"], image, f"{role} mask") if f"{role}_mask" in files else None
         for role, image in zip(("fixed", "moving"), images, strict=True)
     ]
-    made = replace(PRESETS["balanced"], similarity=settings.similarity, align=settings.align)
-    affine, _ = align(images[0], images[1], masks[0], masks[1], settings.align)
-    seen = Pair(images[0], images[1], masks[0], masks[1], affine, made, cube_margin_mm=settings.cube_margin_mm)
-    sample = Sample.of(seen, pair.name)
+    seen = aligned_pair(images[0], images[1], masks[0], masks[1], settings)
+    affine, sample = seen.affine, Sample.of(seen, pair.name)
 
     def points(kind: str):
         both = [read_landmarks(files[f"{role}_{kind}"], image)

@@ -10,11 +10,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import NephiError
 from ..fitting.fit import Adam, fit
@@ -22,7 +24,7 @@ from ..fitting.objective import Objective
 from ..maps.fields import Code, Maps
 from ..version import __version__
 from .augment import Augmentation
-from .dataset import open_data
+from .dataset import Dataset, open_data
 from .model import Model
 from .pair_tensors import Sample
 from .processes import average, join
@@ -36,26 +38,154 @@ def train(
     folder: Path,
     device: torch.device,
     *,
+    data: Dataset | None = None,
+    validation: Dataset | None = None,
     resume: bool = False,
     progress: Callable[[str, float, dict], None] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict:
     """Train into ``folder``: the best model so far, the state to resume from, a log; returns the best validation.
 
+    ``data``, ``validation``: pairs of one's own in the place of those that the settings name (see ``sample_of``).
     Of several processes the first writes all that and returns it. Raises NephiError for settings or data that can't
     be used.
     """
-    coarse = Model.load(settings.coarse) if settings.coarse else None
-    if coarse is not None:
-        settings = replace(settings, model=replace(settings.model, coarse=coarse.settings))
-    elif settings.model.coarse is not None:
-        raise NephiError("settings: model.coarse comes with a trained model: give its name or file as coarse")
+    settings, coarse = _with_coarse(settings)
     check_training(settings)
     rank, world, device = join(device)
-    first = rank == 0
     if settings.accumulate % world:
         raise NephiError(f"accumulate is {settings.accumulate}: it must be a multiple of the {world} processes")
+    model = _new_model(settings, coarse, device)
+    pairs = _open(settings, folder / "cache", data, validation, rank, world, tell)
+    first = rank == 0
+    run = _Run(settings, folder, model, *pairs, device, rank, world, (progress if first else None) or _silent)
+    if resume:
+        run.resume()
+    model.train()
+    try:
+        with run.logging():
+            fit(run.step, run.adam, run.record, settings.accumulate // world, run.before, run.after)
+            if world > 1:  # nobody leaves while the first still validates and writes
+                torch.distributed.barrier()
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+    if first and not run.best:
+        raise NephiError("no model was written, as no validation gave a number; lower fit.learning_rate")
+    return run.best
 
+
+class _Run:
+    """One process of a training: what a step does, and what is recorded, validated and saved after it."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        folder: Path,
+        model: Model,
+        data: Dataset,
+        validation: Dataset,
+        device: torch.device,
+        rank: int,
+        world: int,
+        progress: Callable[[str, float, dict], None],
+    ):
+        self.settings, self.folder, self.model, self.data, self.validation = settings, folder, model, data, validation
+        self.device, self.rank, self.world, self.progress = device, rank, world, progress
+        self.adam, self.best = Adam(model.parameters(), settings.fit), {}
+        self.points = torch.Generator(device)
+        s = settings
+        self.objective = Objective(s.model.similarity, s.regularity, s.model.half_size_mm, self.points)
+        self.objective.weights |= {"similarity": s.similarity_weight, "known": s.known_weight}
+        self.mixed = s.mixed_precision and device.type == "cuda"
+        self._batches: Iterator | None = None
+        self._writer, self._started = None, time.perf_counter()
+
+    def resume(self) -> None:
+        """Take up the state that an interrupted run left."""
+        self.best = load_state(self.folder / RESUME, self.model, self.adam, self.settings)
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """The log and TensorBoard's curves, of the first process."""
+        self._started = time.perf_counter()
+        if self.rank == 0:
+            self._writer = tensorboard(self.folder, self.adam.done)
+            keep_log(self.folder / LOG, self.adam.done)
+        try:
+            yield
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+    def step(self, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the next batch, the mean over the encoder's rounds, and the last round's terms."""
+        if self._batches is None:
+            self._batches = iter(_loader(self.data, self.settings, self.adam.done, self.rank, self.world))
+        seed, samples = next(self._batches)
+        samples = [self.model.rest(sample.to(self.device)) for sample in samples]
+        self.points.manual_seed(seed)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            codes = self.model.codes(samples)
+        losses: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        volumes, known = [s.volumes for s in samples], [s.known for s in samples]
+        for code in codes:
+            code = Code(code.global_code.float(), code.local_code.float(), code.upper_cube)
+            loss, terms = self.objective(Maps(self.model.fields, code), volumes, known)
+            losses.append(loss)
+        return torch.stack(losses).mean(), terms
+
+    def before(self) -> None:
+        """Before a step: the gradients of all processes, averaged."""
+        average(self.adam, self.world)
+
+    def record(self, entry: dict) -> None:
+        """An entry of the log."""
+        if self.rank:
+            return
+        seconds = time.perf_counter() - self._started
+        entry = {**entry, "seconds": seconds, "peak_memory_mb": peak_mb(self.device)}
+        with open(self.folder / LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._writer is not None:
+            for name, value in entry.items():
+                self._writer.add_scalar(f"train/{name}", value, entry["step"])
+        self.progress("training", entry["step"] / self.settings.fit.iterations, entry)
+
+    def after(self, done: int) -> None:
+        """After a step: the validation, the best model and the state to resume from, when it is time for them."""
+        s, last = self.settings, done == self.settings.fit.iterations
+        if self.rank == 0 and (done % s.validate_every == 0 or last):
+            self._validate(done)
+        if self.rank == 0 and (done % s.save_every == 0 or last):
+            save_state(self.folder / RESUME, self.model, self.adam, self.best, s)
+
+    def _validate(self, done: int) -> None:
+        s = self.settings
+        self.progress("validating", done / s.fit.iterations, {})
+        found = validate(self.model, self.validation, s.validation_pairs, self.device, self._writer, done)
+        self.model.train()
+        self.record({"step": done, **{f"validation_{k}": v for k, v in found.items()}})
+        if found["score"] > self.best.get("score", -math.inf):
+            self.best.clear()
+            self.best.update(found, step=done)
+            facts = {"version": __version__, "settings": asdict(s), "validation": dict(self.best)}
+            replace_file(self.folder / MODEL, lambda path: self.model.save(path, facts))
+
+
+def _with_coarse(settings: TrainSettings) -> tuple[TrainSettings, Model | None]:
+    """The settings with those of the coarse stage that they name, and that stage."""
+    if not settings.coarse:
+        if settings.model.coarse is not None:
+            raise NephiError("settings: model.coarse comes with a trained model: give its name or file as coarse")
+        return settings, None
+    coarse = Model.load(settings.coarse)
+    return replace(settings, model=replace(settings.model, coarse=coarse.settings)), coarse
+
+
+def _new_model(settings: TrainSettings, coarse: Model | None, device: torch.device) -> Model:
+    """The model to train, from the seed or from another model's weights."""
     generator = torch.Generator().manual_seed(settings.fit.seed)
     torch.manual_seed(settings.fit.seed)  # the encoder's layers start from it
     model = Model(settings.model, generator).to(device)
@@ -63,83 +193,33 @@ def train(
         model.coarse.load_state_dict(coarse.state_dict())
     if settings.start:
         model.begin_with(Model.load(settings.start))
+    return model
 
-    silent = progress if first and progress else lambda *_: None
-    cache = folder / "cache"
-    if not first:  # the first process prepares the pairs, the others find them prepared
+
+def _open(
+    settings: TrainSettings,
+    cache: Path,
+    data: Dataset | None,
+    validation: Dataset | None,
+    rank: int,
+    world: int,
+    tell: Callable[[str], None],
+) -> tuple[Dataset, Dataset]:
+    """The pairs to train on and to validate with; the first process prepares them, the others find them prepared."""
+    if rank:
         torch.distributed.barrier()
-    data = open_data(settings.data, settings.model, cache, False, tell if first else lambda _: None)
-    checks = open_data(settings.validation or settings.data, settings.model, cache, True, lambda _: None)
-    if first and world > 1:
+    checks = validation if validation is not None else data
+    if data is None:
+        data = open_data(settings.data, settings.model, cache, False, _silent if rank else tell)
+    if checks is None:
+        checks = open_data(settings.validation or settings.data, settings.model, cache, True, _silent)
+    if world > 1 and not rank:
         torch.distributed.barrier()
-    points = torch.Generator(device)
-    objective = Objective(settings.model.similarity, settings.regularity, settings.model.half_size_mm, points)
-    objective.weights["similarity"] = settings.similarity_weight
-    objective.weights["known"] = settings.known_weight
-    adam = Adam(model.parameters(), settings.fit)
-    best: dict = {}
-    if resume:
-        best = load_state(folder / RESUME, model, adam, settings)
-    batches = iter(_loader(data, settings, adam.done, rank, world))
-    mixed = settings.mixed_precision and device.type == "cuda"
+    return data, checks
 
-    def step(number: int):
-        seed, samples = next(batches)
-        samples = [model.rest(sample.to(device)) for sample in samples]
-        points.manual_seed(seed)
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            codes = model.codes(samples)
-        losses: list[torch.Tensor] = []
-        terms: dict[str, torch.Tensor] = {}
-        for code in codes:
-            code = Code(code.global_code.float(), code.local_code.float(), code.upper_cube)
-            loss, terms = objective(Maps(model.fields, code), [s.volumes for s in samples], [s.known for s in samples])
-            losses.append(loss)
-        return torch.stack(losses).mean(), terms  # the terms of the last round tell most
 
-    writer, started, log = tensorboard(folder, adam.done) if first else None, time.perf_counter(), folder / LOG
-    if first:
-        keep_log(log, adam.done)
-
-    def record(entry: dict) -> None:
-        if not first:
-            return
-        entry = {**entry, "seconds": time.perf_counter() - started, "peak_memory_mb": peak_mb(device)}
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-        if writer is not None:
-            for name, value in entry.items():
-                writer.add_scalar(f"train/{name}", value, entry["step"])
-        silent("training", entry["step"] / settings.fit.iterations, entry)
-
-    def after(done: int) -> None:
-        last = done == settings.fit.iterations
-        if first and (done % settings.validate_every == 0 or last):
-            silent("validating", done / settings.fit.iterations, {})
-            found = validate(model, checks, settings.validation_pairs, device, writer, done)
-            model.train()
-            record({"step": done, **{f"validation_{k}": v for k, v in found.items()}})
-            if found["score"] > best.get("score", -math.inf):
-                best.clear()
-                best.update(found, step=done)
-                facts = {"version": __version__, "settings": asdict(settings), "validation": dict(best)}
-                replace_file(folder / MODEL, lambda path: model.save(path, facts))
-        if first and (done % settings.save_every == 0 or last):
-            save_state(folder / RESUME, model, adam, best, settings)
-
-    model.train()
-    try:
-        fit(step, adam, record, settings.accumulate // world, lambda: average(adam, world), after)
-        if world > 1:  # nobody leaves while the first still validates and writes
-            torch.distributed.barrier()
-    finally:
-        if writer is not None:
-            writer.close()
-        if world > 1:
-            torch.distributed.destroy_process_group()
-    if first and not best:
-        raise NephiError("no model was written, as no validation gave a number; lower fit.learning_rate")
-    return best
+def _silent(*_: object) -> None:
+    """Tells nobody."""
 
 
 # ---- which pairs a step takes ---------------------------------------------------------------------------

@@ -130,7 +130,30 @@ def points_between(upper_cube: Tensor, size: Sequence[int]) -> Tensor:
     return torch.stack(list(reversed(mesh)), -1).reshape(-1, len(axes))
 
 
-class NeuralFields(nn.Module):
+class Fields(nn.Module):
+    """The forward and the inverse map as functions of points and a code. Subclasses need ``forward`` alone.
+
+    Subclasses are made from FieldSettings, the half side of the cube in mm, its dimension and a generator.
+    """
+
+    def __init__(self, settings: FieldSettings):
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, points_cube: Tensor, code: Code) -> Tensor:
+        """(2, b * n, d), pair after pair -> the same: entry 0 through the forward maps, entry 1 the inverse ones."""
+        raise NotImplementedError
+
+    def bound(self, code: Code) -> Callable[[Tensor], Tensor]:
+        """``forward`` with this code, for several calls: what depends on the code alone may be worked out once."""
+        return partial(self, code=code)
+
+    def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
+        """Points (n, d) of one pair through one of the two maps (FORWARD or INVERSE)."""
+        return self(torch.stack([points_cube, points_cube]), code)[way]
+
+
+class NeuralFields(Fields):
     """The forward field phi and the backward field psi: same structure, separate weights, one code.
 
     Both are evaluated in one batched product: points (2, n, d), entry 0 through phi and entry 1
@@ -140,9 +163,8 @@ class NeuralFields(nn.Module):
     """
 
     def __init__(self, settings: FieldSettings, half_size_mm: float, dimension: int = 3, generator=None):
-        super().__init__()
+        super().__init__(settings)
         s, w = settings, settings.width
-        self.settings = settings
         bands = torch.randn(dimension, s.frequencies, generator=generator)
         bands = 2 * math.pi * bands * (half_size_mm / s.wavelength_mm)
         # sine and cosine of each band in one call: cos(x) = sin(x + pi / 2)
@@ -182,14 +204,12 @@ class NeuralFields(nn.Module):
         return torch.sin(self.settings.omega * x) if self.settings.modulation == "sine" else torch.relu(x)
 
     def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
-        """Points (n, d) of one pair through one of the two fields (FORWARD or INVERSE)."""
         return self._bound(code, lambda parameter: parameter[way : way + 1])(points_cube[None])[0]
 
     def forward(self, points_cube: Tensor, code: Code) -> Tensor:
         return self.bound(code)(points_cube)
 
     def bound(self, code: Code) -> Callable[[Tensor], Tensor]:
-        """``forward`` with this code, for several calls: what depends on the code alone is worked out once."""
         return self._bound(code, lambda parameter: parameter)
 
     def _bound(self, code: Code, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -239,21 +259,18 @@ class NeuralFields(nn.Module):
         return weight, bias[:, :, None]
 
 
-class VoxelFields(nn.Module):
+class VoxelFields(Fields):
     """Displacements at voxels: the local code itself, channels 0 to d - 1 forward, d to 2 d - 1 inverse.
 
     In the place of ``NeuralFields``; has no weights. Its values, in units of 0.06 of the cube, are spline coefficients.
     """
 
     def __init__(self, settings: FieldSettings, dimension: int = 3):
-        super().__init__()
-        self.settings, self.dimension = settings, dimension
+        super().__init__(settings)
+        self.dimension = dimension
 
     def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
         return self(points_cube[None], code, way)[0]
-
-    def bound(self, code: Code) -> Callable[[Tensor], Tensor]:
-        return partial(self, code=code)
 
     def forward(self, points_cube: Tensor, code: Code, first: int = FORWARD) -> Tensor:
         values, d = LINEAR_CUBE * code.at(points_cube, self.settings.code_degree), self.dimension
@@ -286,7 +303,7 @@ def check_local_code(settings: FieldSettings, dimension: int) -> None:
 
 def make_fields(
     settings: FieldSettings, half_size_mm: float, dimension: int, generator: torch.Generator | None = None
-) -> NeuralFields | VoxelFields:
+) -> Fields:
     """The fields that the settings ask for; raises NephiError as ``check_local_code``."""
     check_local_code(settings, dimension)
     return FIELDS.make(settings.kind, settings, half_size_mm, dimension, generator)
@@ -304,7 +321,7 @@ class Maps:
 
     outer: Maps | None = None
 
-    def __init__(self, fields: NeuralFields | VoxelFields, code: Code):
+    def __init__(self, fields: Fields, code: Code):
         self.fields, self.code = fields, code
 
     def __call__(self, points_cube: Tensor) -> Tensor:
