@@ -5,7 +5,7 @@ import torch
 from nephi.maps.fields import zero_code
 
 
-class MeanEncoder(torch.nn.Module):
+class MeanEncoder(nephi.Encoder):
     def __init__(self, settings, field, dimension):
         super().__init__()
         self.field, self.layer = field, torch.nn.Linear(2, field.global_code)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
     from .fitting.regularity import Regulariser as Regulariser
     from .fitting.similarity import Similarity as Similarity
     from .learning.dataset import sample_of as sample_of
+    from .learning.encoder import Encoder as Encoder
     from .learning.model import Model as Model
     from .learning.pair_tensors import Sample as Sample
     from .learning.settings import ENCODERS as ENCODERS
@@ -45,6 +46,7 @@ _HOMES = {
     "Regulariser": "fitting.regularity",
     "Similarity": "fitting.similarity",
     "sample_of": "learning.dataset",
+    "Encoder": "learning.encoder",
     "Sample": "learning.pair_tensors",
     "ENCODERS": "learning.settings",
     "EncoderSettings": "learning.settings",
@@ -75,6 +77,7 @@ __all__ = [
     "REGULARISERS",
     "SIMILARITIES",
     "Code",
+    "Encoder",
     "EncoderSettings",
     "Fields",
     "Model",

@@ -63,8 +63,7 @@ def register(
     if model is not None:
         report("prediction")
     prediction, notes = _predict(model, pair, target)
-    start = (pair.cube, None) if prediction is None else (prediction.cube, prediction.maps)
-    optimisation = Optimisation(pair, *start, similarity, regulariser, target)
+    optimisation = Optimisation(pair, prediction, similarity, regulariser, target)
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,

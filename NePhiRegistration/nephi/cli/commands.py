@@ -56,7 +56,8 @@ def register_command(options) -> int:
         result = register(
             fixed,
             moving,
-            **masks,
+            fixed_mask=masks["fixed_mask"],
+            moving_mask=masks["moving_mask"],
             settings=settings,
             auto_mask=not options.no_auto_mask,
             device=options.device,

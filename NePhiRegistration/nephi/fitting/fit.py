@@ -42,7 +42,7 @@ class Adam:
     def __init__(self, parameters: Iterable[torch.nn.Parameter], settings: FitSettings):
         self.parameters = [p for p in parameters if p.requires_grad]
         self.settings, self.done = settings, 0
-        self._state: dict[torch.nn.Parameter, tuple[Tensor, ...]] = {}
+        self._state: dict[Tensor, tuple[Tensor, ...]] = {}
         self._rate: float | Tensor = settings.learning_rate
         self._rates: Tensor | None = None  # of all steps, on a GPU
 
@@ -62,12 +62,13 @@ class Adam:
             factors = [rate_factor(step, self.settings) for step in range(self.settings.iterations)]
             self._rates = self.settings.learning_rate * torch.tensor(factors, device=device)
             self._rate = torch.zeros((), device=device)
+        assert isinstance(self._rate, Tensor)
         self._rate.copy_(self._rates[self.done])
 
     @torch.no_grad()
     def update(self) -> None:
         """What a step does on the device."""
-        moved = [p for p in self.parameters if p.grad is not None]
+        moved: list[Tensor] = [p for p in self.parameters if p.grad is not None]
         for p in moved:
             if p not in self._state:
                 count = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -75,7 +76,7 @@ class Adam:
         steps, means, squares = (list(kind) for kind in zip(*(self._state[p] for p in moved), strict=True))
         adam(
             moved,
-            [p.grad for p in moved],
+            [p.grad for p in moved if p.grad is not None],
             means,
             squares,
             [],

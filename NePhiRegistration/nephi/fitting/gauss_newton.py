@@ -95,12 +95,11 @@ def _to_nodes(values: Tensor, position: Tensor, size: tuple[int, ...]) -> Tensor
     part, first = position - first, first.long()
     sums = values.new_zeros(math.prod(size), values.shape[1])
     for corner in product((0, 1), repeat=len(size)):
-        corner = torch.tensor(corner, device=values.device)
-        share = torch.where(corner == 1, part, 1 - part).prod(1, keepdim=True)
-        node = first + corner
-        flat = node[:, -1]
+        sides = [part[:, axis] if ahead else 1 - part[:, axis] for axis, ahead in enumerate(corner)]
+        share = torch.stack(sides, 1).prod(1, keepdim=True)
+        flat = first[:, -1] + corner[-1]
         for axis in range(len(size) - 2, -1, -1):
-            flat = flat * size[axis] + node[:, axis]
+            flat = flat * size[axis] + first[:, axis] + corner[axis]
         sums.index_add_(0, flat, values * share)
     return sums.T.reshape(-1, *reversed(size))
 

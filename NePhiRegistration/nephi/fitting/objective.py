@@ -113,7 +113,7 @@ class Objective:
         """
         upper = maps.code.upper_cube
         drawn = self.draw(pairs, upper, known).step(0) if drawn is None else drawn
-        r, batch, d, n = self.regularity_settings, len(pairs), len(upper), drawn.reference.shape[2]
+        r, d, n = self.regularity_settings, len(upper), drawn.reference.shape[2]
         x, sparse = drawn.points.split([n, drawn.points.shape[2] - n], 2)  # (2, b, n, d)
         stencils = sparse.reshape(2, -1, drawn.stencil, d)  # (2, b * m, k, d)
         together = drawn.points
@@ -127,7 +127,8 @@ class Objective:
         mapped, values, *others = evaluate(together.reshape(2, -1, d)).reshape(together.shape).split(parts, 2)
         terms = {"similarity": self._similarity(pairs, drawn.reference, mapped)}
         if self.weights["boundary"] and all(volume.distance is not None for pair in pairs for volume in pair):
-            terms["boundary"] = sum(map(self._boundary, pairs, x.unbind(1), mapped.unbind(1))) / batch
+            each = map(self._boundary, pairs, x.unbind(1), mapped.unbind(1))
+            terms["boundary"] = torch.stack(list(each)).mean()
         if drawn.known is not None:
             terms["known"] = self._distance_mm(others[0] - drawn.known.flip(0))
         terms["regularity"] = self.regulariser.penalty(evaluate, stencils, values.reshape(stencils.shape), self.step)
@@ -151,10 +152,13 @@ class Objective:
 
     def _known(self, pairs: Sequence[tuple[Tensor, Tensor] | None] | None, steps: int) -> Tensor | None:
         """(steps, 2, b, k, d): as many of each pair's known points, fixed and moving; None where a pair has none."""
-        if not self.weights["known"] or pairs is None or any(p is None for p in pairs):
+        if not self.weights["known"] or pairs is None:
             return None
         chosen = []
-        for fixed, moving in pairs:
+        for pair in pairs:
+            if pair is None:
+                return None
+            fixed, moving = pair
             which = torch.randint(len(fixed), (steps, _KNOWN), generator=self.generator, device=fixed.device)
             chosen.append(torch.stack([fixed[which], moving[which]], 1))
         return torch.stack(chosen, 2)
@@ -183,7 +187,7 @@ class Objective:
             seen, at = reference.squeeze(1), mapped.squeeze(1)
             return self._compare(pairs[0], seen, at, pairs[0].inside(at.detach()))
         each = zip(pairs, reference.unbind(1), mapped.unbind(1), strict=True)
-        return sum(self._compare(pair, seen, at, pair.inside(at.detach())) for pair, seen, at in each) / len(pairs)
+        return torch.stack([self._compare(pair, seen, at, pair.inside(at.detach())) for pair, seen, at in each]).mean()
 
     def _compare(self, pair: VolumePair, reference: Tensor, mapped: Tensor, weight: Tensor) -> Tensor:
         offsets = self.similarity.offsets(mapped.shape[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,23 +25,31 @@ _POINTS_A_THREAD = 2500  # with fewer points a step, a second thread costs more 
 _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as they make
 
 
+class Start(Protocol):
+    """Maps of a pair, in the cube that they live in."""
+
+    maps: Maps
+    cube: Cube
+
+
 class Optimisation:
     """The maps of one pair, refined in place by ``run``. They lie in ``cube``.
 
-    ``predicted``: maps to start from. Raises NephiError for settings that do not fit the images' dimension.
+    ``prediction``: maps to start from, in their cube. Raises NephiError for settings that do not fit the images'
+    dimension.
     """
 
     def __init__(
         self,
         pair: Pair,
-        cube: Cube,
-        predicted: Maps | None,
+        prediction: Start | None,
         similarity: Similarity,
         regulariser: Regulariser,
         device: torch.device,
     ):
-        s = pair.settings
-        self.pair, self.cube, self.device, self.settings = pair.in_cube(cube), cube, device, s
+        s, predicted = pair.settings, None if prediction is None else prediction.maps
+        self.cube = cube = pair.cube if prediction is None else prediction.cube
+        self.pair, self.device, self.settings = pair.in_cube(cube), device, s
         # by the step that each begins with; of several that begin together the last
         stages = _stages(s, predicted is not None)
         self.stages = {round(stage.start * s.fit.iterations): stage for stage in stages}

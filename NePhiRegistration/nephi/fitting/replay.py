@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
-_Result = TypeVar("_Result")
+Result = TypeVar("Result")
 _PLAIN_CALLS = 3  # before the first capture, as libraries set themselves up; before a later one a single call
 
 _log = logging.getLogger(__name__)
 
 
-class Replayed:
+class Replayed(Generic[Result]):
     """A function without arguments, replayed as a CUDA graph for as long as its ``key`` stays the same.
 
     The function must neither read from nor write to the host, and everything it works on must stay in place until the
@@ -22,16 +22,16 @@ class Replayed:
     called plainly from then on. PyTorch documentation, "CUDA semantics", section "CUDA Graphs".
     """
 
-    def __init__(self, function: Callable[[], _Result], device: torch.device):
+    def __init__(self, function: Callable[[], Result], device: torch.device):
         self._function = function
         self._stream = torch.cuda.Stream(device)
         self._key: Hashable = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._result: _Result | None = None
+        self._result: Result | None = None
         self._plain_calls_left = _PLAIN_CALLS
         self.failed = False
 
-    def __call__(self, key: Hashable) -> _Result:
+    def __call__(self, key: Hashable) -> Result:
         if key != self._key:
             self._key, self._graph, self._result = key, None, None
             self._plain_calls_left = max(1, self._plain_calls_left)
@@ -43,9 +43,10 @@ class Replayed:
             if self._graph is None:
                 return self._on_own_stream()
         self._graph.replay()
+        assert self._result is not None
         return self._result
 
-    def _on_own_stream(self) -> _Result:
+    def _on_own_stream(self) -> Result:
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):

@@ -75,7 +75,7 @@ class Pair:
         self.windows = [chosen or choose_window(i, m) for i, m in zip(self.images, self.masks, strict=True)]
         if fixed_mask is not None and moving_mask is not None:
             grid = self._grid(4.0 * self.scale)
-            there = [self._on(grid, mask, way)[:] > 0.5 for way, mask in enumerate(self.masks)]
+            there = [self._on(grid, mask, way)[:] > 0.5 for way, mask in enumerate((fixed_mask, moving_mask))]
             if not (there[0] & there[1]).any():
                 raise NephiError(_APART)
 
@@ -169,8 +169,9 @@ class Pair:
     def _distance(self, way: int) -> tuple[sitk.Image, Volume]:
         """The mask's signed distance on a 3 mm grid: in mm, and cut off, in units of the cut, to be compared."""
         if way not in self._distances:
-            grid = self._grid(3.0 * self.scale)
-            mask = grid.image((self._on(grid, self.masks[way], way)[:] > 0.5).astype(np.uint8))
+            grid, mask = self._grid(3.0 * self.scale), self.masks[way]
+            assert mask is not None, "only masks have distance maps"
+            mask = grid.image(np.asarray(self._on(grid, mask, way)[:] > 0.5, np.uint8))
             self._distances[way] = sitk.SignedMaurerDistanceMap(
                 mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
             )

@@ -75,18 +75,18 @@ class DeviceSlices:
         return values
 
     def _resampled(self, start: int, stop: int) -> Tensor:
-        kind = {"device": self._values.device, "dtype": torch.double}  # single precision is too coarse for positions
-        step = torch.tensor(self._step, **kind)
-        first = torch.tensor(self._first, **kind)
+        device, double = self._values.device, torch.double  # single precision is too coarse for positions
+        step = torch.tensor(self._step, device=device, dtype=double)
+        position = torch.tensor(self._first, device=device, dtype=double)
         shape = (stop - start, *self.shape[1:])
-        counts = [torch.arange(start, stop, **kind), *(torch.arange(n, **kind) for n in shape[1:])]
-        position = first
+        ends = [(start, stop), *((0, n) for n in shape[1:])]
+        counts = [torch.arange(low, high, device=device, dtype=double) for low, high in ends]
         for axis, count in enumerate(counts):  # of the array: z first
             along = step[len(counts) - 1 - axis]
             position = position + (count[:, None] * along).reshape(-1, *[1] * (len(counts) - 1 - axis), len(along))
         size = tuple(reversed(self._values.shape))
         table = [self._values.reshape(-1, 1)]
-        last = torch.tensor(size, **kind) - 0.5
+        last = torch.tensor(size, device=device, dtype=double) - 0.5
         out = []
         for part in position.reshape(-1, len(counts)).split(_POINTS):
             values = interpolate(table, part[None], size)[0, :, 0]

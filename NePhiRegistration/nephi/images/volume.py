@@ -144,7 +144,8 @@ class Volume:
         self.extents = tuple(reversed(volume.shape[:-1]))  # voxels along x, y (, z)
         self.size = torch.tensor(self.extents, device=volume.device)
         self.view, self.distance, self.seen_through = view, distance, seen_through
-        self.chosen = self._squares = None
+        self.chosen: Tensor | None = None  # of the voxels in a row, those that are drawn from
+        self._squares: Tensor | None = None
         self.voxels = volume[..., 0].numel()
         if mask is not None:
             plane = math.prod(mask.shape[1:])
@@ -185,11 +186,11 @@ class Volume:
     def _places(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """points_cube (n, d) and index_xyz (n, d) of entries (n,) of the voxels that are drawn from."""
         flat = flat if self.chosen is None else self.chosen[flat].long()
-        index = []
+        along = []
         for extent in self.extents[:-1]:
-            index.append(flat % extent)
+            along.append(flat % extent)
             flat = flat // extent
-        index = torch.stack([*index, flat], -1)
+        index = torch.stack([*along, flat], -1)
         return index * self.spacing + self.lower, index
 
     def nearest(self, points_cube: Tensor) -> Tensor:

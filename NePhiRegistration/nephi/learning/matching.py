@@ -14,14 +14,14 @@ from ..maps.fields import (
     INVERSE,
     LINEAR_CUBE,
     Code,
+    Fields,
     Maps,
-    NeuralFields,
-    VoxelFields,
     moves_points,
     nodes,
     zero_code,
 )
 from ..settings import FieldSettings
+from .encoder import Encoder
 from .pair_tensors import Sample
 from .settings import EncoderSettings
 
@@ -29,7 +29,7 @@ _SHARPNESS = 8.0  # of the least cost against the mean one
 _REACH = 0.06  # a typical step between places, in the cube
 
 
-class MatchingEncoder(nn.Module):
+class MatchingEncoder(Encoder):
     """Finds the code of one pair in a few rounds, each with the map of the round before.
 
     A round compares the features at a lattice of points with those around their present partners in the other image,
@@ -64,13 +64,13 @@ class MatchingEncoder(nn.Module):
                 for weights in last.parameters():
                     nn.init.zeros_(weights)
 
-    def codes(self, samples: list[Sample], fields: NeuralFields | VoxelFields) -> list[Code]:
+    def codes(self, samples: list[Sample], fields: Fields) -> list[Code]:
         """The codes of the one pair of the batch after each round."""
         (sample,) = samples
         size = nodes(sample.upper_cube, self.settings.node_spacing)
         return self(sample.volumes, fields, zero_code(self.field, sample.upper_cube, size))
 
-    def forward(self, pair: tuple[Volume, Volume], fields: NeuralFields | VoxelFields, start: Code) -> list[Code]:
+    def forward(self, pair: tuple[Volume, Volume], fields: Fields, start: Code) -> list[Code]:
         """The codes after each round; ``start`` is that of the identity and gives the grid of nodes."""
         codes, code = [], start
         for step in self.settings.steps:

@@ -17,6 +17,7 @@ from ..files.tensors import read_tensors
 from ..fitting.gauss_newton import refined
 from ..maps.fields import Code, Maps, VoxelFields, composed, make_fields
 from ..settings import FieldSettings
+from .encoder import Encoder
 from .matching import MatchingEncoder
 from .pair_tensors import Sample
 from .published import PublishedEncoder
@@ -127,11 +128,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     return metadata, tensors
 
 
-def make_encoder(settings: EncoderSettings, field: FieldSettings, dimension: int) -> nn.Module:
-    """The encoder that the settings name; raises NephiError if there is none.
-
-    An encoder is a module with ``codes(samples, fields)``: the code of a batch of pairs after each of its rounds.
-    """
+def make_encoder(settings: EncoderSettings, field: FieldSettings, dimension: int) -> Encoder:
+    """The encoder that the settings name; raises NephiError if there is none."""
     return ENCODERS.make(settings.kind, settings, field, dimension)
 
 

@@ -59,14 +59,19 @@ class Sample:
         def dense(slices) -> Tensor:
             return torch.as_tensor(slices[: grid.shape[0]]).contiguous().to(device)
 
-        masked = all(inside is not None for _, inside, _ in seen)
-        distances = [None if d is None else _resampled(d, grid, pair) for _, _, d in seen]
+        (fixed, fixed_inside, fixed_distance), (moving, moving_inside, moving_distance) = seen
+        masks = distances = None
+        if fixed_inside is not None and moving_inside is not None:
+            masks = dense(fixed_inside).bool(), dense(moving_inside).bool()
+        if fixed_distance is not None and moving_distance is not None:
+            near, far = (_resampled(d, grid, pair).to(device) for d in (fixed_distance, moving_distance))
+            distances = near, far
         step = pair.affine.matrix @ pair.cube.axes * pair.cube.unit_mm
         return cls(
             name=name,
-            intensities=tuple(dense(scaled).float() for scaled, _, _ in seen),
-            masks=tuple(dense(inside).bool() for _, inside, _ in seen) if masked else None,
-            distances=tuple(d.to(device) for d in distances) if all(d is not None for d in distances) else None,
+            intensities=(dense(fixed).float(), dense(moving).float()),
+            masks=masks,
+            distances=distances,
             upper_cube=torch.tensor(pair.cube.upper_cube, dtype=torch.float32, device=device),
             lower_cube=torch.tensor(pair.lower, dtype=torch.float32, device=device),
             spacing_cube=grid.spacing_mm[0] / pair.cube.unit_mm,

@@ -7,15 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import NephiError
-from ..maps.fields import Code
+from ..maps.fields import Code, Fields
 from ..settings import FieldSettings
+from .encoder import Encoder
 from .pair_tensors import Sample
 from .settings import EncoderSettings
 
 _LEAST_SIDE = 3  # of the last map of the published encoder
 
 
-class PublishedEncoder(nn.Module):
+class PublishedEncoder(Encoder):
     """images (b, 2, *size) -> Code: 3.07 M parameters at 175^3 voxels, with the local code from the 128 x 6^3 map."""
 
     def __init__(self, settings: EncoderSettings, field: FieldSettings, dimension: int):
@@ -49,7 +50,7 @@ class PublishedEncoder(nn.Module):
         else:
             self.local = convolution(channels[settings.local_level], field.local_code, 3, padding=1)
 
-    def codes(self, samples: list[Sample], fields: nn.Module) -> list[Code]:
+    def codes(self, samples: list[Sample], fields: Fields) -> list[Code]:
         """One round for all pairs of a batch; raises NephiError if their cubes have different proportions."""
         upper = samples[0].upper_cube
         if any(not torch.allclose(sample.upper_cube, upper, atol=1e-3) for sample in samples[1:]):

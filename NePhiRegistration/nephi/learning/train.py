@@ -92,7 +92,8 @@ class _Run:
     ):
         self.settings, self.folder, self.model, self.data, self.validation = settings, folder, model, data, validation
         self.device, self.rank, self.world, self.progress = device, rank, world, progress
-        self.adam, self.best = Adam(model.parameters(), settings.fit), {}
+        self.adam = Adam(model.parameters(), settings.fit)
+        self.best: dict = {}
         self.points = torch.Generator(device)
         s = settings
         self.objective = Objective(s.model.similarity, s.regularity, s.model.half_size_mm, self.points)

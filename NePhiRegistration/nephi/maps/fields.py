@@ -74,12 +74,15 @@ class Code:
     def prior(self) -> Tensor:
         """Mean norm of the global code plus mean norm over the grid (paper, Eq. 5)."""
         tiny = 1e-12  # a zero code has no gradient of its norm
-        norms = (t.square().sum(1) + tiny for t in (self.global_code, self.local_code))
-        return sum(norm.sqrt().mean() for norm in norms)
+        of_global, of_local = ((t.square().sum(1) + tiny).sqrt().mean() for t in (self.global_code, self.local_code))
+        return of_global + of_local
 
 
 class HybridCode(nn.Module, Code):
     """The code of one pair as parameters, at first those of ``start``."""
+
+    global_code: nn.Parameter
+    local_code: nn.Parameter
 
     def __init__(self, start: Code):
         nn.Module.__init__(self)
@@ -161,6 +164,9 @@ class NeuralFields(Fields):
     ``x + f(x, z(x))`` with modulated periodic activations over Fourier features; the last layer starts
     at zero, so both maps start at the identity. Beyond the cube the displacement of its border holds.
     """
+
+    bands: Tensor
+    phase: Tensor
 
     def __init__(self, settings: FieldSettings, half_size_mm: float, dimension: int = 3, generator=None):
         super().__init__(settings)
@@ -357,6 +363,8 @@ class Composed(Maps):
     forward(x) = outer.forward(inner.forward(x)), inverse(y) = inner.inverse(outer.inverse(y)): where both parts are
     inverses of each other, so are the two. Fields and code are those of the inner maps.
     """
+
+    outer: Maps
 
     def __init__(self, inner: Maps, outer: Maps):
         super().__init__(inner.fields, inner.code)

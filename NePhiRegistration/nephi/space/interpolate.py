@@ -34,7 +34,7 @@ def interpolate(
     return _Interpolate.apply(position, tuple(size), degree, scale, *tables)
 
 
-def constant(values: Sequence, device: torch.device, dtype: torch.dtype) -> Tensor:
+def constant(values: float | Sequence, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A tensor that is made once per device: a copy from the host would make a GPU wait at each use."""
     return _constant(_tuple(values), device, dtype)
 
@@ -135,9 +135,10 @@ class _Interpolate(torch.autograd.Function):
             # on a processor in parts that stay in its cache, which is several times faster
             points = _CACHED_POINTS if flat.device.type == "cpu" else len(flat)
             for k, kinds in enumerate(zip(*(t.chunk(len(tables)) for t in (row, weight[..., :1], flat)), strict=True)):
-                on_tables[k] = torch.zeros_like(tables[k])
+                total = torch.zeros_like(tables[k])
                 for rows, weights, grads in zip(*(t.split(points) for t in kinds), strict=True):
-                    on_tables[k].index_add_(0, rows.reshape(-1), (weights * grads).flatten(0, 1))
+                    total.index_add_(0, rows.reshape(-1), (weights * grads).flatten(0, 1))
+                on_tables[k] = total
         return on_position, None, None, None, *on_tables
 
 
@@ -145,10 +146,9 @@ def _differentiable(ctx, grad: Tensor, position: Tensor, tables: list[Tensor]) -
     """The gradients by differentiation of the plain formula, so that they have gradients of their own."""
     row, weight = _around(position.reshape(-1, position.shape[-1]), ctx.size, ctx.degree, ctx.scale, slopes=False)
     values = _blend(weight, _gather(tables, row, position.dtype))[:, None]
-    wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-    inputs = [position, None, None, None, *tables]
-    found = torch.autograd.grad(values[:, 0].reshape(grad.shape), [inputs[i] for i in wanted], grad, create_graph=True)
-    out: list[Tensor | None] = [None] * len(inputs)
-    for i, value in zip(wanted, found, strict=True):
-        out[i] = value
-    return tuple(out)
+    inputs = {0: position, **{4 + k: table for k, table in enumerate(tables)}}
+    wanted = [i for i in inputs if ctx.needs_input_grad[i]]
+    outputs = values[:, 0].reshape(grad.shape)
+    found = torch.autograd.grad(outputs, [inputs[i] for i in wanted], grad, create_graph=True)
+    by_input = dict(zip(wanted, found, strict=True))
+    return tuple(by_input.get(i) for i in range(4 + len(tables)))

@@ -1,0 +1,19 @@
+"""What an encoder is: two images in, the latent code of their registration out."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..maps.fields import Code, Fields
+from .pair_tensors import Sample
+
+
+class Encoder(nn.Module):
+    """Predicts codes. Subclasses need ``codes``, and are made from EncoderSettings, FieldSettings and the dimension."""
+
+    def codes(self, samples: list[Sample], fields: Fields) -> list[Code]:
+        """The code of a batch of pairs after each of the encoder's rounds; the last is the prediction.
+
+        ``fields``: those that the code is for. Raises NephiError for a batch that the encoder cannot take.
+        """
+        raise NotImplementedError
