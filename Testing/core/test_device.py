@@ -163,19 +163,21 @@ def test_steps_on_cuda_do_not_wait_for_the_host():
 @cuda
 @pytest.mark.parametrize("preset", PRESETS)
 def test_replayed_steps_on_cuda_are_those_of_plain_ones(preset, monkeypatch, caplog):
-    """Over all stages of a short run; sums in another order leave small differences."""
+    """Over all stages of a short run. Plain runs differ among themselves: a GPU adds up in any order."""
     points = np.random.default_rng(0).uniform(20, 140, (200, 3))
-    replayed, captured = [], []
+    found, captured = [], []
     capture = Replayed._capture
     monkeypatch.setattr(Replayed, "_capture", lambda self: captured.append(1) or capture(self))
-    for plain in (False, True):
+    for plain in (False, True, True):
         if plain:
             monkeypatch.setattr(Replayed, "__call__", lambda self, key: self._function())
         result = register(*smooth_pair(), settings=short(preset, 40), auto_mask=False, device="cuda")
-        replayed.append(result.forward(points))
+        found.append(result.forward(points))
     assert len(captured) == len(PRESETS[preset].similarity.stages) and not caplog.records
-    assert np.abs(replayed[0] - points).max() > 0.1
-    assert np.abs(replayed[0] - replayed[1]).mean() < 0.02 * np.abs(replayed[0] - points).mean()
+    replayed, *plain = found
+    assert np.abs(replayed - points).max() > 0.1
+    spread = np.abs(plain[0] - plain[1]).mean()
+    assert np.abs(replayed - plain[0]).mean() < 4 * spread + 1e-3
 
 
 @cuda

@@ -14,7 +14,7 @@ from ..space.affine import Affine
 from ..space.grid import Grid
 from ..space.interpolate import interpolate
 
-_POINTS = 2**19  # interpolated at a time
+_POINTS = 2**18  # interpolated at a time
 _KEPT = (torch.uint8, torch.int16, torch.float32)  # sent to the device as they are
 
 
