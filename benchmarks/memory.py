@@ -77,7 +77,7 @@ def run(method: str, size: int, iterations: int) -> dict:
         pair = Pair(fixed, moving, None, None, Affine.identity(3), settings)
         volumes = pair.volumes(similarity.stages[0], make_similarity(similarity).prepare, "cpu")
         if method == "voxel":
-            upper = torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
+            upper = torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32)
             maps = VoxelMaps(volumes[0].volume.shape[:-1], upper)
             regularity = replace(settings.regularity, weight=0.5)
             generator = torch.Generator().manual_seed(0)

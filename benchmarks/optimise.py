@@ -12,22 +12,23 @@ from nephi.fitting.regularity import make_regulariser
 from nephi.learning.model import Model
 from nephi.learning.pair_tensors import Sample
 from nephi.learning.validate import measure
-from nephi.maps.fields import Code, HybridCode, Maps, make_fields, zero_code
+from nephi.maps.code import Code, HybridCode, zero_code
+from nephi.maps.maps import FieldMap, Map, make_fields
 from nephi.settings import FieldSettings, FitSettings, RegularitySettings, SimilaritySettings
 
 
 @dataclass
 class Start:
-    """Maps to optimise, ``nephi.field.Maps`` or called as those; ``half_size_mm``: what one unit of the cube is."""
+    """Maps to optimise; ``half_size_mm``: what one unit of the cube is."""
 
-    maps: Maps | torch.nn.Module
+    maps: Map
     half_size_mm: float
 
     @classmethod
     def predicted(cls, model: Model, sample: Sample) -> Start:
         """The model's prediction; the model itself is left as it is."""
         code = model.predict(sample).code
-        return cls(Maps(copy.deepcopy(model.fields).requires_grad_(True), code), model.settings.half_size_mm)
+        return cls(FieldMap(copy.deepcopy(model.fields).requires_grad_(True), code), model.settings.half_size_mm)
 
     @classmethod
     def fresh(
@@ -38,11 +39,11 @@ class Start:
         The fields' last layer is zero, so that without a linear term both maps are the identity.
         """
         generator = torch.Generator().manual_seed(seed)
-        upper = sample.upper_cube
+        upper = sample.half_extents_cube
         fields = make_fields(field, half_size_mm, len(upper), generator).to(upper.device)
         code = zero_code(field, upper, (size,) * len(upper))
         drawn = [spread * torch.randn(t.shape, generator=generator).to(t) for t in (code.global_code, code.local_code)]
-        return cls(Maps(fields, Code(*drawn, upper)), half_size_mm)
+        return cls(FieldMap(fields, Code(*drawn, upper)), half_size_mm)
 
     def measure(self, sample: Sample) -> dict[str, float]:
         """Dice and folds (percent of all pixels, exact Jacobian) of the forward map."""
@@ -51,7 +52,7 @@ class Start:
     @torch.no_grad()
     def inverse_inconsistency(self, points: int = 4096, step_mm: float = 1.5) -> float:
         """Mean squared Frobenius norm of J[phi o psi] - Id over random points and both orders (paper, Eq. 3)."""
-        upper, regulariser = self.maps.code.upper_cube, make_regulariser(RegularitySettings("gradicon"))
+        upper, regulariser = self.maps.half_extents_cube, make_regulariser(RegularitySettings("gradicon"))
         d, step = len(upper), step_mm / self.half_size_mm
         generator = torch.Generator(upper.device).manual_seed(0)
         x = (torch.rand((points, 1, d), generator=generator, device=upper.device) * 2 - 1) * upper
@@ -70,13 +71,13 @@ def optimise(
 ) -> Start:
     """``settings.iterations`` steps on all that the maps are made of; ``watch(done, start)`` is called after each."""
     maps = start.maps
-    if isinstance(maps, Maps):
+    if isinstance(maps, FieldMap):
         code = HybridCode(maps.code)
-        maps, parameters = Maps(maps.fields, code), [*maps.fields.parameters(), *code.parameters()]
+        maps, parameters = FieldMap(maps.fields, code), [*maps.fields.parameters(), *code.parameters()]
     else:
         parameters = list(maps.parameters())
     start = Start(maps, start.half_size_mm)
-    generator = torch.Generator(sample.upper_cube.device).manual_seed(settings.seed)
+    generator = torch.Generator(sample.half_extents_cube.device).manual_seed(settings.seed)
     objective, volumes = Objective(similarity, regularity, start.half_size_mm, generator), sample.volumes
     fit(lambda _: objective(maps, [volumes]), Adam(parameters, settings), after_step=lambda n: watch(n, start))
     return start

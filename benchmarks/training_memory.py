@@ -41,7 +41,7 @@ def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
     from nephi.learning.model import Model
     from nephi.learning.pair_tensors import Sample
     from nephi.learning.settings import TrainSettings
-    from nephi.maps.fields import Maps
+    from nephi.maps.maps import FieldMap
     from nephi.settings import PRESETS
 
     from .baselines.gradicon import WEIGHT
@@ -61,12 +61,12 @@ def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
         intensities=images,
         masks=None,
         distances=None,
-        upper_cube=torch.ones(3),
+        half_extents_cube=torch.ones(3),
         lower_cube=-torch.ones(3),
         spacing_cube=2 / (size - 1),
         similarity=settings.similarity,
     )
-    return model, lambda: objective(Maps(model.fields, model.codes([sample])[-1]), [sample.volumes])[0]
+    return model, lambda: objective(FieldMap(model.fields, model.codes([sample])[-1]), [sample.volumes])[0]
 
 
 def gradicon_step(images, multi: bool) -> tuple[object, Callable]:

@@ -2,7 +2,7 @@
 
 import nephi
 import torch
-from nephi.maps.fields import zero_code
+from nephi.maps.code import zero_code
 
 
 class MeanEncoder(nephi.Encoder):
@@ -12,8 +12,8 @@ class MeanEncoder(nephi.Encoder):
 
     def codes(self, samples, fields):
         means = torch.stack([torch.stack([sample.scaled(way).mean() for way in (0, 1)]) for sample in samples])
-        code = zero_code(self.field, samples[0].upper_cube, (4, 4), len(samples))
-        return [nephi.Code(self.layer(means), code.local_code, code.upper_cube)]
+        code = zero_code(self.field, samples[0].half_extents_cube, (4, 4), len(samples))
+        return [nephi.Code(self.layer(means), code.local_code, code.half_extents_cube)]
 
 
 nephi.ENCODERS.add("mean", MeanEncoder)

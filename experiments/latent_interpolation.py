@@ -12,7 +12,8 @@ from nephi.learning.dataset import Shapes
 from nephi.learning.model import Model
 from nephi.learning.pair_tensors import Sample
 from nephi.learning.validate import folds_percent, mapped
-from nephi.maps.fields import Code, Maps
+from nephi.maps.code import Code
+from nephi.maps.maps import FieldMap
 from torch import Tensor
 
 from .experiment import About, Rows, column, mean, panels, select, trained
@@ -38,10 +39,10 @@ def run(device: torch.device, count: int, ratios: int, train_steps: int, batch: 
             samples = [sample.to(device) for sample in samples]
             codes = [model.predict(sample).code for sample in samples]
             points = samples[0].voxel_centres()
-            ends = [split(points, mapped(Maps(model.fields, code), points) - points) for code in codes]
+            ends = [split(points, mapped(FieldMap(model.fields, code), points) - points) for code in codes]
             for of_global in steps:
                 for of_local in steps:
-                    maps = Maps(model.fields, between(*codes, of_global, of_local))
+                    maps = FieldMap(model.fields, between(*codes, of_global, of_local))
                     parts = split(points, mapped(maps, points) - points)
                     row = {"local code from": name, "pairs": k, "global": of_global, "local": of_local}
                     row["folds_percent"] = folds_percent(maps, samples[0], points)
@@ -76,7 +77,7 @@ def between(first: Code, last: Code, of_global: float, of_local: float) -> Code:
     return Code(
         torch.lerp(first.global_code, last.global_code, of_global),
         torch.lerp(first.local_code, last.local_code, of_local),
-        first.upper_cube,
+        first.half_extents_cube,
     )
 
 
@@ -87,7 +88,7 @@ def split(points: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return affine, displacement - affine, displacement
 
 
-def deformed_grid(maps: Maps, device: torch.device) -> str:
+def deformed_grid(maps: FieldMap, device: torch.device) -> str:
     """Where the nodes of a regular grid go: x and y in thousandths of the cube's unit, node after node."""
     axis = torch.linspace(-1, 1, NODES, device=device)
     nodes = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)

@@ -14,7 +14,6 @@ from nephi.errors import NephiError
 from nephi.learning.dataset import open_data
 from nephi.learning.pair_tensors import Sample
 from nephi.learning.settings import TrainSettings
-from nephi.maps.fields import FORWARD
 from nephi.settings import FitSettings
 
 from benchmarks.optimise import Start, optimise
@@ -105,7 +104,7 @@ def run(device: torch.device, train_pairs: int, train_steps: int, scored: int, s
 @torch.no_grad()
 def ncc(start: Start, sample: Sample) -> float:
     """Correlation over all pixels of the fixed image with the moving one seen through the forward map."""
-    warped = sample.at(sample.scaled(1), start.maps.one(sample.voxel_centres(), FORWARD))
+    warped = sample.at(sample.scaled(1), start.maps.forward(sample.voxel_centres()))
     return float(np.corrcoef(sample.scaled(0).reshape(-1).cpu(), warped.cpu())[0, 1])
 
 

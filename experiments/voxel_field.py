@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from nephi.learning.pair_tensors import Sample
-from nephi.maps.fields import FORWARD
 from nephi.measure.quality import displacement_jacobian
 from nephi.settings import FitSettings, RegularitySettings, Sampling
 from nephi.space.grid import Grid
@@ -22,14 +21,14 @@ METHODS = {"neural field": 64, "voxel field": 64, "voxel field, 4096 points": 40
 def start(method: str, settings, sample: Sample, seed: int) -> Start:
     if method == "neural field":
         return Start.fresh(settings.field, sample, NODES, settings.half_size_mm, seed)
-    return Start(VoxelMaps(tuple(sample.intensities[0].shape), sample.upper_cube), settings.half_size_mm)
+    return Start(VoxelMaps(tuple(sample.intensities[0].shape), sample.half_extents_cube), settings.half_size_mm)
 
 
 def folds_percent(at: Start, sample: Sample) -> float:
     """Pixels with a Jacobian determinant (central differences between pixels) of 0 or less, alike for both."""
     points = sample.voxel_centres()
     with torch.no_grad():
-        moved = at.maps.one(points, FORWARD) - points
+        moved = at.maps.forward(points) - points
     shape = tuple(sample.intensities[0].shape)
     grid = Grid(shape[::-1], (sample.spacing_cube,) * len(shape), (0.0,) * len(shape), (1.0, 0.0, 0.0, 1.0))
     jacobian = displacement_jacobian(moved.reshape(*shape, len(shape)).cpu().numpy(), grid)

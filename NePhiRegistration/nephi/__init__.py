@@ -27,8 +27,9 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
     from .learning.settings import ModelSettings as ModelSettings
     from .learning.settings import TrainSettings as TrainSettings
     from .learning.train import train as train
-    from .maps.fields import Code as Code
+    from .maps.code import Code as Code
     from .maps.fields import Fields as Fields
+    from .maps.maps import Map as Map
     from .measure.evaluate import evaluate as evaluate
     from .registration import register as register
     from .result import Registration as Registration
@@ -52,8 +53,9 @@ _HOMES = {
     "EncoderSettings": "learning.settings",
     "ModelSettings": "learning.settings",
     "TrainSettings": "learning.settings",
-    "Code": "maps.fields",
+    "Code": "maps.code",
     "Fields": "maps.fields",
+    "Map": "maps.maps",
     "FIELDS": "settings",
     "REGULARISERS": "settings",
     "SIMILARITIES": "settings",
@@ -80,6 +82,7 @@ __all__ = [
     "Encoder",
     "EncoderSettings",
     "Fields",
+    "Map",
     "Model",
     "ModelSettings",
     "NephiError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from .errors import NephiError
 from .files.folder import ResultFolder
 from .files.tensors import read_tensors
 from .files.transform import displacement_transform
-from .maps.fields import FORWARD, INVERSE, HybridCode, Maps, composed, make_fields, zero_code
+from .maps.code import HybridCode, zero_code
 from .maps.jacobian import exact_jacobian
+from .maps.maps import Composed, FieldMap, Map, make_fields
 from .maps.sampled import coarsest_displacement
 from .measure.quality import displacement_jacobian, random_points
 from .settings import FieldSettings, Settings, from_dict
@@ -33,7 +35,7 @@ _FORMAT = "nephi-registration-2"
 class Registration:
     """Forward map (fixed -> moving points) and inverse map (moving -> fixed), alignment included."""
 
-    maps: Maps  # in the cube
+    maps: Map  # in the cube
     cube: Cube
     affine: Affine
     fixed_grid: Grid
@@ -51,12 +53,12 @@ class Registration:
 
     def forward(self, points_lps_mm) -> np.ndarray:
         """Fixed points (n, d) in LPS mm -> the same anatomy in the moving image."""
-        return self.affine(self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(points_lps_mm), FORWARD)))
+        return self.affine(self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(points_lps_mm), self.maps.forward)))
 
     def inverse(self, points_lps_mm) -> np.ndarray:
         """Moving points (n, d) in LPS mm -> the same anatomy in the fixed image (the second field)."""
         aligned = self.affine.inverse()(points_lps_mm)
-        return self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(aligned), INVERSE))
+        return self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(aligned), self.maps.inverse))
 
     def jacobian_determinant(self, points_lps_mm) -> np.ndarray:
         """Exact Jacobian determinant (n,) of the forward map at fixed points, alignment included."""
@@ -64,21 +66,21 @@ class Registration:
         out = np.empty(len(points_cube), np.float32)
         for start in range(0, len(points_cube), _CHUNK):
             x = self._tensor(points_cube[start : start + _CHUNK]).requires_grad_()
-            jacobian = exact_jacobian(self.maps.one(x, FORWARD), x, create_graph=False)
+            jacobian = exact_jacobian(self.maps.forward(x), x, create_graph=False)
             out[start : start + _CHUNK] = torch.linalg.det(jacobian).cpu().numpy()
         return out * np.float32(np.linalg.det(self.affine.matrix))
 
     def _tensor(self, points_cube: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(points_cube, dtype=torch.float32, device=self.maps.code.global_code.device)
+        return torch.as_tensor(points_cube, dtype=torch.float32, device=self.maps.device)
 
     @torch.no_grad()
-    def _evaluate(self, points_cube: np.ndarray, way: int) -> np.ndarray:
+    def _evaluate(self, points_cube: np.ndarray, through: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         flat = np.reshape(points_cube, (-1, points_cube.shape[-1]))
         out = np.empty_like(flat)
         for start in range(0, len(flat), _CHUNK):
             x = self._tensor(flat[start : start + _CHUNK])
             # only the displacement comes in single precision, so that the map keeps the points' own
-            moved = self.maps.one(x, way) - x
+            moved = through(x) - x
             out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.double().cpu().numpy()
         return out.reshape(np.shape(points_cube))
 
@@ -154,7 +156,7 @@ class Registration:
 
     def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
-        parts = {"": self.maps} if self.maps.outer is None else {"": self.maps, "outer.": self.maps.outer}
+        parts = _parts(self.maps)
         tensors: dict[str, torch.Tensor] = {}
         for prefix, maps in parts.items():
             for name, module in (("fields", maps.fields), ("code", HybridCode(maps.code))):
@@ -189,20 +191,21 @@ class Registration:
         parts = {}
         for prefix, made in geometry["maps"].items():
             settings = FieldSettings(**made["field"])
-            upper = torch.tensor(cube.upper_cube, dtype=torch.float32)
+            upper = torch.tensor(cube.half_extents_cube, dtype=torch.float32)
             fields = make_fields(settings, cube.unit_mm, cube.dimension)
             code = HybridCode(zero_code(settings, upper, tuple(made["code_size"])))
             for module, name in ((fields, f"{prefix}fields."), (code, f"{prefix}code.")):
                 own = {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+                own.pop("upper_cube", None)  # of files of former versions; the cube says the same
                 try:
                     module.load_state_dict(own)
                 except RuntimeError as error:
                     raise NephiError(f"{path} does not fit its own settings: {error}") from None
                 module.requires_grad_(False).to(device)
-            parts[prefix] = Maps(fields, code)
+            parts[prefix] = FieldMap(fields, code)
         affine = geometry["affine"]
         return cls(
-            maps=composed(parts[""], parts.get("outer.")),
+            maps=parts["outer."] @ parts[""] if "outer." in parts else parts[""],
             cube=cube,
             affine=Affine(np.array(affine["matrix"]), np.array(affine["offset_mm"])),
             fixed_grid=_grid(geometry["fixed_grid"]),
@@ -235,6 +238,15 @@ def warp(
 
 def _loaded(result: Registration | str | Path) -> Registration:
     return result if isinstance(result, Registration) else Registration.load(result)
+
+
+def _parts(maps: Map) -> dict[str, FieldMap]:
+    """The maps that a file holds, by the prefix of their tensors; raises NephiError for others than the package's."""
+    parts = {"": maps.inner, "outer.": maps.outer} if isinstance(maps, Composed) else {"": maps}
+    found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
+    if len(found) < len(parts):
+        raise NephiError("only maps that fields make, or the composition of two, can be saved")
+    return found
 
 
 def _plain(grid: Grid) -> dict:

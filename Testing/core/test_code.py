@@ -6,17 +6,8 @@ import pytest
 import torch
 from geometry import points_of
 from nephi.fitting.fit import Adam
-from nephi.maps.fields import (
-    FORWARD,
-    INVERSE,
-    Code,
-    HybridCode,
-    Maps,
-    code_like,
-    make_fields,
-    points_between,
-    zero_code,
-)
+from nephi.maps.code import FORWARD, INVERSE, Code, HybridCode, points_between, zero_code
+from nephi.maps.maps import FieldMap, code_like, make_fields
 from nephi.registration import register
 from nephi.settings import FieldSettings, FitSettings, Stage
 
@@ -32,10 +23,10 @@ def random_code(d: int, size=(6, 5, 4)) -> HybridCode:
 @pytest.mark.parametrize("d", [2, 3])
 def test_linear_code_agrees_with_grid_sample(d):
     code = random_code(d)
-    x = points_of(d) * code.upper_cube * 1.2  # some beyond the border
-    grid = (x / code.upper_cube).reshape(1, *[1] * (d - 1), -1, d)
+    x = points_of(d) * code.half_extents_cube * 1.2  # some beyond the border
+    grid = (x / code.half_extents_cube).reshape(1, *[1] * (d - 1), -1, d)
     wanted = torch.nn.functional.grid_sample(code.local_code, grid, padding_mode="border", align_corners=True)
-    inside = torch.minimum(torch.maximum(x, -code.upper_cube), code.upper_cube)
+    inside = torch.minimum(torch.maximum(x, -code.half_extents_cube), code.half_extents_cube)
     found = code.at(torch.stack([inside, inside]), degree=1)
     assert torch.allclose(found[1], wanted.reshape(code.local_code.shape[1], -1).T, atol=1e-5)
 
@@ -44,7 +35,7 @@ def test_linear_code_agrees_with_grid_sample(d):
 @pytest.mark.parametrize("degree, smooth", [(1, False), (2, True)])
 def test_slope_of_the_code_along_a_line_jumps_only_where_it_is_linear(d, degree, smooth):
     code = random_code(d)
-    line = torch.linspace(-0.9, 0.9, 4001).double()[:, None] * code.upper_cube + 0.01
+    line = torch.linspace(-0.9, 0.9, 4001).double()[:, None] * code.half_extents_cube + 0.01
     values = code.double().at(torch.stack([line, line]), degree)[0]
     slopes = values.diff(dim=0)
     jumps = slopes.diff(dim=0).abs().amax() / slopes.abs().amax()
@@ -56,7 +47,9 @@ def test_constant_code_is_constant_up_to_the_border(degree):
     code = random_code(3)
     with torch.no_grad():
         code.local_code.fill_(0.7)
-    corners = torch.stack([-code.upper_cube, code.upper_cube, code.upper_cube * torch.tensor([1.0, -1.0, 0.3])])
+    corners = torch.stack(
+        [-code.half_extents_cube, code.half_extents_cube, code.half_extents_cube * torch.tensor([1.0, -1.0, 0.3])]
+    )
     assert torch.allclose(code.at(torch.stack([corners, corners]), degree), torch.tensor(0.7), atol=1e-6)
 
 
@@ -70,7 +63,7 @@ def test_what_changes_evenly_stays_on_finer_nodes(d, degree):
     x = points_of(d) * UPPER[:d] * 0.3  # away from the border, where the nearest value holds
     slope = torch.arange(1.0, d + 1)
     with torch.no_grad():
-        code.local_code[:] = (points_between(code.upper_cube, code.size) @ slope).reshape(*reversed(code.size))
+        code.local_code[:] = (points_between(code.half_extents_cube, code.size) @ slope).reshape(*reversed(code.size))
     size = tuple(3 * n - 2 for n in code.size)
     old, new = code.refine(size, degree)
     assert code.size == size and new is code.local_code and old is not new and new.requires_grad
@@ -152,13 +145,15 @@ def test_a_registration_refines_its_code_at_the_stage_that_asks_for_it(phantom_2
 def test_a_code_alone_moves_points_as_the_maps_do_that_it_is_like(d, kind):
     code = random_code(d)
     fields = make_fields(FieldSettings(kind="voxel", local_code=2 * d), 150.0, d)
-    maps = Maps(fields, HybridCode(Code(code.global_code, code.local_code[:, : 2 * d] * 20, code.upper_cube)))
+    maps = FieldMap(
+        fields, HybridCode(Code(code.global_code, code.local_code[:, : 2 * d] * 20, code.half_extents_cube))
+    )
     settings = FieldSettings(kind=kind, local_code=2 * d if kind == "voxel" else 9)
     like = code_like(maps, settings, tuple(5 * n for n in code.size))
-    mine = Maps(make_fields(settings, 150.0, d, torch.Generator().manual_seed(0)), like)
+    mine = FieldMap(make_fields(settings, 150.0, d, torch.Generator().manual_seed(0)), like)
     x = points_of(d) * UPPER[:d]
     for way in (FORWARD, INVERSE):
-        moved = maps.one(x, way) - x
+        moved = (maps.forward, maps.inverse)[way](x) - x
         assert moved.norm(dim=1).mean() > 0.02
-        assert (mine.one(x, way) - x - moved).norm(dim=1).mean() < 0.05 * moved.norm(dim=1).mean()
-    assert not torch.allclose(mine.one(x, FORWARD), mine.one(x, INVERSE), atol=0.01)
+        assert ((mine.forward, mine.inverse)[way](x) - x - moved).norm(dim=1).mean() < 0.05 * moved.norm(dim=1).mean()
+    assert not torch.allclose(mine.forward(x), mine.inverse(x), atol=0.01)

@@ -179,7 +179,7 @@ def test_the_kept_pair_is_the_prepared_one(study, tmp_path):
         for a, b in zip(getattr(kept, name), getattr(made, name), strict=True):
             for x, y in zip(a, b, strict=True):
                 assert torch.equal(x, y), name
-    for name in ("upper_cube", "lower_cube", "to_moving_mm"):
+    for name in ("half_extents_cube", "lower_cube", "to_moving_mm"):
         assert torch.equal(getattr(kept, name), getattr(made, name))
     assert kept.spacing_cube == made.spacing_cube and kept.similarity == made.similarity
     for a, b in zip(kept.intensities, made.intensities, strict=True):
@@ -240,6 +240,6 @@ def test_shapes_are_a_list_of_pairs(monkeypatch, tmp_path):
     for image, label in zip(sample.intensities, sample.labels, strict=True):
         assert torch.equal((label * 255).round().to(torch.uint8), image)
     ends = sample.lower_cube + sample.spacing_cube * (torch.tensor(sample.intensities[0].shape) - 1)
-    torch.testing.assert_close(ends, sample.upper_cube)
+    torch.testing.assert_close(ends, sample.half_extents_cube)
     with pytest.raises(NephiError, match="dimension to 2"):
         open_data("shapes-solid", ModelSettings(), tmp_path, False)

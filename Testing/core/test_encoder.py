@@ -14,7 +14,9 @@ from nephi.learning.matching import _lattice
 from nephi.learning.model import Model, make_encoder
 from nephi.learning.pair_tensors import Sample
 from nephi.learning.settings import EncoderSettings, ModelSettings
-from nephi.maps.fields import FORWARD, INVERSE, Maps, NeuralFields, nodes, zero_code
+from nephi.maps.code import FORWARD, INVERSE, nodes, zero_code
+from nephi.maps.fields import NeuralFields
+from nephi.maps.maps import FieldMap
 from nephi.settings import PRESETS, FieldSettings
 
 PAPER = PRESETS["paper"].field
@@ -41,7 +43,7 @@ def sample(d: int, side: int = 24) -> Sample:
     image = texture(d, side)
     upper = torch.tensor([1.0, 0.8, 0.7][:d])
     return Sample(
-        name="texture", intensities=(image, image.roll(1, 0)), masks=None, distances=None, upper_cube=upper,
+        name="texture", intensities=(image, image.roll(1, 0)), masks=None, distances=None, half_extents_cube=upper,
         lower_cube=-upper, spacing_cube=2 / (side - 1), similarity=ModelSettings().similarity,
     )  # fmt: skip
 
@@ -114,11 +116,11 @@ def test_codes_fit_the_fields_and_every_weight_learns(kind, d):
     assert len(codes) == (2 if kind == "matching" else 1)
     for code in codes:
         assert code.batch == 1 and code.global_code.shape == (1, 6) and code.local_code.shape[:2] == (1, 5)
-        assert torch.equal(code.upper_cube, pair.upper_cube)
-        points = (torch.rand(2, 7, d) * 2 - 1) * pair.upper_cube
+        assert torch.equal(code.half_extents_cube, pair.half_extents_cube)
+        points = (torch.rand(2, 7, d) * 2 - 1) * pair.half_extents_cube
         assert model.fields(points, code).shape == points.shape
     if kind == "matching":
-        assert codes[0].size == nodes(pair.upper_cube, 0.5)
+        assert codes[0].size == nodes(pair.half_extents_cube, 0.5)
     sum(code.global_code.square().sum() + code.local_code.square().sum() for code in codes).backward()
     assert not [n for n, p in model.encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert all(torch.isfinite(p.grad).all() for p in model.encoder.parameters())
@@ -190,7 +192,9 @@ def look(pair, d: int, step: int, already: tuple[float, ...] | None = None):
     code = zero_code(SMALL, torch.ones(d), (8,) * d)
     for way, sign in ((FORWARD, 1), (INVERSE, -1)):
         with torch.no_grad():
-            seen, kept, _ = encoder._look(pair, Maps(fields, code), way, step)
+            maps = FieldMap(fields, code)
+            through = (maps.forward, maps.inverse)[way]
+            seen, kept, _ = encoder._look(pair[way], pair[1 - way], through, code, step)
         assert seen.shape == (len(kept), encoder.points[0].in_features) and kept.all()
         for start in (3, 3 + d + 2):  # a window after the other
             yield sign, *seen[:, start : start + d + 2].split([d, 1, 1], 1)
@@ -238,7 +242,7 @@ def test_what_is_out_of_view_counts_nowhere():
     encoder = make_encoder(EncoderSettings("matching", width=8, windows=(1, 9)), SMALL, d)
     code, fields = zero_code(SMALL, torch.ones(d), (8, 8)), NeuralFields(SMALL, 150.0, d)
     with torch.no_grad():
-        seen, _, _ = encoder._look(pair, Maps(fields, code), FORWARD, 1)
+        seen, _, _ = encoder._look(*pair, FieldMap(fields, code).forward, code, 1)
     inside = seen[:, 0] > 0
     assert 0.4 < inside.float().mean() < 0.6
     alone, around = seen[:, 3:7], seen[:, 7:11]
@@ -279,7 +283,7 @@ def test_only_the_mask_is_looked_at():
     encoder = make_encoder(EncoderSettings("matching", width=8), SMALL, d)
     code, fields = zero_code(SMALL, torch.ones(d), (6, 6)), NeuralFields(SMALL, 150.0, d)
     with torch.no_grad():
-        seen, kept, _ = encoder._look(pair, Maps(fields, code), FORWARD, 1)
+        seen, kept, _ = encoder._look(*pair, FieldMap(fields, code).forward, code, 1)
     left = _lattice(torch.ones(d), (6, 6))[:, 0] < 0
     assert len(seen) == kept.sum() and torch.equal(kept, left)
 

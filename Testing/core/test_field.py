@@ -12,21 +12,11 @@ from geometry import points_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nephi.errors import NephiError
-from nephi.maps.fields import (
-    FORWARD,
-    INVERSE,
-    LINEAR_CUBE,
-    Code,
-    Composed,
-    HybridCode,
-    Maps,
-    NeuralFields,
-    VoxelFields,
-    composed,
-    make_fields,
-    zero_code,
-)
+from nephi.maps.code import FORWARD, INVERSE, LINEAR_CUBE, Code, HybridCode, zero_code
+from nephi.maps.fields import NeuralFields
 from nephi.maps.jacobian import exact_jacobian
+from nephi.maps.maps import Composed, FieldMap, make_fields
+from nephi.maps.voxel import VoxelFields
 from nephi.result import Registration
 from nephi.settings import PRESETS, FieldSettings
 from nephi.space.affine import Affine
@@ -127,13 +117,13 @@ def voxel(d: int, degree: int = 2) -> FieldSettings:
     return FieldSettings(kind="voxel", local_code=2 * d, global_code=1, code_degree=degree)
 
 
-def voxel_maps(d: int, values: torch.Tensor | None = None, batch: int = 1, degree: int = 2) -> Maps:
+def voxel_maps(d: int, values: torch.Tensor | None = None, batch: int = 1, degree: int = 2) -> FieldMap:
     """Voxel fields with a random code, or with ``values`` (2 d,) at every node."""
     upper, size = torch.tensor([1.0, 0.8, 0.6][:d]), (6, 5, 4)[:d]
     code = zero_code(voxel(d, degree), upper, size, batch)
     noise = torch.rand(code.local_code.shape, generator=torch.Generator().manual_seed(4)) - 0.5
     local = noise if values is None else code.local_code + values.reshape(1, -1, *[1] * d)
-    return Maps(make_fields(voxel(d, degree), 150.0, d), Code(code.global_code, local, upper))
+    return FieldMap(make_fields(voxel(d, degree), 150.0, d), Code(code.global_code, local, upper))
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -155,26 +145,29 @@ def test_one_voxel_field_agrees_with_the_batched_pair(d, degree):
     x = torch.stack([points_of(d, seed=1), points_of(d, seed=2)])
     both = maps(x)
     for way in (FORWARD, INVERSE):
-        torch.testing.assert_close(maps.one(x[way], way), both[way], atol=1e-6, rtol=0)
+        torch.testing.assert_close((maps.forward, maps.inverse)[way](x[way]), both[way], atol=1e-6, rtol=0)
     half = x.shape[1] // 2
     for k, part in enumerate((slice(0, half), slice(half, None))):  # pair after pair, each with its code
-        code = Code(maps.code.global_code[k : k + 1], maps.code.local_code[k : k + 1], maps.code.upper_cube)
-        torch.testing.assert_close(Maps(maps.fields, code)(x[:, part]), both[:, part], atol=1e-6, rtol=0)
+        code = Code(maps.code.global_code[k : k + 1], maps.code.local_code[k : k + 1], maps.code.half_extents_cube)
+        torch.testing.assert_close(FieldMap(maps.fields, code)(x[:, part]), both[:, part], atol=1e-6, rtol=0)
     assert (both - x).abs().amax(1).min() > 1e-3
 
 
 @pytest.mark.parametrize("d", [2, 3])
 def test_the_inverse_part_of_a_voxel_code_can_be_made_to_undo_the_forward_one(d):
     maps = voxel_maps(d)
-    mended = Maps(maps.fields, maps.fields.with_inverse(maps.code))
+    mended = FieldMap(maps.fields, maps.fields.with_inverse(maps.code))
     x = points_of(d) * 0.7
 
-    def gap(of: Maps) -> float:
-        there, back = (of.one(of.one(x, a), b) - x for a, b in ((FORWARD, INVERSE), (INVERSE, FORWARD)))
+    def gap(of: FieldMap) -> float:
+        there, back = (
+            (of.forward, of.inverse)[b]((of.forward, of.inverse)[a](x)) - x
+            for a, b in ((FORWARD, INVERSE), (INVERSE, FORWARD))
+        )
         return max(float(there.abs().max()), float(back.abs().max()))
 
     assert gap(mended) < 0.1 * gap(maps) and gap(maps) > 0.02
-    assert torch.equal(mended.one(x, FORWARD), maps.one(x, FORWARD))
+    assert torch.equal(mended.forward(x), maps.forward(x))
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -190,7 +183,7 @@ def test_fields_whose_code_moves_points_need_its_channels(d):
 # ---- composition ---------------------------------------------------------------------------------------
 
 
-def affine_maps(matrix: np.ndarray, offset: np.ndarray) -> Maps:
+def affine_maps(matrix: np.ndarray, offset: np.ndarray) -> FieldMap:
     """Voxel fields that are ``matrix @ x + offset`` and its inverse; exact within the cube, for both are ramps."""
     d = len(offset)
     upper, size = torch.tensor([1.5, 1.2, 0.9][:d]), (3, 4, 5)[:d]
@@ -199,7 +192,7 @@ def affine_maps(matrix: np.ndarray, offset: np.ndarray) -> Maps:
     back = np.linalg.inv(matrix)
     moved = np.concatenate([nodes @ matrix.T + offset - nodes, (nodes - offset) @ back.T - nodes], -1)
     local = torch.tensor(moved / LINEAR_CUBE, dtype=torch.float32).permute(*range(d, -1, -1))[None]
-    return Maps(VoxelFields(voxel(d, 1), d), Code(torch.zeros(1, 1), local, upper))
+    return FieldMap(VoxelFields(voxel(d, 1), d), Code(torch.zeros(1, 1), local, upper))
 
 
 @st.composite
@@ -215,15 +208,15 @@ def affine_pairs(draw) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
 @settings(deadline=None, max_examples=60)
 def test_the_inverse_of_a_composite_of_inverses_inverts_it(both):
     (a, b), (c, e) = both
-    maps, d = composed(affine_maps(a, b), affine_maps(c, e)), len(b)
+    maps, d = (affine_maps(c, e) @ affine_maps(a, b)), len(b)
     x = points_of(d) * 0.4
-    y = maps.one(x, FORWARD)
+    y = maps.forward(x)
     expected = torch.tensor((x.double().numpy() @ a.T + b) @ c.T + e, dtype=torch.float32)
     torch.testing.assert_close(y, expected, atol=2e-6, rtol=0)
-    torch.testing.assert_close(maps.one(y, INVERSE), x, atol=2e-6, rtol=0)
-    torch.testing.assert_close(maps.one(maps.one(x, INVERSE), FORWARD), x, atol=2e-6, rtol=0)
+    torch.testing.assert_close(maps.inverse(y), x, atol=2e-6, rtol=0)
+    torch.testing.assert_close(maps.forward(maps.inverse(x)), x, atol=2e-6, rtol=0)
     point = x.clone().requires_grad_()
-    jacobian = exact_jacobian(maps.one(point, FORWARD), point, create_graph=False)
+    jacobian = exact_jacobian(maps.forward(point), point, create_graph=False)
     expected = torch.tensor(c @ a, dtype=torch.float32).expand_as(jacobian)
     torch.testing.assert_close(jacobian, expected, atol=1e-5, rtol=0)
 
@@ -237,11 +230,11 @@ def test_shifts_of_either_kind_are_undone(d, seed):
     fields, code = make(PRESETS["balanced"].field, d)
     with torch.no_grad():
         fields.out_bias.copy_(torch.stack([near, -near])[:, None])
-    maps = composed(Maps(fields, code), voxel_maps(d, torch.cat([far, -far]) / LINEAR_CUBE))
+    maps = voxel_maps(d, torch.cat([far, -far]) / LINEAR_CUBE) @ FieldMap(fields, code)
     x = points_of(d, seed=seed) * 1.5
-    y = maps.one(x, FORWARD)
+    y = maps.forward(x)
     torch.testing.assert_close(y, x + near + far, atol=1e-6, rtol=0)
-    torch.testing.assert_close(maps.one(y, INVERSE), x, atol=1e-6, rtol=0)
+    torch.testing.assert_close(maps.inverse(y), x, atol=1e-6, rtol=0)
     torch.testing.assert_close(maps.solve(y), x, atol=1e-6, rtol=0)
 
 
@@ -249,43 +242,47 @@ def test_shifts_of_either_kind_are_undone(d, seed):
 @pytest.mark.parametrize("d", [2, 3])
 def test_a_composite_is_one_map_after_the_other_and_the_way_back(d, swap):
     """Any two maps; the exact Jacobian is the product of theirs."""
-    neural = Maps(*make(PRESETS["balanced"].field, d, random_end=True))
+    neural = FieldMap(*make(PRESETS["balanced"].field, d, random_end=True))
     inner, outer = (voxel_maps(d), neural) if swap else (neural, voxel_maps(d))
-    maps = composed(inner, outer)
-    assert isinstance(maps, Composed) and maps.outer is outer and (maps.fields, maps.code) == (inner.fields, inner.code)
+    maps = outer @ inner
+    assert isinstance(maps, Composed) and maps.outer is outer and maps.inner is inner
     x = torch.stack([points_of(d, seed=1), points_of(d, seed=2)])
-    forward = outer.one(inner.one(x[FORWARD], FORWARD), FORWARD)
-    inverse = inner.one(outer.one(x[INVERSE], INVERSE), INVERSE)
+    forward = outer.forward(inner.forward(x[FORWARD]))
+    inverse = inner.inverse(outer.inverse(x[INVERSE]))
     for way, expected in ((FORWARD, forward), (INVERSE, inverse)):
-        torch.testing.assert_close(maps.one(x[way], way), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close((maps.forward, maps.inverse)[way](x[way]), expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(maps(x)[way], expected, atol=1e-6, rtol=0)
-        torch.testing.assert_close(maps.to("cpu").one(x[way], way), expected, atol=1e-6, rtol=0)
-    other = composed(outer, inner).one(x[FORWARD], FORWARD)
+        torch.testing.assert_close(
+            (maps.to("cpu").forward, maps.to("cpu").inverse)[way](x[way]), expected, atol=1e-6, rtol=0
+        )
+    other = (inner @ outer).forward(x[FORWARD])
     assert (other - forward).abs().max() > 1e-3  # so that the order counts
 
-    def jacobian(of: Maps, at: torch.Tensor) -> torch.Tensor:
+    def jacobian(of: FieldMap, at: torch.Tensor) -> torch.Tensor:
         at = at.detach().clone().requires_grad_()
-        return exact_jacobian(of.one(at, FORWARD), at, create_graph=False)
+        return exact_jacobian(of.forward(at), at, create_graph=False)
 
-    chain = jacobian(outer, inner.one(x[FORWARD], FORWARD)) @ jacobian(inner, x[FORWARD])
+    chain = jacobian(outer, inner.forward(x[FORWARD])) @ jacobian(inner, x[FORWARD])
     torch.testing.assert_close(jacobian(maps, x[FORWARD]), chain, atol=1e-5, rtol=0)
 
 
-def test_nothing_to_compose_with_leaves_the_maps_as_they_are():
-    inner = voxel_maps(2)
-    assert composed(inner, None) is inner and inner.outer is None
+def test_the_inverse_of_the_inverse_is_the_map_itself():
+    maps = voxel_maps(2)
+    x = torch.stack([points_of(2, seed=1), points_of(2, seed=2)])
+    torch.testing.assert_close(maps.inverted()(x), maps(x.flip(0)).flip(0), atol=1e-6, rtol=0)
+    assert maps.inverted().inverted() is maps
 
 
 @pytest.mark.parametrize("d", [2, 3])
 def test_solve_finds_where_the_forward_map_comes_from(d):
     """Also where the inverse map is none: it only begins there."""
     with_inverse = affine_maps(np.eye(d) + 0.1 * np.ones((d, d)), np.full(d, 0.05))
-    for maps in (with_inverse, voxel_maps(d), composed(voxel_maps(d), with_inverse)):
+    for maps in (with_inverse, voxel_maps(d), (with_inverse @ voxel_maps(d))):
         y = points_of(d) * 0.5
         with torch.no_grad():
             found = maps.solve(y, rounds=12)
-            left, before = (maps.one(x, FORWARD) - y for x in (found, maps.one(y, INVERSE)))
-            few = maps.one(maps.solve(y), FORWARD) - y
+            left, before = (maps.forward(x) - y for x in (found, maps.inverse(y)))
+            few = maps.forward(maps.solve(y)) - y
         assert left.abs().max() < 1e-5
         if maps is not with_inverse:
             assert few.abs().max() < 0.1 * before.abs().max()
@@ -301,12 +298,14 @@ def registration(d: int, preset: str = "balanced") -> Registration:
     cube = Cube.around(fixed.corners_lps_mm(), fixed.direction)
     generator = torch.Generator().manual_seed(3)
     fields = NeuralFields(settings.field, cube.unit_mm, d, generator)
-    code = HybridCode(zero_code(settings.field, torch.tensor(cube.upper_cube, dtype=torch.float32), (4, 3, 3)[:d]))
+    code = HybridCode(
+        zero_code(settings.field, torch.tensor(cube.half_extents_cube, dtype=torch.float32), (4, 3, 3)[:d])
+    )
     with torch.no_grad():
         for p in (fields.out, code.global_code, code.local_code):
             p.copy_(0.02 * torch.randn(p.shape, generator=generator))
     affine = Affine(np.diag([1.1, 0.9, 1.05][:d]), np.array([3.0, -2.0, 1.0][:d]))
-    return Registration(Maps(fields, code), cube, affine, fixed, moving, settings, alignment="given")
+    return Registration(FieldMap(fields, code), cube, affine, fixed, moving, settings, alignment="given")
 
 
 @pytest.mark.parametrize("d", [2, 3])

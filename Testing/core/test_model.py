@@ -223,4 +223,4 @@ def test_a_batch_lies_in_cubes_of_one_shape():
     pair = sample(model)
     assert model.codes([pair, pair])[0].batch == 2
     with pytest.raises(NephiError, match="set batch to 1"):
-        model.codes([pair, replace(pair, upper_cube=torch.tensor([1.0, 0.8]))])
+        model.codes([pair, replace(pair, half_extents_cube=torch.tensor([1.0, 0.8]))])

@@ -11,8 +11,10 @@ from nephi.fitting.objective import Objective
 from nephi.fitting.regularity import make_regulariser
 from nephi.fitting.similarity import make_similarity
 from nephi.images.volume import Volume, VolumePair
-from nephi.maps.fields import Code, HybridCode, Maps, NeuralFields, zero_code
+from nephi.maps.code import Code, HybridCode, zero_code
+from nephi.maps.fields import NeuralFields
 from nephi.maps.jacobian import exact_jacobian, finite_jacobian
+from nephi.maps.maps import FieldMap, Map
 from nephi.settings import SIMILARITIES, FieldSettings, RegularitySettings, Sampling, SimilaritySettings
 from torch.nn import functional as F
 
@@ -220,7 +222,7 @@ class OnePair:
         ]
 
     def __call__(self):
-        return self.objective(Maps(self.fields, self.code), self.pairs)
+        return self.objective(FieldMap(self.fields, self.code), self.pairs)
 
 
 def test_terms_are_named_weighted_and_summed():
@@ -262,13 +264,13 @@ def test_a_batch_is_the_mean_of_its_pairs():
         many.fields.out.normal_(0, 0.05)
         many.code.global_code.normal_(0, 0.5)
         many.code.local_code.normal_(0, 0.5)
-    drawn = many.objective.draw(many.pairs, many.code.upper_cube).step(0)
-    together = many.objective(Maps(many.fields, many.code), many.pairs, drawn=drawn)[1]
+    drawn = many.objective.draw(many.pairs, many.code.half_extents_cube).step(0)
+    together = many.objective(FieldMap(many.fields, many.code), many.pairs, drawn=drawn)[1]
     one_by_one = []
     for k, pair in enumerate(many.pairs):
         own = replace(drawn, points=drawn.points[:, k : k + 1], reference=drawn.reference[:, k : k + 1])
-        code = Code(many.code.global_code[k : k + 1], many.code.local_code[k : k + 1], many.code.upper_cube)
-        one_by_one.append(many.objective(Maps(many.fields, code), [pair], drawn=own)[1])
+        code = Code(many.code.global_code[k : k + 1], many.code.local_code[k : k + 1], many.code.half_extents_cube)
+        one_by_one.append(many.objective(FieldMap(many.fields, code), [pair], drawn=own)[1])
     for name, value in together.items():
         torch.testing.assert_close(value, sum(terms[name] for terms in one_by_one) / 3)
     assert len({round(float(terms["similarity"].detach()), 6) for terms in one_by_one}) == 3
@@ -279,11 +281,17 @@ def test_the_differences_of_the_regulariser_are_taken_a_step_in_mm_apart(unit_mm
     """Whatever one unit of the cube is: the points it asks the maps for lie ``step_mm`` from each other."""
     asked = []
 
-    class Identity:
-        code = Code(torch.zeros(1, 2), torch.zeros(1, 4, 2, 2), torch.ones(2))
+    class Identity(Map):
+        half_extents_cube = torch.ones(2)
 
-        def bound(self):
-            return lambda points: asked.append(points) or points
+        def __call__(self, points):
+            asked.append(points)
+            return points
+
+        def forward(self, points):
+            return points
+
+        inverse = to = forward
 
     volume = Volume(torch.rand(12, 12, 1), -torch.ones(2), 2 / 11, None)
     similarity_settings = SimilaritySettings(name="mse", points=Sampling(0.0, 30, 30))

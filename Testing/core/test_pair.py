@@ -114,7 +114,7 @@ def test_millimetres_of_the_moving_image_where_the_fixed_one_lies_askew(d, phant
     fixed.SetDirection(rotation(d, 35.0, seed=3).ravel())
     affine = Affine(rotation(d, 10.0) @ np.diag([1.4, 0.8, 1.1][:d]), np.full(d, 5.0))
     pair = Pair(fixed, phantom.moving, None, None, affine, PRESETS["fast"])
-    points = np.random.default_rng(0).uniform(-0.9, 0.9, (100, d)) * pair.cube.upper_cube
+    points = np.random.default_rng(0).uniform(-0.9, 0.9, (100, d)) * pair.cube.half_extents_cube
     apart_mm = affine(pair.cube.to_lps_mm(points[:50])) - affine(pair.cube.to_lps_mm(points[50:]))
     found_mm = torch.tensor(points[:50] - points[50:], dtype=torch.float32) @ Sample.of(pair).to_moving_mm.T
     torch.testing.assert_close(found_mm, torch.tensor(apart_mm, dtype=torch.float32), atol=1e-3, rtol=0)

@@ -20,7 +20,7 @@ from nephi.learning.model import Model, about
 from nephi.learning.settings import EncoderSettings, ModelSettings
 from nephi.learning.shipped import shipped_models
 from nephi.learning.validate import validate
-from nephi.maps.fields import FORWARD, INVERSE
+from nephi.maps.code import FORWARD, INVERSE
 from nephi.measure.quality import dice, tre_mm
 from nephi.registration import register
 from nephi.result import Registration

@@ -13,7 +13,8 @@ from nephi.images.volume import Volume, sample_linear
 from nephi.learning.model import Model
 from nephi.learning.pair_tensors import Sample
 from nephi.learning.settings import EncoderSettings, check
-from nephi.maps.fields import FORWARD, INVERSE, LINEAR_CUBE, Maps, make_fields, nodes, zero_code
+from nephi.maps.code import FORWARD, INVERSE, LINEAR_CUBE, nodes, zero_code
+from nephi.maps.maps import FieldMap, make_fields
 from nephi.settings import FieldSettings
 from stages import randomised, seen_at, single
 
@@ -108,18 +109,18 @@ def pair(d: int, flat: bool = False, view=None):
     return tuple(Volume(v, -torch.ones(d), voxel, None, view) for v in volumes), voxel
 
 
-def start(d: int, kind: str = "neural") -> Maps:
+def start(d: int, kind: str = "neural") -> FieldMap:
     extra = 0 if kind == "voxel" else 3
     settings = FieldSettings(kind=kind, width=16, frequencies=8, global_code=2, local_code=2 * d + extra, linear=True)
     fields = make_fields(settings, 150.0, d, torch.Generator().manual_seed(0))
-    return Maps(fields, zero_code(settings, torch.ones(d), (5,) * d))
+    return FieldMap(fields, zero_code(settings, torch.ones(d), (5,) * d))
 
 
-def errors(maps: Maps, d: int, voxel: float) -> list[float]:
+def errors(maps: FieldMap, d: int, voxel: float) -> list[float]:
     """Mean distance to the truth in voxels, forward and there and back again, away from the border."""
     x = (torch.rand((500, d), generator=torch.Generator().manual_seed(1)) * 2 - 1) * 0.8
-    there = maps.one(x, FORWARD)
-    gaps = there - x - shift(x, voxel), maps.one(there, INVERSE) - x
+    there = maps.forward(x)
+    gaps = there - x - shift(x, voxel), maps.inverse(there) - x
     return [float(gap.norm(dim=1).mean() / voxel) for gap in gaps]
 
 
@@ -148,9 +149,11 @@ def test_what_a_network_adds_is_kept_and_the_pair_s_own_maps_are_left_alone():
     with torch.no_grad():
         after = refined(seen, before, 0)
         for way in (FORWARD, INVERSE):
-            moved = before.one(x, way) - x
+            moved = (before.forward, before.inverse)[way](x) - x
             assert moved.norm(dim=1).mean() > 2 * voxel
-            assert (after.one(x, way) - before.one(x, way)).norm(dim=1).mean() < 0.15 * moved.norm(dim=1).mean()
+            assert ((after.forward, after.inverse)[way](x) - (before.forward, before.inverse)[way](x)).norm(
+                dim=1
+            ).mean() < 0.15 * moved.norm(dim=1).mean()
         refined(seen, after, 1)
     assert torch.equal(before.code.local_code, local)
 
@@ -209,8 +212,8 @@ def image_pair() -> Sample:
     big = torch.nn.functional.interpolate(coarse, (97, 97), mode="bicubic")[0, 0]
     upper = torch.ones(2)
     return Sample(
-        name="half", intensities=(big[:96:2, :96:2], big[:96:2, 1:97:2]), masks=None, distances=None, upper_cube=upper,
-        lower_cube=-upper, spacing_cube=2 / 47, similarity=seen_at(1.0),
+        name="half", intensities=(big[:96:2, :96:2], big[:96:2, 1:97:2]), masks=None, distances=None,
+        half_extents_cube=upper, lower_cube=-upper, spacing_cube=2 / 47, similarity=seen_at(1.0),
     )  # fmt: skip
 
 
@@ -223,9 +226,7 @@ def test_the_prediction_is_refined_and_the_training_is_not():
     x = (torch.rand((300, 2), generator=torch.Generator().manual_seed(1)) * 2 - 1) * 0.8
     truth = torch.tensor([-0.5 * 2 / 47, 0.0])
     with torch.no_grad():
-        left = [
-            float((m.predict(sample).one(x, FORWARD) - x - truth).norm(dim=1).mean() * 47 / 2) for m in (coarse, fine)
-        ]
+        left = [float((m.predict(sample).forward(x) - x - truth).norm(dim=1).mean() * 47 / 2) for m in (coarse, fine)]
     assert left[1] < 0.5 * left[0]
     assert left[1] < 0.1
 
@@ -242,7 +243,7 @@ def test_every_encoder_s_prediction_can_be_refined(kind):
     x = torch.zeros(1, 2)
     truth = torch.tensor([[-0.5 * 2 / 47, 0.0]])
     with torch.no_grad():
-        gaps = [float((maps.one(x, FORWARD) - truth).norm()) for maps in (model.predict(sample), refined_maps)]
+        gaps = [float((maps.forward(x) - truth).norm()) for maps in (model.predict(sample), refined_maps)]
     assert gaps[1] < 0.3 * gaps[0]
 
 

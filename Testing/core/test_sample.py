@@ -13,7 +13,9 @@ from nephi.fitting.similarity import make_similarity
 from nephi.images.image_pair import Pair
 from nephi.learning.augment import Augmentation
 from nephi.learning.pair_tensors import Sample
-from nephi.maps.fields import FORWARD, LINEAR_CUBE, Code, Maps, VoxelFields
+from nephi.maps.code import LINEAR_CUBE, Code
+from nephi.maps.maps import FieldMap
+from nephi.maps.voxel import VoxelFields
 from nephi.settings import PRESETS, FieldSettings, SimilaritySettings, Stage
 from nephi.space.affine import Affine
 
@@ -44,7 +46,7 @@ def seen(request, phantom_2d, phantom_3d):
 
 
 def cube_points(pair: Pair, n: int = 300) -> np.ndarray:
-    return np.random.default_rng(0).uniform(-0.9, 0.9, (n, pair.cube.dimension)) * pair.cube.upper_cube
+    return np.random.default_rng(0).uniform(-0.9, 0.9, (n, pair.cube.dimension)) * pair.cube.half_extents_cube
 
 
 def tensor(values) -> torch.Tensor:
@@ -110,7 +112,7 @@ def test_a_swapped_sample_has_all_of_both_images_exchanged(seen):
             assert torch.equal(mine, theirs), name
     for mine, theirs in zip(swapped.views, sample.views[::-1], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-    points = tensor(np.random.default_rng(1).uniform(-1.3, 1.3, (2000, len(sample.upper_cube))))
+    points = tensor(np.random.default_rng(1).uniform(-1.3, 1.3, (2000, len(sample.half_extents_cube))))
     for way in (0, 1):
         inside = sample.volumes[1 - way].inside(points)
         assert torch.equal(swapped.volumes[way].inside(points), inside)
@@ -134,7 +136,7 @@ def test_images_fill_the_cube_and_are_empty_outside_the_masks(seen):
     images = sample.images(size)
     d = pair.cube.dimension
     assert images.shape == (2, *[size] * d)
-    axes = [torch.linspace(-float(u), float(u), size) for u in sample.upper_cube]
+    axes = [torch.linspace(-float(u), float(u), size) for u in sample.half_extents_cube]
     mesh = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).permute(*reversed(range(d)), d).reshape(-1, d)
     for way in (0, 1):
         inside = sample.at(sample.masks[way].float(), mesh)
@@ -170,8 +172,8 @@ def synthetic(d: int) -> Sample:
     view = torch.diag(torch.tensor([10.0, 20.0, 30.0][:d])), torch.full((d,), 7.0), torch.tensor([30.0] * d)
     return Sample(
         name="synthetic", intensities=(smooth(grid), moving), masks=((grid > 0).all(-1), (grid[..., 0] > 0.2)),
-        distances=(grid[..., 0] * 0.5, grid[..., 1] * 0.5), upper_cube=upper, lower_cube=-upper, spacing_cube=step,
-        similarity=SimilaritySettings(), views=(view, view), known=(known, there),
+        distances=(grid[..., 0] * 0.5, grid[..., 1] * 0.5), half_extents_cube=upper, lower_cube=-upper,
+        spacing_cube=step, similarity=SimilaritySettings(), views=(view, view), known=(known, there),
         landmarks=(known[:20], there[:20]), labels=((grid > 0).all(-1).short() * 3, (grid > 0.1).all(-1).short()),
         to_moving_mm=torch.diag(torch.tensor([100.0, 90.0, 80.0][:d])),
     )  # fmt: skip
@@ -186,7 +188,7 @@ def frame(d: int, seed: int, flip: bool):
 def agree(sample: Sample, points) -> tuple[float, float]:
     """How much the images differ at points that correspond, mean and most, of those within both."""
     here, there = points
-    within = ((here.abs() < sample.upper_cube * 0.97) & (there.abs() < sample.upper_cube * 0.97)).all(1)
+    within = ((here.abs() < sample.half_extents_cube * 0.97) & (there.abs() < sample.half_extents_cube * 0.97)).all(1)
     assert within.float().mean() > 0.5
     a, b = (sample.at(i, p[within]) for i, p in zip(sample.intensities, points, strict=True))
     return float((a - b).abs().mean()), float((a - b).abs().max())
@@ -256,15 +258,15 @@ def test_features_follow_the_images():
 # ---- through maps, and coarser -------------------------------------------------------------------------
 
 
-def voxel_maps(sample: Sample, forward: torch.Tensor) -> Maps:
+def voxel_maps(sample: Sample, forward: torch.Tensor) -> FieldMap:
     """A map whose code is ``forward`` (d, (z,) y, x) in units of the cube; its inverse map is left as the identity."""
-    d = len(sample.upper_cube)
+    d = len(sample.half_extents_cube)
     local = torch.cat([forward, torch.zeros_like(forward)])[None] / LINEAR_CUBE
     settings = FieldSettings(kind="voxel", local_code=2 * d)
-    return Maps(VoxelFields(settings, d), Code(torch.zeros(1, 1), local, sample.upper_cube))
+    return FieldMap(VoxelFields(settings, d), Code(torch.zeros(1, 1), local, sample.half_extents_cube))
 
 
-def shift_maps(sample: Sample, shift_cube) -> Maps:
+def shift_maps(sample: Sample, shift_cube) -> FieldMap:
     return voxel_maps(sample, tensor(shift_cube).reshape(-1, *[1] * len(shift_cube)).expand(-1, *[3] * len(shift_cube)))
 
 
@@ -306,11 +308,11 @@ def test_through_any_map_known_points_stay_on_the_same_tissue(d):
     mean, most = agree(rest, rest.known)
     assert mean < 0.006 and most < 0.05
     assert agree(rest, sample.known)[0] > 5 * mean  # the map does something
-    torch.testing.assert_close(maps.one(rest.known[1], FORWARD), sample.known[1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(maps.forward(rest.known[1]), sample.known[1], atol=1e-3, rtol=0)
     # it is taken at every third voxel: off by a few hundredths of one at most, but at the border, where it has a kink
     centres = sample.voxel_centres()
-    gap = (sample._seen_points(maps) - maps.one(centres, FORWARD)).abs().amax(1)
-    assert gap[(centres.abs() < 0.9 * sample.upper_cube).all(1)].max() < 0.06 * sample.spacing_cube
+    gap = (sample._seen_points(maps) - maps.forward(centres)).abs().amax(1)
+    assert gap[(centres.abs() < 0.9 * sample.half_extents_cube).all(1)].max() < 0.06 * sample.spacing_cube
 
 
 def ramp(d: int, size: tuple[int, ...]) -> tuple[Sample, torch.Tensor]:
@@ -324,7 +326,7 @@ def ramp(d: int, size: tuple[int, ...]) -> tuple[Sample, torch.Tensor]:
     known = (grid.reshape(-1, d)[:5], grid.reshape(-1, d)[5:10])
     view = torch.eye(d), torch.zeros(d), torch.ones(d)
     sample = Sample(
-        name="ramp", intensities=images, masks=masks, distances=images, upper_cube=upper, lower_cube=-upper,
+        name="ramp", intensities=images, masks=masks, distances=images, half_extents_cube=upper, lower_cube=-upper,
         spacing_cube=spacing, similarity=SimilaritySettings(), views=(view, view), known=known, labels=masks,
         to_moving_mm=torch.eye(d),
     )  # fmt: skip
@@ -355,7 +357,7 @@ def test_a_ramp_stays_the_same_ramp_on_a_coarser_grid(size, factor):
         )
         assert 0 < expected.float().mean() < 1
     assert small.labels is None and same(small.known, sample.known) and same(small.views, sample.views)
-    assert small.upper_cube is sample.upper_cube and small.to_moving_mm is sample.to_moving_mm
+    assert small.half_extents_cube is sample.half_extents_cube and small.to_moving_mm is sample.to_moving_mm
 
 
 def test_features_are_those_of_the_coarser_images():

@@ -73,8 +73,8 @@ def test_cube_round_trip_and_box(grid, seed):
     points = np.random.default_rng(seed).uniform(-300, 300, (6, grid.dimension))
     np.testing.assert_allclose(cube.to_lps_mm(cube.to_cube(points)), points, atol=1e-9)
     inside = cube.to_cube(corners)
-    assert (np.abs(inside) <= cube.upper_cube + 1e-6).all()
-    assert np.isclose(cube.upper_cube.max(), 1.0)
+    assert (np.abs(inside) <= cube.half_extents_cube + 1e-6).all()
+    assert np.isclose(cube.half_extents_cube.max(), 1.0)
     lengths = np.linalg.norm(points[:1] - points[1:], axis=-1)
     scaled = np.linalg.norm(cube.to_cube(points[:1]) - cube.to_cube(points[1:]), axis=-1)
     np.testing.assert_allclose(scaled * cube.unit_mm, lengths, rtol=1e-9)  # isotropic
@@ -86,8 +86,8 @@ def test_cube_grid_covers_the_box_from_its_lower_corner(grid, spacing_mm):
     cube = Cube.around(grid.corners_lps_mm(), grid.direction)
     made = cube.grid(spacing_mm)
     first, last = cube.to_cube(made.to_lps_mm([np.zeros(made.dimension), np.array(made.size) - 1.0]))
-    np.testing.assert_allclose(first, -cube.upper_cube, atol=1e-9)
-    beyond = (last - cube.upper_cube) * cube.unit_mm
+    np.testing.assert_allclose(first, -cube.half_extents_cube, atol=1e-9)
+    beyond = (last - cube.half_extents_cube) * cube.unit_mm
     assert (beyond > -1e-4).all() and (beyond < spacing_mm).all()
     assert made.spacing_mm == (spacing_mm,) * made.dimension
 

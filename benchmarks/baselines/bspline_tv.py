@@ -23,10 +23,10 @@ from .harness import (
     Level,
     OneWay,
     forward_similarity,
+    half_extents_cube,
     lattice_shape,
     optimise,
     read_pair,
-    upper_cube,
     write_maps,
 )
 
@@ -45,9 +45,9 @@ ROUND = 0.02  # the norm is rounded off below this gradient
 class BSpline(OneWay):
     """Displacement by a uniform cubic B-spline; control (3, z, y, x), one node beyond the cube on every side."""
 
-    def __init__(self, cube: Cube, spacing_mm: float, upper_cube: Tensor):
+    def __init__(self, cube: Cube, spacing_mm: float, half_extents_cube: Tensor):
         super().__init__()
-        self.register_buffer("upper_cube", upper_cube)
+        self.register_buffer("half_extents", half_extents_cube)
         cells = [n - 1 for n in lattice_shape(cube, spacing_mm)]
         self.finest_mm = spacing_mm
         self.control = nn.Parameter(torch.zeros(3, *(n + 3 for n in cells)))
@@ -70,7 +70,7 @@ class BSpline(OneWay):
             self.control, self.finest_mm = nn.Parameter(control.contiguous()), self.finest_mm / 2
 
     def displacement(self, points_cube: Tensor) -> Tensor:
-        at = (points_cube / self.upper_cube + 1) / 2 * self.cells  # 0 at the cube's lower side
+        at = (points_cube / self.half_extents + 1) / 2 * self.cells  # 0 at the cube's lower side
         at = torch.minimum(at.clamp(min=0), self.cells.to(at))
         first = torch.minimum(at.detach().floor().long(), self.cells - 1)
         t = at - first
@@ -90,7 +90,7 @@ class BSpline(OneWay):
         """Mean over the nodes of |grad u|_F, by differences to the next node (no unit: displacement by length)."""
         squares = 0.0
         for axis in (1, 2, 3):
-            step = 2 * self.upper_cube[3 - axis] / self.cells[3 - axis]
+            step = 2 * self.half_extents[3 - axis] / self.cells[3 - axis]
             ahead = (self.control.narrow(axis, 1, self.control.shape[axis] - 1)
                      - self.control.narrow(axis, 0, self.control.shape[axis] - 1))  # fmt: skip
             for other in (1, 2, 3):
@@ -103,7 +103,7 @@ class BSpline(OneWay):
 def run(job) -> None:
     settings = PRESETS["balanced"]
     pair = read_pair(job.prepared, settings)
-    maps = BSpline(pair.cube, COARSEST_MM, upper_cube(pair))
+    maps = BSpline(pair.cube, COARSEST_MM, half_extents_cube(pair))
     generator = torch.Generator().manual_seed(job.seed)
     similarity = replace(settings.similarity, points=Sampling(0.0, POINTS, POINTS))
 

@@ -1,8 +1,8 @@
 """What the baselines share: a prepared pair in the registration cube, the optimisation, the maps that are written.
 
 A baseline is a module ("maps") that takes points_cube (k, n, 3) -> (k, n, 3): entry 0 from the fixed to the moving
-image and, where it has an inverse, entry 1 back. ``one(points, way)`` is a single one of them, so that the core's
-objective and result take it in the place of its own maps; there is no latent code.
+image and, where it has an inverse, entry 1 back. As a ``Map`` the core's objective and result
+take it in the place of its own; there is no latent code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nephi.fitting.fit import Adam, fit
 from nephi.fitting.similarity import make_similarity
 from nephi.images.image_pair import Pair
 from nephi.images.volume import Volume
-from nephi.maps.fields import FORWARD
+from nephi.maps.maps import Map
 from nephi.result import Registration
 from nephi.settings import FitSettings, Settings, SimilaritySettings, Stage
 from nephi.space.affine import Affine
@@ -27,26 +27,27 @@ from nephi.space.cube import Cube
 from nephi.space.grid import Grid
 from torch import Tensor, nn
 
-from ..voxel_maps import NoCode
-
 COARSE, FINE = Stage(0.0, 2.0, 2), Stage(0.0, 1.25, 1, 0.5)  # the features of the preset "balanced"
 
 
-class OneWay(nn.Module):
-    """A map from the fixed to the moving image only; a subclass has ``displacement`` (n, 3) -> (n, 3), in the cube."""
+class OneWay(Map, nn.Module):
+    """A map from the fixed to the moving image only; a subclass has ``displacement`` (n, 3) -> (n, 3), in the cube.
+
+    Called, it takes points (..., 3) through that one map.
+    """
+
+    to, __call__ = nn.Module.to, nn.Module.__call__
 
     @property
-    def code(self) -> NoCode:
-        return NoCode(torch.ones(3))
+    def half_extents_cube(self) -> Tensor:
+        return torch.ones(3)
 
     def forward(self, points_cube: Tensor) -> Tensor:
         flat = points_cube.reshape(-1, points_cube.shape[-1])
         return points_cube + self.displacement(flat).reshape(points_cube.shape)
 
-    def one(self, points_cube: Tensor, way: int) -> Tensor:
-        if way != FORWARD:
-            raise ValueError("this map has no inverse")
-        return self(points_cube)
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        raise ValueError("this map has no inverse")
 
 
 def read_pair(prepared: Path, settings: Settings, cube_margin_mm: float | None = None) -> Pair:
@@ -60,8 +61,8 @@ def read_pair(prepared: Path, settings: Settings, cube_margin_mm: float | None =
     return Pair(*images, *masks, Affine.identity(3), settings, cube_margin_mm=cube_margin_mm)
 
 
-def upper_cube(pair: Pair) -> Tensor:
-    return torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
+def half_extents_cube(pair: Pair) -> Tensor:
+    return torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32)
 
 
 def lattice_shape(cube: Cube, spacing_mm: float) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from nephi.fitting.regularity import Bending
 from nephi.settings import PRESETS, Sampling
 from torch import Tensor, nn
 
-from .harness import COARSE, FINE, Level, OneWay, forward_similarity, optimise, read_pair, upper_cube, write_maps
+from .harness import COARSE, FINE, Level, OneWay, forward_similarity, half_extents_cube, optimise, read_pair, write_maps
 
 WIDTH, HIDDEN_LAYERS, OMEGA, RATE = 256, 3, 10.0, 3e-4
 LEVELS = (Level(0.0, COARSE, 500, RATE), Level(0.0, FINE, 300, RATE / 2))
@@ -55,7 +55,7 @@ def run(job) -> None:
     settings = PRESETS["balanced"]
     pair = read_pair(job.prepared, settings)
     torch.manual_seed(job.seed)  # the layers start from it
-    maps, upper = Sines(), upper_cube(pair)
+    maps, upper = Sines(), half_extents_cube(pair)
     generator = torch.Generator().manual_seed(job.seed)
     similarity = replace(settings.similarity, points=Sampling(0.0, POINTS, POINTS))
     bending, step = Bending(), STEP_MM / pair.cube.unit_mm

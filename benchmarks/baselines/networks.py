@@ -20,7 +20,7 @@ from nephi.settings import PRESETS, Settings
 from torch import Tensor, nn
 
 from ..voxel_maps import VoxelMaps
-from .harness import read_pair, upper_cube, write_maps
+from .harness import half_extents_cube, read_pair, write_maps
 
 # the paper's images: -1000..0 HU, the lungs only, in a cube around both lungs
 SEEN = ModelSettings(similarity=PRESETS["paper"].similarity)
@@ -69,7 +69,7 @@ def predict(
     improve(network, moving, fixed)
     with torch.no_grad():
         displacement = network.displacement(moving, fixed)
-    upper = upper_cube(pair)
+    upper = half_extents_cube(pair)
     maps = VoxelMaps(displacement.shape[2:], upper)
     maps.displacement = nn.Parameter(displacement * upper[:, None, None, None])
     write_maps(maps, pair, job.out, inverse=len(displacement) == 2)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..voxel_maps import VoxelMaps
-from .harness import COARSE, FINE, Level, lattice_shape, optimise, read_pair, upper_cube, write_maps
+from .harness import COARSE, FINE, Level, half_extents_cube, lattice_shape, optimise, read_pair, write_maps
 
 LEVELS = (
     Level(24.0, COARSE, 150, 8e-3),
@@ -32,8 +32,8 @@ WEIGHT = 0.5  # of the regulariser, as the preset "balanced"
 class _Refined(VoxelMaps):
     """Begins with as many nodes as its cube needs at the first level's spacing."""
 
-    def __init__(self, cube, upper_cube: Tensor):
-        super().__init__((2,) * cube.dimension, upper_cube)
+    def __init__(self, cube, half_extents_cube: Tensor):
+        super().__init__((2,) * cube.dimension, half_extents_cube)
         self.cube = cube
 
     def refine(self, spacing_mm: float) -> None:
@@ -45,7 +45,7 @@ class _Refined(VoxelMaps):
 def run(job) -> None:
     settings = PRESETS["balanced"]
     pair = read_pair(job.prepared, settings)
-    maps = _Refined(pair.cube, upper_cube(pair))
+    maps = _Refined(pair.cube, half_extents_cube(pair))
     generator = torch.Generator().manual_seed(job.seed)
     similarity = replace(settings.similarity, points=Sampling(0.0, POINTS, POINTS))
 

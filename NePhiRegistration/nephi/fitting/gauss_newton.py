@@ -8,7 +8,6 @@ those with much to see in their surroundings lead the others. Nothing here is le
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import product
 
 import torch
@@ -16,7 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images.volume import Volume
-from ..maps.fields import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, VoxelFields, code_like, nodes, points_between
+from ..maps.code import FORWARD, INVERSE, LINEAR_CUBE, Code, nodes, points_between
+from ..maps.maps import FieldMap, Map, code_like
+from ..maps.voxel import VoxelFields
+from ..settings import FieldSettings
 
 _VOXELS_A_NODE = 4  # of the features, between the nodes of the local code: so fine as they can tell
 _SHARE, _LEAST = 0.1, 50_000  # of the voxels that are looked at, and how many at least, where there are as many
@@ -28,36 +30,38 @@ _INVERSIONS = 2  # steps in which a point's partner under the inverse of the oth
 
 
 @torch.no_grad()
-def refined(pair: tuple[Volume, Volume], maps: Maps, rounds: int) -> Maps:
+def refined(pair: tuple[Volume, Volume], maps: Map, rounds: int) -> FieldMap:
     """The maps of a pair after some rounds, as voxel fields whose nodes are as fine as the features can tell.
 
     In each round, both maps are corrected by what either image shows; in the last ones they then meet half way to
     being each other's inverse. What networks add to the maps is taken over at the nodes: they would answer to the
     nodes' values, too, so that points moved otherwise than least squares takes them to, into folds.
     """
-    upper = maps.code.upper_cube
-    settings = replace(maps.fields.settings, kind="voxel", local_code=2 * len(upper))
+    upper = maps.half_extents_cube
+    settings = FieldSettings(kind="voxel", local_code=2 * len(upper))
     code = code_like(maps, settings, nodes(upper, _VOXELS_A_NODE * pair[FORWARD].spacing))
-    maps = Maps(VoxelFields(settings, len(upper)), code)
-    seen = [_Seen(volume) for volume in pair]
+    found = FieldMap(VoxelFields(settings, len(upper)), code)
+    (fixed, moving), seen, back = pair, [_Seen(volume) for volume in pair], found.inverted()
+    displacements = code.local_code[0].split(len(upper))  # views: they follow the code
     for left in range(rounds, 0, -1):
-        _move(code, [_correction(seen[way], pair[1 - way], maps, way) for way in (FORWARD, INVERSE)])
+        forward = _correction(seen[FORWARD], moving, found, code, displacements[FORWARD])
+        _move(code, forward, _correction(seen[INVERSE], fixed, back, code, displacements[INVERSE]))
         if left <= _MEETINGS:
-            _move(code, [_half_way(maps, way) for way in (FORWARD, INVERSE)])
-    return maps
+            _move(code, _half_way(found, code), _half_way(back, code))
+    return found
 
 
-def _move(code: Code, changes: list[Tensor]) -> None:
-    """Move its nodes, forward and backward, by displacements (d, (z,) y, x) in the cube."""
-    code.local_code += torch.cat(changes) / LINEAR_CUBE
+def _move(code: Code, forward: Tensor, inverse: Tensor) -> None:
+    """Move its nodes in both maps by displacements (d, (z,) y, x) in the cube."""
+    code.local_code += torch.cat([forward, inverse]) / LINEAR_CUBE
 
 
-def _half_way(maps: Maps, way: int) -> Tensor:
-    """At the nodes, half of what one map differs by from the inverse of the other: both are as good."""
-    code = maps.code
-    x = points_between(code.upper_cube, code.size)
-    mapped = maps.one(x, way)
-    return ((maps.solve(x, _INVERSIONS, 1 - way, near=mapped) - mapped) / 2).T.reshape(-1, *reversed(code.size))
+def _half_way(maps: Map, code: Code) -> Tensor:
+    """Half the inverse-consistency error of the forward map at each node, so that both maps meet halfway."""
+    x = points_between(code.half_extents_cube, code.size)
+    mapped = maps.forward(x)
+    apart = maps.inverted().solve(x, _INVERSIONS, near=mapped) - mapped
+    return (apart / 2).T.reshape(-1, *reversed(code.size))
 
 
 class _Seen:
@@ -74,15 +78,18 @@ class _Seen:
         self.weight = self.slopes.transpose(1, 2) @ self.slopes
 
 
-def _correction(here: _Seen, there: Volume, maps: Maps, way: int) -> Tensor:
-    """How one map should move at the nodes, as far as the images show: (d, (z,) y, x) in the cube."""
-    code, d = maps.code, len(maps.code.upper_cube)
-    mapped = maps.one(here.points, way)
+def _correction(here: _Seen, there: Volume, maps: Map, code: Code, displacements: Tensor) -> Tensor:
+    """How the forward map should move at the nodes, as far as the images show: (d, (z,) y, x) in the cube.
+
+    ``displacements``: those of the map at the code's nodes at present, as the code holds them.
+    """
+    d = len(code.half_extents_cube)
+    mapped = maps.forward(here.points)
     # a shift of the point at rest that explains the difference: the map has to go the other way
     pull = torch.einsum("ncd,nc->nd", here.slopes, here.values - there.at(mapped))
     equations = torch.cat([here.weight.flatten(1), pull], 1) * there.inside(mapped)
-    sums = _to_nodes(equations, (here.points + code.upper_cube) / (2 * code.upper_cube), code.size)
-    now = LINEAR_CUBE / here.voxel * code.local_code[0, way * d : (way + 1) * d]
+    sums = _to_nodes(equations, (here.points + code.half_extents_cube) / (2 * code.half_extents_cube), code.size)
+    now = LINEAR_CUBE / here.voxel * displacements
     voxels = _solve(sums[: d * d].unflatten(0, (d, d)), sums[d * d :], now)
     return voxels * (_REACH / voxels.norm(dim=0).clamp(min=_REACH)) * here.voxel
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..images.volume import VolumePair
-from ..maps.fields import FORWARD, INVERSE, Maps
+from ..maps.code import FORWARD, INVERSE
+from ..maps.maps import Composed, FieldMap, Map
 from ..settings import RegularitySettings, SimilaritySettings
 from ..space.interpolate import constant
 from .regularity import Regulariser, make_regulariser
@@ -85,7 +86,7 @@ class Objective:
     def draw(
         self,
         pairs: Sequence[VolumePair],
-        upper_cube: Tensor,
+        half_extents_cube: Tensor,
         known: Sequence[tuple[Tensor, Tensor] | None] | None = None,
         steps: int = 1,
     ) -> Drawn:
@@ -93,16 +94,16 @@ class Objective:
 
         ``known``: fixed and moving points_cube (n, d) of each pair that correspond, where they are known.
         """
-        n, offsets = self.points_of(pairs[0]), self.similarity.offsets(len(upper_cube))
+        n, offsets = self.points_of(pairs[0]), self.similarity.offsets(len(half_extents_cube))
         drawn = [pair.draw(steps, n, self.generator, offsets) for pair in pairs]
         compared, reference = (torch.stack(parts, 2) for parts in zip(*drawn, strict=True))
-        stencils = torch.stack([self._regularity_points(pair, upper_cube, steps) for pair in pairs], 1)
+        stencils = torch.stack([self._regularity_points(pair, half_extents_cube, steps) for pair in pairs], 1)
         both = stencils.flatten(2, 3)[:, None].expand(-1, 2, -1, -1, -1)
         return Drawn(torch.cat([compared, both], 3), reference, stencils.shape[3], self._known(known, steps))
 
     def __call__(
         self,
-        maps: Maps,
+        maps: Map,
         pairs: Sequence[VolumePair],
         known: Sequence[tuple[Tensor, Tensor] | None] | None = None,
         drawn: Drawn | None = None,
@@ -111,7 +112,7 @@ class Objective:
 
         ``drawn``: one step's points; None: they are drawn, ``known`` as in ``draw``.
         """
-        upper = maps.code.upper_cube
+        upper = maps.half_extents_cube
         drawn = self.draw(pairs, upper, known).step(0) if drawn is None else drawn
         r, d, n = self.regularity_settings, len(upper), drawn.reference.shape[2]
         x, sparse = drawn.points.split([n, drawn.points.shape[2] - n], 2)  # (2, b, n, d)
@@ -133,11 +134,11 @@ class Objective:
             terms["known"] = self._distance_mm(others[0] - drawn.known.flip(0))
         terms["regularity"] = self.regulariser.penalty(evaluate, stencils, values.reshape(stencils.shape), self.step)
         if r.code_prior:
-            terms["code_prior"] = maps.code.prior()
+            terms["code_prior"] = _code_prior(maps)
         weighted = [term if self.weights[name] == 1 else self.weights[name] * term for name, term in terms.items()]
         return sum(weighted[1:], weighted[0]), terms
 
-    def misfits(self, candidates: list[Maps | None], volumes: VolumePair, points: int) -> list[float]:
+    def misfits(self, candidates: list[Map | None], volumes: VolumePair, points: int) -> list[float]:
         """The similarity term of one pair through each of some maps; None: through maps that move nothing.
 
         All at the same points: those, of this many, that are in view through all of them.
@@ -168,15 +169,15 @@ class Objective:
         squares = (difference_cube * self.unit_mm).square().sum(-1)
         return ((squares + _BLUNT_MM**2).sqrt() - _BLUNT_MM).mean()
 
-    def _regularity_points(self, volumes: VolumePair, upper_cube: Tensor, steps: int) -> Tensor:
+    def _regularity_points(self, volumes: VolumePair, half_extents_cube: Tensor, steps: int) -> Tensor:
         """(steps, m, k, d): half over the whole cube, half where the similarity looks, each with its stencil."""
-        r, d = self.regularity_settings, len(upper_cube)
+        r, d = self.regularity_settings, len(half_extents_cube)
         n = r.points.count(volumes[FORWARD].voxels)
-        anywhere = torch.rand((steps, n - n // 2, d), generator=self.generator, device=upper_cube.device) * 2 - 1
+        anywhere = torch.rand((steps, n - n // 2, d), generator=self.generator, device=half_extents_cube.device) * 2 - 1
         compared = volumes[FORWARD].draw(steps * (n // 2), self.generator)[0].unflatten(0, (steps, n // 2))
-        points = torch.cat([anywhere * upper_cube, compared], 1)
-        offsets = constant(self.regulariser.stencil(d, self.step).tolist(), upper_cube.device, upper_cube.dtype)
-        return points[:, :, None] + offsets
+        points = torch.cat([anywhere * half_extents_cube, compared], 1)
+        offsets = self.regulariser.stencil(d, self.step).tolist()
+        return points[:, :, None] + constant(offsets, points.device, points.dtype)
 
     def _similarity(self, pairs: Sequence[VolumePair], reference: Tensor, mapped: Tensor) -> Tensor:
         """Mean over both directions and all pairs, of reference values (2, b, n, c) and mapped points (2, b, n, d).
@@ -197,3 +198,9 @@ class Objective:
         fixed, moving = (v.distance for v in volumes)
         forward = (moving.at(mapped[FORWARD]) - fixed.at(x[FORWARD])).square().mean()
         return (forward + (fixed.at(mapped[INVERSE]) - moving.at(x[INVERSE])).square().mean()) / 2
+
+
+def _code_prior(maps: Map) -> Tensor:
+    """Paper, Eq. 5, of the maps' own code; 0 for maps that have none."""
+    own = maps.inner if isinstance(maps, Composed) else maps
+    return own.code.prior() if isinstance(own, FieldMap) else maps.half_extents_cube.new_zeros(())

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..errors import NephiError
 from ..images.image_pair import Pair
 from ..images.volume import VolumePair
-from ..maps.fields import HybridCode, Maps, code_like, composed, make_fields, nodes, zero_code
+from ..maps.code import HybridCode, nodes, zero_code
+from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
 from ..settings import Settings, Stage
 from ..space.cube import Cube
 from .fit import Adam, fit
@@ -28,7 +29,7 @@ _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as 
 class Start(Protocol):
     """Maps of a pair, in the cube that they live in."""
 
-    maps: Maps
+    maps: Map
     cube: Cube
 
 
@@ -53,11 +54,11 @@ class Optimisation:
         # by the step that each begins with; of several that begin together the last
         stages = _stages(s, predicted is not None)
         self.stages = {round(stage.start * s.fit.iterations): stage for stage in stages}
-        start = self._start(predicted)
-        self.keep_nodes = start is predicted  # a model's own code stays on its nodes
+        start, outer, self.keep_nodes = self._start(predicted)
         self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
         self.code = HybridCode(start.code).to(device)
-        self.maps = composed(Maps(self.fields, self.code), start.outer)
+        own = FieldMap(self.fields, self.code)
+        self.maps: Map = own if outer is None else outer @ own
         generator = torch.Generator(device).manual_seed(s.fit.seed)
         regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
         self.objective = Objective(s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser)
@@ -84,8 +85,10 @@ class Optimisation:
             module.eval().requires_grad_(False)
         return history
 
-    def _start(self, predicted: Maps | None) -> Maps:
-        """Without a prediction: identity maps, zero code.
+    def _start(self, predicted: Map | None) -> tuple[FieldMap, Map | None, bool]:
+        """The maps to refine, what they are composed with, and whether their code stays on its nodes.
+
+        Without a prediction: identity maps, zero code.
 
         From a prediction: the same fields with a code whose linear term moves points as predicted, smoothed by its
         nodes. This ends nearer to the truth than the model's own fields and code do, which keep what is wrong with a
@@ -93,12 +96,15 @@ class Optimisation:
         """
         s, seed = self.pair.field_settings, self.settings.fit.seed
         if predicted is not None and not (s.linear and self.settings.fit.iterations):
-            return predicted
+            own, outer = (predicted.inner, predicted.outer) if isinstance(predicted, Composed) else (predicted, None)
+            assert isinstance(own, FieldMap), "a model predicts maps that fields make"
+            return own, outer, True
         fields = make_fields(s, self.cube.unit_mm, self.cube.dimension, torch.Generator().manual_seed(seed))
         size = self._code_size(self.stages[0])
         if predicted is not None:
-            return Maps(fields, code_like(predicted, s, size))
-        return Maps(fields, zero_code(s, torch.tensor(self.cube.upper_cube, dtype=torch.float32), size))
+            return FieldMap(fields, code_like(predicted, s, size)), None, False
+        half_extents = torch.tensor(self.cube.half_extents_cube, dtype=torch.float32)
+        return FieldMap(fields, zero_code(s, half_extents, size)), None, False
 
     @property
     def volumes(self) -> VolumePair:
@@ -144,7 +150,7 @@ class Optimisation:
         d, points = self.cube.dimension, self.objective.points_of(self.volumes)
         channels = self.volumes[0].volume.shape[-1] * (3**d if self.objective.similarity.patch else 1)
         steps = max(1, min(end - step, _DRAWN_VALUES // (2 * points * (channels + d))))
-        return self.objective.draw([self.volumes], self.code.upper_cube, steps=steps)
+        return self.objective.draw([self.volumes], self.code.half_extents_cube, steps=steps)
 
     def _code_size(self, stage: Stage) -> tuple[int, ...]:
         """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""

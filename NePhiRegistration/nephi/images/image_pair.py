@@ -95,7 +95,7 @@ class Pair:
         self.cube, inside = cube, cube.to_cube(self.region)
         self._distances: dict[int, sitk.Image] = {}
         margin = 0.0 if self.masks[0] is None else _MARGIN_MM * self.scale / cube.unit_mm
-        self.lower = np.maximum(inside.min(0) - margin, -cube.upper_cube - margin)
+        self.lower = np.maximum(inside.min(0) - margin, -cube.half_extents_cube - margin)
         self.upper = inside.max(0) + margin
 
     def volumes(self, stage: Stage, prepare: Callable[..., Tensor], device: torch.device | str) -> VolumePair:

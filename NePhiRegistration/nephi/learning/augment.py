@@ -26,7 +26,7 @@ class Augmentation:
     swap: float = 0.5
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
-        rng, d = np.random.default_rng(seed), len(sample.upper_cube)
+        rng, d = np.random.default_rng(seed), len(sample.half_extents_cube)
         if rng.random() < self.swap:
             sample = sample.swapped()
         both = _random_affine(rng, d, self.rotation_deg, self.scale, self.shift)
@@ -35,7 +35,7 @@ class Augmentation:
         frames = both, (both[0] @ apart[0], both[0] @ apart[1] + both[1])
         if all(np.allclose(a, np.eye(d)) and not np.any(b) for a, b in frames):
             return sample
-        device = sample.upper_cube.device
+        device = sample.half_extents_cube.device
 
         def tensors(frame: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
             matrix, offset = (torch.tensor(part, dtype=torch.float32, device=device) for part in frame)

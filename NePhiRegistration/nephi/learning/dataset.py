@@ -58,7 +58,7 @@ class Shapes:
             intensities=(fixed, moving),
             masks=None,
             distances=None,
-            upper_cube=torch.ones(d),
+            half_extents_cube=torch.ones(d),
             lower_cube=-torch.ones(d),
             spacing_cube=2 / (side - 1),
             similarity=self.settings.similarity,
@@ -175,7 +175,7 @@ def prepare(pair: Case, settings: ModelSettings) -> Sample:
 
 
 _TWO = ("intensities", "masks", "distances", "known", "landmarks", "labels")  # of the fixed and the moving image
-_ONE = ("upper_cube", "lower_cube", "to_moving_mm")
+_ONE = ("half_extents_cube", "lower_cube", "to_moving_mm")
 _HALF = torch.float16
 
 
@@ -226,7 +226,7 @@ def _load(path: Path, settings: ModelSettings) -> Sample:
         known=two("known"),
         landmarks=two("landmarks"),
         labels=two("labels"),
-        upper_cube=t["upper_cube"],
+        half_extents_cube=t["half_extents_cube"],
         lower_cube=t["lower_cube"],
         to_moving_mm=t["to_moving_mm"],
         views=tuple(tuple(t[f"views.{way}.{part}"] for part in range(3)) for way in (0, 1)),

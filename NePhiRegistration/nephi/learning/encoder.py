@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..maps.fields import Code, Fields
+from ..maps.code import Code
+from ..maps.fields import Fields
 from .pair_tensors import Sample
 
 

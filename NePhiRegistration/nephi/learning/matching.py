@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -9,17 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..images.volume import Volume
-from ..maps.fields import (
-    FORWARD,
-    INVERSE,
-    LINEAR_CUBE,
-    Code,
-    Fields,
-    Maps,
-    moves_points,
-    nodes,
-    zero_code,
-)
+from ..maps.code import FORWARD, LINEAR_CUBE, Code, nodes, zero_code
+from ..maps.fields import Fields, moves_points
+from ..maps.maps import FieldMap
 from ..settings import FieldSettings
 from .encoder import Encoder
 from .pair_tensors import Sample
@@ -67,16 +60,20 @@ class MatchingEncoder(Encoder):
     def codes(self, samples: list[Sample], fields: Fields) -> list[Code]:
         """The codes of the one pair of the batch after each round."""
         (sample,) = samples
-        size = nodes(sample.upper_cube, self.settings.node_spacing)
-        return self(sample.volumes, fields, zero_code(self.field, sample.upper_cube, size))
+        size = nodes(sample.half_extents_cube, self.settings.node_spacing)
+        return self(sample.volumes, fields, zero_code(self.field, sample.half_extents_cube, size))
 
     def forward(self, pair: tuple[Volume, Volume], fields: Fields, start: Code) -> list[Code]:
         """The codes after each round; ``start`` is that of the identity and gives the grid of nodes."""
         codes, code = [], start
         for step in self.settings.steps:
-            code = Code(code.global_code.detach(), code.local_code.detach(), code.upper_cube)
+            code = Code(code.global_code.detach(), code.local_code.detach(), code.half_extents_cube)
             with torch.no_grad():
-                found = [self._look(pair, Maps(fields, code), way, step) for way in (FORWARD, INVERSE)]
+                maps, (fixed, moving) = FieldMap(fields, code), pair
+                found = [
+                    self._look(fixed, moving, maps.forward, code, step),
+                    self._look(moving, fixed, maps.inverse, code, step),
+                ]
             x = [self._to_nodes(self.points(measured), kept, code.size) for measured, kept, _ in found]
             scale = step * pair[FORWARD].spacing / _REACH  # shifts and updates are in units of the step
             x = self.enter(torch.cat([*x, code.local_code, torch.full_like(code.local_code[:, :1], scale)], 1))
@@ -89,20 +86,23 @@ class MatchingEncoder(Encoder):
             if self.moves:  # what was found is a map already, in the channels that move points
                 flow = torch.cat([self._flow(shift, kept, code.size) for _, kept, shift in found], 1) / LINEAR_CUBE
                 local = torch.cat([local[:, : flow.shape[1]] + flow, local[:, flow.shape[1] :]], 1)
-            code = Code(code.global_code + scale * change[0], local, code.upper_cube)
+            code = Code(code.global_code + scale * change[0], local, code.half_extents_cube)
             codes.append(code)
         return codes
 
-    def _look(self, pair, maps: Maps, way: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _look(
+        self, here: Volume, there: Volume, through: Callable[[Tensor], Tensor], code: Code, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What is seen (n, c) from the lattice points of the mask, which of the lattice these are, and what the
-        comparison over the largest window would add to their map (n, d)."""
-        here, there = pair[way], pair[1 - way]
-        code = maps.code
-        index = here.nearest(_lattice(code.upper_cube, code.size))
+        comparison over the largest window would add to their map (n, d).
+
+        ``through``: the map found so far, from the one image to the other.
+        """
+        index = here.nearest(_lattice(code.half_extents_cube, code.size))
         kept = here.dense_mask()[here.flat(index)]
         index = index[kept]
         points = index * here.spacing + here.lower
-        mapped = maps.one(points, way)
+        mapped = through(points)
         exact = (mapped - there.lower) / there.spacing
         base = exact.round()
         costs = there.distances(base[:, None] + self.offsets * step, here.at_voxels(index))
@@ -148,10 +148,10 @@ class MatchingEncoder(Encoder):
         return self.pool(full.movedim(-1, 0)[None], 2)
 
 
-def _lattice(upper_cube: Tensor, size: tuple[int, ...]) -> Tensor:
+def _lattice(half_extents_cube: Tensor, size: tuple[int, ...]) -> Tensor:
     """Two points for every node and axis, a quarter of the nodes' spacing to either side of it: (n, d), x fastest."""
     axes = []
-    for u, n in zip(upper_cube, size, strict=True):
+    for u, n in zip(half_extents_cube, size, strict=True):
         h = 2 * u / (n - 1)
         axes.append(torch.arange(2 * n, device=u.device) * h / 2 - u - h / 4)
     mesh = torch.meshgrid(*reversed(axes), indexing="ij")

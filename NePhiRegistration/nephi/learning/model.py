@@ -15,7 +15,9 @@ from ..config import decode
 from ..errors import NephiError
 from ..files.tensors import read_tensors
 from ..fitting.gauss_newton import refined
-from ..maps.fields import Code, Maps, VoxelFields, composed, make_fields
+from ..maps.code import Code
+from ..maps.maps import FieldMap, Map, make_fields
+from ..maps.voxel import VoxelFields
 from ..settings import FieldSettings
 from .encoder import Encoder
 from .matching import MatchingEncoder
@@ -54,8 +56,8 @@ class Model(nn.Module):
         factor = max(1, round(coarse / (sample.spacing_mm or fine)))
         small = sample.coarser(factor, settings.similarity)
         outer = self.coarse.predict(small)
-        if isinstance(outer.fields, VoxelFields):
-            outer = Maps(outer.fields, outer.fields.with_inverse(outer.code))
+        if isinstance(outer, FieldMap) and isinstance(outer.fields, VoxelFields):
+            outer = FieldMap(outer.fields, outer.fields.with_inverse(outer.code))
         return sample.through(outer)
 
     def codes(self, samples: list[Sample]) -> list[Code]:
@@ -66,13 +68,13 @@ class Model(nn.Module):
         return self.encoder.codes(samples, self.fields)
 
     @torch.no_grad()
-    def predict(self, sample: Sample) -> Maps:
+    def predict(self, sample: Sample) -> Map:
         self.eval()
         rest = self.rest(sample)
-        maps = Maps(self.fields, self.codes([rest])[-1])
+        maps: Map = FieldMap(self.fields, self.codes([rest])[-1])
         if self.settings.refinements:
             maps = refined(rest.volumes, maps, self.settings.refinements)
-        return composed(maps, rest.outer)
+        return maps if rest.outer is None else rest.outer @ maps
 
     def begin_with(self, other: Model) -> None:
         """Take the weights of another model's fields and encoder; raises NephiError if the architectures differ.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 
 import SimpleITK as sitk
 import torch
@@ -13,7 +12,8 @@ from torch.nn import functional as F
 from ..fitting.similarity import make_similarity
 from ..images.image_pair import Pair
 from ..images.volume import Volume, VolumePair
-from ..maps.fields import FORWARD, Maps, points_between
+from ..maps.code import points_between
+from ..maps.maps import Map
 from ..settings import SimilaritySettings
 
 _STRIDE = 3
@@ -35,7 +35,7 @@ class Sample:
     intensities: tuple[Tensor, Tensor]
     masks: tuple[Tensor, Tensor] | None
     distances: tuple[Tensor, Tensor] | None
-    upper_cube: Tensor
+    half_extents_cube: Tensor
     lower_cube: Tensor
     spacing_cube: float
     similarity: SimilaritySettings
@@ -45,7 +45,7 @@ class Sample:
     labels: tuple[Tensor, Tensor] | None = None
     to_moving_mm: Tensor | None = None
     spacing_mm: float | None = None
-    outer: Maps | None = None
+    outer: Map | None = None
     _volumes: VolumePair | None = field(default=None, repr=False)
 
     @classmethod
@@ -72,7 +72,7 @@ class Sample:
             intensities=(dense(fixed).float(), dense(moving).float()),
             masks=masks,
             distances=distances,
-            upper_cube=torch.tensor(pair.cube.upper_cube, dtype=torch.float32, device=device),
+            half_extents_cube=torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32, device=device),
             lower_cube=torch.tensor(pair.lower, dtype=torch.float32, device=device),
             spacing_cube=grid.spacing_mm[0] / pair.cube.unit_mm,
             similarity=pair.settings.similarity,
@@ -94,9 +94,9 @@ class Sample:
         def moved(value):
             if isinstance(value, tuple):
                 return tuple(moved(v) for v in value)
-            return value.to(device) if isinstance(value, (Tensor, Maps)) else value
+            return value.to(device) if isinstance(value, (Tensor, Map)) else value
 
-        if self.upper_cube.device == torch.device(device):
+        if self.half_extents_cube.device == torch.device(device):
             return self
         values = {f.name: moved(getattr(self, f.name)) for f in fields(self) if f.init}
         return Sample(**{**values, "_volumes": None})
@@ -111,7 +111,7 @@ class Sample:
             distance = Volume(values, self.lower_cube, self.spacing_cube, None)
         mask = None if self.masks is None else self.masks[way]
         view = None if self.views is None else self.views[way]
-        through = partial(self.outer.one, way=FORWARD) if way == 1 and self.outer is not None else None
+        through = self.outer.forward if way == 1 and self.outer is not None else None
         return Volume(features, self.lower_cube, self.spacing_cube, mask, view, distance, through).to(image.device)
 
     def scaled(self, way: int) -> Tensor:
@@ -127,8 +127,8 @@ class Sample:
 
     def images(self, size: int) -> Tensor:
         """Both images (2, (size,) size, size) over the cube, fixed first; outside the masks 0."""
-        d, out = len(self.upper_cube), []
-        points = points_between(self.upper_cube, [size] * d)
+        d, out = len(self.half_extents_cube), []
+        points = points_between(self.half_extents_cube, [size] * d)
         for way in (0, 1):
             values = self.scaled(way)
             if self.masks is not None:
@@ -173,7 +173,7 @@ class Sample:
             _volumes=None,
         )
 
-    def through(self, outer: Maps) -> Sample:
+    def through(self, outer: Map) -> Sample:
         """What maps leave to be found: the moving image, all that belongs to it and the known points through them."""
         points = self._seen_points(outer)
 
@@ -199,13 +199,13 @@ class Sample:
             _volumes=None,
         )
 
-    def _seen_points(self, outer: Maps) -> Tensor:
+    def _seen_points(self, outer: Map) -> Tensor:
         """(n, d): where the forward map takes all voxel centres; linear between every third, for it is smooth."""
         shape = self.intensities[0].shape
         axes = [torch.arange(-(-(n - 1) // _STRIDE) + 1) * _STRIDE for n in shape]
         index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flip(-1).to(self.lower_cube)
         points = (index * self.spacing_cube + self.lower_cube).reshape(-1, len(shape))
-        moved = torch.cat([outer.one(chunk, FORWARD) for chunk in points.split(_CHUNK)])
+        moved = torch.cat([outer.forward(chunk) for chunk in points.split(_CHUNK)])
         moved = moved.reshape(*[len(axis) for axis in axes], -1).movedim(-1, 0)[None]
         size = [(len(axis) - 1) * _STRIDE + 1 for axis in axes]
         moved = F.interpolate(moved, size, mode=("bilinear", "trilinear")[len(shape) - 2], align_corners=True)[0]
@@ -218,7 +218,7 @@ class Sample:
 
         The last voxel of an axis that ``factor`` does not divide is the average of what is left.
         """
-        pool = (F.avg_pool2d, F.avg_pool3d)[len(self.upper_cube) - 2]
+        pool = (F.avg_pool2d, F.avg_pool3d)[len(self.half_extents_cube) - 2]
 
         def averaged(pair):
             if pair is None:

@@ -9,7 +9,7 @@ import torch
 from ..errors import NephiError
 from ..fitting.objective import Objective
 from ..images.image_pair import Pair
-from ..maps.fields import Maps
+from ..maps.maps import Map
 from ..settings import RegularitySettings, Settings
 from ..space.cube import Cube
 from .model import Model
@@ -21,9 +21,9 @@ _POINTS = 20_000  # at which the prediction is compared with the alignment alone
 
 @dataclass
 class Prediction:
-    """Maps to start from, in the cube that the model works in; ``flaw``: why not to, or ""."""
+    """Map to start from, in the cube that the model works in; ``flaw``: why not to, or ""."""
 
-    maps: Maps
+    maps: Map
     cube: Cube
     flaw: str
 
@@ -52,8 +52,8 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
 
 
 @torch.no_grad()
-def _misfits(maps: Maps, sample: Sample, settings: Settings) -> list[float]:
+def _misfits(maps: Map, sample: Sample, settings: Settings) -> list[float]:
     """Mean difference of the features at random points, both ways: through the alignment alone, and the maps."""
-    generator = torch.Generator(sample.upper_cube.device).manual_seed(0)
+    generator = torch.Generator(sample.half_extents_cube.device).manual_seed(0)
     objective = Objective(settings.similarity, RegularitySettings("none"), 1.0, generator)
     return objective.misfits([None, maps], sample.volumes, _POINTS)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import NephiError
-from ..maps.fields import Code, Fields
+from ..maps.code import Code
+from ..maps.fields import Fields
 from ..settings import FieldSettings
 from .encoder import Encoder
 from .pair_tensors import Sample
@@ -52,12 +53,12 @@ class PublishedEncoder(Encoder):
 
     def codes(self, samples: list[Sample], fields: Fields) -> list[Code]:
         """One round for all pairs of a batch; raises NephiError if their cubes have different proportions."""
-        upper = samples[0].upper_cube
-        if any(not torch.allclose(sample.upper_cube, upper, atol=1e-3) for sample in samples[1:]):
+        upper = samples[0].half_extents_cube
+        if any(not torch.allclose(sample.half_extents_cube, upper, atol=1e-3) for sample in samples[1:]):
             raise NephiError("the pairs of a batch lie in cubes of other proportions: set batch to 1")
         return [self(torch.stack([sample.images(self.settings.size) for sample in samples]), upper)]
 
-    def forward(self, images: Tensor, upper_cube: Tensor) -> Code:
+    def forward(self, images: Tensor, half_extents_cube: Tensor) -> Code:
         x, maps = images, []
         for layer in self.layers:
             x = layer(x)
@@ -70,7 +71,7 @@ class PublishedEncoder(Encoder):
         local = self.local(source)
         if self.settings.any_size:
             x = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[self.dimension - 2](x, _LEAST_SIDE)
-        return Code(self.out(F.leaky_relu(self.hidden(x.flatten(1)), 0.2)), local, upper_cube)
+        return Code(self.out(F.leaky_relu(self.hidden(x.flatten(1)), 0.2)), local, half_extents_cube)
 
 
 def _norm(name: str, channels: int, dimension: int) -> nn.Module:

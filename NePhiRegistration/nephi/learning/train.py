@@ -21,7 +21,8 @@ from torch import Tensor
 from ..errors import NephiError
 from ..fitting.fit import Adam, fit
 from ..fitting.objective import Objective
-from ..maps.fields import Code, Maps
+from ..maps.code import Code
+from ..maps.maps import FieldMap
 from ..version import __version__
 from .augment import Augmentation
 from .dataset import Dataset, open_data
@@ -132,8 +133,8 @@ class _Run:
         terms: dict[str, Tensor] = {}
         volumes, known = [s.volumes for s in samples], [s.known for s in samples]
         for code in codes:
-            code = Code(code.global_code.float(), code.local_code.float(), code.upper_cube)
-            loss, terms = self.objective(Maps(self.model.fields, code), volumes, known)
+            code = Code(code.global_code.float(), code.local_code.float(), code.half_extents_cube)
+            loss, terms = self.objective(FieldMap(self.model.fields, code), volumes, known)
             losses.append(loss)
         return torch.stack(losses).mean(), terms
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..maps.fields import FORWARD, Maps
 from ..maps.jacobian import exact_jacobian
+from ..maps.maps import Map
 from ..measure.quality import dice
 from .model import Model
 from .pair_tensors import Sample
@@ -36,7 +36,7 @@ def validate(model: Model, data, most: int, device, writer=None, step: int = 0) 
     return means
 
 
-def measure(maps: Maps, sample: Sample) -> dict[str, float]:
+def measure(maps: Map, sample: Sample) -> dict[str, float]:
     """dice, tre_mm and folds_percent of a pair's forward map, as far as the pair's data allow."""
     points = sample.voxel_centres()
     found = {"folds_percent": folds_percent(maps, sample, points)}
@@ -68,11 +68,11 @@ def overlap(labels: tuple[Tensor, Tensor], sample: Sample, partners: Tensor) -> 
 
 
 @torch.no_grad()
-def mapped(maps: Maps, points_cube: Tensor) -> Tensor:
-    return torch.cat([maps.one(p, FORWARD) for p in points_cube.split(_CHUNK)])
+def mapped(maps: Map, points_cube: Tensor) -> Tensor:
+    return torch.cat([maps.forward(p) for p in points_cube.split(_CHUNK)])
 
 
-def folds_percent(maps: Maps, sample: Sample, points_cube: Tensor, most: int | None = _FOLD_VOXELS) -> float:
+def folds_percent(maps: Map, sample: Sample, points_cube: Tensor, most: int | None = _FOLD_VOXELS) -> float:
     """Share of voxels (of the mask, where there is one) whose exact Jacobian determinant is not above 0.
 
     In 3D at most ``most`` of them are looked at.
@@ -85,12 +85,12 @@ def folds_percent(maps: Maps, sample: Sample, points_cube: Tensor, most: int | N
     for chunk in points_cube.split(_CHUNK):
         x = chunk.clone().requires_grad_()
         with torch.enable_grad():
-            jacobian = exact_jacobian(maps.one(x, FORWARD), x, create_graph=False)
+            jacobian = exact_jacobian(maps.forward(x), x, create_graph=False)
         folded += int((~(torch.linalg.det(jacobian) > 0)).sum())
     return 100 * folded / max(1, len(points_cube))
 
 
-def picture(maps: Maps, sample: Sample) -> Tensor:
+def picture(maps: Map, sample: Sample) -> Tensor:
     """(1, y, 3 x): the fixed, the warped and the moving image, in 3D their middle coronal slices, head up."""
     shape = sample.intensities[0].shape
     fixed, moving = (sample.scaled(way) for way in (0, 1))

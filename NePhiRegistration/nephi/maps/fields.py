@@ -1,12 +1,9 @@
-"""Maps from points to points: the neural fields, voxel fields, and their composition.
-
-Points in here live in the registration cube (see ``space.Cube``), one row a point, x first.
-"""
+"""The two fields of the paper: networks that take a point and the latent code there to the mapped point."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,123 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import NephiError
 from ..settings import FIELDS, FieldSettings
-from ..space.interpolate import constant, interpolate
-
-FORWARD, INVERSE = 0, 1
-LINEAR_CUBE = 0.06  # displacement for a local code of 1, where there is a linear term
-
-
-class Code:
-    """Latent codes of a batch of pairs: a global vector and a local grid that covers the cube (paper, Eq. 4).
-
-    ``global_code`` (b, g); ``local_code`` (b, l, (z,) y, x): nodes between minus ``upper_cube`` (d,) and it,
-    interpolated by B-splines; beyond the border the nearest border value holds.
-    """
-
-    def __init__(self, global_code: Tensor, local_code: Tensor, upper_cube: Tensor):
-        self.global_code, self.local_code, self.upper_cube = global_code, local_code, upper_cube
-
-    @property
-    def batch(self) -> int:
-        return len(self.global_code)
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Nodes along x, y (, z)."""
-        return tuple(reversed(self.local_code.shape[2:]))
-
-    def to(self, device) -> Code:
-        return Code(*(t.to(device) for t in (self.global_code, self.local_code, self.upper_cube)))
-
-    def at(self, points_cube: Tensor, degree: int = 1) -> Tensor:
-        """Local code at points (2, b * n, d), pair after pair -> (2, b * n, l), by B-splines of degree 1 or 2."""
-        return self.bound(degree)(points_cube / self.upper_cube)
-
-    def bound(self, degree: int) -> Callable[[Tensor], Tensor]:
-        """``at`` for several calls while the code stays the same, of points in units of ``upper_cube``."""
-        # one row a node, in one piece: reading rows of a transposed table takes fifteen times as long
-        table = self.local_code.movedim(1, -1).flatten(1, -2).contiguous()
-        tables = [table.squeeze(0)] if self.batch == 1 else table.unbind()
-        half = constant([(n - 1) / 2 for n in self.size], table.device, table.dtype)
-
-        def at(points: Tensor) -> Tensor:
-            two, many, d = points.shape
-            position = torch.addcmul(half, points, half)
-            if len(tables) == 1:
-                return interpolate(tables, position.reshape(1, -1, d), self.size, degree).reshape(two, many, -1)
-            # a group for each pair
-            by_pair = position.reshape(two, len(tables), -1, d).transpose(0, 1).flatten(1, 2)
-            found = interpolate(tables, by_pair, self.size, degree).unflatten(1, (two, -1)).transpose(0, 1)
-            return found.reshape(two, many, -1)
-
-        return at
-
-    def resampled(self, size: Sequence[int], degree: int = 1) -> Tensor:
-        """The local code on another number of nodes along x, y (, z)."""
-        nodes = points_between(self.upper_cube, size)[None].repeat(1, self.batch, 1)
-        values = self.at(nodes, degree).reshape(self.batch, *reversed(size), -1)
-        return values.movedim(-1, 1).contiguous()
-
-    def prior(self) -> Tensor:
-        """Mean norm of the global code plus mean norm over the grid (paper, Eq. 5)."""
-        tiny = 1e-12  # a zero code has no gradient of its norm
-        of_global, of_local = ((t.square().sum(1) + tiny).sqrt().mean() for t in (self.global_code, self.local_code))
-        return of_global + of_local
-
-
-class HybridCode(nn.Module, Code):
-    """The code of one pair as parameters, at first those of ``start``."""
-
-    global_code: nn.Parameter
-    local_code: nn.Parameter
-
-    def __init__(self, start: Code):
-        nn.Module.__init__(self)
-        self.register_buffer("upper_cube", start.upper_cube.clone())
-        self.global_code = nn.Parameter(start.global_code.detach().clone())
-        self.local_code = _parameter(start.local_code)
-
-    def refine(self, size: Sequence[int], degree: int) -> tuple[nn.Parameter, nn.Parameter]:
-        """Put the local code on other nodes; returns the old parameter and the new one."""
-        old = self.local_code
-        self.local_code = _parameter(self.resampled(size, degree))
-        return old, self.local_code
-
-
-def _parameter(local_code: Tensor) -> nn.Parameter:
-    """Laid out node by node, as it is read."""
-    layout = torch.channels_last if local_code.ndim == 4 else torch.channels_last_3d
-    return nn.Parameter(local_code.detach().clone().contiguous(memory_format=layout))
-
-
-def nodes(half_sides: Iterable[float], spacing: float) -> tuple[int, ...]:
-    """Nodes of the local code along x, y (, z), at most ``spacing`` apart; both in the cube's unit, or in mm."""
-    return tuple(math.ceil(2 * float(half) / spacing) + 1 for half in half_sides)
-
-
-def zero_code(settings: FieldSettings, upper_cube: Tensor, size: tuple[int, ...], batch: int = 1) -> Code:
-    """All zeros: what a code is before anything is known."""
-    local = upper_cube.new_zeros(batch, settings.local_code, *reversed(size))
-    return Code(upper_cube.new_zeros(batch, settings.global_code), local, upper_cube)
-
-
-@torch.no_grad()
-def code_like(maps: Maps, settings: FieldSettings, size: tuple[int, ...]) -> Code:
-    """A code whose linear term alone moves points nearly as the maps of one pair do: by what they do at its nodes."""
-    code = zero_code(settings, maps.code.upper_cube, size)
-    nodes = points_between(code.upper_cube, size)
-    moved = torch.cat([maps.one(nodes, way) - nodes for way in (FORWARD, INVERSE)], 1)
-    code.local_code[0, : moved.shape[1]] = moved.T.reshape(-1, *reversed(size)) / LINEAR_CUBE
-    return code
-
-
-def points_between(upper_cube: Tensor, size: Sequence[int]) -> Tensor:
-    """(n, d) points_cube, ``size`` of them evenly along each axis from minus ``upper_cube`` (d,) to it, x fastest."""
-    axes = [
-        torch.linspace(-float(u), float(u), n, device=upper_cube.device) for u, n in zip(upper_cube, size, strict=True)
-    ]
-    mesh = torch.meshgrid(*reversed(axes), indexing="ij")
-    return torch.stack(list(reversed(mesh)), -1).reshape(-1, len(axes))
+from ..space.interpolate import constant
+from .code import FORWARD, INVERSE, LINEAR_CUBE, Code
 
 
 class Fields(nn.Module):
@@ -222,11 +104,11 @@ class NeuralFields(Fields):
         """``own``: of a parameter of both fields, what belongs to those that the points go through."""
         s, fields = self.settings, len(own(self.out))
         weight, start = self._input_layer(code, own)
-        bands, local_at = self.bands * code.upper_cube[:, None], code.bound(s.code_degree)
+        bands, local_at = self.bands * code.half_extents_cube[:, None], code.bound(s.code_degree)
 
         def evaluate(points_cube: Tensor) -> Tensor:
             points, d = points_cube.shape[1:]
-            unit = points_cube / code.upper_cube
+            unit = points_cube / code.half_extents_cube
             # the border itself is inside, so that it has the slope of its inner side
             inside = nn.functional.hardtanh(unit, -1 - 1e-6, 1 + 1e-6).reshape(-1, d)
             embedding = torch.sin(torch.addmm(self.phase, inside, bands)).reshape(fields, points, -1)
@@ -265,35 +147,6 @@ class NeuralFields(Fields):
         return weight, bias[:, :, None]
 
 
-class VoxelFields(Fields):
-    """Displacements at voxels: the local code itself, channels 0 to d - 1 forward, d to 2 d - 1 inverse.
-
-    In the place of ``NeuralFields``; has no weights. Its values, in units of 0.06 of the cube, are spline coefficients.
-    """
-
-    def __init__(self, settings: FieldSettings, dimension: int = 3):
-        super().__init__(settings)
-        self.dimension = dimension
-
-    def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
-        return self(points_cube[None], code, way)[0]
-
-    def forward(self, points_cube: Tensor, code: Code, first: int = FORWARD) -> Tensor:
-        values, d = LINEAR_CUBE * code.at(points_cube, self.settings.code_degree), self.dimension
-        moved = [values[k, :, (first + k) * d : (first + k + 1) * d] for k in range(len(values))]
-        return points_cube + torch.stack(moved)
-
-    @torch.no_grad()
-    def with_inverse(self, code: Code, rounds: int = 8) -> Code:
-        """The code of one pair with another inverse part: the forward map undoes it, nearly, at the nodes."""
-        d, local, nodes = self.dimension, code.local_code.clone(), points_between(code.upper_cube, code.size)
-        code = Code(code.global_code, local, code.upper_cube)
-        for _ in range(rounds):
-            gap = nodes - self.one(self.one(nodes, code, INVERSE), code, FORWARD)
-            local[:, d:] += gap.T.reshape(1, d, *local.shape[2:]) / LINEAR_CUBE
-        return code
-
-
 def moves_points(settings: FieldSettings) -> bool:
     """Whether the local code moves points by itself: its first channels forward, the next ones backward."""
     return settings.kind == "voxel" or settings.linear
@@ -307,86 +160,4 @@ def check_local_code(settings: FieldSettings, dimension: int) -> None:
         raise NephiError(f"settings: field.linear needs field.local_code of at least {2 * dimension}")
 
 
-def make_fields(
-    settings: FieldSettings, half_size_mm: float, dimension: int, generator: torch.Generator | None = None
-) -> Fields:
-    """The fields that the settings ask for; raises NephiError as ``check_local_code``."""
-    check_local_code(settings, dimension)
-    return FIELDS.make(settings.kind, settings, half_size_mm, dimension, generator)
-
-
 FIELDS.add("neural", NeuralFields)
-FIELDS.add("voxel", lambda settings, half_size_mm, dimension, generator: VoxelFields(settings, dimension))
-
-
-class Maps:
-    """The forward and the inverse map of a batch of pairs, functions of points: fields with a code.
-
-    ``outer``: what they are composed with, if anything.
-    """
-
-    outer: Maps | None = None
-
-    def __init__(self, fields: Fields, code: Code):
-        self.fields, self.code = fields, code
-
-    def __call__(self, points_cube: Tensor) -> Tensor:
-        """(2, b * n, d): entry 0 through the forward maps, entry 1 through the inverse ones."""
-        return self.fields(points_cube, self.code)
-
-    def bound(self) -> Callable[[Tensor], Tensor]:
-        """The same function for several calls in a row, while neither fields nor code change."""
-        return self.fields.bound(self.code)
-
-    def one(self, points_cube: Tensor, way: int) -> Tensor:
-        """Points (n, d) of one pair through one map."""
-        return self.fields.one(points_cube, self.code, way)
-
-    def to(self, device) -> Maps:
-        return Maps(self.fields.to(device), self.code.to(device))
-
-    @torch.no_grad()
-    def solve(self, points_cube: Tensor, rounds: int = 5, way: int = FORWARD, near: Tensor | None = None) -> Tensor:
-        """The points that one map of one pair takes to these (n, d): a better inverse than the other map.
-
-        ``near``: where the other map takes them, if that is known already.
-        """
-        found = self.one(points_cube, 1 - way) if near is None else near
-        for _ in range(rounds):
-            found = found + points_cube - self.one(found, way)
-        return found
-
-
-class Composed(Maps):
-    """``inner``, then ``outer`` from its side of the moving image; the inverse goes the way back.
-
-    forward(x) = outer.forward(inner.forward(x)), inverse(y) = inner.inverse(outer.inverse(y)): where both parts are
-    inverses of each other, so are the two. Fields and code are those of the inner maps.
-    """
-
-    outer: Maps
-
-    def __init__(self, inner: Maps, outer: Maps):
-        super().__init__(inner.fields, inner.code)
-        self.inner, self.outer = inner, outer
-
-    def to(self, device) -> Composed:
-        return Composed(self.inner.to(device), self.outer.to(device))
-
-    def __call__(self, points_cube: Tensor) -> Tensor:
-        return self._through(self.inner, points_cube)
-
-    def bound(self) -> Callable[[Tensor], Tensor]:
-        return partial(self._through, self.inner.bound())
-
-    def _through(self, inner: Callable[[Tensor], Tensor], points_cube: Tensor) -> Tensor:
-        moved = inner(torch.stack([points_cube[FORWARD], self.outer.one(points_cube[INVERSE], INVERSE)]))
-        return torch.stack([self.outer.one(moved[FORWARD], FORWARD), moved[INVERSE]])
-
-    def one(self, points_cube: Tensor, way: int) -> Tensor:
-        first, then = (self.inner, self.outer) if way == FORWARD else (self.outer, self.inner)
-        return then.one(first.one(points_cube, way), way)
-
-
-def composed(inner: Maps, outer: Maps | None) -> Maps:
-    return inner if outer is None else Composed(inner, outer)

@@ -41,8 +41,8 @@ class Cube:
         return max(self.half_sides_mm)
 
     @property
-    def upper_cube(self) -> np.ndarray:
-        """The box's upper corner in its own frame; the lower one is minus it."""
+    def half_extents_cube(self) -> np.ndarray:
+        """(d,): half of the sides; the box lies between minus these and these."""
         return np.asarray(self.half_sides_mm) / self.unit_mm
 
     def to_cube(self, points_lps_mm) -> np.ndarray:
@@ -55,8 +55,8 @@ class Cube:
 
     def grid(self, spacing_mm: float, lower_cube=None, upper_cube=None) -> Grid:
         """The grid of cubic voxels along the cube's axes that covers the box between the two corners."""
-        upper = self.upper_cube if upper_cube is None else np.asarray(upper_cube)
-        lower = -self.upper_cube if lower_cube is None else np.asarray(lower_cube)
+        upper = self.half_extents_cube if upper_cube is None else np.asarray(upper_cube)
+        lower = -self.half_extents_cube if lower_cube is None else np.asarray(lower_cube)
         size = np.ceil((upper - lower) * self.unit_mm / spacing_mm - 1e-6).astype(int) + 1
         spacing = (float(spacing_mm),) * self.dimension
         return Grid(tuple(int(n) for n in size), spacing, tuple(self.to_lps_mm(lower)), self.direction)

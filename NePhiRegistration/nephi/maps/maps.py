@@ -1,0 +1,169 @@
+"""Maps: a forward and an inverse map of the registration cube that belong together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..settings import FIELDS, FieldSettings
+from .code import FORWARD, INVERSE, LINEAR_CUBE, Code, points_between, zero_code
+from .fields import Fields, check_local_code
+from .voxel import VoxelFields as VoxelFields  # known by its name once this module is imported
+
+
+class Map(ABC):
+    """A forward map and an inverse one, each nearly the other's inverse, of a pair or of a batch of pairs.
+
+    ``outer @ inner`` is their composition, ``map.inverted()`` the same two maps in exchange. Points lie in the cube,
+    (n, d), x first. Subclasses define ``forward``, ``inverse``, ``to`` and ``half_extents_cube``.
+    """
+
+    @property
+    @abstractmethod
+    def half_extents_cube(self) -> Tensor:
+        """(d,): the cube lies between minus these and these."""
+
+    @abstractmethod
+    def forward(self, points_cube: Tensor) -> Tensor:
+        """Fixed points (n, d) of one pair -> moving points."""
+
+    @abstractmethod
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        """Moving points (n, d) of one pair -> fixed points."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Map:
+        """The same on a device."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.half_extents_cube.device
+
+    def __call__(self, points_cube: Tensor) -> Tensor:
+        """(2, b * n, d), pair after pair: entry 0 through the forward maps, entry 1 through the inverse ones."""
+        return torch.stack([self.forward(points_cube[FORWARD]), self.inverse(points_cube[INVERSE])])
+
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        """The same function as a call, for several calls in a row between which nothing changes."""
+        return self
+
+    def __matmul__(self, inner: Map) -> Composed:
+        return Composed(self, inner)
+
+    def inverted(self) -> Map:
+        """The inverse map as the forward one, and the other way round."""
+        return _Inverted(self)
+
+    @torch.no_grad()
+    def solve(self, points_cube: Tensor, rounds: int = 5, near: Tensor | None = None) -> Tensor:
+        """The points that the forward map takes to these (n, d): a better inverse than the inverse map.
+
+        ``near``: where the inverse map takes them, if that is known already.
+        """
+        found = self.inverse(points_cube) if near is None else near
+        for _ in range(rounds):
+            found = found + points_cube - self.forward(found)
+        return found
+
+
+class FieldMap(Map):
+    """The maps of a batch of pairs that fields make with the pairs' codes."""
+
+    def __init__(self, fields: Fields, code: Code):
+        self.fields, self.code = fields, code
+
+    @property
+    def half_extents_cube(self) -> Tensor:
+        return self.code.half_extents_cube
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        return self.fields.one(points_cube, self.code, FORWARD)
+
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        return self.fields.one(points_cube, self.code, INVERSE)
+
+    def __call__(self, points_cube: Tensor) -> Tensor:
+        return self.fields(points_cube, self.code)
+
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        return self.fields.bound(self.code)
+
+    def to(self, device: torch.device | str) -> FieldMap:
+        return FieldMap(self.fields.to(device), self.code.to(device))
+
+
+class Composed(Map):
+    """``inner``, then ``outer`` from its side of the moving image; the inverse goes the way back.
+
+    forward(x) = outer.forward(inner.forward(x)), inverse(y) = inner.inverse(outer.inverse(y)): where both parts are
+    inverses of each other, so are the two.
+    """
+
+    def __init__(self, outer: Map, inner: Map):
+        self.outer, self.inner = outer, inner
+
+    @property
+    def half_extents_cube(self) -> Tensor:
+        return self.inner.half_extents_cube
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        return self.outer.forward(self.inner.forward(points_cube))
+
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        return self.inner.inverse(self.outer.inverse(points_cube))
+
+    def __call__(self, points_cube: Tensor) -> Tensor:
+        return self._through(self.inner, points_cube)
+
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        return partial(self._through, self.inner.bound())
+
+    def _through(self, inner: Callable[[Tensor], Tensor], points_cube: Tensor) -> Tensor:
+        moved = inner(torch.stack([points_cube[FORWARD], self.outer.inverse(points_cube[INVERSE])]))
+        return torch.stack([self.outer.forward(moved[FORWARD]), moved[INVERSE]])
+
+    def to(self, device: torch.device | str) -> Composed:
+        return Composed(self.outer.to(device), self.inner.to(device))
+
+
+class _Inverted(Map):
+    def __init__(self, of: Map):
+        self.of = of
+
+    @property
+    def half_extents_cube(self) -> Tensor:
+        return self.of.half_extents_cube
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        return self.of.inverse(points_cube)
+
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        return self.of.forward(points_cube)
+
+    def inverted(self) -> Map:
+        return self.of
+
+    def to(self, device: torch.device | str) -> Map:
+        return _Inverted(self.of.to(device))
+
+
+def make_fields(
+    settings: FieldSettings, half_size_mm: float, dimension: int, generator: torch.Generator | None = None
+) -> Fields:
+    """The fields that the settings ask for; raises NephiError as ``check_local_code``."""
+    check_local_code(settings, dimension)
+    return FIELDS.make(settings.kind, settings, half_size_mm, dimension, generator)
+
+
+@torch.no_grad()
+def code_like(maps: Map, settings: FieldSettings, size: tuple[int, ...]) -> Code:
+    """A code whose linear term alone moves points nearly as the maps of one pair do: by what they do at its nodes."""
+    code = zero_code(settings, maps.half_extents_cube, size)
+    nodes = points_between(code.half_extents_cube, size)
+    moved = torch.cat([maps.forward(nodes) - nodes, maps.inverse(nodes) - nodes], 1)
+    code.local_code[0, : moved.shape[1]] = moved.T.reshape(-1, *reversed(size)) / LINEAR_CUBE
+    return code

@@ -1,0 +1,42 @@
+"""Maps without a network: displacements at the nodes of the local code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..settings import FIELDS, FieldSettings
+from .code import FORWARD, INVERSE, LINEAR_CUBE, Code, points_between
+from .fields import Fields
+
+
+class VoxelFields(Fields):
+    """Displacements at voxels: the local code itself, channels 0 to d - 1 forward, d to 2 d - 1 inverse.
+
+    In the place of ``NeuralFields``; has no weights. Its values, in units of 0.06 of the cube, are spline coefficients.
+    """
+
+    def __init__(self, settings: FieldSettings, dimension: int = 3):
+        super().__init__(settings)
+        self.dimension = dimension
+
+    def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
+        return self(points_cube[None], code, way)[0]
+
+    def forward(self, points_cube: Tensor, code: Code, first: int = FORWARD) -> Tensor:
+        values, d = LINEAR_CUBE * code.at(points_cube, self.settings.code_degree), self.dimension
+        moved = [values[k, :, (first + k) * d : (first + k + 1) * d] for k in range(len(values))]
+        return points_cube + torch.stack(moved)
+
+    @torch.no_grad()
+    def with_inverse(self, code: Code, rounds: int = 8) -> Code:
+        """The code of one pair with another inverse part: the forward map undoes it, nearly, at the nodes."""
+        d, local, nodes = self.dimension, code.local_code.clone(), points_between(code.half_extents_cube, code.size)
+        code = Code(code.global_code, local, code.half_extents_cube)
+        for _ in range(rounds):
+            gap = nodes - self.one(self.one(nodes, code, INVERSE), code, FORWARD)
+            local[:, d:] += gap.T.reshape(1, d, *local.shape[2:]) / LINEAR_CUBE
+        return code
+
+
+FIELDS.add("voxel", lambda settings, half_size_mm, dimension, generator: VoxelFields(settings, dimension))
