@@ -20,7 +20,7 @@ from .files.transform import displacement_transform
 from .maps.code import HybridCode, zero_code
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
-from .maps.sampled import coarsest_displacement
+from .maps.sampled import coarsest_displacement, nodes_around
 from .measure.quality import displacement_jacobian, random_points
 from .settings import FieldSettings, Settings, from_dict
 from .space.affine import Affine
@@ -28,6 +28,9 @@ from .space.cube import Cube
 from .space.grid import Grid
 
 _CHUNK = 8192  # points evaluated at a time
+_JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
+_FEWER_NODES = 0.5  # of the voxels, at most, for this to be worth while
+_FOLD_MARGIN, _LEAST_FOLD_MARGIN = 3.0, 0.1  # in units of the largest error seen, and at least: what could be a fold
 _FORMAT = "nephi-registration-2"
 
 
@@ -128,15 +131,41 @@ class Registration:
         outside = 0.0 if labels else float(sitk.GetArrayViewFromImage(image).min())
         return grid.resample(image, self.transform(grid, inverse), interpolator, outside)
 
-    def jacobian_image(self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None) -> np.ndarray:
-        """Jacobian determinant (z, y, x) float32 on the fixed grid.
+    def jacobian_image(
+        self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None
+    ) -> tuple[np.ndarray, dict[str, float] | None]:
+        """Jacobian determinant (z, y, x) float32 on the fixed grid, and its error in the mask if it is not exact there.
 
-        Exact at every voxel centre of the mask; elsewhere by central differences of the displacement
-        (on its own, coarser grid), which is quick and only looked at.
+        In the mask, exact at the nodes of a grid of 3 mm, linear between them, and exact again wherever it could be 0
+        or less, so that folds are counted exactly; on coarse images exact at every voxel centre. The error (rmse, max)
+        is measured at 2,000 of them; ``exact_below`` is the value below which the determinant is exact. Elsewhere
+        by central differences of the displacement (on its own, coarser grid), which is quick and only looked at.
         """
         coarse = grid.image(displacement_jacobian(displacement, grid))
         out = sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0))
-        return out if mask is None else self.dense_jacobian(self.fixed_grid, mask, out)
+        if mask is None:
+            return out, None
+        nodes = self.fixed_grid.coarsened(_JACOBIAN_NODES_MM * self.length_scale)
+        if np.prod(nodes.size) > _FEWER_NODES * np.prod(self.fixed_grid.size):
+            return self.dense_jacobian(self.fixed_grid, mask, out), None
+        return out, self._interpolated_jacobian(nodes, mask, out)
+
+    def _interpolated_jacobian(self, nodes: Grid, mask: sitk.Image, out: np.ndarray) -> dict[str, float]:
+        """Writes the determinant into ``out`` (z, y, x) in the mask, as ``jacobian_image`` says; returns its error."""
+        inside = sitk.GetArrayViewFromImage(mask) != 0
+        near = nodes.image(nodes_around(self.fixed_grid, nodes, inside).astype(np.uint8))
+        between = self.fixed_grid.resample(nodes.image(self.dense_jacobian(nodes, near)), outside=1.0)
+        out[inside] = sitk.GetArrayViewFromImage(between)[inside]
+        voxels = np.argwhere(inside)
+        chosen = voxels[np.random.default_rng(0).choice(len(voxels), min(len(voxels), 2000), replace=False)]
+        error = out[tuple(chosen.T)] - self.jacobian_determinant(self.fixed_grid.to_lps_mm(chosen[:, ::-1]))
+        exact_below = _FOLD_MARGIN * float(np.abs(error).max()) + _LEAST_FOLD_MARGIN
+        doubtful = np.argwhere(inside & (out < exact_below))
+        for start in range(0, len(doubtful), _CHUNK):
+            part = doubtful[start : start + _CHUNK]
+            out[tuple(part.T)] = self.jacobian_determinant(self.fixed_grid.to_lps_mm(part[:, ::-1]))
+        rmse = float(np.sqrt(np.mean(np.square(error))))
+        return {"rmse": rmse, "max": float(np.abs(error).max()), "exact_below": exact_below}
 
     def dense_jacobian(self, grid: Grid, mask: sitk.Image | None, out: np.ndarray | None = None) -> np.ndarray:
         """Exact Jacobian determinant (z, y, x) float32 at every voxel centre of a grid, or of a mask on it.

@@ -37,6 +37,20 @@ def interpolate(displacement: np.ndarray, grid: Grid, points_lps_mm: np.ndarray)
     return sample_linear(torch.from_numpy(displacement).double(), index).numpy()
 
 
+def nodes_around(grid: Grid, nodes: Grid, inside: np.ndarray) -> np.ndarray:
+    """(z, y, x) bool: the nodes between which a voxel of ``inside`` (z, y, x) lies; ``nodes``: ``grid.coarsened``."""
+    near = inside
+    for axis, (voxels, many) in enumerate(zip(grid.shape, nodes.shape, strict=True)):
+        cell = np.minimum(np.arange(voxels) * (many - 1) // max(voxels - 1, 1), max(many - 2, 0))
+        starts = np.searchsorted(cell, np.arange(max(many - 1, 1)))
+        cells = np.moveaxis(np.logical_or.reduceat(near, starts, axis), axis, 0)
+        ends = np.zeros((many, *cells.shape[1:]), bool)
+        ends[: len(cells)] |= cells
+        ends[many - len(cells) :] |= cells
+        near = np.moveaxis(ends, 0, axis)
+    return near
+
+
 def coarsest_displacement(
     displacement: Callable[[Grid], np.ndarray],
     grid: Grid,

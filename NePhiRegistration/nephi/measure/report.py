@@ -87,6 +87,7 @@ class Report:
     files: dict[str, str] | None = None
     inputs: dict[str, Any] | None = None  # see ``fingerprints``
     transform_error_mm: dict[str, Any] | None = None  # what writing the maps on grids costs
+    jacobian_error: dict[str, float] | None = None  # of the determinant in the mask; None where it is exact
     time_s: dict[str, float] | None = None  # wall and cpu of the whole run, registration_wall
     peak_memory_mb: float | None = None
     peak_gpu_memory_mb: float | None = None

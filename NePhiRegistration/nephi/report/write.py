@@ -59,7 +59,7 @@ def write_all(
     tell("warping", 0.88, {})
     warped = grid.resample(moving, transform, sitk.sitkLinear, outside)
     tell("Jacobian determinant", 0.9, {})
-    jacobian = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
+    jacobian, jacobian_error = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
 
     report = replace(
         measure(
@@ -81,6 +81,7 @@ def write_all(
         files={"fixed": names[0], "moving": names[1]},
         inputs=inputs,
         transform_error_mm={"forward": error, "inverse": inverse_error},
+        jacobian_error=jacobian_error,
     )
     with ResultFolder(folder).replaced() as scratch:
         tell("writing", 0.94, {})
