@@ -29,7 +29,7 @@ from .space.grid import Grid
 
 _CHUNK = 8192  # points evaluated at a time
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
-_FEWER_NODES = 0.5  # of the voxels, at most, for this to be worth while
+_FEWER_NODES = 0.25  # of the voxels, at most, for this to be worth while
 _FOLD_MARGIN, _LEAST_FOLD_MARGIN = 3.0, 0.1  # in units of the largest error seen, and at least: what could be a fold
 _FORMAT = "nephi-registration-2"
 
