@@ -43,26 +43,11 @@ class NePhiRegistration(ScriptedLoadableModule):
             "The input volumes are never changed."
         )
         parent.acknowledgementText = _("Method: NePhi, neural deformation fields for approximately diffeomorphic maps.")
-        slicer.app.connect("startupCompleted()", _register_sample_data)
+        slicer.app.connect("startupCompleted()", _on_startup_completed)
 
 
-def _register_sample_data() -> None:
-    import SampleData
-
-    icon = Path(__file__).parent / "Resources" / "Icons" / "NePhiRegistration.png"
-    SampleData.SampleDataLogic.registerCustomSampleDataSource(
-        category="NePhi",
-        sampleName="BreathingPhantom",
-        thumbnailFileName=str(icon),
-        customDownloader=_load_phantom,
-    )
-
-
-def _load_phantom(_source) -> list:
-    """The phantom's nodes, with the exhale volume in the slice views, as Sample Data does it with files."""
-    made = sample.add_phantom(slicer.mrmlScene)
-    slicer.util.setSliceViewerLayers(background=made[0], foreground=None, label=None, fit=True)
-    return made
+def _on_startup_completed() -> None:
+    sample.register(Path(__file__).parent / "Resources" / "Icons" / "NePhiRegistration.png")
 
 
 class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

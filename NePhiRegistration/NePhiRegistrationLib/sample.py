@@ -1,4 +1,4 @@
-"""A made breathing chest, so that a first registration needs no files."""
+"""A generated breathing chest, so that a first registration needs no files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,36 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import slicer
 
 from . import scene as nodes
+
+
+CATEGORY, NAME = "NePhi", "BreathingPhantom"
+
+
+def register(thumbnail: Path) -> None:
+    """Offer the phantom in Slicer's module Sample Data; nothing happens where that module is not loaded."""
+    try:
+        from SampleData import SampleDataLogic
+    except ImportError:
+        return
+    SampleDataLogic.registerCustomSampleDataSource(
+        category=CATEGORY,
+        sampleName=NAME,
+        uris=f"generated:{NAME}",  # required, though nothing is downloaded
+        fileNames=f"{NAME}.nrrd",
+        loadFiles=False,
+        customDownloader=load,
+        thumbnailFileName=str(thumbnail),
+    )
+
+
+def load(_source=None) -> list:
+    """The phantom's nodes, with the exhale volume in the slice views, as Sample Data shows files."""
+    made = add_phantom(slicer.mrmlScene)
+    slicer.util.setSliceViewerLayers(background=made[0], foreground=None, label=None, fit=True)
+    return made
 
 
 def add_phantom(scene, size=None, spacing_mm=None) -> list:

@@ -86,7 +86,9 @@ def _signal(widget, signature: str):
 
 
 def _connect(widget, signature: str, target) -> bool:
-    _signal(widget, signature).connect(target)
+    """A signature without arguments, as ``clicked()``, gives the target none."""
+    signal = _signal(widget, signature)
+    signal.connect((lambda *_: target()) if signature.endswith("()") else target)
     return True
 
 
