@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
+import uuid
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from . import tables
-from .scene import add, interpolate_linearly, read_grid_transform, read_volume, remove, show_like, write_transform
+from .i18n import tr as _
+from .scene import (
+    add,
+    interpolate_linearly,
+    put_into_folder,
+    read_grid_transform,
+    read_volume,
+    remove,
+    show_like,
+    write_image_file,
+    write_transform,
+)
 
 REPORT = "report.json"
 _ROLE = "NePhi."  # of node references: what was registered to what, and what belongs to the same result
-_ENGINE_FILES = ("transform.h5", "inverse_transform.h5", "model.safetensors", REPORT, "report.html")
-_TABLES = ("statistics", "folds", "ventilation")
+_MAP = "NePhi.Map"  # attribute of volumes that are no images
+_TRANSFORMS = {"forward": "transform.h5", "inverse": "inverse_transform.h5"}
+_VOLUMES = {
+    "warped": "warped.nii.gz",
+    "jacobian": "jacobian.nii.gz",
+    "inverse_consistency": "inverse_consistency.nii.gz",
+}
+_TABLES = {name: f"{name}.csv" for name in ("statistics", "folds", "ventilation")}
+_ENGINE_ONLY = ("model.safetensors", "report.html")  # not in the scene
+FILES = (*_TRANSFORMS.values(), *_VOLUMES.values(), *_TABLES.values(), *_ENGINE_ONLY, REPORT)
 
 
 @dataclass
@@ -33,6 +55,7 @@ class Outputs:
     histogram_table: object = None
     report_text: object = None  # vtkMRMLTextNode with the report as JSON, so that it stays with the scene
     folder: Path | None = None  # of the engine's files; None after the scene was loaded again
+    owner: object = None  # keeps that folder until the last reference to this is gone
 
     @property
     def report(self) -> dict:
@@ -47,7 +70,7 @@ class Outputs:
         return self.forward.GetNodeReference(f"{_ROLE}Moving")
 
     def nodes(self) -> list:
-        parts = (getattr(self, part.name) for part in fields(self) if part.name != "folder")
+        parts = (getattr(self, name) for name in _node_fields())
         return [node for node in parts if node is not None]
 
     @classmethod
@@ -64,70 +87,115 @@ class Outputs:
         for node in out.nodes():
             node.SetNodeReferenceID(f"{_ROLE}Fixed", fixed.GetID())
             node.SetNodeReferenceID(f"{_ROLE}Moving", moving.GetID())
-        for part in fields(cls):
-            node = getattr(out, part.name)
-            if node is not None and part.name not in ("folder", "forward"):
-                forward.SetNodeReferenceID(_ROLE + part.name, node.GetID())
+        for name in _node_fields():
+            node = getattr(out, name)
+            if node is not None and name != "forward":
+                forward.SetNodeReferenceID(_ROLE + name, node.GetID())
+        for transform, source, target in ((forward, moving, fixed), (out.inverse, fixed, moving)):
+            # Slicer's own roles, which the export of DICOM spatial registrations asks for
+            transform.SetNodeReferenceID(transform.GetMovingNodeReferenceRole(), source.GetID())
+            transform.SetNodeReferenceID(transform.GetFixedNodeReferenceRole(), target.GetID())
+        for volume in (out.jacobian, out.inverse_consistency):
+            volume.SetAttribute(_MAP, "1")
         show_like(out.warped, moving)
+        put_into_folder(forward.GetName(), out.nodes(), beside=fixed)
         return out
 
     def _make(self, scene, fixed: str, moving: str, region_names: dict[int, str]) -> None:
         folder = self.folder
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         self.forward.SetAndObserveTransformFromParent(read_grid_transform(folder / "transform.h5"))
-        self.inverse = add(scene, "vtkMRMLGridTransformNode", f"{fixed} to {moving}")
+        names = {"fixed": fixed, "moving": moving}
+        self.inverse = add(scene, "vtkMRMLGridTransformNode", _("{fixed} to {moving}").format(**names))
         self.inverse.SetAndObserveTransformFromParent(read_grid_transform(folder / "inverse_transform.h5"))
         volumes = {
-            "warped": ("warped.nii.gz", f"{moving} on {fixed}"),
-            "jacobian": ("jacobian.nii.gz", f"Jacobian {fixed} to {moving}"),
-            "inverse_consistency": ("inverse_consistency.nii.gz", f"Inverse consistency {fixed} to {moving} (mm)"),
+            "warped": _("{moving} on {fixed}"),
+            "jacobian": _("Jacobian {fixed} to {moving}"),
+            "inverse_consistency": _("Inverse consistency {fixed} to {moving} (mm)"),
         }
-        for part, (file, name) in volumes.items():
-            node = add(scene, "vtkMRMLScalarVolumeNode", name)
+        for part, name in volumes.items():
+            node = add(scene, "vtkMRMLScalarVolumeNode", name.format(**names))
             setattr(self, part, node)
-            read_volume(folder / file, node)
+            read_volume(folder / _VOLUMES[part], node)
             node.CreateDefaultDisplayNodes()
-        self.report_text = add(scene, "vtkMRMLTextNode", f"Report {moving} to {fixed}")
+        self.report_text = add(scene, "vtkMRMLTextNode", _("Report {moving} to {fixed}").format(**names))
         self.report_text.SetText(json.dumps(report))
-        self.statistics = tables.statistics_table(scene, report, f"Statistics {moving} to {fixed}")
-        self.folds = tables.fold_table(scene, report, f"Folds {moving} to {fixed}")
+        name = _("Statistics {moving} to {fixed}").format(**names)
+        self.statistics = tables.statistics_table(scene, report, name)
+        self.folds = tables.fold_table(scene, report, _("Folds {moving} to {fixed}").format(**names))
         if "regions" in report:
-            self.ventilation = tables.ventilation_table(scene, report, region_names, f"Ventilation {moving} to {fixed}")
-        histogram = tables.histogram_nodes(scene, report, f"Jacobian histogram {moving} to {fixed}")
-        self.histogram, self.histogram_series, self.histogram_table = histogram
+            name = _("Ventilation {moving} to {fixed}").format(**names)
+            self.ventilation = tables.ventilation_table(scene, report, region_names, name)
+        name = _("Jacobian histogram {moving} to {fixed}").format(**names)
+        self.histogram, self.histogram_series, self.histogram_table = tables.histogram_nodes(scene, report, name)
 
     @classmethod
     def find(cls, forward) -> Outputs | None:
         """The result that a forward transform node belongs to, as after loading a scene; None if it is none."""
         if forward is None or forward.GetNodeReference(f"{_ROLE}report_text") is None:
             return None
-        parts = [part.name for part in fields(cls) if part.name not in ("forward", "folder")]
+        parts = [name for name in _node_fields() if name != "forward"]
         found = cls(forward=forward, **{part: forward.GetNodeReference(_ROLE + part) for part in parts})
         for transform in (found.forward, found.inverse):  # a scene that is loaded makes it cubic
             interpolate_linearly(transform)
         return found
 
-    def save(self, folder: str | Path) -> list[str]:
-        """Transforms, model, report and tables into ``folder``; the names of engine files that are gone."""
+    def save(self, folder: str | Path) -> tuple[Path, list[str]]:
+        """All files of the result into ``folder``, or into a new folder in it where it holds a result already.
+
+        Returns where they are, and the names of files that are no longer there since the scene was loaded. Raises
+        OSError, with no half-written file left.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        missing = []
-        for name in _ENGINE_FILES:
-            source = None if self.folder is None else self.folder / name
-            if source is not None and source.is_file():
-                shutil.copyfile(source, folder / name)
+        if any((folder / name).exists() for name in FILES):
+            folder = _unused(folder, self.forward.GetName())
+        scratch = (folder if folder.is_dir() else folder.parent) / f".nephi-{uuid.uuid4().hex}"
+        scratch.mkdir()
+        try:
+            missing = self._write(scratch)
+            if folder.is_dir():
+                for file in scratch.iterdir():
+                    file.rename(folder / file.name)
+                scratch.rmdir()
             else:
-                missing.append(name)
-        # what the scene holds does not depend on the engine's folder
-        for name, node in (("transform.h5", self.forward), ("inverse_transform.h5", self.inverse)):
-            if name in missing:
-                write_transform(node, folder / name)
-                missing.remove(name)
-        if REPORT in missing:
+                scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return folder, missing
+
+    def _write(self, folder: Path) -> list[str]:
+        """The engine's files where they are still there, else what the scene holds; the names of what is missing."""
+        copied = set()
+        for name in (*_TRANSFORMS.values(), *_VOLUMES.values(), *_ENGINE_ONLY, REPORT):
+            if self.folder is not None and (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+                copied.add(name)
+        for part, name in _TRANSFORMS.items():
+            if name not in copied:
+                write_transform(getattr(self, part), folder / name)
+        for part, name in _VOLUMES.items():
+            if name not in copied:
+                write_image_file(getattr(self, part), folder / name)
+        if REPORT not in copied:
             (folder / REPORT).write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
-            missing.remove(REPORT)
-        for part in _TABLES:
-            node = getattr(self, part)
-            if node is not None:
-                tables.write_csv(node, folder / f"{part}.csv")
-        return [name for name in missing if name != "report.html"]
+        for part, name in _TABLES.items():
+            if getattr(self, part) is not None:
+                tables.write_csv(getattr(self, part), folder / name)
+        return [name for name in _ENGINE_ONLY if name not in copied]
+
+
+def is_made(volume) -> bool:
+    """Whether a volume is a map of a result (Jacobian, error); the warped volume is an image like another."""
+    return volume.GetAttribute(_MAP) is not None
+
+
+def _node_fields() -> list[str]:
+    return [part.name for part in fields(Outputs) if part.name not in ("folder", "owner")]
+
+
+def _unused(folder: Path, name: str) -> Path:
+    """A path in the folder, after the result's name, that does not exist yet."""
+    name = re.sub(r"[^\w .+-]", "_", name).strip(" .")[:100] or "result"
+    paths = (folder / (name if i == 1 else f"{name} ({i})") for i in itertools.count(1))
+    return next(path for path in paths if not path.exists())

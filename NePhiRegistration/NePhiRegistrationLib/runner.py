@@ -12,14 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-_PANEL_WORDS = {  # for what the engine calls by its options
-    "with --fixed-mask": "as fixed mask",
-    "with --moving-mask": "as moving mask",
-    "--align moments": "the first alignment by centre and size of the lungs",
-    "--align centres": "the first alignment by centres",
-    "--device cpu": "the CPU",
-}
 ENGINE_FOLDER = Path(__file__).resolve().parents[1]  # holds the package nephi
+_WINDOWS = os.name == "nt"
 
 
 def find_python() -> str:
@@ -35,19 +29,37 @@ def engine_environment(environment: dict[str, str] | None = None) -> dict[str, s
     return environment | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
+def answer(command: list[str], environment: dict[str, str] | None = None, seconds: float | None = None):
+    """Run a short command to its end without a console window; returns subprocess.CompletedProcess with its texts."""
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=seconds, check=False, **_without_console()
+    )
+
+
+def _without_console(own_group: bool = False) -> dict:
+    """Arguments that keep Windows from opening a console window; ``own_group``: not ended by the parent's Ctrl-C."""
+    if not _WINDOWS:
+        return {}
+    return {"creationflags": subprocess.CREATE_NO_WINDOW | (subprocess.CREATE_NEW_PROCESS_GROUP if own_group else 0)}
+
+
 class EngineProcess:
     """A process whose output goes to two files in ``folder``: reading them never blocks and needs no thread."""
 
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path):
         self._out, self._error = _Tail(folder / "stdout.txt"), _Tail(folder / "stderr.txt")
         # a group of its own, so that what the process starts can be ended with it
-        if os.name == "posix":
-            group = {"start_new_session": True}
-        else:
-            group = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+        group = {} if _WINDOWS else {"start_new_session": True}
         with self._out.path.open("wb") as out, self._error.path.open("wb") as error:
             self._process = subprocess.Popen(
-                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=error, **group
+                command,
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=error,
+                **_without_console(own_group=True),
+                **group,
             )
         self.pid = self._process.pid
         atexit.register(self.end)
@@ -56,43 +68,21 @@ class EngineProcess:
         return self._process.poll()
 
     def messages(self) -> list[dict | str]:
-        """Whole lines that came since the last call: JSON objects of stdout, then other text of both."""
+        """Whole lines that came since the last call: JSON objects of stdout, then other text of both.
+
+        Raises OSError where the folder is gone.
+        """
         return [*map(_message, self._out.lines()), *self._error.lines()]
 
     def end(self) -> None:
         """Kill the process and everything it started; returns when it is gone."""
         atexit.unregister(self.end)
-        if os.name == "posix":
+        if not _WINDOWS:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)  # also where the leader itself has ended
         elif self._process.poll() is None:
-            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.pid)], capture_output=True, check=False)
+            answer(["taskkill", "/F", "/T", "/PID", str(self.pid)])
         self._process.wait()
-
-
-def failure(code: int, log: list[str]) -> str:
-    """What went wrong, in one line for the user, from the exit code and the log."""
-    said = [line for line in log if line.startswith("nephi: ")]
-    if said:
-        return in_panel_words(said[-1].removeprefix("nephi: "))
-    text = "\n".join(log)
-    last = next((line for line in reversed(log) if line.strip()), "")
-    if "No module named 'torch'" in text:
-        return "PyTorch is not installed for the engine: install it with the PyTorch extension."
-    if "No module named" in last:
-        return f"A Python package of the engine is missing: {last.partition(': ')[2] or last}."
-    if "OutOfMemoryError" in text or "CUDA out of memory" in text:
-        return "The graphics card ran out of memory: choose the CPU or another card, or a faster preset."
-    if code == -9 or code == 137:
-        return "The engine was ended by the system, most likely because memory ran out: choose a faster preset."
-    return f"The engine stopped unexpectedly (exit code {code}): {last or 'it said nothing'}"
-
-
-def in_panel_words(text: str) -> str:
-    """What the engine says to a user of the command line, for one who has no options to give."""
-    for option, words in _PANEL_WORDS.items():
-        text = text.replace(option, words)
-    return text
 
 
 class _Tail:
@@ -104,7 +94,7 @@ class _Tail:
     def lines(self) -> list[str]:
         with self.path.open("rb") as file:
             file.seek(self._position)
-            whole, newline, _ = file.read().rpartition(b"\n")
+            whole, newline, _rest = file.read().rpartition(b"\n")
         self._position += len(whole) + len(newline)
         return whole.decode("utf-8", "replace").splitlines() if newline else []
 

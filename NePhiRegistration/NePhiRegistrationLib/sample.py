@@ -10,7 +10,6 @@ import slicer
 
 from . import scene as nodes
 
-
 CATEGORY, NAME = "NePhi", "BreathingPhantom"
 
 

@@ -73,7 +73,9 @@ class Panel:
         """Ticks until ``done()``."""
         end = time.monotonic() + seconds
         while not done():
-            assert time.monotonic() < end, f"{self.ui.statusLabel.text}\n{self.ui.logTextEdit.plainText}"
+            assert time.monotonic() < end, (
+                f"{self.ui.noteLabel.text}\n{self.ui.statusLabel.text}\n{self.ui.logTextEdit.plainText}"
+            )
             self.tick(0.1)
 
     def choose(self, box, text: str) -> None:

@@ -9,8 +9,9 @@ import pytest
 import slicer
 from conftest import FOLDS, add_result
 from NePhiRegistrationLib import deformation, display, resultpanel
+from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, Similarity, View
 from NePhiRegistrationLib.outputs import Outputs
-from NePhiRegistrationLib.parameters import Alignment, GridMode, Parameters, Preset, Similarity, View
+from NePhiRegistrationLib.parameters import Parameters
 from saving import save_scene
 
 
@@ -22,6 +23,11 @@ def _layers() -> tuple:
     background, foreground, opacity = found.pop()
     node = slicer.mrmlScene.GetNodeByID
     return node(background), node(foreground) if foreground else None, opacity
+
+
+def _jacobian():
+    """The volume with the colours of the Jacobian determinant."""
+    return display.find_masked_jacobian(slicer.mrmlScene)
 
 
 def _legend(volume) -> bool:
@@ -47,8 +53,9 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
         assert background not in (out.fixed, out.warped) and foreground is None
         made.append(slicer.util.arrayFromVolume(background).copy())
     assert (made[0] != made[1]).any()
-    for view, volume in ((View.JACOBIAN, out.jacobian), (View.CONSISTENCY, out.inverse_consistency)):
+    for view in (View.JACOBIAN, View.CONSISTENCY):
         _show(finished, view)
+        volume = _jacobian() if view is View.JACOBIAN else out.inverse_consistency
         assert _layers() == (out.fixed, volume, 0.3) and _legend(volume)
         ui.legendCheckBox.click()
         assert not _legend(volume)
@@ -57,7 +64,7 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
         assert _layers()[2] == 0.8
         ui.opacitySlider.value = 0.3
     _show(finished, View.FADE)
-    assert not _legend(out.jacobian) and not _legend(out.inverse_consistency)
+    assert _jacobian() is None and not _legend(out.inverse_consistency)
 
 
 def test_before_shows_the_moving_volume_instead(finished):
@@ -99,7 +106,7 @@ def test_what_is_seen_is_said_in_words(finished, view):
     assert ui.legendCheckBox.visible == overlay and ui.opacitySlider.visible == (overlay or view is View.FADE)
     assert ui.beforeCheckBox.visible == (not overlay and view is not View.FIXED)
     if view is View.JACOBIAN:
-        assert "moving volume per fixed volume" in text and "Yellow, 0 or less" in text
+        assert "per volume in the fixed one" in text and "Yellow, 0 or less" in text
     if view is View.CONSISTENCY:
         assert " mm" in text
     if view is View.DIFFERENCE:
@@ -120,9 +127,9 @@ def test_deformation_is_drawn_as_chosen(finished):
     for mode, expected in zip(GridMode, modes, strict=True):
         ui.gridModeComboBox.setCurrentIndex(list(GridMode).index(mode))
         assert shown.GetVisualizationMode() == expected
-        assert ("a contour every" in ui.gridMeaningLabel.text) == (mode is GridMode.CONTOURS)
+        assert ("One contour every" in ui.gridMeaningLabel.text) == (mode is GridMode.CONTOURS)
     most_mm = shown.GetColorMap().GetRange()[1]
-    assert f"red {most_mm:.3g} mm" in ui.gridMeaningLabel.text
+    assert f"red: {most_mm:.3g} mm" in ui.gridMeaningLabel.text
     ui.gridSpacingSlider.value = 25.0
     assert (shown.GetGridSpacingMm(), shown.GetGlyphSpacingMm()) == (25.0, 25.0)
     ui.gridCheckBox.click()
@@ -163,16 +170,16 @@ def _cells(table) -> dict[str, str]:
 
 def test_numbers_and_lobes(finished):
     report, numbers = finished.outputs.report, _cells(finished.ui.numbersTable)
-    assert float(numbers["|J| lowest"]) == pytest.approx(report["jacobian"]["min"], abs=5e-4)
+    assert float(numbers["Jacobian, minimum"]) == pytest.approx(report["jacobian"]["min"], abs=5e-4)
     litres, unit = numbers["Fixed volume"].split()
-    assert float(litres) == pytest.approx(report["volume"]["fixed_ml"] / 1000, abs=5e-4) and unit == "l"
+    assert float(litres) == pytest.approx(report["volume"]["fixed_ml"] / 1000, abs=5e-4) and unit == "L"
     error, unit = numbers["TRE after, mean"].split()
     assert float(error) == pytest.approx(report["tre_mm"]["after"]["mean"], abs=5e-3) and unit == "mm"
     lobes = _cells(finished.ui.lobesTable)
     assert list(lobes) == ["right lung", "left lung"]
     assert sum(map(float, lobes.values())) == pytest.approx(report["volume"]["fixed_ml"], rel=1e-3)
     tre = report["tre_mm"]
-    words = f"{tre['before']['mean']:.1f} mm before, {tre['after']['mean']:.1f} mm after"
+    words = f"mean {tre['before']['mean']:.1f} mm before, {tre['after']['mean']:.1f} mm after; largest"
     assert words in finished.ui.summaryLabel.text
 
 
@@ -200,10 +207,13 @@ def test_another_result_takes_the_views(finished, engine_folder, tmp_path):
     finished.ui.gridCheckBox.click()
     _show(finished, View.JACOBIAN)
     second = add_result(finished, engine_folder, tmp_path / "second", [])
-    assert _layers()[1] is second.jacobian
+    assert _layers()[1] is _jacobian() and second.jacobian.GetID() in _jacobian().GetAttribute("NePhi.MaskedJacobian")
     assert deformation.find(first.forward) is None and deformation.find(second.forward) is not None
     finished.ui.resultSelector.setCurrentNode(first.forward)
-    assert _layers()[1] is first.jacobian and finished.ui.foldsTable.rowCount == 2
+    assert (
+        first.jacobian.GetID() in _jacobian().GetAttribute("NePhi.MaskedJacobian")
+        and finished.ui.foldsTable.rowCount == 2
+    )
     finished.ui.resultSelector.setCurrentNode(None)
     assert _layers()[:2] == (first.fixed, None)
     assert not finished.ui.qaWidget.visible and "After a registration" in finished.ui.summaryLabel.text
@@ -289,7 +299,7 @@ def test_everything_is_there_again_after_the_scene_was_saved_and_loaded(finished
     assert (finished.ui.statusLabel.text, finished.ui.applyButton.enabled) == ("", True)
     out = Outputs.find(p.result)
     assert (_cells(finished.ui.numbersTable), finished.ui.summaryLabel.text) == (numbers, summary)
-    assert _layers() == (out.fixed, out.jacobian, 0.7)
+    assert _layers() == (out.fixed, _jacobian(), 0.7)
     assert deformation.find(p.result).GetDisplayNode().GetVisibility3D()
     assert p.result.GetTransformFromParent().TransformPoint(point) == pytest.approx(moved, abs=1e-3)
     finished.ui.foldsTable.cellClicked.emit(1, 0)

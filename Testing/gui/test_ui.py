@@ -104,7 +104,10 @@ def test_panel_fits_into_the_width_that_slicer_gives_it(panel):
 def test_code_uses_widgets_that_exist():
     code = "".join(
         path.read_text()
-        for path in (MODULE_FOLDER / "NePhiRegistration.py", MODULE_FOLDER / "NePhiRegistrationLib" / "resultpanel.py")
+        for path in (
+            MODULE_FOLDER / "NePhiRegistration.py",
+            *(MODULE_FOLDER / "NePhiRegistrationLib").glob("*panel.py"),
+        )
     )
     used = set(re.findall(r"\bui\.(\w+)", code))
     assert used - set(_WIDGETS) == set()
