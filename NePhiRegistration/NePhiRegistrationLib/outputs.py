@@ -34,7 +34,8 @@ _VOLUMES = {
     "inverse_consistency": "inverse_consistency.nii.gz",
 }
 _TABLES = {name: f"{name}.csv" for name in ("statistics", "folds", "ventilation")}
-_ENGINE_ONLY = ("model.safetensors", "report.html")  # not in the scene
+_MODEL = "model.safetensors"
+_ENGINE_ONLY = (_MODEL, "report.html")  # not in the scene
 FILES = (*_TRANSFORMS.values(), *_VOLUMES.values(), *_TABLES.values(), *_ENGINE_ONLY, REPORT)
 
 
@@ -98,7 +99,8 @@ class Outputs:
         for volume in (out.jacobian, out.inverse_consistency):
             volume.SetAttribute(_MAP, "1")
         show_like(out.warped, moving)
-        put_into_folder(forward.GetName(), out.nodes(), beside=fixed)
+        name = _("Registration {name}").format(name=forward.GetName())
+        put_into_folder(name, out.nodes(), beside=fixed)
         return out
 
     def _make(self, scene, fixed: str, moving: str, region_names: dict[int, str]) -> None:
@@ -182,7 +184,7 @@ class Outputs:
         for part, name in _TABLES.items():
             if getattr(self, part) is not None:
                 tables.write_csv(getattr(self, part), folder / name)
-        return [name for name in _ENGINE_ONLY if name not in copied]
+        return [_MODEL] if _MODEL not in copied else []  # there is no report.html without matplotlib
 
 
 def is_made(volume) -> bool:
