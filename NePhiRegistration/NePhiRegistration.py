@@ -298,8 +298,8 @@ class NePhiRegistrationLogic(ScriptedLoadableModuleLogic):
         device = next((d for d in gpus if job.device in (d["name"], "auto")), None)
         job.device = device["name"] if device else "cpu"
         cost = self.engine.estimate(job)
-        text = _("about {time} and {memory:.1f} GB of memory").format(
-            time=_duration(cost.seconds), memory=cost.memory_mb / 1000
+        text = _("about {time} and {memory} GB of memory").format(
+            time=_duration(cost.seconds), memory=f"{cost.memory_mb / 1000:.1f}"
         )
         if device and cost.memory_mb > device.get("memory_mb", cost.memory_mb):
             text += _("; more than {device} has").format(device=device["label"])

@@ -9,6 +9,7 @@ import numpy as np
 import slicer
 
 from . import scene as nodes
+from .i18n import tr as _
 
 CATEGORY, NAME = "NePhi", "BreathingPhantom"
 
@@ -50,10 +51,10 @@ def add_phantom(scene, size=None, spacing_mm=None) -> list:
     with tempfile.TemporaryDirectory(prefix="nephi-") as folder:
         path = Path(folder) / "image.nrrd"
         for part, class_name, name in (
-            ("fixed", "vtkMRMLScalarVolumeNode", "Exhale (phantom)"),
-            ("moving", "vtkMRMLScalarVolumeNode", "Inhale (phantom)"),
-            ("fixed_mask", "vtkMRMLLabelMapVolumeNode", "Exhale lungs"),
-            ("moving_mask", "vtkMRMLLabelMapVolumeNode", "Inhale lungs"),
+            ("fixed", "vtkMRMLScalarVolumeNode", _("Exhale (phantom)")),
+            ("moving", "vtkMRMLScalarVolumeNode", _("Inhale (phantom)")),
+            ("fixed_mask", "vtkMRMLLabelMapVolumeNode", _("Exhale lungs")),
+            ("moving_mask", "vtkMRMLLabelMapVolumeNode", _("Inhale lungs")),
         ):
             sitk.WriteImage(getattr(phantom, part), str(path))
             node = nodes.add(scene, class_name, name)
@@ -65,8 +66,8 @@ def add_phantom(scene, size=None, spacing_mm=None) -> list:
         display.SetAutoWindowLevel(False)
         display.SetWindowLevelMinMax(-1000, 300)
     for name, points_lps_mm in (
-        ("Exhale landmarks", phantom.fixed_landmarks_lps_mm),
-        ("Inhale landmarks", phantom.moving_landmarks_lps_mm),
+        (_("Exhale landmarks"), phantom.fixed_landmarks_lps_mm),
+        (_("Inhale landmarks"), phantom.moving_landmarks_lps_mm),
     ):
         markups = nodes.add(scene, "vtkMRMLMarkupsFiducialNode", name)
         markups.CreateDefaultDisplayNodes()

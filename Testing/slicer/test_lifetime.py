@@ -18,6 +18,7 @@ from NePhiRegistrationLib import runfolder, runner
 from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic
 from NePhiRegistrationLib.runfolder import LOCK, RunFolder, remove_abandoned
+from NePhiRegistrationLib.scene import remove
 
 ENDLESS = {"overrides": {"fit": {"iterations": 100000}}}
 posix = pytest.mark.skipif(os.name != "posix", reason="processes are looked at through /proc")
@@ -223,7 +224,7 @@ def test_nothing_of_a_removed_result_stays_in_memory(scene, phantom, tmp_path):
     for watch, volume in zip(watched, (outputs.warped, outputs.jacobian), strict=True):
         watch.Set(volume.GetImageData())
     for node in outputs.nodes():
-        scene.RemoveNode(node)
+        remove(scene, node)  # with the display nodes, which hold the image too
     assert None not in [watch.Get() for watch in watched]
     del outputs, volume, node
     gc.collect()
