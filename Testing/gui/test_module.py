@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import slicer
 from conftest import SOURCE, _made_phantom
-from NePhiRegistrationLib import sample
+from NePhiRegistrationLib import runfolder, sample
+from NePhiRegistrationLib.job import LogicError
 from PySide6 import QtCore, QtWidgets
 from standin import pythonqt
 
@@ -131,3 +132,51 @@ def test_self_test_fails_where_the_registration_does(app, monkeypatch):
     result = unittest.TestResult()
     unittest.TestLoader().loadTestsFromTestCase(module.NePhiRegistrationTest).run(result)
     assert result.failures
+
+
+def test_help_and_acknowledgement_link_to_documentation_and_paper():
+    parent = types.SimpleNamespace(path=module.__file__)
+    module.NePhiRegistration(parent)
+    assert '<a href="https://github.com/nephi-registration/NePhi">' in parent.helpText
+    assert '<a href="https://arxiv.org/abs/2309.07322">' in parent.acknowledgementText
+
+
+def test_folders_of_an_application_that_was_killed_are_removed_at_start_up(app):
+    folder = Path(app.temporaryPath) / f"{runfolder.PREFIX}1"
+    folder.mkdir(parents=True)
+    (folder / runfolder.LOCK).touch()
+    (folder / "fixed.nrrd").touch()
+    _start(app)
+    assert not folder.exists()
+
+
+def test_reload_takes_the_library_and_the_core_anew(panel, monkeypatch):
+    """What Slicer's own reload, which runs the module's file again, then imports."""
+    kept = {name: sys.modules[name] for name in sys.modules if name.partition(".")[0] in _OWN}
+    assert {"NePhiRegistrationLib.display", "nephi.settings"} <= set(kept)
+    seen = []
+
+    def reloadScriptedModule(moduleName):
+        seen.append((moduleName, [name for name in sys.modules if name.partition(".")[0] in _OWN]))
+
+    monkeypatch.setattr(slicer.util, "reloadScriptedModule", reloadScriptedModule)
+    try:
+        panel.widget.onReload()
+    finally:
+        sys.modules.update(kept)
+    assert seen == [("NePhiRegistration", [])]
+
+
+_OWN = ("NePhiRegistrationLib", "nephi")
+
+
+def test_script_registers_and_waits(app, phantom):
+    logic = module.NePhiRegistrationLogic()
+    nodes = slicer.mrmlScene.GetNumberOfNodes()
+    with pytest.raises(LogicError, match="magic"):
+        logic.process(*phantom[:2], align="magic")
+    assert slicer.mrmlScene.GetNumberOfNodes() == nodes
+    choices = {"preset": "fast", "overrides": {"fit": {"iterations": 1}}, "device": "cpu"}
+    outputs = logic.process(*phantom[:2], fixed_mask=phantom[2], moving_mask=phantom[3], **choices)
+    assert outputs.fixed is phantom[0] and outputs.moving is phantom[1]
+    assert outputs.forward.GetTransformFromParent().IsA("vtkOrientedGridTransform")

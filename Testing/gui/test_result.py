@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 import typing
+import weakref
 
 import pytest
 import slicer
 from conftest import FOLDS, add_result
-from NePhiRegistrationLib import deformation, display, resultpanel
+from NePhiRegistrationLib import deformation, display, resultpanel, theme
 from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, Similarity, View
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.parameters import Parameters
+from PySide6.QtGui import QColor, QPalette
 from saving import save_scene
 
 
@@ -189,7 +193,8 @@ def test_histogram_is_shown_in_the_layout(finished):
 
 
 def test_save(finished, app, monkeypatch, tmp_path):
-    answers = ["", str(tmp_path / "saved"), str(tmp_path / "file" / "below")]
+    saved = str(tmp_path / "saved")
+    answers = ["", saved, saved, str(tmp_path / "file" / "below")]
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(resultpanel.qt.QFileDialog, "getExistingDirectory", lambda *_: answers.pop(0))
     finished.ui.saveButton.click()
@@ -197,7 +202,18 @@ def test_save(finished, app, monkeypatch, tmp_path):
     finished.ui.saveButton.click()
     assert app.said == [f"Saved in {tmp_path / 'saved'}."]
     names = {file.name for file in (tmp_path / "saved").iterdir()}
-    assert {"transform.h5", "model.safetensors", "report.html", "folds.csv", "ventilation.csv"} <= names
+    assert {
+        "transform.h5",
+        "model.safetensors",
+        "report.html",
+        "folds.csv",
+        "ventilation.csv",
+        "warped.nii.gz",
+    } <= names
+    earlier = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+    finished.ui.saveButton.click()
+    assert app.said[-1] == f"Saved in {tmp_path / 'saved' / 'Inhale to exhale'}."
+    assert {name: (tmp_path / "saved" / name).read_bytes() for name in earlier} == earlier
     finished.ui.saveButton.click()
     assert app.said[-1].startswith("The result could not be saved:")
 
@@ -230,6 +246,64 @@ def test_removed_nodes_of_a_result(finished):
     assert "After a registration" in finished.ui.summaryLabel.text
     drawn = slicer.util.getNodesByClass("vtkMRMLGridTransformNode")
     assert [node for node in drawn if node.GetDisplayNode() and node.GetDisplayNode().GetVisibility()] == []
+
+
+class _Folder:
+    """In the place of a run's folder: tells whether anything still refers to it."""
+
+
+def test_result_is_let_go_with_its_nodes_or_its_scene(finished, engine_folder, tmp_path):
+    """The engine's files, with patients' images, go with it, also while another module is open."""
+    first, owners = finished.outputs, []
+    second = add_result(finished, engine_folder, tmp_path / "second", [])
+    third = add_result(finished, engine_folder, tmp_path / "third", [])
+    for outputs in (first, second, third):
+        outputs.owner = _Folder()
+        owners.append(weakref.ref(outputs.owner))
+    finished.leave()
+    slicer.mrmlScene.RemoveNode(first.warped)  # not the one that is shown
+    slicer.mrmlScene.RemoveNode(third.jacobian)  # the one that is shown
+    del first, third, outputs, finished.outputs
+    gc.collect()
+    assert [owner() is not None for owner in owners] == [False, True, False]
+    finished.enter()
+    finished.tick()
+    assert "no complete result" in finished.ui.summaryLabel.text
+    del second
+    slicer.mrmlScene.Clear(0)
+    gc.collect()
+    assert [owner() is not None for owner in owners] == [False] * 3
+
+
+def test_maps_of_a_result_are_no_volumes_to_register(finished):
+    """Nor is what is made for the views; the warped volume is an image like another."""
+    out, ui = finished.outputs, finished.ui
+    for view in (View.CHECKERBOARD, View.JACOBIAN):
+        _show(finished, view)
+    live = display.show_live(out.forward, out.fixed, out.moving)
+    finished.tick()
+    for selector in (ui.fixedSelector, ui.movingSelector):
+        offered = {selector.nodeFromIndex(i) for i in range(selector.nodeCount())}
+        assert offered == {out.fixed, out.moving, out.warped}
+    display.hide_live(live)
+    finished.p.fixed = out.jacobian  # by a script, or of a scene from before
+    finished.tick()
+    assert finished.p.fixed is out.jacobian
+
+
+@pytest.mark.parametrize("ground", ["#323232", "#f0f0f0"])
+def test_signs_are_readable_in_a_dark_theme(finished, ground):
+    palette = finished.ui.summaryLabel.palette
+    palette.setColor(QPalette.Window, QColor(ground))
+    finished.ui.summaryLabel.setPalette(palette)
+    finished.widget._update()
+    colors = re.findall(r"color:(#\w{6})", finished.ui.summaryLabel.text)
+
+    def rgb(text):
+        return tuple(int(text[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+    assert len(set(colors)) >= 2
+    assert all(theme.contrast(rgb(color), rgb(ground)) >= 4.5 for color in colors)
 
 
 def test_transform_removed_while_its_grid_is_drawn(finished):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import inspect
 import os
+import shutil
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import slicer
@@ -156,6 +160,47 @@ def test_scene_closed_during_a_run(endless):
         "Choose the fixed volume.",
     ) and not endless.ui.cancelButton.enabled
     assert endless.p.preset is Preset.BALANCED and not endless.ui.qaWidget.visible
+
+
+def test_scene_closed_after_a_run_or_a_failure(ready, tmp_path):
+    """Nothing of the old scene is said of the new one."""
+    for python in (sys.executable, str(tmp_path / "absent")):
+        ready.widget.logic.engine.python = python
+        ready.p.iterations = 1
+        ready.ui.applyButton.click()
+        ready.wait(lambda: not ready.widget._running())
+        assert ready.ui.noteLabel.text
+        slicer.mrmlScene.Clear(0)
+        ready.tick()
+        assert (ready.ui.noteLabel.text, ready.ui.noteLabel.styleSheet) == ("", "")
+        assert ready.ui.statusLabel.text == "Choose the fixed volume."
+        module_inputs = importlib.import_module("NePhiRegistrationLib.sample").add_phantom(slicer.mrmlScene)
+        ready.p.fixed, ready.p.moving = module_inputs[:2]
+
+
+def test_runs_use_slicers_folder_for_temporary_files_and_leave_nothing(ready):
+    folder = Path(slicer.app.temporaryPath)
+    assert list(folder.iterdir()) == []
+    ready.p.iterations = 1
+    ready.ui.applyButton.click()
+    (made,) = folder.iterdir()
+    assert (made / "fixed.nrrd").is_file()
+    ready.wait(lambda: not ready.widget._running())
+    assert [file.name for file in made.iterdir() if file.suffix == ".nrrd"] == []
+    assert (made / "result" / "transform.h5").is_file()  # to be saved
+    slicer.mrmlScene.Clear(0)
+    gc.collect()
+    assert list(folder.iterdir()) == []
+
+
+def test_folder_vanishing_during_a_run(endless):
+    before = _nodes()
+    endless.ui.applyButton.click()
+    endless.wait(lambda: _optimising(endless))
+    shutil.rmtree(slicer.app.temporaryPath)
+    endless.wait(lambda: not endless.widget._running())
+    assert "folder of the registration was removed" in endless.ui.noteLabel.text
+    assert _nodes() == before and endless.ui.applyButton.enabled
 
 
 def test_input_removed_during_a_run(endless):
