@@ -32,7 +32,14 @@ _LIVE = "NePhi.Live"
 
 
 def show_grid(
-    forward, fixed, on: bool, mode: str = "grid", spacing_mm: float = 10.0, in_2d: bool = True, in_3d: bool = False
+    forward,
+    fixed,
+    on: bool,
+    mode: str = "grid",
+    spacing_mm: float = 10.0,
+    in_2d: bool = True,
+    in_3d: bool = False,
+    legend: bool = True,
 ) -> None:
     """A result's deformation as warped grid, arrows or contours of its length in mm, over the fixed volume."""
     node = deformation.make(forward) if on else deformation.find(forward)
@@ -52,6 +59,8 @@ def show_grid(
         display.SetVisibility(on)
         display.SetVisibility2D(on and in_2d)
         display.SetVisibility3D(on and in_3d)
+    title = _("Displacement\n(mm)") if on and in_2d and legend else ""  # it would be in the slices in any case
+    _show_legend(node, title, "%.1f", 5, at_left=True)
 
 
 def grid_text(forward) -> str:
@@ -176,7 +185,7 @@ def show_live(forward, fixed, moving):
     """
     scene = forward.GetScene()
     name = _("{name} as it moves").format(name=moving.GetName())
-    live = nodes.add(scene, "vtkMRMLScalarVolumeNode", name, hidden=True)
+    live = nodes.add_for_display(scene, name)
     live.SetAndObserveImageData(moving.GetImageData())
     live.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(nodes.ijk_to_world(moving)))
     live.CreateDefaultDisplayNodes()
@@ -217,17 +226,19 @@ def _show_overlay(fixed, volume, on: bool, opacity: float, title: str, label_for
     _show_legend(volume, title if on else "", label_format, labels)
 
 
-def _show_legend(volume, title: str, label_format: str, labels: int) -> None:
+def _show_legend(node, title: str, label_format: str, labels: int, at_left: bool = False) -> None:
     """``title`` "" hides it."""
-    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(volume)
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
     if legend is None and title:
-        legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(volume)
+        legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
     if legend is not None:
         legend.SetVisibility(bool(title))
         if title:
             legend.SetTitleText(title)
             legend.SetLabelFormat(label_format)
             legend.SetNumberOfLabels(labels)
+            if at_left:
+                legend.SetPosition(0.05, 0.5)
 
 
 def _set_layers(scene, background, foreground, opacity: float) -> None:
@@ -293,7 +304,7 @@ def _own_volume(scene, attribute: str):
 
 
 def _add_own_volume(scene, name: str, attribute: str):
-    volume = nodes.add(scene, "vtkMRMLScalarVolumeNode", name, hidden=True)
+    volume = nodes.add_for_display(scene, name)
     volume.SetAttribute(attribute, "1")
     return volume
 

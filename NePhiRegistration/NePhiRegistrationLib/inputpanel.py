@@ -9,7 +9,6 @@ from . import parameters
 from . import scene as nodes
 from .choices import Preset
 from .i18n import tr as _
-from .outputs import is_made
 from .parameters import Parameters
 
 _SIDES = ("fixed", "moving")
@@ -59,7 +58,7 @@ class InputPanel:
     def _offer_no_results(self, selector, chosen) -> None:
         """Jacobian and error maps are volumes, but not to be registered."""
         volumes = nodes.of_class(slicer.mrmlScene, "vtkMRMLScalarVolumeNode")
-        hidden = [volume.GetID() for volume in volumes if volume is not chosen and is_made(volume)]
+        hidden = [volume.GetID() for volume in volumes if volume is not chosen and nodes.is_map(volume)]
         model = selector.sortFilterProxyModel()
         if list(model.hiddenNodeIDs) != hidden:
             model.hiddenNodeIDs = hidden

@@ -15,6 +15,7 @@ from .i18n import tr as _
 from .scene import (
     add,
     interpolate_linearly,
+    mark_as_map,
     put_into_folder,
     read_grid_transform,
     read_volume,
@@ -26,7 +27,6 @@ from .scene import (
 
 REPORT = "report.json"
 _ROLE = "NePhi."  # of node references: what was registered to what, and what belongs to the same result
-_MAP = "NePhi.Map"  # attribute of volumes that are no images
 _TRANSFORMS = {"forward": "transform.h5", "inverse": "inverse_transform.h5"}
 _VOLUMES = {
     "warped": "warped.nii.gz",
@@ -97,7 +97,7 @@ class Outputs:
             transform.SetNodeReferenceID(transform.GetMovingNodeReferenceRole(), source.GetID())
             transform.SetNodeReferenceID(transform.GetFixedNodeReferenceRole(), target.GetID())
         for volume in (out.jacobian, out.inverse_consistency):
-            volume.SetAttribute(_MAP, "1")
+            mark_as_map(volume)
         show_like(out.warped, moving)
         name = _("Registration {name}").format(name=forward.GetName())
         put_into_folder(name, out.nodes(), beside=fixed)
@@ -185,11 +185,6 @@ class Outputs:
             if getattr(self, part) is not None:
                 tables.write_csv(getattr(self, part), folder / name)
         return [_MODEL] if _MODEL not in copied else []  # there is no report.html without matplotlib
-
-
-def is_made(volume) -> bool:
-    """Whether a volume is a map of a result (Jacobian, error); the warped volume is an image like another."""
-    return volume.GetAttribute(_MAP) is not None
 
 
 def _node_fields() -> list[str]:

@@ -9,6 +9,7 @@ from nephi.errors import NephiError
 from nephi.settings import PRESETS, Settings, load, preset
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
+from . import scene as nodes
 from .choices import Alignment, GridMode, Preset, Similarity, View
 from .i18n import tr as _
 from .job import Job
@@ -80,7 +81,7 @@ def choose_only_pair(p: Parameters, scene) -> None:
     volumes = [
         node
         for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene)
-        if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
+        if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors() and not nodes.is_map(node)
     ]
     if p.fixed is None and p.moving is None and len(volumes) == 2:
         p.fixed, p.moving = volumes

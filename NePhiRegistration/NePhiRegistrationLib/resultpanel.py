@@ -136,7 +136,7 @@ class ResultPanel:
             display.show_inverse_consistency(out, True, p.opacity, p.legend)
 
     def _show_grid(self, p: Parameters) -> None:
-        wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d)
+        wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
         if self._shown.get("grid") != wanted:
             self._shown["grid"] = wanted
             out = self.outputs
@@ -155,7 +155,7 @@ class ResultPanel:
         overlay = view in OVERLAYS
         for widget in (ui.opacityLabel, ui.opacitySlider):
             widget.visible = overlay or view is View.FADE
-        ui.legendCheckBox.visible = overlay
+        ui.legendCheckBox.visible = overlay or p.grid
         ui.beforeCheckBox.visible = view in COMPARISONS
         ui.meaningLabel.text = _MEANING[view].format(other=_("moving") if p.before else _("warped"))
         ui.meaningLabel.visible = bool(_MEANING[view])
@@ -219,8 +219,8 @@ class ResultPanel:
 
 def readable(widget, rgb: tuple) -> str:
     """The colour as text on the widget's ground, in light and dark themes."""
-    ground = widget.palette.color(qt.QPalette.Window)
-    return theme.readable(rgb, (ground.redF(), ground.greenF(), ground.blueF()))
+    ground = widget.palette.window().color()
+    return theme.readable(rgb, (ground.red() / 255, ground.green() / 255, ground.blue() / 255))
 
 
 def _is_whole(outputs: Outputs) -> bool:

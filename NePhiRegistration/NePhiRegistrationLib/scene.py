@@ -16,6 +16,7 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from .i18n import tr as _
 
 FEWEST_VOXELS = 8  # along a side, as the engine wants it
+_MAP = "NePhi.Map"  # attribute of volumes that are no images
 _AIR_HU = -200.0
 _ORTHOGONAL = 1e-3  # cosine between two axes of a volume above which it counts as sheared
 
@@ -149,6 +150,26 @@ def add(scene, class_name: str, name: str, displayed: bool = False, hidden: bool
     if displayed:
         node.CreateDefaultDisplayNodes()
     return node
+
+
+def add_for_display(scene, name: str):
+    """A volume that is made for the views: not an input for anything, and not saved with the scene.
+
+    It stays in Slicer's own lists, as the slice views' selectors lose what they do not list.
+    """
+    volume = add(scene, "vtkMRMLScalarVolumeNode", name)
+    volume.SetSaveWithScene(False)
+    mark_as_map(volume)
+    return volume
+
+
+def mark_as_map(volume) -> None:
+    volume.SetAttribute(_MAP, "1")
+
+
+def is_map(volume) -> bool:
+    """Whether a volume was made here and is no image to be registered, such as a Jacobian or a checkerboard."""
+    return volume.GetAttribute(_MAP) is not None
 
 
 def put_into_folder(name: str, members: list, beside) -> None:

@@ -107,7 +107,11 @@ def test_what_is_seen_is_said_in_words(finished, view):
     ui, text = finished.ui, finished.ui.meaningLabel.text
     assert ui.meaningLabel.visible == bool(text) == (view is not View.FIXED)
     overlay = view in (View.JACOBIAN, View.CONSISTENCY)
-    assert ui.legendCheckBox.visible == overlay and ui.opacitySlider.visible == (overlay or view is View.FADE)
+    assert (
+        ui.legendCheckBox.visible == overlay
+        and not finished.p.grid
+        and ui.opacitySlider.visible == (overlay or view is View.FADE)
+    )
     assert ui.beforeCheckBox.visible == (not overlay and view is not View.FIXED)
     if view is View.JACOBIAN:
         assert "per volume in the fixed one" in text and "Yellow, 0 or less" in text
@@ -127,6 +131,11 @@ def test_deformation_is_drawn_as_chosen(finished):
     ui.grid3dCheckBox.click()
     ui.grid2dCheckBox.click()
     assert (shown.GetVisibility2D(), shown.GetVisibility3D()) == (0, 1)
+    ui.grid2dCheckBox.click()
+    assert _legend(deformation.find(out.forward)) and ui.legendCheckBox.visible
+    ui.legendCheckBox.click()
+    assert not _legend(deformation.find(out.forward))
+    ui.legendCheckBox.click()
     modes = (shown.VIS_MODE_GRID, shown.VIS_MODE_GLYPH, shown.VIS_MODE_CONTOUR)
     for mode, expected in zip(GridMode, modes, strict=True):
         ui.gridModeComboBox.setCurrentIndex(list(GridMode).index(mode))
