@@ -107,11 +107,7 @@ def test_what_is_seen_is_said_in_words(finished, view):
     ui, text = finished.ui, finished.ui.meaningLabel.text
     assert ui.meaningLabel.visible == bool(text) == (view is not View.FIXED)
     overlay = view in (View.JACOBIAN, View.CONSISTENCY)
-    assert (
-        ui.legendCheckBox.visible == overlay
-        and not finished.p.grid
-        and ui.opacitySlider.visible == (overlay or view is View.FADE)
-    )
+    assert ui.legendCheckBox.visible == overlay and ui.opacitySlider.visible == (overlay or view is View.FADE)
     assert ui.beforeCheckBox.visible == (not overlay and view is not View.FIXED)
     if view is View.JACOBIAN:
         assert "per volume in the fixed one" in text and "Yellow, 0 or less" in text

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import os
 import re
-import unittest
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ _FILES = {  # where the source of what is called lies in the checkouts
     "slicer.i18n": (SOURCE, f"{_BASE}/i18n.py"),
     "slicer.packaging": (SOURCE, f"{_BASE}/packaging.py"),
     "slicer.cli": (SOURCE, f"{_BASE}/cli.py"),
+    "slicer.parameterNodeWrapper": (SOURCE, f"{_BASE}/parameterNodeWrapper/validators.py"),
     "slicer.ScriptedLoadableModule": (SOURCE, f"{_BASE}/ScriptedLoadableModule.py"),
     "SampleData": (SOURCE, "Modules/Scripted/SampleData/SampleData.py"),
     "PyTorchUtils": (PYTORCH_SOURCE, "PyTorchUtils/PyTorchUtils.py"),
@@ -85,7 +85,7 @@ def _inherited_calls(cls: ast.ClassDef):
     own = {node.name for node in cls.body if isinstance(node, ast.FunctionDef)}
     for node in ast.walk(cls):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if hasattr(unittest.TestCase, node.func.attr):
+            if node.func.attr.startswith("assert"):  # unittest's
                 continue
             value, name = node.func.value, node.func.attr
             parent = isinstance(value, ast.Call) and _dotted(value.func) == "super"
@@ -178,3 +178,23 @@ def test_parameter_node_wrapper_has_what_is_called():
     """Its methods are made at run time: the panel's tests run on Slicer's own with a checkout."""
     parameters = Parameters(slicer.vtkMRMLScriptedModuleNode())
     assert all(callable(getattr(parameters, name)) for name in _WRAPPER)
+
+
+_CPP = {  # what the stand-ins imitate of Slicer's C++, as it is declared there
+    "Base/QTCore/qSlicerCoreApplication.h": ("Q_PROPERTY(QString temporaryPath READ",),
+    "Base/QTGUI/qSlicerApplication.h": ("void startupCompleted();",),
+    "Base/QTGUI/qSlicerAbstractModuleWidget.h": ("Q_PROPERTY(bool isEntered READ",),
+    "Libs/MRML/Widgets/qMRMLNodeComboBox.h": (
+        "Q_INVOKABLE qMRMLSortFilterProxyModel* sortFilterProxyModel() const;",
+        "Q_INVOKABLE void addAttribute(const QString& nodeType, const QString& attributeName",
+        "void currentNodeChanged(vtkMRMLNode* node);",
+    ),
+    "Libs/MRML/Widgets/qMRMLSortFilterProxyModel.h": ("Q_PROPERTY(QStringList hiddenNodeIDs READ",),
+    "Modules/Loadable/Plots/Logic/vtkSlicerPlotsLogic.h": ("void ShowChartInLayout(vtkMRMLPlotChartNode*",),
+}
+
+
+@pytest.mark.skipif(not SOURCE, reason="SLICER_SOURCE_DIR names no checkout of Slicer")
+@pytest.mark.parametrize("file, declaration", [(f, d) for f, ds in _CPP.items() for d in ds])
+def test_what_is_imitated_of_the_application_is_declared_there(file, declaration):
+    assert declaration in (Path(SOURCE) / file).read_text(encoding="utf-8")
