@@ -268,7 +268,7 @@ def _compare(made, fixed, other, kind: str, squares_mm: float) -> None:
     made.CreateDefaultDisplayNodes()
     display = made.GetDisplayNode()
     display.SetAutoWindowLevel(False)
-    half = max(high - low, 1e-6)
+    half = max((high - low) / 2, 1e-6)
     display.SetWindowLevelMinMax(*((-half, half) if kind == DIFFERENCE else (low, high)))
     unit = "HU" if nodes.in_hounsfield(fixed) else _("intensity")
     title = _("Difference ({unit})").format(unit=unit) if kind == DIFFERENCE else ""

@@ -113,24 +113,24 @@ def _numbers(report: dict) -> Iterable[tuple[str, float, int, str, str]]:
     yield _("Folded voxels"), float(folds["count"]), 0, "", _("should be 0")
     where = _("of the mask") if "volume" in report else _("of the image")
     yield _("Folded fraction"), folds["percent"], 4, "%", where
-    yield _("Jacobian, minimum"), jacobian["min"], 3, "", _("below 1: contraction")
-    yield _("Jacobian, mean"), jacobian["mean"], 3, "", _("volume, moving per fixed")
-    yield _("Jacobian, maximum"), jacobian["max"], 3, "", _("above 1: expansion")
+    yield _("Jacobian, min"), jacobian["min"], 3, "", _("contraction")
+    yield _("Jacobian, mean"), jacobian["mean"], 3, "", _("moving per fixed")
+    yield _("Jacobian, max"), jacobian["max"], 3, "", _("expansion")
     if "volume" in report:
         fixed, moving = report["volume"]["fixed_ml"] / 1000, report["volume"]["moving_ml"] / 1000
         yield _("Fixed volume"), fixed, 3, "L", _("of the mask")
         yield _("Moving volume"), moving, 3, "L", _("same tissue")
         yield _("Volume change"), moving - fixed, 3, "L", _("fixed to moving")
-        yield _("Volume change"), 100 * (moving / fixed - 1), 1, "%", _("of the fixed volume")
+        yield _("Volume change"), 100 * (moving / fixed - 1), 1, "%", _("of fixed")
     if "tre_mm" in report:
         before, after = report["tre_mm"]["before"], report["tre_mm"]["after"]
         yield _("TRE before, mean"), before["mean"], 2, "mm", _("aligned only")
-        yield _("TRE before, maximum"), before["max"], 2, "mm", _("aligned only")
+        yield _("TRE before, max"), before["max"], 2, "mm", _("aligned only")
         yield _("TRE after, mean"), after["mean"], 2, "mm", _("registered")
-        yield _("TRE after, maximum"), after["max"], 2, "mm", _("registered")
+        yield _("TRE after, max"), after["max"], 2, "mm", _("registered")
     error = report["inverse_consistency_mm"]
-    yield _("Inverse-consistency error, mean"), error["mean"], 2, "mm", _("there and back")
-    yield _("Inverse-consistency error, maximum"), error["max"], 2, "mm", _("there and back")
+    yield _("Inverse consistency, mean"), error["mean"], 2, "mm", _("there and back")
+    yield _("Inverse consistency, max"), error["max"], 2, "mm", _("there and back")
     if "dice" in report:
         yield _("Dice before"), report["dice"]["before"], 3, "", _("aligned only")
         yield _("Dice after"), report["dice"]["after"], 3, "", _("masks overlap")

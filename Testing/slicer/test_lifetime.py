@@ -83,7 +83,7 @@ def test_a_folder_taken_for_abandoned_while_it_is_made_is_made_again(tmp_path, m
 _HOST = """
 import sys, time
 sys.path[:0] = {paths!r}
-import vtk
+import slicer
 from helpers import phantom_job
 from nephi.phantom import make_phantom
 from NePhiRegistrationLib.logic import Logic
