@@ -26,8 +26,6 @@ _ANY_HEIGHT = 16777215
 
 
 class ctkCollapsibleButton(PythonQt, QWidget):
-    contentsCollapsed = Signal(bool)
-
     def __init__(self, parent=None):
         super().__init__(parent)
         self._text, self._is_collapsed = "", False
@@ -40,7 +38,6 @@ class ctkCollapsibleButton(PythonQt, QWidget):
         if collapsed != self._is_collapsed:
             self._is_collapsed = collapsed
             self.setMaximumHeight(_HEADER if collapsed else _ANY_HEIGHT)
-            self.contentsCollapsed.emit(collapsed)
 
     text = Property(str, lambda self: self._text, _set_text)
     collapsed = Property(bool, lambda self: self._is_collapsed, _set_collapsed)
