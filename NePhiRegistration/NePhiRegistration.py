@@ -10,8 +10,9 @@ from pathlib import Path
 import qt
 import slicer
 import vtk
+from nephi import runfolder
 from nephi.errors import NephiError
-from NePhiRegistrationLib import dependencies, parameters, runfolder, sample, theme
+from NePhiRegistrationLib import dependencies, parameters, sample, theme
 from NePhiRegistrationLib.inputpanel import InputPanel
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import slicer
-from nephi.settings import shipped_models
+from nephi.learning.shipped import shipped_models
 
 from . import parameters
 from . import scene as nodes

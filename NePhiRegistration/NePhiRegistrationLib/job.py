@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nephi.errors import NephiError
-from nephi.settings import ALIGNMENTS, Settings, find_model, from_dict, load, preset
+from nephi.learning.shipped import find_model
+from nephi.settings import ALIGNMENTS, Settings, from_dict, load, preset
 
 from . import scene as nodes
 from .i18n import tr as _

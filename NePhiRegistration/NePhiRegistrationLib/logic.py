@@ -11,14 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nephi.errors import NephiError
+from nephi.process import answer, engine_command, engine_environment
+from nephi.runfolder import RunFolder, remove_abandoned
 
 from . import display
 from . import scene as nodes
 from .i18n import tr as _
 from .job import Job, LogicError
 from .outputs import Outputs
-from .runfolder import RunFolder, remove_abandoned
-from .runner import EngineProcess, answer, engine_environment, find_python
+from .runner import EngineProcess, find_python
 from .words import failure, in_panel_words, stage_text
 
 PREVIEW_SECONDS = 1.0
@@ -53,8 +54,8 @@ class Logic:
         return job.problem()
 
     def estimate(self, job: Job):
-        """Rough seconds and memory_mb that the engine will need (nephi.estimate.Estimate); None for a bad job."""
-        from nephi.estimate import estimate
+        """Rough seconds and memory_mb that the engine will need (nephi's Estimate); None for a bad job."""
+        from nephi.measure.estimate import estimate
 
         if self.problem(job):
             return None
@@ -67,7 +68,7 @@ class Logic:
         """What ``Job.device`` may be besides "auto": name and label, of GPUs memory_mb. Asked of the engine once."""
         if self._devices is None:
             try:
-                done = answer([self.python, "-m", "nephi", "devices"], self.environment, seconds=120)
+                done = answer(engine_command("devices", python=self.python), self.environment, timeout_s=120)
                 self._devices = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
             except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
                 raise LogicError(_("The engine could not list its devices: {reason}").format(reason=error)) from None
@@ -84,8 +85,8 @@ class Logic:
         try:
             folder = RunFolder(self.temporary)
             arguments, region_names = _write_inputs(job, folder.path)
-            engine = [self.python, "-m", "NePhiRegistrationLib.engine", str(folder.lock)]
-            process = EngineProcess([*engine, "register", *arguments], self.environment, folder.path)
+            command = engine_command("register", *arguments, python=self.python, owner=folder)
+            process = EngineProcess(command, self.environment, folder.path)
         except (OSError, nodes.FrameError, NephiError) as error:
             if folder is not None:
                 folder.remove()

@@ -6,9 +6,10 @@ import itertools
 import json
 import re
 import shutil
-import uuid
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from nephi.files.folder import ResultFolder
 
 from . import tables
 from .i18n import tr as _
@@ -25,18 +26,11 @@ from .scene import (
     write_transform,
 )
 
-REPORT = "report.json"
 _ROLE = "NePhi."  # of node references: what was registered to what, and what belongs to the same result
-_TRANSFORMS = {"forward": "transform.h5", "inverse": "inverse_transform.h5"}
-_VOLUMES = {
-    "warped": "warped.nii.gz",
-    "jacobian": "jacobian.nii.gz",
-    "inverse_consistency": "inverse_consistency.nii.gz",
-}
+_TRANSFORMS = {"forward": "transform", "inverse": "inverse_transform"}  # parts, and their files in a ResultFolder
+_VOLUMES = ("warped", "jacobian", "inverse_consistency")  # called the same there
+_ENGINE_FILES = (*_TRANSFORMS.values(), *_VOLUMES, "registration", "page", "report")  # there; two are not in the scene
 _TABLES = {name: f"{name}.csv" for name in ("statistics", "folds", "ventilation")}
-_MODEL = "model.safetensors"
-_ENGINE_ONLY = (_MODEL, "report.html")  # not in the scene
-FILES = (*_TRANSFORMS.values(), *_VOLUMES.values(), *_TABLES.values(), *_ENGINE_ONLY, REPORT)
 
 
 @dataclass
@@ -104,12 +98,12 @@ class Outputs:
         return out
 
     def _make(self, scene, fixed: str, moving: str, region_names: dict[int, str]) -> None:
-        folder = self.folder
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        self.forward.SetAndObserveTransformFromParent(read_grid_transform(folder / "transform.h5"))
+        files = ResultFolder(self.folder)
+        report = json.loads(files.report.read_text(encoding="utf-8"))
+        self.forward.SetAndObserveTransformFromParent(read_grid_transform(files.transform))
         names = {"fixed": fixed, "moving": moving}
         self.inverse = add(scene, "vtkMRMLGridTransformNode", _("{fixed} to {moving}").format(**names))
-        self.inverse.SetAndObserveTransformFromParent(read_grid_transform(folder / "inverse_transform.h5"))
+        self.inverse.SetAndObserveTransformFromParent(read_grid_transform(files.inverse_transform))
         volumes = {
             "warped": _("{moving} on {fixed}"),
             "jacobian": _("Jacobian {fixed} to {moving}"),
@@ -118,7 +112,7 @@ class Outputs:
         for part, name in volumes.items():
             node = add(scene, "vtkMRMLScalarVolumeNode", name.format(**names))
             setattr(self, part, node)
-            read_volume(folder / _VOLUMES[part], node)
+            read_volume(getattr(files, part), node)
             node.CreateDefaultDisplayNodes()
         self.report_text = add(scene, "vtkMRMLTextNode", _("Report {moving} to {fixed}").format(**names))
         self.report_text.SetText(json.dumps(report))
@@ -149,42 +143,38 @@ class Outputs:
         OSError, with no half-written file left.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if any((folder / name).exists() for name in FILES):
+        occupied = [getattr(ResultFolder(folder), name) for name in _ENGINE_FILES]
+        occupied += [folder / name for name in _TABLES.values()]
+        if any(file.exists() for file in occupied):
             folder = _unused(folder, self.forward.GetName())
-        scratch = (folder if folder.is_dir() else folder.parent) / f".nephi-{uuid.uuid4().hex}"
-        scratch.mkdir()
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            missing = self._write(scratch)
-            if folder.is_dir():
-                for file in scratch.iterdir():
-                    file.rename(folder / file.name)
-                scratch.rmdir()
-            else:
-                scratch.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            with ResultFolder(folder).replaced() as scratch:
+                missing = self._write(scratch)
+        except BaseException:
+            if new:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         return folder, missing
 
-    def _write(self, folder: Path) -> list[str]:
+    def _write(self, files: ResultFolder) -> list[str]:
         """The engine's files where they are still there, else what the scene holds; the names of what is missing."""
-        copied = set()
-        for name in (*_TRANSFORMS.values(), *_VOLUMES.values(), *_ENGINE_ONLY, REPORT):
-            if self.folder is not None and (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
-                copied.add(name)
+        for name in _ENGINE_FILES:
+            if self.folder is not None and (engines := getattr(ResultFolder(self.folder), name)).is_file():
+                shutil.copyfile(engines, getattr(files, name))
         for part, name in _TRANSFORMS.items():
-            if name not in copied:
-                write_transform(getattr(self, part), folder / name)
-        for part, name in _VOLUMES.items():
-            if name not in copied:
-                write_image_file(getattr(self, part), folder / name)
-        if REPORT not in copied:
-            (folder / REPORT).write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
+            if not getattr(files, name).exists():
+                write_transform(getattr(self, part), getattr(files, name))
+        for name in _VOLUMES:
+            if not getattr(files, name).exists():
+                write_image_file(getattr(self, name), getattr(files, name))
+        if not files.report.exists():
+            files.report.write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
         for part, name in _TABLES.items():
             if getattr(self, part) is not None:
-                tables.write_csv(getattr(self, part), folder / name)
-        return [_MODEL] if _MODEL not in copied else []  # there is no report.html without matplotlib
+                tables.write_csv(getattr(self, part), files.path / name)
+        return [] if files.registration.exists() else [files.registration.name]  # without matplotlib there is no page
 
 
 def _node_fields() -> list[str]:

@@ -41,10 +41,10 @@ def load(_source=None) -> list:
 def add_phantom(scene, size=None, spacing_mm=None) -> list:
     """Exhale (fixed) and inhale (moving) volume with lung masks and landmarks as new nodes of the scene.
 
-    size (x, y, z) and spacing are as in ``nephi.phantom.make_phantom``.
+    size (x, y, z) and spacing are as in ``nephi.synthetic.phantom.make_phantom``.
     """
     import SimpleITK as sitk
-    from nephi.phantom import make_phantom
+    from nephi.synthetic.phantom import make_phantom
 
     phantom = make_phantom(size, spacing_mm)
     made = []

@@ -1,23 +1,71 @@
-"""NePhi: deformable registration with neural deformation fields (Tian et al., ECCV 2024)."""
+"""NePhi: deformable registration with neural deformation fields (Tian et al., ECCV 2024).
 
-__version__ = "0.1.0"
+result = nephi.register(fixed, moving, fixed_mask=..., moving_mask=...)  # SimpleITK images
+result.forward(points_lps_mm)  # fixed -> moving
+nephi.warp(result, moving)
+"""
 
-_PUBLIC = {
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__ as __version__
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads what it needs when it is first used
+    from .errors import NephiError as NephiError
+    from .files.image import read_image as read_image
+    from .files.landmarks import read_landmarks as read_landmarks
+    from .learning.model import Model as Model
+    from .learning.train import train as train
+    from .measure.evaluate import evaluate as evaluate
+    from .registration import register as register
+    from .result import Registration as Registration
+    from .result import transform as transform
+    from .result import warp as warp
+    from .settings import PRESETS as PRESETS
+    from .settings import Settings as Settings
+    from .synthetic.phantom import make_phantom as make_phantom
+
+_HOMES = {
+    "NephiError": "errors",
+    "read_image": "files.image",
+    "read_landmarks": "files.landmarks",
+    "Model": "learning.model",
+    "train": "learning.train",
+    "evaluate": "measure.evaluate",
     "register": "registration",
     "Registration": "result",
-    "Settings": "settings",
+    "transform": "result",
+    "warp": "result",
     "PRESETS": "settings",
-    "NephiError": "errors",
-    "read_image": "image",
-    "read_landmarks": "landmarks",
+    "Settings": "settings",
+    "make_phantom": "synthetic.phantom",
 }
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [
+    "PRESETS",
+    "Model",
+    "NephiError",
+    "Registration",
+    "Settings",
+    "__version__",
+    "evaluate",
+    "make_phantom",
+    "read_image",
+    "read_landmarks",
+    "register",
+    "train",
+    "transform",
+    "warp",
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Public names load what they need when first used: ``nephi --help`` need not wait for torch."""
-    if name in _PUBLIC:
-        from importlib import import_module
-
-        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module 'nephi' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

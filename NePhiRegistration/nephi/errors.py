@@ -1,4 +1,4 @@
-"""What a user can mend: one clear line, exit code 2."""
+"""Errors the user can fix: one line, exit code 2."""
 
 
 class NephiError(Exception):

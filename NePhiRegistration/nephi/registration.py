@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,21 +10,20 @@ from dataclasses import replace
 import SimpleITK as sitk
 import torch
 
-from .align import align
+from .device import choose_device
 from .errors import NephiError
-from .field import HybridCode, Maps, code_like, composed, make_fields, nodes, zero_code
-from .fit import Adam, fit
-from .image import check_image, check_mask, looks_like_ct, lung_mask
-from .model import Model
-from .objective import Objective
-from .pair import Pair
-from .predict import predict
+from .files.image import check_image, check_mask
+from .fitting.optimise import Optimisation, code_size
+from .images.align import align
+from .images.image_pair import Pair
+from .images.masks import looks_like_ct, lung_mask
+from .learning.model import Model
+from .learning.predict import predict
+from .maps.fields import HybridCode, Maps, code_like, composed, make_fields, zero_code
 from .result import Registration
 from .settings import PRESETS, Settings, Stage, check
-from .space import Cube, Grid
-
-_THREADS = 4  # the steps are too small for more
-_POINTS_A_THREAD = 2500  # with fewer points a step, a second thread costs more than it helps
+from .space.cube import Cube
+from .space.grid import Grid
 
 
 def register(
@@ -84,10 +82,7 @@ def register(
     start = _start(pair, cube, prediction, stages[0])
     fields, code = copy.deepcopy(start.fields).to(target).requires_grad_(True), HybridCode(start.code).to(target)
     maps = composed(Maps(fields, code), start.outer)
-    generator = torch.Generator(target).manual_seed(settings.fit.seed)
-    regularity = replace(settings.regularity, step_mm=settings.regularity.step_mm * pair.scale)
     pair.work_in(cube)
-    objective = Objective(settings.similarity, regularity, cube.unit_mm, generator)
 
     result = Registration(
         maps=maps,
@@ -106,22 +101,6 @@ def register(
     )
     show = preview or (lambda stage, fraction, registration: None)
 
-    adam = Adam([*code.parameters(), *fields.parameters()], settings.fit)
-    threads, volumes = torch.get_num_threads(), {}  # the features of the present stage
-
-    def step(number: int):
-        if number in stages:
-            torch.set_num_threads(threads)
-            seen = _features(stages[number])
-            if seen not in volumes:
-                volumes.clear()  # before the next ones are made: one stage's at a time
-                volumes[seen] = pair.volumes(seen, target)
-            size = _code_size(pair, cube, stages[number])
-            if number and start is not prediction and size != code.size:  # a model's own code keeps its nodes
-                adam.replace(*code.refine(size, settings.field.code_degree))
-            torch.set_num_threads(max(1, min(threads, objective.points_of(volumes[seen]) // _POINTS_A_THREAD)))
-        return objective(maps, list(volumes.values()))
-
     def record(entry: dict) -> None:
         fraction = 0.08 + 0.72 * entry["step"] / max(1, settings.fit.iterations)
         tell("optimising", fraction, entry)
@@ -129,15 +108,15 @@ def register(
 
     tell("features", 0.06, {})
     show("features", 0.06, result)
+    parameters = [*code.parameters(), *fields.parameters()]
+    optimisation = Optimisation(pair, cube, maps, code, stages, parameters, keep_nodes=start is prediction)
     try:
-        result.history = fit(step, adam, record)
+        result.history = optimisation.run(record)
     except torch.OutOfMemoryError:
         raise NephiError(
             "the GPU is out of memory: lower similarity.points, choose a larger similarity.stages.spacing_mm, "
             "another preset, or --device cpu"
         ) from None
-    finally:
-        torch.set_num_threads(threads)
     for module in (fields, code):
         module.eval().requires_grad_(False)
     result.seconds = time.perf_counter() - started
@@ -161,53 +140,10 @@ def _start(pair: Pair, cube: Cube, predicted: Maps | None, stage: Stage) -> Maps
     if predicted is not None and not (s.linear and fit_settings.iterations):
         return predicted
     fields = make_fields(s, cube.unit_mm, cube.dimension, torch.Generator().manual_seed(fit_settings.seed))
-    size = _code_size(pair, cube, stage)
+    size = code_size(pair, cube, stage)
     if predicted is not None:
         return Maps(fields, code_like(predicted, s, size))
     return Maps(fields, zero_code(s, torch.tensor(cube.upper_cube, dtype=torch.float32), size))
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raises NephiError where CUDA is asked for and missing."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise NephiError(f"unknown device '{name}': use auto, cpu, cuda or cuda:N")
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(number or 0) >= count:
-            raise NephiError(f"device '{name}' is not there ({count} CUDA devices found); use --device cpu or auto")
-    return torch.device(name)
-
-
-def devices() -> list[dict]:
-    """What ``device`` may be here: name, label for a person and, for a GPU, memory_mb."""
-    cores = os.cpu_count() or 1
-    found = [{"name": "cpu", "label": f"CPU ({cores} core{'s' if cores > 1 else ''})"}]
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        card = torch.cuda.get_device_properties(number)
-        label = f"{card.name} ({card.total_memory / 2**30:.0f} GB)"
-        found.append({"name": f"cuda:{number}", "label": label, "memory_mb": round(card.total_memory / 1e6)})
-    return found
-
-
-def limit_threads(threads: int | None = None) -> None:
-    """Few threads: the optimisation's steps are small, more threads only wait for each other."""
-    threads = threads or min(_THREADS, torch.get_num_threads())
-    torch.set_num_threads(threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-
-
-def _features(stage: Stage) -> Stage:
-    """What of a stage the features depend on."""
-    return replace(stage, start=0.0, coarsening=1.0)
-
-
-def _code_size(pair: Pair, cube: Cube, stage: Stage) -> tuple[int, ...]:
-    """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""
-    spacing_mm = pair.field_settings.code_spacing_mm * stage.coarsening
-    return nodes(cube.half_sides_mm, spacing_mm)
 
 
 def _find_lungs(fixed, moving, fixed_mask, moving_mask):

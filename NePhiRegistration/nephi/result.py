@@ -1,4 +1,4 @@
-"""The result of a registration: a pair of maps in LPS mm, and what is made of them."""
+"""The result of a registration: both maps in LPS mm; evaluate, resample, save and load them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ import safetensors.torch
 import SimpleITK as sitk
 import torch
 
-from .align import Affine
 from .errors import NephiError
-from .field import FORWARD, INVERSE, HybridCode, Maps, composed, make_fields, zero_code
-from .objective import exact_jacobian
+from .files.folder import ResultFolder
+from .files.tensors import read_tensors
+from .files.transform import displacement_transform
+from .fitting.objective import exact_jacobian
+from .maps.fields import FORWARD, INVERSE, HybridCode, Maps, composed, make_fields, zero_code
+from .maps.sampled import coarsest_displacement
+from .measure.quality import displacement_jacobian, random_points
 from .settings import FieldSettings, Settings, from_dict
-from .space import Cube, Grid
-from .tensorfile import read_tensors
+from .space.affine import Affine
+from .space.cube import Cube
+from .space.grid import Grid
 
 _CHUNK = 8192  # points evaluated at a time
 _FORMAT = "nephi-registration-2"
@@ -40,7 +45,7 @@ class Registration:
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None
     found_masks: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # what a user should know of how it came about
+    notes: tuple[str, ...] = ()  # for the user, on how the result was obtained
     device: str = "cpu"
     seconds: float = 0.0
 
@@ -88,14 +93,45 @@ class Registration:
             out[start:stop] = (way(points) - points).reshape(out[start:stop].shape)
         return out
 
+    def sampled(self, grid: Grid, inverse: bool = False) -> tuple[Grid, np.ndarray, dict]:
+        """Displacement on the coarsest grid over ``grid`` that holds the map; see ``coarsest_displacement``.
+
+        Its error is measured at 2,000 random points of the image (of the mask, where there is one).
+        """
+        points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000)
+        truth = (self.inverse if inverse else self.forward)(points)
+        return coarsest_displacement(lambda g: self.displacement(g, inverse), grid, points, truth, self.length_scale)
+
+    def transform(self, grid: Grid | None = None, inverse: bool = False) -> sitk.DisplacementFieldTransform:
+        """The map as an ITK transform of points, fixed -> moving, that resamples a moving image onto ``grid``.
+
+        ``inverse``: moving -> fixed. ``grid``: where it is wanted, by default the fixed (moving) image's.
+        """
+        default = self.moving_grid if inverse else self.fixed_grid
+        coarse, displacement, _ = self.sampled(default if grid is None else grid, inverse)
+        return displacement_transform(displacement, coarse)
+
+    def warp(
+        self, image: sitk.Image, grid: Grid | None = None, *, labels: bool = False, inverse: bool = False
+    ) -> sitk.Image:
+        """A moving image as it lies on the fixed image's grid, or on ``grid``; ``inverse``: a fixed one on the moving.
+
+        ``labels``: nearest neighbour, 0 outside; else linear, the image's lowest value outside. Raises NephiError for
+        an image of another dimension.
+        """
+        grid = (self.moving_grid if inverse else self.fixed_grid) if grid is None else grid
+        if image.GetDimension() != grid.dimension:
+            raise NephiError(f"the input image is {image.GetDimension()}D, the registration {grid.dimension}D")
+        interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
+        outside = 0.0 if labels else float(sitk.GetArrayViewFromImage(image).min())
+        return grid.resample(image, self.transform(grid, inverse), interpolator, outside)
+
     def jacobian_image(self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None) -> np.ndarray:
         """Jacobian determinant (z, y, x) float32 on the fixed grid.
 
         Exact at every voxel centre of the mask; elsewhere by central differences of the displacement
         (on its own, coarser grid), which is quick and only looked at.
         """
-        from .quality import displacement_jacobian
-
         coarse = grid.image(displacement_jacobian(displacement, grid))
         out = sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0))
         return out if mask is None else self.dense_jacobian(self.fixed_grid, mask, out)
@@ -114,12 +150,12 @@ class Registration:
                 out[start].reshape(-1)[chosen] = self.jacobian_determinant(points[chosen])
         return out
 
-    # ---- the model file --------------------------------------------------------------------------------
+    # ---- the file of a registration ---------------------------------------------------------------------
 
-    def save_model(self, path: str | Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
         parts = {"": self.maps} if self.maps.outer is None else {"": self.maps, "outer.": self.maps.outer}
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for prefix, maps in parts.items():
             for name, module in (("fields", maps.fields), ("code", HybridCode(maps.code))):
                 tensors |= {f"{prefix}{name}.{k}": v for k, v in module.state_dict().items()}
@@ -137,14 +173,15 @@ class Registration:
         safetensors.torch.save_file(tensors, str(path), metadata)
 
     @classmethod
-    def load_model(cls, path: str | Path, device: str = "cpu") -> Registration:
-        """The maps of a model file; raises NephiError for a file that is not one."""
+    def load(cls, path: str | Path, device: str = "cpu") -> Registration:
+        """The maps of a result folder, or of its registration file; raises NephiError for anything else."""
+        path = ResultFolder(Path(path)).registration if Path(path).is_dir() else Path(path)
         try:
             metadata, tensors = read_tensors(path)
         except FileNotFoundError:
-            raise NephiError(f"no such model file: {path}") from None
+            raise NephiError(f"no such registration file: {path}") from None
         except (OSError, safetensors.SafetensorError) as error:
-            raise NephiError(f"cannot read {path} as a NePhi model: {error}") from None
+            raise NephiError(f"cannot read {path} as a NePhi registration: {error}") from None
         if metadata.get("format") != _FORMAT:
             raise NephiError(f"{path} is not a NePhi registration (format {metadata.get('format')!r})")
         geometry = json.loads(metadata["geometry"])
@@ -175,6 +212,29 @@ class Registration:
             alignment=geometry["alignment"],
             device=device,
         )
+
+
+def transform(
+    result: Registration | str | Path, grid: Grid | None = None, inverse: bool = False
+) -> sitk.DisplacementFieldTransform:
+    """``Registration.transform`` of a registration, or of the folder or file that one was saved in."""
+    return _loaded(result).transform(grid, inverse)
+
+
+def warp(
+    result: Registration | str | Path,
+    image: sitk.Image,
+    grid: Grid | None = None,
+    *,
+    labels: bool = False,
+    inverse: bool = False,
+) -> sitk.Image:
+    """``Registration.warp`` of a registration, or of the folder or file that one was saved in."""
+    return _loaded(result).warp(image, grid, labels=labels, inverse=inverse)
+
+
+def _loaded(result: Registration | str | Path) -> Registration:
+    return result if isinstance(result, Registration) else Registration.load(result)
 
 
 def _plain(grid: Grid) -> dict:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from .config import decode, read_json
 from .errors import NephiError
 
 BODY_MM = 120.0
-WEIGHTS = Path(__file__).parent / "weights"  # the models that are shipped, by name
 FIELDS = ("neural", "voxel")
 SIMILARITIES = ("mind", "lncc", "ncc", "mse")
 REGULARISERS = ("gradicon", "diffusion", "bending", "none")
@@ -46,11 +44,16 @@ class FieldSettings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many points are drawn a step: a fraction of the voxels, at least and at most so many."""
+    """Points per step: ``fraction`` of the voxels, clamped to ``least`` ... ``most``."""
 
     fraction: float = 0.0
     least: int = 1000
     most: int = 1000
+
+    @classmethod
+    def of_number(cls, number: int) -> Sampling:
+        """A bare number in a settings file: that many points."""
+        return cls(0.0, number, number)
 
     def count(self, voxels: int) -> int:
         return int(min(max(self.fraction * voxels, self.least), self.most))
@@ -60,14 +63,14 @@ class Sampling:
 class Stage:
     """From ``start`` (a fraction of the iterations) on, features are taken at this scale.
 
-    Of several, the optimisation of a model's prediction leaves out the first and begins with the second.
+    When starting from a prediction, the first of several stages is skipped.
     """
 
     start: float = 0.0
     spacing_mm: float = 2.0
     dilation: int = 2
-    outside: float = 1.0  # how far what lies outside the masks is replaced by outside_hu: 0 not at all, 1 wholly
-    coarsening: float = 1.0  # nodes of the local code lie this many times field.code_spacing_mm apart
+    outside: float = 1.0  # share of the intensity outside the masks that outside_hu replaces: 0 none, 1 all
+    coarsening: float = 1.0  # node spacing of the local code in units of field.code_spacing_mm
 
 
 @dataclass(frozen=True)
@@ -186,36 +189,8 @@ def preset(name: str) -> Settings:
     return PRESETS[name]
 
 
-def read_json(path: str | Path) -> dict:
-    """The object in a JSON file of settings; raises NephiError where there is none."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NephiError(f"cannot read settings {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise NephiError(f"settings {path} are not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise NephiError(f"settings {path} must be a JSON object")
-    return data
-
-
-def shipped_models() -> list[str]:
-    """Names that ``model`` may have beside files."""
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
-
-
-def find_model(name: str | Path) -> Path:
-    """The file of a shipped model or the path itself; raises NephiError where there is neither."""
-    named, path = WEIGHTS / f"{name}.safetensors", Path(name)
-    if named.is_file():
-        return named
-    if not path.is_file():
-        raise NephiError(f"no model '{name}': give one of {', '.join(shipped_models()) or 'none'}, or a model file")
-    return path
-
-
 def load(path: str | Path, base: Settings | None = None) -> Settings:
-    """Settings from a JSON file; what it leaves out comes from the preset it names (else ``base``)."""
+    """Settings from a JSON file; missing entries come from the preset it names (else ``base``)."""
     data = read_json(path)
     if isinstance(data.get("preset"), str):
         preset(data["preset"])
@@ -231,7 +206,7 @@ def from_dict(data: dict, base: Settings | None = None) -> Settings:
 
 
 def check(settings: Settings) -> None:
-    """Raise NephiError where values make no sense together."""
+    """Raise NephiError for values out of range or inconsistent with each other."""
     s = settings
     choices = [
         ("field.kind", s.field.kind, FIELDS),
@@ -278,43 +253,3 @@ def check(settings: Settings) -> None:
     window = s.similarity.window
     if window is not None and not window[0] < window[1]:
         raise NephiError(f"settings: similarity.window {window} must be (low, high) with low < high")
-
-
-def decode(base, data: dict, where: str = ""):
-    """A settings object like ``base`` with the entries of ``data``, each checked against the field's type.
-
-    Raises NephiError for an unknown entry or a value of another type; ``where``: what to call the object there.
-    """
-    hints = typing.get_type_hints(type(base))
-    changes = {}
-    for key, value in data.items():
-        if key not in hints:
-            known = ", ".join(hints)
-            raise NephiError(f"settings: unknown entry '{where}{key}' (known: {known})")
-        changes[key] = _convert(value, hints[key], getattr(base, key), f"{where}{key}")
-    return replace(base, **changes)
-
-
-def _convert(value, kind, current, where: str):
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        kind = next(a for a in arguments if a is not type(None))
-        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if kind is Sampling and isinstance(value, int) and not isinstance(value, bool):
-            return Sampling(0.0, value, value)
-        if isinstance(value, dict):
-            return decode(current if isinstance(current, kind) else kind(), value, f"{where}.")
-    elif origin is tuple and isinstance(value, (list, tuple)):
-        if arguments[-1] is Ellipsis:
-            return tuple(_convert(v, arguments[0], None, f"{where}[{i}]") for i, v in enumerate(value))
-        if len(value) == len(arguments):
-            return tuple(_convert(v, a, None, where) for v, a in zip(value, arguments, strict=True))
-    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-        return value
-    name = getattr(kind, "__name__", str(kind))
-    raise NephiError(f"settings: {where} is {value!r}, expected {name}")

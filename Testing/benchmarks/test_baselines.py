@@ -11,22 +11,23 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import pairs
 import pytest
 import SimpleITK as sitk
 import torch
-from baselines import lapirn, networks
-from baselines.bspline_tv import BSpline
-from baselines.common import FINE, read_pair
-from evaluate import evaluate
-from nephi.phantom import make_phantom
 from nephi.settings import PRESETS
-from nephi.space import Cube
-from runners import METHODS, Job
-from train_baselines import BUILD, train
-from voxel import VoxelMaps
+from nephi.space.cube import Cube
+from nephi.synthetic.phantom import make_phantom
 
-ICON = "the package icon-registration is not installed (it comes with Testing/benchmarks/requirements.txt)"
+from benchmarks import environment, memory, pairs
+from benchmarks.baselines import lapirn, networks
+from benchmarks.baselines.bspline_tv import BSpline
+from benchmarks.baselines.harness import FINE, read_pair
+from benchmarks.runners import METHODS, Job
+from benchmarks.scoring import evaluate
+from benchmarks.train_baselines import BUILD, train
+from benchmarks.voxel_maps import VoxelMaps
+
+ICON = "the package icon-registration is not installed (it comes with benchmarks/requirements.txt)"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def prepared(tmp_path_factory) -> Path:
     files |= {f"{role}_landmarks": f"{role}_landmarks.csv" for role in roles}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEPHI_DATA", str(folder))
-        patch.setitem(pairs.PAIRS, "phantom", pairs.Pair(**files))
+        patch.setitem(pairs.PAIRS, "phantom", pairs.PairFiles(**files))
         pairs.prepare("phantom", folder / "prepared")
     return folder / "prepared"
 
@@ -60,7 +61,7 @@ def _run(method: str, prepared: Path, out: Path, **options) -> dict:
 
 @pytest.mark.parametrize(("method", "inverse"), [("voxel", True), ("bspline_tv", False), ("idir", False)])
 def test_optimisation_removes_most_of_the_error(method, inverse, prepared, before_mm, tmp_path, monkeypatch):
-    module = import_module(f"baselines.{method}")
+    module = import_module(f"benchmarks.baselines.{method}")
     fewer = [replace(level, iterations=60, spacing_mm=max(level.spacing_mm, 15.0)) for level in module.LEVELS]
     fewer = [level for level in fewer if level.stage != FINE]
     monkeypatch.setattr(module, "LEVELS", fewer)
@@ -207,11 +208,23 @@ def test_what_does_not_fit_is_told_in_a_line(call, said):
 
 
 def test_training_memory_grows_with_the_image(tmp_path):
-    script = Path(__file__).with_name("training_memory.py")
     options = ["--sizes", "65", "96", "--methods", "nephi", "--out", str(tmp_path)]
-    subprocess.run([sys.executable, str(script), *options], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.training_memory", *options],
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
     with open(tmp_path / "training_memory.csv", encoding="utf-8") as file:
         small, large = (float(row["peak_mb"]) for row in csv.DictReader(file))
     images_mb = 2 * 4 * (96**3 - 65**3) / 1e6
     assert large > small + images_mb
     assert (tmp_path / "training_memory.png").stat().st_size > 5000
+
+
+def test_the_dense_field_of_a_large_ct_is_measured():
+    """In miniature: all that ``memory.py --dense`` does."""
+    found = memory.run_dense((40, 40, 30))
+    assert found["voxels"] == 48_000 and 0 < found["in_mask"] < 48_000
+    assert found["field_and_jacobian_mb"] == pytest.approx(48_000 * 16 / 1e6)
+    assert found["peak_beyond_images_mb"]["dense"] > 0

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi.landmarks import write_landmarks
-from nephi.phantom import Phantom, make_phantom
+from nephi.files.landmarks import write_landmarks
 from nephi.settings import PRESETS, SimilaritySettings, Stage
+from nephi.synthetic.phantom import Phantom, make_phantom
 
 torch.set_num_threads(2)
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(2)

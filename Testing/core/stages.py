@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from nephi.encoder import EncoderSettings
-from nephi.model import Model, ModelSettings
+from nephi.learning.model import Model
+from nephi.learning.settings import EncoderSettings, ModelSettings
 from nephi.settings import FieldSettings, Sampling, SimilaritySettings, Stage
 
 FINE_MM, COARSE_MM = 2.5, 7.5

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from geometry import rotation
-from nephi import image as images
-from nephi.align import Affine, align
 from nephi.errors import NephiError
-from nephi.quality import dice
-from nephi.space import Grid
+from nephi.files import image as images
+from nephi.images import masks
+from nephi.images.align import align
+from nephi.images.slices import Slices
+from nephi.measure.quality import dice
+from nephi.space.affine import Affine
+from nephi.space.grid import Grid
 
 MATRIX = np.array([[1.1, 0.1, 0.0], [-0.05, 0.9, 0.2], [0.0, 0.1, 1.0]])
 
@@ -159,49 +162,76 @@ def test_dicom_folder_is_read_in_place(tmp_path):
 @pytest.mark.parametrize("name", ["fixed", "moving"])
 def test_lungs_of_the_phantom_are_found(phantom_3d, name):
     image, truth = getattr(phantom_3d, name), getattr(phantom_3d, f"{name}_mask")
-    found = images.lung_mask(image)
+    found = masks.lung_mask(image)
     assert Grid.of(found).same_as(Grid.of(image))
     assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(truth) > 0) > 0.9
 
 
+@pytest.mark.parametrize("spacing_mm", [2.0, 3.0])
+def test_clefts_of_a_lung_are_closed_by_their_width_in_mm(spacing_mm):
+    """A cleft up to twice the 6 mm of the closing is a vessel or a fissure; a wider one is not lung."""
+    n = int(180 / spacing_mm)
+    z, y, x = (axis * spacing_mm for axis in np.indices((n, n, n)))
+    lung = (abs(x - 90) < 55) & (abs(y - 90) < 55) & (abs(z - 90) < 60)
+    narrow, wide = (y < 90) & (abs(x - 60) <= 3), (y < 90) & (abs(x - 115) <= 12)
+    image = sitk.GetImageFromArray(np.where(lung & ~narrow & ~wide, -800, 40).astype(np.int16))
+    image.SetSpacing([spacing_mm] * 3)
+    found = sitk.GetArrayFromImage(masks.lung_mask(image)) > 0
+    deep = lung & (y > 60) & (y < 80) & (abs(z - 90) < 40)
+    assert found[narrow & deep].mean() > 0.9
+    assert found[wide & deep & (abs(x - 115) < 6)].mean() < 0.1
+
+
+@pytest.mark.parametrize("share, kept", [(1.0, True), (0.4, True), (0.05, False)])
+def test_a_second_lung_counts_where_it_is_large_enough(share, kept):
+    z, y, x = np.indices((60, 60, 60)) * 3.0
+    inside = (abs(y - 90) < 45) & (abs(z - 90) < 60)
+    first, second = inside & (abs(x - 55) < 25), inside & (abs(x - 125) < 25) & (z - 30 < 120 * share)
+    image = sitk.GetImageFromArray(np.where(first | second, -800, 40).astype(np.int16))
+    image.SetSpacing([3.0] * 3)
+    found = sitk.GetArrayFromImage(masks.lung_mask(image)) > 0
+    assert found[first].mean() > 0.9 and (found[second].mean() > 0.9) == kept
+    assert found[~first & ~second].mean() < 0.1
+
+
 def test_no_lungs_in_a_solid_body():
     body = sitk.Image((40, 40, 40), sitk.sitkInt16) + 40
-    assert images.lung_mask(body) is None
+    assert masks.lung_mask(body) is None
 
 
 def test_ct_is_known_by_its_numbers(phantom_2d, phantom_3d):
-    assert images.looks_like_ct(phantom_3d.fixed) and images.looks_like_ct(phantom_2d.moving)
-    assert not images.looks_like_ct(blank() * 1000)  # MR: nothing below zero
-    assert not images.looks_like_ct(sitk.ShiftScale(sitk.Cast(phantom_3d.fixed, sitk.sitkFloat32), 1024.0, 1.0))
+    assert masks.looks_like_ct(phantom_3d.fixed) and masks.looks_like_ct(phantom_2d.moving)
+    assert not masks.looks_like_ct(blank() * 1000)  # MR: nothing below zero
+    assert not masks.looks_like_ct(sitk.ShiftScale(sitk.Cast(phantom_3d.fixed, sitk.sitkFloat32), 1024.0, 1.0))
 
 
 def test_window_is_the_cts_or_percentiles(phantom_3d):
-    assert images.choose_window(phantom_3d.fixed) == (-1000.0, 200.0)
+    assert masks.choose_window(phantom_3d.fixed) == (-1000.0, 200.0)
     array = np.zeros((20, 20, 20), np.float32)
     array[5:15, 5:15, 5:15] = np.linspace(100, 300, 1000).reshape(10, 10, 10)
     image = sitk.GetImageFromArray(array)
-    low, high = images.choose_window(image)
+    low, high = masks.choose_window(image)
     assert low == pytest.approx(102, abs=1) and high == pytest.approx(298, abs=1)  # the zeros around do not count
     half = np.zeros_like(array, np.uint8)
     half[5:10, 5:15, 5:15] = 1
-    assert images.choose_window(image, sitk.GetImageFromArray(half))[1] == pytest.approx(199, abs=2)
+    assert masks.choose_window(image, sitk.GetImageFromArray(half))[1] == pytest.approx(199, abs=2)
 
 
 def test_window_with_a_mask_too_small_for_the_steps():
     array = np.random.default_rng(0).uniform(1, 2, (300, 300)).astype(np.float32)
     mask = np.zeros_like(array, np.uint8)
     mask[101, 101] = 1
-    low, high = images.choose_window(sitk.GetImageFromArray(array), sitk.GetImageFromArray(mask))
+    low, high = masks.choose_window(sitk.GetImageFromArray(array), sitk.GetImageFromArray(mask))
     assert 1 <= low < high <= 2
 
 
 def test_slices_average_before_it_gets_coarser():
     array = np.zeros((32, 32, 32), np.float32)
-    array[::2] = 1.0  # finer than the working grid
+    array[::4] = 1.0  # finer than the working grid, whose voxels lie between
     image = sitk.GetImageFromArray(array)
     grid = Grid((6, 6, 6), (4.0,) * 3, (5.5,) * 3, tuple(np.eye(3).ravel()))
-    out = images.Slices(image, grid)[:]
-    np.testing.assert_allclose(out, 0.5, atol=1e-6)
+    out = Slices(image, grid)[:]
+    np.testing.assert_allclose(out, 0.25, atol=1e-6)
 
 
 def test_image_is_written_whole_or_not_at_all(tmp_path):

@@ -8,14 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nephi.align import align
-from nephi.batch import read_pairs
-from nephi.breath import Breath, Spline, box_grid
-from nephi.breathing import BreathingSettings, breathe, generate, procedural
 from nephi.errors import NephiError
-from nephi.image import lung_mask, read_image, read_mask
-from nephi.landmarks import read_landmarks
-from nephi.space import Grid
+from nephi.files.cases import read_pairs
+from nephi.files.image import read_image, read_mask
+from nephi.files.landmarks import read_landmarks
+from nephi.images.align import align
+from nephi.images.masks import lung_mask
+from nephi.space.grid import Grid
+from nephi.synthetic.breathing import BreathingSettings, breathe, generate
+from nephi.synthetic.bspline import Breath, Spline, box_grid
+from nephi.synthetic.chest import procedural
 
 QUIET = BreathingSettings(spacing_mm=4.0, still=0.0, tidal=0.0, noise_hu=(0.0, 0.0), one_lung=0.0, cut=0.0)
 
@@ -168,6 +170,7 @@ def test_images_and_masks(pair):
     assert np.nanmean(_values(pair.moving_mask, moved)) > 0.95
 
 
+@pytest.mark.slow
 def test_motion_is_that_of_breathing(chest):
     """Over seeds: nothing folds, the base moves more than the apex, volumes change, the kinds differ in strength."""
     kinds = {"still": {"still": 1.0, "tidal": 0.0}, "tidal": {"tidal": 1.0, "still": 0.0}, "breath_hold": {}}
@@ -229,6 +232,7 @@ def test_seed_and_settings_decide(chest):
     assert noise.std() == pytest.approx(30, rel=0.1)
 
 
+@pytest.mark.slow
 def test_procedural_chests_differ(chest):
     (image, lungs), (again, _) = procedural(1, 7.0), procedural(1, 7.0)
     assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(again))
@@ -237,6 +241,7 @@ def test_procedural_chests_differ(chest):
     assert abs(np.log(volumes[0] / volumes[1])) > 0.02
 
 
+@pytest.mark.slow
 def test_generate_writes_what_a_batch_reads(tmp_path, chest):
     listed = generate(tmp_path / "set", 2, seed=7, templates=[chest], settings=replace(QUIET, spacing_mm=6.0))
     pairs = read_pairs(listed)

@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from geometry import points_of
-from nephi.field import FORWARD, INVERSE, Code, HybridCode, Maps, code_like, make_fields, points_between, zero_code
-from nephi.fit import Adam
+from nephi.fitting.fit import Adam
+from nephi.maps.fields import (
+    FORWARD,
+    INVERSE,
+    Code,
+    HybridCode,
+    Maps,
+    code_like,
+    make_fields,
+    points_between,
+    zero_code,
+)
 from nephi.registration import register
 from nephi.settings import FieldSettings, FitSettings, Stage
 

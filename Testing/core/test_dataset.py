@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi import dataset
-from nephi.align import align
-from nephi.batch import read_pairs
-from nephi.dataset import Pairs, Shapes, open_data, prepare
 from nephi.errors import NephiError
-from nephi.landmarks import read_landmarks, write_landmarks
-from nephi.model import ModelSettings
-from nephi.quality import dice
+from nephi.files.cases import read_pairs
+from nephi.files.landmarks import read_landmarks, write_landmarks
+from nephi.images.align import align
+from nephi.learning import dataset
+from nephi.learning.dataset import Pairs, Shapes, open_data, prepare
+from nephi.learning.settings import ModelSettings
+from nephi.measure.quality import dice
 from nephi.settings import SimilaritySettings, Stage
 
 FLAT = ModelSettings(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nephi import dirlab
-from nephi.batch import read_pairs
+from nephi.cli.dirlab import COLUMNS, _notes, dirlab_command, score
+from nephi.cli.parser import command_parser
 from nephi.errors import NephiError
-from nephi.image import read_image as read_any_image
-from nephi.landmarks import read_landmarks
-from nephi.quality import tre_mm
-from nephi.space import Grid
+from nephi.files import dirlab
+from nephi.files.cases import read_pairs
+from nephi.files.image import read_image as read_any_image
+from nephi.files.landmarks import read_landmarks
+from nephi.measure.quality import tre_mm
+from nephi.space.grid import Grid
 
 SIZE = (14, 12, 10)
 AIR, TISSUE, OUTSIDE = 24, 1064, -2000  # as stored
@@ -73,10 +72,7 @@ def _distribute(folder: Path, collection: str, number: int) -> None:
 
 
 def _run(*arguments) -> int:
-    parser = argparse.ArgumentParser()
-    dirlab.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["dirlab", *map(str, arguments)])
-    return options.run(options)
+    return dirlab_command(command_parser().parse_args(["dirlab", *map(str, arguments)]))
 
 
 def _bright(image: sitk.Image, points_lps_mm: np.ndarray) -> list[int]:
@@ -95,7 +91,7 @@ def _stays(points_lps_mm: np.ndarray) -> np.ndarray:
 
 def test_copdgene_before_registration_is_as_published(data):
     folder = _copdgene(data)
-    rows = dirlab.score(folder, "copdgene", dict.fromkeys((1, 2, 3, 4), _stays))
+    rows = score(folder, "copdgene", dict.fromkeys((1, 2, 3, 4), _stays))
     published = {"copd1": (26.33, 11.44), "copd2": (21.79, 6.46), "copd3": (12.64, 6.39), "copd4": (29.58, 12.95)}
     assert [row["case"] for row in rows] == [*published, "all"]
     for row in rows[:-1]:
@@ -105,7 +101,7 @@ def test_copdgene_before_registration_is_as_published(data):
             assert row[f"snapped_{moment}_mm"] == pytest.approx(row[f"before_{moment}_mm"])
     assert rows[-1]["landmarks"] == 1200
     assert rows[-1]["before_mean_mm"] == pytest.approx(np.mean([mean for mean, _ in published.values()]), abs=0.01)
-    assert dirlab._notes(rows, "copdgene") == []
+    assert _notes(rows, "copdgene") == []
 
 
 def test_copdgene_spacings_agree_with_another_source(data):
@@ -155,7 +151,7 @@ def test_score_of_a_known_error(small, tmp_path):
     target = dirlab.read_case_landmarks(tmp_path, "copdgene", 3)[1]
     step = np.array(dirlab.case_grid("copdgene", 3).spacing_mm)
     errors = np.array([[0.3, 0, 0], [0.3, 0, 0], [0, 0, 0.7]]) * step
-    (row,) = dirlab.score(tmp_path, "copdgene", {3: lambda _: target + errors})
+    (row,) = score(tmp_path, "copdgene", {3: lambda _: target + errors})
     lengths = errors.sum(1)
     assert row["after_mean_mm"] == pytest.approx(lengths.mean())
     assert row["after_sd_mm"] == pytest.approx(lengths.std(ddof=1))
@@ -171,7 +167,7 @@ def test_maps_go_from_the_fixed_image(small, tmp_path):
     for fixed in dirlab.PHASES:
         start, target = dirlab.read_case_landmarks(tmp_path, "4dct", 2, fixed)
         given = []
-        dirlab.score(tmp_path, "4dct", {2: lambda points, given=given: given.append(points) or points}, fixed)
+        score(tmp_path, "4dct", {2: lambda points, given=given: given.append(points) or points}, fixed)
         np.testing.assert_array_equal(given[0], start)
         np.testing.assert_allclose(dirlab.case_grid("4dct", 2).to_index(start), MARKED[fixed] - 1, atol=1e-9)
         assert not np.allclose(start, target)
@@ -204,7 +200,7 @@ def test_two_commands_around_batch(small, tmp_path, capsys, fixed):
     assert "note" not in told
     with (results / "dirlab.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == dirlab.COLUMNS
+    assert tuple(rows[0]) == COLUMNS
     assert [row["case"] for row in rows] == ["case1", "case8", "all"]
     assert float(rows[1]["after_mean_mm"]) == pytest.approx(left, rel=1e-4)
     assert f"{left:8.2f}" in next(line for line in told.splitlines() if line.startswith("case8"))
@@ -298,9 +294,3 @@ def test_the_grid_is_left_handed_from_head_to_feet():
     grid = dirlab.case_grid("copdgene", 1)
     assert isinstance(grid, Grid) and grid.size == (512, 512, 121)
     np.testing.assert_allclose(grid.to_lps_mm([1, 1, 1]), [0.625, 0.625, -2.5])
-
-
-def test_help_needs_no_heavy_packages():
-    code = "import sys, nephi.dirlab; print([m for m in ('torch', 'SimpleITK', 'numpy') if m in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"

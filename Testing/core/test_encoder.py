@@ -7,13 +7,14 @@ from itertools import product
 
 import pytest
 import torch
-from nephi import features
-from nephi.dataset import Shapes
-from nephi.encoder import EncoderSettings, _lattice, make_encoder
-from nephi.features import Volume, mind_ssc
-from nephi.field import FORWARD, INVERSE, Maps, NeuralFields, nodes, zero_code
-from nephi.model import Model, ModelSettings
-from nephi.sample import Sample
+from nephi.images import volume as features
+from nephi.images.volume import Volume, mind_ssc
+from nephi.learning.dataset import Shapes
+from nephi.learning.matching import _lattice
+from nephi.learning.model import Model, make_encoder
+from nephi.learning.pair_tensors import Sample
+from nephi.learning.settings import EncoderSettings, ModelSettings
+from nephi.maps.fields import FORWARD, INVERSE, Maps, NeuralFields, nodes, zero_code
 from nephi.settings import PRESETS, FieldSettings
 
 PAPER = PRESETS["paper"].field

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import nephi
 import pytest
-from nephi.estimate import estimate
-from nephi.phantom import make_phantom
+from nephi.measure.estimate import estimate
 from nephi.settings import PRESETS
+from nephi.synthetic.phantom import make_phantom
 
 _LUNGS = ((199, 192, 163), (1.8, 1.8, 2.0)) * 2
 _CHEST = ((512, 512, 400), (0.7, 0.7, 0.8)) * 2
@@ -53,6 +53,7 @@ def test_two_dimensions_and_a_gpu():
     assert 0 < gpu.memory_mb < estimate(PRESETS["fast"], *_LUNGS).memory_mb
 
 
+@pytest.mark.slow
 def test_a_run_of_this_machine_takes_about_the_memory(tmp_path):
     """Memory, as it does not depend on what else the machine does; in a process of its own for its peak."""
     phantom = make_phantom((96, 88, 88), 3.0)
@@ -67,7 +68,17 @@ def test_a_run_of_this_machine_takes_about_the_memory(tmp_path):
     assert peak_mb / 2 < found.memory_mb < 2 * peak_mb
 
 
-@pytest.mark.parametrize("module", ["nephi", "nephi.settings", "nephi.estimate", "nephi.errors", "nephi.inputs"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "nephi",
+        "nephi.settings",
+        "nephi.process",
+        "nephi.measure.estimate",
+        "nephi.learning.shipped",
+        "nephi.files.cases",
+    ],
+)
 def test_nothing_heavy_is_imported(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'SimpleITK', 'numpy') if m in sys.modules])"
     here = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1])}

@@ -7,8 +7,8 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 import torch
-from nephi import features
-from nephi.features import Volume, mind_ssc, sample_linear, smoothed
+from nephi.images import volume as features
+from nephi.images.volume import Volume, mind_ssc, sample_linear, smoothed
 from torch.nn import functional as F
 
 

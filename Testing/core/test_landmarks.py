@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from nephi.errors import NephiError
-from nephi.landmarks import read_landmarks, write_landmarks
-from nephi.space import Grid
+from nephi.files.landmarks import read_landmarks, write_landmarks
+from nephi.space.grid import Grid
 
 DATA = Path(os.environ.get("NEPHI_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
 POINTS = np.array([[1.5, -2.25, 3.0], [-40.125, 50.0, -60.5]])
@@ -270,8 +270,8 @@ def test_chest_landmarks_lie_in_their_image():
         ("a.txt", "1 2 3\n4 5\n", "columns"),
         ("a.txt", "1 2\n", "columns"),
         ("a.txt", "Point 0 ; InputIndex = [ 1 2 3 ]\n", "a.txt"),
-        ("a.dat", "1 2 3\n", "no landmark format"),
-        ("a.txt", "hello\n", "no landmark format"),
+        ("a.dat", "1 2 3\n", "not in a known landmark format"),
+        ("a.txt", "hello\n", "not in a known landmark format"),
         ("a.mrk.json", "{", "damaged"),
     ],
 )

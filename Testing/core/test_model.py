@@ -10,13 +10,14 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from nephi import settings as settings_module
-from nephi.dataset import Shapes
-from nephi.encoder import EncoderSettings
 from nephi.errors import NephiError
-from nephi.model import Model, ModelSettings, about, check
+from nephi.learning import shipped
+from nephi.learning.dataset import Shapes
+from nephi.learning.model import Model, about
+from nephi.learning.settings import EncoderSettings, ModelSettings, check
+from nephi.learning.shipped import find_model
 from nephi.registration import register
-from nephi.settings import FieldSettings, find_model
+from nephi.settings import FieldSettings
 
 SETTINGS = {
     "published": ModelSettings(
@@ -169,9 +170,7 @@ def test_a_damaged_file_is_refused(damage, trained, tmp_path):
 
 
 def test_the_result_of_a_registration_is_no_trained_model(phantom_2d, short, tmp_path):
-    register(phantom_2d.fixed, phantom_2d.moving, settings=short(1), device="cpu").save_model(
-        tmp_path / "m.safetensors"
-    )
+    register(phantom_2d.fixed, phantom_2d.moving, settings=short(1), device="cpu").save(tmp_path / "m.safetensors")
     assert "nephi-registration-2" in complaint(tmp_path / "m.safetensors")
 
 
@@ -183,12 +182,12 @@ def test_a_file_of_something_else_is_no_trained_model(tmp_path):
 def test_names_of_shipped_models(trained, tmp_path, monkeypatch):
     folder = tmp_path / "weights"
     folder.mkdir()
-    monkeypatch.setattr(settings_module, "WEIGHTS", folder)
+    monkeypatch.setattr(shipped, "WEIGHTS", folder)
     with pytest.raises(NephiError, match="no model 'lung': give one of none, or a model file"):
         Model.load("lung")
     for name in ("lung", "brain"):
         (folder / f"{name}.safetensors").write_bytes(trained[1].read_bytes())
-    assert settings_module.shipped_models() == ["brain", "lung"]
+    assert shipped.shipped_models() == ["brain", "lung"]
     assert find_model("lung") == folder / "lung.safetensors"
     assert Model.load("lung").settings == trained[0].settings
     for unknown in ("lungs", str(tmp_path / "absent.safetensors"), tmp_path):

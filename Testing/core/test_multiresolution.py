@@ -13,14 +13,15 @@ import SimpleITK as sitk
 import torch
 from nephi.cli import main
 from nephi.errors import NephiError
-from nephi.field import FORWARD, INVERSE, Composed
-from nephi.landmarks import read_landmarks, write_landmarks
-from nephi.model import Model, check
+from nephi.files.landmarks import read_landmarks, write_landmarks
+from nephi.learning.model import Model
+from nephi.learning.pair_tensors import Sample
+from nephi.learning.settings import check
+from nephi.maps.fields import FORWARD, INVERSE, Composed
 from nephi.registration import register
 from nephi.result import Registration
-from nephi.sample import Sample
 from nephi.settings import FieldSettings, SimilaritySettings, Stage
-from nephi.space import Grid
+from nephi.space.grid import Grid
 from stages import COARSE_MM, FINE_MM, both, randomised, seen_at, single, voxel
 
 
@@ -55,6 +56,7 @@ def errors(maps, sample: Sample, shift: tuple[int, ...]) -> list[float]:
 # ---- the model -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side, shift", [(96, (13, -11)), (48, (8, -7, 9))])
 def test_a_pair_is_found_that_lies_further_apart_than_the_fine_stage_looks(side, shift):
     d = len(shift)
@@ -232,6 +234,7 @@ def check_it_goes_on(predicted, result, images, short) -> None:
     assert errors[1] < 0.85 * errors[0]  # measured, as published: 0.87 -> 0.56 mm
 
 
+@pytest.mark.slow
 def test_the_optimisation_goes_on_from_the_composite(predicted, images, models, short):
     result = run(images, short, 60, models["two"])
     assert result.notes == () and result.maps.outer is None  # its map is the start of one field, smoothed
@@ -268,8 +271,8 @@ def test_also_where_nothing_of_the_mask_is_left(phantom_2d, models, short):
 
 
 def test_the_file_of_the_result_holds_both_maps(predicted, images, tmp_path):
-    predicted.save_model(tmp_path / "model.safetensors")
-    again = Registration.load_model(tmp_path / "model.safetensors")
+    predicted.save(tmp_path / "model.safetensors")
+    again = Registration.load(tmp_path / "model.safetensors")
     points = points_of(images)
     for name in ("forward", "inverse", "jacobian_determinant"):
         values = (getattr(r, name)(points) for r in (again, predicted))
@@ -284,9 +287,10 @@ def test_the_file_of_the_result_holds_both_maps(predicted, images, tmp_path):
     tensors.pop("outer.code.local_code")
     safetensors.torch.save_file(tensors, str(tmp_path / "cut.safetensors"), metadata)
     with pytest.raises(NephiError, match="does not fit its own settings"):
-        Registration.load_model(tmp_path / "cut.safetensors")
+        Registration.load(tmp_path / "cut.safetensors")
 
 
+@pytest.mark.slow
 def test_the_command_line_registers_warps_and_tells_the_jacobian(predicted, images, models, tmp_path):
     for name, image in zip(("fixed", "moving"), images, strict=True):
         sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
@@ -308,7 +312,7 @@ def test_the_command_line_registers_warps_and_tells_the_jacobian(predicted, imag
         expected = way(read_landmarks(tmp_path / f"{start}.csv"))
         np.testing.assert_allclose(read_landmarks(target), expected, atol=0.01)
     target = tmp_path / "j.nii.gz"
-    assert main(["jacobian", str(out / "model.safetensors"), "--output", str(target)]) == 0
+    assert main(["jacobian", str(out / "registration.safetensors"), "--output", str(target)]) == 0
     grid = Grid.of(images[0])
     expected = predicted.jacobian_determinant(grid.slab_lps_mm(30, 31))
     np.testing.assert_allclose(sitk.GetArrayFromImage(sitk.ReadImage(str(target)))[30], expected, atol=1e-3)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from nephi import train as train_module
 from nephi.cli import main
-from nephi.encoder import EncoderSettings
-from nephi.model import Model, ModelSettings, about
+from nephi.learning import train as train_module
+from nephi.learning.model import Model, about
+from nephi.learning.settings import EncoderSettings, ModelSettings, TrainSettings
+from nephi.learning.state import LOG, MODEL, RESUME
+from nephi.learning.train import train
 from nephi.settings import FitSettings, RegularitySettings, Sampling
-from nephi.train import LOG, MODEL, RESUME, TrainSettings, train
 from stages import both, randomised, seen_at, single, voxel
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def brief(model: ModelSettings, data: Path, **changes) -> TrainSettings:
 
 @pytest.fixture(autouse=True)
 def without_tensorboard(monkeypatch):
-    monkeypatch.setattr(train_module, "_writer", lambda *_: None)
+    monkeypatch.setattr(train_module, "tensorboard", lambda *_: None)
 
 
 def write(settings: TrainSettings, path: Path) -> str:
@@ -52,6 +53,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _COARSE)
 def test_each_stage_is_trained_by_a_command(kind, training_pairs, tmp_path):
     """The first on its own; then, as it is, before the second; a stopped run goes on as it would have."""

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nephi.features import Volume
-from nephi.field import Code, HybridCode, Maps, NeuralFields, zero_code
-from nephi.objective import Objective, exact_jacobian, finite_jacobian, regularity, similarity, stencil
+from nephi.fitting.objective import Objective, exact_jacobian, finite_jacobian, regularity, similarity, stencil
+from nephi.images.volume import Volume, VolumePair
+from nephi.maps.fields import Code, HybridCode, Maps, NeuralFields, zero_code
 from nephi.settings import SIMILARITIES, FieldSettings, RegularitySettings, Sampling, SimilaritySettings
 from torch.nn import functional as F
 
@@ -209,7 +209,9 @@ class OnePair:
         self.objective = Objective(similar, regular, 100.0, torch.Generator().manual_seed(0))
         image = texture(d)
         self.pairs = [
-            tuple(Volume(i[..., None], -torch.ones(d), 2 / 39, None, view) for i in (image, image.roll(2 + k, -1)))
+            VolumePair(
+                *(Volume(i[..., None], -torch.ones(d), 2 / 39, None, view) for i in (image, image.roll(2 + k, -1)))
+            )
             for k in range(batch)
         ]
 
@@ -256,18 +258,34 @@ def test_a_batch_is_the_mean_of_its_pairs():
         many.fields.out.normal_(0, 0.05)
         many.code.global_code.normal_(0, 0.5)
         many.code.local_code.normal_(0, 0.5)
-    drawn = {id(v): v.draw(200, torch.Generator().manual_seed(k)) for k, p in enumerate(many.pairs) for v in p}
-    for pair in many.pairs:
-        for volume in pair:
-            volume.draw = lambda n, _, volume=volume: tuple(t[:n] for t in drawn[id(volume)])
-    many.objective._regularity_points = lambda volumes, upper, kept={}: kept.setdefault(
-        id(volumes), Objective._regularity_points(many.objective, volumes, upper)
-    )
-    together = many()[1]
+    drawn = many.objective.draw(many.pairs, many.code.upper_cube).step(0)
+    together = many.objective(Maps(many.fields, many.code), many.pairs, drawn=drawn)[1]
     one_by_one = []
     for k, pair in enumerate(many.pairs):
+        own = replace(drawn, points=drawn.points[:, k : k + 1], reference=drawn.reference[:, k : k + 1])
         code = Code(many.code.global_code[k : k + 1], many.code.local_code[k : k + 1], many.code.upper_cube)
-        one_by_one.append(many.objective(Maps(many.fields, code), [pair])[1])
+        one_by_one.append(many.objective(Maps(many.fields, code), [pair], drawn=own)[1])
     for name, value in together.items():
         torch.testing.assert_close(value, sum(terms[name] for terms in one_by_one) / 3)
     assert len({round(float(terms["similarity"].detach()), 6) for terms in one_by_one}) == 3
+
+
+@pytest.mark.parametrize("unit_mm", [40.0, 100.0, 170.0])
+def test_the_differences_of_the_regulariser_are_taken_a_step_in_mm_apart(unit_mm):
+    """Whatever one unit of the cube is: the points it asks the maps for lie ``step_mm`` from each other."""
+    asked = []
+
+    class Identity:
+        code = Code(torch.zeros(1, 2), torch.zeros(1, 4, 2, 2), torch.ones(2))
+
+        def bound(self):
+            return lambda points: asked.append(points) or points
+
+    volume = Volume(torch.rand(12, 12, 1), -torch.ones(2), 2 / 11, None)
+    similarity_settings = SimilaritySettings(name="mse", points=Sampling(0.0, 30, 30))
+    settings = RegularitySettings("gradicon", points=Sampling(0.0, 8, 8), step_mm=1.5)
+    objective = Objective(similarity_settings, settings, unit_mm, torch.Generator().manual_seed(0))
+    objective(Identity(), [VolumePair(volume, volume)])
+    stencils = asked[0][0, 30:].reshape(8, -1, 2)
+    apart_mm = (stencils[:, 1:] - stencils[:, :1]).norm(dim=-1) * unit_mm
+    torch.testing.assert_close(apart_mm, torch.full_like(apart_mm, 1.5), atol=1e-3, rtol=0)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi.align import Affine
-from nephi.pair import Pair
+from geometry import rotation
+from nephi.images.image_pair import Pair
+from nephi.learning.pair_tensors import Sample
 from nephi.settings import PRESETS, SimilaritySettings, Stage
+from nephi.space.affine import Affine
 
 
 def _ct(outside_hu: float) -> tuple[sitk.Image, sitk.Image]:
@@ -78,3 +80,35 @@ def test_nodes_of_the_code_lie_four_voxels_apart_at_least(finer_mm, wanted_mm):
     affine = Affine(np.eye(3) * finer_mm / 7.0, np.zeros(3))
     pair = Pair(one, fine, mask, other_mask, affine, PRESETS["fast"])
     assert pair.field_settings.code_spacing_mm == pytest.approx(wanted_mm)
+
+
+def test_the_margin_shrinks_with_a_small_body():
+    """A mouse lung: the same voxels, a tenth of the size; the margin of 4 mm is one for a body of 120 mm."""
+    image, mask = _ct(40.0)
+    for each in (image, mask):
+        each.SetSpacing([0.7] * 3)
+    counts = []
+    for margin in (0.0, 4.0):
+        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(mask_margin_mm=margin))
+        pair = Pair(image, image, mask, mask, Affine.identity(3), settings)
+        assert 0.1 < pair.scale < 0.13
+        grid = pair.working_grid(0.7 / pair.scale)
+        assert max(grid.size) < 20 + 2 * 10.0 * pair.scale / 0.7 + 3  # of the images no more than is needed
+        volume = pair.volumes(Stage(0.0, 0.7 / pair.scale, 1), torch.device("cpu"))[0]
+        counts.append(len(volume.chosen))
+    side = [count ** (1 / 3) for count in counts]
+    assert side[0] == pytest.approx(20, abs=1)
+    assert side[1] - side[0] == pytest.approx(2 * 4.0 * pair.scale / 0.7, abs=0.6)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_millimetres_of_the_moving_image_where_the_fixed_one_lies_askew(d, phantom_2d, phantom_3d):
+    phantom = {2: phantom_2d, 3: phantom_3d}[d]
+    fixed = sitk.Image(phantom.fixed)
+    fixed.SetDirection(rotation(d, 35.0, seed=3).ravel())
+    affine = Affine(rotation(d, 10.0) @ np.diag([1.4, 0.8, 1.1][:d]), np.full(d, 5.0))
+    pair = Pair(fixed, phantom.moving, None, None, affine, PRESETS["fast"])
+    points = np.random.default_rng(0).uniform(-0.9, 0.9, (100, d)) * pair.cube.upper_cube
+    apart_mm = affine(pair.cube.to_lps_mm(points[:50])) - affine(pair.cube.to_lps_mm(points[50:]))
+    found_mm = torch.tensor(points[:50] - points[50:], dtype=torch.float32) @ Sample.of(pair).to_moving_mm.T
+    torch.testing.assert_close(found_mm, torch.tensor(apart_mm, dtype=torch.float32), atol=1e-3, rtol=0)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nephi.errors import NephiError
-from nephi.phantom import _draw_motion, make_phantom
-from nephi.space import Grid
+from nephi.space.grid import Grid
+from nephi.synthetic.anatomy import draw_motion
+from nephi.synthetic.phantom import make_phantom
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_determinant_stays_positive_and_agrees_with_finite_differences(phantom):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_no_seed_folds(seed, phantom3):
-    motion = _draw_motion(Grid.of(phantom3.fixed), np.full(3, 20.0), np.random.default_rng(seed))
+    motion = draw_motion(Grid.of(phantom3.fixed), np.full(3, 20.0), np.random.default_rng(seed))
     assert np.linalg.det(motion.derivative(_points(phantom3, 4000))).min() > 0.2
 
 

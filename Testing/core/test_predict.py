@@ -9,24 +9,27 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi import predict as predict_module
-from nephi.align import Affine
-from nephi.batch import finished_report, read_pairs
-from nephi.breathing import BreathingSettings, breathe, procedural
 from nephi.cli import main
-from nephi.dataset import Shapes
-from nephi.encoder import EncoderSettings
+from nephi.cli.batch import finished_report
 from nephi.errors import NephiError
-from nephi.field import FORWARD, INVERSE
-from nephi.model import Model, ModelSettings, about
-from nephi.pair import Pair
-from nephi.quality import dice, tre_mm
+from nephi.files.cases import read_pairs
+from nephi.images.image_pair import Pair
+from nephi.learning import predict as predict_module
+from nephi.learning.dataset import Shapes
+from nephi.learning.model import Model, about
+from nephi.learning.settings import EncoderSettings, ModelSettings
+from nephi.learning.shipped import shipped_models
+from nephi.learning.validate import validate
+from nephi.maps.fields import FORWARD, INVERSE
+from nephi.measure.quality import dice, tre_mm
 from nephi.registration import register
 from nephi.result import Registration
-from nephi.settings import PRESETS, FieldSettings, FitSettings, SimilaritySettings, Stage, shipped_models
-from nephi.shapes import HALF
-from nephi.space import Grid
-from nephi.validate import validate
+from nephi.settings import PRESETS, FieldSettings, FitSettings, SimilaritySettings, Stage
+from nephi.space.affine import Affine
+from nephi.space.grid import Grid
+from nephi.synthetic.breathing import BreathingSettings, breathe
+from nephi.synthetic.chest import procedural
+from nephi.synthetic.shapes import HALF
 
 SHIFT_MM = np.array([9.0, -6.0])  # true map: x -> x + SHIFT_MM
 ELSEWHERE_MM = np.array([30.0, 25.0])
@@ -92,9 +95,9 @@ def test_a_good_prediction_is_the_result(encoder, refinements, images, short, mo
     np.testing.assert_allclose(result.inverse(points + SHIFT_MM), points, atol=mm)
     np.testing.assert_allclose(result.jacobian_determinant(points), 1, atol=part)
     # it is a registration as any other: its file gives the same maps, without the model
-    result.save_model(tmp_path / "model.safetensors")
+    result.save(tmp_path / "model.safetensors")
     (tmp_path / "trained.safetensors").unlink()
-    again = Registration.load_model(tmp_path / "model.safetensors")
+    again = Registration.load(tmp_path / "model.safetensors")
     np.testing.assert_allclose(again.forward(points), result.forward(points), atol=1e-4)
     assert again.settings.model == path
 
@@ -240,6 +243,7 @@ def test_shipped_models_can_be_read_and_say_how_they_came_about(name):
     assert {"settings", "validation", "version"} <= set(about(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, least", [("solid", 0.92), ("hollow", 0.72)])
 def test_the_shapes_models_register_shapes_they_have_not_seen(kind, least):
     """The first validation pairs: by themselves, and one of them as images of a user."""
@@ -258,6 +262,7 @@ def test_the_shapes_models_register_shapes_they_have_not_seen(kind, least):
     assert dice(there, warped) > max(0.6, dice(there, data.moving[0] > HALF) + 0.2)
 
 
+@pytest.mark.slow
 def test_the_lung_model_removes_most_of_a_breath_it_has_not_seen():
     """A procedural chest of a seed that no training list has."""
     pair = breathe(*procedural(987_654, 3.5), 987_654, BreathingSettings(3.5, tidal=0, still=0, one_lung=0, cut=0))

@@ -9,9 +9,9 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nephi import quality
 from nephi.errors import NephiError
-from nephi.space import Grid
+from nephi.measure import quality
+from nephi.space.grid import Grid
 
 
 def _rotation(dimension: int) -> np.ndarray:

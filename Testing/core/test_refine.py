@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nephi import refine
-from nephi.encoder import EncoderSettings
 from nephi.errors import NephiError
-from nephi.features import Volume, sample_linear
-from nephi.field import FORWARD, INVERSE, LINEAR_CUBE, Maps, make_fields, nodes, zero_code
-from nephi.model import Model, check
-from nephi.refine import _curvature, _solve, _to_nodes, refined
-from nephi.sample import Sample
+from nephi.fitting import gauss_newton as refine
+from nephi.fitting.gauss_newton import _curvature, _solve, _to_nodes, refined
+from nephi.images.volume import Volume, sample_linear
+from nephi.learning.model import Model
+from nephi.learning.pair_tensors import Sample
+from nephi.learning.settings import EncoderSettings, check
+from nephi.maps.fields import FORWARD, INVERSE, LINEAR_CUBE, Maps, make_fields, nodes, zero_code
 from nephi.settings import FieldSettings
 from stages import randomised, seen_at, single
 

@@ -9,15 +9,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 from geometry import rotation
-from nephi import output
-from nephi.image import read_image, read_mask
-from nephi.landmarks import read_landmarks
-from nephi.output import write_all
-from nephi.phantom import Phantom
-from nephi.quality import tre_mm
+from nephi.files.image import read_image, read_mask
+from nephi.files.landmarks import read_landmarks
+from nephi.measure.quality import tre_mm
 from nephi.registration import register
+from nephi.report import write as output
+from nephi.report.write import write_all
 from nephi.settings import PRESETS, REGULARISERS, SIMILARITIES, Sampling, Stage
-from nephi.space import Grid
+from nephi.space.grid import Grid
+from nephi.synthetic.phantom import Phantom
 
 
 def run(phantom: Phantom, settings, masks: bool = True, **options):
@@ -46,7 +46,7 @@ def written(registered, tmp_path_factory):
     phantom, result = registered
     folder = tmp_path_factory.mktemp("written")
     landmarks = phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm
-    report = write_all(result, phantom.fixed, phantom.moving, folder, landmarks=landmarks)
+    report = write_all(result, phantom.fixed, phantom.moving, folder, landmarks=landmarks).to_dict()
     return phantom, result, folder, report
 
 
@@ -74,7 +74,7 @@ def test_outputs_are_complete_and_measured(written):
     _, result, folder, report = written
     names = {
         "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz",
-        "model.safetensors", "report.json", "report.html",
+        "registration.safetensors", "report.json", "report.html",
     }  # fmt: skip
     assert {p.name for p in folder.iterdir()} == names
     assert report["folds"]["count"] == 0
@@ -120,7 +120,7 @@ def test_inverse_consistency_image_is_the_error_in_the_mask(written):
     image = sitk.ReadImage(str(folder / "inverse_consistency.nii.gz"))
     values = sitk.GetArrayFromImage(image)
     # the grid before it was written: NIfTI rounds it, which would move the mask's rim
-    grid = output.coarser(result.fixed_grid, output._CONSISTENCY_MM * result.length_scale)
+    grid = result.fixed_grid.coarsened(output._CONSISTENCY_MM * result.length_scale)
     assert grid.same_as(Grid.of(image))
     mask = grid.resample(phantom.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
     inside = sitk.GetArrayFromImage(mask) != 0
@@ -143,7 +143,7 @@ def test_folds_of_a_map_are_listed_with_their_place(phantom_2d, short, tmp_path)
     result = run(phantom_2d, short(5))
     with torch.no_grad():  # a step far too large
         result.maps.fields.out += 0.5
-    report = write_all(result, phantom_2d.fixed, phantom_2d.moving, tmp_path)
+    report = write_all(result, phantom_2d.fixed, phantom_2d.moving, tmp_path).to_dict()
     regions = report["folds"]["regions"]
     assert 0 < len(regions) <= 100
     assert sum(r["voxels"] for r in regions) <= report["folds"]["count"] > 0
@@ -164,7 +164,7 @@ def test_regions_get_their_own_volume_change_exactly(phantom_2d, short, tmp_path
     grid = Grid.of(phantom_2d.fixed)
     report = write_all(
         result, phantom_2d.fixed, phantom_2d.moving, tmp_path, regions=grid.image(labels), pictures=False
-    )
+    ).to_dict()
     assert [r["label"] for r in report["regions"]] == [1, 3]
     for region in report["regions"]:
         points = grid.to_lps_mm(np.argwhere(labels == region["label"])[:, ::-1])
@@ -309,7 +309,7 @@ def test_an_exception_in_progress_ends_the_run(phantom_2d, short):
 
 def test_a_mouse_is_a_small_body(short):
     """Lengths scale with the region: a phantom of a tenth of the size does as well."""
-    from nephi.phantom import make_phantom
+    from nephi.synthetic.phantom import make_phantom
 
     small = make_phantom(dimension=2, spacing_mm=0.2)
     result = run(small, short(40))
@@ -331,12 +331,14 @@ def real_pair(folder, names: tuple[str, str], settings):
     return tre_mm(result.affine(a), b), tre_mm(result.forward(a), b), jacobian
 
 
+@pytest.mark.slow
 def test_real_breath_hold_pair(data, short):
     before, after, jacobian = real_pair(data / "breathhold_case01", ("exhale", "inhale"), short(150))
     assert before.mean() > 5 and after.mean() < 1.2
     assert (jacobian > 0).all()
 
 
+@pytest.mark.slow
 def test_real_follow_up_pair(data, short):
     before, after, jacobian = real_pair(data / "lung_ct_followup", ("baseline", "followup"), short(100))
     assert np.median(after) < 1.5 and after.mean() < 0.7 * before.mean()  # one landmark is suspect: the median

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nephi import pictures
-from nephi.phantom import make_phantom
-from nephi.pictures import checkerboard, jacobian_rgb
-from nephi.report import write_report
-from nephi.space import Grid
+from nephi.report import pictures
+from nephi.report.page import write_report
+from nephi.report.pictures import checkerboard, jacobian_rgb
+from nephi.space.grid import Grid
+from nephi.synthetic.phantom import make_phantom
 
 pytest.importorskip("matplotlib")
 

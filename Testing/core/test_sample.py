@@ -9,12 +9,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 from geometry import rotation
-from nephi.align import Affine
-from nephi.dataset import Augmentation
-from nephi.field import FORWARD, LINEAR_CUBE, Code, Maps, VoxelFields
-from nephi.pair import Pair
-from nephi.sample import Sample
+from nephi.images.image_pair import Pair
+from nephi.learning.augment import Augmentation
+from nephi.learning.pair_tensors import Sample
+from nephi.maps.fields import FORWARD, LINEAR_CUBE, Code, Maps, VoxelFields
 from nephi.settings import PRESETS, FieldSettings, SimilaritySettings, Stage
+from nephi.space.affine import Affine
 
 NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
 
@@ -93,6 +93,21 @@ def test_views_masks_and_millimetres_are_those_of_the_images(seen):
     a, b = points[:50], points[50:100]
     apart_mm = pair.affine(pair.cube.to_lps_mm(a)) - pair.affine(pair.cube.to_lps_mm(b))
     torch.testing.assert_close(tensor(a - b) @ sample.to_moving_mm.T, tensor(apart_mm), atol=1e-3, rtol=0)
+
+
+def test_a_swapped_sample_has_all_of_both_images_exchanged(seen):
+    _, _, sample = seen
+    swapped = sample.swapped()
+    assert not torch.equal(sample.views[0][1], sample.views[1][1])  # the fields of view differ
+    for name in ("intensities", "masks", "distances"):
+        for mine, theirs in zip(getattr(swapped, name), getattr(sample, name)[::-1], strict=True):
+            assert torch.equal(mine, theirs), name
+    for mine, theirs in zip(swapped.views, sample.views[::-1], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    points = tensor(np.random.default_rng(1).uniform(-1.3, 1.3, (2000, len(sample.upper_cube))))
+    for way in (0, 1):
+        inside = sample.volumes[1 - way].inside(points)
+        assert torch.equal(swapped.volumes[way].inside(points), inside)
 
 
 def test_what_is_compared_is_what_a_registration_compares(seen):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from nephi.config import decode, read_json
 from nephi.errors import NephiError
+from nephi.learning.settings import TrainSettings, check_training
 from nephi.settings import PRESETS, Sampling, Settings, Stage, from_dict, load, preset
 
 
@@ -95,3 +98,24 @@ def test_files_that_are_no_settings(tmp_path):
 
 def test_to_dict_is_plain_json():
     assert json.loads(Settings().to_json())["fit"]["iterations"] == 400
+
+
+# ---- what was written before ---------------------------------------------------------------------------
+
+
+def test_settings_as_reports_held_them_before_still_load():
+    """Whatever the classes are called by now: a file that lists every entry gives the preset it was written from."""
+    file = Path(__file__).with_name("former_settings.json")
+    assert load(file) == PRESETS["balanced"]
+    written = json.loads(file.read_text())
+    assert from_dict({**written, "similarity": {**written["similarity"], "points": 700}}).similarity.points == Sampling(
+        0.0, 700, 700
+    )
+
+
+@pytest.mark.parametrize("name", ["lung", "lung-m", "lung-m-coarse", "shapes2d-hollow", "shapes2d-solid"])
+def test_the_settings_that_the_shipped_models_were_trained_with_still_load(name):
+    written = read_json(Path(__file__).parents[2] / "docs" / f"{name}.json")
+    settings = decode(TrainSettings(), written)
+    check_training(settings)
+    assert settings.fit.iterations == written["fit"]["iterations"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nephi import quality
 from nephi.errors import NephiError
-from nephi.shapes import CIRCLE, HALF, TRAINING, TRIANGLE, VALIDATION, shape_images, shape_pairs
+from nephi.measure import quality
+from nephi.synthetic.shapes import CIRCLE, HALF, TRAINING, TRIANGLE, VALIDATION, shape_images, shape_pairs
 
 SIDE = 128
 

@@ -6,7 +6,8 @@ import numpy as np
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nephi.space import Cube, Grid
+from nephi.space.cube import Cube
+from nephi.space.grid import Grid
 
 
 @st.composite

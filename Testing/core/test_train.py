@@ -13,16 +13,18 @@ import nephi
 import pytest
 import safetensors.torch
 import torch
-from nephi import dataset
-from nephi import train as train_module
 from nephi.cli import main
-from nephi.dataset import Augmentation, Shapes
-from nephi.encoder import EncoderSettings
 from nephi.errors import NephiError
-from nephi.model import Model, ModelSettings, about
+from nephi.learning import dataset
+from nephi.learning import train as train_module
+from nephi.learning.augment import Augmentation
+from nephi.learning.dataset import Shapes
+from nephi.learning.model import Model, about
+from nephi.learning.settings import EncoderSettings, ModelSettings, TrainSettings
+from nephi.learning.state import LOG, MODEL, RESUME
+from nephi.learning.train import train
+from nephi.learning.validate import validate
 from nephi.settings import FieldSettings, FitSettings, RegularitySettings, Sampling, SimilaritySettings, Stage
-from nephi.train import LOG, MODEL, RESUME, TrainSettings, train
-from nephi.validate import validate
 
 CPU = torch.device("cpu")
 _HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -77,7 +79,7 @@ def fast(monkeypatch):
     """Few shapes; TensorBoard, which takes seconds to load, only where a test is about it."""
     monkeypatch.setattr(dataset, "TRAINING", (400, 1))
     monkeypatch.setattr(dataset, "VALIDATION", (12, 2))
-    monkeypatch.setattr(train_module, "_writer", lambda *_: None)
+    monkeypatch.setattr(train_module, "tensorboard", lambda *_: None)
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -96,13 +98,14 @@ def learned(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "TRAINING", (400, 1))
         patch.setattr(dataset, "VALIDATION", (12, 2))
-        patch.setattr(train_module, "_writer", lambda *_: None)
+        patch.setattr(train_module, "tensorboard", lambda *_: None)
         folder = tmp_path_factory.mktemp("learned")
         told = []
         best = train(SHAPES, folder, CPU, progress=lambda *entry: told.append(entry))
     return folder, best, told
 
 
+@pytest.mark.slow
 def test_shapes_it_has_not_seen_overlap_better(learned):
     folder, best, _ = learned
     checks = Shapes(False, SHAPES.model, True, 12)
@@ -152,6 +155,7 @@ def stop_at(step: int):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", _ENCODERS)
 def test_a_run_that_was_stopped_goes_on_as_it_would_have(encoder, pairs, tmp_path):
     settings = brief(encoder, pairs)
@@ -222,6 +226,7 @@ def test_every_pair_has_its_turn_and_processes_share_them():
     assert list(train_module._draws(8, settings, 3, 0, 1)) == drawn[12:]
 
 
+@pytest.mark.slow
 def test_the_points_that_are_known_count(pairs, tmp_path):
     """In mm: at first what the alignment leaves, and less as it learns."""
     settings = brief("matching", pairs, augmentation=STILL, similarity_weight=0.0, known_weight=1.0)
@@ -236,6 +241,7 @@ def test_the_points_that_are_known_count(pairs, tmp_path):
 # ---- several processes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(pairs, tmp_path):
     settings = brief("matching", pairs, fit=FitSettings(iterations=2, learning_rate=1e-3))
     single, shared = tmp_path / "single", tmp_path / "shared"
@@ -261,7 +267,7 @@ def test_two_processes_make_the_steps_of_one(pairs, tmp_path):
 
 
 def test_work_that_processes_cannot_share(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "_join", lambda device: (0, 2, device))
+    monkeypatch.setattr(train_module, "join", lambda device: (0, 2, device))
     with pytest.raises(NephiError, match="accumulate is 3: it must be a multiple of the 2 processes"):
         train(brief("matching", pairs, accumulate=3), tmp_path, CPU)
 
@@ -369,7 +375,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capfd, monkeypatch):
         (folder / RESUME).touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "train", stopped)
+    monkeypatch.setattr("nephi.cli.commands.train", stopped)
     assert main(["train", "--data", "x", "--output", str(tmp_path)]) == 130
     assert "--resume" in complaint(capfd)
 

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import results
-from common import SIZES, main, read_csv
 from PIL import Image
 
-EXPERIMENTS = {experiment.name: experiment for experiment in results.experiments()}
+from benchmarks import environment
+from experiments import results
+from experiments.experiment import SIZES, experiments, main, read_csv
+
+EXPERIMENTS = {experiment.name: experiment for experiment in experiments()}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_it_runs_in_miniature(name, tmp_path, request):
     """Rows for the CSV, a figure that is not blank, and a section in words and numbers from them."""
     experiment = EXPERIMENTS[name]
-    if experiment.real:
+    if experiment.about.real:
         request.getfixturevalue("data")
-    assert set(experiment.sizes) == set(SIZES)
-    assert main(experiment, ["--out", str(tmp_path), "--size", "mini"]) == 0
+    assert set(experiment.about.sizes) == set(SIZES)
+    assert main([name, "--out", str(tmp_path), "--size", "mini"]) == 0
     rows = read_csv(tmp_path / f"{name}.csv")
     assert rows and all(None not in row.values() for row in rows)
     with Image.open(tmp_path / f"{name}.png") as figure:
         assert min(figure.size) > 100
         assert len(figure.convert("RGB").getcolors(1 << 24)) > 20
     text = results.section(experiment, rows)
-    assert experiment.title in text and f"results/{name}.png" in text
+    assert experiment.about.title in text and f"results/{name}.png" in text
     assert "nan" not in text.split("\n\n```sh")[0].lower().split()
 
 
@@ -43,10 +44,9 @@ def test_the_page_s_files_are_small(name):
 
 
 def test_a_command_says_what_is_wrong(tmp_path):
-    script = Path(results.__file__).parent / "oasis_slices.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--out", str(tmp_path / "out"), "--size", "mini"],
-        env={"PATH": "", "NEPHI_DATA": str(tmp_path)}, capture_output=True, text=True,
+        [sys.executable, "-m", "experiments", "oasis_slices", "--out", str(tmp_path / "out"), "--size", "mini"],
+        env=environment() | {"NEPHI_DATA": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "NEPHI_DATA" in done.stderr and done.stderr.count("\n") == 1

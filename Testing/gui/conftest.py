@@ -20,7 +20,7 @@ sys.path.append(str(_TESTING / "slicer"))  # saving.py
 import pytest
 import SimpleITK as sitk
 import slicer
-from nephi.phantom import make_phantom
+from nephi.synthetic.phantom import make_phantom
 from standin.application import install
 from standin.widgets import qSlicerScriptedLoadableModuleWidget
 
@@ -125,7 +125,7 @@ DEVICES = [
 def phantom(app, monkeypatch) -> list:
     """Fixed, moving, masks and landmarks of a small phantom in the scene."""
     made = _made_phantom()
-    monkeypatch.setattr("nephi.phantom.make_phantom", lambda *_: made)
+    monkeypatch.setattr("nephi.synthetic.phantom.make_phantom", lambda *_: made)
     from NePhiRegistrationLib.sample import add_phantom
 
     return add_phantom(slicer.mrmlScene)
@@ -134,7 +134,7 @@ def phantom(app, monkeypatch) -> list:
 @pytest.fixture(scope="session")
 def engine_folder(tmp_path_factory) -> Path:
     """What the engine writes for that phantom, with the two lungs as regions."""
-    from NePhiRegistrationLib.runner import engine_environment
+    from nephi.process import engine_environment
 
     folder, made = tmp_path_factory.mktemp("engine"), _made_phantom()
     made.write(folder)

@@ -8,7 +8,8 @@ from enum import Enum
 
 import pytest
 import slicer
-from nephi.settings import PRESETS, shipped_models
+from nephi.learning.shipped import shipped_models
+from nephi.settings import PRESETS
 from NePhiRegistrationLib import parameters
 from NePhiRegistrationLib.choices import Alignment, Preset, Similarity
 from NePhiRegistrationLib.parameters import Parameters

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import slicer
 from conftest import SOURCE, _made_phantom
-from NePhiRegistrationLib import runfolder, sample
+from nephi import runfolder
+from NePhiRegistrationLib import sample
 from NePhiRegistrationLib.job import LogicError
 from PySide6 import QtCore, QtWidgets
 from standin import pythonqt
@@ -89,7 +90,7 @@ def test_sample_data_is_registered_and_loaded(sample_data, panel, app, monkeypat
     (source,) = slicer.modules.sampleDataSources[sample.CATEGORY]
     assert isinstance(source, sample_data.SampleDataSource)
     assert source.sampleName == sample.NAME and Path(source.thumbnailFileName).is_file()
-    monkeypatch.setattr("nephi.phantom.make_phantom", lambda *_: _made_phantom())
+    monkeypatch.setattr("nephi.synthetic.phantom.make_phantom", lambda *_: _made_phantom())
     panel.leave()
     nodes = _press(source, app, monkeypatch)
     shown = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
@@ -115,7 +116,7 @@ def test_start_up_without_the_module_sample_data(app, monkeypatch):
 
 def test_self_test_registers_the_phantom(app, monkeypatch):
     made = []
-    monkeypatch.setattr("nephi.phantom.make_phantom", lambda *size: made.append(size) or _made_phantom())
+    monkeypatch.setattr("nephi.synthetic.phantom.make_phantom", lambda *size: made.append(size) or _made_phantom())
     result = unittest.TestResult()
     unittest.TestLoader().loadTestsFromTestCase(module.NePhiRegistrationTest).run(result)
     assert result.testsRun >= 1 and made and not result.failures + result.errors, result.failures + result.errors
@@ -123,7 +124,7 @@ def test_self_test_registers_the_phantom(app, monkeypatch):
 
 
 def test_self_test_fails_where_the_registration_does(app, monkeypatch):
-    monkeypatch.setattr("nephi.phantom.make_phantom", lambda *_: _made_phantom())
+    monkeypatch.setattr("nephi.synthetic.phantom.make_phantom", lambda *_: _made_phantom())
     monkeypatch.setattr(
         module.Logic,
         "start",

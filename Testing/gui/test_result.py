@@ -209,7 +209,7 @@ def test_save(finished, app, monkeypatch, tmp_path):
     names = {file.name for file in (tmp_path / "saved").iterdir()}
     assert {
         "transform.h5",
-        "model.safetensors",
+        "registration.safetensors",
         "report.html",
         "folds.csv",
         "ventilation.csv",

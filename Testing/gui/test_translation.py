@@ -18,7 +18,6 @@ FILES = [
     *(f for f in sorted((MODULE_FOLDER / "NePhiRegistrationLib").glob("*.py")) if f.name != "batch.py"),
 ]
 _NOT_SHOWN = {  # sentences that are no text of the panel
-    "runfolder.py": {"cannot lock a folder in "},
     "summary.py": {'<div><span style="color:{color}">{sign}</span>&nbsp;{text}</div>'},
     "words.py": None,  # replaces parts of the engine's English messages
     "NePhiRegistration.py": {"The NePhi developers"},

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nephi.landmarks import write_landmarks
-from nephi.phantom import make_phantom
+from nephi.files.landmarks import write_landmarks
 from nephi.settings import ALIGNMENTS, PRESETS
+from nephi.synthetic.phantom import make_phantom
 from places import CLI
 
 SCRIPT, XML = CLI / "NePhiRegistrationCLI.py", CLI / "NePhiRegistrationCLI.xml"

@@ -36,7 +36,10 @@ def test_every_file_of_the_module_is_listed_once():
 def test_scripts_are_python_and_resources_are_not():
     assert all(name.endswith(".py") for name in packaged("SCRIPTS"))
     resources = packaged("RESOURCES")
-    assert all(name.startswith(("Resources/", "nephi/weights/")) and not name.endswith(".py") for name in resources)
+    assert all(
+        name.startswith(("Resources/", "nephi/learning/weights/", "nephi/py.typed")) and not name.endswith(".py")
+        for name in resources
+    )
 
 
 def test_only_the_module_lies_where_slicer_looks_for_modules():
@@ -58,8 +61,11 @@ def test_the_python_package_has_every_module_of_the_core():
     import tomllib
 
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    folders = {p.parent.relative_to(MODULE).as_posix().replace("/", ".") for p in (MODULE / "nephi").rglob("*.py")}
-    assert folders == set(setup["packages"])
+    assert setup["packages"] == {"find": {"where": ["NePhiRegistration"], "include": ["nephi*"]}}
+    folders = {path.parent for path in (MODULE / "nephi").rglob("*.py")}
+    assert all((folder / "__init__.py").is_file() for folder in folders)  # only then are they found
+    assert (MODULE / "nephi" / "py.typed").is_file()
+    assert setup["package-data"]["nephi"] == ["learning/weights/*.safetensors", "py.typed"]
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from nephi.phantom import make_phantom
+from nephi.synthetic.phantom import make_phantom
 from places import MODULE
 
 SCRIPT = MODULE / "NePhiRegistrationLib" / "batch.py"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import slicer
 from helpers import Finished
-from nephi.phantom import make_phantom
+from nephi.synthetic.phantom import make_phantom
 
 
 @pytest.fixture(scope="session")

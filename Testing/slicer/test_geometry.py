@@ -22,9 +22,9 @@ from helpers import (
     transformed,
     volume_node,
 )
+from nephi.process import engine_environment
 from NePhiRegistrationLib.job import Job
 from NePhiRegistrationLib.logic import Logic
-from NePhiRegistrationLib.runner import engine_environment
 from slicer.util import arrayFromVolume, vtkMatrixFromArray
 
 

@@ -11,16 +11,19 @@ import sys
 import time
 from pathlib import Path
 
+import nephi
+import NePhiRegistrationLib
 import pytest
 import vtk
 from helpers import finish, node_list, phantom_job
-from NePhiRegistrationLib import runfolder, runner
+from nephi import runfolder
+from nephi.runfolder import LOCK, RunFolder, remove_abandoned
 from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic
-from NePhiRegistrationLib.runfolder import LOCK, RunFolder, remove_abandoned
 from NePhiRegistrationLib.scene import remove
 
 ENDLESS = {"overrides": {"fit": {"iterations": 100000}}}
+_MODULE = Path(nephi.__file__).parents[1]  # holds both packages
 posix = pytest.mark.skipif(os.name != "posix", reason="processes are looked at through /proc")
 
 
@@ -85,7 +88,7 @@ import sys, time
 sys.path[:0] = {paths!r}
 import slicer
 from helpers import phantom_job
-from nephi.phantom import make_phantom
+from nephi.synthetic.phantom import make_phantom
 from NePhiRegistrationLib.logic import Logic
 scene = slicer.vtkMRMLScene()
 job = phantom_job(scene, make_phantom(size=(64, 56, 56), spacing_mm=5.0), overrides={{"fit": {{"iterations": 100000}}}})
@@ -103,7 +106,7 @@ while True:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_engine_and_images_go_with_the_application(tmp_path, number):
-    code = _HOST.format(paths=[str(Path(__file__).parent), str(runner.ENGINE_FOLDER)], folder=str(tmp_path))
+    code = _HOST.format(paths=[str(Path(__file__).parent), str(_MODULE)], folder=str(tmp_path))
     host = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     engine = int(host.stdout.readline())
     assert alive(engine) and list(tmp_path.glob("*/fixed.nrrd"))
@@ -116,7 +119,7 @@ def test_engine_and_images_go_with_the_application(tmp_path, number):
 
 @posix
 def test_images_of_an_application_that_died_with_its_engine_go_at_the_next_start(tmp_path, scene):
-    code = _HOST.format(paths=[str(Path(__file__).parent), str(runner.ENGINE_FOLDER)], folder=str(tmp_path))
+    code = _HOST.format(paths=[str(Path(__file__).parent), str(_MODULE)], folder=str(tmp_path))
     host = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     engine = int(host.stdout.readline())
     os.kill(engine, signal.SIGSTOP)  # as if the power failed: it can do nothing any more
@@ -176,34 +179,9 @@ def test_process_waits_and_raises(scene, phantom, tmp_path):
     assert node_list(scene) == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_no_console_window_opens_on_windows(monkeypatch, tmp_path):
-    """Not run on Windows: every way to start a process asks for none, and no other file starts one."""
-    flags = []
-
-    class Process:
-        pid = 1
-
-        def __init__(self, *_, **options):
-            flags.append(options["creationflags"])
-
-        def poll(self):
-            return None
-
-        def wait(self):
-            return 0
-
-    monkeypatch.setattr(runner, "_WINDOWS", True)
-    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 0x08000000, raising=False)
-    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0x200, raising=False)
-    monkeypatch.setattr(subprocess, "Popen", Process)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **options: flags.append(options["creationflags"]))
-    runner.answer(["any"])
-    runner.EngineProcess(["any"], {}, tmp_path).end()
-    assert flags == [0x08000000, 0x08000200, 0x08000000]
-    library = Path(runner.__file__).parent
-    starting = {file.name for file in library.glob("*.py") if "Popen(" in file.read_text(encoding="utf-8")}
-    starting |= {file.name for file in library.glob("*.py") if "subprocess.run(" in file.read_text(encoding="utf-8")}
-    assert starting == {"runner.py"}
+def test_the_library_leaves_starting_processes_to_the_core():
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(NePhiRegistrationLib.__file__).parent.glob("*.py"))
+    assert "process.start(" in code and "Popen(" not in code and "subprocess.run(" not in code
 
 
 def test_report_that_makes_no_sense_fails_in_one_line(scene, phantom, tmp_path, monkeypatch):

@@ -154,7 +154,7 @@ def test_save_writes_what_can_be_read_elsewhere(finished, tmp_path):
     expected = {
         "transform.h5",
         "inverse_transform.h5",
-        "model.safetensors",
+        "registration.safetensors",
         "report.json",
         "report.html",
         "warped.nii.gz",
@@ -209,7 +209,7 @@ def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tm
     points = points_in(finished.phantom.fixed)
     assert np.abs(transformed(outputs.forward, points) - transformed(finished.outputs.forward, points)).max() < 1e-3
 
-    assert outputs.save(tmp_path / "again") == (tmp_path / "again", ["model.safetensors"])
+    assert outputs.save(tmp_path / "again") == (tmp_path / "again", ["registration.safetensors"])
     for name in ("warped", "jacobian", "inverse_consistency"):
         written, engines = (
             sitk.ReadImage(str(folder / f"{name}.nii.gz")) for folder in (tmp_path / "again", finished.outputs.folder)

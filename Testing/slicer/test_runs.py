@@ -7,7 +7,9 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
+import nephi
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -24,7 +26,6 @@ from helpers import (
 )
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
-from NePhiRegistrationLib.runner import ENGINE_FOLDER
 from NePhiRegistrationLib.words import failure, in_panel_words
 from slicer.util import arrayFromVolume, vtkMatrixFromArray
 
@@ -235,8 +236,9 @@ def test_every_failure_has_one_line(code, log, words):
 def test_no_message_of_a_registration_speaks_of_command_line_options():
     """Whatever the core says while it registers; its command line's own complaints never reach the panel."""
     spoken = set()
-    for name in ("align", "pair", "registration", "output"):
-        code = (ENGINE_FOLDER / "nephi" / f"{name}.py").read_text(encoding="utf-8")
+    core = Path(nephi.__file__).parent
+    for name in ("images/align", "images/image_pair", "registration", "report/write"):
+        code = (core / f"{name}.py").read_text(encoding="utf-8")
         spoken.update(re.findall(r"(?:with )?--[a-z{}-]+(?: [a-z]+)?", code))
     assert len(spoken) >= 4
     for text in spoken:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import nephi
 import pytest
 from NePhiRegistrationLib import theme
-from NePhiRegistrationLib.runner import ENGINE_FOLDER
 from NePhiRegistrationLib.summary import Kind, as_html, summary
 from NePhiRegistrationLib.words import is_notice, stage_text
 
@@ -86,7 +87,7 @@ def test_anything_else_that_the_engine_warns_of_is_a_warning_and_comes_first():
 
 def test_what_is_a_notice_is_what_the_engine_says():
     """Where it is reworded there, it has to be here."""
-    code = "".join(path.read_text(encoding="utf-8") for path in (ENGINE_FOLDER / "nephi").rglob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(nephi.__file__).parent.rglob("*.py"))
     assert "lung mask was found by a threshold" in code and "The prediction of model" in code
     assert is_notice("The prediction of model 'lung' was not used: it folds.")
     stages = set(re.findall(r"""tell\("([\w ]+)", [\d.f]""", code)) | {"optimising"}

@@ -1,0 +1,203 @@
+"""Registers many pairs, each in its own process, and keeps one table of all results.
+
+Finished pairs are recognised by their own reports, so that an interrupted batch resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import process
+from ..errors import NephiError
+from ..files.cases import ROLES, Case, fingerprints, read_pairs
+from ..files.folder import ResultFolder
+from ..measure.report import Report
+from ..runfolder import RunFolder, remove_abandoned
+from ..settings import Settings
+from .options import settings_from
+
+SUMMARY, SETTINGS = "summary.csv", "settings.json"
+COLUMNS = (
+    "name", "status", "error", "tre_before_mm", "tre_mm", "folds", "folds_percent", "dice_before", "dice",
+    "inverse_consistency_mm", "volume_fixed_ml", "volume_moving_ml", "volume_change_percent", "seconds",
+)  # fmt: skip
+
+
+def run_batch(
+    pairs: list[Case],
+    output: Path,
+    settings: Settings,
+    *,
+    jobs: int = 1,
+    auto_mask: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+    pictures: bool = True,
+    tell: Callable[[str], None] = print,
+) -> list[dict]:
+    """Register every pair that is not finished, ``jobs`` at a time; returns the rows of ``output/summary.csv``.
+
+    The table is kept up to date as pairs end. An interrupt ends the processes, leaves what is finished, and is
+    raised again; where this process is killed, the others end too.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    (output / SETTINGS).write_text(settings.to_json() + "\n", encoding="utf-8")
+    options = ["--settings", str(output / SETTINGS), "--device", device, "--progress", "none"]
+    if threads or jobs > 1:
+        options += ["--threads", str(threads or max(1, (os.cpu_count() or 1) // jobs))]
+    options += ["--no-auto-mask"] * (not auto_mask) + ["--no-report"] * (not pictures)
+    rows = {pair.name: _row(pair, "waiting") for pair in pairs}
+
+    def note(pair: Case, row: dict, when: str = "") -> None:
+        rows[pair.name] = row
+        with contextlib.suppress(OSError):  # open in a spreadsheet, say: it is written again at the end
+            write_summary(list(rows.values()), output)
+        ended = sum(r["status"] not in ("waiting", "running") for r in rows.values())
+        if row["status"] != "running":
+            tell(f"[{ended}/{len(pairs)}] {_line(row)}{when}")
+
+    temporary = Path(tempfile.gettempdir())
+    remove_abandoned(temporary)
+    owner = RunFolder(temporary)
+    waiting: list[Case] = []
+    running: dict[subprocess.Popen[bytes], tuple[Case, float]] = {}
+    for pair in pairs:
+        report = finished_report(output / pair.name, pair, settings, auto_mask)
+        if report is None:
+            waiting.append(pair)
+        else:
+            note(pair, _row(pair, "done", report), " (earlier)")
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                pair = waiting.pop(0)
+                try:
+                    running[_start(pair, output / pair.name, options, owner)] = pair, time.perf_counter()
+                    note(pair, _row(pair, "running"))
+                except (NephiError, OSError) as error:
+                    note(pair, _row(pair, "failed", error=str(error)))
+            for ended in [child for child in running if child.poll() is not None]:
+                pair, started = running.pop(ended)
+                note(pair, _ended(pair, output / pair.name, ended.returncode, time.perf_counter() - started))
+            time.sleep(0.05)
+    finally:
+        for child in running:
+            process.end(child, process.PATIENCE_S)
+        owner.remove()
+        for pair, _ in running.values():
+            rows[pair.name] = _row(pair, "interrupted")
+        write_summary(list(rows.values()), output)
+    return list(rows.values())
+
+
+def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: bool) -> Report | None:
+    """The report of a pair that was made from the same files with the same settings, else None."""
+    try:
+        report = Report.from_json(ResultFolder(folder).report.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = fingerprints(pair.files, auto_mask, settings.align, model=settings.model), json.loads(settings.to_json())
+    return report if (report.inputs, report.settings) == wanted else None
+
+
+def _start(pair: Case, folder: Path, options: list[str], owner: RunFolder) -> subprocess.Popen:
+    for role in ("fixed", "moving"):
+        if role not in pair.files:
+            raise NephiError(f"no {role} image is given")
+    folder.mkdir(exist_ok=True)
+    files = {role: str(path) for role, path in pair.files.items() if role in ROLES}
+    arguments = [files.pop("fixed"), files.pop("moving"), "--output", str(folder), *options]
+    for role, path in files.items():
+        arguments += [f"--{role.replace('_', '-')}", path]
+    with open(ResultFolder(folder).log, "wb") as log:
+        return process.start(process.engine_command("register", *arguments, owner=owner), stdout=log, stderr=log)
+
+
+def _ended(pair: Case, folder: Path, code: int, seconds: float) -> dict:
+    if code == 0:
+        return _row(pair, "done", Report.from_json(ResultFolder(folder).report.read_text(encoding="utf-8")))
+    lines = ResultFolder(folder).log.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = [line.strip() for line in lines if line.strip()]
+    complaints = [line.removeprefix("nephi: ") for line in lines if line.startswith("nephi: ")]
+    if code < 0:  # POSIX: a signal ended it
+        error = f"ended by signal {-code}" + (", perhaps for lack of memory" if code == -signal.SIGKILL else "")
+    else:
+        error = (complaints or lines or [f"ended with code {code}"])[-1]
+    return _row(pair, "failed", error=error, seconds=seconds)
+
+
+def _row(pair: Case, status: str, report: Report | None = None, error: str = "", seconds: float | None = None) -> dict:
+    row: dict[str, Any] = {"name": pair.name, "status": status, "error": error, "seconds": seconds}
+    if report is not None:
+        tre, dice, volume, consistency = report.tre_mm, report.dice, report.volume, report.inverse_consistency_mm
+        row |= {
+            "tre_before_mm": tre and tre.before and tre.before.mean,
+            "tre_mm": tre and tre.after.mean,
+            "folds": report.folds.count,
+            "folds_percent": report.folds.percent,
+            "dice_before": dice and dice.before,
+            "dice": dice and dice.after,
+            "inverse_consistency_mm": consistency and consistency.mean,
+            "volume_fixed_ml": volume and volume.fixed_ml,
+            "volume_moving_ml": volume and volume.moving_ml,
+            "volume_change_percent": volume and 100 * (volume.ratio - 1),
+            "seconds": report.time_s and report.time_s["wall"],
+        }
+    return row
+
+
+def _line(row: dict) -> str:
+    if row["status"] != "done":
+        return f"{row['name']}: {row['status']}: {row['error']}"
+    tre = "" if row["tre_mm"] is None else f"TRE {row['tre_mm']:.2f} mm, "
+    return f"{row['name']}: done, {tre}{row['folds']} folded voxels, {row['seconds']:.0f} s"
+
+
+def write_summary(rows: list[dict], output: Path) -> None:
+    """``summary.csv``, replaced at once."""
+    scratch = output / f".{SUMMARY}"
+    with open(scratch, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for row in rows:
+            cells = (row.get(column) for column in COLUMNS)
+            table.writerow([f"{c:.6g}" if isinstance(c, float) else "" if c is None else c for c in cells])
+    os.replace(scratch, output / SUMMARY)
+
+
+def batch_command(options) -> int:
+    settings = settings_from(options)
+    if options.jobs < 1:
+        raise NephiError(f"--jobs {options.jobs}: at least 1 pair at a time")
+    pairs, output = read_pairs(options.pairs), Path(options.output)
+    try:
+        rows = run_batch(
+            pairs,
+            output,
+            settings,
+            jobs=options.jobs,
+            auto_mask=not options.no_auto_mask,
+            device=options.device,
+            threads=options.threads,
+            pictures=not options.no_report,
+            tell=lambda line: print(line, flush=True),
+        )
+    except OSError as error:
+        raise NephiError(f"cannot write to {error.filename or output}: {error.strerror or error}") from None
+    except KeyboardInterrupt:
+        print("nephi: interrupted; the same command resumes with the pairs that are not finished", file=sys.stderr)
+        return 130
+    failed = sum(row["status"] != "done" for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} pairs done; {output / SUMMARY}")
+    return 1 if failed else 0

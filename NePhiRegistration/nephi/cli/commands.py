@@ -1,0 +1,207 @@
+"""The commands of ``nephi`` that need torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..config import decode, read_json
+from ..device import choose_device, devices, limit_threads
+from ..errors import NephiError
+from ..files.cases import fingerprints
+from ..files.folder import ResultFolder, prepare_folder
+from ..files.image import read_image, read_mask, read_regions, write_image
+from ..files.landmarks import read_landmarks, write_landmarks
+from ..learning.settings import TrainSettings
+from ..learning.state import MODEL, RESUME
+from ..learning.train import train
+from ..measure.report import Report
+from ..registration import register
+from ..report.preview import Preview
+from ..report.write import write_all
+from ..result import Registration
+from ..settings import preset
+from ..space.grid import Grid
+from ..synthetic.breathing import generate
+from ..synthetic.phantom import make_phantom
+from .evaluate import landmark_pair, output_file
+from .options import settings_from
+from .progress import Progress
+
+
+def register_command(options) -> int:
+    started = options.started, 0.0  # CPU time counts from the start of the process
+    settings = settings_from(options)
+    if options.preview is not None and not options.preview > 0:
+        raise NephiError(f"--preview {options.preview:g}: give the seconds between two previews, above 0")
+    tell = Progress(options.progress)
+    limit_threads(options.threads)
+    tell("reading", 0.0, {})
+    # taken before they are read: a file that changes while it is read will not look like the one used
+    inputs = fingerprints(vars(options), not options.no_auto_mask, settings.align, model=settings.model)
+    fixed, moving = read_image(options.fixed, "fixed image"), read_image(options.moving, "moving image")
+    masks = {
+        f"{role}_mask": read_mask(path, image, f"{role} mask") if path else None
+        for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
+    }
+    landmarks = landmark_pair(options, fixed, moving)
+    regions = read_regions(options.regions, fixed) if options.regions else None
+    folder = prepare_folder(options.output)
+    with Preview(folder, options.preview, tell) if options.preview else contextlib.nullcontext() as preview:
+        result = register(
+            fixed,
+            moving,
+            **masks,
+            settings=settings,
+            auto_mask=not options.no_auto_mask,
+            device=options.device,
+            progress=tell,
+            preview=preview,
+        )
+        report = write_all(
+            result,
+            fixed,
+            moving,
+            folder,
+            landmarks=landmarks,
+            regions=regions,
+            names=(str(options.fixed), str(options.moving)),
+            inputs=inputs,
+            started=started,
+            pictures=not options.no_report,
+            progress=tell,
+        )
+    if options.progress in ("bar", "none"):
+        print(summary_lines(report, folder))
+    return 0
+
+
+def devices_command(options) -> int:
+    print(json.dumps(devices()))
+    return 0
+
+
+def summary_lines(report: Report, folder: Path) -> str:
+    """The report in a few lines, as printed at the end of a run."""
+    lines = []
+    if report.tre_mm is not None:
+        before, after = report.tre_mm.before, report.tre_mm.after
+        lines.append(
+            f"TRE          {'' if before is None else f'{before.mean:.2f} mm after alignment -> '}{after.mean:.2f} mm "
+            f"mean, {after.median:.2f} median, {after.p95:.2f} 95th percentile, {after.max:.2f} max"
+        )
+    folds, jacobian = report.folds, report.jacobian
+    lines.append(f"folds        {folds.count} voxels ({folds.percent:.4f} %) in the {folds.where}")
+    lines.append(f"|J|          {jacobian['min']:.2f} min, {jacobian['mean']:.2f} mean, {jacobian['max']:.2f} max")
+    if report.inverse_consistency_mm is not None:
+        lines.append(f"inverse      {report.inverse_consistency_mm.mean:.2f} mm mean inconsistency")
+    if report.dice is not None:
+        start = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
+        lines.append(f"Dice         {start}{report.dice.after:.3f} (masks)")
+    if report.time_s is not None:
+        lines.append(f"time         {report.time_s['wall']:.1f} s ({report.time_s['cpu']:.1f} s of CPU time)")
+    lines += [f"note         {text}" for text in report.warnings]
+    page = ResultFolder(folder).page
+    lines.append(f"written to   {page if page.exists() else folder}")
+    return "\n".join(lines)
+
+
+_POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
+
+
+def warp_command(options) -> int:
+    result, target = Registration.load(options.result), output_file(options.output)
+    if Path(options.input).suffix.lower() in _POINT_FILES:
+        # points go from where they are marked: fixed points forward, moving ones through the inverse
+        points = read_landmarks(options.input)
+        write_landmarks(target, (result.inverse if options.inverse else result.forward)(points))
+        return 0
+    image = read_image(options.input, "input image")
+    grid = Grid.of(read_image(options.reference, "reference image")) if options.reference else None
+    write_image(result.warp(image, grid, labels=options.labels, inverse=options.inverse), target)
+    return 0
+
+
+def jacobian_command(options) -> int:
+    result, target = Registration.load(options.result), output_file(options.output)
+    reference = read_image(options.reference, "reference image") if options.reference else None
+    grid = Grid.of(reference) if reference is not None else result.fixed_grid
+    mask = None
+    if options.mask:
+        reference = grid.image(np.zeros(grid.shape, np.uint8)) if reference is None else reference
+        mask = read_mask(options.mask, reference, "mask")
+    write_image(grid.image(result.dense_jacobian(grid, mask)), target)
+    return 0
+
+
+def demo_command(options) -> int:
+    started = options.started, 0.0
+    settings = preset(options.preset)
+    settings = replace(settings, fit=replace(settings.fit, seed=options.seed))
+    tell = Progress(options.progress)
+    limit_threads()
+    folder = prepare_folder(options.output)
+    tell("phantom", 0.0, {})
+    phantom = make_phantom(seed=options.seed)
+    phantom.write(folder)
+    result = register(
+        phantom.fixed,
+        phantom.moving,
+        fixed_mask=phantom.fixed_mask,
+        moving_mask=phantom.moving_mask,
+        settings=settings,
+        device=options.device,
+        progress=tell,
+    )
+    report = write_all(
+        result,
+        phantom.fixed,
+        phantom.moving,
+        folder,
+        landmarks=(phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm),
+        names=("phantom, exhale", "phantom, inhale"),
+        started=started,
+        progress=tell,
+    )
+    print(summary_lines(report, folder))
+    return 0
+
+
+def train_command(options) -> int:
+    settings = TrainSettings()
+    if options.settings:
+        settings = decode(settings, read_json(options.settings))
+    named = {k: getattr(options, k) for k in ("data", "validation", "start", "coarse") if getattr(options, k)}
+    changes = {k: getattr(options, k) for k in ("iterations", "seed") if getattr(options, k) is not None}
+    settings = replace(settings, fit=replace(settings.fit, **changes), **named)
+    if not settings.data:
+        raise NephiError("there is nothing to train on: give --data, or data in the settings file")
+    limit_threads(options.threads)
+    folder = prepare_folder(options.output)
+    device, tell = choose_device(options.device), Progress(options.progress)
+    try:
+        best = train(settings, folder, device, resume=options.resume, progress=tell)
+    except KeyboardInterrupt:
+        there = (folder / RESUME).is_file()
+        print(f"nephi: interrupted; {'continue with --resume' if there else 'too early to resume'}", file=sys.stderr)
+        return 130
+    if best:  # of several processes, the first
+        print("  ".join(f"{name} {value:.4g}" for name, value in best.items()))
+        print(f"written to   {folder / MODEL}")
+    return 0
+
+
+def breathe_command(options) -> int:
+    if options.masks and len(options.masks) != len(options.ct):
+        raise NephiError(f"{len(options.ct)} CTs and {len(options.masks)} masks: give one for each CT, or none")
+    templates = []
+    for k, path in enumerate(options.ct):
+        image = read_image(path, "CT")
+        templates.append((image, read_mask(options.masks[k], image, "mask") if options.masks else None))
+    print(generate(prepare_folder(options.output), options.count, options.seed, templates))
+    return 0

@@ -1,0 +1,60 @@
+"""``nephi evaluate``, which needs no torch, and helpers that it shares with the other commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import NephiError
+from ..files.image import read_image, read_mask
+from ..files.landmarks import read_landmarks
+from ..images.align import read_affine
+from ..measure.evaluate import evaluate
+
+
+def landmark_pair(options, fixed: sitk.Image, moving: sitk.Image) -> tuple[np.ndarray, np.ndarray] | None:
+    """Fixed and moving landmarks (n, d) in LPS mm, None if none are given; raises NephiError if they do not match."""
+    paths = options.fixed_landmarks, options.moving_landmarks
+    if not any(paths):
+        return None
+    if not all(paths):
+        raise NephiError("landmarks are needed for both images: give --fixed-landmarks and --moving-landmarks")
+    a, b = read_landmarks(paths[0], fixed), read_landmarks(paths[1], moving)
+    if a.shape != b.shape:
+        raise NephiError(
+            f"{len(a)} fixed and {len(b)} moving landmarks: row i of one file must match row i of the other"
+        )
+    if a.shape[1] != fixed.GetDimension():
+        raise NephiError(f"the landmarks are {a.shape[1]}D, the images {fixed.GetDimension()}D")
+    return a, b
+
+
+def output_file(path: str) -> Path:
+    """The path, checked: raises NephiError if its folder does not exist."""
+    file = Path(path)
+    if not file.parent.is_dir():
+        raise NephiError(f"output folder {file.parent} does not exist")
+    return file
+
+
+def evaluate_command(options) -> int:
+    fixed = read_image(options.fixed, "fixed image")
+    moving = read_image(options.moving, "moving image") if options.moving else None
+    if moving is None and options.moving_mask:
+        raise NephiError("--moving-mask needs --moving")
+    masks = {
+        f"{role}_mask": read_mask(path, image, f"{role} mask") if path and image is not None else None
+        for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
+    }
+    if moving is None and options.moving_landmarks:
+        read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
+    landmarks = landmark_pair(options, fixed, fixed if moving is None else moving)
+    alignment = read_affine(options.alignment, fixed.GetDimension()) if options.alignment else None
+    report = evaluate(options.transform, fixed, options.inverse, alignment=alignment, landmarks=landmarks, **masks)
+    if options.output:
+        output_file(options.output).write_text(report.to_json(), encoding="utf-8")
+    else:
+        print(report.to_json(), end="")
+    return 0

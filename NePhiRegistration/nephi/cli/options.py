@@ -1,0 +1,23 @@
+"""Settings from the command line's options."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import NephiError
+from ..settings import Settings, check, load, preset
+
+
+def settings_from(options) -> Settings:
+    """Preset, then settings file, then single flags."""
+    settings = preset(options.preset or "balanced")
+    if options.settings:
+        settings = load(options.settings, settings)
+        if options.preset and settings.preset != options.preset:
+            raise NephiError(f"--preset {options.preset} and the settings file's preset '{settings.preset}' differ")
+    given = {k: getattr(options, k) for k in ("align", "model") if getattr(options, k)}
+    settings = replace(settings, **given)
+    changes = {k: getattr(options, k) for k in ("iterations", "seed") if getattr(options, k) is not None}
+    settings = replace(settings, fit=replace(settings.fit, **changes))
+    check(settings)
+    return settings

@@ -1,0 +1,175 @@
+"""The command line: ``nephi register | batch | warp | jacobian | evaluate | demo | devices
+| dirlab | train | breathe``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from importlib import import_module
+
+from ..errors import NephiError
+from ..files.cases import ROLES
+from ..settings import ALIGNMENTS, PRESETS
+from ..version import __version__
+from .progress import STYLES
+
+_PACKAGES = {name: f"install it: pip install {name}" for name in ("numpy", "SimpleITK", "safetensors")}
+_PACKAGES["torch"] = "install it: pip install torch (in Slicer: with the PyTorch extension)"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 a pair of a batch failed, 2 bad input (one line on stderr), 130 interrupted."""
+    parser = command_parser()
+    options = parser.parse_args(arguments)
+    options.started = time.perf_counter()
+    signal.signal(signal.SIGTERM, _interrupt)
+    # before torch loads OpenMP: threads that wait longer than this sleep, else they slow a busy machine tenfold
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    try:
+        module, command = options.run
+        # imported when it is known that it is needed: torch and SimpleITK take seconds, ``--help`` answers at once
+        return getattr(import_module(f".{module}", __package__), command)(options) or 0
+    except NephiError as error:
+        print(f"nephi: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in _PACKAGES:
+            raise
+        print(f"nephi: the Python package {error.name} is missing; {_PACKAGES[error.name]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nephi: interrupted; no result was written", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print("nephi: out of memory; choose a larger similarity.stages.spacing_mm or a smaller image", file=sys.stderr)
+        return 2
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def command_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nephi", description="Deformable registration of 2D and 3D images with neural deformation fields."
+    )
+    parser.add_argument("--version", action="version", version=f"nephi {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    p = subparsers.add_parser("register", help="register a moving to a fixed image and measure the result")
+    p.add_argument("fixed", metavar="FIXED", help="image file or DICOM folder (for lungs: exhale)")
+    p.add_argument("moving", metavar="MOVING", help="image file or DICOM folder (for lungs: inhale)")
+    p.add_argument("--output", required=True, metavar="DIR", help="folder for transforms, images and report")
+    p.add_argument("--fixed-mask", metavar="FILE", help="where to compare (lungs); on the fixed image's grid")
+    p.add_argument("--moving-mask", metavar="FILE")
+    p.add_argument("--fixed-landmarks", metavar="FILE", help="csv, fcsv, mrk.json, elastix or DIR-Lab txt, vtk")
+    p.add_argument("--moving-landmarks", metavar="FILE")
+    p.add_argument("--regions", metavar="FILE", help="label map on the fixed grid (lobes): volume change of each")
+    _add_how(p)
+    p.add_argument(
+        "--preview", type=float, metavar="SECONDS", help="seconds between updates of DIR/preview.nrrd while it runs"
+    )
+    p.add_argument("--progress", choices=STYLES, default="bar")
+    p.set_defaults(run=("commands", "register_command"))
+
+    p = subparsers.add_parser("batch", help="register a list of pairs; resumes an interrupted batch")
+    p.add_argument("pairs", metavar="PAIRS", help=f"CSV file with the columns name, {', '.join(ROLES)}")
+    p.add_argument(
+        "--output", required=True, metavar="DIR", help="one folder per pair and summary.csv are written here"
+    )
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="pairs at a time (default 1)")
+    _add_how(p)
+    p.set_defaults(run=("batch", "batch_command"))
+
+    p = subparsers.add_parser("devices", help="list the available devices as JSON")
+    p.set_defaults(run=("commands", "devices_command"))
+
+    p = subparsers.add_parser("warp", help="carry an image, a label map or points through a registration")
+    p.add_argument("result", metavar="DIR", help="folder of a registration (or its registration.safetensors)")
+    p.add_argument("input", metavar="INPUT", help="moving image, label map, or landmark file")
+    p.add_argument("--output", required=True, metavar="FILE")
+    p.add_argument("--reference", metavar="IMAGE", help="image whose grid the output gets (default: the fixed grid)")
+    p.add_argument("--labels", action="store_true", help="nearest neighbour, for label maps")
+    p.add_argument("--inverse", action="store_true", help="moving -> fixed map: fixed images or moving points")
+    p.set_defaults(run=("commands", "warp_command"))
+
+    p = subparsers.add_parser("jacobian", help="exact Jacobian determinant of the map on any grid")
+    p.add_argument("result", metavar="DIR")
+    p.add_argument("--output", required=True, metavar="FILE")
+    p.add_argument("--reference", metavar="IMAGE", help="grid to evaluate on (default: the fixed grid)")
+    p.add_argument("--mask", metavar="FILE", help="evaluate inside this mask only, 1 elsewhere")
+    p.set_defaults(run=("commands", "jacobian_command"))
+
+    p = subparsers.add_parser("evaluate", help="measure a transform of any method: TRE, folds, Dice")
+    p.add_argument("transform", metavar="TRANSFORM", help="fixed -> moving transform (.h5, .tfm, displacement image)")
+    p.add_argument("--fixed", required=True, metavar="IMAGE")
+    p.add_argument("--moving", metavar="IMAGE", help="needed for landmarks in voxels and for Dice")
+    p.add_argument("--inverse", metavar="TRANSFORM", help="moving -> fixed transform: inverse consistency")
+    p.add_argument("--alignment", metavar="FILE", help="linear fixed -> moving transform that came first: 'before'")
+    p.add_argument("--fixed-mask", metavar="FILE")
+    p.add_argument("--moving-mask", metavar="FILE")
+    p.add_argument("--fixed-landmarks", metavar="FILE")
+    p.add_argument("--moving-landmarks", metavar="FILE")
+    p.add_argument("--output", metavar="FILE", help="JSON file (default: standard output)")
+    p.set_defaults(run=("evaluate", "evaluate_command"))
+
+    p = subparsers.add_parser("demo", help="register a generated inhale/exhale phantom with a known map")
+    p.add_argument("--output", default="nephi-demo", metavar="DIR")
+    p.add_argument("--preset", default="balanced", metavar="NAME")
+    p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--progress", choices=STYLES, default="bar")
+    p.set_defaults(run=("commands", "demo_command"))
+
+    p = subparsers.add_parser("train", help="train a model that predicts registrations in one pass")
+    p.add_argument("settings", metavar="SETTINGS", nargs="?", help="JSON file (see the documentation of training)")
+    p.add_argument("--output", required=True, metavar="DIR", help="folder for the model, the log and the cache")
+    p.add_argument("--data", metavar="PAIRS", help="list of pairs as for batch, shapes-solid or shapes-hollow")
+    p.add_argument("--validation", metavar="PAIRS", help="the same, for the pairs that the best model is chosen by")
+    p.add_argument("--start", metavar="NAME", help="begin with the weights of a model: a shipped one's name, or a file")
+    p.add_argument("--coarse", metavar="NAME", help="multi-resolution: trained model used, frozen, as the coarse stage")
+    p.add_argument("--iterations", type=int, metavar="N")
+    p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument("--resume", action="store_true", help="resume the run in DIR")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: at most 4)")
+    p.add_argument("--progress", choices=STYLES, default="bar")
+    p.set_defaults(run=("commands", "train_command"))
+
+    p = subparsers.add_parser("breathe", help="generate pairs with known maps, to train on or to test with")
+    p.add_argument("--output", required=True, metavar="DIR", help="one folder per pair and pairs.csv are written here")
+    p.add_argument("--count", type=int, default=100, metavar="N")
+    p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument(
+        "--ct", nargs="*", default=[], metavar="FILE", help="chest CTs to deform (default: procedural chests)"
+    )
+    p.add_argument("--masks", nargs="*", default=[], metavar="FILE", help="their lungs, in the same order")
+    p.set_defaults(run=("commands", "breathe_command"))
+
+    p = subparsers.add_parser("dirlab", help="convert or score DIR-Lab's lung CT (COPDgene, 4DCT) with 300 landmarks")
+    p.add_argument("folder", metavar="FOLDER", help="where DIR-Lab's files are, in folders of any names")
+    p.add_argument("--set", required=True, dest="collection", metavar="SET", help="copdgene or 4dct")
+    p.add_argument("--cases", type=int, nargs="+", metavar="N", help="default: all ten, or those with a result")
+    p.add_argument("--fixed", default="exhale", metavar="PHASE", help="the fixed image: exhale (default) or inhale")
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pairs", metavar="OUT", help="write images, landmarks and pairs.csv for 'nephi batch' here")
+    what.add_argument("--results", metavar="DIR", help="score its copd1/transform.h5, ...; table in DIR/dirlab.csv")
+    p.set_defaults(run=("dirlab", "dirlab_command"))
+    return parser
+
+
+def _add_how(p: argparse.ArgumentParser) -> None:
+    """Options that say how a pair is registered, shared by ``register`` and ``batch``."""
+    p.add_argument("--no-auto-mask", action="store_true", help="do not look for lungs where a CT comes without masks")
+    p.add_argument("--preset", default=None, metavar="NAME", help=f"{', '.join(PRESETS)} (default balanced)")
+    p.add_argument("--settings", metavar="FILE", help="JSON with settings that differ from the preset's")
+    p.add_argument("--model", metavar="NAME", help="start from a trained model: a shipped one's name, or a file")
+    p.add_argument("--align", metavar="HOW", help=f"{', '.join(ALIGNMENTS)}, or a linear transform file")
+    p.add_argument("--iterations", type=int, metavar="N")
+    p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads per pair (default: at most 4)")
+    p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")

@@ -1,0 +1,65 @@
+"""JSON files to and from frozen dataclasses; every entry is checked against its field's type."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import replace
+from pathlib import Path
+
+from .errors import NephiError
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file; raises NephiError if the file is missing or holds none."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NephiError(f"cannot read settings {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise NephiError(f"settings {path} are not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise NephiError(f"settings {path} must be a JSON object")
+    return data
+
+
+def decode(base, data: dict, where: str = ""):
+    """A settings object like ``base`` with the entries of ``data``, each checked against the field's type.
+
+    Raises NephiError for an unknown entry or a value of another type; ``where``: what to call the object there.
+    """
+    hints = typing.get_type_hints(type(base))
+    changes = {}
+    for key, value in data.items():
+        if key not in hints:
+            known = ", ".join(hints)
+            raise NephiError(f"settings: unknown entry '{where}{key}' (known: {known})")
+        changes[key] = _convert(value, hints[key], getattr(base, key), f"{where}{key}")
+    return replace(base, **changes)
+
+
+def _convert(value: typing.Any, kind: typing.Any, current: typing.Any, where: str) -> typing.Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        kind = next(a for a in arguments if a is not type(None))
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if hasattr(kind, "of_number") and isinstance(value, int) and not isinstance(value, bool):
+            return kind.of_number(value)
+        if isinstance(value, dict):
+            return decode(current if isinstance(current, kind) else kind(), value, f"{where}.")
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[-1] is Ellipsis:
+            return tuple(_convert(v, arguments[0], None, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) == len(arguments):
+            return tuple(_convert(v, a, None, where) for v, a in zip(value, arguments, strict=True))
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return value
+    name = getattr(kind, "__name__", str(kind))
+    raise NephiError(f"settings: {where} is {value!r}, expected {name}")

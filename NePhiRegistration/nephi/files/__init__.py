@@ -1,0 +1,1 @@
+"""Reading and writing: images, landmarks, transforms, tensors, lists of pairs, result folders."""

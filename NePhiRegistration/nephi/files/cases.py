@@ -1,0 +1,93 @@
+"""Lists of pairs of files, and fingerprints that tell whether the files have changed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import NephiError
+
+ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
+# what only training reads: labels of both images, and points that are known to correspond
+TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
+
+
+def fingerprints(
+    files: Mapping[str, str | Path | None],
+    auto_mask: bool,
+    align: str,
+    roles: tuple[str, ...] = ROLES,
+    model: str | None = None,
+) -> dict:
+    """The entry ``inputs`` of ``report.json``: path, size and modification time of every file given.
+
+    ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files. A file that is missing
+    has only its path.
+    """
+    found = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
+    if Path(align).is_file():
+        found["align"] = _fingerprint(Path(align))
+    if model and Path(model).is_file():
+        found["model"] = _fingerprint(Path(model))
+    return {**found, "auto_mask": auto_mask}
+
+
+def _fingerprint(path: Path) -> dict:
+    path = path.resolve()
+    parts = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]  # a folder of DICOM files
+    try:
+        stats = [part.stat() for part in parts]
+    except OSError:
+        stats = []
+    if not stats:
+        return {"path": str(path)}
+    size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+    return {"path": str(path), "bytes": size, "modified_ns": changed}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the list: a name, which is its folder's, and the files by role."""
+
+    name: str
+    files: dict[str, Path]
+
+
+def read_pairs(path: str | Path) -> list[Case]:
+    """The rows of a CSV file (comma, semicolon or tab); its paths are relative to it. Raises NephiError.
+
+    A list for training serves as well: its further columns are read, and of use there only.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise NephiError(f"cannot read the list of pairs {path}: {reason}") from None
+    lines = text.splitlines()
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    rows = list(csv.reader(lines, delimiter=separator))
+    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    if len(rows) < 2:
+        raise NephiError(f"{path} lists no pairs: expected a header line with the column names and one line per pair")
+    head, known = [name.lower() for name in rows[0]], ("name", *ROLES, *TRAINING_ROLES)
+    wrong = [name for name in head if name not in known] + [name for name in known[:3] if name not in head]
+    if wrong or len(set(head)) < len(head):
+        columns = f"name, fixed, moving and any of {', '.join(known[3:])}"
+        raise NephiError(f"{path}: the columns must be {columns}; look at {', '.join(wrong) or 'those given twice'}")
+    pairs = []
+    for row in rows[1:]:
+        if len(row) > len(head):
+            raise NephiError(f"{path}: the row of '{row[0]}' has {len(row)} cells, the head {len(head)}")
+        cells = dict(zip(head, row, strict=False))
+        pairs.append(Case(cells.pop("name"), {role: path.parent / cell for role, cell in cells.items() if cell}))
+    seen = set()
+    for name in (pair.name for pair in pairs):
+        if not name or name.startswith(".") or any(c in '/\\:*?"<>|' for c in name):
+            raise NephiError(f"{path}: '{name}' cannot be a pair's name: its folder is named after it")
+        if name.lower() in seen:
+            raise NephiError(f"{path}: two pairs are named '{name}'")
+        seen.add(name.lower())
+    return pairs

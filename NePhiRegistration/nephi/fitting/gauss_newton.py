@@ -1,0 +1,140 @@
+"""Rounds of least squares: what both maps of a pair are still off by, from the slopes of its features.
+
+Where the maps are right to within a voxel or two, this finds the rest, to a small part of a voxel (Gauss-Newton with
+the slopes of the image at rest: Lucas and Kanade 1981; Baker and Matthews 2004). All nodes are found together, so that
+those with much to see in their surroundings lead the others. Nothing here is learned or differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..images.volume import Volume
+from ..maps.fields import FORWARD, INVERSE, LINEAR_CUBE, Code, Maps, VoxelFields, code_like, nodes, points_between
+
+_VOXELS_A_NODE = 4  # of the features, between the nodes of the local code: so fine as they can tell
+_SHARE, _LEAST = 0.1, 50_000  # of the voxels that are looked at, and how many at least, where there are as many
+_STIFFNESS = 0.2  # of the bending energy against the features' mean weight at a node
+_ITERATIONS = 20  # of the solver
+_REACH = 2.0  # voxels that a node moves in a round, at most
+_MEETINGS = 2  # of the last rounds, in which the two maps meet
+_INVERSIONS = 2  # steps in which a point's partner under the inverse of the other map is found
+
+
+@torch.no_grad()
+def refined(pair: tuple[Volume, Volume], maps: Maps, rounds: int) -> Maps:
+    """The maps of a pair after some rounds, as voxel fields whose nodes are as fine as the features can tell.
+
+    In each round, both maps are corrected by what either image shows; in the last ones they then meet half way to
+    being each other's inverse. What networks add to the maps is taken over at the nodes: they would answer to the
+    nodes' values, too, so that points moved otherwise than least squares takes them to, into folds.
+    """
+    upper = maps.code.upper_cube
+    settings = replace(maps.fields.settings, kind="voxel", local_code=2 * len(upper))
+    code = code_like(maps, settings, nodes(upper, _VOXELS_A_NODE * pair[FORWARD].spacing))
+    maps = Maps(VoxelFields(settings, len(upper)), code)
+    seen = [_Seen(volume) for volume in pair]
+    for left in range(rounds, 0, -1):
+        _move(code, [_correction(seen[way], pair[1 - way], maps, way) for way in (FORWARD, INVERSE)])
+        if left <= _MEETINGS:
+            _move(code, [_half_way(maps, way) for way in (FORWARD, INVERSE)])
+    return maps
+
+
+def _move(code: Code, changes: list[Tensor]) -> None:
+    """Move its nodes, forward and backward, by displacements (d, (z,) y, x) in the cube."""
+    code.local_code += torch.cat(changes) / LINEAR_CUBE
+
+
+def _half_way(maps: Maps, way: int) -> Tensor:
+    """At the nodes, half of what one map differs by from the inverse of the other: both are as good."""
+    code = maps.code
+    x = points_between(code.upper_cube, code.size)
+    mapped = maps.one(x, way)
+    return ((maps.solve(x, _INVERSIONS, 1 - way, near=mapped) - mapped) / 2).T.reshape(-1, *reversed(code.size))
+
+
+class _Seen:
+    """Features of one image and their slopes, per voxel, at points spread over its mask."""
+
+    def __init__(self, volume: Volume):
+        self.voxel = volume.spacing
+        self.points, index = volume.spread(_SHARE, _LEAST)
+        d = index.shape[1]
+        self.values = volume.at_voxels(index)
+        step = torch.eye(d, dtype=index.dtype, device=index.device)
+        ahead, behind = (volume.at_voxels(index, offsets).unflatten(1, (d, -1)) for offsets in (step, -step))
+        self.slopes = ((ahead - behind) / 2).transpose(1, 2)  # (n, c, d)
+        self.weight = self.slopes.transpose(1, 2) @ self.slopes
+
+
+def _correction(here: _Seen, there: Volume, maps: Maps, way: int) -> Tensor:
+    """How one map should move at the nodes, as far as the images show: (d, (z,) y, x) in the cube."""
+    code, d = maps.code, len(maps.code.upper_cube)
+    mapped = maps.one(here.points, way)
+    # a shift of the point at rest that explains the difference: the map has to go the other way
+    pull = torch.einsum("ncd,nc->nd", here.slopes, here.values - there.at(mapped))
+    equations = torch.cat([here.weight.flatten(1), pull], 1) * there.inside(mapped)
+    sums = _to_nodes(equations, (here.points + code.upper_cube) / (2 * code.upper_cube), code.size)
+    now = LINEAR_CUBE / here.voxel * code.local_code[0, way * d : (way + 1) * d]
+    voxels = _solve(sums[: d * d].unflatten(0, (d, d)), sums[d * d :], now)
+    return voxels * (_REACH / voxels.norm(dim=0).clamp(min=_REACH)) * here.voxel
+
+
+def _to_nodes(values: Tensor, position: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Sums of values (n, c) at positions (n, d), 0 to 1, over the nodes around each, linearly: (c, (z,) y, x)."""
+    last = torch.tensor(size, device=values.device) - 1
+    position = position * last
+    first = torch.minimum(position.floor().clamp(min=0), last - 1)
+    part, first = position - first, first.long()
+    sums = values.new_zeros(math.prod(size), values.shape[1])
+    for corner in product((0, 1), repeat=len(size)):
+        corner = torch.tensor(corner, device=values.device)
+        share = torch.where(corner == 1, part, 1 - part).prod(1, keepdim=True)
+        node = first + corner
+        flat = node[:, -1]
+        for axis in range(len(size) - 2, -1, -1):
+            flat = flat * size[axis] + node[:, axis]
+        sums.index_add_(0, flat, values * share)
+    return sums.T.reshape(-1, *reversed(size))
+
+
+def _solve(weight: Tensor, pull: Tensor, now: Tensor) -> Tensor:
+    """Change of the displacements ``now`` (d, (z,) y, x) that fits best under the bending energy of the new ones."""
+    trace = torch.stack([weight[k, k] for k in range(len(weight))])
+    stiffness = _STIFFNESS * trace[trace > 0].mean() if (trace > 0).any() else trace.new_ones(())
+
+    def bent(x: Tensor) -> Tensor:
+        return stiffness * _curvature(_curvature(x))
+
+    def left(x: Tensor) -> Tensor:
+        return torch.einsum("ij...,j...->i...", weight, x) + bent(x)
+
+    # conjugate gradients, preconditioned by the diagonal
+    diagonal = trace + stiffness * (2 * len(weight) * (2 * len(weight) + 1))
+    x, residual = torch.zeros_like(pull), pull - bent(now)
+    z = residual / diagonal
+    direction, size = z, (residual * z).sum()
+    for _ in range(_ITERATIONS):
+        image = left(direction)
+        step = size / (direction * image).sum().clamp(min=1e-12)
+        x, residual = x + step * direction, residual - step * image
+        z = residual / diagonal
+        before, size = size, (residual * z).sum()
+        direction = z + size / before.clamp(min=1e-12) * direction
+    return x
+
+
+def _curvature(x: Tensor) -> Tensor:
+    """Sum over the axes of the differences to both neighbours (c, (z,) y, x); nothing beyond the border."""
+    total = torch.zeros_like(x)
+    for axis in range(1, x.ndim):
+        slope = F.pad(x.diff(dim=axis), [0, 0] * (x.ndim - 1 - axis) + [1, 1])
+        total += slope.diff(dim=axis)
+    return total

@@ -1,0 +1,1 @@
+"""The images that are compared: masks, windows, the alignment, features and the pair of images."""

@@ -1,0 +1,152 @@
+"""Alignment before the field: one affine map from the fixed to the moving image, in LPS mm."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import NephiError
+from ..settings import ALIGNMENTS
+from ..space.affine import Affine
+from ..space.grid import Grid
+from .masks import mask_box
+
+_LEAST_OVERLAP = 0.25  # part of the fixed image that the moving one must cover to be compared
+
+
+def align(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    fixed_mask: sitk.Image | None,
+    moving_mask: sitk.Image | None,
+    method: str,
+) -> tuple[Affine, str]:
+    """The alignment and the name of the method that made it.
+
+    - ``none``: identity.
+    - ``centres``: the masks' centres of mass on each other (without masks, the images' centres).
+    - ``moments``: centres and the standard deviation along each axis of the fixed image's frame; for
+      lungs, whose inhale is larger than their exhale.
+    - ``affine``: twelve parameters by mutual information, from ``moments`` or ``centres``.
+    - ``auto``: ``moments`` with masks on both sides; else ``none`` or ``centres``, whichever makes the
+      images' intensities correlate better.
+    - a path: a linear transform file, fixed -> moving (.tfm, .txt, .h5, .mat as ITK reads them).
+    """
+    dimension = fixed.GetDimension()
+    masks = None if fixed_mask is None or moving_mask is None else (fixed_mask, moving_mask)
+    if method == "auto":
+        shift = Affine(np.eye(dimension), _centre(moving) - _centre(fixed))
+        starts = {"none": Affine.identity(dimension), "centres": shift}
+        agreement = {} if masks else {name: _agreement(fixed, moving, start) for name, start in starts.items()}
+        method = "moments" if masks else max(agreement, key=agreement.__getitem__)
+    if method not in ALIGNMENTS:
+        return read_affine(method, dimension), "given"
+    if method == "none":
+        return Affine.identity(dimension), method
+    if method == "moments" and not masks:
+        raise NephiError("alignment 'moments' needs a mask of both images; give masks or use --align centres")
+    if not masks:
+        start = Affine(np.eye(dimension), _centre(moving) - _centre(fixed))
+        return (start, method) if method == "centres" else (_affine(fixed, moving, None, None, start), method)
+    axes = Grid.of(fixed).axes
+    (cf, sf), (cm, sm) = _moments(masks[0], axes), _moments(masks[1], axes)
+    scale = np.ones(dimension) if method == "centres" else np.clip(sm / sf, 0.5, 2.0)
+    matrix = axes @ np.diag(scale) @ axes.T
+    start = Affine(matrix, cm - matrix @ cf)
+    return (_affine(fixed, moving, fixed_mask, moving_mask, start) if method == "affine" else start), method
+
+
+def _centre(image: sitk.Image) -> np.ndarray:
+    return Grid.of(image).corners_lps_mm().mean(0)
+
+
+def _agreement(fixed: sitk.Image, moving: sitk.Image, affine: Affine) -> float:
+    """Normalised cross-correlation on about 48 voxels per axis where both images are; -1 if that is too little."""
+    grid = Grid.of(fixed)
+    size = [min(n, 48) for n in grid.size]
+    spacing = tuple(s * (n - 1) / (m - 1) for s, n, m in zip(grid.spacing_mm, grid.size, size, strict=True))
+    coarse = Grid(tuple(size), spacing, grid.origin_lps_mm, grid.direction)
+    outside = float(sitk.GetArrayViewFromImage(moving).min()) - 1e4
+    pixel = sitk.sitkFloat32
+    a = sitk.GetArrayFromImage(coarse.resample(fixed, pixel=pixel)).ravel()
+    b = sitk.GetArrayFromImage(coarse.resample(moving, affine.transform(), outside=outside, pixel=pixel)).ravel()
+    both = b > outside + 1
+    if both.mean() < _LEAST_OVERLAP:
+        return -1.0
+    a, b = a[both] - a[both].mean(), b[both] - b[both].mean()
+    norm = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / norm) if norm > 0 else -1.0
+
+
+def _moments(mask: sitk.Image, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre of mass in LPS mm and standard deviation along ``axes``, from the mask's projections along its axes."""
+    grid = Grid.of(mask)
+    box = mask_box(mask)
+    array = sitk.GetArrayViewFromImage(mask)[box]
+    d = grid.dimension
+    first, second = np.zeros(d), np.zeros((d, d))
+    for i, j in combinations(range(d), 2):  # axes of the array, z first
+        others = tuple(axis for axis in range(d) if axis not in (i, j))
+        counts = array.sum(others, dtype=np.uint32).astype(float)
+        total, along = counts.sum(), [np.arange(n, dtype=float) for n in counts.shape]
+        for axis, place, marginal in ((i, along[0], counts.sum(1)), (j, along[1], counts.sum(0))):
+            first[axis], second[axis, axis] = marginal @ place / total, marginal @ place**2 / total
+        second[i, j] = second[j, i] = along[0] @ counts @ along[1] / total
+    first, second = first[::-1], second[::-1, ::-1]  # x first
+    mean = first + [part.start for part in reversed(box)]
+    step = axes.T @ grid.axes * np.asarray(grid.spacing_mm)
+    covariance = step @ (second - np.outer(first, first)) @ step.T
+    return grid.to_lps_mm(mean), np.sqrt(np.maximum(np.diag(covariance), 1e-6))
+
+
+def _affine(fixed, moving, fixed_mask, moving_mask, start: Affine) -> Affine:
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentage(min(1.0, 20000 / np.prod(fixed.GetSize())), seed=1)
+    if fixed_mask is not None:
+        around = [max(1, round(10 / s)) for s in fixed.GetSpacing()]
+        method.SetMetricFixedMask(sitk.BinaryDilate(fixed_mask, around))
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200, relaxationFactor=0.7)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([4, 2])
+    method.SetSmoothingSigmasPerLevel([2, 1])
+    transform = start.transform()
+    transform.SetCenter(_centre(fixed))
+    transform.SetTranslation(start(_centre(fixed)) - _centre(fixed))
+    method.SetInitialTransform(transform, inPlace=True)
+    try:
+        method.Execute(sitk.Cast(fixed, sitk.sitkFloat32), sitk.Cast(moving, sitk.sitkFloat32))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise NephiError(f"affine alignment failed ({reason}); use --align moments, centres or none") from None
+    return _from_linear(transform)
+
+
+def _from_linear(transform: sitk.Transform) -> Affine:
+    d = transform.GetDimension()
+    offset = np.array(transform.TransformPoint([0.0] * d))
+    columns = [np.array(transform.TransformPoint([float(i == j) for j in range(d)])) - offset for i in range(d)]
+    return Affine(np.stack(columns, 1), offset)
+
+
+def read_affine(path: str, dimension: int) -> Affine:
+    """A linear transform file as an affine map; raises NephiError if it is not linear or not invertible."""
+    if not Path(path).is_file():
+        raise NephiError(f"alignment '{path}' is neither one of {', '.join(ALIGNMENTS)} nor a transform file")
+    try:
+        transform = sitk.ReadTransform(path)
+    except RuntimeError:
+        raise NephiError(f"cannot read {path} as a transform") from None
+    if transform.GetDimension() != dimension:
+        raise NephiError(f"alignment {path} is {transform.GetDimension()}D, the images are {dimension}D")
+    if not transform.IsLinear():
+        raise NephiError(f"alignment {path} is not linear; give a rigid or affine transform")
+    affine = _from_linear(transform)
+    if abs(np.linalg.det(affine.matrix)) < 1e-6:
+        raise NephiError(f"alignment {path} cannot be inverted")
+    return affine

@@ -1,0 +1,1 @@
+"""Models that predict registrations, their data and their training."""

@@ -1,0 +1,56 @@
+"""Random maps of the cube, by which a pair becomes many."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .pair_tensors import Sample
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random maps of the cube. Both images alike: flips (a chance an axis), rotation, scale and shift; the moving
+    image by itself, as another alignment: ``apart_*``; and the pair the other way round."""
+
+    flip: float = 0.0
+    rotation_deg: float = 8.0
+    scale: float = 0.1
+    shift: float = 0.05
+    apart_deg: float = 3.0
+    apart_scale: float = 0.04
+    apart_shift: float = 0.03
+    swap: float = 0.5
+
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        rng, d = np.random.default_rng(seed), len(sample.upper_cube)
+        if rng.random() < self.swap:
+            sample = sample.swapped()
+        both = _random_affine(rng, d, self.rotation_deg, self.scale, self.shift)
+        both = both[0] * np.where(rng.random(d) < self.flip, -1, 1), both[1]
+        apart = _random_affine(rng, d, self.apart_deg, self.apart_scale, self.apart_shift)
+        frames = both, (both[0] @ apart[0], both[0] @ apart[1] + both[1])
+        if all(np.allclose(a, np.eye(d)) and not np.any(b) for a, b in frames):
+            return sample
+        device = sample.upper_cube.device
+
+        def tensors(frame: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+            matrix, offset = (torch.tensor(part, dtype=torch.float32, device=device) for part in frame)
+            return matrix, offset
+
+        return sample.moved((tensors(frames[0]), tensors(frames[1])))
+
+
+def _random_affine(rng: np.random.Generator, d: int, degrees: float, scale: float, shift: float):
+    matrix = np.diag(np.exp(rng.uniform(-1, 1, d) * math.log1p(scale)))
+    for i in range(d):
+        for j in range(i):
+            angle = math.radians(degrees) * rng.uniform(-1, 1)
+            turn = np.eye(d)
+            turn[[i, j], [i, j]] = math.cos(angle)
+            turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+            matrix = turn @ matrix
+    return matrix, shift * rng.uniform(-1, 1, d)

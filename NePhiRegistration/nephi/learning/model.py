@@ -1,0 +1,141 @@
+"""A trained model: encoder and fields in one file; predicts the code of a pair in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..config import decode
+from ..errors import NephiError
+from ..files.tensors import read_tensors
+from ..fitting.gauss_newton import refined
+from ..maps.fields import Code, Maps, VoxelFields, composed, make_fields, nodes, zero_code
+from ..settings import FieldSettings
+from .matching import MatchingEncoder
+from .pair_tensors import Sample
+from .published import PublishedEncoder
+from .settings import EncoderSettings, ModelSettings, check
+from .shipped import find_model
+
+_FORMAT = "nephi-model-1"
+
+
+class Model(nn.Module):
+    """Encoder and fields with their settings; raises NephiError for inconsistent settings.
+
+    With a coarse stage (paper, section 4.2: multi-resolution), which is trained before and frozen, that predicts from
+    the images at a lower resolution and the rest of the model looks for what remains.
+    """
+
+    def __init__(self, settings: ModelSettings, generator: torch.Generator | None = None):
+        super().__init__()
+        check(settings)
+        self.settings = settings
+        self.fields = make_fields(settings.field, settings.half_size_mm, settings.dimension, generator)
+        self.encoder = make_encoder(settings.encoder, settings.field, settings.dimension)
+        self.coarse = None if settings.coarse is None else Model(settings.coarse).requires_grad_(False)
+
+    def rest(self, sample: Sample) -> Sample:
+        """The pair warped by the coarse prediction; unchanged without a coarse stage.
+
+        A voxel inverse is recomputed from the forward map, since its errors could not be corrected later.
+        """
+        if self.coarse is None:
+            return sample
+        settings = self.coarse.settings
+        fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, settings))
+        factor = max(1, round(coarse / (sample.spacing_mm or fine)))
+        small = sample.coarser(factor, settings.similarity)
+        outer = self.coarse.predict(small)
+        if isinstance(outer.fields, VoxelFields):
+            outer = Maps(outer.fields, outer.fields.with_inverse(outer.code))
+        return sample.through(outer)
+
+    def codes(self, samples: list[Sample]) -> list[Code]:
+        """The code of a batch after each of the encoder's rounds; the last is the prediction.
+
+        ``samples`` as ``rest`` gives them. The matching encoder takes one pair at a time.
+        """
+        if self.settings.encoder.kind == "published":
+            upper = samples[0].upper_cube
+            if any(not torch.allclose(sample.upper_cube, upper, atol=1e-3) for sample in samples[1:]):
+                raise NephiError("the pairs of a batch lie in cubes of other proportions: set batch to 1")
+            images = torch.stack([sample.images(self.settings.encoder.size) for sample in samples])
+            return [self.encoder(images, upper)]
+        (sample,) = samples
+        size = nodes(sample.upper_cube, self.settings.encoder.node_spacing)
+        start = zero_code(self.settings.field, sample.upper_cube, size)
+        return self.encoder(sample.volumes, self.fields, start)
+
+    @torch.no_grad()
+    def predict(self, sample: Sample) -> Maps:
+        self.eval()
+        rest = self.rest(sample)
+        maps = Maps(self.fields, self.codes([rest])[-1])
+        if self.settings.refinements:
+            maps = refined(rest.volumes, maps, self.settings.refinements)
+        return composed(maps, rest.outer)
+
+    def begin_with(self, other: Model) -> None:
+        """Take the weights of another model's fields and encoder; raises NephiError if the architectures differ.
+
+        The coarse stage stays what it is, whatever that of the other model.
+        """
+        for part in ("dimension", "field", "encoder"):
+            mine, theirs = (getattr(model.settings, part) for model in (self, other))
+            if mine != theirs:
+                raise NephiError(f"the model to start from has another {part}: {theirs}; settings ask for {mine}")
+        self.fields.load_state_dict(other.fields.state_dict())
+        self.encoder.load_state_dict(other.encoder.state_dict())
+
+    def save(self, path: str | Path, about: dict | None = None) -> None:
+        """Weights with the settings in the metadata (safetensors); ``about``: facts of the training."""
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        settings = json.dumps(dataclasses.asdict(self.settings))
+        metadata = {"format": _FORMAT, "settings": settings, "about": json.dumps(about or {})}
+        safetensors.torch.save_file(tensors, str(path), metadata)
+
+    @classmethod
+    def load(cls, name: str | Path, device: str | torch.device = "cpu") -> Model:
+        """A shipped model by its name, or a model file; raises NephiError if it is missing, damaged or not a model."""
+        path = find_model(name)
+        metadata, tensors = _read(path)
+        try:
+            model = cls(decode(ModelSettings(), json.loads(metadata["settings"])))
+        except (AttributeError, KeyError, ValueError, NephiError) as error:
+            raise NephiError(f"{path}: the model's settings can't be read ({error})") from None
+        wanted = model.state_dict()
+        for name in [*wanted, *tensors]:
+            have, want = (None if t is None else tuple(t.shape) for t in (tensors.get(name), wanted.get(name)))
+            if have != want:
+                raise NephiError(f"{path} does not fit its own settings: {name} is {have}, should be {want}")
+            if not torch.isfinite(tensors[name]).all():
+                raise NephiError(f"{path} is damaged: {name} holds values that are no numbers")
+        model.load_state_dict(tensors)
+        return model.eval().requires_grad_(False).to(device)
+
+
+def about(name: str | Path) -> dict:
+    """The facts of a model's training: version, settings, validation."""
+    return json.loads(_read(find_model(name))[0].get("about", "{}"))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        metadata, tensors = read_tensors(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise NephiError(f"cannot read {path} as a NePhi model: {error}") from None
+    if metadata.get("format") != _FORMAT:
+        raise NephiError(f"{path} is not a trained NePhi model (format {metadata.get('format')!r})")
+    return metadata, tensors
+
+
+def make_encoder(settings: EncoderSettings, field: FieldSettings, dimension: int) -> nn.Module:
+    kind = {"published": PublishedEncoder, "matching": MatchingEncoder}[settings.kind]
+    return kind(settings, field, dimension)

@@ -1,0 +1,1 @@
+"""The maps and the latent code that parametrises them."""

@@ -1,0 +1,1 @@
+"""Quality of a registration, and its estimated cost."""

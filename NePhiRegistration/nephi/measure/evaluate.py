@@ -1,0 +1,127 @@
+"""The report of a registration: by its maps, or by the transform of any method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..files.transform import read_transform, through
+from ..space.affine import Affine
+from ..space.grid import Grid
+from . import quality
+from .report import Folds, LandmarkError, Overlap, Report, Summary, VolumeChange
+
+PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
+_CONSISTENCY_POINTS = 20_000
+
+
+def measure(
+    grid: Grid,
+    jacobian: np.ndarray,
+    forward: PointMap,
+    transform: sitk.Transform,
+    *,
+    exact: bool,
+    inverse: PointMap | None = None,
+    alignment: Affine | None = None,
+    fixed_mask: sitk.Image | None = None,
+    moving_mask: sitk.Image | None = None,
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Report:
+    """Everything that follows from the maps.
+
+    ``jacobian`` (z, y, x): determinant of the forward map on the fixed image's ``grid``, ``exact`` or by central
+    differences. ``forward`` and ``transform`` are the same map, for points and to resample the moving mask by.
+    ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. Inverse consistency is taken at 20,000 random
+    points of the fixed mask (without one, of the image), the same at every call.
+    """
+    mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask) != 0
+    tre = dice = volume = consistency = None
+    if landmarks is not None:
+        fixed, moving = landmarks
+        tre = LandmarkError(
+            after=_summary(quality.tre_mm(forward(fixed), moving)),
+            unaligned=_summary(quality.tre_mm(fixed, moving)),
+            before=None if alignment is None else _summary(quality.tre_mm(alignment(fixed), moving)),
+        )
+    if mask is not None:
+        volume = VolumeChange(**quality.volume_change(jacobian, mask, grid.voxel_volume_mm3))
+        if moving_mask is not None:
+
+            def overlap(through: sitk.Transform) -> float:
+                moved = grid.resample(moving_mask, through, sitk.sitkNearestNeighbor)
+                return quality.dice(sitk.GetArrayViewFromImage(moved) != 0, mask)
+
+            dice = Overlap(overlap(transform), None if alignment is None else overlap(alignment.transform()))
+    if inverse is not None:
+        points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
+        consistency = _summary(quality.inverse_consistency_mm(forward, inverse, points))
+    counted = quality.fold_summary(jacobian, mask)
+    return Report(
+        folds=Folds(
+            percent=float(counted["percent"]),
+            count=int(counted["count"]),
+            where="image" if mask is None else "mask",
+            exact=exact,
+            regions=quality.fold_regions(jacobian, grid, mask),
+        ),
+        jacobian=quality.jacobian_statistics(jacobian, mask)
+        | {"histogram": quality.jacobian_histogram(jacobian, mask)},
+        tre_mm=tre,
+        dice=dice,
+        inverse_consistency_mm=consistency,
+        volume=volume,
+    )
+
+
+def evaluate(
+    transform: sitk.Transform | str | Path,
+    fixed: sitk.Image,
+    inverse: sitk.Transform | str | Path | None = None,
+    *,
+    alignment: Affine | None = None,
+    fixed_mask: sitk.Image | None = None,
+    moving_mask: sitk.Image | None = None,
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Report:
+    """The report of a transform of points, fixed -> moving: an ITK transform, its file, or a displacement image's.
+
+    Folds and determinants are by central differences on the fixed image's grid; the non-diffeomorphic volume comes in
+    addition. ``inverse``: moving -> fixed, for the inverse consistency. ``alignment``: the affine map that the method
+    began with, fixed -> moving; without it nothing is said of *before*. ``landmarks``: fixed and moving points (n, d)
+    in LPS mm. Raises NephiError for files that are no transforms of the images' dimension.
+    """
+    grid = Grid.of(fixed)
+    forward = _transform(transform, grid.dimension)
+    back = None if inverse is None else partial(through, _transform(inverse, grid.dimension))
+    to_field = sitk.TransformToDisplacementFieldFilter()
+    to_field.SetReferenceImage(fixed)
+    to_field.SetOutputPixelType(sitk.sitkVectorFloat32)
+    displacement = sitk.GetArrayFromImage(to_field.Execute(forward))
+    report = measure(
+        grid,
+        quality.displacement_jacobian(displacement, grid),
+        partial(through, forward),
+        forward,
+        exact=False,
+        inverse=back,
+        alignment=alignment,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        landmarks=landmarks,
+    )
+    mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask) != 0
+    return replace(report, non_diffeomorphic=quality.non_diffeomorphic_volume(displacement, grid, mask))
+
+
+def _transform(transform: sitk.Transform | str | Path, dimension: int) -> sitk.Transform:
+    return transform if isinstance(transform, sitk.Transform) else read_transform(transform, dimension)
+
+
+def _summary(values: np.ndarray) -> Summary:
+    return Summary(**quality.summary(values))

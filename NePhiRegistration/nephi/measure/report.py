@@ -1,0 +1,125 @@
+"""The report of a registration, in one form for ``register``, ``evaluate`` and ``batch``.
+
+A registration aligns the images by an affine map and then deforms them. Errors and overlaps are given *unaligned* (the
+images as they lie), *before* (after the alignment only) and *after* (registered). Of a transform whose alignment is not
+known there is no *before*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of ``n`` values."""
+
+    mean: float
+    median: float
+    p95: float
+    max: float
+    n: float
+
+
+@dataclass(frozen=True)
+class LandmarkError:
+    """Target registration error in mm: distance of the landmarks of both images."""
+
+    after: Summary
+    unaligned: Summary | None = None
+    before: Summary | None = None  # after the alignment only
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Dice of the moving mask, warped, with the fixed one."""
+
+    after: float
+    before: float | None = None  # after the alignment only
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Voxels whose Jacobian determinant is not above 0, in the fixed mask (``where``: mask) or the fixed image (image).
+
+    ``exact``: by the derivatives of the map; else by central differences between voxels. ``regions``: the largest
+    connected ones, see ``fold_regions``.
+    """
+
+    percent: float
+    count: int
+    where: str = "image"
+    exact: bool = False
+    regions: list[dict] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class VolumeChange:
+    """Of the fixed mask: its volume, that of its image in the moving image, and their ratio."""
+
+    fixed_ml: float
+    moving_ml: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All numbers of a registration and how it was made. Unknown entries are None and left out of the JSON."""
+
+    folds: Folds
+    jacobian: dict[str, Any]  # statistics of the determinant and its histogram, where the folds are counted
+    tre_mm: LandmarkError | None = None  # where landmarks are given
+    dice: Overlap | None = None  # where both masks are given
+    inverse_consistency_mm: Summary | None = None  # |inverse(forward(x)) - x|, where the inverse is given
+    volume: VolumeChange | None = None  # where the fixed mask is given
+    non_diffeomorphic: dict[str, float] | None = None  # see ``non_diffeomorphic_volume``; of transform files alone
+    regions: list[dict] | None = None  # volume change by label, see ``region_statistics``
+    warnings: list[str] = field(default_factory=list)
+    alignment: dict[str, Any] | None = None  # method, matrix and offset_mm
+    device: str | None = None
+    settings: dict[str, Any] | None = None
+    versions: dict[str, str] | None = None
+    files: dict[str, str] | None = None
+    inputs: dict[str, Any] | None = None  # see ``fingerprints``
+    transform_error_mm: dict[str, Any] | None = None  # what writing the maps on grids costs
+    time_s: dict[str, float] | None = None  # wall and cpu of the whole run, registration_wall
+    peak_memory_mb: float | None = None
+    peak_gpu_memory_mb: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return _plain(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Raises ValueError for text that is no report."""
+        data = json.loads(text)
+        try:
+            return _built(cls, data)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"not a report: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    parts = {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _built(kind: type, data: dict[str, Any]) -> Any:
+    """The inverse of ``_plain``: a dataclass, with those nested in it, from plain dictionaries."""
+    kinds, parts = typing.get_type_hints(kind), dict(data)
+    for name, value in parts.items():
+        options = typing.get_args(kinds[name]) if isinstance(kinds.get(name), types.UnionType) else (kinds.get(name),)
+        inner = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        if inner is not None and value is not None:
+            parts[name] = _built(typing.cast(type, inner), value)
+    return kind(**parts)

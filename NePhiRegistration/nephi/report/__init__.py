@@ -1,0 +1,1 @@
+"""The result folder: transforms, images, report and pictures."""

@@ -1,0 +1,260 @@
+"""The pictures of the report: planes through the volumes, colours, curves, as HTML with the images inside.
+
+matplotlib is imported where something is drawn: the page can do without.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..space.grid import Grid
+
+_PIXELS = 440  # width of the widest view
+_CT_WINDOW = (-1000.0, 300.0)
+_JACOBIAN_LIMIT = 2.0  # colours run from 1 / limit to limit
+_BLUE_TO_RED = np.array([(5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31)])
+_BEFORE, _AFTER = "#b35806", "#1b6ca8"
+
+
+def number(value: Any) -> str:
+    if value is None or isinstance(value, (bool, np.bool_)):
+        return "none" if value is None else "yes" if value else "no"
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return ", ".join(number(v) for v in value) or "none"
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.0f}" if 1e3 <= abs(float(value)) < 1e9 else f"{value:.4g}"
+    return escape(str(value))
+
+
+@dataclass(frozen=True)
+class _View:
+    """A plane of voxels and how it lies on the page: ``axes`` are the voxel axes to the right and down."""
+
+    name: str
+    axes: tuple[int, int]
+    flips: tuple[bool, bool]
+    normal: int | None
+    position: int
+    letters: tuple[str, str, str, str]  # left, right, top, bottom
+
+    def take(self, array: np.ndarray, position: int) -> np.ndarray:
+        """The plane (rows, columns[, c]) of an array (z, y, x[, c])."""
+        plane = array if self.normal is None else np.take(array, position, 2 - self.normal)
+        plane = plane.swapaxes(0, 1) if self.axes[0] > self.axes[1] else plane
+        return plane[:: -1 if self.flips[1] else 1, :: -1 if self.flips[0] else 1]
+
+    def of_page(self, values) -> np.ndarray:
+        """(column, row) entries of something that has one entry per voxel axis."""
+        return np.asarray(values)[list(self.axes)]
+
+
+def _letters(lps: np.ndarray) -> str:
+    """Anatomical letters of a direction: one, or more if it is oblique."""
+    return "".join("RAI LPS"[i + 4 * (lps[i] > 0)] for i in np.argsort(-np.abs(lps)) if abs(lps[i]) > 0.38)
+
+
+def _views(grid: Grid, at_index_xyz) -> list[_View]:
+    """Axial, coronal and sagittal planes of a volume through a voxel; the one plane of a 2D image."""
+    axes = grid.axes
+    if grid.dimension == 2:  # its patient axes are not known: no letters
+        flips = (bool(axes[0, 0] < 0), bool(axes[1, 1] < 0))
+        return [_View("image", (0, 1), flips, None, 0, ("", "", "", ""))]
+    best = max(itertools.permutations(range(3)), key=lambda p: sum(abs(axes[i, p[i]]) for i in range(3)))
+    views = []
+    # patient axes that run to the right and down, with their signs in LPS
+    for name, right, down, sign in (("axial", 0, 1, 1), ("coronal", 0, 2, -1), ("sagittal", 1, 2, -1)):
+        u, v = best[right], best[down]
+        flips = (bool(axes[right, u] < 0), bool(axes[down, v] * sign < 0))
+        to_right, to_bottom = (axes[:, a] * (-1 if f else 1) for a, f in zip((u, v), flips, strict=True))
+        letters = (_letters(-to_right), _letters(to_right), _letters(-to_bottom), _letters(to_bottom))
+        normal = 3 - u - v
+        views.append(_View(name, (u, v), flips, normal, int(at_index_xyz[normal]), letters))
+    return views
+
+
+class Images:
+    """The images as arrays on the fixed grid."""
+
+    def __init__(self, fixed, warped, moving_before, jacobian, displacement, fixed_mask):
+        as_array = sitk.GetArrayViewFromImage
+        self.image, self.displacement, self.grid = fixed, displacement, Grid.of(fixed)
+        self.fixed, self.after, self.before = as_array(fixed), as_array(warped), as_array(moving_before)
+        self.jacobian = as_array(jacobian)
+        self.mask = None if fixed_mask is None else as_array(fixed_mask) != 0
+        thin = self.fixed[(slice(None, None, 2),) * self.fixed.ndim]
+        low, high = np.percentile(thin, (1, 99))
+        self.window = _CT_WINDOW if thin.min() <= -500 else (float(low), float(max(high, low + 1e-6)))
+
+    def of(self, name: str, view: _View) -> np.ndarray:
+        """The plane (rows, columns) of one of the images."""
+        return view.take(getattr(self, name), view.position)
+
+    def centre_index(self) -> list[int]:
+        """Along each axis, x first, the slice with most of the mask; the middle without one."""
+        if self.mask is None or not self.mask.any():
+            return [n // 2 for n in self.grid.size]
+        axes = range(self.mask.ndim)
+        areas = [self.mask.sum(tuple({*axes} - {axis}), dtype=np.int32) for axis in reversed(axes)]
+        return [int(np.argmax(area)) for area in areas]
+
+    def worst_fold(self) -> tuple[int, ...] | None:
+        """Voxel (x first) of the lowest determinant inside the mask, if it is a fold."""
+        inside = self.jacobian if self.mask is None else np.where(self.mask, self.jacobian, np.inf)
+        at = np.unravel_index(np.argmin(inside), inside.shape)
+        return None if inside[at] > 0 else tuple(map(int, at[::-1]))
+
+
+def jacobian_rgb(jacobian: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 colours: blue below 1, white at 1, red above (log scale), magenta where not above 0."""
+    good = jacobian > 0
+    log = np.log(np.where(good, jacobian, 1.0)) / np.log(_JACOBIAN_LIMIT)
+    stops = np.linspace(-1, 1, len(_BLUE_TO_RED))
+    rgb = np.stack([np.interp(log, stops, channel) for channel in _BLUE_TO_RED.T], -1)
+    rgb[~good] = (255, 0, 255)  # magenta
+    return np.rint(rgb).astype(np.uint8)
+
+
+def checkerboard(a: np.ndarray, b: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+    """Squares of ``a`` and ``b`` (rows, columns) in turn, nine on the longer side; spacing: column, row."""
+    rows, columns = (np.arange(n) * s for n, s in zip(a.shape, spacing_mm[::-1], strict=True))
+    side = max(a.shape[0] * spacing_mm[1], a.shape[1] * spacing_mm[0]) / 9
+    return np.where((rows[:, None] // side + columns // side) % 2 == 0, a, b)
+
+
+def _grid_lines(images: Images, view: _View) -> list[np.ndarray]:
+    """Lines of a regular grid after the forward map less its mean shift, in (column, row) of the view."""
+    keep = [slice(None)] * images.grid.dimension
+    if view.normal is not None:
+        keep[view.normal] = slice(view.position, view.position + 1)
+    plane = Grid.of(images.image[tuple(keep)])
+    frame = (plane.origin_lps_mm, plane.spacing_mm, plane.direction, 0.0, sitk.sitkVectorFloat64, True)
+    identity = sitk.Transform(plane.dimension, sitk.sitkIdentity)
+    vectors = sitk.Resample(images.displacement, plane.size, identity, sitk.sitkLinear, *frame)
+    field = sitk.GetArrayFromImage(vectors)
+    inside = True if images.mask is None else images.mask[tuple(keep[::-1])]
+    field -= field.mean(tuple(range(plane.dimension)), where=np.expand_dims(inside | ~np.any(inside), -1))
+    index = np.moveaxis(np.indices(plane.shape)[::-1], 0, -1)
+    moved = images.grid.to_index(plane.to_lps_mm(index) + field)
+    found = view.take(moved, 0)[..., list(view.axes)]
+    size, spacing = view.of_page(images.grid.size), view.of_page(images.grid.spacing_mm)
+    found = np.where(view.flips, size - 1 - found, found)
+    steps = np.maximum(1, np.rint((size * spacing).max() / 26 / spacing)).astype(int)
+    return [*found[:: steps[1]], *found[:, :: steps[0]].swapaxes(0, 1)]
+
+
+def _png(figure) -> str:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is optional
+
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream, pil_kwargs={"compress_level": 4})
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _panel(images: Images, view: _View, plane: np.ndarray, name="", window=(None, None), lines=()) -> str:
+    """One view as an HTML figure; ``plane`` is grey (rows, columns) or colours, drawn with the mask's rim."""
+    from matplotlib.collections import LineCollection  # matplotlib is optional
+    from matplotlib.patheffects import withStroke
+
+    sides = np.array(plane.shape[1::-1]) * view.of_page(images.grid.spacing_mm)
+    figure, axes = _bare_figure(sides / sides.max() * _PIXELS / 100)
+    smooth = "nearest" if plane.ndim == 3 else None  # the colour of a fold must not be mixed
+    axes.imshow(plane, "gray", aspect="auto", vmin=window[0], vmax=window[1], interpolation=smooth)
+    axes.add_collection(LineCollection(lines, colors="#ffd23f", linewidths=0.8), autolim=False)
+    rim = images.of("mask", view) if plane.ndim == 3 and images.mask is not None else np.zeros((1, 1))
+    if rim.any() and min(rim.shape) > 1:
+        axes.contour(rim, [0.5], colors="black", linewidths=0.6)
+    places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.965), (0.5, 0.035))
+    for letter, place in zip(view.letters, places, strict=True):
+        text = axes.text(*place, letter, transform=axes.transAxes, ha="center", va="center", color="white")
+        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+    caption = ", ".join(filter(None, (view.name, name)))
+    return f'<figure><img src="{_png(figure)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _bare_figure(inches):
+    from matplotlib.figure import Figure  # matplotlib is optional
+
+    figure = Figure(tuple(inches), dpi=100)
+    return figure, figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=())
+
+
+def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
+    return f"""<section><h2>{title}</h2><p>{text}</p>
+<div class="views rows{rows}">{"".join(panels)}</div></section>"""
+
+
+def image_sections(images: Images) -> Iterator[str]:
+    window, views, spacing = images.window, _views(images.grid, images.centre_index()), images.grid.spacing_mm
+    rows = min(2, len(views))
+    pairs = [(v, images.of("fixed", v), images.of(n, v), n) for v in views for n in ("before", "after")]
+    boards = [_panel(images, v, checkerboard(a, b, v.of_page(spacing)), n, window) for v, a, b, n in pairs]
+    text = """Squares of the fixed and the moving image in turn, before (alignment only) and after
+        registration: outlines and vessels should run on across them."""
+    yield _section("Checkerboard", text, boards, rows)
+    span = 0.3 * (window[1] - window[0])
+    greys = [_panel(images, v, np.subtract(a, b, dtype="f4"), n, (-span, span)) for v, a, b, n in pairs]
+    text = f"""Fixed minus moving image: grey is none, white or black is {number(span)} or more.
+        Lungs also change in density as they fill: an even shade there is no error."""
+    yield _section("Difference", text, greys, rows)
+    grids = [_panel(images, v, images.of("fixed", v), "", window, _grid_lines(images, v)) for v in views]
+    text = """A regular grid of the fixed image, carried by the forward map into the moving one, less the mean
+        shift in the plane. Motion across the plane is not seen."""
+    yield _section("Deformation", text, grids)
+    text, worst = _legend(), images.worst_fold()
+    if worst is not None:
+        where, lowest = images.grid.to_lps_mm(worst), number(images.jacobian[worst[::-1]])
+        text += f" <b>The planes go through the worst fold</b>: {lowest} at ({number(where)}) mm in LPS."
+        views = _views(images.grid, worst)
+    maps = [_panel(images, v, jacobian_rgb(images.of("jacobian", v))) for v in views]
+    yield _section("Jacobian determinant", text, maps)
+
+
+def _legend() -> str:
+    figure, axes = _bare_figure((4, 0.16))
+    axes.imshow(jacobian_rgb(_JACOBIAN_LIMIT ** np.linspace(-1, 1, 200)[None]), aspect="auto")
+    ticks = "".join(f"<span>{v:.2g}</span>" for v in _JACOBIAN_LIMIT ** np.linspace(-1, 1, 5))
+    return f'''<span class="legend"><img src="{_png(figure)}" alt=""><span class="ticks">{ticks}</span></span>
+&gt; 1 (red): the tissue is larger in the moving image. &lt; 1 (blue): it is smaller there.
+<b class="fold">Magenta</b>: a fold, not above 0, where the map is wrong.'''
+
+
+def curve_sections(history: Sequence[dict], landmark_errors: dict | None) -> Iterator[str]:
+    from matplotlib.figure import Figure  # matplotlib is optional
+
+    terms = [k for k in (history[0] if history else {}) if k != "step"]
+    if terms:
+        rows = -(-len(terms) // 3)
+        figure = Figure((9, 2.2 * rows), dpi=100, layout="constrained")
+        for number, term in enumerate(terms, 1):
+            axes = figure.add_subplot(rows, 3, number)
+            steps, values = zip(*[(h["step"], h.get(term, np.nan)) for h in history], strict=True)
+            axes.plot(steps, values, color=_AFTER, lw=1.2)
+            _plain_axes(axes, term, "step")
+        yield f'<section><h2>Progress</h2><img src="{_png(figure)}" alt="loss curves"></section>'
+    if landmark_errors:
+        figure = Figure((7, 3.2), dpi=100, layout="constrained")
+        axes = figure.add_subplot()
+        for (name, errors), colour in zip(landmark_errors.items(), (_BEFORE, _AFTER), strict=False):
+            share = np.linspace(0, 100, len(errors) + 1)
+            axes.step([0, *np.sort(errors)], share, where="post", color=colour, label=name)
+        axes.legend(frameon=False, loc="lower right")
+        _plain_axes(axes, "landmarks with an error up to this, in %", "error (TRE) in mm")
+        yield f'<section><h2>Landmark errors</h2><img src="{_png(figure)}" alt="landmark errors"></section>'
+
+
+def _plain_axes(axes, title: str, x_label: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="0.9")

@@ -1,0 +1,177 @@
+"""Measures a registration and writes its result folder, completely or not at all."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from ..device import peak_gpu_memory_mb, peak_memory_mb
+from ..files.folder import ResultFolder
+from ..files.transform import displacement_transform
+from ..measure import quality
+from ..measure.evaluate import measure
+from ..measure.quality import region_statistics
+from ..measure.report import Report
+from ..result import Registration
+from ..space.grid import Grid
+from ..version import __version__
+from .page import write_report
+
+_CONSISTENCY_MM = 4.0  # between the voxels of the inverse-consistency map
+
+
+def write_all(
+    registration: Registration,
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    folder: Path,
+    *,
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+    regions: sitk.Image | None = None,
+    names: tuple[str, str] = ("fixed", "moving"),
+    inputs: dict | None = None,
+    started: tuple[float, float] | None = None,
+    pictures: bool = True,
+    progress=None,
+) -> Report:
+    """Measure the registration and write transforms, images, maps and report; returns the report.
+
+    ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. ``regions``: labels on the fixed grid
+    whose volume change is reported. ``inputs``: what the files were, kept in the report. ``started``: wall clock
+    (``time.perf_counter``) and CPU time (``time.process_time``) at the start of the run.
+    """
+    tell = progress or (lambda stage, fraction, terms: None)
+    wall, cpu = started or (time.perf_counter() - registration.seconds, time.process_time())
+    r, grid = registration, registration.fixed_grid
+    tell("transforms", 0.82, {})
+    inverse_grid, inverse_displacement, inverse_error = r.sampled(r.moving_grid, inverse=True)
+    coarse, displacement, error = r.sampled(grid)
+    transform = displacement_transform(displacement, coarse)
+    outside = float(sitk.GetArrayViewFromImage(moving).min())
+    tell("warping", 0.88, {})
+    warped = grid.resample(moving, transform, sitk.sitkLinear, outside)
+    tell("Jacobian determinant", 0.9, {})
+    jacobian = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
+
+    report = replace(
+        measure(
+            grid,
+            jacobian,
+            r.forward,
+            transform,
+            exact=r.fixed_mask is not None,  # outside the mask differences have to do
+            inverse=r.inverse,
+            alignment=r.affine,
+            fixed_mask=r.fixed_mask,
+            moving_mask=r.moving_mask,
+            landmarks=landmarks,
+        ),
+        **_facts(r),
+        regions=None
+        if regions is None
+        else region_statistics(jacobian, sitk.GetArrayViewFromImage(regions), grid.voxel_volume_mm3),
+        files={"fixed": names[0], "moving": names[1]},
+        inputs=inputs,
+        transform_error_mm={"forward": error, "inverse": inverse_error},
+    )
+    with ResultFolder(folder).replaced() as scratch:
+        tell("writing", 0.94, {})
+        sitk.WriteTransform(transform, str(scratch.transform))
+        inverse = displacement_transform(inverse_displacement, inverse_grid)
+        sitk.WriteTransform(inverse, str(scratch.inverse_transform))
+        sitk.WriteImage(warped, str(scratch.warped), True, 1)
+        jacobian_image = grid.image(jacobian)
+        sitk.WriteImage(jacobian_image, str(scratch.jacobian), True, 1)
+        seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
+        consistency = seen.image(inverse_consistency(r, seen))
+        sitk.WriteImage(consistency, str(scratch.inverse_consistency), True, 1)
+        r.save(scratch.registration)
+        report = replace(
+            report,
+            time_s={
+                "wall": time.perf_counter() - wall,
+                "cpu": time.process_time() - cpu,
+                "registration_wall": r.seconds,
+            },
+            peak_memory_mb=peak_memory_mb(),
+            peak_gpu_memory_mb=peak_gpu_memory_mb(r.device),
+        )
+        tell("report", 0.97, {})
+        if pictures:
+            errors = None
+            if landmarks is not None:
+                errors = {
+                    "before": quality.tre_mm(r.affine(landmarks[0]), landmarks[1]),
+                    "after": quality.tre_mm(r.forward(landmarks[0]), landmarks[1]),
+                }
+            write_report(
+                scratch.path,
+                report=report.to_dict(),
+                fixed=fixed,
+                warped=warped,
+                moving_before=grid.resample(moving, r.affine.transform(), sitk.sitkLinear, outside),
+                jacobian=jacobian_image,
+                displacement=coarse.image(displacement, vector=True),
+                fixed_mask=r.fixed_mask,
+                history=r.history,
+                landmark_errors=errors,
+            )
+        scratch.report.write_text(report.to_json(), encoding="utf-8")
+    tell("done", 1.0, {})
+    return report
+
+
+def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:
+    """|inverse(forward(x)) - x| in mm (z, y, x) float32 at the nodes of a grid that lie in the mask, 0 elsewhere."""
+    inside = np.ones(grid.shape, bool)
+    if registration.fixed_mask is not None:
+        mask = grid.resample(registration.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
+        inside = sitk.GetArrayViewFromImage(mask) != 0
+    out = np.zeros(grid.shape, np.float32)
+    for z in range(len(out)):
+        points = grid.slab_lps_mm(z, z + 1)[inside[z].reshape(-1)]
+        if len(points):
+            out[z][inside[z]] = quality.inverse_consistency_mm(registration.forward, registration.inverse, points)
+    return out
+
+
+def _united(mask: sitk.Image | None, regions: sitk.Image | None) -> sitk.Image | None:
+    """Where the determinant is wanted exactly: in the mask and in the regions."""
+    if mask is None or regions is None:
+        return mask if regions is None else regions
+    return sitk.Or(mask != 0, regions != 0)
+
+
+def _warnings(r: Registration):
+    yield from r.notes
+    for name in r.found_masks:
+        yield f"The {name} lung mask was found by a threshold; check it, or give one with --{name}-mask."
+
+
+def _facts(r: Registration) -> dict[str, Any]:
+    """Alignment, settings, device and versions of the run."""
+    return {
+        "warnings": list(_warnings(r)),
+        "alignment": {
+            "method": r.alignment,
+            "matrix": r.affine.matrix.tolist(),
+            "offset_mm": r.affine.offset_mm.tolist(),
+        },
+        "device": r.device,
+        "settings": json.loads(r.settings.to_json()),  # lists for tuples, as they come back from the file
+        "versions": {
+            "nephi": __version__,
+            "torch": torch.__version__,
+            "simpleitk": sitk.Version.VersionString(),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }

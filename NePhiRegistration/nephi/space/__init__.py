@@ -1,0 +1,1 @@
+"""Where things lie: grids of voxels, the registration cube, affine maps."""

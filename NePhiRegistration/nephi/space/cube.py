@@ -1,0 +1,62 @@
+"""The registration cube: an oriented box in LPS mm, scaled by one number for all axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .grid import Grid
+
+
+@dataclass(frozen=True)
+class Cube:
+    """The registration cube: an oriented box in LPS mm, scaled by one number for all axes."""
+
+    centre_lps_mm: tuple[float, ...]
+    half_sides_mm: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def around(cls, points_lps_mm: np.ndarray, direction: tuple[float, ...], margin_mm: float = 0.0) -> Cube:
+        """The smallest box along ``direction`` that holds the points (n, d), and a margin on every side."""
+        d = points_lps_mm.shape[-1]
+        axes = np.reshape(direction, (d, d))
+        along = points_lps_mm @ axes
+        low, high = along.min(0), along.max(0)
+        half = np.maximum((high - low) / 2, 1e-3) + margin_mm
+        return cls(tuple(axes @ ((low + high) / 2)), tuple(half), tuple(direction))
+
+    @property
+    def dimension(self) -> int:
+        return len(self.half_sides_mm)
+
+    @property
+    def axes(self) -> np.ndarray:
+        return np.reshape(np.asarray(self.direction, float), (self.dimension, self.dimension))
+
+    @property
+    def unit_mm(self) -> float:
+        """Millimetres of one unit of the cube."""
+        return max(self.half_sides_mm)
+
+    @property
+    def upper_cube(self) -> np.ndarray:
+        """The box's upper corner in its own frame; the lower one is minus it."""
+        return np.asarray(self.half_sides_mm) / self.unit_mm
+
+    def to_cube(self, points_lps_mm) -> np.ndarray:
+        """(..., d) points_lps_mm -> (..., d) points_cube."""
+        return (np.asarray(points_lps_mm, float) - np.asarray(self.centre_lps_mm)) @ self.axes / self.unit_mm
+
+    def to_lps_mm(self, points_cube) -> np.ndarray:
+        """(..., d) points_cube -> (..., d) points_lps_mm."""
+        return np.asarray(points_cube, float) @ self.axes.T * self.unit_mm + np.asarray(self.centre_lps_mm)
+
+    def grid(self, spacing_mm: float, lower_cube=None, upper_cube=None) -> Grid:
+        """The grid of cubic voxels along the cube's axes that covers the box between the two corners."""
+        upper = self.upper_cube if upper_cube is None else np.asarray(upper_cube)
+        lower = -self.upper_cube if lower_cube is None else np.asarray(lower_cube)
+        size = np.ceil((upper - lower) * self.unit_mm / spacing_mm - 1e-6).astype(int) + 1
+        spacing = (float(spacing_mm),) * self.dimension
+        return Grid(tuple(int(n) for n in size), spacing, tuple(self.to_lps_mm(lower)), self.direction)

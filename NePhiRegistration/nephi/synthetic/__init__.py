@@ -1,0 +1,1 @@
+"""Images whose true map is known."""

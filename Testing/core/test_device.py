@@ -1,0 +1,189 @@
+"""Work on a device: a step without the host, replayed steps, images resampled there; CUDA where there is a GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nephi import PRESETS, register
+from nephi.fitting import fit
+from nephi.fitting.optimise import Optimisation
+from nephi.fitting.replay import Replayed
+from nephi.images.resample import DeviceImage, DeviceSlices
+from nephi.images.slices import Slices
+from nephi.space import interpolate as interpolate_module
+from nephi.space.affine import Affine
+from nephi.space.cube import Cube
+from nephi.space.grid import Grid
+from nephi.space.interpolate import interpolate
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is there")
+DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
+NO_WORK = ("aten::_unsafe_view", "aten::detach", "aten::new_empty_strided", "aten::empty_like")
+TO_THE_HOST = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed or copied; views are neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function._schema.name
+        if not function.is_view and name not in NO_WORK:
+            self.counts[name] += 1
+        return function(*arguments, **(keywords or {}))
+
+
+def smooth_pair(d: int = 3, side: int = 40) -> list[sitk.Image]:
+    generator = np.random.default_rng(0)
+    images = []
+    for _ in range(2):
+        noise = sitk.GetImageFromArray(generator.normal(size=(side,) * d).astype(np.float32))
+        noise.SetSpacing((4.0,) * d)
+        images.append(sitk.SmoothingRecursiveGaussian(noise, 8.0))
+    return images
+
+
+def short(preset: str, iterations: int):
+    settings = PRESETS[preset]
+    return replace(settings, fit=replace(settings.fit, iterations=iterations))
+
+
+def operations_of_a_step(preset: str, monkeypatch) -> Counter[str]:
+    """Of one late enough for every lazily made constant, in the middle of a stage."""
+    seen, step = Operations(), Optimisation._evaluate
+    update = fit.Adam.update
+
+    def counted_step(self, number):
+        if number == 25:
+            seen.__enter__()
+        return step(self, number)
+
+    def counted_update(self):
+        update(self)
+        if self.done == 25:
+            seen.__exit__(None, None, None)
+
+    monkeypatch.setattr(Optimisation, "_evaluate", counted_step)
+    monkeypatch.setattr(fit.Adam, "update", counted_update)
+    register(*smooth_pair(), settings=short(preset, 30), auto_mask=False, device="cpu")
+    return seen.counts
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_step_neither_reads_from_nor_copies_to_the_host(preset, monkeypatch):
+    counts = operations_of_a_step(preset, monkeypatch)
+    assert counts["aten::_fused_adam_"] == 1  # a whole step was seen
+    assert not [name for name in counts if name in TO_THE_HOST or name.startswith("aten::lift")]
+
+
+def test_a_step_of_balanced_is_few_operations(monkeypatch):
+    monkeypatch.setattr(interpolate_module, "_CACHED_POINTS", 10**6)  # sums in one piece, as on a GPU
+    assert 100 < operations_of_a_step("balanced", monkeypatch).total() <= 200
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+@pytest.mark.parametrize("size", [(5, 4), (5, 4, 3), (4, 1, 3)])
+def test_slopes_of_an_interpolation_are_right_and_have_slopes(size, degree):
+    """Against finite differences in double precision, inside and beyond the border."""
+    generator = torch.Generator().manual_seed(0)
+    kind = {"dtype": torch.double, "generator": generator}
+    tables = [torch.randn(int(np.prod(size)), 3, **kind).requires_grad_() for _ in range(2)]
+    position = (torch.rand(2, 20, len(size), **kind) * (max(size) + 2) - 1.5).requires_grad_()
+
+    def values(position, *tables):
+        return interpolate(tables, position, size, degree)
+
+    assert torch.autograd.gradcheck(values, (position, *tables))
+    assert torch.autograd.gradgradcheck(values, (position, *tables))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("d", [2, 3])
+def test_linear_interpolation_on_a_device_is_that_of_torch(d, device):
+    generator = torch.Generator().manual_seed(0)
+    size = (9, 8, 7)[:d]
+    values = torch.rand(4, *reversed(size), generator=generator).to(device)
+    unit = (torch.rand(50, d, generator=generator) * 2.4 - 1.2).to(device)
+    position = (unit + 1) / 2 * (torch.tensor(size, device=device) - 1)
+    found = interpolate([values.flatten(1).T.contiguous()], position[None], size)[0]
+    expected = F.grid_sample(
+        values[None], unit.reshape(1, -1, *[1] * (d - 1), d), padding_mode="border", align_corners=True
+    )
+    torch.testing.assert_close(found, expected.reshape(4, 50).T, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("pixel", [np.int16, np.uint8, np.float32, np.float64, np.uint16])
+@pytest.mark.parametrize("spacing_mm", [1.3, 2.0, 4.4, 9.0])
+def test_an_image_resampled_on_a_device_is_that_of_simpleitk(spacing_mm, pixel, device):
+    """To a thousandth of a grey value, through an oblique alignment, averaged where the grid is coarser."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(100, 40, (23, 27, 31)).clip(0, 255).astype(pixel)
+    turn = np.linalg.qr(generator.normal(size=(3, 3)))[0]
+    frame = Grid((31, 27, 23), (1.1, 1.6, 2.1), (10.0, -20.0, 30.0), tuple(turn.ravel()))
+    image = frame.image(values)
+    cube = Cube.around(frame.corners_lps_mm(), frame.direction, 4.0)
+    affine = Affine(np.eye(3) + generator.normal(0, 0.05, (3, 3)), generator.normal(0, 3, 3))
+    grid = cube.grid(spacing_mm)
+    expected = Slices(image, grid, affine.transform(), -7.0)
+    found = DeviceSlices(DeviceImage(image, torch.device(device)), grid, affine, -7.0)
+    for rows in (slice(0, grid.shape[0]), slice(1, 3)):
+        np.testing.assert_allclose(found[rows].cpu().numpy(), expected[rows], atol=1e-3, rtol=0)
+
+
+@cuda
+def test_steps_on_cuda_do_not_wait_for_the_host():
+    def quietly(step):
+        def run(self, number):
+            # constants of a stage are sent at its first step
+            torch.cuda.set_sync_debug_mode("default" if number in self.stages or number < 3 else "error")
+            try:
+                return step(self, number)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Optimisation, "_evaluate", quietly(Optimisation._evaluate))
+        for preset in PRESETS:
+            register(*smooth_pair(), settings=short(preset, 30), auto_mask=False, device="cuda")
+
+
+@cuda
+@pytest.mark.parametrize("preset", PRESETS)
+def test_replayed_steps_on_cuda_are_those_of_plain_ones(preset, monkeypatch, caplog):
+    """Over all stages of a short run; sums in another order leave small differences."""
+    points = np.random.default_rng(0).uniform(20, 140, (200, 3))
+    replayed, captured = [], []
+    capture = Replayed._capture
+    monkeypatch.setattr(Replayed, "_capture", lambda self: captured.append(1) or capture(self))
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(Replayed, "__call__", lambda self, key: self._function())
+        result = register(*smooth_pair(), settings=short(preset, 40), auto_mask=False, device="cuda")
+        replayed.append(result.forward(points))
+    assert len(captured) == len(PRESETS[preset].similarity.stages) and not caplog.records
+    assert np.abs(replayed[0] - points).max() > 0.1
+    assert np.abs(replayed[0] - replayed[1]).mean() < 0.02 * np.abs(replayed[0] - points).mean()
+
+
+@cuda
+def test_cuda_and_the_cpu_agree():
+    points = np.random.default_rng(0).uniform(20, 140, (200, 3))
+    found = [
+        register(*smooth_pair(), settings=PRESETS["fast"], auto_mask=False, device=device) for device in ("cuda", "cpu")
+    ]
+    last = [result.history[-1]["similarity"] for result in found]
+    assert last[0] == pytest.approx(last[1], rel=0.1)
+    assert all(np.isfinite(result.forward(points)).all() for result in found)

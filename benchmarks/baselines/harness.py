@@ -1,0 +1,118 @@
+"""What the baselines share: a prepared pair in the registration cube, the optimisation, the maps that are written.
+
+A baseline is a module ("maps") that takes points_cube (k, n, 3) -> (k, n, 3): entry 0 from the fixed to the moving
+image and, where it has an inverse, entry 1 back. ``one(points, way)`` is a single one of them, so that the core's
+objective and result take it in the place of its own maps; there is no latent code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from nephi.files.image import read_image, read_mask
+from nephi.fitting.fit import Adam, fit
+from nephi.fitting.objective import similarity
+from nephi.images.image_pair import Pair
+from nephi.images.volume import Volume
+from nephi.maps.fields import FORWARD
+from nephi.result import Registration
+from nephi.settings import FitSettings, Settings, SimilaritySettings, Stage
+from nephi.space.affine import Affine
+from nephi.space.cube import Cube
+from nephi.space.grid import Grid
+from torch import Tensor, nn
+
+from ..voxel_maps import NoCode
+
+COARSE, FINE = Stage(0.0, 2.0, 2), Stage(0.0, 1.25, 1, 0.5)  # the features of the preset "balanced"
+
+
+class OneWay(nn.Module):
+    """A map from the fixed to the moving image only; a subclass has ``displacement`` (n, 3) -> (n, 3), in the cube."""
+
+    @property
+    def code(self) -> NoCode:
+        return NoCode(torch.ones(3))
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        flat = points_cube.reshape(-1, points_cube.shape[-1])
+        return points_cube + self.displacement(flat).reshape(points_cube.shape)
+
+    def one(self, points_cube: Tensor, way: int) -> Tensor:
+        if way != FORWARD:
+            raise ValueError("this map has no inverse")
+        return self(points_cube)
+
+
+def read_pair(prepared: Path, settings: Settings, cube_margin_mm: float | None = None) -> Pair:
+    """The prepared files of a pair (``pairs.prepare``), which are aligned already."""
+    roles = ("fixed", "moving")
+    images = [read_image(prepared / f"{role}.nii.gz", f"{role} image") for role in roles]
+    masks = [None, None]
+    if all((prepared / f"{role}_mask.nii.gz").exists() for role in roles):
+        masks = [read_mask(prepared / f"{role}_mask.nii.gz", image, f"{role} mask")
+                 for role, image in zip(roles, images, strict=True)]  # fmt: skip
+    return Pair(*images, *masks, Affine.identity(3), settings, cube_margin_mm=cube_margin_mm)
+
+
+def upper_cube(pair: Pair) -> Tensor:
+    return torch.tensor(pair.cube.upper_cube, dtype=torch.float32)
+
+
+def lattice_shape(cube: Cube, spacing_mm: float) -> tuple[int, ...]:
+    """Nodes along z, y, x that cover the cube, at most this far apart."""
+    return tuple(int(np.ceil(2 * half / spacing_mm - 1e-6)) + 1 for half in reversed(cube.half_sides_mm))
+
+
+def forward_similarity(
+    maps: OneWay, volumes: Sequence[Volume], settings: SimilaritySettings, generator: torch.Generator
+) -> Tensor:
+    """The similarity term of nephi in one direction: random points of the fixed mask, compared where they land."""
+    (fixed, moving), kind = volumes, similarity(settings)
+    points, index = fixed.draw(settings.points.count(fixed.voxels), generator)
+    moved, offsets = maps(points), kind.offsets(points.shape[-1])
+    weight = moving.inside(moved.detach())
+    return kind.compare(moving.at(moved, offsets), fixed.at_voxels(index, offsets), weight)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A part of the optimisation: the lattice's spacing, the features compared, steps, and the learning rate."""
+
+    spacing_mm: float
+    stage: Stage
+    iterations: int
+    learning_rate: float
+
+
+def optimise(
+    maps: nn.Module,
+    pair: Pair,
+    levels: Sequence[Level],
+    objective: Callable[[Level, Sequence[Volume]], tuple[Tensor, dict[str, Tensor]]],
+    quick: bool = False,
+) -> None:
+    """Minimise ``objective(level, volumes)`` level by level; ``maps.refine(spacing_mm)`` opens a level."""
+    stage = volumes = None
+    for level in levels:
+        maps.refine(level.spacing_mm)
+        if level.stage != stage:
+            stage, volumes = level.stage, pair.volumes(level.stage, torch.device("cpu"))
+        iterations = 5 if quick else level.iterations
+        adam = Adam(maps.parameters(), FitSettings(iterations=iterations, learning_rate=level.learning_rate))
+        fit(lambda _, level=level, volumes=volumes: objective(level, volumes), adam)
+
+
+def write_maps(maps: nn.Module, pair: Pair, out: Path, inverse: bool) -> None:
+    """displacement.mha and, where there is one, inverse_displacement.mha: LPS mm, on the pair's common grid."""
+    maps.eval().requires_grad_(False)
+    grid = Grid.of(pair.images[0])
+    result = Registration(maps, pair.cube, pair.affine, grid, Grid.of(pair.images[1]), pair.settings)
+    for back in (False, True) if inverse else (False,):
+        image = grid.image(result.displacement(grid, back), vector=True)
+        sitk.WriteImage(image, str(out / f"{'inverse_' if back else ''}displacement.mha"))
