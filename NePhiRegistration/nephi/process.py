@@ -63,7 +63,9 @@ def answer(
     command: list[str], environment: dict[str, str] | None = None, timeout_s: float | None = None
 ) -> subprocess.CompletedProcess[str]:
     """What a short command writes, without a console window; raises OSError and subprocess.TimeoutExpired."""
-    flags = subprocess.CREATE_NO_WINDOW if sys.platform == "win32" else 0
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NO_WINDOW
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False, creationflags=flags
     )

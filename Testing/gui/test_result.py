@@ -17,6 +17,7 @@ from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.parameters import Parameters
 from PySide6.QtGui import QColor, QPalette
 from saving import save_scene
+from standin.pythonqt import send
 
 
 def _layers() -> tuple:
@@ -86,9 +87,9 @@ def test_flicker_goes_on_only_while_it_is_watched(finished):
     timer = finished.widget.results._flicker
     _show(finished, View.FLICKER)
     assert timer.active and _layers() == (finished.outputs.fixed, finished.outputs.warped, 1.0)
-    timer.timeout.emit()
+    send(timer, "timeout")
     assert _layers()[2] == 0.0
-    timer.timeout.emit()
+    send(timer, "timeout")
     assert _layers()[2] == 1.0
     finished.leave()
     assert not timer.active
@@ -151,7 +152,7 @@ def test_a_click_on_a_fold_takes_all_slices_there(finished):
     assert "Folded in 2 places" in finished.ui.summaryLabel.text
     for row, fold in enumerate(FOLDS):
         assert float(table.item(row, 0).text()) == fold["voxels"]
-        table.cellClicked.emit(row, 0)
+        send(table, "cellClicked", row, 0)
         x, y, z = fold["centre_lps_mm"]
         for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
             place = [node.GetSliceToRAS().GetElement(i, 3) for i in range(3)]
@@ -381,6 +382,6 @@ def test_everything_is_there_again_after_the_scene_was_saved_and_loaded(finished
     assert _layers() == (out.fixed, _jacobian(), 0.7)
     assert deformation.find(p.result).GetDisplayNode().GetVisibility3D()
     assert p.result.GetTransformFromParent().TransformPoint(point) == pytest.approx(moved, abs=1e-3)
-    finished.ui.foldsTable.cellClicked.emit(1, 0)
+    send(finished.ui.foldsTable, "cellClicked", 1, 0)
     finished.ui.histogramButton.click()
     assert slicer.modules.plots.shown is out.histogram

@@ -89,15 +89,12 @@ class ctkSliderWidget(PythonQt, QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._slider)
         layout.addWidget(self._box)
-        self._box.valueChanged.connect(self._moved)
+        self._box.valueChanged.connect(lambda value: self._slider.setValue(round(value / self._step())))
+        self._box.valueChanged.connect(self.valueChanged)
         self._slider.sliderMoved.connect(lambda i: self._box.setValue(self._step() * i))
 
     def _step(self) -> float:
         return self._box.singleStep()
-
-    def _moved(self, value: float) -> None:
-        self._slider.setValue(round(value / self._step()))
-        self.valueChanged.emit(value)
 
     def _set(self, setter: str, value) -> None:
         getattr(self._box, setter)(value)
