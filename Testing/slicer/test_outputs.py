@@ -189,7 +189,12 @@ def test_failed_saving_leaves_nothing(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("NePhiRegistrationLib.tables.write_csv", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         finished.outputs.save(tmp_path / "a")
-    assert list((tmp_path / "a").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes.txt").write_text("mine")
+    with pytest.raises(OSError, match="full"):
+        finished.outputs.save(tmp_path / "b")
+    assert [file.name for file in (tmp_path / "b").iterdir()] == ["notes.txt"]
 
 
 def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tmp_path):
