@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import qt
 import slicer
 import vtk
+from nephi import runfolder
 from nephi.errors import NephiError
-from nephi.learning.shipped import shipped_models
-from NePhiRegistrationLib import dependencies, parameters, sample
+from NePhiRegistrationLib import dependencies, parameters, sample, theme
+from NePhiRegistrationLib.inputpanel import InputPanel
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
-from NePhiRegistrationLib.parameters import Parameters, Preset
-from NePhiRegistrationLib.resultpanel import ResultPanel
+from NePhiRegistrationLib.outputs import Outputs
+from NePhiRegistrationLib.parameters import Parameters
+from NePhiRegistrationLib.resultpanel import ResultPanel, readable
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -27,7 +30,8 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 _RUNNING_MS, _IDLE_MS = 200, 1000
-_FAILED = "#c0392b"
+_DOCUMENTATION = "https://github.com/nephi-registration/NePhi"
+_PAPER = "https://arxiv.org/abs/2309.07322"
 
 
 class NePhiRegistration(ScriptedLoadableModule):
@@ -40,29 +44,19 @@ class NePhiRegistration(ScriptedLoadableModule):
         parent.helpText = _(
             "Deformable registration of two volumes, such as exhale and inhale CT, with a neural deformation field: "
             "forward and inverse transform, warped volume, volume-change map and measures of its quality. "
-            "The input volumes are never changed."
-        )
-        parent.acknowledgementText = _("Method: NePhi, neural deformation fields for approximately diffeomorphic maps.")
-        slicer.app.connect("startupCompleted()", _register_sample_data)
+            "The input volumes are never changed. "
+            "{link_start}Documentation{link_end}"
+        ).format(link_start=f'<a href="{_DOCUMENTATION}">', link_end="</a>")
+        parent.acknowledgementText = _(
+            "Method: {link_start}NePhi, neural deformation fields for approximately diffeomorphic medical image "
+            "registration{link_end}, Tian et al., ECCV 2024."
+        ).format(link_start=f'<a href="{_PAPER}">', link_end="</a>")
+        slicer.app.connect("startupCompleted()", _on_startup_completed)
 
 
-def _register_sample_data() -> None:
-    import SampleData
-
-    icon = Path(__file__).parent / "Resources" / "Icons" / "NePhiRegistration.png"
-    SampleData.SampleDataLogic.registerCustomSampleDataSource(
-        category="NePhi",
-        sampleName="BreathingPhantom",
-        thumbnailFileName=str(icon),
-        customDownloader=_load_phantom,
-    )
-
-
-def _load_phantom(_source) -> list:
-    """The phantom's nodes, with the exhale volume in the slice views, as Sample Data does it with files."""
-    made = sample.add_phantom(slicer.mrmlScene)
-    slicer.util.setSliceViewerLayers(background=made[0], foreground=None, label=None, fit=True)
-    return made
+def _on_startup_completed() -> None:
+    runfolder.remove_abandoned(Path(slicer.app.temporaryPath))
+    sample.register(Path(__file__).parent / "Resources" / "Icons" / "NePhiRegistration.png")
 
 
 class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -70,11 +64,12 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
         self.logic = None
-        self.run = None  # the registration under way, or the last one
+        self.run = None  # the registration under way
         self._parameters: Parameters | None = None
         self._gui_tag = None
         self._devices: threading.Thread | None = None  # while it asks what there is to compute on
-        self._note = ""  # how the last run ended
+        self._note = ""  # how the last run ended, or why it could not begin
+        self._failed = False  # whether that is a failure
         self._logged = 0  # lines of its log that are shown
 
     def setup(self) -> None:
@@ -84,7 +79,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.ui = slicer.util.childWidgetVariables(self.panel)
         self.panel.setMRMLScene(slicer.mrmlScene)
         self.logic = NePhiRegistrationLogic()
-        self.results = ResultPanel(self.ui)
+        self.inputs, self.results = InputPanel(self.ui), ResultPanel(self.ui)
         self._timer = qt.QTimer()
         self._timer.interval = _IDLE_MS
         self._timer.connect("timeout()", self._tick)
@@ -93,18 +88,11 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.addObserver(scene, scene.StartCloseEvent, self._on_scene_start_close)
         for event in (scene.EndCloseEvent, scene.EndImportEvent):
             self.addObserver(scene, event, self._on_scene_new)
+        self.addObserver(scene, scene.NodeRemovedEvent, self._on_node_removed)
         ui.applyButton.connect("clicked(bool)", self._on_apply)
         ui.cancelButton.connect("clicked(bool)", self._on_cancel)
         ui.liveCheckBox.connect("toggled(bool)", self._on_live)
         ui.resetButton.connect("clicked(bool)", self._on_reset)
-        ui.deviceComboBox.connect("activated(int)", self._on_device)
-        for side in ("fixed", "moving"):
-            box = getattr(ui, f"{side}SegmentComboBox")
-            box.connect("activated(int)", lambda index, side=side: self._on_segment(side, index))
-        ui.modelComboBox.connect("activated(int)", self._on_model)
-        for name in ("settings_file", "model_file"):
-            line = _path_line(ui, name)
-            line.connect("currentPathChanged(QString)", lambda path, name=name: self._on_file(name, path))
         self.enter()
 
     def cleanup(self) -> None:
@@ -127,10 +115,20 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if not self._running():
             self._timer.stop()
 
+    def onReload(self) -> None:
+        """Developers' reload: the library and the core anew too, which Slicer would keep as they were."""
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("NePhiRegistrationLib", "nephi")]:
+            del sys.modules[name]
+        super().onReload()
+
+    def _on_node_removed(self, _caller, _event) -> None:
+        self.results.drop_removed()
+
     def _on_scene_start_close(self, _caller, _event) -> None:
         if self.run is not None:
             self.run.cancel()
             self.run = None
+        self._say("")
         self.results.forget()
         self._set_parameters(None)
 
@@ -142,7 +140,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if self._parameters is not None:
             self._parameters.disconnectGui(self._gui_tag)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
-        self._parameters = new
+        self._parameters = self.inputs.parameters = new
         if new is not None:
             parameters.choose_only_pair(new, slicer.mrmlScene)
             parameters.adopt_preset(new)
@@ -157,75 +155,44 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if p is None:
             return
         parameters.adopt_preset(p)
-        self._show_choices(p)
+        self.inputs.show(self.logic.devices)
         self._check()
         self.results.update(p)
-
-    def _show_choices(self, p: Parameters) -> None:
-        """Widgets that no parameter is bound to by itself."""
-        ui = self.ui
-        ui.settingsFileLabel.visible = ui.settingsFilePathLineEdit.visible = p.preset is Preset.FILE
-        ui.modelFileLabel.visible = ui.modelFilePathLineEdit.visible = p.model == parameters.MODEL_FILE
-        for name in ("settings_file", "model_file"):
-            line = _path_line(ui, name)
-            if line.currentPath != getattr(p, name):
-                line.currentPath = getattr(p, name)
-        models = [("", _("None: start from nothing")), *((name, name) for name in shipped_models())]
-        models.append((parameters.MODEL_FILE, _("My model file")))
-        if p.model not in [name for name, _label in models]:
-            models.append((p.model, _("{model} (not found here)").format(model=p.model)))
-        _fill_combo(ui.modelComboBox, models, p.model)
-        ui.alignComboBox.enabled = p.initial_transform is None
-        for side in ("fixed", "moving"):
-            self._show_segments(side)
-        known = [("auto", _("Automatic")), *((device["name"], device["label"]) for device in self.logic.devices)]
-        if p.device not in [name for name, _label in known]:
-            known.append((p.device, _("{device} (not found here)").format(device=p.device)))
-        _fill_combo(ui.deviceComboBox, known, p.device)
-
-    def _show_segments(self, side: str) -> None:
-        box, mask = getattr(self.ui, f"{side}SegmentComboBox"), getattr(self._parameters, f"{side}_mask")
-        has_segments = mask is not None and mask.IsA("vtkMRMLSegmentationNode")
-        box.visible = has_segments
-        if not has_segments:
-            return
-        segmentation = mask.GetSegmentation()
-        known = [("", _("All segments"))]
-        known += [(key, segmentation.GetSegment(key).GetName()) for key in segmentation.GetSegmentIDs()]
-        chosen = getattr(self._parameters, f"{side}_segment")
-        if chosen not in [key for key, _name in known]:
-            known.append((chosen, _("(removed)")))
-        _fill_combo(box, known, chosen)
 
     def _check(self) -> None:
         """Whether Apply may be pressed, and what it will take; else why not."""
         ui, p, running = self.ui, self._parameters, self._running()
         problem = parameters.problem(p)
         ui.applyButton.enabled = not running and not problem
-        ui.applyButton.toolTip = problem or _("Start the registration; Slicer stays usable meanwhile.")
+        ui.applyButton.toolTip = problem or _("Start the registration; Slicer stays usable while it runs.")
         ui.cancelButton.enabled = running
         _set_text(ui.estimateLabel, "-" if problem else self.logic.expected(p))
         ui.progressBar.visible = running
         if running:
             ui.progressBar.value = round(100 * self.run.fraction)
-        failed = self.run is not None and self.run.state == "failed"
-        ui.statusLabel.styleSheet = f"color: {_FAILED}" if failed and self._note else ""
-        status = _progress(self.run) if running else "\n".join(filter(None, [self._note, problem]))
-        _set_text(ui.statusLabel, status)
-        ui.statusLabel.visible = bool(status)
+        ui.noteLabel.styleSheet = f"color: {readable(ui.noteLabel, theme.RED)}" if self._failed else ""
+        for label, text in ((ui.noteLabel, "" if running else self._note), (ui.statusLabel, problem)):
+            text = _progress(self.run) if running and label is ui.statusLabel else text
+            _set_text(label, text)
+            label.visible = bool(text)
+
+    def _say(self, note: str, failed: bool = False) -> None:
+        self._note, self._failed = note, failed
 
     # what the user does
 
     def _on_apply(self, _checked: bool = False) -> None:
         p = self._parameters
-        self._note = dependencies.ensure()
-        if not self._note:
+        missing = dependencies.ensure()
+        self._say(missing, failed=bool(missing))
+        if not missing:
+            self._ask_devices()  # where PyTorch was installed just now
             self.ui.logTextEdit.setPlainText("")
             self._logged = 0
             try:
                 self.run = self.logic.engine.start(parameters.job(p))
             except LogicError as error:
-                self._note = str(error)
+                self._say(str(error), failed=True)
             else:
                 self.run.show_live(p.live)
                 self._timer.interval = _RUNNING_MS
@@ -237,19 +204,6 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _on_reset(self, _checked: bool = False) -> None:
         parameters.adopt_preset(self._parameters, again=True)
-
-    def _on_device(self, index: int) -> None:
-        self._parameters.device = self.ui.deviceComboBox.itemData(index)
-
-    def _on_segment(self, side: str, index: int) -> None:
-        setattr(self._parameters, f"{side}_segment", getattr(self.ui, f"{side}SegmentComboBox").itemData(index))
-
-    def _on_model(self, index: int) -> None:
-        self._parameters.model = self.ui.modelComboBox.itemData(index)
-
-    def _on_file(self, name: str, path: str) -> None:
-        if self._parameters is not None and getattr(self._parameters, name) != path:
-            setattr(self._parameters, name, path)
 
     def _on_live(self, on: bool) -> None:
         if self._running():
@@ -268,8 +222,10 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             self._log()
             if not going_on:
                 self._end()
-        if self._parameters is not None:
-            self._show_choices(self._parameters)
+        if self.results.stale:
+            self._update()
+        elif self._parameters is not None:
+            self.inputs.show(self.logic.devices)
             self._check()
 
     def _running(self) -> bool:
@@ -281,22 +237,22 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._logged = len(self.run.log)
 
     def _end(self) -> None:
-        """The run has ended, one way or the other."""
-        run, ui = self.run, self.ui
+        """The run has ended, one way or the other. Only its result is kept, by the result section."""
+        run, self.run, ui = self.run, None, self.ui
         self._timer.interval = _IDLE_MS
         if run.state == "done":
             seconds = run.outputs.report["time_s"]["wall"]
-            self._note = _("Done in {time}.").format(time=_duration(seconds))
+            self._say(_("Done in {time}.").format(time=_duration(seconds)))
             self.results.add(run.outputs)
             p = self._parameters or self.logic.getParameterNode()
             p.result = run.forward
             ui.inputsCollapsibleButton.collapsed = True
             ui.resultCollapsibleButton.collapsed = False
         elif run.state == "failed":
-            self._note = run.error
+            self._say(run.error, failed=True)
             ui.logGroupBox.collapsed = False
         else:
-            self._note = run.error or _("Cancelled. The scene is as it was before.")
+            self._say(run.error or _("Cancelled. The scene is as it was before."))
         if self._parameters is None:
             self._timer.stop()
         self._update()
@@ -313,12 +269,20 @@ class NePhiRegistrationLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self):
         super().__init__()
-        self.engine = Logic(slicer.mrmlScene)
+        self.engine = Logic(slicer.mrmlScene, temporary=slicer.app.temporaryPath)
         self.devices = [{"name": "cpu", "label": _("CPU")}]
         self.devices_known = False
 
     def getParameterNode(self) -> Parameters:
         return Parameters(super().getParameterNode())
+
+    def process(self, fixed, moving, **choices) -> Outputs:
+        """Register ``moving`` to ``fixed`` (scalar volume nodes) and wait for the nodes of the result, for scripts.
+
+        ``choices``: fields of ``NePhiRegistrationLib.job.Job``, such as ``fixed_mask``, ``preset`` or ``device``.
+        Raises LogicError with one line; the scene is as before then.
+        """
+        return self.engine.process(Job(fixed, moving, **choices), watch=lambda run: slicer.app.processEvents())
 
     def ask_devices(self) -> None:
         """Takes seconds, touches neither scene nor panel."""
@@ -335,8 +299,8 @@ class NePhiRegistrationLogic(ScriptedLoadableModuleLogic):
         device = next((d for d in gpus if job.device in (d["name"], "auto")), None)
         job.device = device["name"] if device else "cpu"
         cost = self.engine.estimate(job)
-        text = _("about {time} and {memory:.1f} GB of memory").format(
-            time=_duration(cost.seconds), memory=cost.memory_mb / 1000
+        text = _("about {time} and {memory} GB of memory").format(
+            time=_duration(cost.seconds), memory=f"{cost.memory_mb / 1000:.1f}"
         )
         if device and cost.memory_mb > device.get("memory_mb", cost.memory_mb):
             text += _("; more than {device} has").format(device=device["label"])
@@ -362,7 +326,7 @@ class NePhiRegistrationTest(ScriptedLoadableModuleTest):
         job = Job(fixed, moving, fixed_mask, moving_mask, fixed_landmarks=landmarks[0], moving_landmarks=landmarks[1])
         job.preset, job.overrides, job.device = "fast", {"fit": {"iterations": 40}}, "cpu"
         nodes = slicer.mrmlScene.GetNumberOfNodes()
-        run = Logic(slicer.mrmlScene).start(job)
+        run = Logic(slicer.mrmlScene, temporary=slicer.app.temporaryPath).start(job)
         while run.poll():
             self.delayDisplay(_progress(run), 100)
         if find_spec("torch") is None:
@@ -376,10 +340,9 @@ class NePhiRegistrationTest(ScriptedLoadableModuleTest):
 
 
 def _progress(run) -> str:
-    stage = run.stage[:1].upper() + run.stage[1:]
     if run.seconds_left is None:
-        return f"{stage} ..."
-    return _("{stage}: {time} left").format(stage=stage, time=_duration(run.seconds_left))
+        return f"{run.stage_text} ..."
+    return _("{stage}: {time} left").format(stage=run.stage_text, time=_duration(run.seconds_left))
 
 
 def _duration(seconds: float) -> str:
@@ -388,21 +351,6 @@ def _duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _path_line(ui, name: str):
-    return {"settings_file": ui.settingsFilePathLineEdit, "model_file": ui.modelFilePathLineEdit}[name]
-
-
 def _set_text(label, text: str) -> None:
     if label.text != text:
         label.text = text
-
-
-def _fill_combo(box, items: list[tuple[str, str]], chosen: str) -> None:
-    """Data and text of the entries, left alone where nothing changes (the user may have it open)."""
-    if [(box.itemData(i), box.itemText(i)) for i in range(box.count)] != items:
-        box.clear()
-        for data, text in items:
-            box.addItem(text, data)
-    index = [data for data, _text in items].index(chosen)
-    if box.currentIndex != index:
-        box.currentIndex = index

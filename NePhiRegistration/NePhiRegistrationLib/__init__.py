@@ -1,1 +1,5 @@
-"""What the NePhi module does with a MRML scene; imports neither qt nor slicer.app."""
+"""What the NePhi module does with a MRML scene.
+
+Only ``resultpanel`` (qt), ``parameters`` (slicer.parameterNodeWrapper) and ``dependencies`` need Slicer's application;
+everything else runs on slicer-core alone.
+"""

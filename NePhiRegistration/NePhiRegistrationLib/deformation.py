@@ -12,7 +12,9 @@ import vtk
 from slicer.util import arrayFromVTKMatrix
 from vtk.util.numpy_support import vtk_to_numpy
 
+from . import compared
 from . import scene as nodes
+from .i18n import tr as _
 from .outputs import Outputs
 
 _OF, _SHOWN = "NePhi.DeformationOf", "NePhi.DeformationShown"
@@ -59,19 +61,20 @@ def make(forward):
     transform.SetGridDirectionMatrix(grid.GetGridDirectionMatrix())
     transform.SetInterpolationModeToLinear()
     scene = forward.GetScene()
-    node = nodes.add(scene, "vtkMRMLGridTransformNode", f"{forward.GetName()}: deformation shown")
-    node.SetSaveWithScene(False)
-    node.SetHideFromEditors(True)
+    name = _("{name}: deformation shown").format(name=forward.GetName())
+    node = nodes.add(scene, "vtkMRMLGridTransformNode", name, hidden=True)
     node.SetAttribute(_SHOWN, "1")
     node.SetNodeReferenceID(_OF, forward.GetID())
     node.SetAndObserveTransformToParent(transform)
     node.CreateDefaultDisplayNodes()
-    _scale(node.GetDisplayNode(), np.linalg.norm(shift, axis=1))
+    length_mm = np.linalg.norm(shift, axis=1)
+    inside = np.ones(len(length_mm), bool) if outputs is None else compared.at_points(outputs, points_ras_mm)
+    _scale(node.GetDisplayNode(), length_mm[inside] if inside.any() else length_mm)
     return node
 
 
 def _scale(display, length_mm: np.ndarray) -> None:
-    """Colours and contour levels that span the displacements there are."""
+    """Colours and contour levels that span all but the largest hundredth of the displacements."""
     display.SetSaveWithScene(False)
     largest = max(float(np.percentile(length_mm, 99)), _STEPS_MM[0])
     colors = vtk.vtkColorTransferFunction()
@@ -86,7 +89,7 @@ def _scale(display, length_mm: np.ndarray) -> None:
 def _rigid_part(alignment: dict, centre_ras_mm: np.ndarray) -> np.ndarray:
     """The rotation of the alignment and the shift that carries the centre to where the alignment does, RAS (4, 4)."""
     matrix = _RAS_LPS @ np.array(alignment["matrix"]) @ _RAS_LPS
-    u, _, vt = np.linalg.svd(matrix)
+    u, _scales, vt = np.linalg.svd(matrix)
     rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
     rigid = np.eye(4)
     rigid[:3, :3] = rotation

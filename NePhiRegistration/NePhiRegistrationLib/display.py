@@ -7,16 +7,14 @@ import json
 import numpy as np
 import slicer
 
-from . import deformation
+from . import compared, deformation
 from . import scene as nodes
+from .i18n import tr as _
 
-GRID_TEXT = (
-    "Drawn on the fixed image, from fixed to moving: where the tissue lies in the moving image. "
-    "Shift and rotation of the patient are left out. Cyan is 0 mm, red {most:.3g} mm and more{contours}."
-)
-JACOBIAN_TEXT = (
-    "|J| is the moving volume per fixed volume. Red, above 1: the tissue is larger in the moving image. "
-    "Blue, below 1: it is smaller. Yellow, 0 or less: the map folds there. Outside the mask nothing was compared."
+JACOBIAN_TEXT = _(
+    "Volume in the moving image per volume in the fixed one. Red, above 1: the tissue expands from fixed to moving "
+    "(1.5 is +50 %). Blue, below 1: it contracts. Yellow, 0 or less: the map folds there. "
+    "Only the mask that was compared is coloured."
 )
 FOLD_COLOR = (1.0, 0.95, 0.0)
 CHECKERBOARD, DIFFERENCE, FLICKER, FADE = COMPARISONS = ("checkerboard", "difference", "flicker", "fade")
@@ -28,12 +26,20 @@ _COLORS = 256  # a scalar display maps its window to so many
 _JACOBIAN_WINDOW = 3.0
 # 0 is the lower border of a colour and what is exactly 0 falls below it: only what is folded is loud
 _JACOBIAN_LOW = -42 * _JACOBIAN_WINDOW / (_COLORS - 1) + 1e-6
-_COMPARISON = "NePhi.Comparison"
+_NOT_COMPARED = -1e4  # no Jacobian determinant is so low
+_COMPARISON, _MASKED_JACOBIAN = "NePhi.Comparison", "NePhi.MaskedJacobian"  # attributes of volumes made for display
 _LIVE = "NePhi.Live"
 
 
 def show_grid(
-    forward, fixed, on: bool, mode: str = "grid", spacing_mm: float = 10.0, in_2d: bool = True, in_3d: bool = False
+    forward,
+    fixed,
+    on: bool,
+    mode: str = "grid",
+    spacing_mm: float = 10.0,
+    in_2d: bool = True,
+    in_3d: bool = False,
+    legend: bool = True,
 ) -> None:
     """A result's deformation as warped grid, arrows or contours of its length in mm, over the fixed volume."""
     node = deformation.make(forward) if on else deformation.find(forward)
@@ -53,6 +59,8 @@ def show_grid(
         display.SetVisibility(on)
         display.SetVisibility2D(on and in_2d)
         display.SetVisibility3D(on and in_3d)
+    title = _("Displacement\n(mm)") if on and in_2d and legend else ""  # it would be in the slices in any case
+    _show_legend(node, title, "%.1f", 5, at_left=True)
 
 
 def grid_text(forward) -> str:
@@ -61,40 +69,79 @@ def grid_text(forward) -> str:
     if node is None:
         return ""
     display = node.GetDisplayNode()
-    contours = ""
+    text = _(
+        "Drawn on the fixed image, from fixed to moving: where the tissue lies in the moving image. Translation and "
+        "rotation of the patient are left out. Cyan: 0 mm, red: {most} mm and more. "
+        "Outside the mask nothing was compared."
+    ).format(most=f"{display.GetColorMap().GetRange()[1]:.3g}")
     if display.GetVisualizationMode() == display.VIS_MODE_CONTOUR:
-        contours = f"; a contour every {display.GetContourLevelsMmAsString().split()[0]} mm"
-    return GRID_TEXT.format(most=display.GetColorMap().GetRange()[1], contours=contours)
+        step = display.GetContourLevelsMmAsString().split()[0]
+        text = _("{text} One contour every {step} mm.").format(text=text, step=step)
+    return text
 
 
 def clear(scene, background=None) -> None:
     """Take every drawn deformation out of the views, and what lies over ``background`` where that is given."""
     deformation.remove_all(scene)
+    nodes.remove(scene, find_masked_jacobian(scene))
     if background is not None:
         show_comparison(background, None, "")
 
 
 def show_jacobian(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
-    """The Jacobian determinant in colour over the fixed volume."""
-    display = outputs.jacobian.GetDisplayNode()
+    """The Jacobian determinant in colour over the fixed volume, where the images were compared."""
+    volume = _masked_jacobian(outputs, make=on)
+    if volume is None:
+        return
+    display = volume.GetDisplayNode()
     display.SetAutoWindowLevel(False)
     display.SetWindowLevelMinMax(_JACOBIAN_LOW, _JACOBIAN_LOW + _JACOBIAN_WINDOW)
     display.SetInterpolate(False)  # so that a fold of one voxel does not fade into its neighbours
-    display.SetAndObserveColorNodeID(jacobian_color_node(outputs.jacobian.GetScene()).GetID())
-    _show_overlay(outputs.fixed, outputs.jacobian, on, opacity, "Jacobian" if legend else "", "%.1f", 7)
+    display.SetThreshold(_NOT_COMPARED / 2, -_NOT_COMPARED)
+    display.SetApplyThreshold(True)
+    display.SetAndObserveColorNodeID(jacobian_color_node(volume.GetScene()).GetID())
+    _show_overlay(outputs.fixed, volume, on, opacity, _("Volume ratio\nmoving / fixed") if legend else "", "%.1f", 7)
+    if not on:
+        nodes.remove(volume.GetScene(), volume)
 
 
 def show_inverse_consistency(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
     """How far, in mm, going there and back misses the start, in colour over the fixed volume; nothing at 0."""
     volume = outputs.inverse_consistency
     display, scene = volume.GetDisplayNode(), volume.GetScene()
-    largest = max(1.0, float(np.ceil(np.percentile(slicer.util.arrayFromVolume(volume), 99.5))))
+    values = slicer.util.arrayFromVolume(volume)
+    values = values[values > 0]  # outside the mask it is 0
+    largest = max(1.0, float(np.ceil(np.percentile(values, 99)))) if len(values) else 1.0
     display.SetAutoWindowLevel(False)
     display.SetWindowLevelMinMax(0.0, largest)
-    display.SetThreshold(1e-6, 1e6)  # outside the mask it is 0
+    display.SetThreshold(1e-6, 1e6)
     display.SetApplyThreshold(True)
     display.SetAndObserveColorNodeID(_color_node(scene, _ERROR_COLORS, _error_colors()).GetID())
-    _show_overlay(outputs.fixed, volume, on, opacity, "Error (mm)" if legend else "", "%.3g", 5)
+    title = _("Inverse-consistency\nerror (mm)") if legend else ""
+    _show_overlay(outputs.fixed, volume, on, opacity, title, "%.3g", 5)
+
+
+def find_masked_jacobian(scene):
+    """The volume that ``show_jacobian`` lays over the fixed one, or None."""
+    return _own_volume(scene, _MASKED_JACOBIAN)
+
+
+def _masked_jacobian(outputs, make: bool):
+    """A copy of the Jacobian volume with a value that is not drawn outside the mask; None where none is shown."""
+    scene, source = outputs.jacobian.GetScene(), outputs.jacobian
+    made_from = f"{source.GetID()} {source.GetImageData().GetMTime()}"
+    made = find_masked_jacobian(scene)
+    if not make or (made is not None and made.GetAttribute(_MASKED_JACOBIAN) == made_from):
+        return made
+    values, inside = slicer.util.arrayFromVolume(source), compared.on_grid_of(outputs, source)
+    if inside is not None:
+        values = np.where(inside, values, np.float32(_NOT_COMPARED))
+    made = made or _add_own_volume(scene, _("{name}, where compared").format(name=source.GetName()), _MASKED_JACOBIAN)
+    slicer.util.updateVolumeFromArray(made, values)
+    made.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(nodes.ijk_to_world(source)))
+    made.SetAttribute(_MASKED_JACOBIAN, made_from)
+    made.CreateDefaultDisplayNodes()
+    return made
 
 
 def show_comparison(fixed, other, kind: str, opacity: float = 0.5, squares_mm: float = 30.0) -> None:
@@ -104,9 +151,9 @@ def show_comparison(fixed, other, kind: str, opacity: float = 0.5, squares_mm: f
     ``checkerboard`` and ``difference`` show a volume made for it.
     """
     scene = fixed.GetScene()
-    made = _comparison_volume(scene)
+    made = _own_volume(scene, _COMPARISON)
     if kind in (CHECKERBOARD, DIFFERENCE):
-        made = made or _add_comparison_volume(scene)
+        made = made or _add_own_volume(scene, _("Comparison"), _COMPARISON)
         _compare(made, fixed, other, kind, squares_mm)
         _set_layers(scene, made, None, 0.0)
         return
@@ -137,8 +184,8 @@ def show_live(forward, fixed, moving):
     not get another parent transform.
     """
     scene = forward.GetScene()
-    live = nodes.add(scene, "vtkMRMLScalarVolumeNode", f"{moving.GetName()} as it moves")
-    live.SetSaveWithScene(False)
+    name = _("{name} as it moves").format(name=moving.GetName())
+    live = nodes.add_for_display(scene, name)
     live.SetAndObserveImageData(moving.GetImageData())
     live.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(nodes.ijk_to_world(moving)))
     live.CreateDefaultDisplayNodes()
@@ -176,15 +223,22 @@ def _show_overlay(fixed, volume, on: bool, opacity: float, title: str, label_for
             composite.SetForegroundOpacity(opacity)
         elif composite.GetForegroundVolumeID() == volume.GetID():
             composite.SetForegroundVolumeID(None)
-    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(volume)
-    if legend is None and on and title:
-        legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(volume)
+    _show_legend(volume, title if on else "", label_format, labels)
+
+
+def _show_legend(node, title: str, label_format: str, labels: int, at_left: bool = False) -> None:
+    """``title`` "" hides it."""
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
+    if legend is None and title:
+        legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
     if legend is not None:
-        legend.SetVisibility(bool(on and title))
+        legend.SetVisibility(bool(title))
         if title:
             legend.SetTitleText(title)
             legend.SetLabelFormat(label_format)
             legend.SetNumberOfLabels(labels)
+            if at_left:
+                legend.SetPosition(0.05, 0.5)
 
 
 def _set_layers(scene, background, foreground, opacity: float) -> None:
@@ -195,43 +249,63 @@ def _set_layers(scene, background, foreground, opacity: float) -> None:
 
 
 def _compare(made, fixed, other, kind: str, squares_mm: float) -> None:
-    """A checkerboard or the difference, other minus fixed, as grey values 0 to 255 in ``made``."""
-    a, b = (_grey(volume, nodes.resampled(volume, fixed)) for volume in (fixed, other))
-    if kind == DIFFERENCE:
-        values = 127.5 + (b - a) / 2
-    else:
-        sides = (max(1, round(squares_mm / spacing)) for spacing in fixed.GetSpacing()[::-1])
-        squares = [np.arange(n) // side for n, side in zip(a.shape, sides, strict=True)]
-        z, y, x = np.ix_(*squares)
-        values = np.where((x + y + z) % 2 == 0, a, b)
-    slicer.util.updateVolumeFromArray(made, values.astype(np.uint8))
+    """A checkerboard or the difference, other minus fixed, in the fixed volume's own units in ``made``."""
+    a, b = slicer.util.arrayFromVolume(fixed), nodes.resampled(other, fixed)
+    low, high = _window(fixed)
+    scale, offset = _to_units_of(fixed, other)
+    values = np.empty(a.shape, np.int16 if _fits(a) and _fits(b) and (scale, offset) == (1, 0) else np.float32)
+    sides = [max(1, round(squares_mm / spacing)) for spacing in fixed.GetSpacing()[::-1]]
+    y, x = (np.arange(n) // side for n, side in zip(a.shape[1:], sides[1:], strict=True))
+    plane = (y[:, None] + x[None, :]) % 2 == 0
+    for z, slab in enumerate(values):  # a slice at a time, for the memory's sake
+        moved = b[z] if (scale, offset) == (1, 0) else scale * b[z].astype(np.float32) + offset
+        if kind == DIFFERENCE:
+            slab[:] = moved.astype(np.float32) - a[z]
+        else:
+            slab[:] = np.where(plane == (z // sides[0] % 2 == 0), a[z], moved)
+    slicer.util.updateVolumeFromArray(made, values)
     made.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(nodes.ijk_to_world(fixed)))
     made.CreateDefaultDisplayNodes()
     display = made.GetDisplayNode()
     display.SetAutoWindowLevel(False)
-    display.SetWindowLevelMinMax(0, 255)
+    half = max((high - low) / 2, 1e-6)
+    display.SetWindowLevelMinMax(*((-half, half) if kind == DIFFERENCE else (low, high)))
+    unit = "HU" if nodes.in_hounsfield(fixed) else _("intensity")
+    title = _("Difference ({unit})").format(unit=unit) if kind == DIFFERENCE else ""
+    _show_legend(made, title, "%.0f", 5)
 
 
-def _grey(volume, values: np.ndarray) -> np.ndarray:
-    """Values as 0..255 by the volume's own window."""
+def _window(volume) -> tuple[float, float]:
     display = volume.GetDisplayNode()
-    low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
-    return np.clip((values.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
+    return display.GetWindowLevelMin(), display.GetWindowLevelMax()
+
+
+def _to_units_of(fixed, other) -> tuple[float, float]:
+    """Scale and offset for the other's values: CTs share a unit, of other images the windows are matched."""
+    if nodes.in_hounsfield(fixed) and nodes.in_hounsfield(other):
+        return 1, 0
+    (low, high), (other_low, other_high) = _window(fixed), _window(other)
+    scale = (high - low) / max(other_high - other_low, 1e-6)
+    return scale, low - scale * other_low
+
+
+def _fits(values: np.ndarray) -> bool:
+    """Whether differences of such values fit into 16 bits, as those of CTs in whole Hounsfield units."""
+    return values.dtype == np.int16 and values.min() >= -16384 and values.max() < 16384
 
 
 def _composites(scene) -> list:
     return nodes.of_class(scene, "vtkMRMLSliceCompositeNode")
 
 
-def _comparison_volume(scene):
+def _own_volume(scene, attribute: str):
     volumes = nodes.of_class(scene, "vtkMRMLScalarVolumeNode")
-    return next((volume for volume in volumes if volume.GetAttribute(_COMPARISON)), None)
+    return next((volume for volume in volumes if volume.GetAttribute(attribute)), None)
 
 
-def _add_comparison_volume(scene):
-    volume = nodes.add(scene, "vtkMRMLScalarVolumeNode", "NePhi comparison")
-    volume.SetAttribute(_COMPARISON, "1")
-    volume.SetSaveWithScene(False)
+def _add_own_volume(scene, name: str, attribute: str):
+    volume = nodes.add_for_display(scene, name)
+    volume.SetAttribute(attribute, "1")
     return volume
 
 

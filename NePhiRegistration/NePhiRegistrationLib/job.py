@@ -1,4 +1,4 @@
-"""What is to be registered to what, and why it may not be possible yet."""
+"""A registration job and its validation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nephi.learning.shipped import find_model
 from nephi.settings import ALIGNMENTS, Settings, from_dict, load, preset
 
 from . import scene as nodes
+from .i18n import tr as _
 
 
 class LogicError(Exception):
@@ -59,18 +60,17 @@ class Job:
         return next((text for text in self._problems() if text), "")
 
     def _problems(self):
-        for role, volume in (("fixed", self.fixed), ("moving", self.moving)):
+        for role, volume in ((_("fixed volume"), self.fixed), (_("moving volume"), self.moving)):
             yield _volume_problem(role, volume)
         if self.fixed is self.moving:
-            yield "The fixed and the moving volume are the same: choose two."
-        masks = ("fixed", self.fixed_mask, self.fixed_segment), ("moving", self.moving_mask, self.moving_segment)
-        for role, mask, segment in masks:
-            yield _mask_problem(f"{role} mask", mask, segment)
-        yield _mask_problem("regions", self.regions, "")
+            yield _("The fixed and the moving volume are the same: choose two.")
+        yield _mask_problem(_("fixed mask"), self.fixed_mask, self.fixed_segment)
+        yield _mask_problem(_("moving mask"), self.moving_mask, self.moving_segment)
+        yield _mask_problem(_("regions"), self.regions, "")
         yield self._landmark_problem()
         yield self._alignment_problem()
         if self.settings_file and not Path(self.settings_file).is_file():
-            yield f"The settings file {self.settings_file} is not there."
+            yield _("The settings file {file} does not exist.").format(file=self.settings_file)
         try:
             settings = self.settings()
             if settings.model:
@@ -79,53 +79,61 @@ class Job:
             yield str(error)
 
     def _landmark_problem(self) -> str:
-        lists = {"fixed": self.fixed_landmarks, "moving": self.moving_landmarks}
-        given = {role: points for role, points in lists.items() if points is not None}
-        if len(given) == 1:
-            missing = "moving" if "fixed" in given else "fixed"
-            return f"Landmarks are needed in both volumes: choose a list for the {missing} volume too, or none."
-        for role, points in given.items():
+        if self.fixed_landmarks is None and self.moving_landmarks is None:
+            return ""
+        if self.moving_landmarks is None:
+            return _("Landmarks are needed in both volumes: choose a list for the moving volume too, or none.")
+        if self.fixed_landmarks is None:
+            return _("Landmarks are needed in both volumes: choose a list for the fixed volume too, or none.")
+        for points in (self.fixed_landmarks, self.moving_landmarks):
             if points.GetNumberOfControlPoints() == 0:
-                return f"The list of {role} landmarks is empty."
+                return _("The landmark list {name} is empty.").format(name=points.GetName())
             if points.GetNumberOfDefinedControlPoints() < points.GetNumberOfControlPoints():
-                return f"A landmark of the {role} list has no position yet: place it or delete it."
-        counts = [points.GetNumberOfControlPoints() for points in given.values()]
-        if counts and counts[0] != counts[1]:
-            return f"There are {counts[0]} fixed and {counts[1]} moving landmarks; they must match one by one."
+                text = _("A landmark of {name} has no position yet: place it or delete it.")
+                return text.format(name=points.GetName())
+        fixed, moving = (p.GetNumberOfControlPoints() for p in (self.fixed_landmarks, self.moving_landmarks))
+        if fixed != moving:
+            text = _("There are {fixed} fixed and {moving} moving landmarks; they must match one by one.")
+            return text.format(fixed=fixed, moving=moving)
         return ""
 
     def _alignment_problem(self) -> str:
         initial = self.initial_transform
         if initial is None:
-            return "" if self.align in ALIGNMENTS else f"'{self.align}' is no alignment: {', '.join(ALIGNMENTS)}."
+            if self.align in ALIGNMENTS:
+                return ""
+            return _("'{name}' is not an alignment: {known}.").format(name=self.align, known=", ".join(ALIGNMENTS))
         if not initial.IsTransformToWorldLinear():
-            return f"The initial transform {initial.GetName()} is not linear: choose a rigid or affine one."
+            text = _("The initial transform {name} is not linear: choose a rigid or affine one.")
+            return text.format(name=initial.GetName())
         parent = self.moving.GetParentTransformNode()
         while parent is not None:
             if parent is initial:
-                return (
-                    f"The moving volume already lies under {initial.GetName()}, which would then count twice: "
-                    "take it as initial transform or as parent, not both."
+                text = _(
+                    "The moving volume already lies under {name}, which would then count twice: "
+                    "use it as initial transform or as parent, not both."
                 )
+                return text.format(name=initial.GetName())
             parent = parent.GetParentTransformNode()
         return ""
 
 
 def _volume_problem(role: str, volume) -> str:
     if volume is None:
-        return f"Choose the {role} volume."
+        return _("Choose the {role}.").format(role=role)
     image = volume.GetImageData()
     if image is None:
-        return f"The {role} volume {volume.GetName()} holds no image."
+        return _("The {role} {name} holds no image.").format(role=role, name=volume.GetName())
     if min(image.GetDimensions()) < nodes.FEWEST_VOXELS:
         size = " x ".join(map(str, image.GetDimensions()))
-        return f"The {role} volume has {size} voxels; at least {nodes.FEWEST_VOXELS} along each side are needed."
+        text = _("The {role} has {size} voxels; at least {fewest} along each side are needed.")
+        return text.format(role=role, size=size, fewest=nodes.FEWEST_VOXELS)
     if image.GetNumberOfScalarComponents() != 1:
-        return f"The {role} volume is a colour or vector volume; choose a scalar one."
+        return _("The {role} is a colour or vector volume; choose a scalar one.").format(role=role)
     try:
         nodes.ijk_to_world(volume)
     except nodes.FrameError as error:
-        return f"The {role} volume {error}"
+        return _("The {role} {reason}").format(role=role, reason=error)
     return ""
 
 
@@ -135,8 +143,9 @@ def _mask_problem(role: str, mask, segment: str) -> str:
     if mask.IsA("vtkMRMLSegmentationNode"):
         segmentation = mask.GetSegmentation()
         if segmentation.GetNumberOfSegments() == 0:
-            return f"The segmentation for the {role} has no segments."
+            return _("The segmentation for the {role} has no segments.").format(role=role)
         if segment and segmentation.GetSegment(segment) is None:
-            return f"The segment chosen for the {role} is no longer in {mask.GetName()}."
+            text = _("The segment chosen for the {role} is no longer in {name}.")
+            return text.format(role=role, name=mask.GetName())
         return ""
-    return "" if mask.GetImageData() is not None else f"The label map for the {role} is empty."
+    return "" if mask.GetImageData() is not None else _("The label map for the {role} is empty.").format(role=role)

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import json
-import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from nephi.errors import NephiError
-from nephi.process import engine_environment
+from nephi.process import answer, engine_command, engine_environment
+from nephi.runfolder import RunFolder, remove_abandoned
 
 from . import display
 from . import scene as nodes
+from .i18n import tr as _
 from .job import Job, LogicError
 from .outputs import Outputs
-from .runner import EngineProcess, failure, find_python
+from .runner import EngineProcess, find_python
+from .words import failure, in_panel_words, stage_text
 
 PREVIEW_SECONDS = 1.0
+_POLL_SECONDS = 0.1
+_OPTIMISING, _OPTIMISED = "optimising", 0.8  # the stage's name, and the fraction that it ends at
 _EARLY = 0.05  # part of the optimisation before which the run's end can't be foretold
 
 
 class Logic:
-    """Registers nodes of ``scene``; ``python``: the engine's interpreter, ``environment``: of its process."""
+    """Registers nodes of ``scene``; ``python``: the engine's interpreter, ``environment``: of its process.
 
-    def __init__(self, scene, python: str | None = None, environment: dict[str, str] | None = None):
+    ``temporary``: where the runs' folders are made, by default the system's folder for temporary files. What
+    applications that were killed have left there is removed.
+    """
+
+    def __init__(
+        self,
+        scene,
+        python: str | None = None,
+        environment: dict[str, str] | None = None,
+        temporary: str | Path | None = None,
+    ):
         self.scene = scene
+        self.temporary = Path(temporary or tempfile.gettempdir())
+        remove_abandoned(self.temporary)
         self.python = python or find_python()
         self.environment = engine_environment(environment)
         self._devices: list[dict] | None = None
@@ -50,12 +67,11 @@ class Logic:
     def devices(self) -> list[dict]:
         """What ``Job.device`` may be besides "auto": name and label, of GPUs memory_mb. Asked of the engine once."""
         if self._devices is None:
-            command = [self.python, "-m", "nephi", "devices"]
             try:
-                done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+                done = answer(engine_command("devices", python=self.python), self.environment, timeout_s=120)
                 self._devices = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
             except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
-                raise LogicError(f"The engine did not tell its devices: {error}") from None
+                raise LogicError(_("The engine could not list its devices: {reason}").format(reason=error)) from None
             if self._devices is None:
                 raise LogicError(failure(done.returncode, done.stderr.splitlines()))
         return self._devices
@@ -65,21 +81,40 @@ class Logic:
         reason = self.problem(job)
         if reason:
             raise LogicError(reason)
-        folder = Path(tempfile.mkdtemp(prefix="nephi-"))
+        folder = None
         try:
-            arguments, region_names = _write_inputs(job, folder)
-            command = [self.python, "-m", "nephi", "register", *arguments]
-            process = EngineProcess(command, self.environment, folder)
+            folder = RunFolder(self.temporary)
+            arguments, region_names = _write_inputs(job, folder.path)
+            command = engine_command("register", *arguments, python=self.python, owner=folder)
+            process = EngineProcess(command, self.environment, folder.path)
         except (OSError, nodes.FrameError, NephiError) as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise LogicError(f"The registration could not be started: {error}") from None
+            if folder is not None:
+                folder.remove()
+            raise LogicError(_("The registration could not be started: {reason}").format(reason=error)) from None
         return Run(self.scene, job, process, folder, region_names)
+
+    def process(self, job: Job, watch: Callable[[Run], None] | None = None) -> Outputs:
+        """Register and wait for the result, for scripts; ``watch(run)`` is called ten times a second meanwhile.
+
+        Raises LogicError with one line.
+        """
+        run = self.start(job)
+        try:
+            while run.poll():
+                if watch is not None:
+                    watch(run)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            run.cancel()  # where waiting was interrupted
+        if run.outputs is None:
+            raise LogicError(run.error or _("The registration was cancelled."))
+        return run.outputs
 
 
 class Run:
     """A registration under way. Its ``forward`` transform node follows the optimisation and becomes the result."""
 
-    def __init__(self, scene, job: Job, process: EngineProcess, folder: Path, region_names: dict[int, str]):
+    def __init__(self, scene, job: Job, process: EngineProcess, folder: RunFolder, region_names: dict[int, str]):
         self.state, self.stage, self.fraction = "running", "starting", 0.0
         self.log: list[str] = []
         self.error = ""
@@ -89,29 +124,45 @@ class Run:
         self._pace: tuple[float, float] | None = None  # seconds and fraction when the optimisation began
         self._end: float | None = None  # when it will be done, by the clock
         self._live = None  # the volume that slides, while it is shown
-        name = f"{job.moving.GetName()} to {job.fixed.GetName()}"
+        name = _("{moving} to {fixed}").format(moving=job.moving.GetName(), fixed=job.fixed.GetName())
         self.forward = nodes.add(scene, "vtkMRMLGridTransformNode", name)
         self.forward.SetNodeReferenceID("NePhi.Fixed", job.fixed.GetID())
         self.forward.SetNodeReferenceID("NePhi.Moving", job.moving.GetID())
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the run ends, by the pace of the optimisation; None before that is known."""
-        return None if self._end is None or self.state != "running" else max(0.0, self._end - time.monotonic())
+        """Until the optimisation ends, by its own pace; None where that is not known, and after it."""
+        known = self._end is not None and self.state == "running" and self.stage == _OPTIMISING
+        return max(0.0, self._end - time.monotonic()) if known else None
+
+    @property
+    def stage_text(self) -> str:
+        return stage_text(self.stage)
 
     def poll(self) -> bool:
         """Take in what the engine said; on success make the output nodes. True while it runs."""
         if self.state != "running":
             return False
-        needed = {"fixed volume": self._job.fixed, "moving volume": self._job.moving, "transform": self.forward}
-        for name, node in needed.items():
+        needed = {
+            _("The fixed volume was removed while the registration ran."): self._job.fixed,
+            _("The moving volume was removed while the registration ran."): self._job.moving,
+            _("The transform was removed while the registration ran."): self.forward,
+        }
+        for text, node in needed.items():
             if self._scene.GetNodeByID(node.GetID() or "") is not node:
                 self.cancel()
-                self.error = f"The {name} was removed while the registration ran."
+                self.error = text
                 return False
         code = self._process.exit_code()  # before its last words are read
+        try:
+            messages = self._process.messages()
+        except OSError:
+            self._process.end()
+            text = _("The folder of the registration was removed while it ran: {folder}")
+            self._give_up("failed", text.format(folder=self._folder.path))
+            return False
         preview = None
-        for message in self._process.messages():
+        for message in messages:
             if isinstance(message, dict):
                 preview = message.get("preview", preview)
                 self._progress(message)
@@ -145,13 +196,14 @@ class Run:
     def _progress(self, message: dict) -> None:
         stage, seconds = message.get("stage", self.stage), message.get("seconds", 0.0)
         if stage != self.stage:
-            self.log.append(f"{seconds:7.1f} s  {stage}")
+            self.log.append(f"{seconds:7.1f} s  {stage_text(stage)}")
         self.stage, self.fraction = stage, message.get("fraction", self.fraction)
-        if self._pace is None and stage == "optimising":
-            self._pace = seconds, self.fraction
-        if self._pace is not None and self.fraction > self._pace[1] + _EARLY:
+        if stage != _OPTIMISING:
+            return
+        self._pace = self._pace or (seconds, self.fraction)
+        if self.fraction > self._pace[1] + _EARLY:
             rate = (seconds - self._pace[0]) / (self.fraction - self._pace[1])
-            self._end = time.monotonic() + rate * (1 - self.fraction)
+            self._end = time.monotonic() + rate * (_OPTIMISED - self.fraction)
 
     def _show(self, preview: Path) -> None:
         try:
@@ -161,25 +213,27 @@ class Run:
         self.forward.SetAndObserveTransformFromParent(grid)
 
     def _finish(self) -> None:
-        job = self._job
+        job, folder = self._job, self._folder
         try:
-            result = self._folder / "result"
-            self.outputs = Outputs.read(result, self.forward, job.fixed, job.moving, self._region_names)
-        except (OSError, ValueError, KeyError) as error:
-            self._give_up("failed", f"The engine's result could not be read: {error}")
+            result = folder.path / "result"
+            outputs = Outputs.read(result, self.forward, job.fixed, job.moving, self._region_names)
+        except Exception as error:  # whatever a damaged or incomplete file causes
+            self._give_up("failed", _("The engine's result could not be read: {reason}").format(reason=error))
             return
         self.show_live(False)
-        for file in self._folder.iterdir():  # the inputs; the result stays as long as the application, to be saved
-            if file.is_file():
-                file.unlink()
-        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
-        self.log += self.outputs.report.get("warnings", [])
+        for file in folder.path.iterdir():  # the inputs; the result stays to be saved, as long as there is a reference
+            if file.is_file() and file != folder.lock:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+        outputs.owner = folder
+        self.outputs = outputs
+        self.log += [in_panel_words(text) for text in outputs.report["warnings"]]
         self.state, self.stage, self.fraction = "done", "done", 1.0
 
     def _give_up(self, state: str, error: str) -> None:
         self.show_live(False)
         nodes.remove(self._scene, self.forward)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
         self.state, self.error = state, error
 
 

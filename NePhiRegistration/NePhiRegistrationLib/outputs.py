@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from . import tables
-from .scene import add, interpolate_linearly, read_grid_transform, read_volume, remove, show_like, write_transform
+from nephi.files.folder import ResultFolder
 
-REPORT = "report.json"
+from . import tables
+from .i18n import tr as _
+from .scene import (
+    add,
+    interpolate_linearly,
+    mark_as_map,
+    put_into_folder,
+    read_grid_transform,
+    read_volume,
+    remove,
+    show_like,
+    write_image_file,
+    write_transform,
+)
+
 _ROLE = "NePhi."  # of node references: what was registered to what, and what belongs to the same result
-_ENGINE_FILES = ("transform.h5", "inverse_transform.h5", "registration.safetensors", REPORT, "report.html")
-_TABLES = ("statistics", "folds", "ventilation")
+_TRANSFORMS = {"forward": "transform", "inverse": "inverse_transform"}  # parts, and their files in a ResultFolder
+_VOLUMES = ("warped", "jacobian", "inverse_consistency")  # called the same there
+_ENGINE_FILES = (*_TRANSFORMS.values(), *_VOLUMES, "registration", "page", "report")  # there; two are not in the scene
+_TABLES = {name: f"{name}.csv" for name in ("statistics", "folds", "ventilation")}
 
 
 @dataclass
@@ -33,6 +50,7 @@ class Outputs:
     histogram_table: object = None
     report_text: object = None  # vtkMRMLTextNode with the report as JSON, so that it stays with the scene
     folder: Path | None = None  # of the engine's files; None after the scene was loaded again
+    owner: object = None  # keeps that folder until the last reference to this is gone
 
     @property
     def report(self) -> dict:
@@ -47,7 +65,7 @@ class Outputs:
         return self.forward.GetNodeReference(f"{_ROLE}Moving")
 
     def nodes(self) -> list:
-        parts = (getattr(self, part.name) for part in fields(self) if part.name != "folder")
+        parts = (getattr(self, name) for name in _node_fields())
         return [node for node in parts if node is not None]
 
     @classmethod
@@ -64,70 +82,107 @@ class Outputs:
         for node in out.nodes():
             node.SetNodeReferenceID(f"{_ROLE}Fixed", fixed.GetID())
             node.SetNodeReferenceID(f"{_ROLE}Moving", moving.GetID())
-        for part in fields(cls):
-            node = getattr(out, part.name)
-            if node is not None and part.name not in ("folder", "forward"):
-                forward.SetNodeReferenceID(_ROLE + part.name, node.GetID())
+        for name in _node_fields():
+            node = getattr(out, name)
+            if node is not None and name != "forward":
+                forward.SetNodeReferenceID(_ROLE + name, node.GetID())
+        for transform, source, target in ((forward, moving, fixed), (out.inverse, fixed, moving)):
+            # Slicer's own roles, which the export of DICOM spatial registrations asks for
+            transform.SetNodeReferenceID(transform.GetMovingNodeReferenceRole(), source.GetID())
+            transform.SetNodeReferenceID(transform.GetFixedNodeReferenceRole(), target.GetID())
+        for volume in (out.jacobian, out.inverse_consistency):
+            mark_as_map(volume)
         show_like(out.warped, moving)
+        name = _("Registration {name}").format(name=forward.GetName())
+        put_into_folder(name, out.nodes(), beside=fixed)
         return out
 
     def _make(self, scene, fixed: str, moving: str, region_names: dict[int, str]) -> None:
-        folder = self.folder
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        self.forward.SetAndObserveTransformFromParent(read_grid_transform(folder / "transform.h5"))
-        self.inverse = add(scene, "vtkMRMLGridTransformNode", f"{fixed} to {moving}")
-        self.inverse.SetAndObserveTransformFromParent(read_grid_transform(folder / "inverse_transform.h5"))
+        files = ResultFolder(self.folder)
+        report = json.loads(files.report.read_text(encoding="utf-8"))
+        self.forward.SetAndObserveTransformFromParent(read_grid_transform(files.transform))
+        names = {"fixed": fixed, "moving": moving}
+        self.inverse = add(scene, "vtkMRMLGridTransformNode", _("{fixed} to {moving}").format(**names))
+        self.inverse.SetAndObserveTransformFromParent(read_grid_transform(files.inverse_transform))
         volumes = {
-            "warped": ("warped.nii.gz", f"{moving} on {fixed}"),
-            "jacobian": ("jacobian.nii.gz", f"Jacobian {fixed} to {moving}"),
-            "inverse_consistency": ("inverse_consistency.nii.gz", f"Inverse consistency {fixed} to {moving} (mm)"),
+            "warped": _("{moving} on {fixed}"),
+            "jacobian": _("Jacobian {fixed} to {moving}"),
+            "inverse_consistency": _("Inverse consistency {fixed} to {moving} (mm)"),
         }
-        for part, (file, name) in volumes.items():
-            node = add(scene, "vtkMRMLScalarVolumeNode", name)
+        for part, name in volumes.items():
+            node = add(scene, "vtkMRMLScalarVolumeNode", name.format(**names))
             setattr(self, part, node)
-            read_volume(folder / file, node)
+            read_volume(getattr(files, part), node)
             node.CreateDefaultDisplayNodes()
-        self.report_text = add(scene, "vtkMRMLTextNode", f"Report {moving} to {fixed}")
+        self.report_text = add(scene, "vtkMRMLTextNode", _("Report {moving} to {fixed}").format(**names))
         self.report_text.SetText(json.dumps(report))
-        self.statistics = tables.statistics_table(scene, report, f"Statistics {moving} to {fixed}")
-        self.folds = tables.fold_table(scene, report, f"Folds {moving} to {fixed}")
+        name = _("Statistics {moving} to {fixed}").format(**names)
+        self.statistics = tables.statistics_table(scene, report, name)
+        self.folds = tables.fold_table(scene, report, _("Folds {moving} to {fixed}").format(**names))
         if "regions" in report:
-            self.ventilation = tables.ventilation_table(scene, report, region_names, f"Ventilation {moving} to {fixed}")
-        histogram = tables.histogram_nodes(scene, report, f"Jacobian histogram {moving} to {fixed}")
-        self.histogram, self.histogram_series, self.histogram_table = histogram
+            name = _("Ventilation {moving} to {fixed}").format(**names)
+            self.ventilation = tables.ventilation_table(scene, report, region_names, name)
+        name = _("Jacobian histogram {moving} to {fixed}").format(**names)
+        self.histogram, self.histogram_series, self.histogram_table = tables.histogram_nodes(scene, report, name)
 
     @classmethod
     def find(cls, forward) -> Outputs | None:
         """The result that a forward transform node belongs to, as after loading a scene; None if it is none."""
         if forward is None or forward.GetNodeReference(f"{_ROLE}report_text") is None:
             return None
-        parts = [part.name for part in fields(cls) if part.name not in ("forward", "folder")]
+        parts = [name for name in _node_fields() if name != "forward"]
         found = cls(forward=forward, **{part: forward.GetNodeReference(_ROLE + part) for part in parts})
         for transform in (found.forward, found.inverse):  # a scene that is loaded makes it cubic
             interpolate_linearly(transform)
         return found
 
-    def save(self, folder: str | Path) -> list[str]:
-        """Transforms, model, report and tables into ``folder``; the names of engine files that are gone."""
+    def save(self, folder: str | Path) -> tuple[Path, list[str]]:
+        """All files of the result into ``folder``, or into a new folder in it where it holds a result already.
+
+        Returns where they are, and the names of files that are no longer there since the scene was loaded. Raises
+        OSError, with no half-written file left.
+        """
         folder = Path(folder)
+        occupied = [getattr(ResultFolder(folder), name) for name in _ENGINE_FILES]
+        occupied += [folder / name for name in _TABLES.values()]
+        if any(file.exists() for file in occupied):
+            folder = _unused(folder, self.forward.GetName())
+        new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        missing = []
+        try:
+            with ResultFolder(folder).replaced() as scratch:
+                missing = self._write(scratch)
+        except BaseException:
+            if new:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder, missing
+
+    def _write(self, files: ResultFolder) -> list[str]:
+        """The engine's files where they are still there, else what the scene holds; the names of what is missing."""
         for name in _ENGINE_FILES:
-            source = None if self.folder is None else self.folder / name
-            if source is not None and source.is_file():
-                shutil.copyfile(source, folder / name)
-            else:
-                missing.append(name)
-        # what the scene holds does not depend on the engine's folder
-        for name, node in (("transform.h5", self.forward), ("inverse_transform.h5", self.inverse)):
-            if name in missing:
-                write_transform(node, folder / name)
-                missing.remove(name)
-        if REPORT in missing:
-            (folder / REPORT).write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
-            missing.remove(REPORT)
-        for part in _TABLES:
-            node = getattr(self, part)
-            if node is not None:
-                tables.write_csv(node, folder / f"{part}.csv")
-        return [name for name in missing if name != "report.html"]
+            if self.folder is not None and (engines := getattr(ResultFolder(self.folder), name)).is_file():
+                shutil.copyfile(engines, getattr(files, name))
+        for part, name in _TRANSFORMS.items():
+            if not getattr(files, name).exists():
+                write_transform(getattr(self, part), getattr(files, name))
+        for name in _VOLUMES:
+            if not getattr(files, name).exists():
+                write_image_file(getattr(self, name), getattr(files, name))
+        if not files.report.exists():
+            files.report.write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
+        for part, name in _TABLES.items():
+            if getattr(self, part) is not None:
+                tables.write_csv(getattr(self, part), files.path / name)
+        return [] if files.registration.exists() else [files.registration.name]  # without matplotlib there is no page
+
+
+def _node_fields() -> list[str]:
+    return [part.name for part in fields(Outputs) if part.name not in ("folder", "owner")]
+
+
+def _unused(folder: Path, name: str) -> Path:
+    """A path in the folder, after the result's name, that does not exist yet."""
+    name = re.sub(r"[^\w .+-]", "_", name).strip(" .")[:100] or "result"
+    paths = (folder / (name if i == 1 else f"{name} ({i})") for i in itertools.count(1))
+    return next(path for path in paths if not path.exists())

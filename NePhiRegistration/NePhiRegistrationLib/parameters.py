@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Annotated, Union
 
 import slicer
@@ -10,57 +9,10 @@ from nephi.errors import NephiError
 from nephi.settings import PRESETS, Settings, load, preset
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
+from . import scene as nodes
+from .choices import Alignment, GridMode, Preset, Similarity, View
+from .i18n import tr as _
 from .job import Job
-
-
-class _Choice(Enum):
-    """A choice with the term that the engine or the display knows and the text that the user reads."""
-
-    def __init__(self, term: str, text: str):
-        self.term, self.text = term, text
-
-    def label(self) -> str:
-        return self.text
-
-
-class Preset(_Choice):
-    FAST = "fast", "Fast: a first look"
-    BALANCED = "balanced", "Balanced"
-    ACCURATE = "accurate", "Accurate: takes longer"
-    PAPER = "paper", "As in the publication"
-    FILE = "file", "My settings file (JSON)"
-
-
-class Alignment(_Choice):
-    AUTO = "auto", "Automatic"
-    NONE = "none", "None: they already match roughly"
-    CENTRES = "centres", "Centres on each other"
-    MOMENTS = "moments", "Centre and size of the lungs"
-    AFFINE = "affine", "Affine, by image content"
-
-
-class Similarity(_Choice):
-    MIND = "mind", "MIND: local structure"
-    LNCC = "lncc", "Local correlation"
-    NCC = "ncc", "Global correlation"
-    MSE = "mse", "Intensity difference (same scanner)"
-
-
-class View(_Choice):
-    FIXED = "", "Fixed volume alone"
-    FADE = "fade", "Fixed and warped, blended"
-    FLICKER = "flicker", "Fixed and warped, in turns"
-    CHECKERBOARD = "checkerboard", "Fixed and warped, checkerboard"
-    DIFFERENCE = "difference", "Difference, warped minus fixed"
-    JACOBIAN = "jacobian", "Volume change (Jacobian |J|)"
-    CONSISTENCY = "consistency", "Inverse-consistency error"
-
-
-class GridMode(_Choice):
-    GRID = "grid", "Grid"
-    GLYPHS = "glyphs", "Arrows"
-    CONTOURS = "contours", "Contours of length"
-
 
 _Volume = slicer.vtkMRMLScalarVolumeNode
 _Landmarks = slicer.vtkMRMLMarkupsFiducialNode
@@ -129,7 +81,7 @@ def choose_only_pair(p: Parameters, scene) -> None:
     volumes = [
         node
         for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene)
-        if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
+        if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors() and not nodes.is_map(node)
     ]
     if p.fixed is None and p.moving is None and len(volumes) == 2:
         p.fixed, p.moving = volumes
@@ -166,9 +118,9 @@ def expert_changes(p: Parameters) -> dict:
 def problem(p: Parameters) -> str:
     """Why there is no job yet, in words; "" where there is one."""
     if p.preset is Preset.FILE and not p.settings_file:
-        return "Choose a settings file, or another preset."
+        return _("Choose a settings file, or another preset.")
     if p.model == MODEL_FILE and not p.model_file:
-        return "Choose a model file, or no trained model."
+        return _("Choose a model file, or no trained model.")
     return job(p).problem()
 
 

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from html import escape
-from pathlib import Path
-
 import qt
 import slicer
 
-from . import display
+from . import display, scene, theme
+from .choices import COMPARISONS, OVERLAYS, View
+from .i18n import tr as _
 from .outputs import Outputs
-from .parameters import Parameters, View
-from .runner import in_panel_words
-from .tables import UNIT, fold_centre_ras_mm
+from .parameters import Parameters
+from .summary import Kind, as_html, summary
+from .tables import UNIT_COLUMN, fold_centre_ras_mm
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
-_COMPARISONS = (View.FADE, View.FLICKER, View.CHECKERBOARD, View.DIFFERENCE)
 _MEANING = {
     View.FIXED: "",
-    View.FADE: "Where both agree, edges are single.",
-    View.FLICKER: "Where both agree, nothing jumps.",
-    View.CHECKERBOARD: "Where both agree, edges run on across the squares.",
-    View.DIFFERENCE: "Grey: equal. Bright: {other} is denser than fixed; dark: it is less dense. "
-    "A lung that holds more air differs all over.",
+    View.FADE: _("Where both agree, edges are single."),
+    View.FLICKER: _("Where both agree, nothing jumps."),
+    View.CHECKERBOARD: _("Where both agree, edges run on across the squares."),
+    View.DIFFERENCE: _(
+        "Grey: equal. Bright: {other} is denser than fixed; dark: it is less dense. "
+        "A lung that holds more air differs all over."
+    ),
     View.JACOBIAN: display.JACOBIAN_TEXT,
-    View.CONSISTENCY: "How far a point misses its start when it is taken to the moving volume and back, in mm. "
-    "High values: don't trust the match there. Coloured is the mask that was used.",
+    View.CONSISTENCY: _(
+        "Distance in mm between a point and where it lands when it is mapped to the moving volume and back. "
+        "High values: do not trust the match there. The coloured area is the mask that was compared."
+    ),
 }
-_GOOD, _BAD = "#2e8b57", "#c0392b"
+_COLORS = {Kind.GOOD: theme.GREEN, Kind.NEUTRAL: theme.GREY, Kind.NOTICE: theme.BLUE, Kind.ATTENTION: theme.RED}
+_NEEDED = ("inverse", "warped", "jacobian", "inverse_consistency", "statistics", "folds", "report_text")
 
 
 class ResultPanel:
@@ -36,6 +39,8 @@ class ResultPanel:
         self.ui = ui
         self.outputs: Outputs | None = None
         self._finished: dict[str, Outputs] = {}  # of this session, with the engine's files, by ID of the transform
+        self.stale = False  # whether what is shown has left the scene since the last update
+        self._fixed_id = ""  # of the volume below what is shown
         self._shown: dict[str, tuple] = {}  # what the views were last told, by topic
         self._flicker = qt.QTimer()
         self._flicker.interval = _FLICKER_MS
@@ -49,6 +54,15 @@ class ResultPanel:
         """A registration that has just ended."""
         outputs.forward.SetAttribute(RESULT_ATTRIBUTE, "1")
         self._finished[outputs.forward.GetID()] = outputs
+
+    def drop_removed(self) -> None:
+        """A node has left the scene: let go of results that are no longer whole, and of the engine's files.
+
+        The scene is not touched before the next ``update``, as the event comes from the middle of a removal.
+        """
+        self._finished = {key: outputs for key, outputs in self._finished.items() if _is_whole(outputs)}
+        if self.outputs is not None and not _is_whole(self.outputs):
+            self.outputs, self.stale = None, True
 
     def forget(self) -> None:
         """The scene is being closed: its nodes are not touched again."""
@@ -66,8 +80,9 @@ class ResultPanel:
         outputs = self._find(p.result)
         if outputs is None or self.outputs is None or outputs.forward is not self.outputs.forward:
             self._leave()
-            self.outputs = outputs
+            self.outputs, self._fixed_id = outputs, outputs.fixed.GetID() if outputs is not None else ""
             self._fill()
+        self.stale = False
         if outputs is not None:
             self._show_view(p)
             self._show_grid(p)
@@ -80,25 +95,20 @@ class ResultPanel:
         outputs = self._finished.get(forward.GetID())
         if outputs is None or outputs.forward is not forward:
             outputs = Outputs.find(forward)
-        whole = outputs is not None and all(
-            node is not None and node.GetScene() is forward.GetScene()
-            for node in (outputs.fixed, outputs.moving, *(getattr(outputs, part) for part in _NEEDED))
-        )
-        return outputs if whole else None
+        return outputs if outputs is not None and _is_whole(outputs) else None
 
     def _leave(self) -> None:
-        """Take what is shown of the result that is left out of the views."""
+        """Take what is shown of the result that is left out of the views, which show its fixed volume alone."""
         self.rest()
+        if self._shown:
+            display.clear(slicer.mrmlScene, slicer.mrmlScene.GetNodeByID(self._fixed_id))
         self._shown.clear()
-        if self.outputs is not None:
-            fixed = self.outputs.fixed if self.outputs.forward.GetScene() is not None else None
-            display.clear(slicer.mrmlScene, fixed)
 
     # what the views show
 
     def _show_view(self, p: Parameters) -> None:
         out, view = self.outputs, p.view
-        before = p.before and view in _COMPARISONS
+        before = p.before and view in COMPARISONS
         depends = {
             View.FADE: (p.opacity,),
             View.JACOBIAN: (p.opacity, p.legend),
@@ -114,17 +124,19 @@ class ResultPanel:
             return
         self._shown["view"] = wanted
         other = out.moving if before else out.warped
-        display.show_jacobian(out, False)
-        display.show_inverse_consistency(out, False)
+        if view is not View.JACOBIAN:
+            display.show_jacobian(out, False)
+        if view is not View.CONSISTENCY:
+            display.show_inverse_consistency(out, False)
         opacity = 1.0 if view is View.FLICKER else p.opacity
-        display.show_comparison(out.fixed, other, view.term if view in _COMPARISONS else "", opacity)
+        display.show_comparison(out.fixed, other, view.term if view in COMPARISONS else "", opacity)
         if view is View.JACOBIAN:
             display.show_jacobian(out, True, p.opacity, p.legend)
         elif view is View.CONSISTENCY:
             display.show_inverse_consistency(out, True, p.opacity, p.legend)
 
     def _show_grid(self, p: Parameters) -> None:
-        wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d)
+        wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
         if self._shown.get("grid") != wanted:
             self._shown["grid"] = wanted
             out = self.outputs
@@ -139,13 +151,13 @@ class ResultPanel:
     def _say(self, p: Parameters) -> None:
         ui, view = self.ui, p.view
         ui.qaWidget.visible = self.outputs is not None
-        ui.summaryLabel.text = _summary(self.outputs.report) if self.outputs else _no_result(p)
-        overlay = view in (View.JACOBIAN, View.CONSISTENCY)
+        ui.summaryLabel.text = self._summary() if self.outputs else _no_result(p)
+        overlay = view in OVERLAYS
         for widget in (ui.opacityLabel, ui.opacitySlider):
             widget.visible = overlay or view is View.FADE
-        ui.legendCheckBox.visible = overlay
-        ui.beforeCheckBox.visible = view in _COMPARISONS
-        ui.meaningLabel.text = _MEANING[view].format(other="moving" if p.before else "warped")
+        ui.legendCheckBox.visible = overlay or p.grid
+        ui.beforeCheckBox.visible = view in COMPARISONS
+        ui.meaningLabel.text = _MEANING[view].format(other=_("moving") if p.before else _("warped"))
         ui.meaningLabel.visible = bool(_MEANING[view])
         for widget in (
             ui.gridModeComboBox,
@@ -158,16 +170,26 @@ class ResultPanel:
         ui.gridMeaningLabel.text = display.grid_text(self.outputs.forward) if self.outputs and p.grid else ""
         ui.gridMeaningLabel.visible = p.grid
 
+    def _summary(self) -> str:
+        out, label = self.outputs, self.ui.summaryLabel
+        lines = summary(out.report, out.jacobian.GetSpacing(), scene.in_hounsfield(out.warped))
+        return as_html(lines, {kind: readable(label, rgb) for kind, rgb in _COLORS.items()})
+
     def _fill(self) -> None:
         """The tables of a result; tabs without content are greyed."""
         ui, out = self.ui, self.outputs
         if out is None:
             return
-        for i, (table, node) in enumerate(
-            ((ui.numbersTable, out.statistics), (ui.foldsTable, out.folds), (ui.lobesTable, out.ventilation))
-        ):
-            ui.tablesTabWidget.setTabEnabled(i, _fill_table(table, node) > 0)
-        ui.tablesTabWidget.setTabText(1, f"Folds ({ui.foldsTable.rowCount or 'none'})")
+        tables = (
+            (ui.numbersTable, out.statistics, UNIT_COLUMN),
+            (ui.foldsTable, out.folds, None),
+            (ui.lobesTable, out.ventilation, None),
+        )
+        for i, (table, node, unit_column) in enumerate(tables):
+            ui.tablesTabWidget.setTabEnabled(i, _fill_table(table, node, unit_column) > 0)
+        count = ui.foldsTable.rowCount
+        title = _("Folds ({count})").format(count=count) if count else _("Folds (none)")
+        ui.tablesTabWidget.setTabText(1, title)
         ui.tablesTabWidget.setCurrentIndex(0)
         ui.histogramButton.enabled = out.histogram is not None
 
@@ -179,59 +201,46 @@ class ResultPanel:
         slicer.modules.plots.logic().ShowChartInLayout(self.outputs.histogram)
 
     def _save(self, _checked: bool = False) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(None, "Folder for the result")
+        folder = qt.QFileDialog.getExistingDirectory(None, _("Folder for the result"))
         if not folder:
             return
         try:
-            missing = self.outputs.save(folder)
+            place, missing = self.outputs.save(folder)
         except OSError as error:
-            slicer.util.errorDisplay(f"The result could not be saved: {error}")
+            slicer.util.errorDisplay(_("The result could not be saved: {reason}").format(reason=error))
             return
-        text = f"Saved in {Path(folder)}."
+        text = _("Saved in {folder}.").format(folder=place)
         if missing:
-            text += f" No longer there since the scene was loaded, thus not saved: {', '.join(missing)}."
+            text += " " + _("Not saved, as they are gone since the scene was loaded: {names}.").format(
+                names=", ".join(missing)
+            )
         slicer.util.infoDisplay(text)
 
 
-_NEEDED = ("inverse", "warped", "jacobian", "inverse_consistency", "statistics", "folds", "report_text")
+def readable(widget, rgb: tuple) -> str:
+    """The colour as text on the widget's ground, in light and dark themes."""
+    ground = widget.palette.window().color()
+    return theme.readable(rgb, (ground.red() / 255, ground.green() / 255, ground.blue() / 255))
+
+
+def _is_whole(outputs: Outputs) -> bool:
+    """Whether all that is shown of a result, and what it was made from, is still in the scene."""
+    scene = outputs.forward.GetScene()
+    if scene is None:
+        return False
+    needed = (outputs.fixed, outputs.moving, *(getattr(outputs, part) for part in _NEEDED))
+    return all(node is not None and node.GetScene() is scene for node in needed)
 
 
 def _no_result(p: Parameters) -> str:
     if p.result is None:
-        return "After a registration its quality is shown here."
-    return "This is no complete result: nodes that belong to it were removed from the scene."
+        return _("After a registration its quality is shown here.")
+    return _("This is no complete result: nodes that belong to it were removed from the scene.")
 
 
-def _summary(report: dict) -> str:
-    """What a reader wants to know first, a line each, as rich text."""
-    lines = []
-    folds, error = report["folds"], report["inverse_consistency_mm"]
-    if folds["count"] == 0:
-        lines.append(_line(True, "No folds."))
-    else:
-        n = len(folds["regions"])
-        places = f"{n} place{'s' if n > 1 else ''}" if n < 100 else "100 places or more"
-        lines.append(_line(False, f"Folded in {places}, {folds['percent']:.3g} % of the voxels: see Folds."))
-    if "tre_mm" in report:
-        before, after = (report["tre_mm"][state]["mean"] for state in ("before", "after"))
-        lines.append(_line(after < before, f"Landmark error (mean TRE): {before:.1f} mm before, {after:.1f} mm after."))
-    lines.append(_line(None, f"There and back misses by {error['mean']:.2g} mm, at most {error['max']:.2g} mm."))
-    if "volume" in report:
-        fixed, moving = report["volume"]["fixed_ml"] / 1000, report["volume"]["moving_ml"] / 1000
-        change = f"{moving - fixed:+.2f} l, {100 * (moving / fixed - 1):+.0f} %"
-        lines.append(_line(None, f"Lung volume {fixed:.2f} l fixed, {moving:.2f} l moving ({change})."))
-    lines += [_line(False, escape(in_panel_words(text))) for text in report.get("warnings", [])]
-    return "".join(lines)
-
-
-def _line(good: bool | None, text: str) -> str:
-    sign, color = {True: ("\u2714", _GOOD), False: ("\u26a0", _BAD), None: ("\u2022", "#888888")}[good]
-    return f'<div><span style="color:{color}">{sign}</span>&nbsp;{text}</div>'
-
-
-def _fill_table(widget, node) -> int:
+def _fill_table(widget, node, unit_column: int | None) -> int:
     """The rows of a table node into a table widget; how many."""
-    titles, rows = _texts(node.GetTable()) if node is not None else ([], [])
+    titles, rows = _texts(node.GetTable(), unit_column) if node is not None else ([], [])
     widget.setRowCount(len(rows))
     widget.setColumnCount(len(titles))
     widget.setHorizontalHeaderLabels([title.replace(" (", "\n(") for title in titles])
@@ -245,13 +254,13 @@ def _fill_table(widget, node) -> int:
     return len(rows)
 
 
-def _texts(table) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows; a unit goes beside its number, as the panel is narrow."""
+def _texts(table, unit_column: int | None) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows; a unit goes beside the number in the column before it, as the panel is narrow."""
     columns = range(table.GetNumberOfColumns())
     titles = [table.GetColumnName(j) for j in columns]
     rows = [[table.GetValue(i, j).ToString() for j in columns] for i in range(table.GetNumberOfRows())]
-    if UNIT in titles:
-        j = titles.index(UNIT)
+    if unit_column is not None:
+        j = unit_column
         rows = [[*row[: j - 1], f"{row[j - 1]} {row[j]}".strip(), *row[j + 1 :]] for row in rows]
         titles.pop(j)
     return titles, rows

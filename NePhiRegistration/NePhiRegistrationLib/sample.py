@@ -1,4 +1,4 @@
-"""A made breathing chest, so that a first registration needs no files."""
+"""A generated breathing chest, so that a first registration needs no files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,36 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import slicer
 
 from . import scene as nodes
+from .i18n import tr as _
+
+CATEGORY, NAME = "NePhi", "BreathingPhantom"
+
+
+def register(thumbnail: Path) -> None:
+    """Offer the phantom in Slicer's module Sample Data; nothing happens where that module is not loaded."""
+    try:
+        from SampleData import SampleDataLogic
+    except ImportError:
+        return
+    SampleDataLogic.registerCustomSampleDataSource(
+        category=CATEGORY,
+        sampleName=NAME,
+        uris=f"generated:{NAME}",  # required, though nothing is downloaded
+        fileNames=f"{NAME}.nrrd",
+        loadFiles=False,
+        customDownloader=load,
+        thumbnailFileName=str(thumbnail),
+    )
+
+
+def load(_source=None) -> list:
+    """The phantom's nodes, with the exhale volume in the slice views, as Sample Data shows files."""
+    made = add_phantom(slicer.mrmlScene)
+    slicer.util.setSliceViewerLayers(background=made[0], foreground=None, label=None, fit=True)
+    return made
 
 
 def add_phantom(scene, size=None, spacing_mm=None) -> list:
@@ -23,10 +51,10 @@ def add_phantom(scene, size=None, spacing_mm=None) -> list:
     with tempfile.TemporaryDirectory(prefix="nephi-") as folder:
         path = Path(folder) / "image.nrrd"
         for part, class_name, name in (
-            ("fixed", "vtkMRMLScalarVolumeNode", "Exhale (phantom)"),
-            ("moving", "vtkMRMLScalarVolumeNode", "Inhale (phantom)"),
-            ("fixed_mask", "vtkMRMLLabelMapVolumeNode", "Exhale lungs"),
-            ("moving_mask", "vtkMRMLLabelMapVolumeNode", "Inhale lungs"),
+            ("fixed", "vtkMRMLScalarVolumeNode", _("Exhale (phantom)")),
+            ("moving", "vtkMRMLScalarVolumeNode", _("Inhale (phantom)")),
+            ("fixed_mask", "vtkMRMLLabelMapVolumeNode", _("Exhale lungs")),
+            ("moving_mask", "vtkMRMLLabelMapVolumeNode", _("Inhale lungs")),
         ):
             sitk.WriteImage(getattr(phantom, part), str(path))
             node = nodes.add(scene, class_name, name)
@@ -38,8 +66,8 @@ def add_phantom(scene, size=None, spacing_mm=None) -> list:
         display.SetAutoWindowLevel(False)
         display.SetWindowLevelMinMax(-1000, 300)
     for name, points_lps_mm in (
-        ("Exhale landmarks", phantom.fixed_landmarks_lps_mm),
-        ("Inhale landmarks", phantom.moving_landmarks_lps_mm),
+        (_("Exhale landmarks"), phantom.fixed_landmarks_lps_mm),
+        (_("Inhale landmarks"), phantom.moving_landmarks_lps_mm),
     ):
         markups = nodes.add(scene, "vtkMRMLMarkupsFiducialNode", name)
         markups.CreateDefaultDisplayNodes()

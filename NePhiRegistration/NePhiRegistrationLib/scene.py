@@ -13,7 +13,11 @@ import vtk
 from slicer.util import arrayFromVolume, arrayFromVTKMatrix, vtkMatrixFromArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
+from .i18n import tr as _
+
 FEWEST_VOXELS = 8  # along a side, as the engine wants it
+_MAP = "NePhi.Map"  # attribute of volumes that are no images
+_AIR_HU = -200.0
 _ORTHOGONAL = 1e-3  # cosine between two axes of a volume above which it counts as sheared
 
 
@@ -32,12 +36,13 @@ def ijk_to_world(volume) -> np.ndarray:
     parent = volume.GetParentTransformNode()
     if parent is not None:
         if not parent.IsTransformToWorldLinear():
-            raise FrameError(f"lies under the nonlinear transform {parent.GetName()}: harden that on a copy first.")
+            text = _("lies under the nonlinear transform {name}: harden that on a copy first.")
+            raise FrameError(text.format(name=parent.GetName()))
         parent.GetMatrixTransformToWorld(matrix)
         to_world = arrayFromVTKMatrix(matrix) @ to_world
     axes = to_world[:3, :3] / np.linalg.norm(to_world[:3, :3], axis=0)
     if np.abs(axes.T @ axes - np.eye(3)).max() > _ORTHOGONAL:
-        raise FrameError("is sheared, by itself or by its transform: resample it first, as with Crop Volume.")
+        raise FrameError(_("is sheared, by itself or by its transform: resample it first, as with Crop Volume."))
     return to_world
 
 
@@ -65,7 +70,7 @@ def write_labels(node, reference, path: Path, segment: str = "") -> dict[int, st
         colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
         for label in np.unique(labels[labels != 0]).tolist():
             name = colors.GetColorName(label) if colors else None
-            names[label] = name or f"label {label}"
+            names[label] = name or _("label {number}").format(number=label)
     _write_image(_image_data(labels), ijk_to_world(reference), path)
     return names
 
@@ -95,12 +100,20 @@ def write_transform(node, path: Path) -> None:
     _store(slicer.vtkMRMLTransformStorageNode(), copy, path)
 
 
+def write_image_file(volume, path: Path) -> None:
+    """The volume in world coordinates in the format of the file's name, compressed."""
+    copy = slicer.vtkMRMLScalarVolumeNode()
+    copy.SetAndObserveImageData(volume.GetImageData())
+    copy.SetIJKToRASMatrix(vtkMatrixFromArray(ijk_to_world(volume)))
+    _store(slicer.vtkMRMLVolumeArchetypeStorageNode(), copy, path, compressed=True)
+
+
 def read_grid_transform(path: Path) -> vtk.vtkObject:
     """A displacement file (ITK transform or image) as a vtkOrientedGridTransform from parent, in RAS mm."""
     node = slicer.vtkMRMLGridTransformNode()
     _load(slicer.vtkMRMLTransformStorageNode(), node, path)
     if not interpolate_linearly(node):
-        raise OSError(f"{path.name} holds no displacement grid")
+        raise OSError(_("{file} holds no displacement grid").format(file=path.name))
     return node.GetTransformFromParentAs("vtkOrientedGridTransform", False)
 
 
@@ -125,11 +138,53 @@ def read_volume(path: Path, node) -> None:
     node.SetAndObserveImageData(read.GetImageData())
 
 
-def add(scene, class_name: str, name: str, displayed: bool = False):
-    node = scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(name))
+def add(scene, class_name: str, name: str, displayed: bool = False, hidden: bool = False):
+    """A new node; ``hidden``: not offered to the user, and not saved with the scene."""
+    node = scene.CreateNodeByClass(class_name)
+    node.UnRegister(None)  # the reference is Python's now
+    node.SetName(scene.GenerateUniqueName(name))
+    if hidden:
+        node.SetHideFromEditors(True)
+        node.SetSaveWithScene(False)
+    scene.AddNode(node)
     if displayed:
         node.CreateDefaultDisplayNodes()
     return node
+
+
+def add_for_display(scene, name: str):
+    """A volume that is made for the views: not an input for anything, and not saved with the scene.
+
+    It stays in Slicer's own lists, as the slice views' selectors lose what they do not list.
+    """
+    volume = add(scene, "vtkMRMLScalarVolumeNode", name)
+    volume.SetSaveWithScene(False)
+    mark_as_map(volume)
+    return volume
+
+
+def mark_as_map(volume) -> None:
+    volume.SetAttribute(_MAP, "1")
+
+
+def is_map(volume) -> bool:
+    """Whether a volume was made here and is no image to be registered, such as a Jacobian or a checkerboard."""
+    return volume.GetAttribute(_MAP) is not None
+
+
+def put_into_folder(name: str, members: list, beside) -> None:
+    """Nodes into a new folder of the subject hierarchy, in the one that ``beside`` is in."""
+    scene = beside.GetScene()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    neighbour = hierarchy.GetItemByDataNode(beside)
+    parent = hierarchy.GetItemParent(neighbour) if neighbour else hierarchy.GetSceneItemID()
+    folder = hierarchy.CreateFolderItem(parent, hierarchy.GenerateUniqueItemName(name))
+    for node in members:
+        item = hierarchy.GetItemByDataNode(node)
+        if item:
+            hierarchy.SetItemParent(item, folder)
+        else:
+            hierarchy.CreateItem(folder, node)
 
 
 def of_class(scene, class_name: str) -> list:
@@ -158,11 +213,30 @@ def show_like(volume, other) -> None:
         shown.SetWindowLevel(model.GetWindow(), model.GetLevel())
 
 
+def in_hounsfield(volume) -> bool:
+    """Whether the values look like those of a CT, with air far below 0."""
+    return volume.GetImageData().GetScalarRange()[0] < _AIR_HU
+
+
 def resampled(volume, reference) -> np.ndarray:
     """A scalar volume at the reference volume's voxels (z, y, x), linear, its lowest value outside."""
-    if volume is reference:
+    if _same_grid(volume, reference):
         return arrayFromVolume(volume)
     return _on_grid(_oriented(volume), reference, linear=True, outside=volume.GetImageData().GetScalarRange()[0])
+
+
+def resampled_array(values: np.ndarray, volume, reference) -> np.ndarray:
+    """Values (z, y, x) at the voxels of ``volume``, brought to the reference volume's voxels, linear, 0 outside."""
+    oriented = slicer.vtkOrientedImageData()
+    oriented.ShallowCopy(_image_data(values))
+    oriented.SetImageToWorldMatrix(vtkMatrixFromArray(ijk_to_world(volume)))
+    return _on_grid(oriented, reference, linear=True)
+
+
+def _same_grid(volume, other) -> bool:
+    if volume.GetImageData().GetDimensions() != other.GetImageData().GetDimensions():
+        return False
+    return volume is other or np.allclose(ijk_to_world(volume), ijk_to_world(other), atol=1e-4)
 
 
 def _oriented(volume) -> slicer.vtkOrientedImageData:
@@ -200,14 +274,14 @@ def _write_image(image, to_world: np.ndarray, path: Path) -> None:
     _store(slicer.vtkMRMLNRRDStorageNode(), node, path)
 
 
-def _store(storage, node, path: Path) -> None:
+def _store(storage, node, path: Path, compressed: bool = False) -> None:
     scratch = slicer.vtkMRMLScene()
     for part in (node, storage):
         scratch.AddNode(part)
     storage.SetFileName(str(path))
-    storage.SetUseCompression(0)
+    storage.SetUseCompression(compressed)
     if not storage.WriteData(node):
-        raise OSError(f"cannot write {path}")
+        raise OSError(_("cannot write {file}").format(file=path))
 
 
 def _load(storage, node, path: Path) -> None:
@@ -216,4 +290,4 @@ def _load(storage, node, path: Path) -> None:
         scratch.AddNode(part)
     storage.SetFileName(str(path))
     if not path.is_file() or not storage.ReadData(node):
-        raise OSError(f"cannot read {path}")
+        raise OSError(_("cannot read {file}").format(file=path))

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import vtk
 
+from .i18n import tr as _
 from .scene import add
 
-MEASURE, VALUE, UNIT, MEANING = "Measure", "Value", "Unit", "Meaning"
-CENTRE_RAS_MM = ("R (mm)", "A (mm)", "S (mm)")
+UNIT_COLUMN = 2  # of the statistics
+_CENTRE_COLUMNS = (3, 4, 5)  # of the folds, in RAS mm
 
 
 def statistics_table(scene, report: dict, name: str):
     """One row a number of the report: measure, value, unit and what it means."""
     rows = [(measure, round(value, digits), unit, text) for measure, value, digits, unit, text in _numbers(report)]
-    columns = {title: [row[i] for row in rows] for i, title in enumerate((MEASURE, VALUE, UNIT, MEANING))}
-    return make_table(scene, name, columns)
+    titles = (_("Measure"), _("Value"), _("Unit"), _("Meaning"))
+    return make_table(scene, name, {title: [row[i] for row in rows] for i, title in enumerate(titles)})
 
 
 def fold_table(scene, report: dict, name: str):
@@ -26,29 +27,30 @@ def fold_table(scene, report: dict, name: str):
     regions = report["folds"]["regions"]
     centres_ras_mm = [(-x, -y, z) for x, y, z in (region["centre_lps_mm"] for region in regions)]
     columns: dict[str, list] = {
-        "Voxels": [region["voxels"] for region in regions],
-        "Volume (mm³)": [round(region["volume_mm3"], 2) for region in regions],
-        "Lowest |J|": [round(region["min_jacobian"], 3) for region in regions],
+        _("Voxels"): [region["voxels"] for region in regions],
+        _("Volume (mm³)"): [round(region["volume_mm3"], 2) for region in regions],
+        _("Lowest Jacobian"): [round(region["min_jacobian"], 3) for region in regions],
     }
-    columns |= {title: [round(c[i], 2) for c in centres_ras_mm] for i, title in enumerate(CENTRE_RAS_MM)}
+    titles = (_("R (mm)"), _("A (mm)"), _("S (mm)"))
+    columns |= {title: [round(c[i], 2) for c in centres_ras_mm] for i, title in enumerate(titles)}
     return make_table(scene, name, columns)
 
 
 def fold_centre_ras_mm(table, row: int) -> tuple[float, float, float]:
     """Where the folded region of this row lies, in world RAS mm."""
-    return tuple(table.GetTable().GetColumnByName(title).GetValue(row) for title in CENTRE_RAS_MM)
+    return tuple(table.GetTable().GetColumn(i).GetValue(row) for i in _CENTRE_COLUMNS)
 
 
 def ventilation_table(scene, report: dict, names: dict[int, str], name: str):
     """One row a region (lobe): volume in the fixed and in the moving image and its change."""
     rows = report["regions"]
     columns = {
-        "Region": [names.get(row["label"], f"label {row['label']}") for row in rows],
-        "Fixed (ml)": [round(row["volume_fixed_ml"], 1) for row in rows],
-        "Moving (ml)": [round(row["volume_moving_ml"], 1) for row in rows],
-        "Change (ml)": [round(row["change_ml"], 1) for row in rows],
-        "Change (%)": [round(row["change_percent"], 1) for row in rows],
-        "Mean |J|": [round(row["mean_jacobian"], 3) for row in rows],
+        _("Region"): [names.get(row["label"]) or _("label {number}").format(number=row["label"]) for row in rows],
+        _("Fixed (mL)"): [round(row["volume_fixed_ml"], 1) for row in rows],
+        _("Moving (mL)"): [round(row["volume_moving_ml"], 1) for row in rows],
+        _("Change (mL)"): [round(row["change_ml"], 1) for row in rows],
+        _("Change (%)"): [round(row["change_percent"], 1) for row in rows],
+        _("Mean Jacobian"): [round(row["mean_jacobian"], 3) for row in rows],
     }
     return make_table(scene, name, columns)
 
@@ -57,10 +59,12 @@ def histogram_nodes(scene, report: dict, name: str) -> tuple:
     """Chart, series and table of how many voxels have which Jacobian determinant."""
     histogram = report["jacobian"]["histogram"]
     edges, counts = histogram["edges"], histogram["counts"]
-    x, y = "|J|", "Voxels"
+    x, y = _("Jacobian"), _("Voxels")
     centres = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
-    table = make_table(scene, f"{name} values", {x: centres, y: [float(count) for count in counts]})
-    series = add(scene, "vtkMRMLPlotSeriesNode", f"{name} series")
+    table = make_table(
+        scene, _("{name}: values").format(name=name), {x: centres, y: [float(count) for count in counts]}
+    )
+    series = add(scene, "vtkMRMLPlotSeriesNode", _("{name}: series").format(name=name))
     series.SetAndObserveTableNodeID(table.GetID())
     series.SetXColumnName(x)
     series.SetYColumnName(y)
@@ -68,9 +72,9 @@ def histogram_nodes(scene, report: dict, name: str) -> tuple:
     series.SetColor(0.35, 0.45, 0.6)
     chart = add(scene, "vtkMRMLPlotChartNode", name)
     chart.AddAndObservePlotSeriesNodeID(series.GetID())
-    chart.SetTitle("Volume change, fixed to moving")
-    chart.SetXAxisTitle("Jacobian determinant |J| (1: none, above 1: expansion, 0 or less: fold)")
-    chart.SetYAxisTitle("Voxels")
+    chart.SetTitle(_("Volume change, fixed to moving"))
+    chart.SetXAxisTitle(_("Jacobian determinant (1: none, above 1: expansion, 0 or less: fold)"))
+    chart.SetYAxisTitle(y)
     chart.SetLegendVisibility(False)
     return chart, series, table
 
@@ -104,28 +108,30 @@ def _column(title: str, values: list) -> vtk.vtkAbstractArray:
 
 
 def _numbers(report: dict) -> Iterable[tuple[str, float, int, str, str]]:
-    """Measure, value, decimals, unit, meaning; what it means in few words, as the panel is narrow."""
+    """Measure, value, decimals, unit, meaning; the meaning in few words, as the panel is narrow."""
     folds, jacobian = report["folds"], report["jacobian"]
-    where = "mask" if "volume" in report else "image"
-    yield "Folded voxels", float(folds["count"]), 0, "", "should be 0"
-    yield "Folded part", folds["percent"], 4, "%", f"of the {where}"
-    yield "|J| lowest", jacobian["min"], 3, "", "below 1 shrinks"
-    yield "|J| mean", jacobian["mean"], 3, "", "moving per fixed"
-    yield "|J| highest", jacobian["max"], 3, "", "above 1 expands"
+    yield _("Folded voxels"), float(folds["count"]), 0, "", _("should be 0")
+    where = _("of the mask") if "volume" in report else _("of the image")
+    yield _("Folded fraction"), folds["percent"], 4, "%", where
+    yield _("Jacobian, min"), jacobian["min"], 3, "", _("contraction")
+    yield _("Jacobian, mean"), jacobian["mean"], 3, "", _("moving per fixed")
+    yield _("Jacobian, max"), jacobian["max"], 3, "", _("expansion")
     if "volume" in report:
         fixed, moving = report["volume"]["fixed_ml"] / 1000, report["volume"]["moving_ml"] / 1000
-        yield "Fixed volume", fixed, 3, "l", "of the mask"
-        yield "Moving volume", moving, 3, "l", "same tissue"
-        yield "Volume change", moving - fixed, 3, "l", "fixed to moving"
-        yield "Volume change", 100 * (moving / fixed - 1), 1, "%", "of fixed volume"
+        yield _("Fixed volume"), fixed, 3, "L", _("of the mask")
+        yield _("Moving volume"), moving, 3, "L", _("same tissue")
+        yield _("Volume change"), moving - fixed, 3, "L", _("fixed to moving")
+        yield _("Volume change"), 100 * (moving / fixed - 1), 1, "%", _("of fixed")
     if "tre_mm" in report:
-        for state, text in (("before", "aligned only"), ("after", "registered")):
-            for key in ("mean", "max"):
-                yield f"TRE {state}, {key}", report["tre_mm"][state][key], 2, "mm", text
+        before, after = report["tre_mm"]["before"], report["tre_mm"]["after"]
+        yield _("TRE before, mean"), before["mean"], 2, "mm", _("aligned only")
+        yield _("TRE before, max"), before["max"], 2, "mm", _("aligned only")
+        yield _("TRE after, mean"), after["mean"], 2, "mm", _("registered")
+        yield _("TRE after, max"), after["max"], 2, "mm", _("registered")
     error = report["inverse_consistency_mm"]
-    for key in ("mean", "max"):
-        yield f"There and back, {key}", error[key], 2, "mm", "inverse consistency"
+    yield _("Inverse consistency, mean"), error["mean"], 2, "mm", _("there and back")
+    yield _("Inverse consistency, max"), error["max"], 2, "mm", _("there and back")
     if "dice" in report:
-        for state, text in (("before", "aligned only"), ("after", "masks overlap")):
-            yield f"Dice {state}", report["dice"][state], 3, "", text
-    yield "Time", report["time_s"]["wall"], 1, "s", "of the whole run"
+        yield _("Dice before"), report["dice"]["before"], 3, "", _("aligned only")
+        yield _("Dice after"), report["dice"]["after"], 3, "", _("masks overlap")
+    yield _("Time"), report["time_s"]["wall"], 1, "s", _("of the whole run")

@@ -1,4 +1,4 @@
-"""The engine as a child process: its environment, its process group and its end."""
+"""The engine as a child process: its environment, its process group and its end, which comes with its parent's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
+from .runfolder import RunFolder, wait_for_owner
+
 _FOLDER = Path(__file__).resolve().parents[1]  # holds the package
+PATIENCE_S = 5.0  # between asking a process to end and ending it
 
 
-def engine_command(*arguments: str, python: str = sys.executable) -> list[str]:
-    return [python, "-m", "nephi", *arguments]
+def engine_command(*arguments: str, python: str = sys.executable, owner: RunFolder | None = None) -> list[str]:
+    """``nephi`` with ``arguments``, which ends with the process that holds ``owner`` and removes that folder then."""
+    engine = ["nephi"] if owner is None else ["nephi.cli.owned", str(owner.path)]
+    return [python, "-m", *engine, *arguments]
 
 
 def engine_environment(environment: dict[str, str] | None = None) -> dict[str, str]:
@@ -53,6 +59,18 @@ def start(
     )
 
 
+def answer(
+    command: list[str], environment: dict[str, str] | None = None, timeout_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What a short command writes, without a console window; raises OSError and subprocess.TimeoutExpired."""
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NO_WINDOW
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False, creationflags=flags
+    )
+
+
 def end(process: subprocess.Popen[bytes], patience_s: float = 0.0) -> None:
     """End a process and everything it started; returns when it is gone.
 
@@ -60,7 +78,7 @@ def end(process: subprocess.Popen[bytes], patience_s: float = 0.0) -> None:
     """
     if sys.platform == "win32":
         if process.poll() is None:
-            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
+            answer(["taskkill", "/F", "/T", "/PID", str(process.pid)])
     else:
         if patience_s > 0 and process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -70,3 +88,13 @@ def end(process: subprocess.Popen[bytes], patience_s: float = 0.0) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # also where the leader itself has ended
     process.wait()
+
+
+def end_with_owner(folder: Path) -> None:
+    """In the engine: wait for the end of the folder's owner, then end this process and everything it started."""
+    wait_for_owner(folder)
+    if sys.platform != "win32" and os.getsid(0) == os.getpgrp():  # begun by ``start``: the group is its own
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+        time.sleep(PATIENCE_S)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(1)

@@ -124,13 +124,13 @@ def test_a_report_counts_as_finished_only_with_the_same_inputs_and_settings(stud
     assert finished_report(output / "a", pair, settings, True) is None
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
+def start(arguments: list[str], **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "nephi", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=_HERE,
+        env=_HERE | environment,
     )
 
 
@@ -165,8 +165,6 @@ def test_a_killed_batch_goes_on_where_it_was(study, tmp_path):
     finally:
         batch.kill()
         batch.communicate()
-    for process in engines(output):
-        os.kill(process, signal.SIGKILL)
     wait_for(lambda: not engines(output))
     before = times(output)
     assert "a" in before and "c" not in before
@@ -174,6 +172,28 @@ def test_a_killed_batch_goes_on_where_it_was(study, tmp_path):
     after = times(output)
     assert {name: after[name] for name in before} == before and set(after) == {"a", "b", "c"}
     assert [row["status"] for row in table(output).values()] == ["done"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes in /proc")
+def test_the_engines_of_a_killed_batch_end_and_leave_no_part_of_a_result(study, tmp_path):
+    output, temporary = tmp_path / "out", tmp_path / "temporary"
+    temporary.mkdir()
+    command = ["batch", str(study("a", "b")), "--output", str(output), "--jobs", "2", *_LONG]
+    batch = start(command, TMPDIR=str(temporary))
+    try:
+        wait_for(lambda: len(engines(output)) == 2)
+        time.sleep(3)  # well into their work
+    finally:
+        batch.kill()
+        batch.communicate()
+    try:
+        wait_for(lambda: not engines(output), 20)
+    finally:
+        for pid in engines(output):
+            os.kill(pid, signal.SIGKILL)
+    assert list(temporary.glob("nephi-run-*")) == []
+    assert {p.name for p in output.rglob("*") if p.is_file()} == {"summary.csv", "settings.json", "nephi.log"}
 
 
 @pytest.mark.slow

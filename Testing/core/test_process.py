@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -68,3 +69,36 @@ def test_the_end_of_a_process_is_that_of_its_children(tmp_path, patience_s):
     assert not _alive(child)
     assert (tmp_path / "tidied").exists() == bool(patience_s)
     process.end(parent)  # once more does no harm
+
+
+def test_no_console_window_opens_on_windows(monkeypatch, tmp_path):
+    """Not run on Windows: every way to start a process asks for none, and no other module starts one."""
+    flags = []
+
+    class Process:
+        pid = 1
+
+        def __init__(self, *_, **options):
+            flags.append(options["creationflags"])
+
+        def poll(self):
+            return None
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 0x08000000, raising=False)
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0x200, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **options: flags.append(options["creationflags"]))
+    process.answer(["any"])
+    with open(tmp_path / "log", "wb") as log:
+        process.end(process.start(["any"], stdout=log, stderr=log))
+    assert flags == [0x08000000, 0x08000200, 0x08000000]
+    starting = {
+        path.name
+        for path in Path(nephi.__file__).parent.rglob("*.py")
+        if any(call in path.read_text(encoding="utf-8") for call in ("Popen(", "subprocess.run("))
+    }
+    assert starting == {"process.py"}

@@ -22,6 +22,7 @@ import SimpleITK as sitk
 import slicer
 from nephi.synthetic.phantom import make_phantom
 from standin.application import install
+from standin.pythonqt import send
 from standin.widgets import qSlicerScriptedLoadableModuleWidget
 
 SOURCE = os.environ.get("SLICER_SOURCE_DIR")
@@ -73,14 +74,16 @@ class Panel:
         """Ticks until ``done()``."""
         end = time.monotonic() + seconds
         while not done():
-            assert time.monotonic() < end, f"{self.ui.statusLabel.text}\n{self.ui.logTextEdit.plainText}"
+            assert time.monotonic() < end, (
+                f"{self.ui.noteLabel.text}\n{self.ui.statusLabel.text}\n{self.ui.logTextEdit.plainText}"
+            )
             self.tick(0.1)
 
     def choose(self, box, text: str) -> None:
         """As by hand: the entry that begins with this text."""
         index = next(i for i in range(box.count) if box.itemText(i).startswith(text))
         box.setCurrentIndex(index)
-        box.activated.emit(index)
+        send(box, "activated", index)
 
     def leave(self) -> None:
         self.parent._entered = False

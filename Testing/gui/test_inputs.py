@@ -11,7 +11,8 @@ import slicer
 from nephi.learning.shipped import shipped_models
 from nephi.settings import PRESETS
 from NePhiRegistrationLib import parameters
-from NePhiRegistrationLib.parameters import Alignment, Parameters, Preset, Similarity
+from NePhiRegistrationLib.choices import Alignment, Preset, Similarity
+from NePhiRegistrationLib.parameters import Parameters
 
 _HINTS = typing.get_type_hints(Parameters, include_extras=True)
 
@@ -158,7 +159,7 @@ def test_settings_file(panel, phantom, tmp_path):
     assert _why_not(panel) == "Choose a settings file, or another preset."
     line = panel.ui.settingsFilePathLineEdit
     line.currentPath = str(tmp_path / "absent.json")
-    assert "not there" in _why_not(panel)
+    assert "does not exist" in _why_not(panel)
     (tmp_path / "broken.json").write_text("{")
     line.currentPath = str(tmp_path / "broken.json")
     assert "not valid JSON" in _why_not(panel)
@@ -254,7 +255,7 @@ def test_trained_model(panel, phantom, tmp_path):
     for name in shipped_models():
         panel.choose(box, name)
         assert _why_not(panel) == "" and parameters.job(panel.p).settings().model == name
-    panel.choose(box, "My model file")
+    panel.choose(box, "Model file")
     assert line.visible and _why_not(panel) == "Choose a model file, or no trained model."
     line.currentPath = str(tmp_path / "absent.safetensors")
     assert "no model" in _why_not(panel)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 import typing
+import weakref
 
 import pytest
 import slicer
 from conftest import FOLDS, add_result
-from NePhiRegistrationLib import deformation, display, resultpanel
+from NePhiRegistrationLib import deformation, display, resultpanel, theme
+from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, Similarity, View
 from NePhiRegistrationLib.outputs import Outputs
-from NePhiRegistrationLib.parameters import Alignment, GridMode, Parameters, Preset, Similarity, View
+from NePhiRegistrationLib.parameters import Parameters
+from PySide6.QtGui import QColor, QPalette
 from saving import save_scene
+from standin.pythonqt import send
 
 
 def _layers() -> tuple:
@@ -22,6 +28,11 @@ def _layers() -> tuple:
     background, foreground, opacity = found.pop()
     node = slicer.mrmlScene.GetNodeByID
     return node(background), node(foreground) if foreground else None, opacity
+
+
+def _jacobian():
+    """The volume with the colours of the Jacobian determinant."""
+    return display.find_masked_jacobian(slicer.mrmlScene)
 
 
 def _legend(volume) -> bool:
@@ -47,8 +58,9 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
         assert background not in (out.fixed, out.warped) and foreground is None
         made.append(slicer.util.arrayFromVolume(background).copy())
     assert (made[0] != made[1]).any()
-    for view, volume in ((View.JACOBIAN, out.jacobian), (View.CONSISTENCY, out.inverse_consistency)):
+    for view in (View.JACOBIAN, View.CONSISTENCY):
         _show(finished, view)
+        volume = _jacobian() if view is View.JACOBIAN else out.inverse_consistency
         assert _layers() == (out.fixed, volume, 0.3) and _legend(volume)
         ui.legendCheckBox.click()
         assert not _legend(volume)
@@ -57,7 +69,7 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
         assert _layers()[2] == 0.8
         ui.opacitySlider.value = 0.3
     _show(finished, View.FADE)
-    assert not _legend(out.jacobian) and not _legend(out.inverse_consistency)
+    assert _jacobian() is None and not _legend(out.inverse_consistency)
 
 
 def test_before_shows_the_moving_volume_instead(finished):
@@ -75,9 +87,9 @@ def test_flicker_goes_on_only_while_it_is_watched(finished):
     timer = finished.widget.results._flicker
     _show(finished, View.FLICKER)
     assert timer.active and _layers() == (finished.outputs.fixed, finished.outputs.warped, 1.0)
-    timer.timeout.emit()
+    send(timer, "timeout")
     assert _layers()[2] == 0.0
-    timer.timeout.emit()
+    send(timer, "timeout")
     assert _layers()[2] == 1.0
     finished.leave()
     assert not timer.active
@@ -99,7 +111,7 @@ def test_what_is_seen_is_said_in_words(finished, view):
     assert ui.legendCheckBox.visible == overlay and ui.opacitySlider.visible == (overlay or view is View.FADE)
     assert ui.beforeCheckBox.visible == (not overlay and view is not View.FIXED)
     if view is View.JACOBIAN:
-        assert "moving volume per fixed volume" in text and "Yellow, 0 or less" in text
+        assert "per volume in the fixed one" in text and "Yellow, 0 or less" in text
     if view is View.CONSISTENCY:
         assert " mm" in text
     if view is View.DIFFERENCE:
@@ -116,13 +128,18 @@ def test_deformation_is_drawn_as_chosen(finished):
     ui.grid3dCheckBox.click()
     ui.grid2dCheckBox.click()
     assert (shown.GetVisibility2D(), shown.GetVisibility3D()) == (0, 1)
+    ui.grid2dCheckBox.click()
+    assert _legend(deformation.find(out.forward)) and ui.legendCheckBox.visible
+    ui.legendCheckBox.click()
+    assert not _legend(deformation.find(out.forward))
+    ui.legendCheckBox.click()
     modes = (shown.VIS_MODE_GRID, shown.VIS_MODE_GLYPH, shown.VIS_MODE_CONTOUR)
     for mode, expected in zip(GridMode, modes, strict=True):
         ui.gridModeComboBox.setCurrentIndex(list(GridMode).index(mode))
         assert shown.GetVisualizationMode() == expected
-        assert ("a contour every" in ui.gridMeaningLabel.text) == (mode is GridMode.CONTOURS)
+        assert ("One contour every" in ui.gridMeaningLabel.text) == (mode is GridMode.CONTOURS)
     most_mm = shown.GetColorMap().GetRange()[1]
-    assert f"red {most_mm:.3g} mm" in ui.gridMeaningLabel.text
+    assert f"red: {most_mm:.3g} mm" in ui.gridMeaningLabel.text
     ui.gridSpacingSlider.value = 25.0
     assert (shown.GetGridSpacingMm(), shown.GetGlyphSpacingMm()) == (25.0, 25.0)
     ui.gridCheckBox.click()
@@ -135,7 +152,7 @@ def test_a_click_on_a_fold_takes_all_slices_there(finished):
     assert "Folded in 2 places" in finished.ui.summaryLabel.text
     for row, fold in enumerate(FOLDS):
         assert float(table.item(row, 0).text()) == fold["voxels"]
-        table.cellClicked.emit(row, 0)
+        send(table, "cellClicked", row, 0)
         x, y, z = fold["centre_lps_mm"]
         for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
             place = [node.GetSliceToRAS().GetElement(i, 3) for i in range(3)]
@@ -163,16 +180,16 @@ def _cells(table) -> dict[str, str]:
 
 def test_numbers_and_lobes(finished):
     report, numbers = finished.outputs.report, _cells(finished.ui.numbersTable)
-    assert float(numbers["|J| lowest"]) == pytest.approx(report["jacobian"]["min"], abs=5e-4)
+    assert float(numbers["Jacobian, min"]) == pytest.approx(report["jacobian"]["min"], abs=5e-4)
     litres, unit = numbers["Fixed volume"].split()
-    assert float(litres) == pytest.approx(report["volume"]["fixed_ml"] / 1000, abs=5e-4) and unit == "l"
+    assert float(litres) == pytest.approx(report["volume"]["fixed_ml"] / 1000, abs=5e-4) and unit == "L"
     error, unit = numbers["TRE after, mean"].split()
     assert float(error) == pytest.approx(report["tre_mm"]["after"]["mean"], abs=5e-3) and unit == "mm"
     lobes = _cells(finished.ui.lobesTable)
     assert list(lobes) == ["right lung", "left lung"]
     assert sum(map(float, lobes.values())) == pytest.approx(report["volume"]["fixed_ml"], rel=1e-3)
     tre = report["tre_mm"]
-    words = f"{tre['before']['mean']:.1f} mm before, {tre['after']['mean']:.1f} mm after"
+    words = f"mean {tre['before']['mean']:.1f} mm before, {tre['after']['mean']:.1f} mm after; largest"
     assert words in finished.ui.summaryLabel.text
 
 
@@ -182,7 +199,8 @@ def test_histogram_is_shown_in_the_layout(finished):
 
 
 def test_save(finished, app, monkeypatch, tmp_path):
-    answers = ["", str(tmp_path / "saved"), str(tmp_path / "file" / "below")]
+    saved = str(tmp_path / "saved")
+    answers = ["", saved, saved, str(tmp_path / "file" / "below")]
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(resultpanel.qt.QFileDialog, "getExistingDirectory", lambda *_: answers.pop(0))
     finished.ui.saveButton.click()
@@ -190,7 +208,18 @@ def test_save(finished, app, monkeypatch, tmp_path):
     finished.ui.saveButton.click()
     assert app.said == [f"Saved in {tmp_path / 'saved'}."]
     names = {file.name for file in (tmp_path / "saved").iterdir()}
-    assert {"transform.h5", "registration.safetensors", "report.html", "folds.csv", "ventilation.csv"} <= names
+    assert {
+        "transform.h5",
+        "registration.safetensors",
+        "report.html",
+        "folds.csv",
+        "ventilation.csv",
+        "warped.nii.gz",
+    } <= names
+    earlier = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+    finished.ui.saveButton.click()
+    assert app.said[-1] == f"Saved in {tmp_path / 'saved' / 'Inhale to exhale'}."
+    assert {name: (tmp_path / "saved" / name).read_bytes() for name in earlier} == earlier
     finished.ui.saveButton.click()
     assert app.said[-1].startswith("The result could not be saved:")
 
@@ -200,10 +229,13 @@ def test_another_result_takes_the_views(finished, engine_folder, tmp_path):
     finished.ui.gridCheckBox.click()
     _show(finished, View.JACOBIAN)
     second = add_result(finished, engine_folder, tmp_path / "second", [])
-    assert _layers()[1] is second.jacobian
+    assert _layers()[1] is _jacobian() and second.jacobian.GetID() in _jacobian().GetAttribute("NePhi.MaskedJacobian")
     assert deformation.find(first.forward) is None and deformation.find(second.forward) is not None
     finished.ui.resultSelector.setCurrentNode(first.forward)
-    assert _layers()[1] is first.jacobian and finished.ui.foldsTable.rowCount == 2
+    assert (
+        first.jacobian.GetID() in _jacobian().GetAttribute("NePhi.MaskedJacobian")
+        and finished.ui.foldsTable.rowCount == 2
+    )
     finished.ui.resultSelector.setCurrentNode(None)
     assert _layers()[:2] == (first.fixed, None)
     assert not finished.ui.qaWidget.visible and "After a registration" in finished.ui.summaryLabel.text
@@ -220,6 +252,64 @@ def test_removed_nodes_of_a_result(finished):
     assert "After a registration" in finished.ui.summaryLabel.text
     drawn = slicer.util.getNodesByClass("vtkMRMLGridTransformNode")
     assert [node for node in drawn if node.GetDisplayNode() and node.GetDisplayNode().GetVisibility()] == []
+
+
+class _Folder:
+    """In the place of a run's folder: tells whether anything still refers to it."""
+
+
+def test_result_is_let_go_with_its_nodes_or_its_scene(finished, engine_folder, tmp_path):
+    """The engine's files, with patients' images, go with it, also while another module is open."""
+    first, owners = finished.outputs, []
+    second = add_result(finished, engine_folder, tmp_path / "second", [])
+    third = add_result(finished, engine_folder, tmp_path / "third", [])
+    for outputs in (first, second, third):
+        outputs.owner = _Folder()
+        owners.append(weakref.ref(outputs.owner))
+    finished.leave()
+    slicer.mrmlScene.RemoveNode(first.warped)  # not the one that is shown
+    slicer.mrmlScene.RemoveNode(third.jacobian)  # the one that is shown
+    del first, third, outputs, finished.outputs
+    gc.collect()
+    assert [owner() is not None for owner in owners] == [False, True, False]
+    finished.enter()
+    finished.tick()
+    assert "no complete result" in finished.ui.summaryLabel.text
+    del second
+    slicer.mrmlScene.Clear(0)
+    gc.collect()
+    assert [owner() is not None for owner in owners] == [False] * 3
+
+
+def test_maps_of_a_result_are_no_volumes_to_register(finished):
+    """Nor is what is made for the views; the warped volume is an image like another."""
+    out, ui = finished.outputs, finished.ui
+    for view in (View.CHECKERBOARD, View.JACOBIAN):
+        _show(finished, view)
+    live = display.show_live(out.forward, out.fixed, out.moving)
+    finished.tick()
+    for selector in (ui.fixedSelector, ui.movingSelector):
+        offered = {selector.nodeFromIndex(i) for i in range(selector.nodeCount())}
+        assert offered == {out.fixed, out.moving, out.warped}
+    display.hide_live(live)
+    finished.p.fixed = out.jacobian  # by a script, or of a scene from before
+    finished.tick()
+    assert finished.p.fixed is out.jacobian
+
+
+@pytest.mark.parametrize("ground", ["#323232", "#f0f0f0"])
+def test_signs_are_readable_in_a_dark_theme(finished, ground):
+    palette = finished.ui.summaryLabel.palette
+    palette.setColor(QPalette.Window, QColor(ground))
+    finished.ui.summaryLabel.setPalette(palette)
+    finished.widget._update()
+    colors = re.findall(r"color:(#\w{6})", finished.ui.summaryLabel.text)
+
+    def rgb(text):
+        return tuple(int(text[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+    assert len(set(colors)) >= 2
+    assert all(theme.contrast(rgb(color), rgb(ground)) >= 4.5 for color in colors)
 
 
 def test_transform_removed_while_its_grid_is_drawn(finished):
@@ -289,9 +379,9 @@ def test_everything_is_there_again_after_the_scene_was_saved_and_loaded(finished
     assert (finished.ui.statusLabel.text, finished.ui.applyButton.enabled) == ("", True)
     out = Outputs.find(p.result)
     assert (_cells(finished.ui.numbersTable), finished.ui.summaryLabel.text) == (numbers, summary)
-    assert _layers() == (out.fixed, out.jacobian, 0.7)
+    assert _layers() == (out.fixed, _jacobian(), 0.7)
     assert deformation.find(p.result).GetDisplayNode().GetVisibility3D()
     assert p.result.GetTransformFromParent().TransformPoint(point) == pytest.approx(moved, abs=1e-3)
-    finished.ui.foldsTable.cellClicked.emit(1, 0)
+    send(finished.ui.foldsTable, "cellClicked", 1, 0)
     finished.ui.histogramButton.click()
     assert slicer.modules.plots.shown is out.histogram

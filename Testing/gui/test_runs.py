@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
+import gc
+import importlib
+import inspect
 import os
+import shutil
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import slicer
+from conftest import DEVICES, Panel
 from NePhiRegistrationLib import dependencies
-from NePhiRegistrationLib.parameters import Preset
+from NePhiRegistrationLib.choices import Preset
+from NePhiRegistrationLib.job import LogicError
 
 
 @pytest.fixture
@@ -58,6 +64,7 @@ def _previewed(panel) -> bool:
 def test_run_to_the_result(ready):
     ui, p = ready.ui, ready.p
     ui.applyButton.click()
+    run = ready.widget.run
     assert ui.cancelButton.enabled and not ui.applyButton.enabled and ui.progressBar.visible
     assert ui.statusLabel.text.startswith("Starting")
     ready.wait(lambda: _optimising(ready))
@@ -65,15 +72,15 @@ def test_run_to_the_result(ready):
     assert live.GetTransformNodeID() == ready.widget.run.forward.GetID() and live is not p.moving
     assert p.moving.GetTransformNodeID() is None
     assert ui.statusLabel.text.startswith("Optimising") and ui.progressBar.value > 0
-    ready.wait(lambda: ready.widget.run.state != "running")
-    assert ready.widget.run.state == "done", ui.statusLabel.text
-    assert ui.statusLabel.text.startswith("Done in ") and not ui.progressBar.visible
+    ready.wait(lambda: run.state != "running")
+    assert run.state == "done", ui.noteLabel.text
+    assert ui.noteLabel.text.startswith("Done in ") and not ui.statusLabel.text and not ui.progressBar.visible
     assert ui.applyButton.enabled and not ui.cancelButton.enabled
-    assert p.result is ready.widget.run.forward is ui.resultSelector.currentNode()
-    assert "optimising" in ui.logTextEdit.plainText
-    assert _foregrounds() == {ready.widget.run.outputs.warped.GetID()}
+    assert p.result is run.forward is ui.resultSelector.currentNode() and ready.widget.run is None
+    assert "Optimising" in ui.logTextEdit.plainText
+    assert _foregrounds() == {run.outputs.warped.GetID()}
     assert ui.inputsCollapsibleButton.collapsed and ui.qaWidget.visible
-    assert "Landmark error (mean TRE)" in ui.summaryLabel.text and "Lung volume" in ui.summaryLabel.text
+    assert "Landmark error (TRE)" in ui.summaryLabel.text and "Volume of the mask" in ui.summaryLabel.text
 
 
 def test_cancel_leaves_the_scene_as_it_was(endless):
@@ -85,7 +92,7 @@ def test_cancel_leaves_the_scene_as_it_was(endless):
     endless.ui.cancelButton.click()
     assert not _alive(pid)
     assert (_nodes(), _foregrounds()) == (before, foregrounds)
-    assert endless.ui.statusLabel.text == "Cancelled. The scene is as it was before."
+    assert endless.ui.noteLabel.text == "Cancelled. The scene is as it was before."
     assert endless.ui.applyButton.enabled and not endless.ui.cancelButton.enabled and endless.p.result is None
 
 
@@ -110,15 +117,15 @@ def test_engine_error_is_one_line_with_the_log_below(ready, tmp_path):
     ready.widget.logic.engine.python = str(engine)
     ready.ui.applyButton.click()
     ready.wait(lambda: not ready.widget._running())
-    assert ready.ui.statusLabel.text == "the images do not overlap"
-    assert "color" in ready.ui.statusLabel.styleSheet
+    assert ready.ui.noteLabel.text == "the images do not overlap"
+    assert "color" in ready.ui.noteLabel.styleSheet and ready.ui.statusLabel.styleSheet == ""
     assert "some detail" in ready.ui.logTextEdit.plainText and not ready.ui.logGroupBox.collapsed
     assert (_nodes(), _foregrounds()) == (before, foregrounds)
     assert ready.ui.applyButton.enabled
     ready.widget.logic.engine.python = sys.executable
     ready.p.iterations = 1
     ready.ui.applyButton.click()  # the next run starts clean
-    assert ready.ui.statusLabel.styleSheet == "" and ready.ui.logTextEdit.plainText == ""
+    assert ready.ui.noteLabel.text == ready.ui.noteLabel.styleSheet == "" and ready.ui.logTextEdit.plainText == ""
     ready.ui.cancelButton.click()
 
 
@@ -126,18 +133,19 @@ def test_engine_that_does_not_exist(ready, tmp_path):
     ready.widget.logic.engine.python = str(tmp_path / "absent")
     before = _nodes()
     ready.ui.applyButton.click()
-    assert ready.ui.statusLabel.text.startswith("The registration could not be started")
+    assert ready.ui.noteLabel.text.startswith("The registration could not be started")
     assert _nodes() == before and ready.ui.applyButton.enabled
 
 
 def test_run_goes_on_while_another_module_is_open(ready):
     ready.p.iterations = 5
     ready.ui.applyButton.click()
+    run = ready.widget.run
     ready.leave()
     ready.wait(lambda: not ready.widget._running())
-    assert ready.widget.run.state == "done"
+    assert run.state == "done"
     ready.enter()
-    assert ready.p.result is ready.widget.run.forward and ready.ui.qaWidget.visible
+    assert ready.p.result is run.forward and ready.ui.qaWidget.visible
 
 
 def test_scene_closed_during_a_run(endless):
@@ -147,8 +155,52 @@ def test_scene_closed_during_a_run(endless):
     slicer.mrmlScene.Clear(0)
     assert not _alive(pid)
     endless.tick()
-    assert endless.ui.statusLabel.text == "Choose the fixed volume." and not endless.ui.cancelButton.enabled
+    assert (endless.ui.noteLabel.text, endless.ui.statusLabel.text) == (
+        "",
+        "Choose the fixed volume.",
+    ) and not endless.ui.cancelButton.enabled
     assert endless.p.preset is Preset.BALANCED and not endless.ui.qaWidget.visible
+
+
+def test_scene_closed_after_a_run_or_a_failure(ready, tmp_path):
+    """Nothing of the old scene is said of the new one."""
+    for python in (sys.executable, str(tmp_path / "absent")):
+        ready.widget.logic.engine.python = python
+        ready.p.iterations = 1
+        ready.ui.applyButton.click()
+        ready.wait(lambda: not ready.widget._running())
+        assert ready.ui.noteLabel.text
+        slicer.mrmlScene.Clear(0)
+        ready.tick()
+        assert (ready.ui.noteLabel.text, ready.ui.noteLabel.styleSheet) == ("", "")
+        assert ready.ui.statusLabel.text == "Choose the fixed volume."
+        module_inputs = importlib.import_module("NePhiRegistrationLib.sample").add_phantom(slicer.mrmlScene)
+        ready.p.fixed, ready.p.moving = module_inputs[:2]
+
+
+def test_runs_use_slicers_folder_for_temporary_files_and_leave_nothing(ready):
+    folder = Path(slicer.app.temporaryPath)
+    assert list(folder.iterdir()) == []
+    ready.p.iterations = 1
+    ready.ui.applyButton.click()
+    (made,) = folder.iterdir()
+    assert (made / "fixed.nrrd").is_file()
+    ready.wait(lambda: not ready.widget._running())
+    assert [file.name for file in made.iterdir() if file.suffix == ".nrrd"] == []
+    assert (made / "result" / "transform.h5").is_file()  # to be saved
+    slicer.mrmlScene.Clear(0)
+    gc.collect()
+    assert list(folder.iterdir()) == []
+
+
+def test_folder_vanishing_during_a_run(endless):
+    before = _nodes()
+    endless.ui.applyButton.click()
+    endless.wait(lambda: _optimising(endless))
+    shutil.rmtree(slicer.app.temporaryPath)
+    endless.wait(lambda: not endless.widget._running())
+    assert "folder of the registration was removed" in endless.ui.noteLabel.text
+    assert _nodes() == before and endless.ui.applyButton.enabled
 
 
 def test_input_removed_during_a_run(endless):
@@ -157,10 +209,8 @@ def test_input_removed_during_a_run(endless):
     slicer.mrmlScene.RemoveNode(endless.p.moving)
     endless.tick()
     assert not _alive(pid)
-    assert endless.ui.statusLabel.text.splitlines() == [
-        "The moving volume was removed while the registration ran.",
-        "Choose the moving volume.",
-    ]
+    assert endless.ui.noteLabel.text == "The moving volume was removed while the registration ran."
+    assert endless.ui.statusLabel.text == "Choose the moving volume."
 
 
 def test_cleanup_ends_the_run(endless):
@@ -170,55 +220,112 @@ def test_cleanup_ends_the_run(endless):
     assert not _alive(pid)
 
 
-def test_missing_torch_is_offered_when_apply_is_pressed(ready, monkeypatch):
-    find_spec, absent = importlib.util.find_spec, {"torch"}
-    monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name in absent else find_spec(name))
-    ready.ui.applyButton.click()
-    assert "install the extension PyTorch" in ready.ui.statusLabel.text and ready.widget.run is None
+@pytest.fixture
+def installed(monkeypatch) -> dict:
+    """Versions of packages by name, as they seem to be installed; None: nothing but an empty folder is left."""
+    versions, spec, version = {}, dependencies.find_spec, dependencies.version
 
-    asked = []
+    def find_spec(name):
+        if name not in versions:
+            return spec(name)
+        there = versions[name] != "absent"
+        return types.SimpleNamespace(origin=versions[name] and "file") if there else None
 
-    class PyTorchUtilsLogic:
-        answer = None
+    def find_version(name):
+        if versions.get(name, "") in ("absent", None):
+            raise dependencies.PackageNotFoundError(name)
+        return versions.get(name) or version(name)
 
-        def installTorch(self, askConfirmation=False, forceComputationBackend=None, torchVersionRequirement=None):
-            asked.append((askConfirmation, torchVersionRequirement))
-            if isinstance(self.answer, Exception):
-                raise self.answer
-            return self.answer
+    monkeypatch.setattr(dependencies, "find_spec", find_spec)
+    monkeypatch.setattr(dependencies, "version", find_version)
+    return versions
 
-    module = types.SimpleNamespace(PyTorchUtilsLogic=PyTorchUtilsLogic)
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", module)
+
+def test_missing_torch_is_offered_when_apply_is_pressed(ready, monkeypatch, installed):
+    """``installTorch`` has the stand-in's, thus Slicer's, signature."""
+    note, asked, answer = ready.ui.noteLabel, [], []
+    utils = sys.modules["PyTorchUtils"]
+    installed["torch"] = "absent"
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     ready.ui.applyButton.click()
-    assert ready.ui.statusLabel.text == "The registration needs PyTorch, which was not installed."
-    PyTorchUtilsLogic.answer = OSError("no network")
+    assert "install the extension PyTorch" in note.text and ready.widget.run is None and note.styleSheet
+
+    def install(self, *arguments, **options):
+        asked.append(signature.bind(self, *arguments, **options).arguments)
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        return answer[0]
+
+    signature = inspect.signature(utils.PyTorchUtilsLogic.installTorch)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", utils)
+    monkeypatch.setattr(utils.PyTorchUtilsLogic, "installTorch", install)
+    slicer.app.answer = False
     ready.ui.applyButton.click()
-    assert ready.ui.statusLabel.text == "PyTorch could not be installed: no network"
-    PyTorchUtilsLogic.answer = module
+    assert note.text == "The registration needs PyTorch, which was not installed." and asked == []
+    assert "several minutes" in slicer.app.said[-1] and "does not respond" in slicer.app.said[-1]
+    slicer.app.answer = True
+    answer[:] = [OSError("no network")]
     ready.ui.applyButton.click()
-    assert ready.widget._running() and asked == [(True, ">=2.4")] * 3
+    assert note.text == "PyTorch could not be installed: no network"
+    answer[:] = [utils]
+    ready.ui.applyButton.click()
+    assert ready.widget._running()
+    assert [options["torchVersionRequirement"] for options in asked] == [">=2.4"] * 2
     ready.ui.cancelButton.click()
 
 
-@pytest.mark.parametrize("modern", [True, False])
-def test_missing_package_is_offered(ready, monkeypatch, modern):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "safetensors" else find_spec(name))
-    asked = []
+def test_devices_are_asked_for_again_after_torch_was_installed(app, monkeypatch, phantom):
+    """The module stays open; its list had the CPU only."""
+    found = []
 
-    def install(requirements, **_):
-        asked.append(requirements)
+    def devices(_self):
+        if not found:
+            raise LogicError("no torch")
+        return found
+
+    monkeypatch.setattr("NePhiRegistrationLib.logic.Logic.devices", devices)
+    panel = Panel()
+    panel.p.fixed, panel.p.moving = phantom[:2]
+    panel.wait(lambda: panel.widget._devices is None)
+    assert panel.ui.deviceComboBox.count == 2
+    found[:] = DEVICES
+    panel.tick()
+    panel.ui.applyButton.click()
+    panel.wait(lambda: panel.ui.deviceComboBox.count == 3)
+    panel.ui.cancelButton.click()
+    panel.close()
+
+
+@pytest.mark.parametrize("version, words", [("1.13.1", "1.13.1 is installed, but version >=2.4"), (None, "damaged")])
+def test_old_or_damaged_torch_is_recognised(ready, installed, version, words):
+    installed["torch"] = version
+    ready.ui.applyButton.click()
+    assert words in ready.ui.noteLabel.text and "uninstall it in the module PyTorch Utils" in ready.ui.noteLabel.text
+    assert ready.widget.run is None
+
+
+@pytest.mark.parametrize("version", ["2.4.0", "2.9.1+cu128", "2.10.0a0+git123"])
+def test_recent_torch_is_taken(installed, version):
+    installed["torch"] = version
+    assert dependencies.state("torch", dependencies.TORCH) == dependencies.READY
+
+
+@pytest.mark.parametrize("version", ["absent", "0.3.1", None])
+def test_missing_package_is_offered(ready, monkeypatch, installed, version):
+    """``pip_ensure`` has the stand-in's, thus Slicer's, signature, and asks by itself."""
+    packaging, asked = sys.modules["slicer.packaging"], []
+    signature = inspect.signature(packaging.pip_ensure)
+
+    def pip_ensure(*arguments, **options):
+        asked.append(signature.bind(*arguments, **options).arguments["requirements"])
         if not slicer.app.answer:
             raise RuntimeError("declined")
 
-    module = types.ModuleType("slicer.packaging")
-    if modern:
-        module.pip_ensure = install
-    monkeypatch.setitem(sys.modules, "slicer.packaging", module)
-    monkeypatch.setattr(slicer.util, "pip_install", install)
+    monkeypatch.setattr(packaging, "pip_ensure", pip_ensure)
+    installed["safetensors"] = version
     slicer.app.answer = False
     ready.ui.applyButton.click()
-    assert "safetensors" in ready.ui.statusLabel.text and ready.widget.run is None
+    assert "safetensors" in ready.ui.noteLabel.text and ready.widget.run is None
     slicer.app.answer = True
     ready.ui.applyButton.click()
     assert ready.widget._running() and asked[-1] == ["safetensors>=0.4"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import slicer
 from helpers import put_under, volume_node
-from NePhiRegistrationLib import deformation, display
+from NePhiRegistrationLib import compared, deformation, display
 from slicer.util import arrayFromVolume, arrayFromVolumeModified, vtkMatrixFromArray
 from views import SliceView, ThreeDView
+from vtk.util.numpy_support import vtk_to_numpy
 
 YELLOW = np.array([255, 242, 0])
 
@@ -63,13 +66,16 @@ def planted(finished):
     array = arrayFromVolume(volume)
     before = array.copy()
     array[:] = 1.0
+    compared = arrayFromVolume(finished.outputs.inverse_consistency)
+    mask = compared.copy()
+    compared[:] = 1.0  # everywhere
     boxes = {}
     for value, x in ((-0.3, 8), (0.0, 20), (0.02, 32), (0.5, 44), (1.6, 56)):
         array[20:30, 20:36, x - 3 : x + 3] = value
         boxes[value] = voxel_centre(volume, (25, 28, x))
     arrayFromVolumeModified(volume)
     yield boxes
-    array[:] = before
+    array[:], compared[:] = before, mask
     arrayFromVolumeModified(volume)
 
 
@@ -193,15 +199,59 @@ def test_checkerboard_shows_both_images_in_turn(finished, view):
     finished.scene.RemoveNode(other)
 
 
+def _comparison(finished):
+    """What the slice view has in its background."""
+    scene = finished.scene
+    composite = scene.GetNthNodeByClass(0, "vtkMRMLSliceCompositeNode")
+    return scene.GetNodeByID(composite.GetBackgroundVolumeID())
+
+
+def test_checkerboard_holds_the_values_of_both(finished, view):
+    """Of CTs as they are, so that window and level and the values under the cursor mean what they say."""
+    fixed, warped = finished.outputs.fixed, finished.outputs.warped
+    display.show_comparison(fixed, warped, "checkerboard", squares_mm=20.0)
+    made = _comparison(finished)
+    values, a, b = (arrayFromVolume(volume).astype(float) for volume in (made, fixed, warped))
+    squares = np.indices(values.shape) // 4  # 20 mm of 5 mm voxels
+    assert np.abs(values - np.where(squares.sum(0) % 2 == 0, a, b)).max() <= 0.5
+    window, shown = fixed.GetDisplayNode(), made.GetDisplayNode()
+    assert (shown.GetWindow(), shown.GetLevel()) == (window.GetWindow(), window.GetLevel())
+    assert display.nodes.is_map(made) and not made.GetSaveWithScene()
+
+
+def test_images_of_other_units_are_compared_by_their_windows(finished, view):
+    """The same image, ten times as bright, as two MR scanners may give it."""
+    fixed, other = (finished.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode") for _ in range(2))
+    values = np.random.default_rng(0).uniform(0, 100, (9, 10, 11))
+    for volume, scale in ((fixed, 1.0), (other, 10.0)):
+        slicer.util.updateVolumeFromArray(volume, scale * values)
+        volume.CreateDefaultDisplayNodes()
+        volume.GetDisplayNode().SetAutoWindowLevel(False)
+        volume.GetDisplayNode().SetWindowLevelMinMax(0, scale * 80)
+    display.show_comparison(fixed, other, "difference")
+    assert np.abs(arrayFromVolume(_comparison(finished))).max() < 1e-3
+    for node in (fixed, other):
+        display.nodes.remove(finished.scene, node)
+
+
+def test_difference_has_a_legend_with_its_unit(finished, view):
+    display.show_comparison(finished.outputs.fixed, finished.outputs.warped, "difference")
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(_comparison(finished))
+    assert legend.GetVisibility() and legend.GetTitleText() == "Difference (HU)"
+    display.show_comparison(finished.outputs.fixed, finished.outputs.warped, "checkerboard")
+    assert not legend.GetVisibility()
+
+
 def test_difference_is_flat_where_the_registration_is_right(finished, view):
     fixed, warped, moving = finished.outputs.fixed, finished.outputs.warped, finished.job.moving
     lungs = arrayFromVolume(finished.job.fixed_mask) != 0
 
     def spread(other):
         display.show_comparison(fixed, other, "difference")
-        shown = slicer.util.arrayFromVolume(display._comparison_volume(finished.scene)).astype(float)
-        assert shown.shape == lungs.shape
-        return np.abs(shown[lungs] - 127.5).mean(), view.pixels()
+        shown = arrayFromVolume(_comparison(finished))
+        expected = display.nodes.resampled(other, fixed).astype(float) - arrayFromVolume(fixed)
+        assert np.abs(shown - expected).max() <= 0.5  # in HU, as Data Probe shows it
+        return np.abs(shown[lungs].astype(float)).mean(), view.pixels()
 
     (after, picture), (before, _) = spread(warped), spread(moving)
     assert after < before / 2
@@ -227,6 +277,74 @@ def test_inverse_consistency_colours_the_lungs_only(finished, view):
     assert 0.02 < share < 0.6
     outside = view.pixel_of(voxel_centre(finished.outputs.fixed, (28, 28, 2)))
     assert not colored(shown)[outside]
+
+
+def test_jacobian_colours_what_was_compared_only(finished, view):
+    """The voxels' own values stay as the engine wrote them."""
+    outputs, mask = finished.outputs, arrayFromVolume(finished.job.fixed_mask) != 0
+    before = arrayFromVolume(outputs.jacobian).copy()
+    display.show_jacobian(outputs, True, opacity=1.0, legend=False)
+    shown = arrayFromVolume(display.find_masked_jacobian(finished.scene))
+    drawn = shown > display._NOT_COMPARED
+    assert 2 * (drawn & mask).sum() / (drawn.sum() + mask.sum()) > 0.93  # Dice, of 5 mm voxels by a 4 mm map
+    np.testing.assert_array_equal(shown[drawn], before[drawn])
+    np.testing.assert_array_equal(arrayFromVolume(outputs.jacobian), before)
+    jacobian = colored(view.pixels())
+    display.show_jacobian(outputs, False)
+    assert display.find_masked_jacobian(finished.scene) is None
+    display.show_inverse_consistency(outputs, True, opacity=1.0, legend=False)
+    consistency = colored(view.pixels())
+    assert jacobian.sum() > 500 and not (jacobian & ~_grown(consistency)).any()
+
+
+def _grown(pixels: np.ndarray, by: int = 8) -> np.ndarray:
+    """About one voxel of the coarser map."""
+    grown = pixels.copy()
+    for axis in (0, 1):
+        for shift in range(-by, by + 1):
+            grown |= np.roll(pixels, shift, axis)
+    return grown | np.roll(grown, by, 0) | np.roll(grown, -by, 0)
+
+
+def test_jacobian_of_an_image_without_a_mask_is_all_coloured(finished, view):
+    outputs = finished.outputs
+    text = outputs.report_text.GetText()
+    report = outputs.report
+    del report["volume"]
+    outputs.report_text.SetText(json.dumps(report))
+    display.show_jacobian(outputs, True, opacity=1.0, legend=False)
+    shown = arrayFromVolume(display.find_masked_jacobian(finished.scene))
+    outputs.report_text.SetText(text)
+    np.testing.assert_array_equal(shown, arrayFromVolume(outputs.jacobian))
+
+
+def test_scales_are_those_of_the_mask(finished, view):
+    """Far outside, where nothing was compared, values may be anything."""
+    outputs = finished.outputs
+    deformation.remove_all(finished.scene)
+    grid = outputs.forward.GetTransformFromParentAs("vtkOrientedGridTransform", False)
+    inside = compared.at_points(outputs, deformation._points_ras_mm(grid))
+    assert 0.02 < inside.mean() < 0.6
+    vectors = vtk_to_numpy(grid.GetDisplacementGrid().GetPointData().GetScalars())
+    before = vectors.copy()
+    node = deformation.make(outputs.forward)
+    scale = node.GetDisplayNode().GetColorMap().GetRange()
+    deformation.remove_all(finished.scene)
+    vectors[~inside] += 500.0
+    again = deformation.make(outputs.forward).GetDisplayNode()
+    vectors[:] = before
+    assert again.GetColorMap().GetRange() == pytest.approx(scale) and scale[1] < 60
+    assert float(again.GetContourLevelsMmAsString().split()[-1]) < 60
+    deformation.remove_all(finished.scene)
+
+    errors = arrayFromVolume(outputs.inverse_consistency)
+    before = errors.copy()
+    errors[errors > 0] = 2.5
+    place = tuple(np.argwhere(errors > 0)[0])
+    errors[place] = 90.0  # a single one
+    display.show_inverse_consistency(outputs, True)
+    assert outputs.inverse_consistency.GetDisplayNode().GetWindowLevelMax() == 3.0
+    errors[:] = before
 
 
 def test_jump_brings_a_point_to_the_middle(finished, view):

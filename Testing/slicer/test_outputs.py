@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import SimpleITK as sitk
 import slicer
 from helpers import (
     by_file,
+    matrix_of,
+    phantom_job,
     points_in,
     transformed,
     volume_node,
@@ -61,6 +64,49 @@ def test_outputs_say_what_was_registered_to_what(finished):
     assert Outputs.find(outputs.inverse) is None
 
 
+def test_transforms_have_slicers_own_registration_references(finished):
+    """As SlicerElastix sets them and DICOM export of spatial registrations wants them; the inverse goes back."""
+    outputs, job = finished.outputs, finished.job
+    for node, fixed, moving in (
+        (outputs.forward, job.fixed, job.moving),
+        (outputs.inverse, job.moving, job.fixed),
+    ):
+        assert node.GetNodeReference("spatialRegistrationFixed") is fixed
+        assert node.GetNodeReference("spatialRegistrationMoving") is moving
+
+
+def test_result_lies_in_a_folder_beside_the_fixed_volume(finished, scene, tmp_path):
+    """As in Slicer, where each node has an item already, and the volume lies in a study."""
+    job = phantom_job(scene, finished.phantom)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    study = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), "Study")
+    hierarchy.CreateItem(study, job.fixed)
+    forward = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "Inhale to Exhale")
+    hierarchy.CreateItem(hierarchy.GetSceneItemID(), forward)
+    for name in ("Registration Inhale to Exhale", "Registration Inhale to Exhale_1"):
+        outputs = Outputs.read(finished.outputs.folder, forward, job.fixed, job.moving, {})
+        folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(forward))
+        assert hierarchy.GetItemName(folder) == name and hierarchy.GetItemParent(folder) == study
+        items = [hierarchy.GetItemByDataNode(node) for node in outputs.nodes()]
+        assert {hierarchy.GetItemParent(item) for item in items} == {folder}
+
+
+def test_damaged_result_leaves_no_node(finished, scene, tmp_path):
+    """Every file of the engine, missing and cut; nodes and folders are those from before."""
+    job = phantom_job(scene, finished.phantom)
+    forward = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
+    before = {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())}
+    read = ("transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz")
+    for name in (*read, "report.json"):
+        for cut in (False, True):
+            folder = shutil.copytree(finished.outputs.folder, tmp_path / f"{name} {cut}")
+            file = folder / name
+            file.write_bytes(file.read_bytes()[:100]) if cut else file.unlink()
+            with pytest.raises((OSError, ValueError)):
+                Outputs.read(folder, forward, job.fixed, job.moving, {})
+            assert {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())} == before, (name, cut)
+
+
 def rows(table) -> list[list]:
     table = table.GetTable()
     columns = [table.GetColumn(i) for i in range(table.GetNumberOfColumns())]
@@ -71,12 +117,12 @@ def test_tables_tell_the_reports_numbers(finished):
     report = finished.outputs.report
     statistics = {(row[0], row[2]): row[1] for row in rows(finished.outputs.statistics)}
     assert statistics["Folded voxels", ""] == report["folds"]["count"]
-    assert statistics["|J| mean", ""] == pytest.approx(report["jacobian"]["mean"], abs=5e-4)
+    assert statistics["Jacobian, mean", ""] == pytest.approx(report["jacobian"]["mean"], abs=5e-4)
     litres = report["volume"]["fixed_ml"] / 1000
-    assert statistics["Fixed volume", "l"] == pytest.approx(litres, abs=5e-4)
+    assert statistics["Fixed volume", "L"] == pytest.approx(litres, abs=5e-4)
     true_litres = np.count_nonzero(sitk.GetArrayFromImage(finished.phantom.fixed_mask)) * 5.0**3 / 1e6
     assert litres == pytest.approx(true_litres, rel=1e-3)
-    assert statistics["Volume change", "l"] > 0.1  # inhale
+    assert statistics["Volume change", "L"] > 0.1  # inhale
     distance = np.linalg.norm(finished.fixed_points - finished.moving_points, axis=1)
     assert report["tre_mm"]["unaligned"]["mean"] == pytest.approx(distance.mean(), abs=1e-3)
     assert statistics["TRE after, mean", "mm"] < statistics["TRE before, mean", "mm"] < distance.mean()
@@ -104,20 +150,51 @@ def test_fold_table_leads_to_each_fold(scene):
 
 
 def test_save_writes_what_can_be_read_elsewhere(finished, tmp_path):
-    assert finished.outputs.save(tmp_path / "a") == []
+    assert finished.outputs.save(tmp_path / "a") == (tmp_path / "a", [])
     expected = {
         "transform.h5",
         "inverse_transform.h5",
         "registration.safetensors",
         "report.json",
         "report.html",
+        "warped.nii.gz",
+        "jacobian.nii.gz",
+        "inverse_consistency.nii.gz",
         "statistics.csv",
         "folds.csv",
         "ventilation.csv",
     }
     assert {file.name for file in (tmp_path / "a").iterdir()} == expected
     ventilation = (tmp_path / "a" / "ventilation.csv").read_text(encoding="utf-8").splitlines()
-    assert ventilation[0].startswith("Region,Fixed (ml)") and ventilation[1].startswith("right lung,")
+    assert ventilation[0].startswith("Region,Fixed (mL)") and ventilation[1].startswith("right lung,")
+
+
+def test_saving_again_keeps_what_is_there(finished, tmp_path):
+    outputs, chosen = finished.outputs, tmp_path / "results"
+    chosen.mkdir()
+    (chosen / "notes.txt").write_text("mine")
+    assert outputs.save(chosen)[0] == chosen
+    (chosen / "report.json").write_text("an earlier one")
+    names = {file.name for file in chosen.iterdir()}
+    name = outputs.forward.GetName()
+    for place in (chosen / name, chosen / f"{name} (2)"):
+        assert outputs.save(chosen) == (place, [])
+        assert {file.name for file in place.iterdir()} == names - {"notes.txt"}
+        assert place.stat().st_mode == chosen.stat().st_mode
+    assert (chosen / "report.json").read_text() == "an earlier one"
+    assert {file.name for file in chosen.iterdir() if file.is_file()} == names
+
+
+def test_failed_saving_leaves_nothing(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("NePhiRegistrationLib.tables.write_csv", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        finished.outputs.save(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes.txt").write_text("mine")
+    with pytest.raises(OSError, match="full"):
+        finished.outputs.save(tmp_path / "b")
+    assert [file.name for file in (tmp_path / "b").iterdir()] == ["notes.txt"]
 
 
 def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tmp_path):
@@ -137,6 +214,12 @@ def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tm
     points = points_in(finished.phantom.fixed)
     assert np.abs(transformed(outputs.forward, points) - transformed(finished.outputs.forward, points)).max() < 1e-3
 
-    assert outputs.save(tmp_path / "again") == ["registration.safetensors"]
+    assert outputs.save(tmp_path / "again") == (tmp_path / "again", ["registration.safetensors"])
+    for name in ("warped", "jacobian", "inverse_consistency"):
+        written, engines = (
+            sitk.ReadImage(str(folder / f"{name}.nii.gz")) for folder in (tmp_path / "again", finished.outputs.folder)
+        )
+        np.testing.assert_allclose(matrix_of(written), matrix_of(engines), atol=1e-4)
+        np.testing.assert_allclose(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(engines), atol=1e-6)
     saved = by_file(tmp_path / "again" / "transform.h5", points)
     assert np.abs(saved - transformed(finished.outputs.forward, points)).max() < 1e-3

@@ -26,7 +26,7 @@ from helpers import (
 )
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
-from NePhiRegistrationLib.runner import failure, in_panel_words
+from NePhiRegistrationLib.words import failure, in_panel_words
 from slicer.util import arrayFromVolume, vtkMatrixFromArray
 
 
@@ -95,7 +95,7 @@ def test_cancel_ends_the_whole_process_tree_and_leaves_the_scene(scene, phantom,
         assert time.monotonic() - began < 2
     assert run.state == "cancelled" and not run.poll() and run.outputs is None
     assert node_list(scene) == before and input_state(job) == inputs
-    assert not folder.exists()
+    assert not folder.path.exists()
 
 
 def test_engine_killed_mid_run_fails_in_words_and_leaves_the_scene(scene, phantom):
@@ -122,7 +122,7 @@ def test_progress_previews_and_time_left_come_as_it_runs(scene, phantom):
 
     running(run, two_previews)
     assert run.seconds_left > 0 and fractions == sorted(fractions) and fractions[-1] > 0
-    assert [line.split()[-1] for line in run.log[:2]] == ["reading", "masks"]
+    assert [line.split("s  ")[-1] for line in run.log[:2]] == ["Reading the volumes", "Finding the lungs"]
     np.testing.assert_array_equal(shown[0], points)  # nothing known yet
     offset = np.array(phantom.moving.GetOrigin()) - np.array(phantom.fixed.GetOrigin())
     aligned = np.linalg.norm(shown[1] - points, axis=1).mean()

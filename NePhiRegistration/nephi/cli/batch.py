@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..errors import NephiError
 from ..files.cases import ROLES, Case, fingerprints, read_pairs
 from ..files.folder import ResultFolder
 from ..measure.report import Report
+from ..runfolder import RunFolder, remove_abandoned
 from ..settings import Settings
 from .options import settings_from
 
@@ -30,7 +32,6 @@ COLUMNS = (
     "name", "status", "error", "tre_before_mm", "tre_mm", "folds", "folds_percent", "dice_before", "dice",
     "inverse_consistency_mm", "volume_fixed_ml", "volume_moving_ml", "volume_change_percent", "seconds",
 )  # fmt: skip
-_PATIENCE_S = 5.0  # between asking a process to end and ending it
 
 
 def run_batch(
@@ -48,7 +49,7 @@ def run_batch(
     """Register every pair that is not finished, ``jobs`` at a time; returns the rows of ``output/summary.csv``.
 
     The table is kept up to date as pairs end. An interrupt ends the processes, leaves what is finished, and is
-    raised again.
+    raised again; where this process is killed, the others end too.
     """
     output.mkdir(parents=True, exist_ok=True)
     (output / SETTINGS).write_text(settings.to_json() + "\n", encoding="utf-8")
@@ -66,6 +67,9 @@ def run_batch(
         if row["status"] != "running":
             tell(f"[{ended}/{len(pairs)}] {_line(row)}{when}")
 
+    temporary = Path(tempfile.gettempdir())
+    remove_abandoned(temporary)
+    owner = RunFolder(temporary)
     waiting: list[Case] = []
     running: dict[subprocess.Popen[bytes], tuple[Case, float]] = {}
     for pair in pairs:
@@ -79,7 +83,7 @@ def run_batch(
             while waiting and len(running) < jobs:
                 pair = waiting.pop(0)
                 try:
-                    running[_start(pair, output / pair.name, options)] = pair, time.perf_counter()
+                    running[_start(pair, output / pair.name, options, owner)] = pair, time.perf_counter()
                     note(pair, _row(pair, "running"))
                 except (NephiError, OSError) as error:
                     note(pair, _row(pair, "failed", error=str(error)))
@@ -89,7 +93,8 @@ def run_batch(
             time.sleep(0.05)
     finally:
         for child in running:
-            process.end(child, _PATIENCE_S)
+            process.end(child, process.PATIENCE_S)
+        owner.remove()
         for pair, _ in running.values():
             rows[pair.name] = _row(pair, "interrupted")
         write_summary(list(rows.values()), output)
@@ -106,7 +111,7 @@ def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: boo
     return report if (report.inputs, report.settings) == wanted else None
 
 
-def _start(pair: Case, folder: Path, options: list[str]) -> subprocess.Popen:
+def _start(pair: Case, folder: Path, options: list[str], owner: RunFolder) -> subprocess.Popen:
     for role in ("fixed", "moving"):
         if role not in pair.files:
             raise NephiError(f"no {role} image is given")
@@ -116,7 +121,7 @@ def _start(pair: Case, folder: Path, options: list[str]) -> subprocess.Popen:
     for role, path in files.items():
         arguments += [f"--{role.replace('_', '-')}", path]
     with open(ResultFolder(folder).log, "wb") as log:
-        return process.start(process.engine_command("register", *arguments), stdout=log, stderr=log)
+        return process.start(process.engine_command("register", *arguments, owner=owner), stdout=log, stderr=log)
 
 
 def _ended(pair: Case, folder: Path, code: int, seconds: float) -> dict:
@@ -189,7 +194,7 @@ def batch_command(options) -> int:
             tell=lambda line: print(line, flush=True),
         )
     except OSError as error:
-        raise NephiError(f"cannot write to output folder {output}: {error.strerror}") from None
+        raise NephiError(f"cannot write to {error.filename or output}: {error.strerror or error}") from None
     except KeyboardInterrupt:
         print("nephi: interrupted; the same command resumes with the pairs that are not finished", file=sys.stderr)
         return 130

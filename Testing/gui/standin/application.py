@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +17,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 import slicer
 from PySide6 import QtWidgets
 
-from . import pythonqt, widgets
+from . import api, pythonqt, widgets
 
 MODULE_FOLDER = Path(__file__).resolve().parents[3] / "NePhiRegistration"
 
@@ -25,6 +28,8 @@ class Application:
     applicationName = "Slicer stand-in"
 
     def __init__(self):
+        self.temporaryPath = tempfile.mkdtemp(prefix="slicer-stand-in-")
+        atexit.register(shutil.rmtree, self.temporaryPath, ignore_errors=True)
         self.qt = QtWidgets.QApplication.instance() or QtWidgets.QApplication(["slicer"])
         self.qt.setStyle("Fusion")
         self.said: list[str] = []
@@ -94,9 +99,10 @@ def install(source: str | None = None) -> Application:
     slicer.mrmlScene = slicer.app.scene
     path = str(MODULE_FOLDER / "NePhiRegistration.py")
     slicer.modules = SimpleNamespace(nephiregistration=SimpleNamespace(path=path), plots=_Plots())
-    for name in ("errorDisplay", "infoDisplay", "warningDisplay", "confirmOkCancelDisplay", "delayDisplay"):
-        setattr(slicer.util, name, slicer.app.say)
-    slicer.util.showStatusMessage = slicer.app.say
+    for function in api.UTIL:
+        setattr(slicer.util, function.__name__, function)
+    for name, members in api.MODULES.items():
+        _set(name, api.make_module(name, *members))
     if source:
         _install_from(Path(source) / "Base" / "Python" / "slicer")
     else:
@@ -106,7 +112,6 @@ def install(source: str | None = None) -> Application:
         from . import parameters
 
         _set("slicer.parameterNodeWrapper", parameters)
-        _set("slicer.i18n", _module("slicer.i18n", {"tr": lambda text: text, "translate": lambda _, text: text}))
     return slicer.app
 
 
@@ -126,7 +131,8 @@ def _install_from(folder: Path) -> None:
 
 def _set(name: str, module: types.ModuleType) -> None:
     sys.modules[name] = module
-    setattr(slicer, name.partition(".")[2], module)
+    if name.startswith("slicer."):
+        setattr(slicer, name.partition(".")[2], module)
 
 
 def _module(name: str, members: dict, elsewhere: bool = False) -> types.ModuleType:

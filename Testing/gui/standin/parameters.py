@@ -89,13 +89,13 @@ def connectGui(self, gui) -> int:
         read, write, signal = _binding(widget, self._parameters[name])
         write(getattr(self, name))
         slot = _slot(self, name, read)
-        signal.connect(slot)
-        bindings.append((name, write, signal, slot))
+        widget.connect(signal, slot)
+        bindings.append((name, write, widget, signal, slot))
 
     def fill(*_):
         if not self._filling:
             self._filling = True
-            for name, write, _, _ in bindings:
+            for name, write, *_ in bindings:
                 write(getattr(self, name))
             self._filling = False
 
@@ -113,32 +113,32 @@ def _slot(self, name: str, read):
 
 
 def disconnectGui(self, tag: int) -> None:
-    for _, _, signal, slot in self._bound.pop(tag, ()):
-        signal.disconnect(slot)
+    for _, _, widget, signal, slot in self._bound.pop(tag, ()):
+        widget.disconnect(signal, slot)
     self.RemoveObserver(tag)
 
 
 def _binding(widget, parameter: _Parameter) -> tuple:
-    """Reader, writer and signal of a widget, by its exact class and the parameter's."""
+    """Reader, writer and signal's signature of a widget, by its exact class and the parameter's."""
     kind = parameter.kinds[0]
     if parameter.is_node and type(widget) is slicer.qMRMLNodeComboBox:
         widget.nodeTypes = [k().GetClassName() for k in parameter.kinds]
-        return widget.currentNode, widget.setCurrentNode, widget.currentNodeChanged
+        return widget.currentNode, widget.setCurrentNode, "currentNodeChanged(vtkMRMLNode*)"
     if kind is bool and type(widget) is qt.QCheckBox:
-        return *_property(widget, "checked"), widget.toggled
+        return *_property(widget, "checked"), "toggled(bool)"
     if kind is str and type(widget) is qt.QLineEdit:
-        return *_property(widget, "text"), widget.textChanged
+        return *_property(widget, "text"), "textChanged(QString)"
     if issubclass(kind, Enum) and type(widget) is qt.QComboBox:
         members = list(kind)
         widget.clear()
         widget.addItems([member.label() for member in members])
         read = lambda: members[widget.currentIndex]  # noqa: E731
-        return read, lambda value: widget.setCurrentIndex(members.index(value)), widget.currentIndexChanged
+        return read, lambda value: widget.setCurrentIndex(members.index(value)), "currentIndexChanged(int)"
     numbers = {int: (qt.QSpinBox, qt.QSlider), float: (qt.QDoubleSpinBox, ctk.ctkSliderWidget)}
     if type(widget) in numbers.get(kind, ()):
         if parameter.range:
             widget.minimum, widget.maximum = parameter.range.minimum, parameter.range.maximum
-        return *_property(widget, "value"), widget.valueChanged
+        return *_property(widget, "value"), f"valueChanged({'int' if kind is int else 'double'})"
     raise TypeError(f"{type(widget).__name__} {widget.name} can't hold {parameter.name} ({kind.__name__})")
 
 

@@ -74,6 +74,13 @@ def wrap(cls: type, **members) -> type:
     return type(cls)(cls.__name__, (PythonQt, cls), members)
 
 
+def send(widget, signal: str, *arguments: int) -> None:
+    """As if the user had caused the signal. PySide6's own ``emit`` answers True without taking a reference to it,
+    so that Python before 3.12 aborts at its end after enough of them."""
+    given = [QtCore.Q_ARG("int", argument) for argument in arguments]
+    assert QtCore.QMetaObject.invokeMethod(widget, signal, QtCore.Qt.DirectConnection, *given), signal
+
+
 def _is_property(widget, name: str) -> bool:
     return QtCore.QObject.metaObject(widget).indexOfProperty(name) >= 0
 
@@ -86,13 +93,26 @@ def _signal(widget, signature: str):
 
 
 def _connect(widget, signature: str, target) -> bool:
-    _signal(widget, signature).connect(target)
+    """A signature without arguments, as ``clicked()``, gives the target none."""
+    signal = _signal(widget, signature)
+    made = signal.connect((lambda *_: target()) if signature.endswith("()") else target)
+    if made is not None:  # not a NodeSignal's
+        widget.__dict__.setdefault("_connected", {})[_key(signature, target)] = made
     return True
 
 
 def _disconnect(widget, signature: str, target) -> bool:
-    _signal(widget, signature).disconnect(target)
-    return True
+    """By the connection: a signal's own ``disconnect`` loses references to True, as ``emit`` does, see ``send``."""
+    signal = _signal(widget, signature)
+    if isinstance(signal, NodeSignal):
+        signal.disconnect(target)
+        return True
+    return QtCore.QObject.disconnect(widget._connected.pop(_key(signature, target)))
+
+
+def _key(signature: str, target) -> tuple:
+    """What a connection is found by again, without keeping the target alive."""
+    return signature, id(getattr(target, "__self__", None)), id(getattr(target, "__func__", target))
 
 
 class _Module(types.ModuleType):

@@ -12,8 +12,8 @@ class ScriptedLoadableModule:
     def __init__(self, parent):
         self.parent, self.moduleName = parent, type(self).__name__
 
-    def resourcePath(self, name: str) -> str:
-        return str(Path(self.parent.path).parent / "Resources" / name)
+    def resourcePath(self, filename: str) -> str:
+        return str(Path(self.parent.path).parent / "Resources" / filename)
 
 
 class ScriptedLoadableModuleWidget:
@@ -21,11 +21,14 @@ class ScriptedLoadableModuleWidget:
         self.moduleName = type(self).__name__.removesuffix("Widget")
         self.parent, self.layout = parent, parent.layout()
 
-    def resourcePath(self, name: str) -> str:
-        return str(Path(slicer.util.modulePath(self.moduleName)).parent / "Resources" / name)
+    def resourcePath(self, filename: str) -> str:
+        return str(Path(slicer.util.modulePath(self.moduleName)).parent / "Resources" / filename)
 
     def setup(self) -> None:
         """What is common to all modules: nothing without developer mode."""
+
+    def onReload(self) -> None:
+        slicer.util.reloadScriptedModule(self.moduleName)
 
     def cleanup(self) -> None:
         """Called before the module goes."""
@@ -47,5 +50,5 @@ class ScriptedLoadableModuleLogic:
 
 
 class ScriptedLoadableModuleTest(unittest.TestCase):
-    def delayDisplay(self, message: str, msec: int = 0) -> None:
-        slicer.util.delayDisplay(message, msec)
+    def delayDisplay(self, message: str, requestedDelay=None, msec=None) -> None:
+        slicer.util.delayDisplay(message, msec or requestedDelay or 0)

@@ -26,8 +26,6 @@ _ANY_HEIGHT = 16777215
 
 
 class ctkCollapsibleButton(PythonQt, QWidget):
-    contentsCollapsed = Signal(bool)
-
     def __init__(self, parent=None):
         super().__init__(parent)
         self._text, self._is_collapsed = "", False
@@ -40,7 +38,6 @@ class ctkCollapsibleButton(PythonQt, QWidget):
         if collapsed != self._is_collapsed:
             self._is_collapsed = collapsed
             self.setMaximumHeight(_HEADER if collapsed else _ANY_HEIGHT)
-            self.contentsCollapsed.emit(collapsed)
 
     text = Property(str, lambda self: self._text, _set_text)
     collapsed = Property(bool, lambda self: self._is_collapsed, _set_collapsed)
@@ -92,15 +89,12 @@ class ctkSliderWidget(PythonQt, QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._slider)
         layout.addWidget(self._box)
-        self._box.valueChanged.connect(self._moved)
+        self._box.valueChanged.connect(lambda value: self._slider.setValue(round(value / self._step())))
+        self._box.valueChanged.connect(self.valueChanged)
         self._slider.sliderMoved.connect(lambda i: self._box.setValue(self._step() * i))
 
     def _step(self) -> float:
         return self._box.singleStep()
-
-    def _moved(self, value: float) -> None:
-        self._slider.setValue(round(value / self._step()))
-        self.valueChanged.emit(value)
 
     def _set(self, setter: str, value) -> None:
         getattr(self._box, setter)(value)
@@ -164,6 +158,22 @@ class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
     isEntered = Property(bool, lambda self: self._entered)
 
 
+class _Filter:
+    """What a selector shows of the scene."""
+
+    def __init__(self, box: qMRMLNodeComboBox):
+        self._box, self._hidden = box, ()
+
+    @property
+    def hiddenNodeIDs(self) -> tuple[str, ...]:
+        return self._hidden
+
+    @hiddenNodeIDs.setter
+    def hiddenNodeIDs(self, node_ids) -> None:
+        self._hidden = tuple(node_ids)
+        self._box._fill()
+
+
 class qMRMLNodeComboBox(PythonQt, QWidget):
     """Nodes of some classes in the scene, by name; None where that is allowed."""
 
@@ -173,6 +183,7 @@ class qMRMLNodeComboBox(PythonQt, QWidget):
         super().__init__(parent)
         self._changed = NodeSignal()
         self._scene, self._observers, self._types, self._attributes = None, [], [], []
+        self._filter = _Filter(self)
         self._nodes: list = []
         self._flags: dict[str, bool] = {}
         self._none_text = "None"
@@ -206,6 +217,9 @@ class qMRMLNodeComboBox(PythonQt, QWidget):
         self._attributes.append((node_type, name, value))
         self._fill()
 
+    def sortFilterProxyModel(self) -> _Filter:
+        return self._filter
+
     def nodeCount(self) -> int:
         return len([node for node in self._nodes if node is not None])
 
@@ -229,7 +243,7 @@ class qMRMLNodeComboBox(PythonQt, QWidget):
         exact = not self._flags.get("showChildNodeTypes", True)
         if not any(node.GetClassName() == t if exact else node.IsA(t) for t in self._types):
             return False
-        if node.GetHideFromEditors():
+        if node.GetHideFromEditors() or node.GetID() in self._filter.hiddenNodeIDs:
             return False
         wanted = [(name, value) for node_type, name, value in self._attributes if node.IsA(node_type)]
         return all(node.GetAttribute(n) is not None and v in (None, node.GetAttribute(n)) for n, v in wanted)

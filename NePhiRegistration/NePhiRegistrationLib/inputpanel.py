@@ -1,0 +1,87 @@
+"""The panel's choices that no parameter is bound to by itself: files, segments, models, devices."""
+
+from __future__ import annotations
+
+import slicer
+from nephi.learning.shipped import shipped_models
+
+from . import parameters
+from . import scene as nodes
+from .choices import Preset
+from .i18n import tr as _
+from .parameters import Parameters
+
+_SIDES = ("fixed", "moving")
+
+
+class InputPanel:
+    def __init__(self, ui):
+        self.ui = ui
+        self.parameters: Parameters | None = None  # while the module is open
+        self._files = {"settings_file": ui.settingsFilePathLineEdit, "model_file": ui.modelFilePathLineEdit}
+        ui.deviceComboBox.connect("activated(int)", lambda index: self._choose("device", ui.deviceComboBox, index))
+        ui.modelComboBox.connect("activated(int)", lambda index: self._choose("model", ui.modelComboBox, index))
+        for side in _SIDES:
+            box, name = getattr(ui, f"{side}SegmentComboBox"), f"{side}_segment"
+            box.connect("activated(int)", lambda index, box=box, name=name: self._choose(name, box, index))
+        for name, line in self._files.items():
+            line.connect("currentPathChanged(QString)", lambda path, name=name: self._on_file(name, path))
+
+    def show(self, devices: list[dict]) -> None:
+        """What the parameters say; ``devices`` as in ``Logic.devices``."""
+        ui, p = self.ui, self.parameters
+        ui.settingsFileLabel.visible = ui.settingsFilePathLineEdit.visible = p.preset is Preset.FILE
+        ui.modelFileLabel.visible = ui.modelFilePathLineEdit.visible = p.model == parameters.MODEL_FILE
+        for name, line in self._files.items():
+            if line.currentPath != getattr(p, name):
+                line.currentPath = getattr(p, name)
+        models = [("", _("None: start from scratch")), *((name, name) for name in shipped_models())]
+        models.append((parameters.MODEL_FILE, _("Model file")))
+        _fill_combo(ui.modelComboBox, models, p.model, _("{name} (not found here)"))
+        ui.alignComboBox.enabled = p.initial_transform is None
+        for side in _SIDES:
+            self._show_segments(side)
+            self._offer_no_results(getattr(ui, f"{side}Selector"), getattr(p, side))
+        known = [("auto", _("Automatic")), *((device["name"], device["label"]) for device in devices)]
+        _fill_combo(ui.deviceComboBox, known, p.device, _("{name} (not found here)"))
+
+    def _show_segments(self, side: str) -> None:
+        box, mask = getattr(self.ui, f"{side}SegmentComboBox"), getattr(self.parameters, f"{side}_mask")
+        has_segments = mask is not None and mask.IsA("vtkMRMLSegmentationNode")
+        box.visible = has_segments
+        if has_segments:
+            segmentation = mask.GetSegmentation()
+            known = [("", _("All segments"))]
+            known += [(key, segmentation.GetSegment(key).GetName()) for key in segmentation.GetSegmentIDs()]
+            _fill_combo(box, known, getattr(self.parameters, f"{side}_segment"), _("(removed)"))
+
+    def _offer_no_results(self, selector, chosen) -> None:
+        """Jacobian and error maps are volumes, but not to be registered."""
+        volumes = nodes.of_class(slicer.mrmlScene, "vtkMRMLScalarVolumeNode")
+        hidden = [volume.GetID() for volume in volumes if volume is not chosen and nodes.is_map(volume)]
+        model = selector.sortFilterProxyModel()
+        if list(model.hiddenNodeIDs) != hidden:
+            model.hiddenNodeIDs = hidden
+
+    def _choose(self, name: str, box, index: int) -> None:
+        setattr(self.parameters, name, box.itemData(index))
+
+    def _on_file(self, name: str, path: str) -> None:
+        if self.parameters is not None and getattr(self.parameters, name) != path:
+            setattr(self.parameters, name, path)
+
+
+def _fill_combo(box, items: list[tuple[str, str]], chosen: str, unknown: str) -> None:
+    """Data and text of the entries, left alone where nothing changes (the user may have it open).
+
+    ``unknown``: how a choice that is not among them is called.
+    """
+    if chosen not in [data for data, _text in items]:
+        items = [*items, (chosen, unknown.format(name=chosen))]
+    if [(box.itemData(i), box.itemText(i)) for i in range(box.count)] != items:
+        box.clear()
+        for data, text in items:
+            box.addItem(text, data)
+    index = [data for data, _text in items].index(chosen)
+    if box.currentIndex != index:
+        box.currentIndex = index
