@@ -118,7 +118,8 @@ def _plain(value: typing.Any) -> typing.Any:
 def presets() -> str:
     """The entries in which the presets differ."""
     flat = {name: dict(_leaves(dataclasses.asdict(one))) for name, one in PRESETS.items()}
-    keys = list(dict.fromkeys(key for one in flat.values() for key in one if key != "preset"))
+    longest_first = sorted(flat.values(), key=len, reverse=True)  # so that all levels of one stand together
+    keys = list(dict.fromkeys(key for one in longest_first for key in one if key != "preset"))
     rows = [[one.get(key, "") for one in flat.values()] for key in keys]
     lines = [f"| entry | {' | '.join(f'`{name}`' for name in flat)} |", "|---|" + "---|" * len(flat)]
     for key, row in zip(keys, rows, strict=True):
