@@ -174,7 +174,11 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     markdown = _GENERATED.sub(lambda m: GENERATORS[m[1]](*m[2].split()), markdown)
-    return _LINK.sub(lambda m: m[1] + _address(m[2], page.file.src_uri, config.repo_url) + (m[3] or "") + m[4], markdown)
+
+    def link(m):
+        return m[1] + _address(m[2], page.file.src_uri, config.repo_url) + (m[3] or "") + m[4]
+
+    return _LINK.sub(link, markdown)
 
 
 def _address(link: str, page: str, repository: str) -> str:

@@ -57,7 +57,8 @@ def section(experiment: Experiment, rows: Rows) -> str:
         markdown(experiment.table(rows)),
         f"![{experiment.about.title}](results/{experiment.name}.png)",
         f"[{experiment.name}.csv](results/{experiment.name}.csv), made by",
-        f"<!-- not run: minutes to hours; Testing/experiments runs it in miniature -->\n```sh\n{command(experiment)}\n```",
+        "<!-- not run: minutes to hours; Testing/experiments runs it in miniature -->\n"
+        f"```sh\n{command(experiment)}\n```",
         f"`--size full`: {experiment.about.full}",
     ]
     return "\n\n".join(parts) + "\n"

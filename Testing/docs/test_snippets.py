@@ -1,8 +1,8 @@
 """The pages' snippets run: every block of shell and Python, page by page, in the order in which they stand.
 
-A block with a title is written to the file of that name. One that can't run here has the reason in a comment before it,
-``<!-- not run: ... -->``; its nephi commands are still checked against the parser. Pages run on small phantoms under the
-names that they use; registrations and trainings take a few steps.
+A block with a title is written to the file of that name. One that can't run here has the reason in a comment before
+it, ``<!-- not run: ... -->``; its nephi commands are still checked against the parser. Pages run on small phantoms
+under the names that they use; registrations and trainings take a few steps.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"\n]+)\")?\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
-# few steps, as only the commands are tested; options that come last count
+# few steps: the commands are tested, not what comes of them
 SHORT = """
 nephi() {
-  case "$1 $*" in
-    train*|register*|batch*) case "$*" in *--iterations*) command nephi "$@";; *) command nephi "$@" --iterations 2;; esac;;
+  case "$*" in
+    *--iterations*) command nephi "$@";;
+    train*|register*|batch*) command nephi "$@" --iterations 2;;
     *) command nephi "$@";;
   esac
 }
