@@ -1,4 +1,4 @@
-"""NePhi and its peers on the same pairs; README.md in this folder says what is measured and how to run it."""
+"""NePhi and its peers on the same pairs; docs/benchmarks.md says what is measured and how to run it."""
 
 import os
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 python -m benchmarks.peers --pairs main --methods nephi greedy convexadam --out DIR
 
-Writes table.md, table.csv and results.json into DIR. README.md in this folder says what is measured.
+Writes table.md, table.csv and results.json into DIR. docs/benchmarks.md says what is measured.
 """
 
 from __future__ import annotations

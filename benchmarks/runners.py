@@ -3,8 +3,8 @@
 python -m benchmarks.runners METHOD PREPARED OUT [--threads N] [--seed N] [--networks DIR] [--quick]
 
 Runs in the peers' Python, in a process of its own, so each package is imported only by its own function.
-Settings are those their authors recommend or published for lung CT; README.md says which and whence. The methods of
-``baselines`` are written here, next to nephi, whose package has to be on the path.
+Settings are those their authors recommend or published for lung CT; docs/benchmarks.md lists them with their
+sources. The methods of ``baselines`` are written here, next to nephi, whose package has to be on the path.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python -m benchmarks.train_baselines lapirn --steps 400 --data generated/pairs.csv --out networks
 
 Writes METHOD.safetensors and METHOD.json (settings, seconds, loss) for each; peers.py reads them with
-``--networks`` (README.md: all commands). The training is not part of a method's time in the benchmark.
+``--networks`` (docs/benchmarks.md: all commands). The training is not part of a method's time in the benchmark.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ Each section is one experiment of Tian et al. (*NePhi: Neural Deformation Fields
 Image Registration*, ECCV 2024), repeated with this code at a reduced size, next to what the paper shows. The numbers
 are ours, measured on the data that is named; they come from the CSV file of the section, and this page from them:
 
+<!-- not run: it writes this page -->
 ```sh
 python -m experiments.results
 ```
@@ -56,6 +57,7 @@ def section(experiment: Experiment, rows: Rows) -> str:
         markdown(experiment.table(rows)),
         f"![{experiment.about.title}](results/{experiment.name}.png)",
         f"[{experiment.name}.csv](results/{experiment.name}.csv), made by",
+        "<!-- not run: minutes to hours; Testing/experiments runs it in miniature -->\n"
         f"```sh\n{command(experiment)}\n```",
         f"`--size full`: {experiment.about.full}",
     ]
