@@ -11,8 +11,9 @@ import SimpleITK as sitk
 import torch
 
 from .device import choose_device
-from .errors import NephiError
-from .files.image import check_image, check_mask
+from .errors import NephiError, collected_notices
+from .files.image import check_image
+from .files.masks import check_mask
 from .fitting.optimise import Optimisation, code_size
 from .images.align import align
 from .images.image_pair import Pair
@@ -59,8 +60,9 @@ def register(
             "both must have the same dimension"
         )
     tell("masks", 0.02, {})
-    fixed_mask = None if fixed_mask is None else check_mask(fixed_mask, fixed, "fixed mask")
-    moving_mask = None if moving_mask is None else check_mask(moving_mask, moving, "moving mask")
+    with collected_notices() as notes:
+        fixed_mask = None if fixed_mask is None else check_mask(fixed_mask, fixed, "fixed mask")
+        moving_mask = None if moving_mask is None else check_mask(moving_mask, moving, "moving mask")
     found = []
     if auto_mask and fixed.GetDimension() == 3 and looks_like_ct(fixed) and looks_like_ct(moving):
         fixed_mask, moving_mask, found = _find_lungs(fixed, moving, fixed_mask, moving_mask)
@@ -69,7 +71,7 @@ def register(
     affine, how = align(fixed, moving, fixed_mask, moving_mask, settings.align)
     pair = Pair(fixed, moving, fixed_mask, moving_mask, affine, settings, trusted=not found)
 
-    notes, predicted = [], None
+    predicted = None
     if model is not None:
         tell("prediction", 0.05, {})
         predicted = predict(model, pair, target)

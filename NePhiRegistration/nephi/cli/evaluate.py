@@ -8,8 +8,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
-from ..files.image import read_image, read_mask
+from ..files.image import read_volume
 from ..files.landmarks import read_landmarks
+from ..files.masks import read_mask
 from ..images.align import read_affine
 from ..measure.evaluate import evaluate
 
@@ -40,8 +41,8 @@ def output_file(path: str) -> Path:
 
 
 def evaluate_command(options) -> int:
-    fixed = read_image(options.fixed, "fixed image")
-    moving = read_image(options.moving, "moving image") if options.moving else None
+    fixed = read_volume(options.fixed, "fixed image", tuple(options.series))
+    moving = read_volume(options.moving, "moving image", tuple(options.series)) if options.moving else None
     if moving is None and options.moving_mask:
         raise NephiError("--moving-mask needs --moving")
     masks = {

@@ -1,0 +1,37 @@
+"""Whether what a header announces can be true, before memory is taken for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import NephiError
+
+_TRUSTED = 2**30  # bytes that any header may announce
+_DEFLATE = 1100  # no file can hold more than about this many times its own bytes
+_LIKELY = 100  # of more than _TRUSTED bytes; a CT is packed 2 to 4 times
+
+
+def check_memory(announced: int, path: Path, role: str) -> None:
+    """Raise NephiError where ``path`` can hardly hold the ``announced`` bytes of voxels, or memory cannot."""
+    held = path.stat().st_size
+    if announced > held * _DEFLATE + 2**16 or (announced > _TRUSTED and announced > held * _LIKELY):
+        raise NephiError(
+            f"{role}: {path} holds {held} bytes, its header announces {announced / 1e9:.3g} GB of voxels; "
+            "the file is cut off or damaged"
+        )
+    if announced > _TRUSTED and (free := available_memory()) is not None and announced > free:
+        raise NephiError(
+            f"{role}: {path} needs {announced / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB are free; "
+            "resample the image to larger voxels or crop it"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that can be had without swapping; None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
