@@ -17,10 +17,12 @@ import SimpleITK as sitk
 
 from ..errors import NephiError, notice
 
-_OFF = 0.1  # part of the slice spacing by which a slice may lie off its place; at most as many mm
+_OFF, _OFF_MM = 0.15, 0.1  # part of the slice spacing by which a slice may lie off its place, and at most this
 _TURNED = 2e-3  # difference of direction cosines from which on slices are oriented differently
 _LEAST = 0.5  # a regular series is preferred to a larger one that is not, down to this part of its slices
 _NO_IMAGE = re.compile(rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(11|66|88|104|481\.[34589])(\.\d+)*)\0?")
+
+_OF_FOLDERS = ("DICOMDIR", "THUMBS.DB")  # what lies in many folders of images
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _files(folder: Path, role: str) -> list[_File]:
             f"{role}: {folder} holds {_some(damaged)} that cannot be read as DICOM "
             "(cut off, empty or something else); repair or remove it"
         )
-    if strange := [path.name for path in aside if path.name.upper() not in ("DICOMDIR", "THUMBS.DB")]:
+    if strange := [path.name for path in aside if path.name.upper() not in _OF_FOLDERS]:
         notice(f"{role}: {folder}: {_some(strange)} is no DICOM image and was set aside.")
     return files
 
@@ -147,12 +149,13 @@ def _is_dicom(path: Path) -> bool:
 
 def _is_no_slice(path: Path, suffixes: set[str]) -> bool:
     """Whether a file is something else by its DICOM class (reports, structures, DICOMDIR) or by its name."""
+    if path.name.upper() in _OF_FOLDERS:
+        return True
     with open(path, "rb") as file:
         head = file.read(1024)
     if head[128:132] == b"DICM":
         return _NO_IMAGE.search(head[132:]) is not None
-    known = path.name.upper() in ("DICOMDIR", "THUMBS.DB")
-    return known or (path.suffix.lower() not in suffixes and bool(path.suffix) and not path.suffix[1:].isdigit())
+    return path.suffix.lower() not in suffixes and bool(path.suffix) and not path.suffix[1:].isdigit()
 
 
 def _stack(files: list[_File], where: str, quiet: bool = False) -> list[_File]:
@@ -231,7 +234,7 @@ def _in_order(files: list[_File], where: str) -> list[_File]:
         )
     step = float(np.median(steps))
     sideways = places - places[0] - np.outer(along - along[0], normal)
-    if np.abs(sideways).max() > (off := min(_OFF * step, _OFF)):
+    if np.abs(sideways).max() > (off := min(_OFF * step, _OFF_MM)):
         drift = float(np.linalg.norm(sideways[-1])) / float(along[-1] - along[0])
         line = np.outer(along - along[0], sideways[-1]) / (along[-1] - along[0])
         if np.abs(sideways - line).max() <= off:
@@ -241,8 +244,7 @@ def _in_order(files: list[_File], where: str) -> list[_File]:
             )
         raise _Irregular(f"{where}: the slices are shifted sideways against each other, by up to "
                          f"{np.abs(sideways).max():.3g} mm")  # fmt: skip
-    even = along[0] + np.arange(len(along)) * (along[-1] - along[0]) / (len(along) - 1)
-    if np.abs(along - even).max() > off:
+    if np.abs(along - np.polyval(_line(along), np.arange(len(along)))).max() > off:
         wide = int(np.argmax(steps))
         missing = steps / step
         if np.abs(missing - missing.round()).max() < 0.1:
@@ -256,6 +258,11 @@ def _in_order(files: list[_File], where: str) -> list[_File]:
             f"{files[wide].name} and {files[wide + 1].name}; resample them to an even grid first"
         )
     return files
+
+
+def _line(along: np.ndarray) -> np.ndarray:
+    """Spacing and first place of the even places that are nearest to these."""
+    return np.polyfit(np.arange(len(along)), along, 1)
 
 
 def _told(files: list[_File], aside: list[tuple[str, str]], where: str, quiet: bool) -> list[_File]:
@@ -283,12 +290,12 @@ def _image(files: list[_File], where: str) -> sitk.Image:
         named = [file.name for file in files if file.name in str(error)]
         raise NephiError(f"{where}: {_some(named) if named else 'a slice'} cannot be read; it is damaged") from None
     if len(files) > 1:
-        first, last = (np.asarray(files[k].position_lps_mm) for k in (0, -1))
         axes = np.c_[files[0].axes, files[0].normal]
         u, _, v = np.linalg.svd(axes)  # cosines of a few digits
-        step = float((last - first) @ files[0].normal) / (len(files) - 1)
-        image.SetOrigin(first.tolist())
-        image.SetSpacing([*files[0].spacing_mm[:2].tolist(), step])
+        first = np.asarray(files[0].position_lps_mm)
+        step, place = _line(np.array([file.position_lps_mm for file in files]) @ files[0].normal)
+        image.SetOrigin((first + (place - first @ files[0].normal) * files[0].normal).tolist())
+        image.SetSpacing([*files[0].spacing_mm[:2].tolist(), float(step)])
         image.SetDirection((u @ v if np.abs(u @ v - axes).max() < 1e-3 else axes).ravel().tolist())
     return _without_padding(image, files[0].tags)
 
