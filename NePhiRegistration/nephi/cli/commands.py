@@ -125,7 +125,7 @@ def warp_command(options) -> int:
     result, target = Registration.load(options.result), output_file(options.output)
     if Path(options.input).suffix.lower() in _POINT_FILES:
         # points go from where they are marked: fixed points forward, moving ones through the inverse
-        points = read_landmarks(options.input)
+        points = read_landmarks(options.input, result.moving_grid if options.inverse else result.fixed_grid)
         write_landmarks(target, (result.inverse if options.inverse else result.forward)(points))
         return 0
     series = tuple(options.series)

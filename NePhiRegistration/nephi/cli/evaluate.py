@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import NephiError
+from ..errors import NephiError, collected_notices
 from ..files.image import read_volume
 from ..files.landmarks import read_landmarks
 from ..files.masks import read_mask
@@ -41,19 +42,21 @@ def output_file(path: str) -> Path:
 
 
 def evaluate_command(options) -> int:
-    fixed = read_volume(options.fixed, "fixed image", tuple(options.series))
-    moving = read_volume(options.moving, "moving image", tuple(options.series)) if options.moving else None
-    if moving is None and options.moving_mask:
-        raise NephiError("--moving-mask needs --moving")
-    masks = {
-        f"{role}_mask": read_mask(path, image, f"{role} mask") if path and image is not None else None
-        for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
-    }
-    if moving is None and options.moving_landmarks:
-        read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
-    landmarks = landmark_pair(options, fixed, fixed if moving is None else moving)
-    alignment = read_affine(options.alignment, fixed.GetDimension()) if options.alignment else None
+    with collected_notices() as notices:
+        fixed = read_volume(options.fixed, "fixed image", tuple(options.series))
+        moving = read_volume(options.moving, "moving image", tuple(options.series)) if options.moving else None
+        if moving is None and options.moving_mask:
+            raise NephiError("--moving-mask needs --moving")
+        masks = {
+            f"{role}_mask": read_mask(path, image, f"{role} mask") if path and image is not None else None
+            for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
+        }
+        if moving is None and options.moving_landmarks:
+            read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
+        landmarks = landmark_pair(options, fixed, fixed if moving is None else moving)
+        alignment = read_affine(options.alignment, fixed.GetDimension()) if options.alignment else None
     report = evaluate(options.transform, fixed, options.inverse, alignment=alignment, landmarks=landmarks, **masks)
+    report = replace(report, warnings=[*notices, *report.warnings])
     if options.output:
         output_file(options.output).write_text(report.to_json(), encoding="utf-8")
     else:

@@ -9,6 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..files.image import check_file
+from ..files.transform import open_transform
 from ..settings import ALIGNMENTS
 from ..space.affine import Affine
 from ..space.grid import Grid
@@ -136,12 +138,12 @@ def _from_linear(transform: sitk.Transform) -> Affine:
 
 def read_affine(path: str, dimension: int) -> Affine:
     """A linear transform file as an affine map; raises NephiError if it is not linear or not invertible."""
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise NephiError(f"alignment '{path}' is neither one of {', '.join(ALIGNMENTS)} nor a transform file")
-    try:
-        transform = sitk.ReadTransform(path)
-    except RuntimeError:
-        raise NephiError(f"cannot read {path} as a transform") from None
+    file = check_file(path, "alignment")
+    transform = None if file.is_dir() else open_transform(file)
+    if transform is None:
+        raise NephiError(f"cannot read {path} as a transform")
     if transform.GetDimension() != dimension:
         raise NephiError(f"alignment {path} is {transform.GetDimension()}D, the images are {dimension}D")
     if not transform.IsLinear():
