@@ -32,7 +32,7 @@ from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
 from .evaluate import landmark_pair, output_file
 from .options import settings_from
-from .progress import Progress
+from .progress import Progress, tell_notices
 
 
 def register_command(options) -> int:
@@ -55,8 +55,7 @@ def register_command(options) -> int:
         }
         landmarks = landmark_pair(options, fixed, moving)
         regions = read_regions(options.regions, fixed) if options.regions else None
-    for text in notices:  # now, before the work begins; they are in the report, too
-        print(f"nephi: note: {text}", file=sys.stderr, flush=True)
+    tell_notices(notices)  # now, before the work begins; they are in the report, too
     folder = prepare_folder(options.output)
     with Preview(folder, options.preview, tell) if options.preview else contextlib.nullcontext() as preview:
         result = register(

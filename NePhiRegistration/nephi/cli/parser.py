@@ -14,7 +14,7 @@ from ..errors import NephiError, collected_notices
 from ..files.cases import ROLES
 from ..settings import ALIGNMENTS, PRESETS
 from ..version import __version__
-from .progress import STYLES
+from .progress import STYLES, tell_notices
 
 _PACKAGES = {name: f"install it: pip install {name}" for name in ("numpy", "SimpleITK", "safetensors")}
 _PACKAGES["torch"] = "install it: pip install torch (in Slicer: with the PyTorch extension)"
@@ -33,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         # imported when it is known that it is needed: torch and SimpleITK take seconds, ``--help`` answers at once
         with collected_notices() as notices:
             code = getattr(import_module(f".{module}", __package__), command)(options) or 0
-        for text in notices:
-            print(f"nephi: note: {text}", file=sys.stderr)
+        tell_notices(notices)
         return code
     except NephiError as error:
         print(f"nephi: {error}", file=sys.stderr)

@@ -63,6 +63,8 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
 
 def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
     """The path; raises NephiError unless it is a folder or a regular file that holds something."""
+    if "\0" in str(path):
+        raise NephiError(f"{role}: {str(path)!r} is no name of a file: it holds a NUL character")
     path = Path(path)
     try:
         if not path.exists():
@@ -72,9 +74,8 @@ def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
         if path.is_file() and path.stat().st_size == 0:
             raise NephiError(f"{role}: {path} is empty")
         return path
-    except (OSError, ValueError) as error:  # no permission; a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise NephiError(f"{role}: cannot read {str(path)!r}: {reason}") from None
+    except OSError as error:
+        raise NephiError(f"{role}: cannot read {path}: {error.strerror}") from None
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def _on_grid(mask: sitk.Image, image: sitk.Image, role: str, labels: bool = Fals
     own, wanted = Grid.of(mask), Grid.of(image)
     if own.same_as(wanted):
         return mask
-    apart = np.linalg.norm(_box(own) - _box(wanted), axis=1).max()
+    apart = _apart(own, wanted)
     if apart > _BESIDE * max(*own.spacing_mm, *wanted.spacing_mm):
         raise NephiError(
             f"{role}: the mask does not lie on its image's grid: {_differences(own, wanted)}; "
@@ -106,6 +106,12 @@ def _on_grid(mask: sitk.Image, image: sitk.Image, role: str, labels: bool = Fals
         return wanted.resample(mask, interpolator=edge)
     half = wanted.resample(sitk.Cast(mask, sitk.sitkFloat32), interpolator=edge)
     return sitk.Cast(half >= 0.5, sitk.sitkUInt8)
+
+
+def _apart(own: Grid, wanted: Grid) -> float:
+    """Largest distance of a corner from the other box's nearest: the axes may run the other way."""
+    distances = np.linalg.norm(_box(own)[:, None] - _box(wanted), axis=-1)
+    return float(max(distances.min(0).max(), distances.min(1).max()))
 
 
 def _box(grid: Grid) -> np.ndarray:
@@ -126,5 +132,4 @@ def _differences(own: Grid, wanted: Grid) -> str:
     turn = np.degrees(np.arccos(np.clip((own.axes * wanted.axes).sum(0), -1, 1))).max()
     if turn > 0.01:
         found.append(f"direction {turn:.3g} degrees off")
-    apart = np.linalg.norm(_box(own) - _box(wanted), axis=1).max()
-    return ", ".join([*found, f"corners up to {apart:.3g} mm apart"])
+    return ", ".join([*found, f"corners up to {_apart(own, wanted):.3g} mm apart"])

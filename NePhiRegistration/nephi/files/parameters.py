@@ -60,11 +60,13 @@ def check_text(path: Path) -> bool:
         blocks[-1][key] = value
     if not blocks:
         raise NephiError(f"{path} is cut off: it holds no transform")
-    if text.count("#Transform ") not in (0, len(blocks)):
-        raise NephiError(
-            f"{path} is cut off: it announces {text.count('#Transform ')} transforms and holds {len(blocks)}"
-        )
-    return all([_check_block(block, path, len(blocks)) for block in blocks])
+    announced = text.count("#Transform ")
+    if announced not in (0, len(blocks)):
+        raise NephiError(f"{path} is cut off: it announces {announced} transforms and holds {len(blocks)}")
+    known = True
+    for block in blocks:
+        known = _check_block(block, path, len(blocks)) and known
+    return known
 
 
 def _text(path: Path) -> str:
