@@ -160,10 +160,7 @@ def test_one_value_that_is_not_finite(value, suffix, tmp_path):
 def test_complex_numbers_and_vectors(tmp_path):
     real = sitk.GetImageFromArray(ARRAY.astype("f4"))
     for suffix in (".nii.gz", ".nrrd", ".mha"):
-        for kind, image in (
-            ("complex", sitk.RealAndImaginaryToComplex(real, real)),
-            ("vector", sitk.Compose(real, real)),
-        ):
+        for kind, make in (("complex", sitk.RealAndImaginaryToComplex), ("vector", sitk.Compose)):
             path = tmp_path / f"{kind}{suffix}"
             try:
                 sitk.WriteImage(make(real, real), str(path))

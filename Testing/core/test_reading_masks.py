@@ -79,7 +79,8 @@ def test_another_grid_over_the_same_box_is_resampled():
     np.testing.assert_array_equal(found, INSIDE)
     assert "origin 0.3 mm off" in notices[0] and "resampled" in notices[0]
     coarse = Grid((12, 11, 10), (4.0, 4.0, 6.0), (6.0, -6.0, 10.5), GRID.direction)
-    mask = coarse.image((abs(np.indices((10, 11, 12)) - [[[[5]], [[5]], [[6]]]][0]) < 3).all(0).astype(np.uint8))
+    z, y, x = np.indices(coarse.shape)
+    mask = coarse.image(((abs(z - 5) < 3) & (abs(y - 5) < 3) & (abs(x - 6) < 3)).astype(np.uint8))
     found, notices = checked(mask)
     volume = sitk.GetArrayFromImage(mask).sum() * coarse.voxel_volume_mm3
     assert found.sum() * GRID.voxel_volume_mm3 == pytest.approx(volume, rel=0.1)

@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError, notice
+from .sizes import lengths_fit
 
 _OFF, _OFF_MM = 0.15, 0.1  # part of the slice spacing by which a slice may lie off its place, and at most this
 _TURNED = 2e-3  # difference of direction cosines from which on slices are oriented differently
@@ -108,8 +109,10 @@ def _files(folder: Path, role: str) -> list[_File]:
     for path in paths:
         reader.SetFileName(str(path))
         try:
+            if not lengths_fit(path):
+                raise RuntimeError
             reader.ReadImageInformation()
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             others.append(path)
             continue
         tags = {key: reader.GetMetaData(key).strip(" \0") if reader.HasMetaDataKey(key) else "" for key in _TAGS}

@@ -1,4 +1,4 @@
-"""Whether what a header announces can be true, before memory is taken for it."""
+"""Whether what a file announces can be true, before memory is taken for it."""
 
 from __future__ import annotations
 
@@ -35,3 +35,34 @@ def available_memory() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
+
+
+_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+_OPEN = 2**32 - 1  # length of a sequence that ends with a mark
+
+
+def lengths_fit(path: Path, read: int = 2**15) -> bool:
+    """Whether the elements of a DICOM file, little-endian and up to the first open sequence, end within the file.
+
+    GDCM takes memory for whatever length an element announces.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        data = file.read(read)
+    if data[128:132] != b"DICM":
+        return True  # without the preamble: GDCM decides
+    at = 132
+    while at + 8 <= len(data):
+        kind = data[at + 4 : at + 6]
+        if not (kind.isalpha() and kind.isupper()):
+            length, head = int.from_bytes(data[at + 4 : at + 8], "little"), 8
+        elif kind in _LONG:
+            length, head = int.from_bytes(data[at + 8 : at + 12], "little"), 12
+        else:
+            length, head = int.from_bytes(data[at + 6 : at + 8], "little"), 8
+        if length == _OPEN:
+            return True
+        at += head + length
+        if at > size:
+            return False
+    return True
