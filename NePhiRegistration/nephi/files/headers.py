@@ -43,7 +43,7 @@ def check_header(path: Path, role: str) -> None:
     """Raise NephiError, with the reason, for a NRRD or MetaImage file that is damaged or contradicts itself."""
 
     def refuse(reason: str) -> NephiError:
-        return NephiError(f"{role}: {path}: {reason}")
+        return NephiError(f"{role}: cannot read {path}: {reason}")
 
     try:
         with open(path, "rb") as file:

@@ -23,7 +23,9 @@ def read_mask(path: str | Path, image: sitk.Image, role: str) -> sitk.Image:
 
 def read_regions(path: str | Path, image: sitk.Image, role: str = "regions") -> sitk.Image:
     """A label map (0: no region) on the image's grid, as integers; raises NephiError if it is not one."""
-    labels = _on_grid(_without_nan(check_volume(open_image(path, role), role), role), image, role, labels=True)
+    labels = check_volume(open_image(path, role), role)
+    _check_place(labels, image, role)
+    labels = _on_grid(_without_nan(labels, role), image, role, labels=True)
     array = sitk.GetArrayViewFromImage(labels)
     if array.min() < 0 or array.max() > _HIGHEST_LABEL or (array != np.floor(array)).any():
         raise NephiError(f"{role}: {path} is no label map: whole numbers from 0 to {_HIGHEST_LABEL} are expected")
@@ -39,7 +41,7 @@ def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
     image's by less than half a voxel is resampled. Notices tell of all these. Raises NephiError if it is empty, holds
     what no mask holds, or lies elsewhere.
     """
-    check_volume(mask, role)
+    _check_place(check_volume(mask, role), image, role)
     if mask.GetPixelID() != sitk.sitkUInt8 or sitk.GetArrayViewFromImage(mask).max() > 1:
         mask = _binary(_without_nan(mask, role), role)
     mask = _on_grid(mask, image, role)
@@ -87,19 +89,23 @@ def _binary(mask: sitk.Image, role: str) -> sitk.Image:
     return sitk.Cast(mask != 0, sitk.sitkUInt8)
 
 
-def _on_grid(mask: sitk.Image, image: sitk.Image, role: str, labels: bool = False) -> sitk.Image:
-    """The mask on the image's grid, resampled where it covers the same box; raises NephiError elsewhere."""
+def _check_place(mask: sitk.Image, image: sitk.Image, role: str) -> None:
+    """Raise NephiError unless the mask covers the image's box, with what differs by how much."""
     if mask.GetDimension() != image.GetDimension():
         raise NephiError(f"{role}: the mask is {mask.GetDimension()}D, its image {image.GetDimension()}D")
     own, wanted = Grid.of(mask), Grid.of(image)
-    if own.same_as(wanted):
-        return mask
-    apart = _apart(own, wanted)
-    if apart > _BESIDE * max(*own.spacing_mm, *wanted.spacing_mm):
+    if not own.same_as(wanted) and _apart(own, wanted) > _BESIDE * max(*own.spacing_mm, *wanted.spacing_mm):
         raise NephiError(
             f"{role}: the mask does not lie on its image's grid: {_differences(own, wanted)}; "
             "resample it to the image first"
         )
+
+
+def _on_grid(mask: sitk.Image, image: sitk.Image, role: str, labels: bool = False) -> sitk.Image:
+    """The mask on the image's grid, resampled where it is another one over the same box; see ``_check_place``."""
+    own, wanted = Grid.of(mask), Grid.of(image)
+    if own.same_as(wanted):
+        return mask
     notice(f"The {role} does not lie on its image's grid ({_differences(own, wanted)}); it was resampled.")
     edge = sitk.sitkNearestNeighbor if labels or own.size == wanted.size else sitk.sitkLinear
     if edge == sitk.sitkNearestNeighbor:

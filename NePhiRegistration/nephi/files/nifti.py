@@ -97,7 +97,7 @@ def _opened(path: Path) -> BinaryIO:
 
 def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     def refuse(reason: str) -> NephiError:
-        return NephiError(f"{role}: {path}: {reason}")
+        return NephiError(f"{role}: cannot read {path}: {reason}")
 
     orders = {int.from_bytes(raw[:4], "little"): "<", int.from_bytes(raw[:4], "big"): ">"}
     second = 540 in orders
