@@ -19,6 +19,8 @@ from .progress import STYLES, tell_notices
 _PACKAGES = {name: f"install it: pip install {name}" for name in ("numpy", "SimpleITK", "safetensors")}
 _PACKAGES["torch"] = "install it: pip install torch (in Slicer: with the PyTorch extension)"
 
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "out of memory")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 a pair of a batch failed, 2 bad input (one line on stderr), 130 interrupted."""
@@ -46,8 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nephi: interrupted; no result was written", file=sys.stderr)
         return 130
-    except MemoryError:
-        print("nephi: out of memory; choose a larger similarity.stages.spacing_mm or a smaller image", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        # torch raises RuntimeError where the memory of the computer does not do
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in _NO_MEMORY):
+            raise
+        print(
+            "nephi: out of memory; choose a larger similarity.stages.spacing_mm, a smaller field.width or image",
+            file=sys.stderr,
+        )
         return 2
 
 
