@@ -10,8 +10,9 @@ import SimpleITK as sitk
 import torch
 
 from .device import choose_device
-from .errors import NephiError
-from .files.image import check_image, check_mask
+from .errors import NephiError, collected_notices
+from .files.image import check_image
+from .files.masks import check_mask
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser, make_regulariser
 from .fitting.similarity import Similarity, make_similarity
@@ -56,13 +57,14 @@ def register(
     report("reading")
     fixed, moving = _check_images(fixed, moving)
     report("masks")
-    fixed_mask, moving_mask, found = _masks(fixed, moving, fixed_mask, moving_mask, auto_mask)
+    with collected_notices() as notes:
+        fixed_mask, moving_mask, found = _masks(fixed, moving, fixed_mask, moving_mask, auto_mask)
     report("alignment")
     affine, how = align(fixed, moving, fixed_mask, moving_mask, settings.align)
     pair = Pair(fixed, moving, fixed_mask, moving_mask, affine, settings, trusted=not found)
     if model is not None:
         report("prediction")
-    prediction, notes = _predict(model, pair, target)
+    prediction, flaws = _predict(model, pair, target)
     optimisation = Optimisation(pair, prediction, similarity, regulariser, target)
     report.result = result = Registration(
         maps=optimisation.maps,
@@ -75,7 +77,7 @@ def register(
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
         found_masks=found,
-        notes=notes,
+        notes=(*notes, *flaws),
         device=str(target),
         length_scale=pair.scale,
     )

@@ -128,7 +128,7 @@ class Registration:
         if image.GetDimension() != grid.dimension:
             raise NephiError(f"the input image is {image.GetDimension()}D, the registration {grid.dimension}D")
         interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
-        outside = 0.0 if labels else float(sitk.GetArrayViewFromImage(image).min())
+        outside = 0.0 if labels else lowest(image)
         return grid.resample(image, self.transform(grid, inverse), interpolator, outside)
 
     def jacobian_image(
@@ -244,6 +244,16 @@ class Registration:
             alignment=geometry["alignment"],
             device=device,
         )
+
+
+def lowest(image: sitk.Image) -> float:
+    """The lowest value, which stands for what was not seen; 0 where none is finite."""
+    array = sitk.GetArrayViewFromImage(image)
+    low = float(array.min())
+    if np.isfinite(low):
+        return low
+    finite = np.isfinite(array)
+    return float(array[finite].min()) if finite.any() else 0.0
 
 
 def transform(

@@ -10,12 +10,19 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .config import decode, read_json
 from .errors import NephiError
 from .registry import Registry
 
 BODY_MM = 120.0
+_LARGEST = 1e9  # of any number; what takes memory or time has limits of its own
+_MOST = {
+    "field.width": 4096, "field.hidden_layers": 64, "field.frequencies": 4096, "field.global_code": 4096,
+    "field.local_code": 4096, "fit.iterations": 1_000_000, "similarity.points.most": 10_000_000,
+    "regularity.points.most": 10_000_000, "fit.warm_up": 1.0, "fit.beta2": 1.0, "fit.learning_rate": 1.0,
+}  # fmt: skip
 FIELDS: Registry = Registry("field", "field.kind", "neural", "voxel")
 SIMILARITIES: Registry = Registry("similarity", "similarity.name", "mind", "lncc", "ncc", "mse")
 REGULARISERS: Registry = Registry("regulariser", "regularity.name", "gradicon", "diffusion", "bending", "none")
@@ -207,12 +214,27 @@ def from_dict(data: dict, base: Settings | None = None, names: bool = True) -> S
     return settings
 
 
+def _check_numbers(value: Any, where: str) -> None:
+    """Raise NephiError for a number anywhere in the settings that is not finite or beyond all use."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_numbers(inner, f"{where}.{key}" if where else key)
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            _check_numbers(inner, f"{where}[{i}]")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        most = 2**63 - 1 if where == "fit.seed" else _MOST.get(where, _LARGEST)
+        if not abs(value) <= most:  # NaN is not
+            raise NephiError(f"settings: {where} is {value}, must be finite and at most {most:g}")
+
+
 def check(settings: Settings, names: bool = True) -> None:
     """Raise NephiError for values out of range or inconsistent with each other.
 
     ``names``: also for a similarity or regulariser that is not known here; maps that are saved do without either.
     """
     s = settings
+    _check_numbers(settings.to_dict(), "")
     FIELDS.check(s.field.kind)
     if names:
         SIMILARITIES.check(s.similarity.name)
@@ -244,6 +266,28 @@ def check(settings: Settings, names: bool = True) -> None:
     for key, value in positive.items():
         if not value > 0:
             raise NephiError(f"settings: {key} is {value}, must be above 0")
+    for key, value in {
+        "fit.beta2": s.fit.beta2,
+        "fit.warm_up": s.fit.warm_up,
+        "regularity.weight": s.regularity.weight,
+        "regularity.code_prior": s.regularity.code_prior,
+        "similarity.boundary_weight": s.similarity.boundary_weight,
+        "similarity.mask_margin_mm": s.similarity.mask_margin_mm,
+        "similarity.noise": s.similarity.noise,
+        "similarity.points.fraction": s.similarity.points.fraction,
+        "regularity.points.fraction": s.regularity.points.fraction,
+        "fit.seed": s.fit.seed,
+    }.items():
+        if value < 0:
+            raise NephiError(f"settings: {key} is {value}, must be 0 or more")
+    for key, points in {"similarity.points": s.similarity.points, "regularity.points": s.regularity.points}.items():
+        if not 1 <= points.least <= points.most:
+            raise NephiError(f"settings: {key} needs least from 1 to most, not {points.least} to {points.most}")
+    for i, stage in enumerate(s.similarity.stages):
+        if stage.dilation > 64 or stage.spacing_mm > 1000:
+            raise NephiError(f"settings: similarity.stages[{i}] has a dilation above 64 or a spacing above 1000 mm")
+        if not 0 <= stage.start <= 1:
+            raise NephiError(f"settings: similarity.stages[{i}].start is {stage.start}, must be 0 to 1")
     if s.fit.iterations < 0:
         raise NephiError(f"settings: fit.iterations is {s.fit.iterations}, must be 0 or more")
     if not s.similarity.stages or s.similarity.stages[0].start != 0:

@@ -10,8 +10,9 @@ import pytest
 import SimpleITK as sitk
 from nephi.errors import NephiError
 from nephi.files.cases import read_pairs
-from nephi.files.image import read_image, read_mask
+from nephi.files.image import read_image
 from nephi.files.landmarks import read_landmarks
+from nephi.files.masks import read_mask
 from nephi.images.align import align
 from nephi.images.masks import lung_mask
 from nephi.space.grid import Grid

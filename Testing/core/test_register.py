@@ -9,8 +9,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 from geometry import rotation
-from nephi.files.image import read_image, read_mask
+from nephi.files.image import read_image
 from nephi.files.landmarks import read_landmarks
+from nephi.files.masks import read_mask
 from nephi.measure.quality import tre_mm
 from nephi.registration import register
 from nephi.report import write as output

@@ -72,6 +72,14 @@ def test_lists_become_tuples_and_null_is_allowed_where_it_means_something():
         ({"regularity": {"points": {"fraction": "x"}}}, ["regularity.points.fraction", "float"]),
         ({"field": {"modulation": "tanh"}}, ["field.modulation", "relu"]),
         ({"field": {"width": 0}}, ["field.width"]),
+        ({"field": {"width": 10**6}}, ["field.width", "at most 4096"]),
+        ({"fit": {"beta2": -1}}, ["fit.beta2", "0 or more"]),
+        ({"fit": {"learning_rate": float("nan")}}, ["fit.learning_rate", "finite"]),
+        ({"similarity": {"window": [float("-inf"), 1]}}, ["similarity.window[0]", "finite"]),
+        ({"similarity": {"points": {"least": -5}}}, ["similarity.points", "least"]),
+        ({"similarity": {"stages": [{"dilation": 10**5}]}}, ["stages[0]", "dilation"]),
+        ({"similarity": {"mask_margin_mm": 1e300}}, ["similarity.mask_margin_mm", "finite"]),
+        ({"regularity": {"weight": float("inf")}}, ["regularity.weight", "finite"]),
     ],
 )
 def test_a_wrong_entry_is_named(data, words):

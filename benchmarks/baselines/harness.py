@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from nephi.files.image import read_image, read_mask
+from nephi.files.image import read_image
+from nephi.files.masks import read_mask
 from nephi.fitting.fit import Adam, fit
 from nephi.fitting.similarity import make_similarity
 from nephi.images.image_pair import Pair

@@ -12,11 +12,12 @@ import numpy as np
 
 from ..config import decode, read_json
 from ..device import choose_device, devices, limit_threads
-from ..errors import NephiError
+from ..errors import NephiError, collected_notices
 from ..files.cases import fingerprints
 from ..files.folder import ResultFolder, prepare_folder
-from ..files.image import read_image, read_mask, read_regions, write_image
+from ..files.image import read_image, read_volume, write_image
 from ..files.landmarks import read_landmarks, write_landmarks
+from ..files.masks import read_mask, read_regions
 from ..learning.settings import TrainSettings
 from ..learning.state import MODEL, RESUME
 from ..learning.train import train
@@ -31,7 +32,7 @@ from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
 from .evaluate import landmark_pair, output_file
 from .options import settings_from
-from .progress import Progress
+from .progress import Progress, tell_notices
 
 
 def register_command(options) -> int:
@@ -44,13 +45,17 @@ def register_command(options) -> int:
     tell("reading", 0.0, {})
     # taken before they are read: a file that changes while it is read will not look like the one used
     inputs = fingerprints(vars(options), not options.no_auto_mask, settings.align, model=settings.model)
-    fixed, moving = read_image(options.fixed, "fixed image"), read_image(options.moving, "moving image")
-    masks = {
-        f"{role}_mask": read_mask(path, image, f"{role} mask") if path else None
-        for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
-    }
-    landmarks = landmark_pair(options, fixed, moving)
-    regions = read_regions(options.regions, fixed) if options.regions else None
+    with collected_notices() as notices:
+        series = tuple(options.series)
+        fixed = read_image(options.fixed, "fixed image", series)
+        moving = read_image(options.moving, "moving image", series)
+        masks = {
+            f"{role}_mask": read_mask(path, image, f"{role} mask") if path else None
+            for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
+        }
+        landmarks = landmark_pair(options, fixed, moving)
+        regions = read_regions(options.regions, fixed) if options.regions else None
+    tell_notices(notices)  # now, before the work begins; they are in the report, too
     folder = prepare_folder(options.output)
     with Preview(folder, options.preview, tell) if options.preview else contextlib.nullcontext() as preview:
         result = register(
@@ -64,6 +69,7 @@ def register_command(options) -> int:
             progress=tell,
             preview=preview,
         )
+        result.notes = (*notices, *result.notes)
         report = write_all(
             result,
             fixed,
@@ -119,18 +125,20 @@ def warp_command(options) -> int:
     result, target = Registration.load(options.result), output_file(options.output)
     if Path(options.input).suffix.lower() in _POINT_FILES:
         # points go from where they are marked: fixed points forward, moving ones through the inverse
-        points = read_landmarks(options.input)
+        points = read_landmarks(options.input, result.moving_grid if options.inverse else result.fixed_grid)
         write_landmarks(target, (result.inverse if options.inverse else result.forward)(points))
         return 0
-    image = read_image(options.input, "input image")
-    grid = Grid.of(read_image(options.reference, "reference image")) if options.reference else None
+    series = tuple(options.series)
+    image = read_volume(options.input, "input image", series)
+    grid = Grid.of(read_volume(options.reference, "reference image", series)) if options.reference else None
     write_image(result.warp(image, grid, labels=options.labels, inverse=options.inverse), target)
     return 0
 
 
 def jacobian_command(options) -> int:
     result, target = Registration.load(options.result), output_file(options.output)
-    reference = read_image(options.reference, "reference image") if options.reference else None
+    series = tuple(options.series)
+    reference = read_volume(options.reference, "reference image", series) if options.reference else None
     grid = Grid.of(reference) if reference is not None else result.fixed_grid
     mask = None
     if options.mask:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import NephiError
-from ..files.image import read_image, read_mask
+from ..errors import NephiError, collected_notices, notice
+from ..files.image import read_volume
 from ..files.landmarks import read_landmarks
+from ..files.masks import read_mask
 from ..images.align import read_affine
 from ..measure.evaluate import evaluate
+from .progress import tell_notices
 
 
-def landmark_pair(options, fixed: sitk.Image, moving: sitk.Image) -> tuple[np.ndarray, np.ndarray] | None:
+def landmark_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Fixed and moving landmarks (n, d) in LPS mm, None if none are given; raises NephiError if they do not match."""
     paths = options.fixed_landmarks, options.moving_landmarks
     if not any(paths):
         return None
     if not all(paths):
         raise NephiError("landmarks are needed for both images: give --fixed-landmarks and --moving-landmarks")
-    a, b = read_landmarks(paths[0], fixed), read_landmarks(paths[1], moving)
+    a = read_landmarks(paths[0], fixed)
+    with collected_notices() as notices:
+        b = read_landmarks(paths[1], fixed if moving is None else moving)
+    for text in notices if moving is not None else ():  # without it nothing is known of where points should lie
+        notice(text)
     if a.shape != b.shape:
         raise NephiError(
             f"{len(a)} fixed and {len(b)} moving landmarks: row i of one file must match row i of the other"
@@ -40,19 +47,22 @@ def output_file(path: str) -> Path:
 
 
 def evaluate_command(options) -> int:
-    fixed = read_image(options.fixed, "fixed image")
-    moving = read_image(options.moving, "moving image") if options.moving else None
-    if moving is None and options.moving_mask:
-        raise NephiError("--moving-mask needs --moving")
-    masks = {
-        f"{role}_mask": read_mask(path, image, f"{role} mask") if path and image is not None else None
-        for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
-    }
-    if moving is None and options.moving_landmarks:
-        read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
-    landmarks = landmark_pair(options, fixed, fixed if moving is None else moving)
-    alignment = read_affine(options.alignment, fixed.GetDimension()) if options.alignment else None
+    with collected_notices() as notices:
+        fixed = read_volume(options.fixed, "fixed image", tuple(options.series))
+        moving = read_volume(options.moving, "moving image", tuple(options.series)) if options.moving else None
+        if moving is None and options.moving_mask:
+            raise NephiError("--moving-mask needs --moving")
+        masks = {
+            f"{role}_mask": read_mask(path, image, f"{role} mask") if path and image is not None else None
+            for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
+        }
+        if moving is None and options.moving_landmarks:
+            read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
+        landmarks = landmark_pair(options, fixed, moving)
+        alignment = read_affine(options.alignment, fixed.GetDimension()) if options.alignment else None
     report = evaluate(options.transform, fixed, options.inverse, alignment=alignment, landmarks=landmarks, **masks)
+    tell_notices([*notices, *report.warnings])
+    report = replace(report, warnings=[*notices, *report.warnings])
     if options.output:
         output_file(options.output).write_text(report.to_json(), encoding="utf-8")
     else:

@@ -10,14 +10,16 @@ import sys
 import time
 from importlib import import_module
 
-from ..errors import NephiError
+from ..errors import NephiError, collected_notices
 from ..files.cases import ROLES
 from ..settings import ALIGNMENTS, PRESETS
 from ..version import __version__
-from .progress import STYLES
+from .progress import STYLES, tell_notices
 
 _PACKAGES = {name: f"install it: pip install {name}" for name in ("numpy", "SimpleITK", "safetensors")}
 _PACKAGES["torch"] = "install it: pip install torch (in Slicer: with the PyTorch extension)"
+
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "out of memory")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         module, command = options.run
         # imported when it is known that it is needed: torch and SimpleITK take seconds, ``--help`` answers at once
-        return getattr(import_module(f".{module}", __package__), command)(options) or 0
+        with collected_notices() as notices:
+            code = getattr(import_module(f".{module}", __package__), command)(options) or 0
+        tell_notices(notices)
+        return code
     except NephiError as error:
         print(f"nephi: {error}", file=sys.stderr)
         return 2
@@ -43,8 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nephi: interrupted; no result was written", file=sys.stderr)
         return 130
-    except MemoryError:
-        print("nephi: out of memory; choose a larger similarity.stages.spacing_mm or a smaller image", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        # torch raises RuntimeError where the memory of the computer does not do
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in _NO_MEMORY):
+            raise
+        print(
+            "nephi: out of memory; choose a larger similarity.stages.spacing_mm, a smaller field.width or image",
+            file=sys.stderr,
+        )
         return 2
 
 
@@ -68,6 +79,7 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--fixed-landmarks", metavar="FILE", help="csv, fcsv, mrk.json, elastix or DIR-Lab txt, vtk")
     p.add_argument("--moving-landmarks", metavar="FILE")
     p.add_argument("--regions", metavar="FILE", help="label map on the fixed grid (lobes): volume change of each")
+    _add_series(p)
     _add_how(p)
     p.add_argument(
         "--preview", type=float, metavar="SECONDS", help="seconds between updates of DIR/preview.nrrd while it runs"
@@ -94,6 +106,7 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--reference", metavar="IMAGE", help="image whose grid the output gets (default: the fixed grid)")
     p.add_argument("--labels", action="store_true", help="nearest neighbour, for label maps")
     p.add_argument("--inverse", action="store_true", help="moving -> fixed map: fixed images or moving points")
+    _add_series(p)
     p.set_defaults(run=("commands", "warp_command"))
 
     p = subparsers.add_parser("jacobian", help="exact Jacobian determinant of the map on any grid")
@@ -101,6 +114,7 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--output", required=True, metavar="FILE")
     p.add_argument("--reference", metavar="IMAGE", help="grid to evaluate on (default: the fixed grid)")
     p.add_argument("--mask", metavar="FILE", help="evaluate inside this mask only, 1 elsewhere")
+    _add_series(p)
     p.set_defaults(run=("commands", "jacobian_command"))
 
     p = subparsers.add_parser("evaluate", help="measure a transform of any method: TRE, folds, Dice")
@@ -114,6 +128,7 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--fixed-landmarks", metavar="FILE")
     p.add_argument("--moving-landmarks", metavar="FILE")
     p.add_argument("--output", metavar="FILE", help="JSON file (default: standard output)")
+    _add_series(p)
     p.set_defaults(run=("evaluate", "evaluate_command"))
 
     p = subparsers.add_parser("demo", help="register a generated inhale/exhale phantom with a known map")
@@ -159,6 +174,16 @@ def command_parser() -> argparse.ArgumentParser:
     what.add_argument("--results", metavar="DIR", help="score its copd1/transform.h5, ...; table in DIR/dirlab.csv")
     p.set_defaults(run=("dirlab", "dirlab_command"))
     return parser
+
+
+def _add_series(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--series",
+        action="append",
+        default=[],
+        metavar="UID",
+        help="DICOM series to read where a folder holds several (default: the largest regular one); may be repeated",
+    )
 
 
 def _add_how(p: argparse.ArgumentParser) -> None:

@@ -9,6 +9,11 @@ import time
 STYLES = ("bar", "json", "slicer", "none")
 
 
+def tell_notices(notices: list[str]) -> None:
+    for text in notices:
+        print(f"nephi: note: {text}", file=sys.stderr, flush=True)
+
+
 class Progress:
     """``progress(stage, fraction, terms)``: called often, prints at most ten times a second, a preview always."""
 

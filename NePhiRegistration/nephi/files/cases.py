@@ -66,6 +66,8 @@ def read_pairs(path: str | Path) -> list[Case]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise NephiError(f"cannot read the list of pairs {path}: {reason}") from None
+    if "\0" in text:
+        raise NephiError(f"{path} holds NUL characters: it is no list of pairs in UTF-8, or it is damaged")
     lines = text.splitlines()
     separator = max(",;\t", key=lines[0].count) if lines else ","
     rows = list(csv.reader(lines, delimiter=separator))

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from ..space.grid import Grid
 
 _COLUMNS = {("x", "y", "z"): False, ("l", "p", "s"): False, ("r", "a", "s"): True}  # True: RAS
+_FARTHEST_MM = 1e6
+_DECIMAL_COMMA = re.compile(r"^([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)$")
 _FRAMES = {"0": "RAS", "1": "LPS", "2": "IJK"}
 
 
@@ -35,12 +38,7 @@ def read_landmarks(path: str | Path, image: sitk.Image | Grid | None = None) -> 
     """
     path = Path(path)
     grid = Grid.of(image) if isinstance(image, sitk.Image) else image
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise NephiError(f"{path} is not a text file; landmarks are read from text formats only.") from None
-    except OSError as error:
-        raise NephiError(f"Cannot read the landmarks {path}: {error.strerror}.") from None
+    text = _text(path)
     if not text.strip():
         raise NephiError(f"{path} holds no landmarks: the file is empty.")
     points = _reader(path, text)(path, text, grid)
@@ -53,7 +51,44 @@ def read_landmarks(path: str | Path, image: sitk.Image | Grid | None = None) -> 
         if grid.dimension == 3 or points[:, 2:].any():
             raise NephiError(f"{path} holds {points.shape[1]}D landmarks, the image is {grid.dimension}D.")
         points = np.ascontiguousarray(points[:, :2])
+    if np.abs(points).max() > _FARTHEST_MM:
+        row = int(np.argmax(np.abs(points).max(1)))
+        raise NephiError(f"Landmark {row + 1} of {path} lies too far away: {points[row].tolist()} mm.")
+    if grid is not None:
+        _tell_outside(path, points, grid)
     return points
+
+
+def _text(path: Path) -> str:
+    """In UTF-8, UTF-16 or Latin-1, as spreadsheets write them."""
+    try:
+        special = path.exists() and not path.is_file() and not path.is_dir()
+        data = b"\0" if special else path.read_bytes()  # a pipe would never answer
+    except (OSError, ValueError) as error:
+        raise NephiError(f"Cannot read the landmarks {path}: {getattr(error, 'strerror', None) or error}.") from None
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = data.decode("utf-16", errors="replace")
+        if any(letter in text for letter in "0123456789"):
+            return text
+    if b"\0" in data:
+        raise NephiError(f"{path} is not a text file; landmarks are read from text formats only.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _tell_outside(path: Path, points: np.ndarray, grid: Grid) -> None:
+    def outside(points_lps_mm: np.ndarray) -> int:
+        index_xyz = grid.to_index(points_lps_mm)
+        return int(((index_xyz < -1) | (index_xyz > np.array(grid.size))).any(1).sum())
+
+    if count := outside(points):
+        turned = outside(_to_lps(points, True)) < count / 2
+        frame = "they would lie inside if x and y had the other sign (RAS for LPS)" if turned else (
+            "look whether they belong to it and in which frame they are"
+        )  # fmt: skip
+        notice(f"{count} of {len(points)} landmarks of {path} lie outside their image; {frame}.")
 
 
 def write_landmarks(path: str | Path, points_lps_mm: np.ndarray) -> None:
@@ -105,7 +140,7 @@ def _reader(path: Path, text: str):
 
 
 def _csv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
-    rows = _csv_rows(text)
+    rows = _csv_rows(text, path)
     header = [cell.strip().lower() for cell in rows[0]]
     if all(map(_is_number, header)):
         return _numbers(path, rows, (2, 3))
@@ -116,12 +151,12 @@ def _csv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
             defined = header.index("defined") if "defined" in header else None
             if defined is not None and any(row[defined : defined + 1] == ["0"] for row in rows[1:]):
                 raise NephiError(f"{path} holds an undefined landmark; place it or delete it.")
-            return _to_lps(_numbers(path, _picked(path, rows[1:], columns), (len(columns),)), ras)
+            return _to_lps(_numbers(path, _picked(path, rows[1:], columns, len(header)), (len(columns),)), ras)
     raise NephiError(f"{path} has no columns x, y and, in 3D, z (LPS mm); its header is {','.join(rows[0])}.")
 
 
 def _fcsv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
-    frame, columns = "RAS", [1, 2, 3]  # what Slicer takes where the header does not say it
+    frame, columns, width = "RAS", [1, 2, 3], 14  # what Slicer takes where the header does not say it
     for line in text.splitlines():
         key, _, value = line.lstrip("# ").partition("=")
         if line.startswith("#") and key.strip() == "CoordinateSystem":
@@ -129,9 +164,10 @@ def _fcsv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
         elif line.startswith("#") and key.strip() == "columns":
             names = [name.strip().lower() for name in value.split(",")]
             if {"x", "y", "z"} <= set(names):
+                width = len(names)
                 columns = [names.index(axis) for axis in "xyz"]
-    rows = _csv_rows("\n".join(line for line in text.splitlines() if not line.startswith("#")))
-    return _to_lps(_numbers(path, _picked(path, rows, columns), (3,)), _is_ras(path, frame))
+    rows = _csv_rows("\n".join(line for line in text.splitlines() if not line.startswith("#")), path)
+    return _to_lps(_numbers(path, _picked(path, rows, columns, width), (3,)), _is_ras(path, frame))
 
 
 def _markups(path: Path, text: str, grid: Grid | None) -> np.ndarray:
@@ -139,7 +175,7 @@ def _markups(path: Path, text: str, grid: Grid | None) -> np.ndarray:
         markups = json.loads(text)["markups"]
         control_points = [markup.get("controlPoints") or [] for markup in markups]
         states = [point.get("positionStatus", "defined") for row in control_points for point in row]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise NephiError(f"{path} is not a Slicer markups file, or it is damaged.") from None
     # Leaving a point out would pair all later rows with the wrong partner.
     if not_placed := [i for i, state in enumerate(states, 1) if state != "defined"]:
@@ -159,7 +195,7 @@ def _elastix(path: Path, text: str, grid: Grid | None) -> np.ndarray:
     header = rows.pop(0)
     if len(header) == 1 and rows:
         header += rows.pop(0)
-    if len(header) != 2 or not header[1].isdigit():
+    if len(header) != 2 or not header[1].isdecimal():
         raise NephiError(f"{path} must start with a line 'point' or 'index' and a line with the count.")
     if int(header[1]) != len(rows):
         raise NephiError(f"{path} announces {header[1]} landmarks, but holds {len(rows)}.")
@@ -213,18 +249,33 @@ def _index_to_lps_mm(path: Path, index_xyz: np.ndarray, grid: Grid | None) -> np
     return grid.to_lps_mm(index_xyz)
 
 
-def _csv_rows(text: str) -> list[list[str]]:
-    return [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
+def _csv_rows(text: str, path: Path) -> list[list[str]]:
+    """Cells between commas, semicolons or tabs; with the latter two a number may have a decimal comma."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    separator = next((mark for mark in ";\t" if lines and mark in lines[0]), ",")
+    try:
+        rows = list(csv.reader(lines, delimiter=separator))
+    except csv.Error as error:
+        raise NephiError(f"{path} is not a table: {error}.") from None
+    if separator != ",":
+        rows = [[_DECIMAL_COMMA.sub(r"\1.\2", cell.strip()) for cell in row] for row in rows]
+    return [row for row in rows if any(cell.strip() for cell in row)]
 
 
 def _words(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.strip()]
 
 
-def _picked(path: Path, rows: list[list[str]], columns: list[int]) -> list[list[str]]:
+def _picked(path: Path, rows: list[list[str]], columns: list[int], width: int) -> list[list[str]]:
+    """The cells of the columns; no row may hold more than ``width`` cells."""
     for i, row in enumerate(rows):
         if len(row) <= max(columns):
             raise NephiError(f"Landmark {i + 1} of {path} has {len(row)} columns, too few.")
+        if any(cell.strip() for cell in row[width:]):
+            raise NephiError(
+                f"Landmark {i + 1} of {path} has {len(row)} columns, the head {width}; numbers may have decimal "
+                "commas: save them with points, or the columns with semicolons between them."
+            )
     return [[row[column] for column in columns] for row in rows]
 
 

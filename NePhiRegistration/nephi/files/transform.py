@@ -1,4 +1,4 @@
-"""ITK transforms of points."""
+"""ITK transforms of points, from transform files and displacement images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import SimpleITK as sitk
 
 from ..errors import NephiError
 from ..space.grid import Grid
+from .apart import try_transform
+from .geometry import check_geometry
+from .headers import META, NRRD
+from .image import check_file, open_image
+from .nifti import SUFFIXES as NIFTI
+from .parameters import check_mat, check_text
+
+_ABSOLUTE = (0.7, 1.3)  # slope of vectors over places in which they are places and no displacements
 
 
 def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.DisplacementFieldTransform:
@@ -16,23 +24,87 @@ def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.Displac
 
 
 def read_transform(path: str | Path, dimension: int) -> sitk.Transform:
-    """A transform of points (fixed -> moving): an ITK transform file or a displacement image in LPS mm."""
-    path = Path(path)
-    if not path.is_file():
-        raise NephiError(f"no such transform: {path}")
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError:
+    """A transform of points (fixed -> moving): an ITK transform file or a displacement image in LPS mm.
+
+    Raises NephiError for a file that is cut off, damaged, not finite, of another dimension, or that holds the places
+    where points end instead of their displacements.
+    """
+    path = check_file(path, "transform")
+    if path.is_dir():
+        raise NephiError(f"transform: {path} is a folder")
+    is_image = path.name.lower().endswith((*NIFTI, *NRRD, *META))
+    transform = _of_image(path) if is_image else open_transform(path)
+    if transform is None:
         try:
-            image = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
-            if image.GetNumberOfComponentsPerPixel() != image.GetDimension():
-                raise NephiError(f"{path} is neither a transform nor a displacement image")
-            transform = sitk.DisplacementFieldTransform(image)
-        except RuntimeError:
+            transform = _of_image(path)  # an image by another name
+        except NephiError:
             raise NephiError(f"cannot read {path} as a transform or a displacement image") from None
     if transform.GetDimension() != dimension:
         raise NephiError(f"{path} is {transform.GetDimension()}D, the fixed image {dimension}D")
     return transform
+
+
+def open_transform(path: Path) -> sitk.Transform | None:
+    """The transform in an ITK transform file, None where it is none; raises NephiError where it is a damaged one.
+
+    ITK reads a cut text as another transform, and crashes on some damage: text is checked before, and other files are
+    tried in a process of their own.
+    """
+    name = path.name.lower()
+    known = False
+    if name.endswith((".tfm", ".txt")):
+        known = check_text(path)
+    elif name.endswith(".mat"):
+        check_mat(path)
+    if not known and not try_transform(path):
+        return None
+    try:
+        transform = sitk.ReadTransform(str(path))
+    except RuntimeError:
+        return None
+    _check(transform, path)
+    return transform
+
+
+def _check(transform: sitk.Transform, path: Path) -> None:
+    kind = transform.GetTransformEnum()
+    if kind == sitk.sitkComposite:
+        parts = sitk.CompositeTransform(transform)
+        for i in range(parts.GetNumberOfTransforms()):
+            _check(parts.GetNthTransform(i), path)
+    elif kind == sitk.sitkDisplacementField:
+        _check_field(sitk.DisplacementFieldTransform(transform).GetDisplacementField(), path)
+    elif not np.isfinite([*transform.GetParameters(), *transform.GetFixedParameters()]).all():
+        raise NephiError(f"{path} holds parameters that are NaN or infinite")
+
+
+def _of_image(path: Path) -> sitk.DisplacementFieldTransform:
+    image = open_image(path, "transform")
+    if image.GetNumberOfComponentsPerPixel() != image.GetDimension():
+        raise NephiError(f"{path} is neither a transform nor a displacement image")
+    _check_field(image, path)
+    return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
+
+
+def _check_field(field: sitk.Image, path: Path) -> None:
+    grid = Grid.of(field)
+    check_geometry(grid.spacing_mm, grid.origin_lps_mm, grid.direction, str(path))
+    vectors = sitk.GetArrayViewFromImage(field)
+    if not np.isfinite(vectors).all():
+        raise NephiError(f"{path} holds displacements that are NaN or infinite")
+    step = tuple(slice(None, None, max(1, n // 24)) for n in grid.shape)
+    index_zyx = np.stack(np.meshgrid(*[np.arange(n)[s] for n, s in zip(grid.shape, step, strict=True)], indexing="ij"))
+    places = grid.to_lps_mm(np.moveaxis(index_zyx, 0, -1)[..., ::-1]).reshape(-1, grid.dimension)
+    seen = vectors[step].reshape(places.shape).astype(float)
+    spread = places.std(0)
+    if (spread > 0).all():
+        off = places - places.mean(0)
+        slopes = (off * (seen - seen.mean(0))).mean(0) / spread**2
+        if ((slopes > _ABSOLUTE[0]) & (slopes < _ABSOLUTE[1])).all():
+            raise NephiError(
+                f"{path} seems to hold the places where points end, not their displacements (an absolute deformation "
+                "field): its vectors grow as the coordinates do; subtract the voxels' places from it"
+            )
 
 
 def through(transform: sitk.Transform, points_lps_mm: np.ndarray) -> np.ndarray:

@@ -9,7 +9,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
-from ..settings import ALIGNMENTS
+from ..files.image import check_file
+from ..files.transform import open_transform
+from ..settings import ALIGNMENTS, BODY_MM
 from ..space.affine import Affine
 from ..space.grid import Grid
 from .masks import mask_box
@@ -103,18 +105,19 @@ def _moments(mask: sitk.Image, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _affine(fixed, moving, fixed_mask, moving_mask, start: Affine) -> Affine:
+    scale = min(1.0, Grid.of(fixed).longest_side_mm / BODY_MM)  # of all lengths, for small bodies
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(min(1.0, 20000 / np.prod(fixed.GetSize())), seed=1)
     if fixed_mask is not None:
-        around = [max(1, round(10 / s)) for s in fixed.GetSpacing()]
+        around = [max(1, round(10 * scale / s)) for s in fixed.GetSpacing()]
         method.SetMetricFixedMask(sitk.BinaryDilate(fixed_mask, around))
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200, relaxationFactor=0.7)
+    method.SetOptimizerAsRegularStepGradientDescent(scale, 1e-4 * scale, 200, relaxationFactor=0.7)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([4, 2])
-    method.SetSmoothingSigmasPerLevel([2, 1])
+    method.SetSmoothingSigmasPerLevel([2 * scale, scale])
     transform = start.transform()
     transform.SetCenter(_centre(fixed))
     transform.SetTranslation(start(_centre(fixed)) - _centre(fixed))
@@ -136,12 +139,12 @@ def _from_linear(transform: sitk.Transform) -> Affine:
 
 def read_affine(path: str, dimension: int) -> Affine:
     """A linear transform file as an affine map; raises NephiError if it is not linear or not invertible."""
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise NephiError(f"alignment '{path}' is neither one of {', '.join(ALIGNMENTS)} nor a transform file")
-    try:
-        transform = sitk.ReadTransform(path)
-    except RuntimeError:
-        raise NephiError(f"cannot read {path} as a transform") from None
+    file = check_file(path, "alignment")
+    transform = None if file.is_dir() else open_transform(file)
+    if transform is None:
+        raise NephiError(f"cannot read {path} as a transform")
     if transform.GetDimension() != dimension:
         raise NephiError(f"alignment {path} is {transform.GetDimension()}D, the images are {dimension}D")
     if not transform.IsLinear():

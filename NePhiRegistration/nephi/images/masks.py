@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import SimpleITK as sitk
 
+from ..settings import BODY_MM
 from ..space.grid import Grid
 
 CT_WINDOW = (-1000.0, 200.0)
 LUNG_THRESHOLD_HU = -400.0
+_LEAST_PART = 0.01
 
 
 def looks_like_ct(image: sitk.Image) -> bool:
@@ -35,11 +37,13 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     """Lungs of a CT by threshold: air inside the body, its two largest parts, vessels filled in.
 
     Works at about 3 mm and comes back on the image's grid; None where no plausible lung is found
-    (less than 200 ml), so that a caller can continue without a mask. The trachea may stay in.
+    (less than 200 ml), so that a caller can continue without a mask. The trachea may stay in. In an image
+    shorter than ``BODY_MM`` all lengths are scaled down.
     """
     grid = Grid.of(image)
     d = grid.dimension
-    shrink = [max(1, int(3.0 / s)) for s in grid.spacing_mm]
+    scale = min(1.0, grid.longest_side_mm / BODY_MM)  # of all lengths, for small bodies
+    shrink = [max(1, min(int(3.0 * scale / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
     small = sitk.BinShrink(sitk.Cast(image, sitk.sitkFloat32), shrink)
     air = small < threshold
     # air outside the body touches the sides (not the top and bottom, where a cut lung may end)
@@ -54,11 +58,13 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     shape.Execute(parts)
     volumes = [shape.GetPhysicalSize(label) for label in (1, 2) if shape.HasLabel(label)]
     floor = 200e3 if d == 3 else 1000.0
+    if scale < 1:  # the least part of a field of view that lungs would fill
+        floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
     if not volumes or volumes[0] < floor:
         return None
     two = len(volumes) == 2 and volumes[1] > 0.2 * volumes[0]
     lungs = sitk.Cast(sitk.And(parts >= 1, parts <= (2 if two else 1)), sitk.sitkUInt8)
-    radius = [max(1, round(6.0 / s)) for s in small.GetSpacing()]
+    radius = [max(1, round(6.0 * scale / s)) for s in small.GetSpacing()]
     lungs = sitk.BinaryMorphologicalClosing(lungs, radius)
     lungs = sitk.BinaryFillhole(lungs)
     smooth = grid.resample(sitk.Cast(lungs, sitk.sitkFloat32)) > 0.5

@@ -18,8 +18,9 @@ import torch
 
 from ..errors import NephiError
 from ..files.cases import Case, fingerprints, read_pairs
-from ..files.image import read_image, read_mask, read_regions
+from ..files.image import read_image
 from ..files.landmarks import read_landmarks
+from ..files.masks import read_mask, read_regions
 from ..files.tensors import read_tensors
 from ..images.align import align
 from ..images.image_pair import Pair

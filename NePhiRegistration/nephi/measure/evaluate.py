@@ -18,6 +18,7 @@ from .report import Folds, LandmarkError, Overlap, Report, Summary, VolumeChange
 
 PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
 _CONSISTENCY_POINTS = 20_000
+_WORSE, _WORSE_MM = 1.1, 1.0  # a mean error beyond this multiple, and this much, of the unaligned one is suspicious
 
 
 def measure(
@@ -62,7 +63,14 @@ def measure(
         points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
         consistency = _summary(quality.inverse_consistency_mm(forward, inverse, points))
     counted = quality.fold_summary(jacobian, mask)
+    warnings = []
+    if tre is not None and tre.unaligned is not None and tre.after.mean > _WORSE * tre.unaligned.mean + _WORSE_MM:
+        warnings.append(
+            f"The landmarks lie farther apart after the registration ({tre.after.mean:.2f} mm) than before "
+            f"({tre.unaligned.mean:.2f} mm): look whether they are in the frame of their images and belong to them."
+        )
     return Report(
+        warnings=warnings,
         folds=Folds(
             percent=float(counted["percent"]),
             count=int(counted["count"]),

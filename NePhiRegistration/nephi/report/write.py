@@ -61,20 +61,22 @@ def write_all(
     tell("Jacobian determinant", 0.9, {})
     jacobian, jacobian_error = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
 
+    measured = measure(
+        grid,
+        jacobian,
+        r.forward,
+        transform,
+        exact=r.fixed_mask is not None,  # outside the mask differences have to do
+        inverse=r.inverse,
+        alignment=r.affine,
+        fixed_mask=r.fixed_mask,
+        moving_mask=r.moving_mask,
+        landmarks=landmarks,
+    )
     report = replace(
-        measure(
-            grid,
-            jacobian,
-            r.forward,
-            transform,
-            exact=r.fixed_mask is not None,  # outside the mask differences have to do
-            inverse=r.inverse,
-            alignment=r.affine,
-            fixed_mask=r.fixed_mask,
-            moving_mask=r.moving_mask,
-            landmarks=landmarks,
-        ),
+        measured,
         **_facts(r),
+        warnings=[*_warnings(r), *measured.warnings],
         regions=None
         if regions is None
         else region_statistics(jacobian, sitk.GetArrayViewFromImage(regions), grid.voxel_volume_mm3),
@@ -160,7 +162,6 @@ def _warnings(r: Registration):
 def _facts(r: Registration) -> dict[str, Any]:
     """Alignment, settings, device and versions of the run."""
     return {
-        "warnings": list(_warnings(r)),
         "alignment": {
             "method": r.alignment,
             "matrix": r.affine.matrix.tolist(),

@@ -22,6 +22,10 @@ class Cube:
         """The smallest box along ``direction`` that holds the points (n, d), and a margin on every side."""
         d = points_lps_mm.shape[-1]
         axes = np.reshape(direction, (d, d))
+        if np.abs(axes.T @ axes - np.eye(d)).max() > 1e-9:  # an image's may be off by rounding, a cube's is inverted
+            u, _, v = np.linalg.svd(axes)
+            axes = u @ v
+            direction = tuple(axes.ravel().tolist())
         along = points_lps_mm @ axes
         low, high = along.min(0), along.max(0)
         half = np.maximum((high - low) / 2, 1e-3) + margin_mm

@@ -57,6 +57,10 @@ class Grid:
     def voxel_volume_mm3(self) -> float:
         return float(np.prod(self.spacing_mm))
 
+    @property
+    def longest_side_mm(self) -> float:
+        return max(n * s for n, s in zip(self.size, self.spacing_mm, strict=True))
+
     def to_lps_mm(self, index_xyz) -> np.ndarray:
         """(..., d) continuous voxel indices, x first -> (..., d) points_lps_mm."""
         return np.asarray(index_xyz, float) @ self._step.T + np.asarray(self.origin_lps_mm)

@@ -20,8 +20,9 @@ from torch.nn.functional import grid_sample, max_pool3d
 
 from ..errors import NephiError
 from ..files.cases import ROLES
-from ..files.image import check_image, check_mask, write_image
+from ..files.image import check_image, write_image
 from ..files.landmarks import write_landmarks
+from ..files.masks import check_mask
 from ..images.masks import lung_mask
 from ..space.grid import Grid
 from .bspline import Breath, Spline, box_grid

@@ -1,0 +1,90 @@
+"""Files that ITK may crash on, read in a process of their own, so that a crash is an error like any other.
+
+    python -m nephi.files.apart image FILE COPY
+    python -m nephi.files.apart transform FILE
+
+The copy is an NRRD file, read again by the parent; of a transform it is only tried whether it can be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from .. import process
+from ..errors import NephiError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_BASE_BYTES, _TIMES = 3 * 2**30, 20  # address space of the process: this, and this many times the file
+_BASE_S, _BYTES_PER_S = 40, 5_000_000
+
+
+def read_image_apart(path: Path, role: str) -> sitk.Image:
+    """An image in any format that ITK knows; raises NephiError."""
+    with tempfile.TemporaryDirectory(prefix="nephi-") as folder:
+        copy = Path(folder) / "copy.nrrd"
+        _run(["image", str(path), str(copy)], path, f"{role}: cannot read {path} as an image")
+        return sitk.ReadImage(str(copy))
+
+
+def try_transform(path: Path) -> bool:
+    """Whether ITK reads a transform file; raises NephiError where it crashes or runs out of memory on it."""
+    try:
+        _run(["transform", str(path)], path, "")
+    except _Unreadable:
+        return False
+    return True
+
+
+class _Unreadable(NephiError):
+    """ITK itself refused the file."""
+
+
+def _run(arguments: list[str], path: Path, message: str) -> None:
+    size = path.stat().st_size
+    command = [sys.executable, "-m", __spec__.name, *arguments]
+    with tempfile.TemporaryFile() as out:
+        child = process.start(command, stdout=out, stderr=out)
+        try:
+            code = child.wait(_BASE_S + size / _BYTES_PER_S)
+        except subprocess.TimeoutExpired:
+            raise NephiError(f"reading {path} takes too long; the file is damaged") from None
+        finally:
+            process.end(child)
+    if code == _REFUSED:
+        raise _Unreadable(message)
+    if code:
+        raise NephiError(f"{path} is damaged: its reader ends without an answer")
+
+
+_REFUSED = 3
+
+
+def _main(what: str, path: str, *copy: str) -> int:
+    if resource is not None:
+        most = _BASE_BYTES + _TIMES * Path(path).stat().st_size
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        if what == "image":
+            sitk.WriteImage(sitk.ReadImage(path), copy[0])
+        else:
+            sitk.ReadTransform(path)
+    except (RuntimeError, MemoryError):
+        return _REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

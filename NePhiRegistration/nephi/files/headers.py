@@ -1,0 +1,171 @@
+"""Headers of NRRD and MetaImage files, checked before ITK reads them: it crashes on some and believes others."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from ..errors import NephiError
+from .sizes import check_memory
+
+NRRD, META = (".nrrd", ".nhdr"), (".mha", ".mhd")
+_LONGEST = 700  # bytes of a field's line; ITK crashes at about 1000
+_HEADER = 2**22  # bytes of a header: Slicer's segmentations and sequences keep much in it
+_NRRD_BYTES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
+    **dict.fromkeys(
+        ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
+    ),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int"), 8),
+    **dict.fromkeys(("int64", "int64_t", "ulonglong", "unsigned long long", "unsigned long long int"), 8),
+    **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
+}
+_META_BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4,
+               "MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4,
+               "MET_DOUBLE": 8}  # fmt: skip
+_META_LISTS = {
+    "ElementSpacing": 1,
+    "ElementSize": 1,
+    "Offset": 1,
+    "Position": 1,
+    "Origin": 1,
+    "CenterOfRotation": 1,
+    "TransformMatrix": 2,
+    "Rotation": 2,
+    "Orientation": 2,
+}  # numbers: dimension to this power
+
+
+def check_header(path: Path, role: str) -> None:
+    """Raise NephiError, with the reason, for a NRRD or MetaImage file that is damaged or contradicts itself."""
+
+    def refuse(reason: str) -> NephiError:
+        return NephiError(f"{role}: cannot read {path}: {reason}")
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEADER)
+        if path.name.lower().endswith(NRRD):
+            size, data, at, encoding = _nrrd(head, path, refuse)
+        else:
+            size, data, at, encoding = _meta(head, path, refuse)
+        if data is None:
+            return
+        if not data.is_file():
+            raise refuse(f"its voxels should be in {data.name}, which is missing")
+        held = data.stat().st_size - at
+    except OSError as error:
+        raise NephiError(f"{role}: cannot read {path}: {error.strerror or error}") from None
+    check_memory(size, data, role)
+    if encoding == "raw" and held != size:
+        what = "is cut off" if held < size else "holds more than its header names, so that one of both is damaged"
+        raise refuse(f"{data.name} {what}: {held} bytes of voxels instead of {size}")
+
+
+def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
+    """Bytes of the voxels, the file that holds them (None: several), where they begin, and how they are packed."""
+    if not re.match(rb"NRRD000[1-6]\r?\n", head):
+        raise refuse("this is no NRRD file")
+    end = re.search(rb"\r?\n\r?\n", head)
+    fields: dict[str, str] = {}
+    for line in head[: end.start() if end else None].splitlines()[1:]:
+        name, sign, value = line.partition(b":")
+        if line.startswith(b"#") or value.startswith(b"=") or name == b"content":
+            continue
+        if not sign or len(line) > _LONGEST or b"\0" in line:
+            raise refuse(f"the header holds a line that is no field: {line[:40]!r}")
+        key = name.decode("latin-1").strip().lower().replace(" ", "")
+        if key in fields:
+            raise refuse(f"the header names {key} twice")
+        fields[key] = value.decode("latin-1").strip()
+        if key == "datafile" and fields[key].upper().startswith("LIST"):
+            break
+    for key in ("type", "dimension", "sizes", "encoding"):
+        if key not in fields:
+            raise refuse(f"the header lacks its {key}; it is cut off or damaged")
+    sizes = _whole(fields["sizes"])
+    if sizes is None or fields["dimension"] != str(len(sizes)) or not 1 <= len(sizes) <= 8 or min(sizes) < 1:
+        raise refuse(f"the header names {fields['dimension'][:20]} dimensions of the sizes {fields['sizes'][:60]}")
+    width = _NRRD_BYTES.get(fields["type"].lower())
+    if width is None:
+        raise refuse(f"the voxels are of an unknown type, {fields['type'][:40]}")
+    for key in ("spacedirections", "spaceorigin", "spacings"):
+        words = re.split(r"[\s(),]+", fields.get(key, "").lower())
+        if any(_number(word) is None for word in words if word not in ("", "none")) or (
+            "nan" in words and key != "spacings"
+        ):
+            raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
+    encoding = fields["encoding"].lower()
+    size = width * math.prod(sizes)
+    if "byteskip" in fields or "lineskip" in fields:
+        encoding = "skipped"
+    name = fields.get("datafile")
+    if name is None:
+        if end is None:
+            raise refuse("the header has no end; the file is cut off or damaged")
+        return size, path, end.end(), encoding
+    if "%" in name or name.upper().startswith("LIST"):
+        return size, None, 0, encoding
+    return size, path.parent / name, 0, encoding
+
+
+def _meta(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
+    fields: dict[str, str] = {}
+    at = 0
+    while "ElementDataFile" not in fields:
+        stop = head.find(b"\n", at)
+        line = head[at : stop if stop >= 0 else None]
+        key, sign, value = (part.decode("latin-1").strip() for part in line.partition(b"="))
+        if stop < 0 and key != "ElementDataFile":
+            raise refuse("this is no MetaImage file, or its header is cut off")
+        if line.strip():
+            if not sign or len(line) > _LONGEST or not re.fullmatch(r"\w[\w |-]*", key):
+                raise refuse(f"the header holds a line that is no field: {line[:40]!r}")
+            if key in fields:
+                raise refuse(f"the header names {key} twice")
+            fields[key] = value
+        at = stop + 1
+    count = _whole(fields.get("NDims", ""))
+    if count is None or len(count) != 1 or not 1 <= count[0] <= 8:
+        raise refuse(f"the header names {fields.get('NDims', 'no')[:20]} dimensions (NDims)")
+    sizes = _whole(fields.get("DimSize", ""))
+    if sizes is None or len(sizes) != count[0] or min(sizes) < 1:
+        raise refuse(f"the header names {count[0]} dimensions of the sizes {fields.get('DimSize', '')[:60]}")
+    for key, power in _META_LISTS.items():
+        values = [_number(word) for word in fields[key].split()] if key in fields else None
+        if values is not None and (
+            len(values) != count[0] ** power or any(v is None or not math.isfinite(v) for v in values)
+        ):
+            raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
+    kind = fields.get("ElementType", "").upper().removesuffix("_ARRAY")
+    if kind not in _META_BYTES:
+        raise refuse(f"the voxels are of an unknown type, {fields.get('ElementType', 'none')[:40]}")
+    channels = _whole(fields.get("ElementNumberOfChannels", "1"))
+    if channels is None or len(channels) != 1 or not 1 <= channels[0] <= 1000:
+        raise refuse(f"the header names {fields['ElementNumberOfChannels'][:20]} values per voxel")
+    if (skip := _whole(fields.get("HeaderSize", "0"))) is None or len(skip) != 1:
+        raise refuse(f"the header's HeaderSize is {fields['HeaderSize'][:20]}")
+    size, name = _META_BYTES[kind] * channels[0] * math.prod(sizes), fields["ElementDataFile"]
+    packed = fields.get("CompressedData", "").lower() in ("true", "1", "t")
+    text = fields.get("BinaryData", "true").lower() in ("false", "0", "f")
+    encoding = "packed" if packed else "text" if text else "raw" if skip[0] == 0 else "skipped"
+    if name.upper() == "LOCAL":
+        return size, path, at, encoding
+    if "%" in name or name.upper().startswith("LIST"):
+        return size, None, 0, encoding
+    return size, path.parent / name, 0, encoding
+
+
+def _whole(text: str) -> list[int] | None:
+    words = text.split()
+    return [int(w) for w in words] if words and all(re.fullmatch(r"\d{1,9}", w) for w in words) else None
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None

@@ -1,0 +1,141 @@
+"""Reading and checking masks and label maps, which belong to an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import NephiError, notice
+from ..space.grid import Grid
+from .geometry import numbers
+from .image import check_volume, open_image
+
+_HIGHEST_LABEL = 1000  # beyond it an image was taken for a label map
+_MOST_LABELS = 256  # the same, for masks
+_BESIDE = 0.5  # voxels by which a mask's box may lie off its image's; it is resampled then
+
+
+def read_mask(path: str | Path, image: sitk.Image, role: str) -> sitk.Image:
+    return check_mask(open_image(path, role), image, role)
+
+
+def read_regions(path: str | Path, image: sitk.Image, role: str = "regions") -> sitk.Image:
+    """A label map (0: no region) on the image's grid, as integers; raises NephiError if it is not one."""
+    labels = check_volume(open_image(path, role), role)
+    _check_place(labels, image, role)
+    labels = _on_grid(_without_nan(labels, role), image, role, labels=True)
+    array = sitk.GetArrayViewFromImage(labels)
+    if array.min() < 0 or array.max() > _HIGHEST_LABEL or (array != np.floor(array)).any():
+        raise NephiError(f"{role}: {path} is no label map: whole numbers from 0 to {_HIGHEST_LABEL} are expected")
+    if not array.any():
+        raise NephiError(f"{role}: the label map is empty")
+    return sitk.Cast(labels, sitk.sitkUInt16)
+
+
+def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
+    """The mask on the image's grid as bytes, 0 or 1.
+
+    Probabilities count from 0.5 on, several labels as their union, NaN as outside; a mask whose box differs from the
+    image's by less than half a voxel is resampled. Notices tell of all these. Raises NephiError if it is empty, holds
+    what no mask holds, or lies elsewhere.
+    """
+    _check_place(check_volume(mask, role), image, role)
+    if mask.GetPixelID() != sitk.sitkUInt8 or sitk.GetArrayViewFromImage(mask).max() > 1:
+        mask = _binary(_without_nan(mask, role), role)
+    mask = _on_grid(mask, image, role)
+    if not sitk.GetArrayViewFromImage(mask).any():
+        raise NephiError(f"{role}: the mask is empty")
+    return mask
+
+
+def _without_nan(mask: sitk.Image, role: str) -> sitk.Image:
+    array = sitk.GetArrayViewFromImage(mask)
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return mask
+    if np.isinf(array).any():
+        raise NephiError(f"{role}: the mask holds infinite values")
+    notice(f"The {role} holds NaN in {int(np.isnan(array).sum())} voxels; they count as outside.")
+    made = sitk.GetImageFromArray(np.nan_to_num(array))
+    made.CopyInformation(mask)
+    return made
+
+
+def _binary(mask: sitk.Image, role: str) -> sitk.Image:
+    array = sitk.GetArrayViewFromImage(mask)
+    low, high = float(array.min()), float(array.max())
+    fractional = array.dtype.kind == "f" and bool((array != np.floor(array)).any())
+    if fractional:
+        # interpolation may overshoot a little; a constant mask of another height than 1 is a mask still
+        if low < -0.5 or high > 1.5:
+            values = np.unique(array[array != 0])
+            if len(values) > 1 or values[0] < 0:
+                raise NephiError(
+                    f"{role}: the mask holds fractions from {low:g} to {high:g}; give 0 and 1, or probabilities"
+                )
+            return sitk.Cast(mask != 0, sitk.sitkUInt8)
+        if high < 0.5:
+            raise NephiError(f"{role}: the mask is empty: its highest value is {high:g}, and 0.5 counts as inside")
+        notice(f"The {role} holds fractions; values of 0.5 and more count as inside.")
+        return sitk.Cast(mask >= 0.5, sitk.sitkUInt8)
+    values = np.unique(array)
+    labels = values[values != 0]
+    if len(labels) > _MOST_LABELS:
+        raise NephiError(f"{role}: the mask holds {len(values)} different values; it seems to be an image")
+    if len(labels) > 1 or low < 0:
+        some = ", ".join(f"{v:g}" for v in labels[:6].tolist()) + (", ..." if len(labels) > 6 else "")
+        notice(f"The {role} holds {len(labels)} labels ({some}); all but 0 counts as inside.")
+    return sitk.Cast(mask != 0, sitk.sitkUInt8)
+
+
+def _check_place(mask: sitk.Image, image: sitk.Image, role: str) -> None:
+    """Raise NephiError unless the mask covers the image's box, with what differs by how much."""
+    if mask.GetDimension() != image.GetDimension():
+        raise NephiError(f"{role}: the mask is {mask.GetDimension()}D, its image {image.GetDimension()}D")
+    own, wanted = Grid.of(mask), Grid.of(image)
+    if not own.same_as(wanted) and _apart(own, wanted) > _BESIDE * max(*own.spacing_mm, *wanted.spacing_mm):
+        raise NephiError(
+            f"{role}: the mask does not lie on its image's grid: {_differences(own, wanted)}; "
+            "resample it to the image first"
+        )
+
+
+def _on_grid(mask: sitk.Image, image: sitk.Image, role: str, labels: bool = False) -> sitk.Image:
+    """The mask on the image's grid, resampled where it is another one over the same box; see ``_check_place``."""
+    own, wanted = Grid.of(mask), Grid.of(image)
+    if own.same_as(wanted):
+        return mask
+    notice(f"The {role} does not lie on its image's grid ({_differences(own, wanted)}); it was resampled.")
+    edge = sitk.sitkNearestNeighbor if labels or own.size == wanted.size else sitk.sitkLinear
+    if edge == sitk.sitkNearestNeighbor:
+        return wanted.resample(mask, interpolator=edge)
+    half = wanted.resample(sitk.Cast(mask, sitk.sitkFloat32), interpolator=edge)
+    return sitk.Cast(half >= 0.5, sitk.sitkUInt8)
+
+
+def _apart(own: Grid, wanted: Grid) -> float:
+    """Largest distance of a corner from the other box's nearest: the axes may run the other way."""
+    distances = np.linalg.norm(_box(own)[:, None] - _box(wanted), axis=-1)
+    return float(max(distances.min(0).max(), distances.min(1).max()))
+
+
+def _box(grid: Grid) -> np.ndarray:
+    """(2^d, d) outer corners of the corner voxels in LPS mm."""
+    ends = np.meshgrid(*[(-0.5, n - 0.5) for n in grid.size], indexing="ij")
+    return grid.to_lps_mm(np.stack(ends, -1).reshape(-1, grid.dimension))
+
+
+def _differences(own: Grid, wanted: Grid) -> str:
+    found = []
+    if own.size != wanted.size:
+        found.append(f"size {numbers(own.size)} instead of {numbers(wanted.size)}")
+    if not np.allclose(own.spacing_mm, wanted.spacing_mm, rtol=1e-4):
+        found.append(f"spacing {numbers(own.spacing_mm)} instead of {numbers(wanted.spacing_mm)} mm")
+    origin = float(np.linalg.norm(np.subtract(own.origin_lps_mm, wanted.origin_lps_mm)))
+    if origin > 1e-3 * min(wanted.spacing_mm):
+        found.append(f"origin {origin:.3g} mm off")
+    turn = np.degrees(np.arccos(np.clip((own.axes * wanted.axes).sum(0), -1, 1))).max()
+    if turn > 0.01:
+        found.append(f"direction {turn:.3g} degrees off")
+    return ", ".join([*found, f"corners up to {_apart(own, wanted):.3g} mm apart"])

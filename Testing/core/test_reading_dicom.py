@@ -1,0 +1,192 @@
+"""A DICOM folder is the volume that its files state, or it is refused with the reason and the file's name."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from files import textured, write_dicom
+from geometry import rotation
+from nephi.errors import NephiError, collected_notices
+from nephi.files.image import read_image
+from nephi.space.grid import Grid
+
+IMAGE = textured()
+STEP = np.array([0.0, 0.0, 2.5])
+
+
+def read(folder, series=()):
+    with collected_notices() as notices:
+        return read_image(folder, "fixed image", series), notices
+
+
+def same(image, expected=IMAGE) -> bool:
+    arrays = [sitk.GetArrayFromImage(i) for i in (image, expected)]
+    return Grid.of(image).same_as(Grid.of(expected)) and np.array_equal(*arrays)
+
+
+def test_an_oblique_volume_is_read_in_place_and_nothing_is_said(tmp_path):
+    image = textured()
+    image.SetDirection(rotation(3, 25.0).ravel().tolist())
+    write_dicom(image, tmp_path)
+    back, notices = read(tmp_path)
+    assert same(back, image) and not notices
+
+
+def test_compressed_slices_are_read(tmp_path):
+    write_dicom(IMAGE, tmp_path)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.UseCompressionOn()
+    for path in sorted(tmp_path.iterdir()):
+        slice_ = sitk.ReadImage(str(path))
+        writer.SetFileName(str(path))
+        writer.Execute(slice_)
+    back, notices = read(tmp_path)
+    assert same(back) and not notices
+
+
+@pytest.mark.parametrize(
+    "slices, move, match",
+    [
+        ([0, 1, 2, 3, 4, 5, 7, 8, 9], None, "1 slices are missing.*0006.dcm"),
+        ([0, 1, 5, 6, 7, 8, 9], None, "3 slices are missing.*0002.dcm"),
+        (None, lambda k, p: p + STEP / 2 * max(0, k - 5), "spaced unevenly"),
+        (None, lambda k, p: p + 0.3 * STEP * (k == 4), "spaced unevenly"),
+        (None, lambda k, p: p + [0, 2.5 * k * np.tan(np.radians(2)), 0], "sheared by 2 degrees.*gantry tilt"),
+        (None, lambda k, p: p + [3.0 * (k == 6), 0, 0], "shifted sideways"),
+    ],
+)
+def test_slices_that_form_no_regular_stack(slices, move, match, tmp_path):
+    write_dicom(IMAGE, tmp_path, slices, move=move)
+    with pytest.raises(NephiError, match=match):
+        read(tmp_path)
+
+
+def test_rounded_positions_are_regular(tmp_path):
+    image = textured(spacing_mm=(0.8, 0.9, 0.625))
+    write_dicom(image, tmp_path, move=lambda k, p: p.round(1))
+    back, _ = read(tmp_path)
+    assert back.GetSpacing()[2] == pytest.approx(0.625, abs=0.01)
+    assert np.array_equal(sitk.GetArrayFromImage(back), sitk.GetArrayFromImage(image))
+
+
+@pytest.mark.parametrize("how", ["cut", "almost", "empty", "foreign"])
+def test_a_slice_that_cannot_be_read_is_named(how, tmp_path):
+    write_dicom(IMAGE, tmp_path)
+    path = tmp_path / "0010.dcm"  # the last: without it the others are regular
+    whole = path.read_bytes()
+    broken = {"cut": whole[:700], "almost": whole[:-20], "empty": b"", "foreign": b"a text\n"}[how]
+    path.write_bytes(broken)
+    with pytest.raises(NephiError, match="0010.dcm that cannot be read"):
+        read(tmp_path)
+
+
+def test_files_of_other_kinds_are_set_aside(tmp_path):
+    write_dicom(IMAGE, tmp_path)
+    (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    assert not read(tmp_path)[1]
+    (tmp_path / "readme.txt").write_text("scanned in May")
+    back, notices = read(tmp_path)
+    assert same(back) and len(notices) == 1 and "readme.txt" in notices[0]
+
+
+@pytest.mark.parametrize("kind", ["ORIGINAL\\PRIMARY\\LOCALIZER", "DERIVED\\SECONDARY"])
+def test_localizers_and_derived_images_are_set_aside_with_a_notice(kind, tmp_path):
+    write_dicom(IMAGE, tmp_path, tags={"0008|0008": "ORIGINAL\\PRIMARY\\AXIAL"})
+    turned = {"0008|0008": kind, "0020|0037": "1\\0\\0\\0\\0\\-1"}
+    write_dicom(IMAGE, tmp_path, [5], first=201, tags=turned)
+    back, notices = read(tmp_path)
+    assert same(back) and len(notices) == 1 and "0206.dcm" in notices[0]
+
+
+def test_a_volume_of_derived_images_alone_is_read(tmp_path):
+    write_dicom(IMAGE, tmp_path, tags={"0008|0008": "DERIVED\\SECONDARY"})
+    back, notices = read(tmp_path)
+    assert same(back) and not notices
+
+
+def test_a_copied_file_is_set_aside_with_a_notice(tmp_path):
+    write_dicom(IMAGE, tmp_path)
+    (tmp_path / "copy.dcm").write_bytes((tmp_path / "0003.dcm").read_bytes())
+    back, notices = read(tmp_path)
+    assert same(back) and len(notices) == 1 and "copy of another" in notices[0]
+
+
+def test_what_may_not_be_left_out_is_refused(tmp_path):
+    write_dicom(IMAGE, tmp_path / "turned")
+    write_dicom(IMAGE, tmp_path / "turned", [5], first=201, tags={"0020|0037": "1\\0\\0\\0\\0\\-1"})
+    write_dicom(IMAGE, tmp_path / "two", first=1)
+    write_dicom(IMAGE, tmp_path / "two", [7], first=301)
+    write_dicom(IMAGE, tmp_path / "phases", tags={"0020|0012": "1"})
+    write_dicom(IMAGE, tmp_path / "phases", first=101, tags={"0020|0012": "2"})
+    write_dicom(IMAGE, tmp_path / "size")
+    write_dicom(IMAGE[:8, :8, :], tmp_path / "size", [3])
+    for name, match in (
+        ("turned", "0206.dcm is oriented otherwise"),
+        ("two", "0008.dcm and 0308.dcm .* same position"),
+        ("phases", "several phases .* acquisition"),
+        ("size", "0004.dcm is of another size, 8 x 8 and not 14 x 12"),
+    ):
+        with pytest.raises(NephiError, match=match):
+            read(tmp_path / name)
+
+
+def test_of_several_series_the_largest_or_the_one_named_is_read(tmp_path):
+    small, large = "1.2.3.4.1", "1.2.3.4.2"
+    other = textured(seed=1)
+    write_dicom(other, tmp_path, range(8), uid=small)
+    write_dicom(IMAGE, tmp_path, uid=large, first=101)
+    back, notices = read(tmp_path)
+    assert same(back) and len(notices) == 1 and large in notices[0]
+    back, notices = read(tmp_path, (small,))
+    assert same(back, other[:, :, :8]) and not notices
+    with pytest.raises(NephiError, match="none of the series given"):
+        read(tmp_path, ("1.2",))
+
+
+def test_a_larger_series_with_a_gap_is_not_passed_over_for_a_few_slices(tmp_path):
+    write_dicom(IMAGE, tmp_path, [0, 1, 2, 4, 5, 6, 7, 8, 9], uid="1.2.3.4.1")
+    write_dicom(IMAGE, tmp_path, range(3), uid="1.2.3.4.2", first=101)
+    with pytest.raises(NephiError, match="1 slices are missing"):
+        read(tmp_path)
+
+
+def test_padding_is_not_measured(tmp_path):
+    array = sitk.GetArrayFromImage(IMAGE)
+    array[:, :3] = -2000
+    image = sitk.GetImageFromArray(array)
+    image.CopyInformation(IMAGE)
+    write_dicom(image, tmp_path, tags={"0028|0120": "-2000"})
+    back = sitk.GetArrayFromImage(read(tmp_path)[0])
+    assert (back[:, :3] == array[:, 3:].min()).all() and np.array_equal(back[:, 3:], array[:, 3:])
+
+
+def test_slices_with_scales_of_their_own(tmp_path):
+    """As PET has them: the first slice's whole numbers may not decide for the others."""
+    image = sitk.Cast(IMAGE, sitk.sitkInt16)
+    slopes = np.where(np.arange(10) == 0, 1.0, 0.25)
+    write_dicom(image, tmp_path)
+    for slope, path in zip(slopes, sorted(tmp_path.iterdir()), strict=True):
+        tag = b"\x28\x00\x53\x10"  # RescaleSlope, 2 bytes there
+        data, new = path.read_bytes(), f"{slope:g}".encode()
+        new += b" " * (len(new) % 2)
+        at = data.index(tag)
+        path.write_bytes(data[:at] + tag + len(new).to_bytes(4, "little") + new + data[at + 10 :])
+    back = sitk.GetArrayFromImage(read(tmp_path)[0])
+    expected = sitk.GetArrayFromImage(image) * slopes[:, None, None]
+    np.testing.assert_allclose(back, expected)
+
+
+def test_notices_are_pythons_warnings(tmp_path):
+    write_dicom(IMAGE, tmp_path)
+    (tmp_path / "copy.dcm").write_bytes((tmp_path / "0003.dcm").read_bytes())
+    with pytest.warns(UserWarning, match="copy of another"):
+        read_image(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (tmp_path / "copy.dcm").unlink()
+        read_image(tmp_path)

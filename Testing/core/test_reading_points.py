@@ -1,0 +1,202 @@
+"""Points and transforms come from people's files: read rightly, or refused with the reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from geometry import rotation
+from nephi.errors import NephiError, collected_notices
+from nephi.files import apart
+from nephi.files.landmarks import read_landmarks
+from nephi.files.transform import displacement_transform, read_transform, through
+from nephi.images.align import read_affine
+from nephi.measure.evaluate import evaluate
+from nephi.space.grid import Grid
+
+POINTS = np.array([[10.5, -20.25, 30.125], [11.5, -21.25, 31.125], [-12.5, 22.25, -32.125]])
+GRID = Grid((20, 22, 24), (4.0, 4.0, 4.0), (-40.0, -44.0, -48.0), tuple(np.eye(3).ravel()))
+
+
+def rows(separator: str, comma: bool) -> str:
+    lines = [separator.join(map(str, row)) for row in POINTS.tolist()]
+    return "\n".join(line.replace(".", ",") if comma else line for line in lines) + "\n"
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("comma", [False, True])
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+def test_tables_as_spreadsheets_write_them(separator, comma, head, encoding, tmp_path):
+    text = (separator.join("xyz") + "\n") * head + rows(separator, comma)
+    (tmp_path / "a.csv").write_text(text, encoding=encoding)
+    np.testing.assert_array_equal(read_landmarks(tmp_path / "a.csv"), POINTS)
+
+
+def test_decimal_commas_between_commas_are_refused(tmp_path):
+    head = "# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n# columns = id,x,y,z,label\n"
+    files = {
+        "head.csv": "x,y,z\n" + rows(",", True),
+        "bare.csv": rows(",", True),
+        "a.fcsv": head + "".join(f"{i},{row},F-{i}\n" for i, row in enumerate(rows(",", True).splitlines())),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(NephiError, match="6 columns|8 columns"):
+            read_landmarks(tmp_path / name)
+
+
+def test_latin_1_labels(tmp_path):
+    (tmp_path / "a.csv").write_bytes("label,x,y,z\nLäsion,1,2,3\n".encode("latin-1"))
+    np.testing.assert_array_equal(read_landmarks(tmp_path / "a.csv"), [[1, 2, 3]])
+
+
+def test_coordinates_out_of_this_world(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y,z\n1,2,3\n1e200,0,0\n")
+    with pytest.raises(NephiError, match="Landmark 2 .* too far away"):
+        read_landmarks(tmp_path / "a.csv")
+
+
+def test_points_outside_their_image_are_told(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y,z\n" + rows(",", False))
+    with collected_notices() as notices:
+        read_landmarks(tmp_path / "a.csv", GRID)
+    assert not notices
+    beside = Grid(GRID.size, GRID.spacing_mm, (-60.0, -20.0, -48.0), GRID.direction)
+    points = np.array([[15.0, 60.0, 0.0], [10.0, 50.0, 3.0]])
+    (tmp_path / "ras.csv").write_text("x,y,z\n" + "\n".join(",".join(map(str, p)) for p in (points * [-1, -1, 1])))
+    with collected_notices() as notices:
+        read_landmarks(tmp_path / "ras.csv", beside)
+    assert len(notices) == 1 and "2 of 2 landmarks" in notices[0] and "RAS" in notices[0]
+
+
+def test_a_registration_that_makes_landmarks_worse_is_told():
+    fixed = GRID.image(np.random.default_rng(0).normal(size=GRID.shape).astype(np.float32))
+    shift = sitk.TranslationTransform(3, (5.0, 0.0, 0.0))
+    good = evaluate(shift, fixed, landmarks=(POINTS, POINTS + [5, 0, 0]))
+    wrong = evaluate(shift, fixed, landmarks=(POINTS, POINTS - [5, 0, 0]))
+    assert good.warnings == [] and "farther apart after" in wrong.warnings[0]
+
+
+# ---- transforms ------------------------------------------------------------------------------------------
+
+
+def transforms() -> dict[str, sitk.Transform]:
+    affine = sitk.AffineTransform(3)
+    affine.SetMatrix(rotation(3, 20.0).ravel())
+    affine.SetTranslation((1.5, -2.25, 3.125))
+    euler = sitk.Euler3DTransform((1.0, 2.0, 3.0), 0.1, 0.2, 0.3, (4.0, 5.0, 6.0))
+    spline = sitk.BSplineTransformInitializer(GRID.image(np.zeros(GRID.shape, np.float32)), [3, 3, 3])
+    spline.SetParameters(np.random.default_rng(0).normal(size=len(spline.GetParameters())))
+    versor = sitk.VersorRigid3DTransform((0, 0, 1), 0.3, (1.0, 2.0, 3.0))
+    both = sitk.CompositeTransform([sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), affine])
+    return {"affine": affine, "euler": euler, "spline": spline, "versor": versor, "both": both}
+
+
+@pytest.mark.parametrize("suffix", [".tfm", ".txt", ".h5"])
+@pytest.mark.parametrize("name", transforms())
+def test_transform_files_are_read_whole_or_not_at_all(name, suffix, tmp_path):
+    expected, path = transforms()[name], tmp_path / f"a{suffix}"
+    sitk.WriteTransform(expected, str(path))
+    np.testing.assert_allclose(through(read_transform(path, 3), POINTS), through(expected, POINTS), atol=1e-9)
+    data = path.read_bytes()
+    parts = (0.7,) if suffix == ".h5" else np.linspace(0.02, 0.999, 25)
+    for part in parts:
+        path.write_bytes(data[: int(part * len(data))])
+        with pytest.raises(NephiError):
+            read_transform(path, 3)
+
+
+def test_a_cut_matlab_file(tmp_path):
+    path = tmp_path / "a.mat"
+    sitk.WriteTransform(transforms()["affine"], str(path))
+    data = path.read_bytes()
+    assert read_affine(str(path), 3).matrix.shape == (3, 3)
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        with pytest.raises(NephiError):
+            read_affine(str(path), 3)
+
+
+BOMB = "99999 99999 99999 0 0 0 1 1 1 1 0 0 0 1 0 0 0 1"
+HEAD = "#Insight Transform File V1.0\n#Transform 0\nTransform: "
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("AffineTransform_double_3_3\nParameters: 1 0 0 0 1 0 0 0 1 0 0\nFixedParameters: 0 0 0\n", "12 parameters"),
+        ("AffineTransform_double_3_3\nParameters: 1 0 0 0 1 0 0 0 1 0 0 0\nFixedParameters: 0 0 0", "no end"),
+        ("AffineTransform_double_3_3\nParameters: 1 0 0 0 1 0 0 0 1 0 0 0\n", "missing"),
+        ("AffineTransform_double_3_3\nParameters: 1 0 0 0 1 0 0 0 1 0 0 nan\nFixedParameters: 0 0 0\n", "NaN"),
+        ("AffineTransform_double_3_3\nParameters: 1 0 0 0 1 0 0 0 1 0 0 x\nFixedParameters: 0 0 0\n", "numbers"),
+        (f"BSplineTransform_double_3_3\nParameters: 0\nFixedParameters: {BOMB}\n", "do not fill"),
+        ("CompositeTransform_double_3_3\n", "no parts"),
+        ("x" * 5000 + "\n", "no transform"),
+    ],
+)
+def test_damaged_transform_texts(text, match, tmp_path):
+    (tmp_path / "a.tfm").write_text(HEAD + text)
+    with pytest.raises(NephiError, match=match):
+        read_transform(tmp_path / "a.tfm", 3)
+
+
+def test_a_reader_that_crashes_is_an_error(tmp_path, monkeypatch):
+    """ITK itself crashes on this MetaImage file; the name keeps it from the check of the header."""
+    text = b"ObjectType = Image\nNDims = -1\nDimSize = 2 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    path = tmp_path / "a.mha"
+    path.write_bytes(text + bytes(8))
+    with pytest.raises(NephiError, match="damaged"):
+        apart.read_image_apart(path, "image")
+    monkeypatch.setattr(apart, "_BASE_S", 0.01)
+    with pytest.raises(NephiError, match="too long"):
+        apart.read_image_apart(path, "image")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".h5"])
+def test_displacements_are_told_from_places(suffix, tmp_path):
+    rng = np.random.default_rng(0)
+    places = GRID.slab_lps_mm(0, GRID.shape[0]).reshape(*GRID.shape, 3)
+    moves = {
+        "small": rng.normal(size=places.shape),
+        "large": rng.normal(size=places.shape) + [100.0, -50.0, 20.0],
+        "shrunk": -0.4 * places,
+    }
+    for name, values in moves.items():
+        path = tmp_path / f"{name}{suffix}"
+        for stored, good in ((values, True), (values + places, False)):
+            if suffix == ".h5":
+                sitk.WriteTransform(displacement_transform(stored, GRID), str(path))
+            else:
+                sitk.WriteImage(GRID.image(stored, vector=True), str(path))
+            if good:
+                found = through(read_transform(path, 3), POINTS)
+                expected = through(displacement_transform(values, GRID), POINTS)
+                np.testing.assert_allclose(found, expected, atol=1e-4)
+            elif name != "shrunk":
+                with pytest.raises(NephiError, match="absolute deformation"):
+                    read_transform(path, 3)
+
+
+def test_displacements_that_nifti_marks_as_such(tmp_path):
+    """Intent 1006: in RAS, as ITK reads them."""
+    field = GRID.image(np.random.default_rng(0).normal(size=(*GRID.shape, 3)).astype(np.float32), vector=True)
+    sitk.WriteImage(field, str(tmp_path / "a.nii"))
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    for intent in (1006, 1007):
+        data[68:70] = intent.to_bytes(2, "little")
+        (tmp_path / "a.nii").write_bytes(data)
+        expected = sitk.DisplacementFieldTransform(sitk.ReadImage(str(tmp_path / "a.nii"), sitk.sitkVectorFloat64))
+        np.testing.assert_allclose(through(read_transform(tmp_path / "a.nii", 3), POINTS), through(expected, POINTS))
+
+
+def test_a_displacement_that_is_not_finite_or_cut(tmp_path):
+    values = np.zeros((*GRID.shape, 3), np.float32)
+    sitk.WriteImage(GRID.image(values, vector=True), str(tmp_path / "cut.nii.gz"))
+    data = (tmp_path / "cut.nii.gz").read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(data[: len(data) // 2])
+    values[3, 4, 5, 1] = np.nan
+    sitk.WriteImage(GRID.image(values, vector=True), str(tmp_path / "nan.nrrd"))
+    for name, match in (("cut.nii.gz", "cut off"), ("nan.nrrd", "NaN")):
+        with pytest.raises(NephiError, match=match):
+            read_transform(tmp_path / name, 3)
