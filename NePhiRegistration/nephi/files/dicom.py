@@ -182,9 +182,9 @@ def _stack(files: list[_File], where: str, quiet: bool = False) -> list[_File]:
     seen: set[tuple[str, tuple]] = set()
     copies = []
     for file in files:
-        key = (file.uid, () if file.position_lps_mm is None else tuple(file.position_lps_mm))
-        copies += [file] if file.uid and key in seen else []
-        seen.add(key)
+        slice_ = (file.uid, () if file.position_lps_mm is None else tuple(file.position_lps_mm))
+        copies += [file] if file.uid and slice_ in seen else []
+        seen.add(slice_)
     files = leave(copies, "copy of another")
     if any(file.size[2] > 1 for file in files):
         if len(files) > 1:
@@ -218,7 +218,7 @@ def _in_order(files: list[_File], where: str) -> list[_File]:
     if len(files) == 1:
         return files
     normal = files[0].normal
-    files = sorted(files, key=lambda file: float(file.position_lps_mm @ normal))  # type: ignore[operator]
+    files = sorted(files, key=lambda file: float(file.position_lps_mm @ normal))
     places = np.array([file.position_lps_mm for file in files])
     along = places @ normal
     steps = np.diff(along)

@@ -102,14 +102,14 @@ def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     size = width * math.prod(sizes)
     if "byteskip" in fields or "lineskip" in fields:
         encoding = "skipped"
-    name = fields.get("datafile")
-    if name is None:
+    elsewhere = fields.get("datafile")
+    if elsewhere is None:
         if end is None:
             raise refuse("the header has no end; the file is cut off or damaged")
         return size, path, end.end(), encoding
-    if "%" in name or name.upper().startswith("LIST"):
+    if "%" in elsewhere or elsewhere.upper().startswith("LIST"):
         return size, None, 0, encoding
-    return size, path.parent / name, 0, encoding
+    return size, path.parent / elsewhere, 0, encoding
 
 
 def _meta(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
