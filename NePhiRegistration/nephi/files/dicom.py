@@ -89,8 +89,9 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
     counts = {uid: sum(f.size[2] for f in stack) for uid, stack in stacks.items()}
     largest = max(flaws, key=lambda uid: len(found[uid]), default=None)
     best = max(counts, key=counts.__getitem__, default=None)
-    if best is None or (largest is not None and counts[best] < _LEAST * len(found[largest])):
+    if largest is not None and (best is None or counts[best] < _LEAST * len(found[largest])):
         raise NephiError(f"{flaws[largest]} (of {len(found)} DICOM series there the largest)")
+    assert best is not None  # a series is in order, or has a flaw
     if sum(count == counts[best] for count in counts.values()) > 1:
         raise NephiError(
             f"{role}: {len(found)} DICOM series in {folder}, equally large: {_listed(found)}; "

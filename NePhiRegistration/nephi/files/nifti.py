@@ -252,7 +252,8 @@ def _voxels(header: Header, path: Path, role: str) -> np.ndarray:
         array = np.ascontiguousarray(np.moveaxis(array.reshape(header.components, *header.size[::-1]), 0, -1))
     if header.slope != 1 or header.intercept != 0:
         single = array.dtype.itemsize <= 2 or array.dtype == np.float32
-        array = array.astype(np.float32 if single else np.float64) * header.slope
+        array = array.astype(np.float32 if single else np.float64)
+        array *= header.slope
         array += header.intercept
     if header.displacements:
         array = array * np.where(np.arange(header.components) < 2, -1, 1).astype(array.dtype)
