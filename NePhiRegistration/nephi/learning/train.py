@@ -59,6 +59,7 @@ def train(
     model = _new_model(settings, coarse, device)
     pairs = _open(settings, folder / "cache", data, validation, rank, world, tell)
     first = rank == 0
+    folder.mkdir(parents=True, exist_ok=True)
     run = _Run(settings, folder, model, *pairs, device, rank, world, (progress if first else None) or _silent)
     if resume:
         run.resume()
