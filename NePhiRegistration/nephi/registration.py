@@ -25,6 +25,10 @@ from .result import Registration
 from .settings import PRESETS, Settings, check
 from .space.grid import Grid
 
+# the part of a run at which each of its phases begins; the optimisation has begin and end
+PHASES = {"reading": 0.0, "masks": 0.02, "alignment": 0.04, "prediction": 0.05, "features": 0.06}
+OPTIMISING = 0.08, 0.8
+
 
 def register(
     fixed: sitk.Image,
@@ -90,19 +94,16 @@ def register(
 class _Progress:
     """Tells of the phases of a run and shows its unfinished result."""
 
-    _BEGINS = {"reading": 0.0, "masks": 0.02, "alignment": 0.04, "prediction": 0.05, "features": 0.06}
-    _OPTIMISING = 0.08, 0.8
-
     def __init__(self, iterations: int, progress: Callable | None, preview: Callable | None):
         self.iterations, self.progress, self.preview = max(1, iterations), progress, preview
         self.result: Registration | None = None
 
     def __call__(self, phase: str) -> None:
-        self._tell(phase, self._BEGINS[phase], {})
+        self._tell(phase, PHASES[phase], {})
 
     def optimising(self, entry: dict) -> None:
         """An entry of the optimisation's history."""
-        begin, end = self._OPTIMISING
+        begin, end = OPTIMISING
         self._tell("optimising", begin + (end - begin) * entry["step"] / self.iterations, entry)
 
     def _tell(self, phase: str, fraction: float, terms: dict) -> None:

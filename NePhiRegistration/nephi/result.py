@@ -156,9 +156,9 @@ class Registration:
         near = nodes.image(nodes_around(self.fixed_grid, nodes, inside).astype(np.uint8))
         between = self.fixed_grid.resample(nodes.image(self.dense_jacobian(nodes, near)), outside=1.0)
         out[inside] = sitk.GetArrayViewFromImage(between)[inside]
-        voxels = np.argwhere(inside)
-        chosen = voxels[np.random.default_rng(0).choice(len(voxels), min(len(voxels), 2000), replace=False)]
-        error = out[tuple(chosen.T)] - self.jacobian_determinant(self.fixed_grid.to_lps_mm(chosen[:, ::-1]))
+        points = random_points(self.fixed_grid, mask, 2000)  # voxel centres
+        chosen = np.rint(self.fixed_grid.to_index(points)).astype(int)[:, ::-1]
+        error = out[tuple(chosen.T)] - self.jacobian_determinant(points)
         exact_below = _FOLD_MARGIN * float(np.abs(error).max()) + _LEAST_FOLD_MARGIN
         doubtful = np.argwhere(inside & (out < exact_below))
         for start in range(0, len(doubtful), _CHUNK):

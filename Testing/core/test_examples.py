@@ -37,7 +37,7 @@ def test_every_example_is_short_and_run_here():
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     assert names == {"own_similarity", "own_regulariser", "own_field", "own_encoder", "own_data"}
     for path in EXAMPLES.glob("*.py"):
-        assert len([line for line in path.read_text().splitlines() if line.strip()]) <= 25, path.name
+        assert len([line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]) <= 25, path.name
 
 
 @pytest.mark.parametrize("name, most_mm", [("own_similarity", 0.4), ("own_regulariser", 0.6), ("own_field", 1.3)])

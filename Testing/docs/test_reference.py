@@ -87,7 +87,9 @@ def test_every_command_has_its_help():
 def test_every_module_is_on_a_page():
     identifiers = {}
     for page in REFERENCE.glob("*.md"):
-        identifiers |= dict.fromkeys(re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE), page)
+        identifiers |= dict.fromkeys(
+            re.findall(r"^::: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE), page
+        )
     for path in CORE.rglob("*.py"):
         parts = path.relative_to(CORE).with_suffix("").parts
         if parts[-1] in ("__init__", "__main__", "version"):
@@ -95,11 +97,11 @@ def test_every_module_is_on_a_page():
         name = f"nephi.{parts[0]}"
         assert name in identifiers, f"docs/reference has no page of {name}"
         if len(parts) > 1:
-            assert "show_submodules: true" in identifiers[name].read_text(), name
+            assert "show_submodules: true" in identifiers[name].read_text(encoding="utf-8"), name
 
 
 def test_the_public_face_is_complete():
-    listed = re.findall(r"^::: nephi\.(\w+)$", (REFERENCE / "nephi.md").read_text(), re.MULTILINE)
+    listed = re.findall(r"^::: nephi\.(\w+)$", (REFERENCE / "nephi.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(set(nephi.__all__) - {"__version__"})
 
 

@@ -237,7 +237,7 @@ def test_no_message_of_a_registration_speaks_of_command_line_options():
     """Whatever the core says while it registers; its command line's own complaints never reach the panel."""
     spoken = set()
     core = Path(nephi.__file__).parent
-    for name in ("images/align", "images/image_pair", "registration", "report/write"):
+    for name in ("images/align", "images/image_pair", "fitting/optimise", "registration", "report/write"):
         code = (core / f"{name}.py").read_text(encoding="utf-8")
         spoken.update(re.findall(r"(?:with )?--[a-z{}-]+(?: [a-z]+)?", code))
     assert len(spoken) >= 4
