@@ -1,4 +1,4 @@
-"""Every call that the module, and the README's examples, make into Slicer's Python fits the signature that Slicer has.
+"""Every call that the module, and its page's examples, make into Slicer's Python fits the signature that Slicer has.
 
 The calls are read from the code. Without a Slicer checkout they are bound to slicer-core's functions and to the
 stand-ins; with one (SLICER_SOURCE_DIR), the signatures of both are compared with Slicer's source.
@@ -41,9 +41,9 @@ _MIXIN = ("slicer.util", "VTKObservationMixin")
 def _codes() -> dict[str, ast.Module]:
     files = [MODULE_FOLDER / "NePhiRegistration.py", *sorted((MODULE_FOLDER / "NePhiRegistrationLib").glob("*.py"))]
     codes = {file.name: ast.parse(file.read_text(encoding="utf-8")) for file in files}
-    readme = (MODULE_FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
-    return codes | {f"README {i}": ast.parse(block) for i, block in enumerate(blocks) if "slicer" in block}
+    page = (MODULE_FOLDER.parent / "docs" / "slicer.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    return codes | {f"docs/slicer.md {i}": ast.parse(block) for i, block in enumerate(blocks) if "slicer" in block}
 
 
 def _dotted(node) -> str:
