@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -13,6 +11,7 @@ from torch.nn import functional as F
 from ..space.affine import Affine
 from ..space.grid import Grid
 from ..space.interpolate import interpolate
+from .slices import GridSlices, averaging
 
 _POINTS = 2**18  # interpolated at a time
 _KEPT = (torch.uint8, torch.int16, torch.float32)  # sent to the device as they are
@@ -40,7 +39,7 @@ class DeviceImage:
         return self._averaged[factor]
 
 
-class DeviceSlices:
+class DeviceSlices(GridSlices[Tensor]):
     """An image on a working grid, resampled a few slices at a time: ``slices[start:stop]`` is float32 (z, y, x).
 
     The image is averaged first where the grid is coarser. ``affine`` takes points of the grid to points of the image;
@@ -48,10 +47,9 @@ class DeviceSlices:
     """
 
     def __init__(self, image: DeviceImage, grid: Grid, affine: Affine | None = None, outside: float = 0.0):
-        factor = tuple(max(1, int(min(grid.spacing_mm) / s + 0.1)) for s in image.grid.spacing_mm)
+        super().__init__(grid)
+        factor = averaging(grid, image.grid.spacing_mm)
         self._values, self._outside = image.averaged(factor), outside
-        self._steps: list[Callable] = []
-        self.shape = grid.shape
 
         def index(index_xyz: np.ndarray) -> np.ndarray:
             """Continuous index in the averaged image of one in the grid."""
@@ -61,18 +59,6 @@ class DeviceSlices:
 
         self._first = index(np.zeros(grid.dimension))
         self._step = index(np.eye(grid.dimension)) - self._first  # row: along one axis of the grid
-
-    def then(self, step: Callable) -> DeviceSlices:
-        """Adds ``step(values, rows) -> values`` to what is done with slices as they are read."""
-        self._steps.append(step)
-        return self
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        start, stop, _ = rows.indices(self.shape[0])
-        values = self._resampled(start, stop)
-        for step in self._steps:
-            values = step(values, rows)
-        return values
 
     def _resampled(self, start: int, stop: int) -> Tensor:
         device, double = self._values.device, torch.double  # single precision is too coarse for positions

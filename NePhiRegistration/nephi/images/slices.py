@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..space.grid import Grid
 
+Values = TypeVar("Values")
 
-class Slices:
+
+def averaging(grid: Grid, spacing_mm: Sequence[float]) -> tuple[int, ...]:
+    """Voxels along x, y (, z) of an image of this spacing to average before it is resampled on a coarser grid."""
+    return tuple(max(1, int(min(grid.spacing_mm) / s + 0.1)) for s in spacing_mm)
+
+
+class GridSlices(ABC, Generic[Values]):
+    """Read by slices of the first axis, ``slices[start:stop]``, with steps that are applied as they are read."""
+
+    def __init__(self, grid: Grid):
+        self.shape = grid.shape
+        self._steps: list[Callable[[Values, slice], Values]] = []
+
+    def then(self, step: Callable):
+        """Adds ``step(values, rows) -> values``, applied to slices as they are read; returns itself."""
+        self._steps.append(step)
+        return self
+
+    def __getitem__(self, rows: slice) -> Values:
+        start, stop, _ = rows.indices(self.shape[0])
+        values = self._resampled(start, stop)
+        for step in self._steps:
+            values = step(values, rows)
+        return values
+
+    @abstractmethod
+    def _resampled(self, start: int, stop: int) -> Values:
+        """The slices start..stop, before any step."""
+
+
+class Slices(GridSlices[np.ndarray]):
     """An image on a working grid, resampled a few slices at a time: ``slices[start:stop]`` is float32 (z, y, x).
 
     The image is averaged first where the grid is coarser. ``transform`` takes points of the grid to points of the
@@ -18,23 +51,13 @@ class Slices:
     """
 
     def __init__(self, image: sitk.Image, grid: Grid, transform: sitk.Transform | None = None, outside: float = 0.0):
-        factor = [max(1, int(min(grid.spacing_mm) / s + 0.1)) for s in image.GetSpacing()]
+        super().__init__(grid)
+        factor = averaging(grid, image.GetSpacing())
         self._image = sitk.BinShrink(image, factor) if max(factor) > 1 else image
         self._grid, self._transform, self._outside = grid, transform, outside
-        self._steps: list[Callable[[np.ndarray, slice], np.ndarray]] = []
-        self.shape = grid.shape
 
-    def then(self, step) -> Slices:
-        """Adds ``step(values, rows) -> values``, applied to slices as they are read."""
-        self._steps.append(step)
-        return self
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        start, stop, _ = rows.indices(self.shape[0])
+    def _resampled(self, start: int, stop: int) -> np.ndarray:
         part = self._grid.slices(start, stop)
-        values = sitk.GetArrayFromImage(
+        return sitk.GetArrayFromImage(
             part.resample(self._image, self._transform, sitk.sitkLinear, self._outside, sitk.sitkFloat32)
         )
-        for step in self._steps:
-            values = step(values, rows)
-        return values

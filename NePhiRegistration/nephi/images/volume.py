@@ -49,12 +49,6 @@ def _mind_slab(x: Tensor, dilation: int, pad: int, noise: float) -> Tensor:
     d = x.ndim
     inner = [n - 2 * pad for n in x.shape]
 
-    def crop(t: Tensor, margin: int, offset) -> Tensor:
-        """The part of t (which starts at -margin) that starts at offset and has the inner shape."""
-        for axis in range(d):
-            t = t.narrow(axis, margin + offset[axis], inner[axis])
-        return t
-
     distances = []
     for i, j in combinations(range(d), 2):
         for sign in (-1, 1):
@@ -135,7 +129,7 @@ class Volume:
     before, where the image was seen through one. ``distance``: another volume, of the mask's distance map.
     """
 
-    _MOST = 1_000_000  # voxels kept to draw from: a random part of a larger mask is as good
+    _MOST = 1_000_000  # voxels kept to draw from: of a larger mask every n-th is as good
 
     def __init__(
         self, volume: Tensor, lower_cube: Tensor, spacing_cube: float, mask, view=None, distance=None, seen_through=None
