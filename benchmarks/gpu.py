@@ -24,7 +24,7 @@ import nephi
 import numpy as np
 import SimpleITK as sitk
 import torch
-from nephi.files.image import read_mask
+from nephi.files.masks import read_mask
 from torch.profiler import ProfilerActivity, profile
 
 MODELS = ("lung", "lung-m")
