@@ -17,6 +17,7 @@ from .pair_tensors import Sample
 from .validate import folds_percent
 
 _POINTS = 20_000  # at which the prediction is compared with the alignment alone
+_FOLD_VOXELS = 200_000  # of the mask, at most, that are looked at for folds; those of a result are counted exactly
 
 
 @dataclass
@@ -32,7 +33,7 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
     """One pass of the model over an aligned pair.
 
     The flaw is found on the pair itself: the images fit worse through the prediction than through the alignment
-    alone (by the model's own features), or it folds somewhere in the mask. Raises NephiError as ``Pair``, and for
+    alone (by the model's own features), or it folds in the mask. Raises NephiError as ``Pair``, and for
     images of another dimension than the model's.
     """
     s = model.settings
@@ -46,7 +47,7 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
     flaw = ""
     if not after < before:
         flaw = f"it fits no better than the alignment alone ({after:.4f} against {before:.4f})"
-    elif folds_percent(maps, sample, sample.voxel_centres(), most=None) > 0:
+    elif folds_percent(maps, sample, sample.voxel_centres(), most=_FOLD_VOXELS) > 0:
         flaw = "it folds"
     return Prediction(maps, own.cube, flaw)
 
