@@ -55,10 +55,11 @@ def run(method: str, size: int, iterations: int) -> dict:
     from dataclasses import replace
 
     import torch
+    from nephi.both import Both
     from nephi.fitting.fit import Adam, fit
     from nephi.fitting.objective import Objective
     from nephi.fitting.similarity import make_similarity
-    from nephi.images.image_pair import Pair
+    from nephi.images.image_pair import ImagePair
     from nephi.registration import register
     from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
     from nephi.space.affine import Affine
@@ -74,7 +75,7 @@ def run(method: str, size: int, iterations: int) -> dict:
     if method == "nephi":
         register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
     else:
-        pair = Pair(fixed, moving, None, None, Affine.identity(3), settings)
+        pair = ImagePair.of(Both(fixed, moving), Both(None, None), Affine.identity(3), settings)
         volumes = pair.volumes(similarity.stages[0], make_similarity(similarity).prepare, "cpu")
         if method == "voxel":
             upper = torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32)

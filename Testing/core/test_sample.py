@@ -9,8 +9,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 from geometry import rotation
+from nephi.both import Both
 from nephi.fitting.similarity import make_similarity
-from nephi.images.image_pair import Pair
+from nephi.images.image_pair import ImagePair
 from nephi.learning.augment import Augmentation
 from nephi.learning.pair_tensors import Sample
 from nephi.maps.code import LINEAR_CUBE, Code
@@ -25,7 +26,7 @@ NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart
 # ---- from a pair ---------------------------------------------------------------------------------------
 
 
-def features(pair: Pair, stage: Stage):
+def features(pair: ImagePair, stage: Stage):
     """What is compared at a stage, by the similarity of the pair's settings."""
     return pair.volumes(stage, make_similarity(pair.settings.similarity).prepare, "cpu")
 
@@ -40,12 +41,12 @@ def seen(request, phantom_2d, phantom_3d):
     affine = Affine(matrix, phantom.moving_landmarks_lps_mm.mean(0) - matrix @ centre)
     similarity = SimilaritySettings(stages=(Stage(0.0, 5.0, 1, 0.5),))
     settings = replace(PRESETS["balanced"], similarity=similarity)
-    images = phantom.fixed, phantom.moving, phantom.fixed_mask, phantom.moving_mask
-    pair = Pair(*images, affine, settings, cube_margin_mm=10.0)
+    images, masks = Both(phantom.fixed, phantom.moving), Both(phantom.fixed_mask, phantom.moving_mask)
+    pair = ImagePair.of(images, masks, affine, settings, cube_margin_mm=10.0)
     return phantom, pair, Sample.of(pair, "phantom")
 
 
-def cube_points(pair: Pair, n: int = 300) -> np.ndarray:
+def cube_points(pair: ImagePair, n: int = 300) -> np.ndarray:
     return np.random.default_rng(0).uniform(-0.9, 0.9, (n, pair.cube.dimension)) * pair.cube.half_extents_cube
 
 
@@ -58,7 +59,7 @@ def test_its_voxels_are_the_images_in_their_window(seen):
     phantom, pair, _ = seen
     stages = (Stage(0.0, 5.0, 1, outside=0.0),)  # nothing is replaced outside the masks
     plain = replace(pair.settings, similarity=SimilaritySettings(stages=stages))
-    sample = Sample.of(Pair(*pair.images, *pair.masks, pair.affine, plain, cube_margin_mm=10.0))
+    sample = Sample.of(ImagePair.of(pair.images, pair.masks, pair.affine, plain, cube_margin_mm=10.0))
     points = cube_points(pair, 600)
     places = pair.cube.to_lps_mm(points), pair.affine(pair.cube.to_lps_mm(points))
     for way, image in enumerate((phantom.fixed, phantom.moving)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NephiError
-from ..images.image_pair import Pair
+from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
@@ -42,7 +42,7 @@ class Optimisation:
 
     def __init__(
         self,
-        pair: Pair,
+        pair: ImagePair,
         prediction: Start | None,
         similarity: Similarity,
         regulariser: Regulariser,

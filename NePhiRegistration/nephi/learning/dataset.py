@@ -16,6 +16,7 @@ import safetensors.torch
 import SimpleITK as sitk
 import torch
 
+from ..both import ROLES, Both
 from ..errors import NephiError
 from ..files.cases import Case, fingerprints, read_pairs
 from ..files.image import read_image
@@ -23,7 +24,7 @@ from ..files.landmarks import read_landmarks
 from ..files.masks import read_mask, read_regions
 from ..files.tensors import read_tensors
 from ..images.align import align
-from ..images.image_pair import Pair
+from ..images.image_pair import ImagePair
 from ..settings import PRESETS
 from ..synthetic.shapes import TRAINING, VALIDATION, shape_pairs
 from .pair_tensors import Sample
@@ -116,20 +117,14 @@ def sample_of(
 
     Raises NephiError for images that cannot be aligned or do not overlap.
     """
-    return Sample.of(aligned_pair(fixed, moving, fixed_mask, moving_mask, settings), name)
+    return Sample.of(aligned_pair(Both(fixed, moving), Both(fixed_mask, moving_mask), settings), name)
 
 
-def aligned_pair(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
-    settings: ModelSettings,
-) -> Pair:
+def aligned_pair(images: Both[sitk.Image], masks: Both[sitk.Image | None], settings: ModelSettings) -> ImagePair:
     """Two images in the cube that a model works in; raises NephiError as ``sample_of``."""
     made = replace(PRESETS["balanced"], similarity=settings.similarity, align=settings.align)
-    affine, _ = align(fixed, moving, fixed_mask, moving_mask, settings.align)
-    return Pair(fixed, moving, fixed_mask, moving_mask, affine, made, cube_margin_mm=settings.cube_margin_mm)
+    affine, _ = align(images, masks, settings.align)
+    return ImagePair.of(images, masks, affine, made, cube_margin_mm=settings.cube_margin_mm)
 
 
 # ---- preparing ------------------------------------------------------------------------------------------
@@ -138,41 +133,45 @@ def aligned_pair(
 def prepare(pair: Case, settings: ModelSettings) -> Sample:
     """Reads, aligns and resamples one pair of files; raises NephiError for unusable files."""
     files = pair.files
-    for role in ("fixed", "moving"):
+    for role in ROLES:
         if role not in files:
             raise NephiError(f"no {role} image is given")
-    images = [read_image(files[role], f"{role} image") for role in ("fixed", "moving")]
+    images = ROLES.map(lambda role: read_image(files[role], f"{role} image"))
     if any(image.GetDimension() != settings.dimension for image in images):
         kinds = " and ".join(f"{image.GetDimension()}D" for image in images)
         raise NephiError(f"the images are {kinds}, the model {settings.dimension}D")
-    masks = [
-        read_mask(files[f"{role}_mask"], image, f"{role} mask") if f"{role}_mask" in files else None
-        for role, image in zip(("fixed", "moving"), images, strict=True)
-    ]
-    seen = aligned_pair(images[0], images[1], masks[0], masks[1], settings)
+
+    def paths(kind: str) -> Both[Path | None]:
+        return ROLES.map(lambda role: files.get(f"{role}_{kind}"))
+
+    masks = paths("mask").map(
+        lambda path, image, role: None if path is None else read_mask(path, image, f"{role} mask"), images, ROLES
+    )
+    seen = aligned_pair(images, masks, settings)
     affine, sample = seen.affine, Sample.of(seen, pair.name)
 
-    def points(kind: str):
-        both = [read_landmarks(files[f"{role}_{kind}"], image)
-                for role, image in zip(("fixed", "moving"), images, strict=True)
-                if f"{role}_{kind}" in files]  # fmt: skip
-        if len(both) < 2:
+    def points(kind: str) -> Both[torch.Tensor] | None:
+        given = paths(kind).complete()
+        if given is None:
             return None
-        if both[0].shape != both[1].shape:
-            raise NephiError(f"{len(both[0])} fixed and {len(both[1])} moving {kind}: they must match row by row")
-        there = affine.inverse()(both[1])
-        return tuple(torch.tensor(seen.cube.to_cube(p), dtype=torch.float32) for p in (both[0], there))
+        both = given.map(read_landmarks, images)
+        if both.fixed.shape != both.moving.shape:
+            raise NephiError(
+                f"{len(both.fixed)} fixed and {len(both.moving)} moving {kind}: they must match row by row"
+            )
+        aligned = Both(both.fixed, affine.inverse()(both.moving))
+        return aligned.map(lambda p: torch.tensor(seen.cube.to_cube(p), dtype=torch.float32))
 
-    labels = None
-    if "fixed_labels" in files and "moving_labels" in files:
+    def labels() -> Both[torch.Tensor] | None:
+        given = paths("labels").complete()
+        if given is None:
+            return None
+        maps = given.map(lambda path, image, role: read_regions(path, image, f"{role} labels"), images, ROLES)
         grid = seen.working_grid(settings.similarity.stages[0].spacing_mm)
-        maps = [read_regions(files[f"{role}_labels"], image, f"{role} labels")
-                for role, image in zip(("fixed", "moving"), images, strict=True)]  # fmt: skip
-        through = (None, affine.transform())
-        on_grid = [grid.resample(m, t, sitk.sitkNearestNeighbor) for m, t in zip(maps, through, strict=True)]
-        fixed, moving = (torch.from_numpy(sitk.GetArrayFromImage(m).astype(np.int16)) for m in on_grid)
-        labels = (fixed, moving)
-    return replace(sample, known=points("points"), landmarks=points("landmarks"), labels=labels)
+        on_grid = maps.map(lambda m, t: grid.resample(m, t, sitk.sitkNearestNeighbor), Both(None, affine.transform()))
+        return on_grid.map(lambda m: torch.from_numpy(sitk.GetArrayFromImage(m).astype(np.int16)))
+
+    return replace(sample, known=points("points"), landmarks=points("landmarks"), labels=labels())
 
 
 _TWO = ("intensities", "masks", "distances", "known", "landmarks", "labels")  # of the fixed and the moving image

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..fitting.similarity import make_similarity
-from ..images.image_pair import Pair
+from ..images.image_pair import ImagePair
 from ..images.volume import Volume, VolumePair
 from ..maps.code import points_between
 from ..maps.maps import Map
@@ -49,7 +49,7 @@ class Sample:
     _volumes: VolumePair | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, pair: Pair, name: str = "", device="cpu") -> Sample:
+    def of(cls, pair: ImagePair, name: str = "", device="cpu") -> Sample:
         """From the two images in their cube."""
         stage = pair.settings.similarity.stages[0]
         grid = pair.working_grid(stage.spacing_mm)
@@ -73,7 +73,7 @@ class Sample:
             masks=masks,
             distances=distances,
             half_extents_cube=torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32, device=device),
-            lower_cube=torch.tensor(pair.lower, dtype=torch.float32, device=device),
+            lower_cube=torch.tensor(pair.lower_cube, dtype=torch.float32, device=device),
             spacing_cube=grid.spacing_mm[0] / pair.cube.unit_mm,
             similarity=pair.settings.similarity,
             views=tuple(tuple(part.to(device) for part in pair.view(way)) for way in (0, 1)),
@@ -257,8 +257,8 @@ class Sample:
         return F.grid_sample(values[None, None], unit, mode, "border", align_corners=True).reshape(-1)
 
 
-def _resampled(distance: Volume, grid, pair: Pair) -> Tensor:
+def _resampled(distance: Volume, grid, pair: ImagePair) -> Tensor:
     """A distance map on its own coarser grid -> on the working grid."""
     image = distance.volume[..., 0].numpy()
-    coarse = pair.cube.grid(distance.spacing * pair.cube.unit_mm, pair.lower, pair.upper).image(image)
+    coarse = pair.covering_grid(distance.spacing * pair.cube.unit_mm).image(image)
     return torch.from_numpy(sitk.GetArrayFromImage(grid.resample(coarse, outside=1.0)))
