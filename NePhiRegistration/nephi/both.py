@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
-A = TypeVar("A", covariant=True)
+A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 R = TypeVar("R")
@@ -34,10 +34,10 @@ class Both(NamedTuple, Generic[A]):
         """``f`` of the fixed value (and of the others' fixed values), then of the moving one."""
         return Both(*(f(*values) for values in zip(self, *others, strict=True)))
 
-    def complete(self: Both[B | None]) -> Both[B] | None:
-        """The same, if there is a value for both images; else None."""
-        fixed, moving = self
-        return None if fixed is None or moving is None else Both(fixed, moving)
+
+def complete(fixed: A | None, moving: A | None) -> Both[A] | None:
+    """Both values, if both are given; else None."""
+    return None if fixed is None or moving is None else Both(fixed, moving)
 
 
 ROLES = Both("fixed", "moving")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import SimpleITK as sitk
 import torch
 
-from .both import ROLES, Both
+from .both import ROLES, Both, complete
 from .device import choose_device
 from .errors import NephiError, collected_notices
 from .files.image import check_image
@@ -147,7 +147,7 @@ def _masks(
     if not (auto_mask and images.fixed.GetDimension() == 3 and all(looks_like_ct(image) for image in images)):
         return masks, ()
     detected = images.map(lambda image, mask: lung_mask(image) if mask is None else mask, masks)
-    if detected.complete() is None:
+    if complete(*detected) is None:
         return masks, ()
     return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
 

@@ -59,9 +59,8 @@ def model_file(images, tmp_path):
     def write(shift_mm=SHIFT_MM, settings: ModelSettings = FLAT, change=lambda model: None):
         seen = replace(PRESETS["balanced"], similarity=settings.similarity)
         affine = Affine.identity(2)
-        unit_mm = ImagePair.of(
-            Both(*images), Both(None, None), affine, seen, cube_margin_mm=settings.cube_margin_mm
-        ).cube.unit_mm
+        pair = ImagePair.of(Both(*images), Both(None, None), affine, seen, cube_margin_mm=settings.cube_margin_mm)
+        unit_mm = pair.cube.unit_mm
         torch.manual_seed(0)
         model = Model(settings, torch.Generator().manual_seed(0))
         with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ..both import Both
+from ..both import Both, complete
 from ..errors import NephiError
 from ..files.image import check_file
 from ..files.transform import open_transform
@@ -32,7 +32,7 @@ def align(images: Both[sitk.Image], masks: Both[sitk.Image | None], method: str)
       images' intensities correlate better.
     - a path: a linear transform file, fixed -> moving (.tfm, .txt, .h5, .mat as ITK reads them).
     """
-    dimension, given = images.fixed.GetDimension(), masks.complete()
+    dimension, given = images.fixed.GetDimension(), complete(*masks)
     if method == "auto":
         shift = Affine(np.eye(dimension), _centre(images.moving) - _centre(images.fixed))
         starts = {"none": Affine.identity(dimension), "centres": shift}

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from ..both import Both
+from ..both import Both, complete
 from ..errors import NephiError
 from ..settings import BODY_MM, FieldSettings, Settings, Stage
 from ..space.affine import Affine
@@ -66,7 +66,7 @@ class ImagePair:
         ``cube_margin_mm``: the cube is the masks' box and this much around it, so that lungs fill it alike
         whatever the field of view; None: it covers the whole fixed image.
         """
-        grid, given = Grid.of(images.fixed), masks.complete()
+        grid, given = Grid.of(images.fixed), complete(*masks)
         fixed, moving = images.map(region_lps_mm, masks)
         moving = affine.inverse()(moving)
         if not overlap(fixed, moving, grid.direction):

@@ -16,7 +16,7 @@ import safetensors.torch
 import SimpleITK as sitk
 import torch
 
-from ..both import ROLES, Both
+from ..both import ROLES, Both, complete
 from ..errors import NephiError
 from ..files.cases import Case, fingerprints, read_pairs
 from ..files.image import read_image
@@ -151,7 +151,7 @@ def prepare(pair: Case, settings: ModelSettings) -> Sample:
     affine, sample = seen.affine, Sample.of(seen, pair.name)
 
     def points(kind: str) -> Both[torch.Tensor] | None:
-        given = paths(kind).complete()
+        given = complete(*paths(kind))
         if given is None:
             return None
         both = given.map(read_landmarks, images)
@@ -163,7 +163,7 @@ def prepare(pair: Case, settings: ModelSettings) -> Sample:
         return aligned.map(lambda p: torch.tensor(seen.cube.to_cube(p), dtype=torch.float32))
 
     def labels() -> Both[torch.Tensor] | None:
-        given = paths("labels").complete()
+        given = complete(*paths("labels"))
         if given is None:
             return None
         maps = given.map(lambda path, image, role: read_regions(path, image, f"{role} labels"), images, ROLES)
