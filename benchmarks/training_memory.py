@@ -39,7 +39,7 @@ def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
     import torch
     from nephi.fitting.objective import Objective
     from nephi.learning.model import Model
-    from nephi.learning.pair_tensors import Sample
+    from nephi.learning.pair_tensors import PairTensors
     from nephi.learning.settings import TrainSettings
     from nephi.maps.maps import FieldMap
     from nephi.settings import PRESETS
@@ -56,7 +56,7 @@ def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
     model = Model(settings, torch.Generator().manual_seed(0)).train()
     points = torch.Generator().manual_seed(0)
     objective = Objective(settings.similarity, regularity, settings.half_size_mm, points)
-    sample = Sample(
+    sample = PairTensors(
         name="",
         intensities=images,
         masks=None,

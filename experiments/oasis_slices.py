@@ -12,7 +12,7 @@ import torch
 from nephi.config import decode
 from nephi.errors import NephiError
 from nephi.learning.dataset import open_data
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import TrainSettings
 from nephi.settings import FitSettings
 
@@ -102,10 +102,10 @@ def run(device: torch.device, train_pairs: int, train_steps: int, scored: int, s
 
 
 @torch.no_grad()
-def ncc(start: Start, sample: Sample) -> float:
+def ncc(start: Start, sample: PairTensors) -> float:
     """Correlation over all pixels of the fixed image with the moving one seen through the forward map."""
-    warped = sample.at(sample.scaled(1), start.maps.forward(sample.voxel_centres()))
-    return float(np.corrcoef(sample.scaled(0).reshape(-1).cpu(), warped.cpu())[0, 1])
+    warped = sample.at(sample.scaled.moving, start.maps.forward(sample.voxel_centres()))
+    return float(np.corrcoef(sample.scaled.fixed.reshape(-1).cpu(), warped.cpu())[0, 1])
 
 
 def draw(rows: Rows):

@@ -10,7 +10,7 @@ from geometry import rotation
 from nephi.both import Both
 from nephi.fitting.similarity import make_similarity
 from nephi.images.image_pair import ImagePair
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.settings import PRESETS, SimilaritySettings, Stage
 from nephi.space.affine import Affine
 
@@ -117,5 +117,5 @@ def test_millimetres_of_the_moving_image_where_the_fixed_one_lies_askew(d, phant
     pair = ImagePair.of(Both(fixed, phantom.moving), Both(None, None), affine, PRESETS["fast"])
     points = np.random.default_rng(0).uniform(-0.9, 0.9, (100, d)) * pair.cube.half_extents_cube
     apart_mm = affine(pair.cube.to_lps_mm(points[:50])) - affine(pair.cube.to_lps_mm(points[50:]))
-    found_mm = torch.tensor(points[:50] - points[50:], dtype=torch.float32) @ Sample.of(pair).to_moving_mm.T
+    found_mm = torch.tensor(points[:50] - points[50:], dtype=torch.float32) @ PairTensors.of(pair).to_moving_mm.T
     torch.testing.assert_close(found_mm, torch.tensor(apart_mm, dtype=torch.float32), atol=1e-3, rtol=0)

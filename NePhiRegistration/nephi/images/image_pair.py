@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import SimpleITK as sitk
@@ -156,7 +156,7 @@ class ImagePair:
             torch.tensor(self.lower_cube, dtype=torch.float32),
             grid.spacing_mm[0] / self.cube.unit_mm,
             inside,
-            self.view(way),
+            self._view(way),
             distance,
         ).to(device)
 
@@ -204,8 +204,12 @@ class ImagePair:
         lower = torch.tensor(self.lower_cube, dtype=torch.float32)
         return distance, Volume(values[..., None], lower, distance.GetSpacing()[0] / self.cube.unit_mm, None)
 
-    def view(self, way: int):
-        """Matrix, offset and size that take cube points to the image's voxel index."""
+    @property
+    def views(self) -> Both[tuple[Tensor, Tensor, Tensor]]:
+        """Matrix, offset and size that take cube points to each image's voxel index."""
+        return Both(self._view(0), self._view(1))
+
+    def _view(self, way: int) -> tuple[Tensor, Tensor, Tensor]:
         grid = Grid.of(self.images[way])
         d = grid.dimension
 
@@ -215,4 +219,5 @@ class ImagePair:
 
         offset = index(np.zeros(d))
         matrix = (index(np.eye(d)) - offset).T
-        return tuple(torch.tensor(np.asarray(v), dtype=torch.float32) for v in (matrix, offset, grid.size))
+        as_tensor = partial(torch.tensor, dtype=torch.float32)
+        return as_tensor(matrix), as_tensor(offset), as_tensor(np.asarray(grid.size))

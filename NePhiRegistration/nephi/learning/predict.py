@@ -13,7 +13,7 @@ from ..maps.maps import Map
 from ..settings import RegularitySettings, Settings
 from ..space.cube import Cube
 from .model import Model
-from .pair_tensors import Sample
+from .pair_tensors import PairTensors
 from .validate import folds_percent
 
 _POINTS = 20_000  # at which the prediction is compared with the alignment alone
@@ -40,7 +40,7 @@ def predict(model: Model, pair: ImagePair, device: torch.device) -> Prediction:
         raise NephiError(f"the model is for {s.dimension}D images; these are {pair.cube.dimension}D")
     seen = replace(pair.settings, similarity=s.similarity)
     own = ImagePair.of(pair.images, pair.masks, pair.affine, seen, pair.trusted, s.cube_margin_mm)
-    sample = Sample.of(own, device=device)
+    sample = PairTensors.of(own, device=device)
     maps = model.predict(sample)
     before, after = _misfits(maps, sample, seen)
     flaw = ""
@@ -52,7 +52,7 @@ def predict(model: Model, pair: ImagePair, device: torch.device) -> Prediction:
 
 
 @torch.no_grad()
-def _misfits(maps: Map, sample: Sample, settings: Settings) -> list[float]:
+def _misfits(maps: Map, sample: PairTensors, settings: Settings) -> list[float]:
     """Mean difference of the features at random points, both ways: through the alignment alone, and the maps."""
     generator = torch.Generator(sample.half_extents_cube.device).manual_seed(0)
     objective = Objective(settings.similarity, RegularitySettings("none"), 1.0, generator)
