@@ -170,7 +170,7 @@ def write(rows: list[dict], out: Path) -> None:
         writer.writerows(rows)
     sizes = sorted({row["size"] for row in rows})
     peak = {(row["method"], row["size"]): row.get("peak_mb") for row in rows}
-    lines = ["| voxels a side | " + " | ".join(METHODS) + " |", "|---:|" + "---:|" * len(METHODS)]
+    lines = ["| voxels per side | " + " | ".join(METHODS) + " |", "|---:|" + "---:|" * len(METHODS)]
     for size in sizes:
         cells = [f"{peak[m, size]:.0f}" if peak.get((m, size)) is not None else "failed" for m in METHODS]
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
@@ -183,8 +183,8 @@ def write(rows: list[dict], out: Path) -> None:
     for method in METHODS:
         known = [s for s in sizes if peak.get((method, s)) is not None]
         axes.plot(known, [peak[method, s] for s in known], "o-", label=method)
-    axes.plot(sizes, [24 * s**3 / 1e6 for s in sizes], "k:", label="12 bytes a voxel and image")
-    axes.set(xlabel="voxels a side", ylabel="peak memory beyond the images [MB]", xscale="log", yscale="log")
+    axes.plot(sizes, [24 * s**3 / 1e6 for s in sizes], "k:", label="12 bytes per voxel and image")
+    axes.set(xlabel="voxels per side", ylabel="peak memory beyond the images [MB]", xscale="log", yscale="log")
     axes.set_xticks(sizes, [str(s) for s in sizes])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

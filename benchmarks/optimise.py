@@ -40,7 +40,7 @@ class Start:
         seed: int = 0,
         spread: float = 0.0,
     ) -> Start:
-        """Random weights and a code on ``size`` nodes a side, of zeros or random with this standard deviation.
+        """Random weights and a code on ``size`` nodes per side, of zeros or random with this standard deviation.
 
         The fields' last layer is zero, so that without a linear term both maps are the identity.
         """

@@ -21,7 +21,7 @@ from .shapes2d import training
 
 SHIPPED, PUBLISHED = "all deeper maps", "one map"  # what the encoder makes the local code from
 PARTS = ("affine", "rest", "whole")
-NODES = 13  # of the deformed grid in the figure, a side
+NODES = 13  # of the deformed grid in the figure, per side
 DRAWN = (0.0, 0.5, 1.0)  # mixtures in the figure
 
 

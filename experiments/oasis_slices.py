@@ -22,7 +22,7 @@ from benchmarks.pairs import data_folder
 from .experiment import About, Rows, column, mean, panels, select, trained
 
 TRAINED, ALL = 80, 100
-STATES = ("before", "prediction", "optimised", "from nothing")
+STATES = ("before", "prediction", "optimised", "from scratch")
 SETTINGS = {
     "model": {
         "dimension": 2,
@@ -143,9 +143,9 @@ def reading(rows: Rows) -> str:
     folds = {state: mean(select(rows, state=state), "folds_percent") for state in STATES}
     return (
         f"The prediction alone raises the correlation from {at['before']:.3f} to {at['prediction']:.3f}, the "
-        f"optimisation from there to {at['optimised']:.3f}; as many steps from nothing reach "
-        f"{at['from nothing']:.3f}. Folds: {folds['prediction']:.3f}, {folds['optimised']:.3f} and "
-        f"{folds['from nothing']:.3f} % of the pixels."
+        f"optimisation from there to {at['optimised']:.3f}; as many steps from scratch reach "
+        f"{at['from scratch']:.3f}. Folds: {folds['prediction']:.3f}, {folds['optimised']:.3f} and "
+        f"{folds['from scratch']:.3f} % of the pixels."
     )
 
 

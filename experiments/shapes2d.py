@@ -1,4 +1,4 @@
-"""Pairs of triangles and circles, and what optimising one of them from nothing takes."""
+"""Pairs of triangles and circles, and what optimising one of them from scratch takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.optimise import Start, optimise
 
 from .experiment import Rows
 
-NODES = 8  # of the local code, a side
+NODES = 8  # of the local code, per side
 SPREAD = 0.01  # of the random code
 
 

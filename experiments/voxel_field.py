@@ -15,7 +15,7 @@ from .experiment import About, Rows, column, mean, panels, select
 from .shapes2d import NODES, pairs, published_like, training
 
 KINDS = ("solid", "hollow")
-METHODS = {"neural field": 64, "voxel field": 64, "voxel field, 4096 points": 4096}  # of the regulariser, a step
+METHODS = {"neural field": 64, "voxel field": 64, "voxel field, 4096 points": 4096}  # of the regulariser, per step
 
 
 def start(method: str, settings, sample: PairTensors, seed: int) -> Start:
@@ -58,7 +58,7 @@ def run(device: torch.device, count: int, steps: int, every: int, rates: tuple[f
 
 
 def means(rows: Rows, **values) -> Rows:
-    """Over the pairs, a row a step."""
+    """Over the pairs, one row per step."""
     mine = select(rows, **values)
     return [
         {"step": step} | {key: mean(select(mine, step=step), key) for key in ("dice", "folds_percent", "gradicon")}

@@ -93,7 +93,7 @@ def register(
 
 
 class _Progress:
-    """Tells of the phases of a run and shows its unfinished result."""
+    """Reports the phases of a run and shows its unfinished result."""
 
     def __init__(self, iterations: int, progress: Callable | None, preview: Callable | None):
         self.iterations, self.progress, self.preview = max(1, iterations), progress, preview

@@ -52,7 +52,7 @@ def sample(d: int, side: int = 24) -> PairTensors:
 
 
 def test_it_has_the_published_size():
-    """Supplement A.1 and Table 1: 3.07 M; the local code comes from the map of 128 channels and 6 voxels a side."""
+    """Supplement A.1 and Table 1: 3.07 M; the local code comes from the map of 128 channels and 6 voxels per side."""
     encoder = make_encoder(EncoderSettings(), PAPER, 3).eval()
     assert EncoderSettings().size == 175
     assert sum(p.numel() for p in encoder.parameters()) == 3_069_016

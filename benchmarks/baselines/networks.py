@@ -45,7 +45,7 @@ def save(network: nn.Module, path: Path, size: int) -> None:
 
 
 def load(build: Callable[[int], nn.Module], path: Path) -> tuple[nn.Module, int]:
-    """The trained network and the voxels a side that it sees."""
+    """The trained network and the voxels per side that it sees."""
     if not path.is_file():
         raise SystemExit(f"no trained network {path}: run train_baselines.py {path.stem}, or give --networks")
     metadata, tensors = read_tensors(path)

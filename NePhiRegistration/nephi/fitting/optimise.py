@@ -22,7 +22,7 @@ from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
 
-_POINTS_A_THREAD = 2500  # with fewer points a step, a second thread costs more than it helps
+_POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
 _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as they make
 
 
@@ -142,7 +142,7 @@ class Optimisation:
             self.adam.replace(*self.code.refine(size, self.pair.field_settings.code_degree))
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes)
-        torch.set_num_threads(max(1, min(self.threads, points // _POINTS_A_THREAD)))
+        torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))
 
     def _draw(self, step: int) -> Drawn:
         """The points of the next steps of the stage at once."""

@@ -14,7 +14,7 @@ from .pair_tensors import Frame, PairTensors
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random maps of the cube. Both images alike: flips (a chance an axis), rotation, scale and shift; the moving
+    """Random maps of the cube. Both images alike: flips (a probability per axis), rotation, scale and shift; the moving
     image by itself, as another alignment: ``apart_*``; and the pair the other way round."""
 
     flip: float = 0.0
