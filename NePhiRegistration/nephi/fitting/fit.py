@@ -132,13 +132,13 @@ def fit(
     def update() -> tuple[list[str], list[Tensor]]:
         for _ in range(accumulate):
             loss, terms = objective(step)
-            loss.backward(share)
+            (loss if share is None else loss * share).backward()  # a gradient passed to it makes torch import sympy
         before_step()
         optimiser.update()
         return ["loss", *terms], [value.detach() for value in (loss, *terms.values())]
 
     device = optimiser.parameters[0].device
-    share = constant(1 / accumulate, device, optimiser.parameters[0].dtype)
+    share = None if accumulate == 1 else constant(1 / accumulate, device, optimiser.parameters[0].dtype)
     replayed = Replayed(update, device) if prepare is not None and device.type == "cuda" else None
     every = max(1, settings.iterations // _RECORDS)
     history, unread, read = [], [], time.perf_counter()

@@ -135,8 +135,11 @@ class Objective:
         terms["regularity"] = self.regulariser.penalty(evaluate, stencils, values.reshape(stencils.shape), self.step)
         if r.code_prior:
             terms["code_prior"] = _code_prior(maps)
-        weighted = [term if self.weights[name] == 1 else self.weights[name] * term for name, term in terms.items()]
-        return sum(weighted[1:], weighted[0]), terms
+        first, *others = terms
+        total = terms[first] if self.weights[first] == 1 else self.weights[first] * terms[first]
+        for name in others:
+            total = torch.add(total, terms[name], alpha=self.weights[name])
+        return total, terms
 
     def misfits(self, candidates: list[Map | None], volumes: VolumePair, points: int) -> list[float]:
         """The similarity term of one pair through each of some maps; None: through maps that move nothing.
