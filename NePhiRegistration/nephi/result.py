@@ -103,7 +103,8 @@ class Registration:
 
         Its error is measured at 2,000 random points of the image (of the mask, where there is one), between its voxels' centres.
         """
-        points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
+        mask = self.moving_mask if inverse else self.fixed_mask
+        points = random_points(grid, mask, 2000, between=True)
         truth = (self.inverse if inverse else self.forward)(points)
         return coarsest_displacement(lambda g: self.displacement(g, inverse), grid, points, truth, self.length_scale)
 

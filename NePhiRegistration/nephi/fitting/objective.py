@@ -17,7 +17,7 @@ from ..space.interpolate import constant
 from .regularity import Regulariser, make_regulariser
 from .similarity import Similarity, make_similarity
 
-_KNOWN = 1500  # points of a pair whose partners are known, looked at a step
+_KNOWN = 1500  # points of a pair whose partners are known, looked at per step
 _BLUNT_MM = 0.5
 
 
@@ -80,7 +80,7 @@ class Objective:
         }
 
     def points_of(self, volumes: VolumePair) -> int:
-        """How many points are compared a step, in each direction."""
+        """How many points are compared per step, in each direction."""
         return self.similarity_settings.points.count(volumes[FORWARD].voxels)
 
     def draw(
@@ -135,8 +135,11 @@ class Objective:
         terms["regularity"] = self.regulariser.penalty(evaluate, stencils, values.reshape(stencils.shape), self.step)
         if r.code_prior:
             terms["code_prior"] = _code_prior(maps)
-        weighted = [term if self.weights[name] == 1 else self.weights[name] * term for name, term in terms.items()]
-        return sum(weighted[1:], weighted[0]), terms
+        first, *others = terms
+        total = terms[first] if self.weights[first] == 1 else self.weights[first] * terms[first]
+        for name in others:
+            total = torch.add(total, terms[name], alpha=self.weights[name])
+        return total, terms
 
     def misfits(self, candidates: list[Map | None], volumes: VolumePair, points: int) -> list[float]:
         """The similarity term of one pair through each of some maps; None: through maps that move nothing.

@@ -132,7 +132,7 @@ class _Interpolate(torch.autograd.Function):
             on_position = torch.bmm(weight[..., 1:].transpose(1, 2), of_nodes).reshape(position.shape)
         on_tables: list[Tensor | None] = [None] * len(tables)
         if any(ctx.needs_input_grad[4:]):
-            # on a processor in parts that stay in its cache, which is several times faster
+            # on a CPU in parts that stay in its cache, which is several times faster
             points = _CACHED_POINTS if flat.device.type == "cpu" else len(flat)
             for k, kinds in enumerate(zip(*(t.chunk(len(tables)) for t in (row, weight[..., :1], flat)), strict=True)):
                 total = torch.zeros_like(tables[k])
@@ -148,7 +148,7 @@ def _differentiable(ctx, grad: Tensor, position: Tensor, tables: list[Tensor]) -
     values = _blend(weight, _gather(tables, row, position.dtype))[:, None]
     inputs = {0: position, **{4 + k: table for k, table in enumerate(tables)}}
     wanted = [i for i in inputs if ctx.needs_input_grad[i]]
-    product = torch.dot(values.flatten(), grad.flatten())  # a gradient passed to `grad` makes torch import sympy
-    found = torch.autograd.grad(product, [inputs[i] for i in wanted], create_graph=True)
+    outputs = values[:, 0].reshape(grad.shape)
+    found = torch.autograd.grad(outputs, [inputs[i] for i in wanted], grad, create_graph=True)
     by_input = dict(zip(wanted, found, strict=True))
     return tuple(by_input.get(i) for i in range(4 + len(tables)))
