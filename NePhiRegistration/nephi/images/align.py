@@ -110,6 +110,7 @@ def _affine(images: Both[sitk.Image], fixed_mask: sitk.Image | None, start: Affi
     if fixed_mask is not None:
         around = [max(1, round(10 * scale / s)) for s in fixed.GetSpacing()]
         method.SetMetricFixedMask(sitk.BinaryDilate(fixed_mask, around))
+    method.SetNumberOfThreads(1)  # several add the metric's parts in any order: no two runs would end alike
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(scale, 1e-4 * scale, 200, relaxationFactor=0.7)
     method.SetOptimizerScalesFromPhysicalShift()
