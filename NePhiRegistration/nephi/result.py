@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import SimpleITK as sitk
 import torch
 
 from .errors import NephiError
 from .files.folder import ResultFolder
-from .files.tensors import read_tensors
+from .files.tensors import read_tensors, write_tensors
 from .files.transform import displacement_transform
+from .files.writing import recover
 from .maps.code import HybridCode, zero_code
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
@@ -200,13 +200,15 @@ class Registration:
             "alignment": self.alignment,
         }
         metadata = {"format": _FORMAT, "settings": self.settings.to_json(), "geometry": json.dumps(geometry)}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        safetensors.torch.save_file(tensors, str(path), metadata)
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Registration:
         """The maps of a result folder, or of its registration file; raises NephiError for anything else."""
-        path = ResultFolder(Path(path)).registration if Path(path).is_dir() else Path(path)
+        path = Path(path)
+        if path.is_dir():
+            recover(path)
+            path = ResultFolder(path).registration
         try:
             metadata, tensors = read_tensors(path)
         except FileNotFoundError:

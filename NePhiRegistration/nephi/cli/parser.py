@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         module, command = options.run
+        output = getattr(options, "output", None)
+        if output is not None and (not output.strip() or "\0" in output):
+            raise NephiError(f"--output {output!r} names no file or folder")
         # imported when it is known that it is needed: torch and SimpleITK take seconds, ``--help`` answers at once
         with collected_notices() as notices:
             code = getattr(import_module(f".{module}", __package__), command)(options) or 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +18,7 @@ from .geometry import check_geometry
 from .headers import META, NRRD, check_header
 from .nifti import SUFFIXES as NIFTI
 from .nifti import read_nifti
+from .writing import reserve, step, whole
 
 _SMALLEST = 8  # voxels per axis; below this there is nothing to register
 
@@ -120,15 +121,40 @@ def check_image(image: sitk.Image, role: str) -> sitk.Image:
     return image
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
-    """Write to a scratch file beside ``path`` and rename it, so that no partial file appears."""
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".nephi-", suffix=suffix)
-    os.close(handle)
-    try:
-        sitk.WriteImage(image, name, True, 1)
-        os.replace(name, path)
-    except RuntimeError:
-        raise NephiError(f"cannot write {path}: use a known image type such as .nii.gz, .nrrd or .mha") from None
-    finally:
-        Path(name).unlink(missing_ok=True)
+def write_image(image: sitk.Image, path: str | Path) -> None:
+    """Write an image in the format of the file's name; raises NephiError where that is not possible."""
+    with whole(path) as scratch, _quiet():
+        step("write", scratch)
+        try:
+            sitk.WriteImage(image, str(scratch), True, 1)
+        except RuntimeError:
+            scratch.unlink(missing_ok=True)
+            reserve(scratch, _bytes(image))  # the reason may be the disk
+            raise NephiError(f"cannot write {path}: use a known image type such as .nii.gz, .nrrd or .mha") from None
+        for file in scratch.parent.glob(f"{scratch.name.split('.')[0]}.*"):
+            _check_written(file, image)
+
+
+def _bytes(image: sitk.Image) -> int:
+    return image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+
+
+def _check_written(path: Path, image: sitk.Image) -> None:
+    """ITK does not tell when the disk runs full under a NIfTI file; raises OSError if the file is cut."""
+    name, least = path.name.lower(), _bytes(image)
+    if not name.endswith((*NIFTI, ".img", ".img.gz")):
+        return
+    if name.endswith(".gz"):
+        try:
+            with gzip.open(path) as file:
+                found = sum(len(part) for part in iter(lambda: file.read(1 << 20), b""))
+        except (EOFError, OSError, zlib.error):
+            found = 0
+    else:
+        found = path.stat().st_size
+    if name.endswith((".hdr", ".hdr.gz")):
+        least = 348
+    if found < least:
+        path.unlink()
+        reserve(path, least)
+        raise OSError(None, "the file was cut; perhaps the disk is full", str(path))

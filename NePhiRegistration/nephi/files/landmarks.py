@@ -22,6 +22,7 @@ import SimpleITK as sitk
 
 from ..errors import NephiError, notice
 from ..space.grid import Grid
+from .writing import write_text
 
 _COLUMNS = {("x", "y", "z"): False, ("l", "p", "s"): False, ("r", "a", "s"): True}  # True: RAS
 _FARTHEST_MM = 1e6
@@ -112,10 +113,7 @@ def write_landmarks(path: str | Path, points_lps_mm: np.ndarray) -> None:
         text = _markups_text(_in_3d(points))
     else:
         raise NephiError(f"Landmarks are written as .csv, .fcsv or .mrk.json, not as {path.name}.")
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise NephiError(f"Cannot write the landmarks {path}: {error.strerror}.") from None
+    write_text(path, text)
 
 
 def _reader(path: Path, text: str):

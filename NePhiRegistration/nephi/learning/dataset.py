@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import SimpleITK as sitk
 import torch
 
@@ -21,7 +18,8 @@ from ..files.cases import Case, fingerprints, read_pairs
 from ..files.image import read_image
 from ..files.landmarks import read_landmarks
 from ..files.masks import read_mask, read_regions
-from ..files.tensors import read_tensors
+from ..files.tensors import read_tensors, write_tensors
+from ..files.writing import recover
 from ..images.align import align
 from ..images.image_pair import Pair
 from ..settings import PRESETS
@@ -76,6 +74,7 @@ class Pairs:
     def __init__(self, path: str | Path, settings: ModelSettings, cache: Path, tell: Callable[[str], None] = print):
         self.files = []
         cache.mkdir(parents=True, exist_ok=True)
+        recover(cache)
         pairs = read_pairs(path)
         for pair in pairs:
             try:
@@ -207,9 +206,7 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
                 tensors[f"distances.{way}"] = tensors[f"distances.{way}"].to(_HALF)
         for name in ("spacing_cube", "spacing_mm"):
             tensors[name] = torch.tensor(getattr(sample, name), dtype=torch.float64)
-        scratch = path.with_suffix(f".{os.getpid()}.part")
-        safetensors.torch.save_file(tensors, str(scratch), {"name": pair.name})
-        os.replace(scratch, path)
+        write_tensors(path, tensors, {"name": pair.name})
     return path
 
 

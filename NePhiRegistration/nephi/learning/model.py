@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ..config import decode
 from ..errors import NephiError
-from ..files.tensors import read_tensors
+from ..files.tensors import read_tensors, write_tensors
 from ..fitting.gauss_newton import refined
 from ..maps.code import Code
 from ..maps.maps import FieldMap, Map, make_fields
@@ -90,10 +89,9 @@ class Model(nn.Module):
 
     def save(self, path: str | Path, about: dict | None = None) -> None:
         """Weights with the settings in the metadata (safetensors); ``about``: facts of the training."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         settings = json.dumps(dataclasses.asdict(self.settings))
         metadata = {"format": _FORMAT, "settings": settings, "about": json.dumps(about or {})}
-        safetensors.torch.save_file(tensors, str(path), metadata)
+        write_tensors(path, self.state_dict(), metadata)
 
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> Model:

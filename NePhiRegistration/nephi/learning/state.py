@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 
 from ..device import peak_gpu_memory_mb, peak_memory_mb
 from ..errors import NephiError
-from ..files.tensors import read_tensors
+from ..files.tensors import read_tensors, write_tensors
+from ..files.writing import write_text
 from ..fitting.fit import Adam
 from .model import Model
 from .settings import TrainSettings
@@ -26,9 +24,8 @@ MODEL, RESUME, LOG = "model.safetensors", "resume.safetensors", "log.jsonl"
 def save_state(path: Path, model: Model, adam: Adam, best: dict, settings: TrainSettings) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"adam.{k}": v for k, v in adam.state().items()}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     facts = {"done": adam.done, "best": best, "settings": asdict(settings)}
-    replace_file(path, lambda p: safetensors.torch.save_file(tensors, str(p), {"facts": json.dumps(facts)}))
+    write_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) -> dict:
@@ -54,13 +51,7 @@ def keep_log(path: Path, done: int) -> None:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if json.loads(line)["step"] <= done:
                 kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    scratch = path.with_name(f".{path.name}")
-    write(scratch)
-    os.replace(scratch, path)
+    write_text(path, "".join(kept))
 
 
 def tensorboard(folder: Path, done: int):

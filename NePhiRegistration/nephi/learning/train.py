@@ -30,7 +30,7 @@ from .model import Model
 from .pair_tensors import Sample
 from .processes import average, join
 from .settings import TrainSettings, check_training
-from .state import LOG, MODEL, RESUME, keep_log, load_state, peak_mb, replace_file, save_state, tensorboard
+from .state import LOG, MODEL, RESUME, keep_log, load_state, peak_mb, save_state, tensorboard
 from .validate import validate
 
 
@@ -174,7 +174,7 @@ class _Run:
             self.best.clear()
             self.best.update(found, step=done)
             facts = {"version": __version__, "settings": asdict(s), "validation": dict(self.best)}
-            replace_file(self.folder / MODEL, lambda path: self.model.save(path, facts))
+            self.model.save(self.folder / MODEL, facts)
 
 
 def _with_coarse(settings: TrainSettings) -> tuple[TrainSettings, Model | None]:

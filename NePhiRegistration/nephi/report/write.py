@@ -15,7 +15,9 @@ import torch
 
 from ..device import peak_gpu_memory_mb, peak_memory_mb
 from ..files.folder import ResultFolder
-from ..files.transform import displacement_transform
+from ..files.image import write_image
+from ..files.transform import displacement_transform, write_transform
+from ..files.writing import write_text
 from ..measure import quality
 from ..measure.evaluate import measure
 from ..measure.quality import region_statistics
@@ -87,15 +89,15 @@ def write_all(
     )
     with ResultFolder(folder).replaced() as scratch:
         tell("writing", 0.94, {})
-        sitk.WriteTransform(transform, str(scratch.transform))
+        write_transform(transform, scratch.transform)
         inverse = displacement_transform(inverse_displacement, inverse_grid)
-        sitk.WriteTransform(inverse, str(scratch.inverse_transform))
-        sitk.WriteImage(warped, str(scratch.warped), True, 1)
+        write_transform(inverse, scratch.inverse_transform)
+        write_image(warped, scratch.warped)
         jacobian_image = grid.image(jacobian)
-        sitk.WriteImage(jacobian_image, str(scratch.jacobian), True, 1)
+        write_image(jacobian_image, scratch.jacobian)
         seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
         consistency = seen.image(inverse_consistency(r, seen))
-        sitk.WriteImage(consistency, str(scratch.inverse_consistency), True, 1)
+        write_image(consistency, scratch.inverse_consistency)
         r.save(scratch.registration)
         report = replace(
             report,
@@ -127,7 +129,7 @@ def write_all(
                 history=r.history,
                 landmark_errors=errors,
             )
-        scratch.report.write_text(report.to_json(), encoding="utf-8")
+        write_text(scratch.report, report.to_json())
     tell("done", 1.0, {})
     return report
 
