@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import safetensors
@@ -28,3 +29,16 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
             scratch.unlink(missing_ok=True)
             reserve(scratch, sum(tensor.nbytes for tensor in tensors.values()))
             raise OSError(None, str(error), str(path)) from None
+        _in_order(scratch)
+
+
+def _in_order(path: Path) -> None:
+    """The metadata, which safetensors writes in random order, sorted: the same content makes the same file."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(size))
+        head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+        text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import sys
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -135,20 +136,24 @@ def recover(folder: str | Path) -> None:
 
 
 @contextmanager
-def output_folder(folder: str | Path, what: str = "output folder") -> Iterator[Path]:
+def output_folder(folder: str | Path, patience_s: float = 0.0) -> Iterator[Path]:
     """The folder, created if necessary, without leftovers, and this process's alone until the block ends.
 
-    Raises NephiError if it cannot be written to, or if another run writes to it.
+    Raises NephiError if it cannot be written to, or if another run writes to it for longer than ``patience_s``.
     """
     folder = Path(folder)
     try:
         step("mkdir", folder)
         folder.mkdir(parents=True, exist_ok=True)
-        held = _hold(folder)
+        end = time.monotonic() + patience_s
+        while (held := _hold(folder)) is None and time.monotonic() < end:
+            time.sleep(0.1)
     except OSError as error:
-        raise NephiError(f"cannot write to {what} {folder}: {error.strerror}") from None
+        raise NephiError(f"cannot write to output folder {folder}: {error.strerror}") from None
     if held is None:
-        raise NephiError(f"another run is writing to {what} {folder}: wait for its end, or choose another folder")
+        raise NephiError(
+            f"another run is writing to output folder {folder}: wait for its end, or choose another folder"
+        )
     try:
         recover(folder)
         yield folder
