@@ -13,7 +13,8 @@ import numpy as np
 KINDS = ("cut", "bits", "number", "inserted", "removed", "zeroed", "repeated", "swapped", "special")
 _NUMBER = re.compile(rb"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _HOSTILE = (
-    b"-1", b"0", b"1", b"2", b"-0.0", b"nan", b"inf", b"-inf", b"1e30", b"-1e30", b"1e-30", b"1e308", b"32767", b"65536",
+    b"-1", b"0", b"1", b"2", b"-0.0", b"nan", b"inf", b"-inf", b"1e30", b"-1e30", b"1e-30", b"1e308", b"32767",
+    b"65536",
     b"99999", b"2147483647", b"4294967296", b"99999999999999999999", b"abc", b"", b"0.5", b"1,5", b"null", b"[]", b"{}",
     b"[[[[", b"\"", b"\xff\xfe", b"\0", b"=1+1", b"9" * 2000,
 )  # fmt: skip

@@ -28,7 +28,7 @@ _MOST_BYTES = 4 * 10**9
 
 @dataclass(frozen=True)
 class Reader:
-    """``make``: writes whole files into a folder, the first is the one to damage; ``read``: through NePhi's own door."""
+    """``make``: writes whole files into a folder, the first is the one to damage; ``read``: through NePhi's door."""
 
     make: Callable[[Path, np.random.Generator], Path]
     read: Callable[[Path], Any]
@@ -90,7 +90,8 @@ def _others() -> list[bytes]:
     """Whole files of other kinds, to stand under a wrong name."""
     with tempfile.TemporaryDirectory() as folder:
         made = []
-        for i, kind in enumerate(("image .nii", "image .nrrd", "landmarks .csv", "settings .json", "transform affine.tfm",
+        for i, kind in enumerate(("image .nii", "image .nrrd", "landmarks .csv", "settings .json",
+        "transform affine.tfm",
                                   "registration", "pairs .csv", "image .png")):  # fmt: skip
             (place := Path(folder) / str(i)).mkdir()
             made.append(READERS[kind].make(place, np.random.default_rng(5)).read_bytes())

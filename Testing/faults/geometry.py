@@ -87,7 +87,8 @@ def _resampled(rng: np.random.Generator, folder: Path) -> None:
     origin = tuple(_places(grid, rng, 1)[0].tolist())
     wanted = Grid(size, spacing, origin, turned.direction)
     found = wanted.resample(image, interpolator=sitk.sitkLinear, outside=-7.0)
-    itk = sitk.Resample(image, wanted.image(np.zeros(wanted.shape, "u1")), sitk.Transform(grid.dimension, sitk.sitkIdentity),
+    itk = sitk.Resample(image, wanted.image(np.zeros(wanted.shape, "u1")), sitk.Transform(grid.dimension,
+    sitk.sitkIdentity),
                         sitk.sitkLinear, -7.0, sitk.sitkFloat32)  # fmt: skip
     off = np.abs(sitk.GetArrayFromImage(found) - sitk.GetArrayFromImage(itk))
     _close(np.quantile(off, 0.98), 0.0, 0.5, "a resampled value")  # at the very border either may be outside

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import nephi
 import numpy as np
+import SimpleITK as sitk
 from nephi.cli import commands, main  # noqa: F401 (loaded before the forks)
 from nephi.files import writing
 from nephi.synthetic.phantom import make_phantom
@@ -67,7 +68,8 @@ def _inputs() -> Path:
 
 def _register(inputs: Path, output: Path, seed: int) -> list[str]:
     names = [str(inputs / f"{role}.nii.gz") for role in ("fixed", "moving")]
-    return ["register", *names, "--output", str(output), "--settings", str(inputs / "settings.json"), "--seed", str(seed),
+    return ["register", *names, "--output", str(output), "--settings", str(inputs / "settings.json"), "--seed",
+    str(seed),
             "--no-report", "--threads", "1", "--progress", "none", "--no-auto-mask", "--device", "cpu"]  # fmt: skip
 
 
@@ -102,7 +104,7 @@ COMMANDS = {
     "jacobian .nrrd": Command(_of_result("jacobian", "jacobian.nrrd")),
     "evaluate": Command(_evaluate),
     "train": Command(
-        lambda folder, variant: ["train", "--settings", str(_inputs() / "train.json"), "--output", str(folder), "--seed",
+        lambda folder, variant: ["train", str(_inputs() / "train.json"), "--output", str(folder), "--seed",
                                  str(variant), "--device", "cpu", "--threads", "1", "--progress", "none"],
         again=("--resume",), several=True,
     ),
@@ -179,6 +181,9 @@ def snapshot(folder: Path) -> dict[str, str]:
         if "tensorboard" in path.parts:
             continue
         data = path.read_bytes()
+        if path.suffix == ".h5":  # HDF5 keeps the time
+            made = sitk.ReadTransform(str(path))
+            data = repr((made.GetName(), made.GetFixedParameters(), made.GetParameters())).encode()
         if path.suffix in (".json", ".jsonl") and data.strip():
             entries = (
                 [json.loads(line) for line in data.splitlines()] if path.suffix == ".jsonl" else [json.loads(data)]
@@ -272,7 +277,8 @@ def _batch(kind: str, seed: int, rng: np.random.Generator, folder: Path) -> Outc
     inputs = _inputs()
     environment = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1])}
     command = [sys.executable, "-m", "nephi", "batch", str(inputs / "pairs.csv"), "--output", str(folder / "out"),
-               "--settings", str(inputs / "settings.json"), "--no-report", "--threads", "1", "--device", "cpu"]  # fmt: skip
+               "--settings", str(inputs / "settings.json"), "--no-report", "--threads", "1", "--device",
+               "cpu"]  # fmt: skip
     moment_s = float(rng.uniform(0.5, 12))
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -99,7 +100,8 @@ def dicom(folder: Path, rng: np.random.Generator) -> Path:
         part = volume[:, :, k]
         for key, value in {
             "0008|0060": "CT", "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0018": f"{uid}.{k}", "0020|000e": uid,
-            "0020|000d": "1.2.3", "0020|0013": str(k + 1), "0020|0037": "1\\0\\0\\0\\1\\0", "0028|1052": "-24", "0028|1053": "1",
+            "0020|000d": "1.2.3", "0020|0013": str(k + 1), "0020|0037": "1\\0\\0\\0\\1\\0", "0028|1052": "-24",
+            "0028|1053": "1",
             "0020|0032": "\\".join(f"{v:.4f}" for v in volume.TransformIndexToPhysicalPoint((0, 0, k))),
         }.items():  # fmt: skip
             part.SetMetaData(key, value)
@@ -123,8 +125,9 @@ def read_image_beside(path: Path) -> Any:
 def mask(suffix: str) -> Make:
     def make(folder: Path, rng: np.random.Generator) -> Path:
         mask = sitk.Cast(textured(rng) > 0, sitk.sitkUInt8)
-        sitk.WriteImage(mask, str(folder / f"mask{suffix}"))
-        return folder / f"mask{suffix}"
+        name = "regions.mha" if suffix == ".mha" else f"mask{suffix}"
+        sitk.WriteImage(mask, str(folder / name))
+        return folder / name
 
     return make
 
@@ -293,6 +296,7 @@ def _case() -> tuple[Path, Case]:
 
     folder = Path(tempfile.mkdtemp(prefix="nephi-faults-pair-"))
     make_phantom((48, 40), 4.0, dimension=2).write(folder)
+    (folder / "pairs.csv").write_text("name,fixed,moving\np,fixed.nii.gz,moving.nii.gz\n", encoding="utf-8")
     return folder, Case("p", {"fixed": folder / "fixed.nii.gz", "moving": folder / "moving.nii.gz"})
 
 
@@ -302,7 +306,8 @@ def cache(folder: Path, rng: np.random.Generator) -> Path:
 
 def read_cache(path: Path) -> Any:
     """As a training does: opened, and made anew where it is damaged."""
-    sample = dataset._load(dataset._kept(_case()[1], SMALL_MODEL, path.parent), SMALL_MODEL)
+    pairs = dataset.Pairs(_case()[0] / "pairs.csv", SMALL_MODEL, path.parent)
+    sample = pairs[0]
     return {"images": [part.numpy() for part in sample.intensities], "spacing": sample.spacing_cube}
 
 
@@ -313,6 +318,8 @@ def log(folder: Path, rng: np.random.Generator) -> Path:
 
 
 def read_log(path: Path) -> Any:
+    if path.is_file():  # what it was is stated later
+        path = Path(shutil.copy(path, path.with_suffix(".copy")))
     training_state.keep_log(path, 12)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

@@ -26,7 +26,8 @@ def by_itk(path: Path) -> Any:
 
 def nifti_gz(path: Path) -> Any:
     """Of a compressed file the checksum decides; its content may then state another image."""
-    raw = gzip.decompress(path.read_bytes())
+    raw = path.read_bytes()
+    raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     with tempfile.TemporaryDirectory() as folder:
         (copy := Path(folder) / "a.nii").write_bytes(raw)
         found = by_itk(copy)
@@ -208,9 +209,9 @@ def pairs(path: Path) -> Any:
 
 
 def log(path: Path) -> Any:
-    """After it was cut: every line that is an entry."""
+    """Every line of the steps to keep."""
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         entry = json.loads(line)
         if entry["step"] <= 12:
             found.append(entry)
@@ -223,4 +224,4 @@ def report(path: Path) -> Any:
 
     if finished_report(path.parent, samples.Case("p", {}), samples.SHORT, True) is None:
         return None
-    return {k: v for k, v in json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once).items()}
+    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)

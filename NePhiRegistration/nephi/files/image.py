@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..paths import check_file
 from .apart import read_image_apart
 from .dicom import read_dicom
 from .geometry import check_geometry
@@ -60,23 +61,6 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
             ) from None
         except MemoryError:
             raise NephiError(f"{role}: there is too little memory to read {path}") from None
-
-
-def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
-    """The path; raises NephiError unless it is a folder or a regular file that holds something."""
-    if "\0" in str(path):
-        raise NephiError(f"{role}: {str(path)!r} is no name of a file: it holds a NUL character")
-    path = Path(path)
-    try:
-        if not path.exists():
-            raise NephiError(f"{role}: no such {kind}: {path}")
-        if not (path.is_dir() or path.is_file()):
-            raise NephiError(f"{role}: {path} is no regular file but a pipe, socket or device")
-        if path.is_file() and path.stat().st_size == 0:
-            raise NephiError(f"{role}: {path} is empty")
-        return path
-    except OSError as error:
-        raise NephiError(f"{role}: cannot read {path}: {error.strerror}") from None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from ..files.cases import Case, fingerprints, read_pairs
 from ..files.image import read_image
 from ..files.landmarks import read_landmarks
@@ -72,13 +72,14 @@ class Pairs:
     """
 
     def __init__(self, path: str | Path, settings: ModelSettings, cache: Path, tell: Callable[[str], None] = print):
-        self.files = []
+        self.files: list[tuple[Case, Path]] = []
+        self.cache = cache
         cache.mkdir(parents=True, exist_ok=True)
         recover(cache)
         pairs = read_pairs(path)
         for pair in pairs:
             try:
-                self.files.append(_kept(pair, settings, cache))
+                self.files.append((pair, _kept(pair, settings, cache)))
             except (NephiError, OSError, RuntimeError) as error:
                 tell(f"{pair.name} is left out: {error}")
         if not self.files:
@@ -89,7 +90,12 @@ class Pairs:
         return len(self.files)
 
     def __getitem__(self, k: int) -> Sample:
-        return _load(self.files[k], self.settings)
+        pair, path = self.files[k]
+        try:
+            return _load(path, self.settings)
+        except (NephiError, KeyError, ValueError) as error:
+            notice(f"{pair.name} is prepared again: {error}")
+            return _load(_kept(pair, self.settings, self.cache, anew=True), self.settings)
 
 
 def open_data(
@@ -179,8 +185,8 @@ _ONE = ("half_extents_cube", "lower_cube", "to_moving_mm")
 _HALF = torch.float16
 
 
-def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
-    """The file in ``cache`` that holds the prepared pair, made where there is none from the same files."""
+def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) -> Path:
+    """The file in ``cache`` that holds the prepared pair, made where there is none from the same files, or ``anew``."""
     # the alignment and the model's settings decide as much as the files
     made_of = {
         "format": 2,
@@ -191,7 +197,7 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = cache / f"{pair.name}-{key}.safetensors"
-    if not path.is_file():
+    if anew or not path.is_file():
         sample = prepare(pair, settings)
         tensors = {name: getattr(sample, name) for name in _ONE}
         for name in _TWO:
@@ -211,7 +217,7 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
 
 
 def _load(path: Path, settings: ModelSettings) -> Sample:
-    metadata, t = read_tensors(path)
+    metadata, t = read_tensors(path, "a prepared pair")
 
     def two(name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         return (t[f"{name}.0"], t[f"{name}.1"]) if f"{name}.0" in t else None
