@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -78,8 +79,9 @@ class _Child:
                 start_new_session=True,
             )
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([part, kind, seed]) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self.process.stdin.write(json.dumps([part, kind, seed]) + "\n")
+            self.process.stdin.flush()
         ready, _, _ = select.select([self.process.stdout], [], [], 2 * LIMIT_S)  # its own alarm comes before
         line = self.process.stdout.readline() if ready else ""
         if line:
@@ -94,7 +96,8 @@ class _Child:
         if self.process is None:
             return
         if self.process.stdin is not None:
-            self.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:

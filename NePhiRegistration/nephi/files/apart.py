@@ -93,7 +93,7 @@ _UNPACKED = ("VTKImageIO", "GiplImageIO", "BMPImageIO", "StimulateImageIO", "Bio
 
 
 def _cut(path: str) -> bool:
-    """Whether a format without compression holds fewer bytes than its voxels take, which some readers do not tell."""
+    """Whether a file of a format without compression lacks voxels or, of VTK, its place, which ITK does not tell."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     reader.ReadImageInformation()
@@ -101,6 +101,10 @@ def _cut(path: str) -> bool:
         return False
     with open(path, "rb") as file:
         head = file.read(1024)
+    if head.startswith(b"# vtk"):
+        start = head[: head.find(b"LOOKUP_TABLE")]
+        if b"\0" in start or not all(word in start for word in (b"\nDIMENSIONS ", b"\nSPACING ", b"\nORIGIN ")):
+            return True  # what it cannot read it takes for 1 or 0
     text = b"\nASCII" in head
     width = 2 if text else sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
     count = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()

@@ -41,8 +41,11 @@ _META_LISTS = {
 }  # numbers: dimension to this power
 
 
-def check_header(path: Path, role: str) -> None:
-    """Raise NephiError, with the reason, for a NRRD or MetaImage file that is damaged or contradicts itself."""
+def check_header(path: Path, role: str) -> bool:
+    """Raise NephiError, with the reason, for a NRRD or MetaImage file that is damaged or contradicts itself.
+
+    False where its voxels are in several files, which are not checked.
+    """
 
     def refuse(reason: str) -> NephiError:
         return NephiError(f"{role}: cannot read {path}: {reason}")
@@ -55,7 +58,9 @@ def check_header(path: Path, role: str) -> None:
         else:
             size, data, at, encoding = _meta(head, path, refuse)
         if data is None:
-            return
+            return False
+        if re.search(r"[\x00-\x1f\x7f-\x9f]", data.name):
+            raise refuse("the name of the file that holds its voxels is damaged")
         if not data.is_file():
             raise refuse(f"its voxels should be in {data.name}, which is missing")
         held = data.stat().st_size - at
@@ -67,6 +72,7 @@ def check_header(path: Path, role: str) -> None:
     if encoding == "raw" and held != size:
         what = "is cut off" if held < size else "holds more than its header names, so that one of both is damaged"
         raise refuse(f"{data.name} {what}: {held} bytes of voxels instead of {size}")
+    return True
 
 
 def _check_packed(path: Path, at: int, size: int, refuse) -> None:

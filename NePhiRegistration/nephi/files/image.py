@@ -51,9 +51,8 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
                 return read_dicom(path, role, series)
             if name.endswith(NIFTI):
                 return read_nifti(path, role)
-            if not name.endswith((*NRRD, *META)):
+            if not name.endswith((*NRRD, *META)) or not check_header(path, role):
                 return read_image_apart(path, role)
-            check_header(path, role)
             return sitk.ReadImage(str(path))
         except RuntimeError:
             raise NephiError(
@@ -124,11 +123,17 @@ def _bytes(image: sitk.Image) -> int:
 
 
 def _check_written(path: Path, image: sitk.Image) -> None:
-    """ITK does not tell when the disk runs full under a NIfTI file; raises OSError if the file is cut."""
+    """ITK does not always tell when the disk runs full; raises OSError if the file is cut."""
     name, least = path.name.lower(), _bytes(image)
-    if not name.endswith((*NIFTI, ".img", ".img.gz")):
+    if not name.endswith((*NIFTI, *NRRD, *META)):
         return
-    if name.endswith(".gz"):
+    if name.endswith((*NRRD, *META)):
+        try:
+            check_header(path, "written")
+            return
+        except NephiError:
+            found = 0
+    elif name.endswith(".gz"):
         try:
             with gzip.open(path) as file:
                 found = sum(len(part) for part in iter(lambda: file.read(1 << 20), b""))

@@ -39,12 +39,14 @@ def load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) ->
         raise NephiError(f"cannot read {path} as the state of a training: {error!r}") from None
     if made_with != json.loads(json.dumps(asdict(settings))):
         raise NephiError(f"{path} was made with other settings; use those, or another output folder")
-    wanted = {f"model.{k}": v for k, v in model.state_dict().items()} | {
-        f"adam.{k}": v for k, v in adam.state().items()
+    parts = {
+        part: {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+        for part in ("model.", "adam.")
     }
-    check_tensors(tensors, wanted, path)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    adam.resume({k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")}, done)
+    check_tensors(parts["model."], model.state_dict(), path)
+    check_tensors(parts["adam."], adam.expected(parts["adam."]), path)
+    model.load_state_dict(parts["model."])
+    adam.resume(parts["adam."], done)
     return best
 
 
