@@ -10,19 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import NephiError
+from .paths import read_text_file
 
 
 def read_json(path: str | Path) -> dict:
     """The object in a JSON file; raises NephiError if the file is missing or holds none."""
+    text = read_text_file(path, "settings")
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NephiError(f"cannot read settings {path}: {error.strerror}") from None
-    except ValueError as error:
+        data = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         raise NephiError(f"settings {path} are not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise NephiError(f"settings {path} must be a JSON object")
     return data
+
+
+def _unique(entries: list[tuple[str, typing.Any]]) -> dict:
+    """Of an entry that is given twice one would be lost without a word."""
+    names = [name for name, _ in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"'{twice[0]}' is given twice")
+    return dict(entries)
 
 
 def decode(base, data: dict, where: str = ""):
@@ -58,7 +66,10 @@ def _convert(value: typing.Any, kind: typing.Any, current: typing.Any, where: st
         if len(value) == len(arguments):
             return tuple(_convert(v, a, None, where) for v, a in zip(value, arguments, strict=True))
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise NephiError(f"settings: {where} is beyond all use") from None
     elif isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return value
     name = getattr(kind, "__name__", str(kind))

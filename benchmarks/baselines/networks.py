@@ -48,7 +48,7 @@ def load(build: Callable[[int], nn.Module], path: Path) -> tuple[nn.Module, int]
     """The trained network and the voxels per side that it sees."""
     if not path.is_file():
         raise SystemExit(f"no trained network {path}: run train_baselines.py {path.stem}, or give --networks")
-    metadata, tensors = read_tensors(path)
+    metadata, tensors = read_tensors(path, "a trained network")
     network = build(int(metadata["size"]))
     network.load_state_dict(tensors)
     return network.eval(), int(metadata["size"])

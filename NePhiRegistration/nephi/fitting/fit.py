@@ -103,6 +103,11 @@ class Adam:
         known = ((k, self._state[p]) for k, p in enumerate(self.parameters) if p in self._state)
         return {f"{k}.{name}": v for k, values in known for name, v in zip(self._STATE, values, strict=True)}
 
+    def expected(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the names and shapes that a state needs for those of the parameters that ``state`` knows."""
+        known = [(k, p) for k, p in enumerate(self.parameters) if f"{k}.step" in state]
+        return {f"{k}.{name}": p.new_zeros(()) if name == "step" else p for k, p in known for name in self._STATE}
+
     def resume(self, state: dict[str, Tensor], done: int) -> None:
         for k, p in enumerate(self.parameters):
             if f"{k}.step" in state:

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import torch
 
 from ..both import ROLES, Both, complete
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from ..files.cases import Case, fingerprints, read_pairs
 from ..files.image import read_image
 from ..files.landmarks import read_landmarks
@@ -73,13 +73,14 @@ class Pairs:
     """
 
     def __init__(self, path: str | Path, settings: ModelSettings, cache: Path, tell: Callable[[str], None] = print):
-        self.files = []
+        self.files: list[tuple[Case, Path]] = []
+        self.cache = cache
         cache.mkdir(parents=True, exist_ok=True)
         recover(cache)
         pairs = read_pairs(path)
         for pair in pairs:
             try:
-                self.files.append(_kept(pair, settings, cache))
+                self.files.append((pair, _kept(pair, settings, cache)))
             except (NephiError, OSError, RuntimeError) as error:
                 tell(f"{pair.name} is left out: {error}")
         if not self.files:
@@ -90,7 +91,12 @@ class Pairs:
         return len(self.files)
 
     def __getitem__(self, k: int) -> PairTensors:
-        return _load(self.files[k], self.settings)
+        pair, path = self.files[k]
+        try:
+            return _load(path, self.settings)
+        except (NephiError, KeyError, ValueError) as error:
+            notice(f"{pair.name} is prepared again: {error}")
+            return _load(_kept(pair, self.settings, self.cache, anew=True), self.settings)
 
 
 def open_data(
@@ -177,8 +183,8 @@ _SINGLE = ("half_extents_cube", "lower_cube", "to_moving_mm")
 _HALF = torch.float16
 
 
-def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
-    """The file in ``cache`` that holds the prepared pair, made where there is none from the same files."""
+def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) -> Path:
+    """The file in ``cache`` that holds the prepared pair, made where there is none from the same files, or ``anew``."""
     # the alignment and the model's settings decide as much as the files
     made_of = {
         "format": 2,
@@ -189,7 +195,7 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = cache / f"{pair.name}-{key}.safetensors"
-    if not path.is_file():
+    if anew or not path.is_file():
         sample = prepare(pair, settings)
         bytes_ = sample.scaled.map(lambda image: (image * 255).round().to(torch.uint8))  # the noise is larger
         halves = sample.distances and sample.distances.map(lambda distance: distance.to(_HALF))
@@ -206,7 +212,7 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
 
 
 def _load(path: Path, settings: ModelSettings) -> PairTensors:
-    metadata, t = read_tensors(path)
+    metadata, t = read_tensors(path, "a prepared pair")
 
     def both(name: str) -> Both[torch.Tensor] | None:
         return complete(t.get(f"{name}.0"), t.get(f"{name}.1"))
