@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in _NO_MEMORY):
             raise
         print(
-            "nephi: out of memory; choose a larger similarity.stages.spacing_mm, a smaller field.width or image",
+            "nephi: out of memory; choose a larger levels.features.spacing_mm, a smaller field.width or image",
             file=sys.stderr,
         )
         return 2

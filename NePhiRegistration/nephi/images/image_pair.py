@@ -1,4 +1,4 @@
-"""Both images in the registration cube: the region worked on, and what is compared in it at a stage."""
+"""Both images in the registration cube: the region worked on, and what is compared in it at a scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NephiError
-from ..settings import BODY_MM, Settings, Stage
+from ..settings import BODY_MM, Features, Settings
 from ..space.affine import Affine
 from ..space.cube import Cube
 from ..space.grid import Grid
@@ -98,12 +98,12 @@ class Pair:
         self.lower = np.maximum(inside.min(0) - margin, -cube.half_extents_cube - margin)
         self.upper = inside.max(0) + margin
 
-    def volumes(self, stage: Stage, prepare: Callable[..., Tensor], device: torch.device | str) -> VolumePair:
-        """Features of the fixed and of the moving image at a stage, on the fixed image's side of the alignment.
+    def volumes(self, features: Features, prepare: Callable[..., Tensor], device: torch.device | str) -> VolumePair:
+        """Features of the fixed and of the moving image at a scale, on the fixed image's side of the alignment.
 
         ``prepare``: a similarity's, which makes them.
         """
-        fixed, moving = (self._volume(way, stage, prepare, torch.device(device)) for way in (0, 1))
+        fixed, moving = (self._volume(way, features, prepare, torch.device(device)) for way in (0, 1))
         return VolumePair(fixed, moving)
 
     def _grid(self, spacing_mm: float) -> Grid:
@@ -124,11 +124,11 @@ class Pair:
             self._device_images[id(image)] = DeviceImage(image, device)
         return self._device_images[id(image)]
 
-    def _volume(self, way: int, stage: Stage, prepare: Callable[..., Tensor], device: torch.device) -> Volume:
-        grid = self.working_grid(stage.spacing_mm)
-        scaled, inside, distance = self.seen_on(grid, way, stage.outside, device)
+    def _volume(self, way: int, features: Features, prepare: Callable[..., Tensor], device: torch.device) -> Volume:
+        grid = self.working_grid(features.spacing_mm)
+        scaled, inside, distance = self.seen_on(grid, way, features.outside, device)
         return Volume(
-            prepare(scaled, stage.dilation, device),
+            prepare(scaled, features.dilation, device),
             torch.tensor(self.lower, dtype=torch.float32),
             grid.spacing_mm[0] / self.cube.unit_mm,
             inside,
@@ -143,7 +143,7 @@ class Pair:
     def seen_on(self, grid: Grid, way: int, outside: float, device: torch.device = _CPU):
         """The image in its window (0..1) and where its points are drawn, read by slices, and its mask's distance map.
 
-        ``outside``: how far what lies outside the mask is replaced, as ``Stage`` says.
+        ``outside``: how far what lies outside the mask is replaced, as ``Features`` says.
         """
         s, image, mask = self.settings.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]

@@ -116,7 +116,7 @@ def sample_of(
 
     Raises NephiError for images that cannot be aligned or do not overlap.
     """
-    return Sample.of(aligned_pair(fixed, moving, fixed_mask, moving_mask, settings), name)
+    return Sample.of(aligned_pair(fixed, moving, fixed_mask, moving_mask, settings), settings.features, name)
 
 
 def aligned_pair(
@@ -150,7 +150,7 @@ def prepare(pair: Case, settings: ModelSettings) -> Sample:
         for role, image in zip(("fixed", "moving"), images, strict=True)
     ]
     seen = aligned_pair(images[0], images[1], masks[0], masks[1], settings)
-    affine, sample = seen.affine, Sample.of(seen, pair.name)
+    affine, sample = seen.affine, Sample.of(seen, settings.features, pair.name)
 
     def points(kind: str):
         both = [read_landmarks(files[f"{role}_{kind}"], image)
@@ -165,7 +165,7 @@ def prepare(pair: Case, settings: ModelSettings) -> Sample:
 
     labels = None
     if "fixed_labels" in files and "moving_labels" in files:
-        grid = seen.working_grid(settings.similarity.stages[0].spacing_mm)
+        grid = seen.working_grid(settings.features.spacing_mm)
         maps = [read_regions(files[f"{role}_labels"], image, f"{role} labels")
                 for role, image in zip(("fixed", "moving"), images, strict=True)]  # fmt: skip
         through = (None, affine.transform())
@@ -187,6 +187,7 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
         "format": 2,
         "inputs": fingerprints(pair.files, False, settings.align, roles=tuple(pair.files)),
         "similarity": asdict(settings.similarity),
+        "features": asdict(settings.features),
         "margin": settings.cube_margin_mm,
         "align": settings.align,
     }
@@ -234,4 +235,5 @@ def _load(path: Path, settings: ModelSettings) -> Sample:
         spacing_cube=float(t["spacing_cube"]),
         spacing_mm=float(t["spacing_mm"]),
         similarity=settings.similarity,
+        dilation=settings.features.dilation,
     )

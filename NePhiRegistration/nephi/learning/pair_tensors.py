@@ -14,7 +14,7 @@ from ..images.image_pair import Pair
 from ..images.volume import Volume, VolumePair
 from ..maps.code import points_between
 from ..maps.maps import Map
-from ..settings import SimilaritySettings
+from ..settings import Features, SimilaritySettings
 
 _STRIDE = 3
 _CHUNK = 16384
@@ -39,6 +39,7 @@ class Sample:
     lower_cube: Tensor
     spacing_cube: float
     similarity: SimilaritySettings
+    dilation: int = Features.dilation  # distance in voxels over which features look
     views: tuple | None = None
     known: Points | None = None
     landmarks: Points | None = None
@@ -49,12 +50,11 @@ class Sample:
     _volumes: VolumePair | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, pair: Pair, name: str = "", device="cpu") -> Sample:
+    def of(cls, pair: Pair, features: Features, name: str = "", device="cpu") -> Sample:
         """From the two images in their cube."""
-        stage = pair.settings.similarity.stages[0]
-        grid = pair.working_grid(stage.spacing_mm)
+        grid = pair.working_grid(features.spacing_mm)
         device = torch.device(device)
-        seen = [pair.seen_on(grid, way, stage.outside, device) for way in (0, 1)]
+        seen = [pair.seen_on(grid, way, features.outside, device) for way in (0, 1)]
 
         def dense(slices) -> Tensor:
             return torch.as_tensor(slices[: grid.shape[0]]).contiguous().to(device)
@@ -76,6 +76,7 @@ class Sample:
             lower_cube=torch.tensor(pair.lower, dtype=torch.float32, device=device),
             spacing_cube=grid.spacing_mm[0] / pair.cube.unit_mm,
             similarity=pair.settings.similarity,
+            dilation=features.dilation,
             views=tuple(tuple(part.to(device) for part in pair.view(way)) for way in (0, 1)),
             to_moving_mm=torch.tensor(step, dtype=torch.float32, device=device),
             spacing_mm=grid.spacing_mm[0] / pair.scale,
@@ -103,8 +104,7 @@ class Sample:
 
     def _volume(self, way: int) -> Volume:
         image = self.scaled(way)
-        prepare, stage = make_similarity(self.similarity).prepare, self.similarity.stages[0]
-        features = prepare(image, stage.dilation, image.device)
+        features = make_similarity(self.similarity).prepare(image, self.dilation, image.device)
         distance = None
         if self.distances is not None:
             values = self.distances[way].float()[..., None]
@@ -213,7 +213,7 @@ class Sample:
             moved = moved.narrow(axis + 1, 0, n)
         return moved.movedim(0, -1).reshape(-1, len(shape))
 
-    def coarser(self, factor: int, settings: SimilaritySettings) -> Sample:
+    def coarser(self, factor: int, settings: SimilaritySettings, dilation: int = Features.dilation) -> Sample:
         """Everything on a grid of ``factor`` times the spacing, averaged, and compared as ``settings`` say.
 
         The last voxel of an axis that ``factor`` does not divide is the average of what is left.
@@ -236,6 +236,7 @@ class Sample:
             spacing_cube=factor * self.spacing_cube,
             spacing_mm=None if self.spacing_mm is None else factor * self.spacing_mm,
             similarity=settings,
+            dilation=dilation,
             _volumes=None,
         )
 

@@ -40,7 +40,7 @@ def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
         raise NephiError(f"the model is for {s.dimension}D images; these are {pair.cube.dimension}D")
     seen = replace(pair.settings, similarity=s.similarity)
     own = Pair(*pair.images, *pair.masks, pair.affine, seen, pair.trusted, s.cube_margin_mm)
-    sample = Sample.of(own, device=device)
+    sample = Sample.of(own, s.features, device=device)
     maps = model.predict(sample)
     before, after = _misfits(maps, sample, seen)
     flaw = ""
