@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 _MATCHING = ("node_spacing", "steps", "reach", "windows")
+_OF_OTHERS = {"mind": {"blurs"}, "ncc": {"noise"}, "mse": {"noise"}, "lncc": {"noise", "blurs"}}  # of a similarity
 _PUBLISHED = ("size", "any_size", "channels", "hidden", "local_level", "context", "norm")
 
 
 def renewed(base: Any, data: dict) -> dict:
-    """The entries of a settings file of any version, as the class of ``base`` has them today; ``data`` stays as it is."""
+    """The entries of a settings file of any version as the class of ``base`` has them today; ``data`` is kept."""
     if not isinstance(data, dict):
         return data
     rename = {"Settings": _settings, "ModelSettings": _model, "TrainSettings": _training}.get(type(base).__name__)
@@ -59,10 +60,7 @@ def _level(stage: Any) -> Any:
 
 
 def _similarity(data: dict) -> dict:
-    """One similarity's entries were those of all; a file that lists them all gave the others' no meaning."""
-    others = {"mind": ("blurs",), "ncc": ("noise",), "mse": ("noise",)}.get(data.get("name", ""), ())
-    if not {"noise", "blurs"} <= data.keys():
-        others = ()
-    elif data.get("name") == "lncc":
-        others = ("noise", "blurs")
-    return {key: value for key, value in data.items() if key != "stages" and key not in others}
+    """The levels stood here, and one similarity's entries were those of all: of a whole, others mean nothing."""
+    written = {"noise", "blurs"} <= data.keys()
+    without = {"stages"} | (_OF_OTHERS.get(data.get("name", ""), set()) if written else set())
+    return {key: value for key, value in data.items() if key not in without}

@@ -97,23 +97,11 @@ Count = Annotated[int, AtLeast(1)]
 
 
 def split(hint: Any) -> tuple[Any, tuple]:
-    """A field's type without its limits, and the limits, with those that every number has."""
-    limits: tuple = ()
+    """A field's type without its limits, and the limits."""
     if typing.get_origin(hint) is Annotated:
-        hint, *found = typing.get_args(hint)
-        limits = tuple(found)
-    if hint in (int, float) and not any(isinstance(limit, OneOf) for limit in limits):
-        if not any(isinstance(limit, AtLeast | Above) for limit in limits):
-            limits = (AtLeast(-LARGEST), *limits)
-        if not any(isinstance(limit, AtMost) for limit in limits):
-            limits = (*limits, AtMost(LARGEST))
-    return hint, limits
-
-
-def describe(limits: tuple) -> str:
-    """What is allowed, in words; the bounds that all numbers have are left out."""
-    own = [str(limit) for limit in limits if abs(getattr(limit, "bound", 0)) != LARGEST]
-    return ", ".join(own)
+        kind, *limits = typing.get_args(hint)
+        return kind, tuple(limits)
+    return hint, ()
 
 
 def check_limits(settings: Any, where: str = "", names: bool = True) -> None:
@@ -122,36 +110,55 @@ def check_limits(settings: Any, where: str = "", names: bool = True) -> None:
     ``where``: what to write before the field's name; ``names``: also for a name that no registry knows.
     """
     for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
-        _check(getattr(settings, name), hint, f"{where}{name}", names)
+        value, limits = getattr(settings, name), split(hint)[1]
+        registry = next((one.registry for one in limits if isinstance(one, OneOf) and one.registry), None)
+        if registry is None:
+            _check(value, hint, f"{where}{name}", names)
+            continue
+        if names:
+            registry.check(value)
+        wanted = registry.known_settings(value)
+        if wanted is not None and wanted is not type(settings):
+            raise NephiError(
+                f"settings: {where}{name} is {value!r}, whose settings are {wanted.__name__}, "
+                f"not {type(settings).__name__}; nephi.config.of_kind makes them"
+            )
 
 
 def _check(value: Any, hint: Any, where: str, names: bool) -> None:
     kind, limits = split(hint)
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+    arguments = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
         if value is not None:
-            _check(value, next(a for a in typing.get_args(kind) if a is not type(None)), where, names)
+            _check(value, next(a for a in arguments if a is not type(None)), where, names)
         return
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, kind):
+            raise NephiError(f"settings: {where} is {value!r}, expected {kind.__name__}")
         check_limits(value, f"{where}.", names)
         return
     if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise NephiError(f"settings: {where} is {value!r}, expected {kind.__name__}")
-        if not math.isfinite(value):
-            rest = describe(limits)
-            raise NephiError(f"settings: {where} is {value}, must be finite{rest and f', {rest}'}")
+        limits = _of_a_number(value, kind, limits, where)
     for limit in limits:
-        if isinstance(limit, OneOf) and limit.registry is not None:
-            if names:
-                limit.registry.check(value)
-        elif not limit.allows(value):
-            # numbers need no quotes; the bound itself is named even where all numbers have it
-            text = describe(limits) or str(limit)
-            if abs(getattr(limit, "bound", 0)) == LARGEST and str(limit) not in text:
-                text = f"{text}, {limit}"
-            raise NephiError(f"settings: {where} is {value!r}, must be {text}")
+        if not limit.allows(value):
+            raise NephiError(f"settings: {where} is {value!r}, must be {', '.join(map(str, limits))}")
     if typing.get_origin(kind) is tuple:
-        arguments = typing.get_args(kind)
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         for i, (item, part) in enumerate(zip(value, inner, strict=True)):
             _check(item, part, f"{where}[{i}]", names)
+
+
+def _of_a_number(value: Any, kind: type, limits: tuple, where: str) -> tuple:
+    """The limits of a number with those that all numbers have; raises NephiError for what is none."""
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if isinstance(value, bool) or (finite and not isinstance(value, (int, kind))):
+        raise NephiError(f"settings: {where} is {value!r}, expected {kind.__name__}")
+    if any(isinstance(limit, OneOf) for limit in limits):
+        return limits
+    if not any(isinstance(limit, (AtLeast, Above)) for limit in limits):
+        limits = (AtLeast(-LARGEST), *limits)
+    if not any(isinstance(limit, AtMost) for limit in limits):
+        limits = (*limits, AtMost(LARGEST))
+    if not finite:
+        raise NephiError(f"settings: {where} is {value}, must be finite, {', '.join(map(str, limits))}")
+    return limits

@@ -49,9 +49,13 @@ class Registry(Generic[T]):
         """The dataclass that holds the settings of a name, and no field of another one."""
         self._settings[name] = settings
 
-    def settings_of(self, name: str, default: type) -> type:
-        """The dataclass of a name's settings: ``default``, which holds what all have, where it has no fields of its own."""
-        return self._settings.get(name, default)
+    def known_settings(self, name: str) -> type | None:
+        """The dataclass of a name's settings, where they have fields of their own."""
+        return self._settings.get(name)
+
+    def settings_of(self, name: str, shared: type) -> type:
+        """The dataclass of a name's settings, else ``shared``: that of what all have."""
+        return self._settings.get(name, shared)
 
     def check(self, name: str) -> None:
         """Raise NephiError for a name that stands for nothing."""

@@ -10,13 +10,13 @@ from geometry import rotation
 from nephi.fitting.similarity import make_similarity
 from nephi.images.image_pair import Pair
 from nephi.learning.pair_tensors import Sample
-from nephi.settings import PRESETS, SimilaritySettings, Stage
+from nephi.settings import PRESETS, Features, MindSettings
 from nephi.space.affine import Affine
 
 
-def features(pair: Pair, stage: Stage):
+def features(pair: Pair, scale: Features):
     """What is compared at a stage, by the similarity of the pair's settings."""
-    return pair.volumes(stage, make_similarity(pair.settings.similarity).prepare, "cpu")
+    return pair.volumes(scale, make_similarity(pair.settings.similarity).prepare, "cpu")
 
 
 def _ct(outside_hu: float) -> tuple[sitk.Image, sitk.Image]:
@@ -36,9 +36,9 @@ def test_only_given_masks_cut_away_the_chest_wall():
     (one, mask), (other, _) = _ct(40.0), _ct(45.0)
     differences = []
     for trusted in (True, False):
-        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(outside_hu=-100.0))
+        settings = replace(PRESETS["fast"], similarity=MindSettings(outside_hu=-100.0))
         pair = Pair(one, other, mask, mask, Affine.identity(3), settings, trusted)
-        fixed, moving = features(pair, Stage(0.0, 7.0, 1))
+        fixed, moving = features(pair, Features(7.0, 1))
         differences.append(float((fixed.volume.float() - moving.volume.float()).abs().mean()))
     assert differences[0] < 0.5 * differences[1]  # the rest: voxels that the border runs through
 
@@ -47,9 +47,9 @@ def test_points_come_from_the_masks_grown_by_the_margin():
     image, mask = _ct(40.0)
     counts = []
     for margin in (0.0, 10.0):
-        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(mask_margin_mm=margin))
+        settings = replace(PRESETS["fast"], similarity=MindSettings(mask_margin_mm=margin))
         pair = Pair(image, image, mask, mask, Affine.identity(3), settings)
-        volume = features(pair, Stage(0.0, 7.0, 1))[0]
+        volume = features(pair, Features(7.0, 1))[0]
         counts.append(len(volume.chosen))
     # a box of 20 voxels of 7 mm: its sides grow by the margin at either end, but for the rounded corners
     side = [count ** (1 / 3) for count in counts]
@@ -71,7 +71,7 @@ def test_a_stage_may_keep_a_part_of_the_chest_wall():
 @pytest.mark.parametrize("finest, wanted_mm", [(0.75, 5.25), (0.5, 3.5), (0.1, 2.0)])
 def test_the_working_grid_is_no_finer_than_a_part_of_the_voxels(finest, wanted_mm):
     image, mask = _ct(40.0)
-    settings = replace(PRESETS["fast"], similarity=SimilaritySettings(finest=finest))
+    settings = replace(PRESETS["fast"], similarity=MindSettings(finest=finest))
     pair = Pair(image, image, mask, mask, Affine.identity(3), settings)
     assert pair.working_grid(2.0).spacing_mm == pytest.approx((wanted_mm,) * 3)
 
@@ -95,12 +95,12 @@ def test_the_margin_shrinks_with_a_small_body():
         each.SetSpacing([0.7] * 3)
     counts = []
     for margin in (0.0, 4.0):
-        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(mask_margin_mm=margin))
+        settings = replace(PRESETS["fast"], similarity=MindSettings(mask_margin_mm=margin))
         pair = Pair(image, image, mask, mask, Affine.identity(3), settings)
         assert 0.1 < pair.scale < 0.13
         grid = pair.working_grid(0.7 / pair.scale)
         assert max(grid.size) < 20 + 2 * 10.0 * pair.scale / 0.7 + 3  # of the images no more than is needed
-        volume = features(pair, Stage(0.0, 0.7 / pair.scale, 1))[0]
+        volume = features(pair, Features(0.7 / pair.scale, 1))[0]
         counts.append(len(volume.chosen))
     side = [count ** (1 / 3) for count in counts]
     assert side[0] == pytest.approx(20, abs=1)
@@ -116,5 +116,5 @@ def test_millimetres_of_the_moving_image_where_the_fixed_one_lies_askew(d, phant
     pair = Pair(fixed, phantom.moving, None, None, affine, PRESETS["fast"])
     points = np.random.default_rng(0).uniform(-0.9, 0.9, (100, d)) * pair.cube.half_extents_cube
     apart_mm = affine(pair.cube.to_lps_mm(points[:50])) - affine(pair.cube.to_lps_mm(points[50:]))
-    found_mm = torch.tensor(points[:50] - points[50:], dtype=torch.float32) @ Sample.of(pair).to_moving_mm.T
+    found_mm = torch.tensor(points[:50] - points[50:], dtype=torch.float32) @ Sample.of(pair, Features()).to_moving_mm.T
     torch.testing.assert_close(found_mm, torch.tensor(apart_mm, dtype=torch.float32), atol=1e-3, rtol=0)

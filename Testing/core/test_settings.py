@@ -9,7 +9,7 @@ import pytest
 from nephi.config import decode, read_json
 from nephi.errors import NephiError
 from nephi.learning.settings import TrainSettings, check_training
-from nephi.settings import PRESETS, Sampling, Settings, Stage, from_dict, load, preset
+from nephi.settings import PRESETS, Features, Level, Sampling, Settings, from_dict, load, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -39,7 +39,7 @@ def test_a_number_of_points_is_a_shorthand():
 
 def test_lists_become_tuples_and_null_is_allowed_where_it_means_something():
     s = from_dict({"similarity": {"stages": [{"spacing_mm": 3}, {"start": 0.5}], "window": [0, 1]}})
-    assert s.similarity.stages == (Stage(0.0, 3.0, 2), Stage(0.5, 2.0, 2))
+    assert s.similarity.stages == (Level(0.0, Features(3.0, 2)), Level(0.5, Features(2.0, 2)))
     assert s.similarity.window == (0.0, 1.0)
     assert from_dict({"preset": "paper", "similarity": {"window": None}}).similarity.window is None
 

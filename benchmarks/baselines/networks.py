@@ -23,7 +23,7 @@ from ..voxel_maps import VoxelMaps
 from .harness import half_extents_cube, read_pair, write_maps
 
 # the paper's images: -1000..0 HU, the lungs only, in a cube around both lungs
-SEEN = ModelSettings(similarity=PRESETS["paper"].similarity)
+SEEN = ModelSettings(features=PRESETS["paper"].levels[0].features, similarity=PRESETS["paper"].similarity)
 
 
 def images(sample: Sample, size: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def predict(
     if pair.masks[0] is None:
         raise SystemExit(f"{name} was trained on lungs: the pair needs masks")
     network, size = load(build, Path(job.networks or "networks") / f"{name}.safetensors")
-    moving, fixed = images(Sample.of(pair), size)
+    moving, fixed = images(Sample.of(pair, SEEN.features), size)
     improve(network, moving, fixed)
     with torch.no_grad():
         displacement = network.displacement(moving, fixed)

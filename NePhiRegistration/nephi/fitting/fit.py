@@ -122,7 +122,8 @@ def fit(
 ) -> list[dict]:
     """Minimise ``objective(step)``; returns the history: step, loss and each term.
 
-    It goes on until the step ``end``, by default the last of the optimiser's. The gradients of ``accumulate`` calls are averaged for one step. ``before_step`` may change the gradients.
+    It goes on until the step ``end``, by default all of the optimiser's. The gradients of ``accumulate`` calls are
+    averaged for one step. ``before_step`` may change the gradients.
     ``on_record`` sees each entry of the history as it comes; an exception raised in any of them ends the fit.
 
     ``prepare(step)`` does what a step needs from the host; ``objective`` is then the same work on the device at each

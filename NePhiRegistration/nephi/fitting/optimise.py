@@ -136,7 +136,10 @@ class Optimisation:
         torch.set_num_threads(self.threads)
         if self._seen is None or level.features != self._seen[0]:
             self._seen = None  # before the next ones are made: one level's at a time
-            self._seen = level.features, self.pair.volumes(level.features, self.objective.similarity.prepare, self.device)
+            self._seen = (
+                level.features,
+                self.pair.volumes(level.features, self.objective.similarity.prepare, self.device),
+            )
         size = self._code_size(level)
         if self.begin and not self.keep_nodes and size != self.code.size:
             self.adam.replace(*self.code.refine(size, self.pair.field_settings.code_degree))

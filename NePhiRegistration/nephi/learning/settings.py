@@ -120,7 +120,9 @@ def _preparation(settings: ModelSettings) -> dict:
     """The settings, besides the spacing, on which the prepared images depend."""
     return {
         **{key: getattr(settings, key) for key in ("dimension", "align", "cube_margin_mm")},
-        **{f"similarity.{key}": getattr(settings.similarity, key) for key in ("window", "outside_hu", "mask_margin_mm")},
+        **{
+            f"similarity.{key}": getattr(settings.similarity, key) for key in ("window", "outside_hu", "mask_margin_mm")
+        },
         "features.outside": settings.features.outside,
     }
 
