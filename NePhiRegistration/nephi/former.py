@@ -32,9 +32,9 @@ def _model(data: dict) -> dict:
     data = dict(data)
     similarity = data.get("similarity")
     if isinstance(similarity, dict) and "stages" in similarity:
-        first, *_ = similarity["stages"] or [{}]
-        level = _level(first)
-        data |= {"features": level.get("features", {}) if isinstance(level, dict) else level}
+        stages = similarity["stages"]
+        level = _level(stages[0] if isinstance(stages, list | tuple) and stages else stages)
+        data["features"] = level.get("features", {}) if isinstance(level, dict) else level
         data["similarity"] = _similarity(similarity)
     encoder = data.get("encoder")
     if isinstance(encoder, dict) and encoder.keys() >= {*_MATCHING, *_PUBLISHED}:  # written as a whole
