@@ -107,7 +107,7 @@ def split(hint: Any) -> tuple[Any, tuple]:
 def check_limits(settings: Any, where: str = "", names: bool = True) -> None:
     """Raise NephiError for the first value, anywhere in a settings object, that its field does not allow.
 
-    ``where``: what to write before the field's name; ``names``: also for a name that no registry knows.
+    A class whose fields depend on each other says by ``contradiction()``, or by "", what is wrong with them. ``where``: what to write before the field's name; ``names``: also for a name that no registry knows.
     """
     for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
         value, limits = getattr(settings, name), split(hint)[1]
@@ -123,6 +123,9 @@ def check_limits(settings: Any, where: str = "", names: bool = True) -> None:
                 f"settings: {where}{name} is {value!r}, whose settings are {wanted.__name__}, "
                 f"not {type(settings).__name__}; nephi.config.of_kind makes them"
             )
+    wrong = settings.contradiction() if hasattr(settings, "contradiction") else ""
+    if wrong:
+        raise NephiError(f"settings: {where}{wrong}")
 
 
 def _check(value: Any, hint: Any, where: str, names: bool) -> None:

@@ -57,6 +57,9 @@ class Sampling:
         """A bare number in a settings file: that many points."""
         return cls(0.0, number, number)
 
+    def contradiction(self) -> str:
+        return f"least is {self.least}, but most {self.most}" if self.least > self.most else ""
+
     def count(self, voxels: int) -> int:
         return int(min(max(self.fraction * voxels, self.least), self.most))
 
@@ -90,6 +93,11 @@ class SimilaritySettings:
     mask_margin_mm: NotNegative = 4.0  # points are drawn from the masks grown by this much
     finest: Positive = 0.75  # working grids are no finer than this part of the images' voxels
     boundary_weight: NotNegative = 0.0  # agreement of the masks' distance maps near their borders
+
+    def contradiction(self) -> str:
+        if self.window is not None and not self.window[0] < self.window[1]:
+            return f"window is {self.window}, must be (low, high) with low < high"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,10 @@ class Settings:
     similarity: SimilaritySettings = MindSettings()  # how alike the images are
     regularity: RegularitySettings = RegularitySettings()  # how smooth the maps are
     fit: FitSettings = FitSettings()  # the optimiser
+
+    def contradiction(self) -> str:
+        start = self.levels[0].start
+        return "" if start == 0 else f"levels[0].start is {start}, the first level must begin at 0"
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -239,23 +251,5 @@ def check(settings: Settings, names: bool = True) -> None:
 
     ``names``: also for a similarity or regulariser that is not known here; maps that are saved do without either.
     """
-    check_limits(settings, names=names)
     FIELDS.check(settings.field.kind)  # maps need theirs
-    if settings.levels[0].start != 0:
-        raise NephiError(f"settings: levels[0].start is {settings.levels[0].start}, the first level must begin at 0")
-    check_points(settings.similarity.points, "similarity.points")
-    check_points(settings.regularity.points, "regularity.points")
-    check_window(settings.similarity)
-
-
-def check_points(points: Sampling, where: str) -> None:
-    """Raise NephiError for bounds of a number of points that contradict each other."""
-    if points.least > points.most:
-        raise NephiError(f"settings: {where} needs least from 1 to most, not {points.least} to {points.most}")
-
-
-def check_window(similarity: SimilaritySettings) -> None:
-    """Raise NephiError for a window that is empty."""
-    window = similarity.window
-    if window is not None and not window[0] < window[1]:
-        raise NephiError(f"settings: similarity.window is {window}, must be (low, high) with low < high")
+    check_limits(settings, names=names)

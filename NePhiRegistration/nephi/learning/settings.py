@@ -16,8 +16,6 @@ from ..settings import (
     MindSettings,
     RegularitySettings,
     SimilaritySettings,
-    check_points,
-    check_window,
 )
 from .augment import Augmentation
 
@@ -47,6 +45,13 @@ class PublishedSettings(EncoderSettings):
     norm: Annotated[str, OneOf("batch", "group")] = "batch"  # of the layers; group does not depend on the batch
     width: _Channels = 32  # channels between those maps and the local code, with context
 
+    def contradiction(self) -> str:
+        if self.local_level >= len(self.channels):
+            return f"local_level is {self.local_level}, must be 0 to {len(self.channels) - 1}"
+        if self.norm == "group" and any(c % min(8, c) for c in self.channels):
+            return f"channels are {self.channels}, must be multiples of 8 for group norm"
+        return ""
+
 
 @dataclass(frozen=True)
 class MatchingSettings(EncoderSettings):
@@ -62,6 +67,9 @@ class MatchingSettings(EncoderSettings):
     # lattice points, half a node spacing apart, over which costs are averaged
     windows: Annotated[tuple[Annotated[int, AtLeast(1), AtMost(1023), Odd()], ...], NotEmpty()] = (3, 5)
     width: _Channels = 32  # channels of the layers, a multiple of 8
+
+    def contradiction(self) -> str:
+        return f"width is {self.width}, must be a multiple of 8" if self.width % 8 else ""
 
 
 ENCODERS.describe("published", PublishedSettings)
@@ -87,17 +95,7 @@ class ModelSettings:
 def check(settings: ModelSettings, where: str = "") -> None:
     """Raise NephiError for settings that do not define a model; ``where``: what to write before their names."""
     check_limits(settings, where)
-    check_points(settings.similarity.points, f"{where}similarity.points")
-    check_window(settings.similarity)
     check_local_code(settings.field, settings.dimension)
-    e = settings.encoder
-    if isinstance(e, PublishedSettings):
-        if e.local_level >= len(e.channels):
-            raise NephiError(f"settings: encoder.local_level is {e.local_level}, must be 0 to {len(e.channels) - 1}")
-        if e.norm == "group" and any(c % min(8, c) for c in e.channels):
-            raise NephiError(f"settings: encoder.channels are {e.channels}, must be multiples of 8 for group norm")
-    if isinstance(e, MatchingSettings) and e.width % 8:
-        raise NephiError(f"settings: encoder.width is {e.width}, must be a multiple of 8")
     if settings.coarse is not None:
         check(settings.coarse, f"{where}coarse.")
         _check_coarse(settings, settings.coarse)
@@ -155,7 +153,6 @@ def check_training(settings: TrainSettings) -> None:
     m = settings.model
     check(m, "model.")
     check_limits(settings)
-    check_points(settings.regularity.points, "regularity.points")
     if settings.fit.iterations < 1:
         raise NephiError("settings: fit.iterations is 0, must be above 0")
     if isinstance(m.encoder, MatchingSettings) and settings.batch != 1:
