@@ -107,7 +107,9 @@ def split(hint: Any) -> tuple[Any, tuple]:
 def check_limits(settings: Any, where: str = "", names: bool = True) -> None:
     """Raise NephiError for the first value, anywhere in a settings object, that its field does not allow.
 
-    A class whose fields depend on each other says by ``contradiction()``, or by "", what is wrong with them. ``where``: what to write before the field's name; ``names``: also for a name that no registry knows.
+    A class whose fields depend on each other says by ``contradiction()`` what is wrong with them, or "".
+
+    ``where``: what to write before the field's name; ``names``: also for a name that no registry knows.
     """
     for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
         value, limits = getattr(settings, name), split(hint)[1]

@@ -211,7 +211,9 @@ _SENSELESS = {
 @pytest.mark.parametrize("case", _SENSELESS)
 def test_settings_that_make_no_model(case):
     changes, word = _SENSELESS[case]
-    settings = replace(SETTINGS["matching"], encoder=replace(MatchingSettings(), **changes))
+    published = changes.keys() & {"norm", "channels", "local_level"}
+    encoder = replace(PublishedSettings() if published else MatchingSettings(), **changes)
+    settings = replace(SETTINGS["matching"], encoder=encoder)
     with pytest.raises(NephiError, match=word):
         check(settings)
     with pytest.raises(NephiError, match=word):

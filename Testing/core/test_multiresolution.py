@@ -84,7 +84,7 @@ def test_a_pair_is_found_that_lies_further_apart_than_the_fine_stage_looks(side,
 def test_images_with_large_voxels_are_not_made_coarser_than_the_coarse_stage_asks(monkeypatch):
     """Where the images' voxels limit the grid, it may be the coarse stage's already: 7.5 mm are asked for."""
     factors, coarser = [], Sample.coarser
-    monkeypatch.setattr(Sample, "coarser", lambda s, f, settings: factors.append(f) or coarser(s, f, settings))
+    monkeypatch.setattr(Sample, "coarser", lambda s, f, *how: factors.append(f) or coarser(s, f, *how))
     model, sample = Model(both(2)), texture(2, 48, (2, 1))
     for spacing_mm in (None, 2.5, 5.0, 12.0):
         with torch.no_grad():

@@ -49,9 +49,9 @@ class Optimisation:
         device: torch.device,
     ):
         s, predicted = pair.settings, None if prediction is None else prediction.maps
+        self.levels = _schedule(s.levels, s.fit.iterations, predicted is not None)
         self.cube = cube = pair.cube if prediction is None else prediction.cube
         self.pair, self.device, self.settings = pair.in_cube(cube), device, s
-        self.levels = _schedule(s.levels, s.fit.iterations, predicted is not None)
         start, outer, self.keep_nodes = self._start(predicted)
         self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
         self.code = HybridCode(start.code).to(device)
