@@ -15,9 +15,9 @@ import pytest
 WANTED = {
     "register", "Registration", "warp", "transform", "evaluate", "make_phantom", "train", "Model", "Settings",
     "PRESETS", "NephiError", "read_image", "read_landmarks", "__version__",
-    "Similarity", "Regulariser", "Fields", "Encoder", "Map", "Code", "Sample", "sample_of",
-    "ModelSettings", "EncoderSettings", "PublishedSettings",
-    "MatchingSettings", "TrainSettings", "SIMILARITIES", "REGULARISERS", "FIELDS", "ENCODERS",
+    "Similarity", "Regulariser", "Fields", "Encoder", "Map", "Code", "PairTensors", "tensors_of",
+    "ModelSettings", "EncoderSettings", "PublishedSettings", "MatchingSettings", "TrainSettings",
+    "SIMILARITIES", "REGULARISERS", "FIELDS", "ENCODERS",
 }  # fmt: skip
 
 

@@ -12,8 +12,9 @@ import pytest
 CORE = Path(nephi.__file__).parent
 # from the bottom to the top: a room imports from itself and from those before it
 ROOMS = (
-    "version", "errors", "registry", "limits", "former", "config", "settings", "runfolder", "process", "device",
-    "space", "files", "images", "maps",
+    "version", "both", "errors", "registry", "limits", "former", "config", "settings", "runfolder", "process",
+    "device", "space", "files",
+    "images", "maps",
     "fitting", "measure", "synthetic", "learning", "result", "registration", "report", "cli", "__init__", "__main__",
 )  # fmt: skip
 # imports that run up and still have to go; one that is gone may not stay in this list
