@@ -110,7 +110,6 @@ def _affine(images: Both[sitk.Image], fixed_mask: sitk.Image | None, start: Affi
     if fixed_mask is not None:
         around = [max(1, round(10 * scale / s)) for s in fixed.GetSpacing()]
         method.SetMetricFixedMask(sitk.BinaryDilate(fixed_mask, around))
-    method.SetNumberOfThreads(1)  # several add the metric's parts in any order: no two runs would end alike
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(scale, 1e-4 * scale, 200, relaxationFactor=0.7)
     method.SetOptimizerScalesFromPhysicalShift()
@@ -120,11 +119,17 @@ def _affine(images: Both[sitk.Image], fixed_mask: sitk.Image | None, start: Affi
     transform.SetCenter(_centre(fixed))
     transform.SetTranslation(start(_centre(fixed)) - _centre(fixed))
     method.SetInitialTransform(transform, inPlace=True)
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    # several would add the metric's parts in any order, so that no two runs ended alike; the method's own number does
+    # not reach the metric
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         method.Execute(sitk.Cast(fixed, sitk.sitkFloat32), sitk.Cast(moving, sitk.sitkFloat32))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise NephiError(f"affine alignment failed ({reason}); use --align moments, centres or none") from None
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     return _from_linear(transform)
 
 
