@@ -16,12 +16,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 INPUTS = ("fixedMask", "movingMask", "regions", "fixedLandmarks", "movingLandmarks", "settings")
 OPTIONS = ("preset", "model", "device", "seed")
-OUTPUTS = {
-    "outputTransform": "transform.h5",
-    "inverseTransform": "inverse_transform.h5",
-    "warpedVolume": "warped.nii.gz",
-    "jacobianVolume": "jacobian.nii.gz",
-    "report": "report.json",
+OUTPUTS = {  # the engine's names of its files, see ``nephi.files.folder.ResultFolder``
+    "outputTransform": "transform",
+    "inverseTransform": "inverse_transform",
+    "warpedVolume": "warped",
+    "jacobianVolume": "jacobian",
+    "report": "report",
 }
 
 
@@ -89,15 +89,17 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     find_engine()
     from nephi.cli import main as nephi
+    from nephi.files.folder import ResultFolder
 
     with tempfile.TemporaryDirectory(prefix="nephi-") as folder:
         code = nephi(command(options, folder))
         if code:
             return code
-        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+        made = ResultFolder(Path(folder))
+        report = json.loads(made.report.read_text(encoding="utf-8"))
         for name, file in OUTPUTS.items():
             if getattr(options, name):
-                deliver(Path(folder) / file, Path(getattr(options, name)))
+                deliver(getattr(made, file), Path(getattr(options, name)))
         if options.returnparameterfile:
             Path(options.returnparameterfile).write_text(return_parameters(report), encoding="utf-8")
     return 0

@@ -55,10 +55,11 @@ def run(method: str, size: int, iterations: int) -> dict:
     from dataclasses import replace
 
     import torch
+    from nephi.both import Both
     from nephi.fitting.fit import Adam, fit
     from nephi.fitting.objective import Objective
     from nephi.fitting.similarity import make_similarity
-    from nephi.images.image_pair import Pair
+    from nephi.images.image_pair import ImagePair
     from nephi.registration import register
     from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
     from nephi.space.affine import Affine
@@ -74,7 +75,7 @@ def run(method: str, size: int, iterations: int) -> dict:
     if method == "nephi":
         register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
     else:
-        pair = Pair(fixed, moving, None, None, Affine.identity(3), settings)
+        pair = ImagePair.of(Both(fixed, moving), Both(None, None), Affine.identity(3), settings)
         volumes = pair.volumes(similarity.stages[0], make_similarity(similarity).prepare, "cpu")
         if method == "voxel":
             upper = torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32)
@@ -169,7 +170,7 @@ def write(rows: list[dict], out: Path) -> None:
         writer.writerows(rows)
     sizes = sorted({row["size"] for row in rows})
     peak = {(row["method"], row["size"]): row.get("peak_mb") for row in rows}
-    lines = ["| voxels a side | " + " | ".join(METHODS) + " |", "|---:|" + "---:|" * len(METHODS)]
+    lines = ["| voxels per side | " + " | ".join(METHODS) + " |", "|---:|" + "---:|" * len(METHODS)]
     for size in sizes:
         cells = [f"{peak[m, size]:.0f}" if peak.get((m, size)) is not None else "failed" for m in METHODS]
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
@@ -182,8 +183,8 @@ def write(rows: list[dict], out: Path) -> None:
     for method in METHODS:
         known = [s for s in sizes if peak.get((method, s)) is not None]
         axes.plot(known, [peak[method, s] for s in known], "o-", label=method)
-    axes.plot(sizes, [24 * s**3 / 1e6 for s in sizes], "k:", label="12 bytes a voxel and image")
-    axes.set(xlabel="voxels a side", ylabel="peak memory beyond the images [MB]", xscale="log", yscale="log")
+    axes.plot(sizes, [24 * s**3 / 1e6 for s in sizes], "k:", label="12 bytes per voxel and image")
+    axes.set(xlabel="voxels per side", ylabel="peak memory beyond the images [MB]", xscale="log", yscale="log")
     axes.set_xticks(sizes, [str(s) for s in sizes])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

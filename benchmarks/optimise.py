@@ -10,7 +10,7 @@ from nephi.fitting.fit import Adam, fit
 from nephi.fitting.objective import Objective
 from nephi.fitting.regularity import make_regulariser
 from nephi.learning.model import Model
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.validate import measure
 from nephi.maps.code import Code, HybridCode, zero_code
 from nephi.maps.maps import FieldMap, Map, make_fields
@@ -25,16 +25,22 @@ class Start:
     half_size_mm: float
 
     @classmethod
-    def predicted(cls, model: Model, sample: Sample) -> Start:
+    def predicted(cls, model: Model, sample: PairTensors) -> Start:
         """The model's prediction; the model itself is left as it is."""
         code = model.predict(sample).code
         return cls(FieldMap(copy.deepcopy(model.fields).requires_grad_(True), code), model.settings.half_size_mm)
 
     @classmethod
     def fresh(
-        cls, field: FieldSettings, sample: Sample, size: int, half_size_mm: float, seed: int = 0, spread: float = 0.0
+        cls,
+        field: FieldSettings,
+        sample: PairTensors,
+        size: int,
+        half_size_mm: float,
+        seed: int = 0,
+        spread: float = 0.0,
     ) -> Start:
-        """Random weights and a code on ``size`` nodes a side, of zeros or random with this standard deviation.
+        """Random weights and a code on ``size`` nodes per side, of zeros or random with this standard deviation.
 
         The fields' last layer is zero, so that without a linear term both maps are the identity.
         """
@@ -45,7 +51,7 @@ class Start:
         drawn = [spread * torch.randn(t.shape, generator=generator).to(t) for t in (code.global_code, code.local_code)]
         return cls(FieldMap(fields, Code(*drawn, upper)), half_size_mm)
 
-    def measure(self, sample: Sample) -> dict[str, float]:
+    def measure(self, sample: PairTensors) -> dict[str, float]:
         """Dice and folds (percent of all pixels, exact Jacobian) of the forward map."""
         return measure(self.maps, sample)
 
@@ -63,7 +69,7 @@ class Start:
 
 def optimise(
     start: Start,
-    sample: Sample,
+    sample: PairTensors,
     similarity: SimilaritySettings,
     regularity: RegularitySettings,
     settings: FitSettings,

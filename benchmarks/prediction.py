@@ -3,7 +3,7 @@
     python -m benchmarks.prediction --model lung --out results
 
 For each pair: TRE after the alignment, of the prediction alone, and after some optimisation steps from the
-prediction and from nothing, with folds, seconds and memory of each run, which is a process of its own. Writes
+prediction and from scratch, with folds, seconds and memory of each run, which is a process of its own. Writes
 prediction.csv and prediction.md.
 """
 

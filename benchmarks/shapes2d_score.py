@@ -2,9 +2,9 @@
 
     python -m benchmarks.shapes2d_score --model shapes2d-solid --steps 100 --pairs 1000 --out results
 
-Dice and folds before, of the prediction alone, and after so many optimisation steps from it, over the first pairs of
+Dice and folds before, of the prediction alone, and after some optimisation steps from it, over the first pairs of
 the validation set; folds are pixels whose exact Jacobian determinant is not above 0. The optimisation minimises what
-the training did. Prints a table and, with --out, writes shapes.csv with a line a pair.
+the training did. Prints a table and, with --out, writes shapes.csv with one line per pair.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STATES = ("before", "prediction", "optimised")
 
 
 def score(model: Model, data: Shapes, pairs: int, regularity: RegularitySettings, fit: FitSettings) -> list[dict]:
-    """A row a pair and state."""
+    """One row per pair and state."""
     rows = []
     for k in range(pairs):
         sample = data[k]

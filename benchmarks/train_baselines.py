@@ -1,4 +1,4 @@
-"""Trains the networks of the learned baselines, at a size that two processor cores manage.
+"""Trains the networks of the learned baselines, at a size that two CPU cores manage.
 
     nephi breathe --count 24 --seed 7000 --output generated [--ct ... --masks ...]
     python -m benchmarks.train_baselines lapirn --steps 400 --data generated/pairs.csv --out networks
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("methods", nargs="+", choices=BUILD)
     parser.add_argument("--data", required=True, help="list of pairs, as nephi breathe writes it")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=48, help="voxels a side")
+    parser.add_argument("--size", type=int, default=48, help="voxels per side")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=1)

@@ -11,7 +11,7 @@ gradient inverse consistency of the same weight, batch 1.
 - gradicon: one network of its authors' package, at all voxels
 - gradicon_multi: the four networks of the package's lung model
 
-No augmentation. Memory is the process's peak resident size, on the processor, above what it held after the imports:
+No augmentation. Memory is the process's peak resident size, on the CPU, above what it held after the imports:
 images, weights, gradients and Adam's moments included. Writes training_memory.csv, .md and .png.
 """
 
@@ -39,7 +39,7 @@ def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
     import torch
     from nephi.fitting.objective import Objective
     from nephi.learning.model import Model
-    from nephi.learning.pair_tensors import Sample
+    from nephi.learning.pair_tensors import PairTensors
     from nephi.learning.settings import TrainSettings
     from nephi.maps.maps import FieldMap
     from nephi.settings import PRESETS
@@ -56,7 +56,7 @@ def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
     model = Model(settings, torch.Generator().manual_seed(0)).train()
     points = torch.Generator().manual_seed(0)
     objective = Objective(settings.similarity, regularity, settings.half_size_mm, points)
-    sample = Sample(
+    sample = PairTensors(
         name="",
         intensities=images,
         masks=None,
@@ -143,7 +143,10 @@ def write(rows: list[dict], out: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     methods, sizes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("method", "size"))
-    lines = ["| voxels a side | " + " | ".join(f"{m} [MB]" for m in methods) + " |", "|---:" * (len(methods) + 1) + "|"]
+    lines = [
+        "| voxels per side | " + " | ".join(f"{m} [MB]" for m in methods) + " |",
+        "|---:" * (len(methods) + 1) + "|",
+    ]
     lines += [f"| {size} | " + " | ".join(f"{peak[m, size]:.0f}" for m in methods) + " |" for size in sizes]
     (out / "training_memory.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -156,7 +159,7 @@ def write(rows: list[dict], out: Path) -> None:
         if method.startswith("gradicon"):
             fifth = [peak[method, s] / 5 for s in sizes]
             axes.plot(sizes, fifth, ":", color=line.get_color(), label=f"a fifth of {method}")
-    axes.set(xlabel="voxels a side", ylabel="peak memory of a training step [MB]", xscale="log", yscale="log")
+    axes.set(xlabel="voxels per side", ylabel="peak memory of a training step [MB]", xscale="log", yscale="log")
     axes.set_xticks(sizes, [str(s) for s in sizes])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

@@ -14,7 +14,7 @@ class Phantoms:
     def __getitem__(self, k):
         chest = nephi.make_phantom(size=(64, 56), spacing_mm=6, dimension=2, seed=k)
         masks = chest.fixed_mask, chest.moving_mask
-        return nephi.sample_of(chest.fixed, chest.moving, model, *masks, name=f"phantom {k}")
+        return nephi.tensors_of(chest.fixed, chest.moving, model, *masks, name=f"phantom {k}")
 
 
 encoder = {"size": 32, "channels": (8, 16), "hidden": 16, "local_level": 1}

@@ -11,7 +11,7 @@ class MeanEncoder(nephi.Encoder):
         self.field, self.layer = field, torch.nn.Linear(2, field.global_code)
 
     def codes(self, samples, fields):
-        means = torch.stack([torch.stack([sample.scaled(way).mean() for way in (0, 1)]) for sample in samples])
+        means = torch.stack([torch.stack([image.mean() for image in sample.scaled]) for sample in samples])
         code = zero_code(self.field, samples[0].half_extents_cube, (4, 4), len(samples))
         return [nephi.Code(self.layer(means), code.local_code, code.half_extents_cube)]
 
@@ -19,7 +19,7 @@ class MeanEncoder(nephi.Encoder):
 nephi.ENCODERS.add("mean", MeanEncoder)
 settings = nephi.ModelSettings(dimension=2, encoder=nephi.EncoderSettings(kind="mean"))
 chest = nephi.make_phantom(dimension=2)
-sample = nephi.sample_of(chest.fixed, chest.moving, settings, chest.fixed_mask, chest.moving_mask)
+sample = nephi.tensors_of(chest.fixed, chest.moving, settings, chest.fixed_mask, chest.moving_mask)
 nephi.Model(settings).save("model.safetensors")
 maps = nephi.Model.load("model.safetensors").predict(sample)
 print(f"{sum(p.numel() for p in maps.fields.parameters())} parameters in the fields")

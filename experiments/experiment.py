@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def trained(settings: TrainSettings, steps: int, folder: Path, device: torch.device) -> Model:
-    """A model after so many steps of training in ``folder``; the last state is the one that is kept."""
+    """A model after this many steps of training in ``folder``; the last state is the one that is kept."""
     settings = replace(
         settings,
         fit=replace(settings.fit, iterations=steps),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from nephi.learning.dataset import Shapes
 from nephi.learning.model import Model
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.validate import folds_percent, mapped
 from nephi.maps.code import Code
 from nephi.maps.maps import FieldMap
@@ -21,7 +21,7 @@ from .shapes2d import training
 
 SHIPPED, PUBLISHED = "all deeper maps", "one map"  # what the encoder makes the local code from
 PARTS = ("affine", "rest", "whole")
-NODES = 13  # of the deformed grid in the figure, a side
+NODES = 13  # of the deformed grid in the figure, per side
 DRAWN = (0.0, 0.5, 1.0)  # mixtures in the figure
 
 
@@ -67,7 +67,7 @@ def as_published(device: torch.device, steps: int, batch: int) -> Model:
         return trained(settings, steps, Path(folder), device)
 
 
-def two_pairs(model: Model, count: int) -> list[tuple[Sample, Sample]]:
+def two_pairs(model: Model, count: int) -> list[tuple[PairTensors, PairTensors]]:
     """The first pairs of the training set, two and two, as the paper takes them."""
     data = Shapes(True, model.settings, validation=False, count=2 * count)
     return [(data[2 * k], data[2 * k + 1]) for k in range(count)]

@@ -50,7 +50,7 @@ class Case:
         )
 
     def at_resolution(self, voxels: int) -> Case:
-        """Images and masks on grids with so many voxels along the longer side of each lungs' box, averaged."""
+        """Images and masks on grids with this many voxels along the longer side of each lungs' box, averaged."""
 
         def coarser(image: sitk.Image, mask: sitk.Image) -> tuple[sitk.Image, sitk.Image]:
             shape = sitk.LabelShapeStatisticsImageFilter()

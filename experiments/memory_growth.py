@@ -21,7 +21,7 @@ NAMES = {"nephi": "NePhi", "nephi_paper": "NePhi, published sizes", "voxel": "vo
 
 
 def run(device: torch.device, sizes: tuple[int, ...], training: tuple[int, ...]) -> Rows:
-    """On the processor whatever ``device``: it is the resident size of a process that is measured."""
+    """On the CPU whatever ``device``: it is the resident size of a process that is measured."""
     peers = os.environ.get("NEPHI_PEER_PYTHON")
     if training and peers is None:
         raise NephiError("GradICON is measured, too: set NEPHI_PEER_PYTHON (benchmarks/requirements.txt)")
@@ -58,7 +58,7 @@ def draw(rows: Rows):
     for one, where in zip(axes, wheres, strict=True):
         for method, line in lines(rows, where).items():
             one.plot(list(line), list(line.values()), "o-", label=NAMES[method])
-        one.set(title=where, xlabel="voxels a side", ylabel="peak memory [MB]", xscale="log", yscale="log")
+        one.set(title=where, xlabel="voxels per side", ylabel="peak memory [MB]", xscale="log", yscale="log")
         one.set_xticks(list(line), [str(size) for size in line])
         one.minorticks_off()
         one.legend(fontsize=7)
@@ -67,7 +67,7 @@ def draw(rows: Rows):
 
 def table(rows: Rows) -> Rows:
     return [
-        {"where": row["where"], "method": NAMES[row["method"]], "voxels a side": row["size"],
+        {"where": row["where"], "method": NAMES[row["method"]], "voxels per side": row["size"],
          "peak memory [MB]": f"{row['peak_mb']:.0f}"}
         for row in rows
     ]  # fmt: skip
@@ -81,7 +81,7 @@ def reading(rows: Rows) -> str:
         if all(both):
             size = max(set(found[ours]) & set(found[theirs]))
             part = found[ours][size] / found[theirs][size]
-            said.append(f"{where}: {NAMES[ours]} takes {part:.2f} of {NAMES[theirs]}'s memory at {size} a side")
+            said.append(f"{where}: {NAMES[ours]} takes {part:.2f} of {NAMES[theirs]}'s memory at {size} per side")
     shown = "; ".join(said) or "too few methods to compare"
     return f"{shown}. As published, memory grows with the images themselves, not with the maps."
 
@@ -91,13 +91,13 @@ ABOUT = About(
     title="Memory against image size",
     data=(
         "Optimisation: generated textures, working grid as fine as the image, beyond the images. Training: one step of "
-        "one pair of random images, beyond the imports. Peak resident size of a process on the processor."
+        "one pair of random images, beyond the imports. Peak resident size of a process on the CPU."
     ),
     published=(
-        "Fig. 3: at 175 a side 2,466 MB (NePhi) against 6,394 MB (GradICON, single resolution) and 13,482 MB "
+        "Fig. 3: at 175 per side 2,466 MB (NePhi) against 6,394 MB (GradICON, single resolution) and 13,482 MB "
         "(multi-resolution) in training; voxel methods grow with the number of voxels, NePhi much slower."
     ),
-    full="The same, and 384 voxels a side.",
+    full="The same, and 384 voxels per side.",
     sizes={
         "mini": {"sizes": (48, 64), "training": ()},
         "reduced": {"sizes": (96, 128, 192, 256), "training": (87, 128, 175)},

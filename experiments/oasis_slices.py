@@ -12,7 +12,7 @@ import torch
 from nephi.config import decode
 from nephi.errors import NephiError
 from nephi.learning.dataset import open_data
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import TrainSettings
 from nephi.settings import FitSettings
 
@@ -22,7 +22,7 @@ from benchmarks.pairs import data_folder
 from .experiment import About, Rows, column, mean, panels, select, trained
 
 TRAINED, ALL = 80, 100
-STATES = ("before", "prediction", "optimised", "from nothing")
+STATES = ("before", "prediction", "optimised", "from scratch")
 SETTINGS = {
     "model": {
         "dimension": 2,
@@ -102,10 +102,10 @@ def run(device: torch.device, train_pairs: int, train_steps: int, scored: int, s
 
 
 @torch.no_grad()
-def ncc(start: Start, sample: Sample) -> float:
+def ncc(start: Start, sample: PairTensors) -> float:
     """Correlation over all pixels of the fixed image with the moving one seen through the forward map."""
-    warped = sample.at(sample.scaled(1), start.maps.forward(sample.voxel_centres()))
-    return float(np.corrcoef(sample.scaled(0).reshape(-1).cpu(), warped.cpu())[0, 1])
+    warped = sample.at(sample.scaled.moving, start.maps.forward(sample.voxel_centres()))
+    return float(np.corrcoef(sample.scaled.fixed.reshape(-1).cpu(), warped.cpu())[0, 1])
 
 
 def draw(rows: Rows):
@@ -143,9 +143,9 @@ def reading(rows: Rows) -> str:
     folds = {state: mean(select(rows, state=state), "folds_percent") for state in STATES}
     return (
         f"The prediction alone raises the correlation from {at['before']:.3f} to {at['prediction']:.3f}, the "
-        f"optimisation from there to {at['optimised']:.3f}; as many steps from nothing reach "
-        f"{at['from nothing']:.3f}. Folds: {folds['prediction']:.3f}, {folds['optimised']:.3f} and "
-        f"{folds['from nothing']:.3f} % of the pixels."
+        f"optimisation from there to {at['optimised']:.3f}; as many steps from scratch reach "
+        f"{at['from scratch']:.3f}. Folds: {folds['prediction']:.3f}, {folds['optimised']:.3f} and "
+        f"{folds['from scratch']:.3f} % of the pixels."
     )
 
 

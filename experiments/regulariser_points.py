@@ -1,4 +1,4 @@
-"""How many points a step the regulariser needs, in training and in the optimisation of one pair (Fig. 4a-c)."""
+"""How many points per step the regulariser needs, in training and in the optimisation of one pair (Fig. 4a-c)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def draw(rows: Rows):
         for where in WHERE:
             mine = means(rows, where)
             one.plot(column(mine, "points"), column(mine, key), "o-", label=where)
-        one.set(xlabel="points of the regulariser a step", ylabel=name, xscale="log")
+        one.set(xlabel="points of the regulariser per step", ylabel=name, xscale="log")
         one.axvline(64, color="0.6", linewidth=0.8, linestyle=":")
     axes[0].set_ylim(0, 1.05)
     axes[1].set_yscale("symlog", linthresh=0.001)
@@ -80,7 +80,7 @@ def table(rows: Rows) -> Rows:
     return [
         {
             "where": where,
-            "points a step": line["points"],
+            "points per step": line["points"],
             "Dice": f"{line['dice']:.3f}",
             "folds [%]": f"{line['folds_percent']:.4f}",
             "inverse inconsistency": f"{line['gradicon']:.4f}",
@@ -118,7 +118,7 @@ ABOUT = About(
         "points, whatever the number it was minimised at."
     ),
     published=(
-        "Fig. 4a-c: Dice and regularity stay the same from all voxels down to about 64 points a step, in training as "
+        "Fig. 4a-c: Dice and regularity stay the same from all voxels down to about 64 points per step, in training as "
         "in the optimisation of one pair; folds come with fewer."
     ),
     full="Training from scratch for 10,000 steps of 16 pairs, all validation pairs.",

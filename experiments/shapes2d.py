@@ -1,4 +1,4 @@
-"""Pairs of triangles and circles, and what optimising one of them from nothing takes."""
+"""Pairs of triangles and circles, and what optimising one of them from scratch takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from nephi.config import decode, read_json
 from nephi.learning.dataset import Shapes
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import ModelSettings, TrainSettings
 from nephi.settings import FitSettings, RegularitySettings
 
@@ -16,7 +16,7 @@ from benchmarks.optimise import Start, optimise
 
 from .experiment import Rows
 
-NODES = 8  # of the local code, a side
+NODES = 8  # of the local code, per side
 SPREAD = 0.01  # of the random code
 
 
@@ -30,14 +30,14 @@ def published_like(settings: ModelSettings) -> ModelSettings:
     return replace(settings, field=replace(settings.field, linear=False))
 
 
-def pairs(kind: str, count: int, settings: ModelSettings, device: torch.device) -> list[Sample]:
+def pairs(kind: str, count: int, settings: ModelSettings, device: torch.device) -> list[PairTensors]:
     """The first ``count`` validation pairs."""
     data = Shapes(kind == "hollow", settings, validation=True, count=count)
     return [data[k].to(device) for k in range(count)]
 
 
 def from_nothing(
-    sample: Sample,
+    sample: PairTensors,
     settings: ModelSettings,
     regularity: RegularitySettings,
     fit: FitSettings,

@@ -1,4 +1,4 @@
-"""Steps of the instance optimisation, from nothing, from a prediction, from a multi-resolution prediction (Table 4)."""
+"""Steps of the instance optimisation, from scratch, from a prediction, from a multi-resolution prediction (Table 4)."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def reading(rows: Rows) -> str:
         reached = [(few, many) for many in zero for few in line if 0 < few < many and line[few] <= zero[many]]
         if reached and start != "nothing":
             few, many = min(reached, key=lambda pair: pair[0] / pair[1])
-            saved.append(f"{few} steps from {start} reach what {many} from nothing do")
+            saved.append(f"{few} steps from {start} reach what {many} from scratch do")
     return (
         f"{'; '.join(parts)}. As published, most is gained in the first steps, and a prediction saves some of them"
-        f"{': ' if saved else ''}{'; '.join(saved)}. Unlike there, the optimisation from nothing ends about as well: "
+        f"{': ' if saved else ''}{'; '.join(saved)}. Unlike there, the optimisation from scratch ends about as well: "
         "it finds large motion by itself, as features are compared over a wider surrounding and the code's nodes lie "
         "further apart at first. From a prediction, fresh fields are optimised, whose local code at first moves points "
         "as predicted, with finer features and nodes from the start. These nodes still lie further apart than the "

@@ -22,7 +22,7 @@ from .lung_ct import BREATH_HOLDS, Case, registered
 
 OURS = {  # name -> model, whether optimised
     "alignment alone": (None, False),
-    "NePhi, from nothing, optimised": (None, True),
+    "NePhi, from scratch, optimised": (None, True),
     "NePhi (single)": ("lung", False),
     "NePhi (single), optimised": ("lung", True),
     "NePhi (multi)": ("lung-m", False),
@@ -136,7 +136,7 @@ def reading(rows: Rows) -> str:
         said.append(f"as good, within a hundredth of a millimetre: {'; '.join(close)}")
     return (
         f"{'; '.join(said)}. Published, the multi-resolution prediction is the better one and stays so after the "
-        "optimisation. Seconds are wall clock on a busy processor and tell little: the baselines' hold the start of a "
+        "optimisation. Seconds are wall clock on a busy CPU and indicate little: the baselines' hold the start of a "
         "process, ours the registration alone."
     )
 

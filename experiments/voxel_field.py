@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.measure.quality import displacement_jacobian
 from nephi.settings import FitSettings, RegularitySettings, Sampling
 from nephi.space.grid import Grid
@@ -15,16 +15,16 @@ from .experiment import About, Rows, column, mean, panels, select
 from .shapes2d import NODES, pairs, published_like, training
 
 KINDS = ("solid", "hollow")
-METHODS = {"neural field": 64, "voxel field": 64, "voxel field, 4096 points": 4096}  # of the regulariser, a step
+METHODS = {"neural field": 64, "voxel field": 64, "voxel field, 4096 points": 4096}  # of the regulariser, per step
 
 
-def start(method: str, settings, sample: Sample, seed: int) -> Start:
+def start(method: str, settings, sample: PairTensors, seed: int) -> Start:
     if method == "neural field":
         return Start.fresh(settings.field, sample, NODES, settings.half_size_mm, seed)
     return Start(VoxelMaps(tuple(sample.intensities[0].shape), sample.half_extents_cube), settings.half_size_mm)
 
 
-def folds_percent(at: Start, sample: Sample) -> float:
+def folds_percent(at: Start, sample: PairTensors) -> float:
     """Pixels with a Jacobian determinant (central differences between pixels) of 0 or less, alike for both."""
     points = sample.voxel_centres()
     with torch.no_grad():
@@ -58,7 +58,7 @@ def run(device: torch.device, count: int, steps: int, every: int, rates: tuple[f
 
 
 def means(rows: Rows, **values) -> Rows:
-    """Over the pairs, a row a step."""
+    """Over the pairs, one row per step."""
     mine = select(rows, **values)
     return [
         {"step": step} | {key: mean(select(mine, step=step), key) for key in ("dice", "folds_percent", "gradicon")}

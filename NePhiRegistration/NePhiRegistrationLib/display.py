@@ -22,7 +22,7 @@ GRID_MODES = ("grid", "glyphs", "contours")
 
 _JACOBIAN_COLORS = "NePhi Jacobian"
 _ERROR_COLORS = "NePhi inverse consistency"
-_COLORS = 256  # a scalar display maps its window to so many
+_COLORS = 256  # entries that a scalar display maps its window to
 _JACOBIAN_WINDOW = 3.0
 # 0 is the lower border of a colour and what is exactly 0 falls below it: only what is folded is loud
 _JACOBIAN_LOW = -42 * _JACOBIAN_WINDOW / (_COLORS - 1) + 1e-6
@@ -106,7 +106,7 @@ def show_jacobian(outputs, on: bool, opacity: float = 0.5, legend: bool = True) 
 
 
 def show_inverse_consistency(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
-    """How far, in mm, going there and back misses the start, in colour over the fixed volume; nothing at 0."""
+    """The inverse-consistency error in mm, in colour over the fixed volume; nothing at 0."""
     volume = outputs.inverse_consistency
     display, scene = volume.GetDisplayNode(), volume.GetScene()
     values = slicer.util.arrayFromVolume(volume)

@@ -19,7 +19,7 @@ class LogicError(Exception):
 
 @dataclass
 class Job:
-    """Inputs as MRML nodes (or None) and how to register them; ``Logic.problem`` tells what is missing."""
+    """Inputs as MRML nodes (or None) and how to register them; ``Logic.problem`` reports what is missing."""
 
     fixed: object = None  # vtkMRMLScalarVolumeNode
     moving: object = None

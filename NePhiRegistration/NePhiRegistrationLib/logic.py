@@ -186,7 +186,7 @@ class Run:
             self._give_up("cancelled", "")
 
     def show_live(self, on: bool) -> None:
-        """Let the slice views show the moving image slide over the fixed one, for as long as the run goes on."""
+        """Let the slice views show the moving image slide over the fixed one, while the run lasts."""
         if self._live is not None:
             display.hide_live(self._live)
             self._live = None

@@ -129,8 +129,8 @@ def _numbers(report: dict) -> Iterable[tuple[str, float, int, str, str]]:
         yield _("TRE after, mean"), after["mean"], 2, "mm", _("registered")
         yield _("TRE after, max"), after["max"], 2, "mm", _("registered")
     error = report["inverse_consistency_mm"]
-    yield _("Inverse consistency, mean"), error["mean"], 2, "mm", _("there and back")
-    yield _("Inverse consistency, max"), error["max"], 2, "mm", _("there and back")
+    yield _("Inverse consistency, mean"), error["mean"], 2, "mm", _("inverse after forward map")
+    yield _("Inverse consistency, max"), error["max"], 2, "mm", _("inverse after forward map")
     if "dice" in report:
         yield _("Dice before"), report["dice"]["before"], 3, "", _("aligned only")
         yield _("Dice after"), report["dice"]["after"], 3, "", _("masks overlap")

@@ -18,10 +18,10 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
     from .files.landmarks import read_landmarks as read_landmarks
     from .fitting.regularity import Regulariser as Regulariser
     from .fitting.similarity import Similarity as Similarity
-    from .learning.dataset import sample_of as sample_of
+    from .learning.dataset import tensors_of as tensors_of
     from .learning.encoder import Encoder as Encoder
     from .learning.model import Model as Model
-    from .learning.pair_tensors import Sample as Sample
+    from .learning.pair_tensors import PairTensors as PairTensors
     from .learning.settings import ENCODERS as ENCODERS
     from .learning.settings import EncoderSettings as EncoderSettings
     from .learning.settings import ModelSettings as ModelSettings
@@ -46,9 +46,9 @@ _HOMES = {
     "NephiError": "errors",
     "Regulariser": "fitting.regularity",
     "Similarity": "fitting.similarity",
-    "sample_of": "learning.dataset",
+    "tensors_of": "learning.dataset",
     "Encoder": "learning.encoder",
-    "Sample": "learning.pair_tensors",
+    "PairTensors": "learning.pair_tensors",
     "ENCODERS": "learning.settings",
     "EncoderSettings": "learning.settings",
     "ModelSettings": "learning.settings",
@@ -88,7 +88,7 @@ __all__ = [
     "NephiError",
     "Registration",
     "Regulariser",
-    "Sample",
+    "PairTensors",
     "Settings",
     "Similarity",
     "TrainSettings",
@@ -98,7 +98,7 @@ __all__ = [
     "read_image",
     "read_landmarks",
     "register",
-    "sample_of",
+    "tensors_of",
     "train",
     "transform",
     "warp",

@@ -1,4 +1,4 @@
-"""What the user is told: errors, which end the work, and notices, which do not."""
+"""Errors, which end a run, and notices, which do not."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class NephiNotice(UserWarning):
 
 
 def notice(text: str) -> None:
-    """Tell the user through Python's warnings; ``collected_notices`` gathers what is said."""
+    """Inform the user through Python's warnings; ``collected_notices`` gathers them."""
     warnings.warn(NephiNotice(text), stacklevel=3)
 
 
 @contextmanager
 def collected_notices() -> Iterator[list[str]]:
     """The notices given inside the block, each once, instead of Python's warnings on stderr."""
-    told: list[str] = []
+    given: list[str] = []
     show = warnings.showwarning
 
     def keep(message, category, filename, lineno, file=None, line=None):
         if not issubclass(category, NephiNotice):
             show(message, category, filename, lineno, file, line)
-        elif str(message) not in told:
-            told.append(str(message))
+        elif str(message) not in given:
+            given.append(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", NephiNotice)
         warnings.showwarning = keep
-        yield told
+        yield given

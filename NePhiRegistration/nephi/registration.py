@@ -9,6 +9,7 @@ from dataclasses import replace
 import SimpleITK as sitk
 import torch
 
+from .both import ROLES, Both, complete
 from .device import choose_device
 from .errors import NephiError, collected_notices
 from .files.image import check_image
@@ -17,7 +18,7 @@ from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser, make_regulariser
 from .fitting.similarity import Similarity, make_similarity
 from .images.align import align
-from .images.image_pair import Pair
+from .images.image_pair import ImagePair
 from .images.masks import looks_like_ct, lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
@@ -59,13 +60,13 @@ def register(
     target = choose_device(device)
     model = None if settings.model is None else Model.load(settings.model, target)
     report("reading")
-    fixed, moving = _check_images(fixed, moving)
+    images = _check_images(Both(fixed, moving))
     report("masks")
     with collected_notices() as notes:
-        fixed_mask, moving_mask, found = _masks(fixed, moving, fixed_mask, moving_mask, auto_mask)
+        masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)
     report("alignment")
-    affine, how = align(fixed, moving, fixed_mask, moving_mask, settings.align)
-    pair = Pair(fixed, moving, fixed_mask, moving_mask, affine, settings, trusted=not found)
+    affine, how = align(images, masks, settings.align)
+    pair = ImagePair.of(images, masks, affine, settings, trusted=not found)
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(model, pair, target)
@@ -74,12 +75,12 @@ def register(
         maps=optimisation.maps,
         cube=optimisation.cube,
         affine=affine,
-        fixed_grid=Grid.of(fixed),
-        moving_grid=Grid.of(moving),
+        fixed_grid=Grid.of(images.fixed),
+        moving_grid=Grid.of(images.moving),
         settings=settings,
         alignment=how,
-        fixed_mask=fixed_mask,
-        moving_mask=moving_mask,
+        fixed_mask=masks.fixed,
+        moving_mask=masks.moving,
         found_masks=found,
         notes=(*notes, *flaws),
         device=str(target),
@@ -92,7 +93,7 @@ def register(
 
 
 class _Progress:
-    """Tells of the phases of a run and shows its unfinished result."""
+    """Reports the phases of a run and shows its unfinished result."""
 
     def __init__(self, iterations: int, progress: Callable | None, preview: Callable | None):
         self.iterations, self.progress, self.preview = max(1, iterations), progress, preview
@@ -126,38 +127,32 @@ def _checked(
     return settings, similarity, regulariser or make_regulariser(settings.regularity)
 
 
-def _check_images(fixed: sitk.Image, moving: sitk.Image) -> tuple[sitk.Image, sitk.Image]:
-    fixed, moving = check_image(fixed, "fixed image"), check_image(moving, "moving image")
+def _check_images(images: Both[sitk.Image]) -> Both[sitk.Image]:
+    fixed, moving = images = images.map(lambda image, role: check_image(image, f"{role} image"), ROLES)
     if fixed.GetDimension() != moving.GetDimension():
         raise NephiError(
             f"the fixed image is {fixed.GetDimension()}D and the moving image {moving.GetDimension()}D; "
             "both must have the same dimension"
         )
-    return fixed, moving
+    return images
 
 
 def _masks(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
-    auto_mask: bool,
-) -> tuple[sitk.Image | None, sitk.Image | None, tuple[str, ...]]:
+    images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool
+) -> tuple[Both[sitk.Image | None], tuple[str, ...]]:
     """Both masks, checked, and for which images lungs were detected in their place: for both images or for none."""
-    fixed_mask = None if fixed_mask is None else check_mask(fixed_mask, fixed, "fixed mask")
-    moving_mask = None if moving_mask is None else check_mask(moving_mask, moving, "moving mask")
-    if not (auto_mask and fixed.GetDimension() == 3 and looks_like_ct(fixed) and looks_like_ct(moving)):
-        return fixed_mask, moving_mask, ()
-    detected = [
-        lung_mask(image) if mask is None else mask for image, mask in ((fixed, fixed_mask), (moving, moving_mask))
-    ]
-    if None in detected:
-        return fixed_mask, moving_mask, ()
-    found = [name for name, mask in (("fixed", fixed_mask), ("moving", moving_mask)) if mask is None]
-    return detected[0], detected[1], tuple(found)
+    masks = images.map(
+        lambda image, mask, role: None if mask is None else check_mask(mask, image, f"{role} mask"), given, ROLES
+    )
+    if not (auto_mask and images.fixed.GetDimension() == 3 and all(looks_like_ct(image) for image in images)):
+        return masks, ()
+    detected = images.map(lambda image, mask: lung_mask(image) if mask is None else mask, masks)
+    if complete(*detected) is None:
+        return masks, ()
+    return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
 
 
-def _predict(model: Model | None, pair: Pair, device: torch.device) -> tuple[Prediction | None, tuple[str, ...]]:
+def _predict(model: Model | None, pair: ImagePair, device: torch.device) -> tuple[Prediction | None, tuple[str, ...]]:
     """A model's prediction, if it is any good, and what a user should know of it."""
     if model is None:
         return None, ()

@@ -147,7 +147,7 @@ def test_a_voxel_field_reads_each_axis_along_its_own_side():
 def _learned(method: str, size: int, prepared: Path, folder: Path) -> dict:
     """Two training steps on the phantom, then a prediction from the file of weights."""
     pair = read_pair(prepared, PRESETS["paper"], networks.SEEN.cube_margin_mm)
-    seen = networks.images(networks.Sample.of(pair), size)
+    seen = networks.images(networks.PairTensors.of(pair), size)
     network, history = train(method, [seen], size, steps=2, rate=1e-3, seed=1)
     assert all(np.isfinite(entry["loss"]) for entry in history) and len(history) == 2
     networks.save(network, folder / "weights" / f"{method}.safetensors", size)

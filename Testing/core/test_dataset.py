@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nephi.both import Both
 from nephi.errors import NephiError
 from nephi.files.cases import read_pairs
 from nephi.files.landmarks import read_landmarks, write_landmarks
@@ -135,7 +136,7 @@ def sample(study, tmp_path):
 
 def test_points_and_landmarks_are_those_of_the_files(sample, phantom_2d, tmp_path):
     images = phantom_2d.fixed, phantom_2d.moving
-    affine, how = align(*images, phantom_2d.fixed_mask, phantom_2d.moving_mask, "auto")
+    affine, how = align(Both(*images), Both(phantom_2d.fixed_mask, phantom_2d.moving_mask), "auto")
     assert how == "moments"
     for mine, name in ((sample.known, "points"), (sample.landmarks, "landmarks")):
         a, b = (read_landmarks(tmp_path / f"{role}_{name}.csv", i) for role, i in zip(("fixed", "moving"), images))  # noqa: B905

@@ -12,7 +12,7 @@ from nephi.images.volume import Volume, mind_ssc
 from nephi.learning.dataset import Shapes
 from nephi.learning.matching import _lattice
 from nephi.learning.model import Model, make_encoder
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import EncoderSettings, ModelSettings
 from nephi.maps.code import FORWARD, INVERSE, nodes, zero_code
 from nephi.maps.fields import NeuralFields
@@ -39,10 +39,10 @@ def texture(d: int, side: int) -> torch.Tensor:
     return (smooth(x, 3, 1, 1)[0, 0] - 0.5) * 3 + 0.5
 
 
-def sample(d: int, side: int = 24) -> Sample:
+def sample(d: int, side: int = 24) -> PairTensors:
     image = texture(d, side)
     upper = torch.tensor([1.0, 0.8, 0.7][:d])
-    return Sample(
+    return PairTensors(
         name="texture", intensities=(image, image.roll(1, 0)), masks=None, distances=None, half_extents_cube=upper,
         lower_cube=-upper, spacing_cube=2 / (side - 1), similarity=ModelSettings().similarity,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def sample(d: int, side: int = 24) -> Sample:
 
 
 def test_it_has_the_published_size():
-    """Supplement A.1 and Table 1: 3.07 M; the local code comes from the map of 128 channels and 6 voxels a side."""
+    """Supplement A.1 and Table 1: 3.07 M; the local code comes from the map of 128 channels and 6 voxels per side."""
     encoder = make_encoder(EncoderSettings(), PAPER, 3).eval()
     assert EncoderSettings().size == 175
     assert sum(p.numel() for p in encoder.parameters()) == 3_069_016

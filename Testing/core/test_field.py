@@ -156,7 +156,7 @@ def test_one_voxel_field_agrees_with_the_batched_pair(d, degree):
 @pytest.mark.parametrize("d", [2, 3])
 def test_the_inverse_part_of_a_voxel_code_can_be_made_to_undo_the_forward_one(d):
     maps = voxel_maps(d)
-    mended = FieldMap(maps.fields, maps.fields.with_inverse(maps.code))
+    repaired = FieldMap(maps.fields, maps.fields.with_inverse(maps.code))
     x = points_of(d) * 0.7
 
     def gap(of: FieldMap) -> float:
@@ -166,8 +166,8 @@ def test_the_inverse_part_of_a_voxel_code_can_be_made_to_undo_the_forward_one(d)
         )
         return max(float(there.abs().max()), float(back.abs().max()))
 
-    assert gap(mended) < 0.1 * gap(maps) and gap(maps) > 0.02
-    assert torch.equal(mended.forward(x), maps.forward(x))
+    assert gap(repaired) < 0.1 * gap(maps) and gap(maps) > 0.02
+    assert torch.equal(repaired.forward(x), maps.forward(x))
 
 
 @pytest.mark.parametrize("d", [2, 3])

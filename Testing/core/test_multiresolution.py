@@ -15,7 +15,7 @@ from nephi.cli import main
 from nephi.errors import NephiError
 from nephi.files.landmarks import read_landmarks, write_landmarks
 from nephi.learning.model import Model
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import check
 from nephi.maps.maps import Composed, FieldMap
 from nephi.registration import register
@@ -25,7 +25,7 @@ from nephi.space.grid import Grid
 from stages import COARSE_MM, FINE_MM, both, randomised, seen_at, single, voxel
 
 
-def texture(d: int, side: int, shift: tuple[int, ...]) -> Sample:
+def texture(d: int, side: int, shift: tuple[int, ...]) -> PairTensors:
     """Two cuts from one texture with details of all sizes; the moving one lies ``shift`` voxels (x first) away."""
     room = max(map(abs, shift))
     noise = torch.rand([1, 1, *[side + 2 * room] * d], generator=torch.Generator().manual_seed(0))
@@ -37,13 +37,13 @@ def texture(d: int, side: int, shift: tuple[int, ...]) -> Sample:
         return image[tuple(slice(room - b, room - b + side) for b in reversed(by))].clone()
 
     upper = torch.ones(d)
-    return Sample(
+    return PairTensors(
         name="texture", intensities=(cut([0] * d), cut(shift)), masks=None, distances=None, half_extents_cube=upper,
         lower_cube=-upper, spacing_cube=2 / (side - 1), similarity=seen_at(FINE_MM),
     )  # fmt: skip
 
 
-def errors(maps, sample: Sample, shift: tuple[int, ...]) -> list[float]:
+def errors(maps, sample: PairTensors, shift: tuple[int, ...]) -> list[float]:
     """Median distance of both maps, in the middle, from the true shift, in voxels."""
     d = len(shift)
     points = torch.rand(2, 400, d, generator=torch.Generator().manual_seed(1)) - 0.5
@@ -63,7 +63,7 @@ def test_a_pair_is_found_that_lies_further_apart_than_the_fine_stage_looks(side,
     sample = texture(d, side, shift)
     torch.manual_seed(0)
     alone, coarse, two = (Model(s) for s in (single(d), voxel(d), both(d)))
-    small = sample.coarser(3, coarse.settings.similarity)
+    small = sample.downsampled(3, coarse.settings.similarity)
     maps = two.predict(sample)
     lost, rough, fine = (errors(m, sample, shift) for m in (alone.predict(sample), coarse.predict(small), maps))
     assert min(lost) > 10 and max(rough) < 1.5  # measured: 0.6 to 0.9
@@ -83,8 +83,8 @@ def test_a_pair_is_found_that_lies_further_apart_than_the_fine_stage_looks(side,
 
 def test_images_with_large_voxels_are_not_made_coarser_than_the_coarse_stage_asks(monkeypatch):
     """Where the images' voxels limit the grid, it may be the coarse stage's already: 7.5 mm are asked for."""
-    factors, coarser = [], Sample.coarser
-    monkeypatch.setattr(Sample, "coarser", lambda s, f, settings: factors.append(f) or coarser(s, f, settings))
+    factors, coarser = [], PairTensors.downsampled
+    monkeypatch.setattr(PairTensors, "downsampled", lambda s, f, settings: factors.append(f) or coarser(s, f, settings))
     model, sample = Model(both(2)), texture(2, 48, (2, 1))
     for spacing_mm in (None, 2.5, 5.0, 12.0):
         with torch.no_grad():

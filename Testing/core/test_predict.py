@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nephi.both import Both
 from nephi.cli import main
 from nephi.cli.batch import finished_report
 from nephi.errors import NephiError
 from nephi.files.cases import read_pairs
-from nephi.images.image_pair import Pair
+from nephi.images.image_pair import ImagePair
 from nephi.learning import predict as predict_module
 from nephi.learning.dataset import Shapes
 from nephi.learning.model import Model, about
@@ -58,7 +59,8 @@ def model_file(images, tmp_path):
     def write(shift_mm=SHIFT_MM, settings: ModelSettings = FLAT, change=lambda model: None):
         seen = replace(PRESETS["balanced"], similarity=settings.similarity)
         affine = Affine.identity(2)
-        unit_mm = Pair(*images, None, None, affine, seen, cube_margin_mm=settings.cube_margin_mm).cube.unit_mm
+        pair = ImagePair.of(Both(*images), Both(None, None), affine, seen, cube_margin_mm=settings.cube_margin_mm)
+        unit_mm = pair.cube.unit_mm
         torch.manual_seed(0)
         model = Model(settings, torch.Generator().manual_seed(0))
         with torch.no_grad():
@@ -103,8 +105,10 @@ def test_a_good_prediction_is_the_result(encoder, refinements, images, short, mo
 
 
 def test_the_optimisation_passes_over_the_stage_that_looks_for_large_motion(images, short, model_file, monkeypatch):
-    seen, volumes = [], Pair.volumes
-    monkeypatch.setattr(Pair, "volumes", lambda self, stage, *rest: seen.append(stage) or volumes(self, stage, *rest))
+    seen, volumes = [], ImagePair.volumes
+    monkeypatch.setattr(
+        ImagePair, "volumes", lambda self, stage, *rest: seen.append(stage) or volumes(self, stage, *rest)
+    )
     three = (Stage(0.0, 5.0, coarsening=4.0), Stage(0.5, 2.5, coarsening=2.0), Stage(0.75, 2.0))
     similarity = replace(short(8).similarity, stages=three)
     found = []

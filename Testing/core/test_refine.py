@@ -11,7 +11,7 @@ from nephi.fitting import gauss_newton as refine
 from nephi.fitting.gauss_newton import _curvature, _solve, _to_nodes, refined
 from nephi.images.volume import Volume, sample_linear
 from nephi.learning.model import Model
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import EncoderSettings, check
 from nephi.maps.code import FORWARD, INVERSE, LINEAR_CUBE, nodes, zero_code
 from nephi.maps.maps import FieldMap, make_fields
@@ -205,13 +205,13 @@ def test_a_share_of_the_voxels_is_spread_over_the_mask():
 # ---- in a model ------------------------------------------------------------------------------------------
 
 
-def image_pair() -> Sample:
+def image_pair() -> PairTensors:
     """A texture and the same half a voxel aside."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand((1, 1, 25, 25), generator=generator)
     big = torch.nn.functional.interpolate(coarse, (97, 97), mode="bicubic")[0, 0]
     upper = torch.ones(2)
-    return Sample(
+    return PairTensors(
         name="half", intensities=(big[:96:2, :96:2], big[:96:2, 1:97:2]), masks=None, distances=None,
         half_extents_cube=upper, lower_cube=-upper, spacing_cube=2 / 47, similarity=seen_at(1.0),
     )  # fmt: skip

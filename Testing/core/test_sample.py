@@ -9,10 +9,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 from geometry import rotation
+from nephi.both import Both
 from nephi.fitting.similarity import make_similarity
-from nephi.images.image_pair import Pair
+from nephi.images.image_pair import ImagePair
 from nephi.learning.augment import Augmentation
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.maps.code import LINEAR_CUBE, Code
 from nephi.maps.maps import FieldMap
 from nephi.maps.voxel import VoxelFields
@@ -25,7 +26,7 @@ NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart
 # ---- from a pair ---------------------------------------------------------------------------------------
 
 
-def features(pair: Pair, stage: Stage):
+def features(pair: ImagePair, stage: Stage):
     """What is compared at a stage, by the similarity of the pair's settings."""
     return pair.volumes(stage, make_similarity(pair.settings.similarity).prepare, "cpu")
 
@@ -40,12 +41,12 @@ def seen(request, phantom_2d, phantom_3d):
     affine = Affine(matrix, phantom.moving_landmarks_lps_mm.mean(0) - matrix @ centre)
     similarity = SimilaritySettings(stages=(Stage(0.0, 5.0, 1, 0.5),))
     settings = replace(PRESETS["balanced"], similarity=similarity)
-    images = phantom.fixed, phantom.moving, phantom.fixed_mask, phantom.moving_mask
-    pair = Pair(*images, affine, settings, cube_margin_mm=10.0)
-    return phantom, pair, Sample.of(pair, "phantom")
+    images, masks = Both(phantom.fixed, phantom.moving), Both(phantom.fixed_mask, phantom.moving_mask)
+    pair = ImagePair.of(images, masks, affine, settings, cube_margin_mm=10.0)
+    return phantom, pair, PairTensors.of(pair, "phantom")
 
 
-def cube_points(pair: Pair, n: int = 300) -> np.ndarray:
+def cube_points(pair: ImagePair, n: int = 300) -> np.ndarray:
     return np.random.default_rng(0).uniform(-0.9, 0.9, (n, pair.cube.dimension)) * pair.cube.half_extents_cube
 
 
@@ -58,7 +59,7 @@ def test_its_voxels_are_the_images_in_their_window(seen):
     phantom, pair, _ = seen
     stages = (Stage(0.0, 5.0, 1, outside=0.0),)  # nothing is replaced outside the masks
     plain = replace(pair.settings, similarity=SimilaritySettings(stages=stages))
-    sample = Sample.of(Pair(*pair.images, *pair.masks, pair.affine, plain, cube_margin_mm=10.0))
+    sample = PairTensors.of(ImagePair.of(pair.images, pair.masks, pair.affine, plain, cube_margin_mm=10.0))
     points = cube_points(pair, 600)
     places = pair.cube.to_lps_mm(points), pair.affine(pair.cube.to_lps_mm(points))
     for way, image in enumerate((phantom.fixed, phantom.moving)):
@@ -157,7 +158,7 @@ def smooth(points: torch.Tensor) -> torch.Tensor:
     return 0.5 + torch.sin(points @ waves.T + torch.tensor([0.3, 1.0, 2.0])).mean(-1) / 2
 
 
-def synthetic(d: int) -> Sample:
+def synthetic(d: int) -> PairTensors:
     """The moving image is the fixed one through a known affine map; points and views go with it."""
     upper = torch.tensor([1.0, 0.9, 0.8][:d])
     step = 2 / 40
@@ -170,7 +171,7 @@ def synthetic(d: int) -> Sample:
     known = (torch.rand(400, d, generator=torch.Generator().manual_seed(0)) - 0.5) * upper
     there = known @ true[0].T + true[1]
     view = torch.diag(torch.tensor([10.0, 20.0, 30.0][:d])), torch.full((d,), 7.0), torch.tensor([30.0] * d)
-    return Sample(
+    return PairTensors(
         name="synthetic", intensities=(smooth(grid), moving), masks=((grid > 0).all(-1), (grid[..., 0] > 0.2)),
         distances=(grid[..., 0] * 0.5, grid[..., 1] * 0.5), half_extents_cube=upper, lower_cube=-upper,
         spacing_cube=step, similarity=SimilaritySettings(), views=(view, view), known=(known, there),
@@ -185,7 +186,7 @@ def frame(d: int, seed: int, flip: bool):
     return tensor(matrix * (np.where(rng.random(d) < 0.5, -1, 1) if flip else 1)), tensor(rng.uniform(-0.08, 0.08, d))
 
 
-def agree(sample: Sample, points) -> tuple[float, float]:
+def agree(sample: PairTensors, points) -> tuple[float, float]:
     """How much the images differ at points that correspond, mean and most, of those within both."""
     here, there = points
     within = ((here.abs() < sample.half_extents_cube * 0.97) & (there.abs() < sample.half_extents_cube * 0.97)).all(1)
@@ -201,7 +202,7 @@ def agree(sample: Sample, points) -> tuple[float, float]:
 def test_known_points_stay_on_the_same_tissue(d, seed, flip, same):
     sample = synthetic(d)
     assert agree(sample, sample.known)[1] < 0.02
-    frames = frame(d, seed, flip), frame(d, seed if same else seed + 50, flip)
+    frames = Both(frame(d, seed, flip), frame(d, seed if same else seed + 50, flip))
     moved = sample.moved(frames)
     mean, most = agree(moved, moved.known)
     assert mean < 0.006 and most < 0.05
@@ -219,7 +220,7 @@ def test_known_points_stay_on_the_same_tissue(d, seed, flip, same):
 def test_a_flip_of_both_turns_all_of_it_round(d):
     sample = synthetic(d)
     mirror = torch.diag(torch.tensor([-1.0, 1.0, 1.0][:d])), torch.zeros(d)
-    moved = sample.moved((mirror, mirror))
+    moved = sample.moved(Both(mirror, mirror))
     for name in ("intensities", "masks", "distances", "labels"):
         for before, after in zip(getattr(sample, name), getattr(moved, name), strict=True):
             assert after.dtype == before.dtype
@@ -237,8 +238,8 @@ def same(a, b) -> bool:
 def test_swapped_twice_is_as_before():
     sample = synthetic(2)
     once, twice = sample.swapped(), sample.swapped().swapped()
-    for f in fields(Sample):
-        if f.name not in ("to_moving_mm", "_volumes"):
+    for f in fields(PairTensors):
+        if f.name not in ("to_moving_mm",):
             assert same(getattr(twice, f.name), getattr(sample, f.name)), f.name
     assert torch.equal(once.intensities[0], sample.intensities[1])
     assert torch.equal(once.known[0], sample.known[1])
@@ -249,7 +250,7 @@ def test_swapped_twice_is_as_before():
 def test_features_follow_the_images():
     sample = synthetic(2)
     before = sample.volumes
-    moved = sample.moved((frame(2, 1, False), frame(2, 2, False)))
+    moved = sample.moved(Both(frame(2, 1, False), frame(2, 2, False)))
     assert not torch.equal(moved.volumes[0].volume, before[0].volume)
     assert torch.equal(sample.swapped().volumes[0].volume, before[1].volume)
     assert sample.to("cpu") is sample
@@ -258,7 +259,7 @@ def test_features_follow_the_images():
 # ---- through maps, and coarser -------------------------------------------------------------------------
 
 
-def voxel_maps(sample: Sample, forward: torch.Tensor) -> FieldMap:
+def voxel_maps(sample: PairTensors, forward: torch.Tensor) -> FieldMap:
     """A map whose code is ``forward`` (d, (z,) y, x) in units of the cube; its inverse map is left as the identity."""
     d = len(sample.half_extents_cube)
     local = torch.cat([forward, torch.zeros_like(forward)])[None] / LINEAR_CUBE
@@ -266,7 +267,7 @@ def voxel_maps(sample: Sample, forward: torch.Tensor) -> FieldMap:
     return FieldMap(VoxelFields(settings, d), Code(torch.zeros(1, 1), local, sample.half_extents_cube))
 
 
-def shift_maps(sample: Sample, shift_cube) -> FieldMap:
+def shift_maps(sample: PairTensors, shift_cube) -> FieldMap:
     return voxel_maps(sample, tensor(shift_cube).reshape(-1, *[1] * len(shift_cube)).expand(-1, *[3] * len(shift_cube)))
 
 
@@ -315,7 +316,7 @@ def test_through_any_map_known_points_stay_on_the_same_tissue(d):
     assert gap[(centres.abs() < 0.9 * sample.half_extents_cube).all(1)].max() < 0.06 * sample.spacing_cube
 
 
-def ramp(d: int, size: tuple[int, ...]) -> tuple[Sample, torch.Tensor]:
+def ramp(d: int, size: tuple[int, ...]) -> tuple[PairTensors, torch.Tensor]:
     """Images that are slopes, each another one, and the slopes (2, d)."""
     spacing, slopes = 0.1, torch.tensor([[0.05, -0.03, 0.04], [-0.02, 0.06, 0.01]])[:, :d]
     upper = (tensor(size) - 1) / 2 * spacing
@@ -325,7 +326,7 @@ def ramp(d: int, size: tuple[int, ...]) -> tuple[Sample, torch.Tensor]:
     masks = tuple(grid[..., 0] > level for level in (0.0, -0.11))
     known = (grid.reshape(-1, d)[:5], grid.reshape(-1, d)[5:10])
     view = torch.eye(d), torch.zeros(d), torch.ones(d)
-    sample = Sample(
+    sample = PairTensors(
         name="ramp", intensities=images, masks=masks, distances=images, half_extents_cube=upper, lower_cube=-upper,
         spacing_cube=spacing, similarity=SimilaritySettings(), views=(view, view), known=known, labels=masks,
         to_moving_mm=torch.eye(d),
@@ -339,7 +340,7 @@ def test_a_ramp_stays_the_same_ramp_on_a_coarser_grid(size, factor):
     """At its new voxel centres; where the size does not divide, the last voxel is the mean of what is left."""
     d, mse = len(size), SimilaritySettings("mse")
     sample, slopes = ramp(d, size)
-    small = sample.coarser(factor, mse)
+    small = sample.downsampled(factor, mse)
     assert small.intensities[0].shape == tuple(-(-n // factor) for n in reversed(size))
     assert small.similarity == mse and small.spacing_cube == pytest.approx(factor * 0.1)
     whole = tuple(slice(0, n // factor) for n in reversed(size))
@@ -366,7 +367,7 @@ def test_features_are_those_of_the_coarser_images():
     sample = replace(sample, intensities=tuple((i * 255).round().to(torch.uint8) for i in sample.intensities))
     assert sample.volumes[0].volume.dtype == torch.uint8  # of MIND
     for factor in (1, 2):
-        features = sample.coarser(factor, SimilaritySettings("mse")).volumes[0].volume
+        features = sample.downsampled(factor, SimilaritySettings("mse")).volumes[0].volume
         assert features.dtype == torch.float32 and features.shape[-1] == 1
         assert features.shape[:2] == (18 // factor, 12 // factor)
         assert abs(float(features.mean()) - 0.5) < 0.003

@@ -5,8 +5,8 @@ package ``icon-registration``: networks, composition, local correlation and regu
 as in its lung model. Single: one U-Net at full resolution. Multi: four, composed, at a quarter, half, full and full
 resolution; the two coarse ones are trained first. Optimised: all weights are fitted to the pair that is registered.
 
-It differs in its size and data (see ``train_baselines.py``: some dozen generated pairs at 48 or 72 voxels a side for
-some hundred steps from nothing; published: 899 pairs at 175 a side), in the width of the local correlation, scaled to
+It differs in its size and data (see ``train_baselines.py``: some dozen generated pairs at 48 or 72 voxels per side for
+some hundred steps from scratch; published: 899 pairs at 175 per side), in the width of the local correlation, scaled to
 the coarser images, and in the learning rates, raised for the fewer steps.
 """
 
@@ -21,14 +21,14 @@ from torch.nn import functional as F
 from .networks import predict
 
 WEIGHT = 1.5  # of the regulariser
-WIDTH_OF_175 = 5.0  # voxels, of the local correlation at 175 voxels a side
+WIDTH_OF_175 = 5.0  # voxels, of the local correlation at 175 voxels per side
 STEPS, RATE = 50, 1e-3  # of the optimisation for a pair; published: 50 steps at 2e-5
 COARSE_SHARE = 0.92  # of the training of ``multi``: the networks at a quarter and half resolution only
 LEAST_SIZE = {False: 17, True: 65}  # five halvings in each U-Net, of a quarter of the size in ``multi``
 
 
 class GradICON(nn.Module):
-    """The package's registration network (17.7 or 70.7 million weights) and its loss, for images of ``size`` a side."""
+    """The package's registration network (17.7 or 70.7 million weights) and its loss, for ``size`` voxels per side."""
 
     def __init__(self, multi: bool, size: int, similarity=None):
         super().__init__()

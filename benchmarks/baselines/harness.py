@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nephi.both import ROLES, Both
 from nephi.files.image import read_image
 from nephi.files.masks import read_mask
 from nephi.fitting.fit import Adam, fit
 from nephi.fitting.similarity import make_similarity
-from nephi.images.image_pair import Pair
+from nephi.images.image_pair import ImagePair
 from nephi.images.volume import Volume
 from nephi.maps.maps import Map
 from nephi.result import Registration
@@ -51,18 +52,16 @@ class OneWay(Map, nn.Module):
         raise ValueError("this map has no inverse")
 
 
-def read_pair(prepared: Path, settings: Settings, cube_margin_mm: float | None = None) -> Pair:
+def read_pair(prepared: Path, settings: Settings, cube_margin_mm: float | None = None) -> ImagePair:
     """The prepared files of a pair (``pairs.prepare``), which are aligned already."""
-    roles = ("fixed", "moving")
-    images = [read_image(prepared / f"{role}.nii.gz", f"{role} image") for role in roles]
-    masks = [None, None]
-    if all((prepared / f"{role}_mask.nii.gz").exists() for role in roles):
-        masks = [read_mask(prepared / f"{role}_mask.nii.gz", image, f"{role} mask")
-                 for role, image in zip(roles, images, strict=True)]  # fmt: skip
-    return Pair(*images, *masks, Affine.identity(3), settings, cube_margin_mm=cube_margin_mm)
+    images = ROLES.map(lambda role: read_image(prepared / f"{role}.nii.gz", f"{role} image"))
+    masks, paths = Both(None, None), ROLES.map(lambda role: prepared / f"{role}_mask.nii.gz")
+    if all(path.exists() for path in paths):
+        masks = paths.map(lambda path, image, role: read_mask(path, image, f"{role} mask"), images, ROLES)
+    return ImagePair.of(images, masks, Affine.identity(3), settings, cube_margin_mm=cube_margin_mm)
 
 
-def half_extents_cube(pair: Pair) -> Tensor:
+def half_extents_cube(pair: ImagePair) -> Tensor:
     return torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32)
 
 
@@ -94,7 +93,7 @@ class Level:
 
 def optimise(
     maps: nn.Module,
-    pair: Pair,
+    pair: ImagePair,
     levels: Sequence[Level],
     objective: Callable[[Level, Sequence[Volume]], tuple[Tensor, dict[str, Tensor]]],
     quick: bool = False,
@@ -113,7 +112,7 @@ def optimise(
         fit(lambda _, level=level, volumes=volumes: objective(level, volumes), adam)
 
 
-def write_maps(maps: nn.Module, pair: Pair, out: Path, inverse: bool) -> None:
+def write_maps(maps: nn.Module, pair: ImagePair, out: Path, inverse: bool) -> None:
     """displacement.mha and, where there is one, inverse_displacement.mha: LPS mm, on the pair's common grid."""
     maps.eval().requires_grad_(False)
     grid = Grid.of(pair.images[0])

@@ -2,10 +2,10 @@
 
 Follows Wolterink, Zwienenberg, Brune, Implicit Neural Representations for Deformable Image Registration (MIDL 2022;
 "IDIR"): coordinates -> three hidden layers of 256 sines (Sitzmann et al., SIREN, 2020) -> displacement, optimised for
-one pair at 10,000 random points a step with one of its three regularisers, the bending energy, in the forward
+one pair at 10,000 random points per step with one of its three regularisers, the bending energy, in the forward
 direction only. It differs in the similarity (nephi's MIND in place of global correlation, which loses breath-hold
 motion), in the frequency, the learning rate and the steps (OMEGA, LEVELS; published: omega 32, 1e-5, 2,500 steps), in
-half the points a step, and in that the regulariser's derivatives are finite differences, at fewer points.
+half the points per step, and in that the regulariser's derivatives are finite differences, at fewer points.
 """
 
 from __future__ import annotations

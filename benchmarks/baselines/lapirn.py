@@ -5,7 +5,7 @@ Follows Mok and Chung, Large Deformation Diffeomorphic Image Registration with L
 displacement of the one before and taking over its features, trained one after the other under local correlation at
 several scales and a diffusion regulariser.
 
-It differs in its size and data (see ``train_baselines.py``: some dozen generated pairs at 48 voxels a side for some
+It differs in its size and data (see ``train_baselines.py``: some dozen generated pairs at 48 voxels per side for some
 hundred steps; published: 120,000 steps) and in the penalty of folds, which is left out. No inverse, as published.
 """
 
@@ -67,7 +67,7 @@ class LapIRN(nn.Module):
         self.levels = nn.ModuleList(PyramidLevel(2 if k == 0 else 5, channels) for k in range(3))
 
     def forward(self, moving: Tensor, fixed: Tensor, levels: int = 3, frozen: bool = False) -> Tensor:
-        """The displacement after so many levels, at that level's resolution."""
+        """The displacement after the given number of levels, at that level's resolution."""
         found = features = None
         for k in range(levels):
             scaled = [shrink(image, 2 - k) for image in (moving, fixed)]
@@ -99,7 +99,7 @@ class LapIRN(nn.Module):
 
 
 def shrink(image: Tensor, times: int) -> Tensor:
-    """Half the resolution, so many times."""
+    """Half the resolution, ``times`` times."""
     for _ in range(times):
         image = F.avg_pool3d(image, 3, stride=2, padding=1, count_include_pad=False)
     return image
@@ -111,7 +111,7 @@ def warp(image: Tensor, displacement: Tensor) -> Tensor:
 
 
 def local_ncc(a: Tensor, b: Tensor, window: int) -> Tensor:
-    """Mean squared correlation in windows of so many voxels a side."""
+    """Mean squared correlation in windows of this many voxels per side."""
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool3d(x, window, stride=1, padding=window // 2, count_include_pad=False)

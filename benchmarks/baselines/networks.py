@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from nephi.files.tensors import read_tensors
 from nephi.learning.dataset import Pairs
-from nephi.learning.pair_tensors import Sample
+from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import ModelSettings
 from nephi.settings import PRESETS, Settings
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from .harness import half_extents_cube, read_pair, write_maps
 SEEN = ModelSettings(similarity=PRESETS["paper"].similarity)
 
 
-def images(sample: Sample, size: int) -> tuple[Tensor, Tensor]:
+def images(sample: PairTensors, size: int) -> tuple[Tensor, Tensor]:
     """The moving and the fixed image of a pair, (1, 1, size, size, size) each."""
     fixed, moving = sample.images(size)[:, None, None]
     return moving, fixed
@@ -45,7 +45,7 @@ def save(network: nn.Module, path: Path, size: int) -> None:
 
 
 def load(build: Callable[[int], nn.Module], path: Path) -> tuple[nn.Module, int]:
-    """The trained network and the voxels a side that it sees."""
+    """The trained network and the voxels per side that it sees."""
     if not path.is_file():
         raise SystemExit(f"no trained network {path}: run train_baselines.py {path.stem}, or give --networks")
     metadata, tensors = read_tensors(path, "a trained network")
@@ -65,7 +65,7 @@ def predict(
     if pair.masks[0] is None:
         raise SystemExit(f"{name} was trained on lungs: the pair needs masks")
     network, size = load(build, Path(job.networks or "networks") / f"{name}.safetensors")
-    moving, fixed = images(Sample.of(pair), size)
+    moving, fixed = images(PairTensors.of(pair), size)
     improve(network, moving, fixed)
     with torch.no_grad():
         displacement = network.displacement(moving, fixed)

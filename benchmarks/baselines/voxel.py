@@ -2,7 +2,7 @@
 
 Follows the voxel field of Tian et al., NePhi (ECCV 2024, Fig. 7): forward and backward displacements, similarity in
 both directions and gradient inverse consistency. It differs in being optimised from coarse to fine and at more points
-a step than nephi takes: a point moves only the voxels around it, so that, unlike a network, the finest grid alone
+per step than nephi takes: a point moves only the voxels around it, so that, unlike a network, the finest grid alone
 does not find a large motion.
 """
 

@@ -32,7 +32,7 @@ from ..settings import preset
 from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
-from .evaluate import landmark_pair, output_file
+from .evaluate import landmark_pair, mask_pair, output_file
 from .options import settings_from
 from .progress import Progress, tell_notices
 
@@ -51,10 +51,7 @@ def register_command(options) -> int:
         series = tuple(options.series)
         fixed = read_image(options.fixed, "fixed image", series)
         moving = read_image(options.moving, "moving image", series)
-        masks = {
-            f"{role}_mask": read_mask(path, image, f"{role} mask") if path else None
-            for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
-        }
+        masks = mask_pair(options, fixed, moving)
         landmarks = landmark_pair(options, fixed, moving)
         regions = read_regions(options.regions, fixed) if options.regions else None
     tell_notices(notices)  # now, before the work begins; they are in the report, too
@@ -64,8 +61,8 @@ def register_command(options) -> int:
         result = register(
             fixed,
             moving,
-            fixed_mask=masks["fixed_mask"],
-            moving_mask=masks["moving_mask"],
+            fixed_mask=masks.fixed,
+            moving_mask=masks.moving,
             settings=settings,
             auto_mask=not options.no_auto_mask,
             device=options.device,

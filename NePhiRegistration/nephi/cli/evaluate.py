@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from ..both import ROLES, Both
 from ..errors import NephiError, collected_notices, notice
 from ..files.image import read_volume
 from ..files.landmarks import read_landmarks
@@ -39,6 +40,15 @@ def landmark_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> tupl
     return a, b
 
 
+def mask_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[sitk.Image | None]:
+    """The masks on their images' grids, None for one that is not given; raises NephiError as ``read_mask``."""
+
+    def mask(role: str, path: str | None, image: sitk.Image | None) -> sitk.Image | None:
+        return read_mask(path, image, f"{role} mask") if path and image is not None else None
+
+    return ROLES.map(mask, Both(options.fixed_mask, options.moving_mask), Both(fixed, moving))
+
+
 def output_file(path: str) -> Path:
     """The path, checked: raises NephiError if its folder does not exist, or it is a folder itself."""
     file = Path(path)
@@ -56,15 +66,20 @@ def evaluate_command(options) -> int:
         moving = read_volume(options.moving, "moving image", tuple(options.series)) if options.moving else None
         if moving is None and options.moving_mask:
             raise NephiError("--moving-mask needs --moving")
-        masks = {
-            f"{role}_mask": read_mask(path, image, f"{role} mask") if path and image is not None else None
-            for role, path, image in (("fixed", options.fixed_mask, fixed), ("moving", options.moving_mask, moving))
-        }
+        masks = mask_pair(options, fixed, moving)
         if moving is None and options.moving_landmarks:
             read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
         landmarks = landmark_pair(options, fixed, moving)
         alignment = read_affine(options.alignment, fixed.GetDimension()) if options.alignment else None
-    report = evaluate(options.transform, fixed, options.inverse, alignment=alignment, landmarks=landmarks, **masks)
+    report = evaluate(
+        options.transform,
+        fixed,
+        options.inverse,
+        alignment=alignment,
+        landmarks=landmarks,
+        fixed_mask=masks.fixed,
+        moving_mask=masks.moving,
+    )
     tell_notices([*notices, *report.warnings])
     report = replace(report, warnings=[*notices, *report.warnings])
     if output is not None:

@@ -81,6 +81,23 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nephi {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    for add in (
+        _add_register,
+        _add_batch,
+        _add_devices,
+        _add_warp,
+        _add_jacobian,
+        _add_evaluate,
+        _add_demo,
+        _add_train,
+        _add_breathe,
+        _add_dirlab,
+    ):
+        add(subparsers)
+    return parser
+
+
+def _add_register(subparsers) -> None:
     p = subparsers.add_parser("register", help="register a moving to a fixed image and measure the result")
     p.add_argument("fixed", metavar="FIXED", help="image file or DICOM folder (for lungs: exhale)")
     p.add_argument("moving", metavar="MOVING", help="image file or DICOM folder (for lungs: inhale)")
@@ -98,6 +115,8 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--progress", choices=STYLES, default="bar")
     p.set_defaults(run=("commands", "register_command"))
 
+
+def _add_batch(subparsers) -> None:
     p = subparsers.add_parser("batch", help="register a list of pairs; resumes an interrupted batch")
     p.add_argument("pairs", metavar="PAIRS", help=f"CSV file with the columns name, {', '.join(ROLES)}")
     p.add_argument(
@@ -107,9 +126,13 @@ def command_parser() -> argparse.ArgumentParser:
     _add_how(p)
     p.set_defaults(run=("batch", "batch_command"))
 
+
+def _add_devices(subparsers) -> None:
     p = subparsers.add_parser("devices", help="list the available devices as JSON")
     p.set_defaults(run=("commands", "devices_command"))
 
+
+def _add_warp(subparsers) -> None:
     p = subparsers.add_parser("warp", help="carry an image, a label map or points through a registration")
     p.add_argument("result", metavar="DIR", help="folder of a registration (or its registration.safetensors)")
     p.add_argument("input", metavar="INPUT", help="moving image, label map, or landmark file")
@@ -120,6 +143,8 @@ def command_parser() -> argparse.ArgumentParser:
     _add_series(p)
     p.set_defaults(run=("commands", "warp_command"))
 
+
+def _add_jacobian(subparsers) -> None:
     p = subparsers.add_parser("jacobian", help="exact Jacobian determinant of the map on any grid")
     p.add_argument("result", metavar="DIR")
     p.add_argument("--output", required=True, metavar="FILE")
@@ -128,6 +153,8 @@ def command_parser() -> argparse.ArgumentParser:
     _add_series(p)
     p.set_defaults(run=("commands", "jacobian_command"))
 
+
+def _add_evaluate(subparsers) -> None:
     p = subparsers.add_parser("evaluate", help="measure a transform of any method: TRE, folds, Dice")
     p.add_argument("transform", metavar="TRANSFORM", help="fixed -> moving transform (.h5, .tfm, displacement image)")
     p.add_argument("--fixed", required=True, metavar="IMAGE")
@@ -142,6 +169,8 @@ def command_parser() -> argparse.ArgumentParser:
     _add_series(p)
     p.set_defaults(run=("evaluate", "evaluate_command"))
 
+
+def _add_demo(subparsers) -> None:
     p = subparsers.add_parser("demo", help="register a generated inhale/exhale phantom with a known map")
     p.add_argument("--output", default="nephi-demo", metavar="DIR")
     p.add_argument("--preset", default="balanced", metavar="NAME")
@@ -150,6 +179,8 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--progress", choices=STYLES, default="bar")
     p.set_defaults(run=("commands", "demo_command"))
 
+
+def _add_train(subparsers) -> None:
     p = subparsers.add_parser("train", help="train a model that predicts registrations in one pass")
     p.add_argument("settings", metavar="SETTINGS", nargs="?", help="JSON file (see the documentation of training)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the model, the log and the cache")
@@ -165,6 +196,8 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--progress", choices=STYLES, default="bar")
     p.set_defaults(run=("commands", "train_command"))
 
+
+def _add_breathe(subparsers) -> None:
     p = subparsers.add_parser("breathe", help="generate pairs with known maps, to train on or to test with")
     p.add_argument("--output", required=True, metavar="DIR", help="one folder per pair and pairs.csv are written here")
     p.add_argument("--count", type=int, default=100, metavar="N")
@@ -175,6 +208,8 @@ def command_parser() -> argparse.ArgumentParser:
     p.add_argument("--masks", nargs="*", default=[], metavar="FILE", help="their lungs, in the same order")
     p.set_defaults(run=("commands", "breathe_command"))
 
+
+def _add_dirlab(subparsers) -> None:
     p = subparsers.add_parser("dirlab", help="convert or score DIR-Lab's lung CT (COPDgene, 4DCT) with 300 landmarks")
     p.add_argument("folder", metavar="FOLDER", help="where DIR-Lab's files are, in folders of any names")
     p.add_argument("--set", required=True, dest="collection", metavar="SET", help="copdgene or 4dct")
@@ -184,7 +219,6 @@ def command_parser() -> argparse.ArgumentParser:
     what.add_argument("--pairs", metavar="OUT", help="write images, landmarks and pairs.csv for 'nephi batch' here")
     what.add_argument("--results", metavar="DIR", help="score its copd1/transform.h5, ...; table in DIR/dirlab.csv")
     p.set_defaults(run=("dirlab", "dirlab_command"))
-    return parser
 
 
 def _add_series(p: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """A folder of DICOM files as one image, by position and orientation of every file.
 
 ITK's own series reader spaces whatever it finds evenly and leaves out what it cannot read. Here slices have to form
-one regular stack. What is marked as something else (localizers, copies, reports) is set aside with a notice, and
+one regular stack. What is marked as something else (localizers, copies, reports) is skipped with a notice, and
 where it is not certain what to leave out, the folder is refused with the file's name.
 """
 
@@ -62,7 +62,7 @@ class _Irregular(NephiError):
 
 
 def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Image:
-    """The series in a folder: the one of ``series``, or the largest regular one, of which a notice tells.
+    """The series in a folder: the one of ``series``, or the largest regular one, which a notice reports.
 
     Raises NephiError, with the files' names, for files that cannot be read, missing slices, uneven spacing, tilted
     stacks and several phases, and where two series are equally large.
@@ -102,7 +102,7 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
 
 
 def _files(folder: Path, role: str) -> list[_File]:
-    """The images among the files; others are set aside where they are marked or named as something else."""
+    """The images among the files; others are skipped where they are marked or named as something else."""
     paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     files, others = [], []
     reader = sitk.ImageFileReader()
@@ -142,7 +142,7 @@ def _files(folder: Path, role: str) -> list[_File]:
             "(cut off, empty or something else); repair or remove it"
         )
     if strange := [path.name for path in aside if path.name.upper() not in _OF_FOLDERS]:
-        notice(f"{role}: {folder}: {_some(strange)} is no DICOM image and was set aside.")
+        notice(f"{role}: {folder}: {_some(strange)} is not a DICOM image and was skipped.")
     return files
 
 
@@ -273,7 +273,7 @@ def _told(files: list[_File], aside: list[tuple[str, str]], where: str, quiet: b
     if aside and not quiet:
         for why in sorted({why for _, why in aside}):
             names = [name for name, reason in aside if reason == why]
-            notice(f"{where}: {_some(names)} was set aside ({why}).")
+            notice(f"{where}: {_some(names)} was skipped ({why}).")
     return files
 
 

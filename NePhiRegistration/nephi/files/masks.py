@@ -38,7 +38,7 @@ def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
     """The mask on the image's grid as bytes, 0 or 1.
 
     Probabilities count from 0.5 on, several labels as their union, NaN as outside; a mask whose box differs from the
-    image's by less than half a voxel is resampled. Notices tell of all these. Raises NephiError if it is empty, holds
+    image's by less than half a voxel is resampled, each with a notice. Raises NephiError if it is empty, holds
     what no mask holds, or lies elsewhere.
     """
     _check_place(check_volume(mask, role), image, role)

@@ -15,6 +15,7 @@ from ..errors import NephiError
 _FIRST = "#Insight Transform File V1"
 _LONGEST = 2**28  # bytes of a text; beyond it use .h5
 # parameters and fixed parameters by dimension; those that are not listed are left to ITK
+_FARTHEST = 1e12  # of all parameters; ITK does not end on a matrix of 1e308
 _COUNTS = {
     "AffineTransform": lambda d: (d * d + d, {d}),
     "MatrixOffsetTransformBase": lambda d: (d * d + d, {d}),
@@ -77,10 +78,7 @@ def _text(path: Path) -> str:
 
 
 def _check_block(block: dict[str, str], path: Path, blocks: int) -> bool:
-    name, _, rest = block["Transform"].partition("_")
-    dimensions = re.fullmatch(r"(?:double|float)_(\d)_(\d)", rest)
-    if dimensions is None:
-        raise NephiError(f"{path} is damaged: '{block['Transform'][:60]}' is no transform")
+    name, d = _type(block["Transform"], path)
     if name == "CompositeTransform":
         if blocks == 1:
             raise NephiError(f"{path} is cut off: the composite transform has no parts")
@@ -89,14 +87,8 @@ def _check_block(block: dict[str, str], path: Path, blocks: int) -> bool:
         if key not in block:
             raise NephiError(f"{path} is cut off: the {key} of a {name} are missing")
     values = {key: _numbers(block[key], path) for key in ("Parameters", "FixedParameters")}
-    d, have, fixed = int(dimensions[1]), len(values["Parameters"]), values["FixedParameters"]
-    if name in _COUNTS:
-        need, known = _COUNTS[name](d)
-        if have != need or len(fixed) not in known:
-            raise NephiError(
-                f"{path} is cut off or damaged: a {d}D {name} has {need} parameters and {max(known)} fixed ones, "
-                f"not {have} and {len(fixed)}"
-            )
+    have, fixed = len(values["Parameters"]), values["FixedParameters"]
+    if _has_known_counts(name, d, have, len(fixed), path):
         return True
     if name in _ON_GRIDS:
         if len(fixed) != d * (3 + d) or any(not v.is_integer() or v < 1 for v in fixed[:d]):
@@ -107,13 +99,34 @@ def _check_block(block: dict[str, str], path: Path, blocks: int) -> bool:
     return False
 
 
+def _type(text: str, path: Path) -> tuple[str, int]:
+    """The name and the dimension of a transform's type, such as ``AffineTransform_double_3_3``."""
+    found = re.fullmatch(r"([^_]*)_(?:double|float)_(\d)_\d", text)
+    if found is None:
+        raise NephiError(f"{path} is damaged: '{text[:60]}' is no transform")
+    return found[1], int(found[2])
+
+
+def _has_known_counts(name: str, d: int, have: int, fixed: int, path: Path) -> bool:
+    """Whether the type is a listed one; raises NephiError where it is and the numbers are not as many as it has."""
+    if name not in _COUNTS:
+        return False
+    need, known = _COUNTS[name](d)
+    if have != need or fixed not in known:
+        raise NephiError(
+            f"{path} is cut off or damaged: a {d}D {name} has {need} parameters and {max(known)} fixed ones, "
+            f"not {have} and {fixed}"
+        )
+    return True
+
+
 def _numbers(text: str, path: Path) -> list[float]:
     try:
         values = [float(word) for word in text.split()]
     except ValueError:
         raise NephiError(f"{path} is damaged: '{text[:40]}' holds something other than numbers") from None
-    if not all(map(math.isfinite, values)):
-        raise NephiError(f"{path} holds parameters that are NaN or infinite")
+    if not all(abs(v) <= _FARTHEST for v in values):
+        raise NephiError(f"{path} holds parameters that are NaN, infinite or beyond all use")
     return values
 
 
@@ -135,11 +148,5 @@ def check_mat(path: Path) -> None:
     if not arrays or len(arrays) % 2:
         raise NephiError(f"{path} is cut off: it holds {len(arrays)} of an even number of arrays")
     for (name, have), (_, fixed) in zip(arrays[::2], arrays[1::2], strict=True):
-        kind, _, rest = name.partition("_")
-        found = re.fullmatch(r"(?:double|float)_(\d)_(\d)", rest)
-        if found is None:
-            raise NephiError(f"{path} is damaged: '{name[:60]}' is no transform")
-        if kind in _COUNTS:
-            need, known = _COUNTS[kind](int(found[1]))
-            if have != need or fixed not in known:
-                raise NephiError(f"{path} is damaged: a {found[1]}D {kind} has {need} parameters, not {have}")
+        kind, d = _type(name, path)
+        _has_known_counts(kind, d, have, fixed, path)

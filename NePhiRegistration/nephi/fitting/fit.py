@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def rate_factor(step: int, settings: FitSettings) -> float:
 
 
 class Adam:
-    """Adam with its schedule, and how many steps it has made; its state is tensors by name, to go on later.
+    """Adam with its schedule, and how many steps it has made; its state is tensors by name, to resume later.
 
     On PyTorch's function, not its class: that imports the compiler, which takes a second.
     """

@@ -1,4 +1,4 @@
-"""Rounds of least squares: what both maps of a pair are still off by, from the slopes of its features.
+"""Gauss-Newton refinement of both maps of a pair from the gradients of its features.
 
 Where the maps are right to within a voxel or two, this finds the rest, to a small part of a voxel (Gauss-Newton with
 the slopes of the image at rest: Lucas and Kanade 1981; Baker and Matthews 2004). All nodes are found together, so that
@@ -20,10 +20,10 @@ from ..maps.maps import FieldMap, Map, code_like
 from ..maps.voxel import VoxelFields
 from ..settings import FieldSettings
 
-_VOXELS_A_NODE = 4  # of the features, between the nodes of the local code: so fine as they can tell
+_VOXELS_PER_NODE = 4  # of the features, between the nodes of the local code: as fine as the features can show
 _SHARE, _LEAST = 0.1, 50_000  # of the voxels that are looked at, and how many at least, where there are as many
 _STIFFNESS = 0.2  # of the bending energy against the features' mean weight at a node
-_ITERATIONS = 20  # of the solver
+_ITERATIONS = 8  # of the solver; more change nothing that can be measured
 _REACH = 2.0  # voxels that a node moves in a round, at most
 _MEETINGS = 2  # of the last rounds, in which the two maps meet
 _INVERSIONS = 2  # steps in which a point's partner under the inverse of the other map is found
@@ -31,7 +31,7 @@ _INVERSIONS = 2  # steps in which a point's partner under the inverse of the oth
 
 @torch.no_grad()
 def refined(pair: tuple[Volume, Volume], maps: Map, rounds: int) -> FieldMap:
-    """The maps of a pair after some rounds, as voxel fields whose nodes are as fine as the features can tell.
+    """The maps of a pair after some rounds, as voxel fields whose nodes are as fine as the features can show.
 
     In each round, both maps are corrected by what either image shows; in the last ones they then meet half way to
     being each other's inverse. What networks add to the maps is taken over at the nodes: they would answer to the
@@ -39,7 +39,7 @@ def refined(pair: tuple[Volume, Volume], maps: Map, rounds: int) -> FieldMap:
     """
     upper = maps.half_extents_cube
     settings = FieldSettings(kind="voxel", local_code=2 * len(upper))
-    code = code_like(maps, settings, nodes(upper, _VOXELS_A_NODE * pair[FORWARD].spacing))
+    code = code_like(maps, settings, nodes(upper, _VOXELS_PER_NODE * pair[FORWARD].spacing))
     found = FieldMap(VoxelFields(settings, len(upper)), code)
     (fixed, moving), seen, back = pair, [_Seen(volume) for volume in pair], found.inverted()
     displacements = code.local_code[0].split(len(upper))  # views: they follow the code

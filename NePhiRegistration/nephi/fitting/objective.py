@@ -17,7 +17,7 @@ from ..space.interpolate import constant
 from .regularity import Regulariser, make_regulariser
 from .similarity import Similarity, make_similarity
 
-_KNOWN = 1500  # points of a pair whose partners are known, looked at a step
+_KNOWN = 1500  # points of a pair whose partners are known, looked at per step
 _BLUNT_MM = 0.5
 
 
@@ -80,7 +80,7 @@ class Objective:
         }
 
     def points_of(self, volumes: VolumePair) -> int:
-        """How many points are compared a step, in each direction."""
+        """How many points are compared per step, in each direction."""
         return self.similarity_settings.points.count(volumes[FORWARD].voxels)
 
     def draw(

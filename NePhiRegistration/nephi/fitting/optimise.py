@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NephiError
-from ..images.image_pair import Pair
+from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
@@ -22,7 +22,7 @@ from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
 
-_POINTS_A_THREAD = 2500  # with fewer points a step, a second thread costs more than it helps
+_POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
 _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as they make
 
 
@@ -42,7 +42,7 @@ class Optimisation:
 
     def __init__(
         self,
-        pair: Pair,
+        pair: ImagePair,
         prediction: Start | None,
         similarity: Similarity,
         regulariser: Regulariser,
@@ -142,7 +142,7 @@ class Optimisation:
             self.adam.replace(*self.code.refine(size, self.pair.field_settings.code_degree))
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes)
-        torch.set_num_threads(max(1, min(self.threads, points // _POINTS_A_THREAD)))
+        torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))
 
     def _draw(self, step: int) -> Drawn:
         """The points of the next steps of the stage at once."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from ..both import Both, complete
 from ..errors import NephiError
 from ..files.transform import open_transform
 from ..paths import check_file
@@ -19,13 +20,7 @@ from .masks import mask_box
 _LEAST_OVERLAP = 0.25  # part of the fixed image that the moving one must cover to be compared
 
 
-def align(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
-    method: str,
-) -> tuple[Affine, str]:
+def align(images: Both[sitk.Image], masks: Both[sitk.Image | None], method: str) -> tuple[Affine, str]:
     """The alignment and the name of the method that made it.
 
     - ``none``: identity.
@@ -37,36 +32,36 @@ def align(
       images' intensities correlate better.
     - a path: a linear transform file, fixed -> moving (.tfm, .txt, .h5, .mat as ITK reads them).
     """
-    dimension = fixed.GetDimension()
-    masks = None if fixed_mask is None or moving_mask is None else (fixed_mask, moving_mask)
+    dimension, given = images.fixed.GetDimension(), complete(*masks)
     if method == "auto":
-        shift = Affine(np.eye(dimension), _centre(moving) - _centre(fixed))
+        shift = Affine(np.eye(dimension), _centre(images.moving) - _centre(images.fixed))
         starts = {"none": Affine.identity(dimension), "centres": shift}
-        agreement = {} if masks else {name: _agreement(fixed, moving, start) for name, start in starts.items()}
-        method = "moments" if masks else max(agreement, key=agreement.__getitem__)
+        agreement = {} if given else {name: _agreement(images, start) for name, start in starts.items()}
+        method = "moments" if given else max(agreement, key=agreement.__getitem__)
     if method not in ALIGNMENTS:
         return read_affine(method, dimension), "given"
     if method == "none":
         return Affine.identity(dimension), method
-    if method == "moments" and not masks:
+    if method == "moments" and not given:
         raise NephiError("alignment 'moments' needs a mask of both images; give masks or use --align centres")
-    if not masks:
-        start = Affine(np.eye(dimension), _centre(moving) - _centre(fixed))
-        return (start, method) if method == "centres" else (_affine(fixed, moving, None, None, start), method)
-    axes = Grid.of(fixed).axes
-    (cf, sf), (cm, sm) = _moments(masks[0], axes), _moments(masks[1], axes)
+    if not given:
+        start = Affine(np.eye(dimension), _centre(images.moving) - _centre(images.fixed))
+        return (start, method) if method == "centres" else (_affine(images, None, start), method)
+    axes = Grid.of(images.fixed).axes
+    (cf, sf), (cm, sm) = given.map(lambda mask: _moments(mask, axes))
     scale = np.ones(dimension) if method == "centres" else np.clip(sm / sf, 0.5, 2.0)
     matrix = axes @ np.diag(scale) @ axes.T
     start = Affine(matrix, cm - matrix @ cf)
-    return (_affine(fixed, moving, fixed_mask, moving_mask, start) if method == "affine" else start), method
+    return (_affine(images, given.fixed, start) if method == "affine" else start), method
 
 
 def _centre(image: sitk.Image) -> np.ndarray:
     return Grid.of(image).corners_lps_mm().mean(0)
 
 
-def _agreement(fixed: sitk.Image, moving: sitk.Image, affine: Affine) -> float:
+def _agreement(images: Both[sitk.Image], affine: Affine) -> float:
     """Normalised cross-correlation on about 48 voxels per axis where both images are; -1 if that is too little."""
+    fixed, moving = images
     grid = Grid.of(fixed)
     size = [min(n, 48) for n in grid.size]
     spacing = tuple(s * (n - 1) / (m - 1) for s, n, m in zip(grid.spacing_mm, grid.size, size, strict=True))
@@ -104,7 +99,9 @@ def _moments(mask: sitk.Image, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return grid.to_lps_mm(mean), np.sqrt(np.maximum(np.diag(covariance), 1e-6))
 
 
-def _affine(fixed, moving, fixed_mask, moving_mask, start: Affine) -> Affine:
+def _affine(images: Both[sitk.Image], fixed_mask: sitk.Image | None, start: Affine) -> Affine:
+    """Mutual information's optimum from ``start``; raises NephiError if the optimisation fails."""
+    fixed, moving = images
     scale = min(1.0, Grid.of(fixed).longest_side_mm / BODY_MM)  # of all lengths, for small bodies
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)

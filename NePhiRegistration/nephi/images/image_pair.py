@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from ..both import Both, complete
 from ..errors import NephiError
-from ..settings import BODY_MM, Settings, Stage
+from ..settings import BODY_MM, FieldSettings, Settings, Stage
 from ..space.affine import Affine
-from ..space.cube import Cube
+from ..space.cube import Cube, overlap
 from ..space.grid import Grid
-from .masks import choose_window, looks_like_ct, mask_box
+from .masks import choose_window, looks_like_ct, region_lps_mm
 from .resample import DeviceImage, DeviceSlices
 from .slices import Slices
 from .volume import Volume, VolumePair
@@ -25,89 +26,112 @@ _NODES = 4.0  # voxels between two nodes of the local code, at least: what is fi
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
 _CPU = torch.device("cpu")
-_APART = "the masks do not overlap after alignment; use --align moments or centres"
+_MASKS_APART = "the masks do not overlap after alignment; use --align moments or centres"
+_IMAGES_APART = "the images do not overlap after alignment; use --align centres or give masks"
 
 
-class Pair:
-    """The cube around both images (lengths scaled for small ones), and their features on working grids.
+@dataclass(frozen=True, eq=False)
+class ImagePair:
+    """Both images in the registration cube, and their features on working grids; immutable.
 
-    Raises NephiError where the images, or their masks, are apart after the alignment.
+    ``cube``: where the maps live. ``region_lps_mm`` (n, d): corners of what is compared, on the fixed image's side of
+    the alignment. ``scale``: of all lengths, below 1 for small bodies. ``windows``: intensities that become 0 and 1.
+    ``trusted``: the masks were given, not detected, so that what lies outside them may be left out.
     """
 
-    def __init__(
-        self,
-        fixed: sitk.Image,
-        moving: sitk.Image,
-        fixed_mask: sitk.Image | None,
-        moving_mask: sitk.Image | None,
+    images: Both[sitk.Image]
+    masks: Both[sitk.Image | None]
+    affine: Affine
+    settings: Settings
+    trusted: bool
+    cube: Cube
+    region_lps_mm: np.ndarray
+    scale: float
+    windows: Both[tuple[float, float]]
+    _on_device: dict[int, DeviceImage] = field(default_factory=dict, repr=False)
+    _distances: dict[int, sitk.Image] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        images: Both[sitk.Image],
+        masks: Both[sitk.Image | None],
         affine: Affine,
         settings: Settings,
         trusted: bool = True,
         cube_margin_mm: float | None = None,
-    ):
-        """``trusted``: the masks were given, not guessed, so that what lies outside them may be left out.
+    ) -> ImagePair:
+        """The pair, aligned by ``affine``. Raises NephiError where the images, or their masks, are apart after it.
 
         ``cube_margin_mm``: the cube is the masks' box and this much around it, so that lungs fill it alike
         whatever the field of view; None: it covers the whole fixed image.
         """
-        self.images, self.masks = (fixed, moving), (fixed_mask, moving_mask)
-        self._device_images: dict[int, DeviceImage] = {}
-        self.affine, self.settings, self.trusted = affine, settings, trusted
-        direction = Grid.of(fixed).direction
-        regions = _region(fixed, fixed_mask), affine.inverse()(_region(moving, moving_mask))
-        if not _overlap(*regions, direction):
-            if fixed_mask is None or moving_mask is None:
-                raise NephiError("the images do not overlap after alignment; use --align centres or give masks")
-            raise NephiError(_APART)
-        region = np.concatenate(regions)
-        self.scale = min(1.0, 2 * Cube.around(region, direction).unit_mm / BODY_MM)
-        self.region = region
+        grid, given = Grid.of(images.fixed), complete(*masks)
+        fixed, moving = images.map(region_lps_mm, masks)
+        moving = affine.inverse()(moving)
+        if not overlap(fixed, moving, grid.direction):
+            raise NephiError(_MASKS_APART if given else _IMAGES_APART)
+        region = np.concatenate([fixed, moving])
+        cube = Cube.around(region, grid.direction)
+        scale = min(1.0, 2 * cube.unit_mm / BODY_MM)
         if cube_margin_mm is None:
-            self._place(Cube.around(np.concatenate([Grid.of(fixed).corners_lps_mm(), region]), direction))
+            cube = Cube.around(np.concatenate([grid.corners_lps_mm(), region]), grid.direction)
         else:
-            self._place(Cube.around(region, direction, cube_margin_mm * self.scale))
-        self.field_settings = replace(
-            settings.field,
-            wavelength_mm=settings.field.wavelength_mm * self.scale,
-            code_spacing_mm=max(settings.field.code_spacing_mm * self.scale, _NODES * self.voxel_mm),
-        )
+            cube = Cube.around(region, grid.direction, cube_margin_mm * scale)
         chosen = settings.similarity.window
-        self.windows = [chosen or choose_window(i, m) for i, m in zip(self.images, self.masks, strict=True)]
-        if fixed_mask is not None and moving_mask is not None:
-            grid = self._grid(4.0 * self.scale)
-            there = [self._on(grid, mask, way)[:] > 0.5 for way, mask in enumerate((fixed_mask, moving_mask))]
-            if not (there[0] & there[1]).any():
-                raise NephiError(_APART)
+        windows = images.map(lambda image, mask: chosen or choose_window(image, mask), masks)
+        pair = cls(images, masks, affine, settings, trusted, cube, region, scale, windows)
+        if given and not pair._masks_meet(given):
+            raise NephiError(_MASKS_APART)
+        return pair
+
+    def in_cube(self, cube: Cube) -> ImagePair:
+        """The same pair in another cube: what is compared stays the same, its coordinates change."""
+        return replace(self, cube=cube, _distances={})
 
     @property
     def voxel_mm(self) -> float:
         """Side of a voxel of the finer image, if it were a cube."""
-        grids = [Grid.of(image) for image in self.images]
-        return min(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in grids)
+        return min(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in self.images.map(Grid.of))
 
-    def in_cube(self, cube: Cube) -> Pair:
-        """The same pair in another cube: what is compared stays the same, its coordinates change."""
-        other = copy.copy(self)
-        other._place(cube)
-        return other
+    @property
+    def field_settings(self) -> FieldSettings:
+        """The settings of the field, its lengths scaled and its nodes as far apart as the voxels allow."""
+        field = self.settings.field
+        return replace(
+            field,
+            wavelength_mm=field.wavelength_mm * self.scale,
+            code_spacing_mm=max(field.code_spacing_mm * self.scale, _NODES * self.voxel_mm),
+        )
 
-    def _place(self, cube: Cube) -> None:
-        self.cube, inside = cube, cube.to_cube(self.region)
-        self._distances: dict[int, sitk.Image] = {}
-        margin = 0.0 if self.masks[0] is None else _MARGIN_MM * self.scale / cube.unit_mm
-        self.lower = np.maximum(inside.min(0) - margin, -cube.half_extents_cube - margin)
-        self.upper = inside.max(0) + margin
+    @cached_property
+    def _box_cube(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper corner (d,) of the working grids."""
+        inside = self.cube.to_cube(self.region_lps_mm)
+        margin = 0.0 if self.masks.fixed is None else _MARGIN_MM * self.scale / self.cube.unit_mm
+        return np.maximum(inside.min(0) - margin, -self.cube.half_extents_cube - margin), inside.max(0) + margin
+
+    @property
+    def lower_cube(self) -> np.ndarray:
+        """(d,): the first voxel of all working grids."""
+        return self._box_cube[0]
 
     def volumes(self, stage: Stage, prepare: Callable[..., Tensor], device: torch.device | str) -> VolumePair:
         """Features of the fixed and of the moving image at a stage, on the fixed image's side of the alignment.
 
         ``prepare``: a similarity's, which makes them.
         """
-        fixed, moving = (self._volume(way, stage, prepare, torch.device(device)) for way in (0, 1))
-        return VolumePair(fixed, moving)
+        return VolumePair(*(self._volume(way, stage, prepare, torch.device(device)) for way in (0, 1)))
 
-    def _grid(self, spacing_mm: float) -> Grid:
-        return self.cube.grid(spacing_mm, self.lower, self.upper)
+    def covering_grid(self, spacing_mm: float) -> Grid:
+        """The grid of this spacing over what is compared."""
+        return self.cube.grid(spacing_mm, *self._box_cube)
+
+    def _masks_meet(self, masks: Both[sitk.Image]) -> bool:
+        """Whether a point lies in both masks, on a grid of 4 mm."""
+        grid = self.covering_grid(4.0 * self.scale)
+        fixed, moving = (self._on(grid, mask, way)[:] > 0.5 for way, mask in enumerate(masks))
+        return bool((fixed & moving).any())
 
     def _on(
         self, grid: Grid, image: sitk.Image, way: int, outside: float = 0.0, device: torch.device = _CPU
@@ -120,25 +144,25 @@ class Pair:
 
     def _sent(self, image: sitk.Image, device: torch.device) -> DeviceImage:
         """The image on a device, sent there once."""
-        if id(image) not in self._device_images:
-            self._device_images[id(image)] = DeviceImage(image, device)
-        return self._device_images[id(image)]
+        if id(image) not in self._on_device:
+            self._on_device[id(image)] = DeviceImage(image, device)
+        return self._on_device[id(image)]
 
     def _volume(self, way: int, stage: Stage, prepare: Callable[..., Tensor], device: torch.device) -> Volume:
         grid = self.working_grid(stage.spacing_mm)
         scaled, inside, distance = self.seen_on(grid, way, stage.outside, device)
         return Volume(
             prepare(scaled, stage.dilation, device),
-            torch.tensor(self.lower, dtype=torch.float32),
+            torch.tensor(self.lower_cube, dtype=torch.float32),
             grid.spacing_mm[0] / self.cube.unit_mm,
             inside,
-            self.view(way),
+            self._view(way),
             distance,
         ).to(device)
 
     def working_grid(self, spacing_mm: float) -> Grid:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
-        return self._grid(max(spacing_mm * self.scale, self.settings.similarity.finest * self.voxel_mm))
+        return self.covering_grid(max(spacing_mm * self.scale, self.settings.similarity.finest * self.voxel_mm))
 
     def seen_on(self, grid: Grid, way: int, outside: float, device: torch.device = _CPU):
         """The image in its window (0..1) and where its points are drawn, read by slices, and its mask's distance map.
@@ -169,7 +193,7 @@ class Pair:
     def _distance(self, way: int) -> tuple[sitk.Image, Volume]:
         """The mask's signed distance on a 3 mm grid: in mm, and cut off, in units of the cut, to be compared."""
         if way not in self._distances:
-            grid, mask = self._grid(3.0 * self.scale), self.masks[way]
+            grid, mask = self.covering_grid(3.0 * self.scale), self.masks[way]
             assert mask is not None, "only masks have distance maps"
             mask = grid.image(np.asarray(self._on(grid, mask, way)[:] > 0.5, np.uint8))
             self._distances[way] = sitk.SignedMaurerDistanceMap(
@@ -177,11 +201,15 @@ class Pair:
             )
         distance, cut = self._distances[way], _DISTANCE_MM * self.scale
         values = torch.from_numpy(sitk.GetArrayFromImage(distance)).float().clamp(-cut, cut) / cut
-        lower = torch.tensor(self.lower, dtype=torch.float32)
+        lower = torch.tensor(self.lower_cube, dtype=torch.float32)
         return distance, Volume(values[..., None], lower, distance.GetSpacing()[0] / self.cube.unit_mm, None)
 
-    def view(self, way: int):
-        """Matrix, offset and size that take cube points to the image's voxel index."""
+    @property
+    def views(self) -> Both[tuple[Tensor, Tensor, Tensor]]:
+        """Matrix, offset and size that take cube points to each image's voxel index."""
+        return Both(self._view(0), self._view(1))
+
+    def _view(self, way: int) -> tuple[Tensor, Tensor, Tensor]:
         grid = Grid.of(self.images[way])
         d = grid.dimension
 
@@ -191,21 +219,5 @@ class Pair:
 
         offset = index(np.zeros(d))
         matrix = (index(np.eye(d)) - offset).T
-        return tuple(torch.tensor(np.asarray(v), dtype=torch.float32) for v in (matrix, offset, grid.size))
-
-
-def _region(image: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
-    """Corners (n, d) in LPS mm of the mask's bounding box, or of the image."""
-    grid = Grid.of(image)
-    if mask is None:
-        return grid.corners_lps_mm()
-    box = mask_box(mask)[::-1]
-    low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
-    corners = np.stack(np.meshgrid(*zip(low, high - 1, strict=True), indexing="ij"), -1)
-    return grid.to_lps_mm(corners.reshape(-1, grid.dimension))
-
-
-def _overlap(a: np.ndarray, b: np.ndarray, direction) -> bool:
-    axes = np.reshape(direction, (a.shape[-1],) * 2)
-    a, b = a @ axes, b @ axes
-    return bool(((a.min(0) < b.max(0)) & (b.min(0) < a.max(0))).all())
+        as_tensor = partial(torch.tensor, dtype=torch.float32)
+        return as_tensor(matrix), as_tensor(offset), as_tensor(np.asarray(grid.size))

@@ -81,3 +81,14 @@ def mask_box(mask: sitk.Image) -> tuple[slice, ...]:
         rows = np.flatnonzero(flat.any(tuple(a for a in range(flat.ndim) if a != axis)))
         box.append(slice(int(rows[0]), int(rows[-1]) + 1))
     return tuple(box)
+
+
+def region_lps_mm(image: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
+    """Corners (n, d) of the mask's bounding box, or of the image."""
+    grid = Grid.of(image)
+    if mask is None:
+        return grid.corners_lps_mm()
+    box = mask_box(mask)[::-1]
+    low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
+    corners = np.stack(np.meshgrid(*zip(low, high - 1, strict=True), indexing="ij"), -1)
+    return grid.to_lps_mm(corners.reshape(-1, grid.dimension))

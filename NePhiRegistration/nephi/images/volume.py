@@ -167,7 +167,7 @@ class Volume:
     def spread(self, share: float, least: int) -> tuple[Tensor, Tensor]:
         """A share of the voxel centres, evenly spread over those that ``draw`` draws from, as that returns them.
 
-        So many at least, where there are as many.
+        At least ``least``, where there are that many.
         """
         count = min(self._many, max(least, round(share * self._many)))
         entries = torch.linspace(0, self._many - 1, count, device=self.volume.device, dtype=torch.double)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .pair_tensors import Sample
+from ..both import Both
+from .pair_tensors import Frame, PairTensors
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random maps of the cube. Both images alike: flips (a chance an axis), rotation, scale and shift; the moving
+    """Random maps of the cube. Both images alike: flips (a probability per axis), rotation, scale and shift; the moving
     image by itself, as another alignment: ``apart_*``; and the pair the other way round."""
 
     flip: float = 0.0
@@ -25,23 +26,23 @@ class Augmentation:
     apart_shift: float = 0.03
     swap: float = 0.5
 
-    def __call__(self, sample: Sample, seed: int) -> Sample:
+    def __call__(self, sample: PairTensors, seed: int) -> PairTensors:
         rng, d = np.random.default_rng(seed), len(sample.half_extents_cube)
         if rng.random() < self.swap:
             sample = sample.swapped()
-        both = _random_affine(rng, d, self.rotation_deg, self.scale, self.shift)
-        both = both[0] * np.where(rng.random(d) < self.flip, -1, 1), both[1]
+        turned, shift = _random_affine(rng, d, self.rotation_deg, self.scale, self.shift)
+        turned = turned * np.where(rng.random(d) < self.flip, -1, 1)
         apart = _random_affine(rng, d, self.apart_deg, self.apart_scale, self.apart_shift)
-        frames = both, (both[0] @ apart[0], both[0] @ apart[1] + both[1])
+        frames = Both((turned, shift), (turned @ apart[0], turned @ apart[1] + shift))
         if all(np.allclose(a, np.eye(d)) and not np.any(b) for a, b in frames):
             return sample
         device = sample.half_extents_cube.device
 
-        def tensors(frame: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        def tensors(frame: tuple[np.ndarray, np.ndarray]) -> Frame:
             matrix, offset = (torch.tensor(part, dtype=torch.float32, device=device) for part in frame)
             return matrix, offset
 
-        return sample.moved((tensors(frames[0]), tensors(frames[1])))
+        return sample.moved(frames.map(tensors))
 
 
 def _random_affine(rng: np.random.Generator, d: int, degrees: float, scale: float, shift: float):

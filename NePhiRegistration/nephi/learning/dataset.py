@@ -13,7 +13,12 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+<<<<<<< HEAD
 from ..errors import NephiError, notice
+=======
+from ..both import ROLES, Both, complete
+from ..errors import NephiError
+>>>>>>> main
 from ..files.cases import Case, fingerprints, read_pairs
 from ..files.image import read_image
 from ..files.landmarks import read_landmarks
@@ -21,10 +26,10 @@ from ..files.masks import read_mask, read_regions
 from ..files.tensors import read_tensors, write_tensors
 from ..files.writing import recover
 from ..images.align import align
-from ..images.image_pair import Pair
+from ..images.image_pair import ImagePair
 from ..settings import PRESETS
 from ..synthetic.shapes import TRAINING, VALIDATION, shape_pairs
-from .pair_tensors import Sample
+from .pair_tensors import BOTH, PairTensors, View
 from .settings import ModelSettings
 
 SHAPES = ("shapes-solid", "shapes-hollow")  # names that stand for a list of pairs
@@ -35,7 +40,7 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, k: int) -> Sample: ...
+    def __getitem__(self, k: int) -> PairTensors: ...
 
 
 class Shapes:
@@ -49,19 +54,19 @@ class Shapes:
     def __len__(self) -> int:
         return len(self.fixed)
 
-    def __getitem__(self, k: int) -> Sample:
+    def __getitem__(self, k: int) -> PairTensors:
         fixed, moving = (torch.from_numpy(stack[k]) for stack in (self.fixed, self.moving))
         d, side = 2, fixed.shape[0]
-        return Sample(
+        return PairTensors(
             name=f"shapes {k}",
-            intensities=(fixed, moving),
+            intensities=Both(fixed, moving),
             masks=None,
             distances=None,
             half_extents_cube=torch.ones(d),
             lower_cube=-torch.ones(d),
             spacing_cube=2 / (side - 1),
             similarity=self.settings.similarity,
-            labels=(fixed.float() / 255, moving.float() / 255),
+            labels=Both(fixed.float() / 255, moving.float() / 255),
         )
 
 
@@ -89,6 +94,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.files)
 
+<<<<<<< HEAD
     def __getitem__(self, k: int) -> Sample:
         pair, path = self.files[k]
         try:
@@ -96,6 +102,10 @@ class Pairs:
         except (NephiError, KeyError, ValueError) as error:
             notice(f"{pair.name} is prepared again: {error}")
             return _load(_kept(pair, self.settings, self.cache, anew=True), self.settings)
+=======
+    def __getitem__(self, k: int) -> PairTensors:
+        return _load(self.files[k], self.settings)
+>>>>>>> main
 
 
 def open_data(
@@ -109,79 +119,76 @@ def open_data(
     return Pairs(name, settings, cache, tell)
 
 
-def sample_of(
+def tensors_of(
     fixed: sitk.Image,
     moving: sitk.Image,
     settings: ModelSettings,
     fixed_mask: sitk.Image | None = None,
     moving_mask: sitk.Image | None = None,
     name: str = "",
-) -> Sample:
+) -> PairTensors:
     """Two images as a model sees them: aligned, resampled and in their window. For data sets of one's own.
 
     Raises NephiError for images that cannot be aligned or do not overlap.
     """
-    return Sample.of(aligned_pair(fixed, moving, fixed_mask, moving_mask, settings), name)
+    return PairTensors.of(aligned_pair(Both(fixed, moving), Both(fixed_mask, moving_mask), settings), name)
 
 
-def aligned_pair(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
-    settings: ModelSettings,
-) -> Pair:
-    """Two images in the cube that a model works in; raises NephiError as ``sample_of``."""
+def aligned_pair(images: Both[sitk.Image], masks: Both[sitk.Image | None], settings: ModelSettings) -> ImagePair:
+    """Two images in the cube that a model works in; raises NephiError as ``tensors_of``."""
     made = replace(PRESETS["balanced"], similarity=settings.similarity, align=settings.align)
-    affine, _ = align(fixed, moving, fixed_mask, moving_mask, settings.align)
-    return Pair(fixed, moving, fixed_mask, moving_mask, affine, made, cube_margin_mm=settings.cube_margin_mm)
+    affine, _ = align(images, masks, settings.align)
+    return ImagePair.of(images, masks, affine, made, cube_margin_mm=settings.cube_margin_mm)
 
 
 # ---- preparing ------------------------------------------------------------------------------------------
 
 
-def prepare(pair: Case, settings: ModelSettings) -> Sample:
+def prepare(pair: Case, settings: ModelSettings) -> PairTensors:
     """Reads, aligns and resamples one pair of files; raises NephiError for unusable files."""
     files = pair.files
-    for role in ("fixed", "moving"):
+    for role in ROLES:
         if role not in files:
             raise NephiError(f"no {role} image is given")
-    images = [read_image(files[role], f"{role} image") for role in ("fixed", "moving")]
+    images = ROLES.map(lambda role: read_image(files[role], f"{role} image"))
     if any(image.GetDimension() != settings.dimension for image in images):
         kinds = " and ".join(f"{image.GetDimension()}D" for image in images)
         raise NephiError(f"the images are {kinds}, the model {settings.dimension}D")
-    masks = [
-        read_mask(files[f"{role}_mask"], image, f"{role} mask") if f"{role}_mask" in files else None
-        for role, image in zip(("fixed", "moving"), images, strict=True)
-    ]
-    seen = aligned_pair(images[0], images[1], masks[0], masks[1], settings)
-    affine, sample = seen.affine, Sample.of(seen, pair.name)
 
-    def points(kind: str):
-        both = [read_landmarks(files[f"{role}_{kind}"], image)
-                for role, image in zip(("fixed", "moving"), images, strict=True)
-                if f"{role}_{kind}" in files]  # fmt: skip
-        if len(both) < 2:
+    def paths(kind: str) -> Both[Path | None]:
+        return ROLES.map(lambda role: files.get(f"{role}_{kind}"))
+
+    masks = paths("mask").map(
+        lambda path, image, role: None if path is None else read_mask(path, image, f"{role} mask"), images, ROLES
+    )
+    seen = aligned_pair(images, masks, settings)
+    affine, sample = seen.affine, PairTensors.of(seen, pair.name)
+
+    def points(kind: str) -> Both[torch.Tensor] | None:
+        given = complete(*paths(kind))
+        if given is None:
             return None
-        if both[0].shape != both[1].shape:
-            raise NephiError(f"{len(both[0])} fixed and {len(both[1])} moving {kind}: they must match row by row")
-        there = affine.inverse()(both[1])
-        return tuple(torch.tensor(seen.cube.to_cube(p), dtype=torch.float32) for p in (both[0], there))
+        both = given.map(read_landmarks, images)
+        if both.fixed.shape != both.moving.shape:
+            raise NephiError(
+                f"{len(both.fixed)} fixed and {len(both.moving)} moving {kind}: they must match row by row"
+            )
+        aligned = Both(both.fixed, affine.inverse()(both.moving))
+        return aligned.map(lambda p: torch.tensor(seen.cube.to_cube(p), dtype=torch.float32))
 
-    labels = None
-    if "fixed_labels" in files and "moving_labels" in files:
+    def labels() -> Both[torch.Tensor] | None:
+        given = complete(*paths("labels"))
+        if given is None:
+            return None
+        maps = given.map(lambda path, image, role: read_regions(path, image, f"{role} labels"), images, ROLES)
         grid = seen.working_grid(settings.similarity.stages[0].spacing_mm)
-        maps = [read_regions(files[f"{role}_labels"], image, f"{role} labels")
-                for role, image in zip(("fixed", "moving"), images, strict=True)]  # fmt: skip
-        through = (None, affine.transform())
-        on_grid = [grid.resample(m, t, sitk.sitkNearestNeighbor) for m, t in zip(maps, through, strict=True)]
-        fixed, moving = (torch.from_numpy(sitk.GetArrayFromImage(m).astype(np.int16)) for m in on_grid)
-        labels = (fixed, moving)
-    return replace(sample, known=points("points"), landmarks=points("landmarks"), labels=labels)
+        on_grid = maps.map(lambda m, t: grid.resample(m, t, sitk.sitkNearestNeighbor), Both(None, affine.transform()))
+        return on_grid.map(lambda m: torch.from_numpy(sitk.GetArrayFromImage(m).astype(np.int16)))
+
+    return replace(sample, known=points("points"), landmarks=points("landmarks"), labels=labels())
 
 
-_TWO = ("intensities", "masks", "distances", "known", "landmarks", "labels")  # of the fixed and the moving image
-_ONE = ("half_extents_cube", "lower_cube", "to_moving_mm")
+_SINGLE = ("half_extents_cube", "lower_cube", "to_moving_mm")
 _HALF = torch.float16
 
 
@@ -199,41 +206,47 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) 
     path = cache / f"{pair.name}-{key}.safetensors"
     if anew or not path.is_file():
         sample = prepare(pair, settings)
-        tensors = {name: getattr(sample, name) for name in _ONE}
-        for name in _TWO:
-            for way, tensor in enumerate(getattr(sample, name) or ()):
-                tensors[f"{name}.{way}"] = tensor.contiguous()
-        for way, view in enumerate(sample.views or ()):
-            for part, tensor in enumerate(view):
-                tensors[f"views.{way}.{part}"] = tensor.contiguous()
-        for way in (0, 1):  # a 255th of the window is below the noise
-            tensors[f"intensities.{way}"] = (tensors[f"intensities.{way}"] * 255).round().to(torch.uint8)
-            if f"distances.{way}" in tensors:
-                tensors[f"distances.{way}"] = tensors[f"distances.{way}"].to(_HALF)
+        bytes_ = sample.scaled.map(lambda image: (image * 255).round().to(torch.uint8))  # the noise is larger
+        halves = sample.distances and sample.distances.map(lambda distance: distance.to(_HALF))
+        sample = replace(sample, intensities=bytes_, distances=halves)
+        tensors = {name: getattr(sample, name) for name in _SINGLE}
+        for name in BOTH:
+            for way, value in enumerate(getattr(sample, name) or ()):
+                parts = {f".{part}": tensor for part, tensor in enumerate(value)} if name == "views" else {"": value}
+                tensors.update({f"{name}.{way}{part}": tensor.contiguous() for part, tensor in parts.items()})
         for name in ("spacing_cube", "spacing_mm"):
             tensors[name] = torch.tensor(getattr(sample, name), dtype=torch.float64)
         write_tensors(path, tensors, {"name": pair.name})
     return path
 
 
+<<<<<<< HEAD
 def _load(path: Path, settings: ModelSettings) -> Sample:
     metadata, t = read_tensors(path, "a prepared pair")
+=======
+def _load(path: Path, settings: ModelSettings) -> PairTensors:
+    metadata, t = read_tensors(path)
+>>>>>>> main
 
-    def two(name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        return (t[f"{name}.0"], t[f"{name}.1"]) if f"{name}.0" in t else None
+    def both(name: str) -> Both[torch.Tensor] | None:
+        return complete(t.get(f"{name}.0"), t.get(f"{name}.1"))
 
-    return Sample(
+    def view(way: int) -> View:
+        matrix, offset, size = (t[f"views.{way}.{part}"] for part in range(3))
+        return matrix, offset, size
+
+    return PairTensors(
         name=metadata["name"],
-        intensities=(t["intensities.0"], t["intensities.1"]),
-        masks=two("masks"),
-        distances=two("distances"),
-        known=two("known"),
-        landmarks=two("landmarks"),
-        labels=two("labels"),
+        intensities=Both(t["intensities.0"], t["intensities.1"]),
+        masks=both("masks"),
+        distances=both("distances"),
+        known=both("known"),
+        landmarks=both("landmarks"),
+        labels=both("labels"),
         half_extents_cube=t["half_extents_cube"],
         lower_cube=t["lower_cube"],
         to_moving_mm=t["to_moving_mm"],
-        views=tuple(tuple(t[f"views.{way}.{part}"] for part in range(3)) for way in (0, 1)),
+        views=Both(view(0), view(1)),
         spacing_cube=float(t["spacing_cube"]),
         spacing_mm=float(t["spacing_mm"]),
         similarity=settings.similarity,

@@ -15,7 +15,7 @@ from ..maps.fields import Fields, moves_points
 from ..maps.maps import FieldMap
 from ..settings import FieldSettings
 from .encoder import Encoder
-from .pair_tensors import Sample
+from .pair_tensors import PairTensors
 from .settings import EncoderSettings
 
 _SHARPNESS = 8.0  # of the least cost against the mean one
@@ -57,7 +57,7 @@ class MatchingEncoder(Encoder):
                 for weights in last.parameters():
                     nn.init.zeros_(weights)
 
-    def codes(self, samples: list[Sample], fields: Fields) -> list[Code]:
+    def codes(self, samples: list[PairTensors], fields: Fields) -> list[Code]:
         """The codes of the one pair of the batch after each round."""
         (sample,) = samples
         size = nodes(sample.half_extents_cube, self.settings.node_spacing)

@@ -19,7 +19,7 @@ from ..maps.voxel import VoxelFields
 from ..settings import FieldSettings
 from .encoder import Encoder
 from .matching import MatchingEncoder
-from .pair_tensors import Sample
+from .pair_tensors import PairTensors
 from .published import PublishedEncoder
 from .settings import ENCODERS, EncoderSettings, ModelSettings, check
 from .shipped import find_model
@@ -42,7 +42,7 @@ class Model(nn.Module):
         self.encoder = make_encoder(settings.encoder, settings.field, settings.dimension)
         self.coarse = None if settings.coarse is None else Model(settings.coarse).requires_grad_(False)
 
-    def rest(self, sample: Sample) -> Sample:
+    def rest(self, sample: PairTensors) -> PairTensors:
         """The pair warped by the coarse prediction; unchanged without a coarse stage.
 
         A voxel inverse is recomputed from the forward map, since its errors could not be corrected later.
@@ -52,13 +52,13 @@ class Model(nn.Module):
         settings = self.coarse.settings
         fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, settings))
         factor = max(1, round(coarse / (sample.spacing_mm or fine)))
-        small = sample.coarser(factor, settings.similarity)
+        small = sample.downsampled(factor, settings.similarity)
         outer = self.coarse.predict(small)
         if isinstance(outer, FieldMap) and isinstance(outer.fields, VoxelFields):
             outer = FieldMap(outer.fields, outer.fields.with_inverse(outer.code))
         return sample.through(outer)
 
-    def codes(self, samples: list[Sample]) -> list[Code]:
+    def codes(self, samples: list[PairTensors]) -> list[Code]:
         """The code of a batch after each of the encoder's rounds; the last is the prediction.
 
         ``samples`` as ``rest`` gives them. The matching encoder takes one pair at a time.
@@ -66,7 +66,7 @@ class Model(nn.Module):
         return self.encoder.codes(samples, self.fields)
 
     @torch.no_grad()
-    def predict(self, sample: Sample) -> Map:
+    def predict(self, sample: PairTensors) -> Map:
         self.eval()
         rest = self.rest(sample)
         maps: Map = FieldMap(self.fields, self.codes([rest])[-1])

@@ -8,15 +8,16 @@ import torch
 
 from ..errors import NephiError
 from ..fitting.objective import Objective
-from ..images.image_pair import Pair
+from ..images.image_pair import ImagePair
 from ..maps.maps import Map
 from ..settings import RegularitySettings, Settings
 from ..space.cube import Cube
 from .model import Model
-from .pair_tensors import Sample
+from .pair_tensors import PairTensors
 from .validate import folds_percent
 
 _POINTS = 20_000  # at which the prediction is compared with the alignment alone
+_FOLD_VOXELS = 200_000  # of the mask, at most, that are looked at for folds; those of a result are counted exactly
 
 
 @dataclass
@@ -28,31 +29,31 @@ class Prediction:
     flaw: str
 
 
-def predict(model: Model, pair: Pair, device: torch.device) -> Prediction:
+def predict(model: Model, pair: ImagePair, device: torch.device) -> Prediction:
     """One pass of the model over an aligned pair.
 
     The flaw is found on the pair itself: the images fit worse through the prediction than through the alignment
-    alone (by the model's own features), or it folds somewhere in the mask. Raises NephiError as ``Pair``, and for
-    images of another dimension than the model's.
+    alone (by the model's own features), or it folds in the mask. Raises NephiError as ``ImagePair.of``, and
+    for images of another dimension than the model's.
     """
     s = model.settings
     if pair.cube.dimension != s.dimension:
         raise NephiError(f"the model is for {s.dimension}D images; these are {pair.cube.dimension}D")
     seen = replace(pair.settings, similarity=s.similarity)
-    own = Pair(*pair.images, *pair.masks, pair.affine, seen, pair.trusted, s.cube_margin_mm)
-    sample = Sample.of(own, device=device)
+    own = ImagePair.of(pair.images, pair.masks, pair.affine, seen, pair.trusted, s.cube_margin_mm)
+    sample = PairTensors.of(own, device=device)
     maps = model.predict(sample)
     before, after = _misfits(maps, sample, seen)
     flaw = ""
     if not after < before:
         flaw = f"it fits no better than the alignment alone ({after:.4f} against {before:.4f})"
-    elif folds_percent(maps, sample, sample.voxel_centres(), most=None) > 0:
+    elif folds_percent(maps, sample, sample.voxel_centres(), most=_FOLD_VOXELS) > 0:
         flaw = "it folds"
     return Prediction(maps, own.cube, flaw)
 
 
 @torch.no_grad()
-def _misfits(maps: Map, sample: Sample, settings: Settings) -> list[float]:
+def _misfits(maps: Map, sample: PairTensors, settings: Settings) -> list[float]:
     """Mean difference of the features at random points, both ways: through the alignment alone, and the maps."""
     generator = torch.Generator(sample.half_extents_cube.device).manual_seed(0)
     objective = Objective(settings.similarity, RegularitySettings("none"), 1.0, generator)

@@ -11,7 +11,7 @@ from ..maps.code import Code
 from ..maps.fields import Fields
 from ..settings import FieldSettings
 from .encoder import Encoder
-from .pair_tensors import Sample
+from .pair_tensors import PairTensors
 from .settings import EncoderSettings
 
 _LEAST_SIDE = 3  # of the last map of the published encoder
@@ -51,7 +51,7 @@ class PublishedEncoder(Encoder):
         else:
             self.local = convolution(channels[settings.local_level], field.local_code, 3, padding=1)
 
-    def codes(self, samples: list[Sample], fields: Fields) -> list[Code]:
+    def codes(self, samples: list[PairTensors], fields: Fields) -> list[Code]:
         """One round for all pairs of a batch; raises NephiError if their cubes have different proportions."""
         upper = samples[0].half_extents_cube
         if any(not torch.allclose(sample.half_extents_cube, upper, atol=1e-3) for sample in samples[1:]):

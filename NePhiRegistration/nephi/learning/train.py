@@ -27,7 +27,7 @@ from ..version import __version__
 from .augment import Augmentation
 from .dataset import Dataset, open_data
 from .model import Model
-from .pair_tensors import Sample
+from .pair_tensors import PairTensors
 from .processes import average, join
 from .settings import TrainSettings, check_training
 from .state import LOG, MODEL, RESUME, keep_log, load_state, peak_mb, save_state, tensorboard
@@ -47,7 +47,7 @@ def train(
 ) -> dict:
     """Train into ``folder``: the best model so far, the state to resume from, a log; returns the best validation.
 
-    ``data``, ``validation``: pairs of one's own in the place of those that the settings name (see ``sample_of``).
+    ``data``, ``validation``: pairs of one's own in the place of those that the settings name (see ``tensors_of``).
     Of several processes the first writes all that and returns it. Raises NephiError for settings or data that can't
     be used.
     """
@@ -234,7 +234,7 @@ class _Draws(torch.utils.data.Dataset):
     def __init__(self, data, augmentation: Augmentation):
         self.data, self.augmentation = data, augmentation
 
-    def __getitem__(self, draw: tuple[int, list[int]]) -> tuple[int, list[Sample]]:
+    def __getitem__(self, draw: tuple[int, list[int]]) -> tuple[int, list[PairTensors]]:
         seed, indices = draw
         return seed, [self.augmentation(self.data[k], seed + i) for i, k in enumerate(indices)]
 

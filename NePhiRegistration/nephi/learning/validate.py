@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..both import Both
 from ..maps.jacobian import exact_jacobian
 from ..maps.maps import Map
 from ..measure.quality import dice
 from .model import Model
-from .pair_tensors import Sample
+from .pair_tensors import PairTensors
 
 _CHUNK = 16384
 _FOLD_VOXELS = 20_000  # of the mask, where folds are counted in 3D
@@ -36,7 +37,7 @@ def validate(model: Model, data, most: int, device, writer=None, step: int = 0) 
     return means
 
 
-def measure(maps: Map, sample: Sample) -> dict[str, float]:
+def measure(maps: Map, sample: PairTensors) -> dict[str, float]:
     """dice, tre_mm and folds_percent of a pair's forward map, as far as the pair's data allow."""
     points = sample.voxel_centres()
     found = {"folds_percent": folds_percent(maps, sample, points)}
@@ -52,7 +53,7 @@ def measure(maps: Map, sample: Sample) -> dict[str, float]:
     return found
 
 
-def overlap(labels: tuple[Tensor, Tensor], sample: Sample, partners: Tensor) -> float:
+def overlap(labels: Both[Tensor], sample: PairTensors, partners: Tensor) -> float:
     """Mean Dice over the labels of the moving map, warped, with the fixed one; fractions are cut at one half."""
     fixed, moving = labels
     one = moving.is_floating_point() or moving.dtype == torch.bool
@@ -72,13 +73,13 @@ def mapped(maps: Map, points_cube: Tensor) -> Tensor:
     return torch.cat([maps.forward(p) for p in points_cube.split(_CHUNK)])
 
 
-def folds_percent(maps: Map, sample: Sample, points_cube: Tensor, most: int | None = _FOLD_VOXELS) -> float:
+def folds_percent(maps: Map, sample: PairTensors, points_cube: Tensor, most: int | None = _FOLD_VOXELS) -> float:
     """Share of voxels (of the mask, where there is one) whose exact Jacobian determinant is not above 0.
 
     In 3D at most ``most`` of them are looked at.
     """
     if sample.masks is not None:
-        points_cube = points_cube[sample.masks[0].reshape(-1)]
+        points_cube = points_cube[sample.masks.fixed.reshape(-1)]
     if points_cube.shape[1] == 3 and most is not None and len(points_cube) > most:
         points_cube = points_cube[torch.linspace(0, len(points_cube) - 1, most, device=points_cube.device).long()]
     folded = 0
@@ -90,10 +91,10 @@ def folds_percent(maps: Map, sample: Sample, points_cube: Tensor, most: int | No
     return 100 * folded / max(1, len(points_cube))
 
 
-def picture(maps: Map, sample: Sample) -> Tensor:
+def picture(maps: Map, sample: PairTensors) -> Tensor:
     """(1, y, 3 x): the fixed, the warped and the moving image, in 3D their middle coronal slices, head up."""
     shape = sample.intensities[0].shape
-    fixed, moving = (sample.scaled(way) for way in (0, 1))
+    fixed, moving = sample.scaled
     warped = sample.at(moving, mapped(maps, sample.voxel_centres())).reshape(shape)
     images = [fixed, warped, moving]
     if len(shape) == 3:

@@ -97,7 +97,7 @@ def _verdict(report: dict, landmark_errors: dict | None) -> Iterator[str]:
     if consistency is not None:
         parts = consistency if isinstance(consistency, dict) else {"mean": consistency}
         text = ", ".join(f"{escape(str(k))} {number(v)} mm" for k, v in parts.items() if k != "n")
-        yield f"Inverse consistency (there and back again): {text}."
+        yield f"Inverse consistency (inverse after forward map): {text}."
     time_s = report.get("time_s")
     if time_s is not None:
         time_s = time_s if isinstance(time_s, dict) else {"wall": time_s}

@@ -63,25 +63,8 @@ def write_all(
     tell("Jacobian determinant", 0.9, {})
     jacobian, jacobian_error = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
 
-    measured = measure(
-        grid,
-        jacobian,
-        r.forward,
-        transform,
-        exact=r.fixed_mask is not None,  # outside the mask differences have to do
-        inverse=r.inverse,
-        alignment=r.affine,
-        fixed_mask=r.fixed_mask,
-        moving_mask=r.moving_mask,
-        landmarks=landmarks,
-    )
     report = replace(
-        measured,
-        **_facts(r),
-        warnings=[*_warnings(r), *measured.warnings],
-        regions=None
-        if regions is None
-        else region_statistics(jacobian, sitk.GetArrayViewFromImage(regions), grid.voxel_volume_mm3),
+        _measured(r, jacobian, transform, landmarks, regions),
         files={"fixed": names[0], "moving": names[1]},
         inputs=inputs,
         transform_error_mm={"forward": error, "inverse": inverse_error},
@@ -111,12 +94,6 @@ def write_all(
         )
         tell("report", 0.97, {})
         if pictures:
-            errors = None
-            if landmarks is not None:
-                errors = {
-                    "before": quality.tre_mm(r.affine(landmarks[0]), landmarks[1]),
-                    "after": quality.tre_mm(r.forward(landmarks[0]), landmarks[1]),
-                }
             write_report(
                 scratch.path,
                 report=report.to_dict(),
@@ -127,11 +104,46 @@ def write_all(
                 displacement=coarse.image(displacement, vector=True),
                 fixed_mask=r.fixed_mask,
                 history=r.history,
-                landmark_errors=errors,
+                landmark_errors=_landmark_errors(r, landmarks),
             )
         write_text(scratch.report, report.to_json())
     tell("done", 1.0, {})
     return report
+
+
+def _measured(
+    r: Registration,
+    jacobian: np.ndarray,
+    transform: sitk.Transform,
+    landmarks: tuple[np.ndarray, np.ndarray] | None,
+    regions: sitk.Image | None,
+) -> Report:
+    """What is measured of the result and what is known of its making; without what concerns its files."""
+    grid = r.fixed_grid
+    measured = measure(
+        grid,
+        jacobian,
+        r.forward,
+        transform,
+        exact=r.fixed_mask is not None,  # outside the mask differences have to do
+        inverse=r.inverse,
+        alignment=r.affine,
+        fixed_mask=r.fixed_mask,
+        moving_mask=r.moving_mask,
+        landmarks=landmarks,
+    )
+    by_region = None
+    if regions is not None:
+        by_region = region_statistics(jacobian, sitk.GetArrayViewFromImage(regions), grid.voxel_volume_mm3)
+    return replace(measured, **_facts(r), warnings=[*_warnings(r), *measured.warnings], regions=by_region)
+
+
+def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] | None) -> dict | None:
+    """(n,) mm of every landmark, after the alignment alone and after the registration."""
+    if landmarks is None:
+        return None
+    fixed, moving = landmarks
+    return {"before": quality.tre_mm(r.affine(fixed), moving), "after": quality.tre_mm(r.forward(fixed), moving)}
 
 
 def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:

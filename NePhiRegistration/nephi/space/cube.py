@@ -64,3 +64,10 @@ class Cube:
         size = np.ceil((upper - lower) * self.unit_mm / spacing_mm - 1e-6).astype(int) + 1
         spacing = (float(spacing_mm),) * self.dimension
         return Grid(tuple(int(n) for n in size), spacing, tuple(self.to_lps_mm(lower)), self.direction)
+
+
+def overlap(a_lps_mm: np.ndarray, b_lps_mm: np.ndarray, direction: tuple[float, ...]) -> bool:
+    """Whether the boxes along ``direction`` around two sets of points (n, d) overlap."""
+    axes = np.reshape(direction, (a_lps_mm.shape[-1],) * 2)
+    a, b = a_lps_mm @ axes, b_lps_mm @ axes
+    return bool(((a.min(0) < b.max(0)) & (b.min(0) < a.max(0))).all())

@@ -132,7 +132,7 @@ class _Interpolate(torch.autograd.Function):
             on_position = torch.bmm(weight[..., 1:].transpose(1, 2), of_nodes).reshape(position.shape)
         on_tables: list[Tensor | None] = [None] * len(tables)
         if any(ctx.needs_input_grad[4:]):
-            # on a processor in parts that stay in its cache, which is several times faster
+            # on a CPU in parts that stay in its cache, which is several times faster
             points = _CACHED_POINTS if flat.device.type == "cpu" else len(flat)
             for k, kinds in enumerate(zip(*(t.chunk(len(tables)) for t in (row, weight[..., :1], flat)), strict=True)):
                 total = torch.zeros_like(tables[k])
