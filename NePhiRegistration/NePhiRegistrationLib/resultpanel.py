@@ -206,7 +206,7 @@ class ResultPanel:
             return
         try:
             place, missing = self.outputs.save(folder)
-        except OSError as error:
+        except (NephiError, OSError) as error:
             slicer.util.errorDisplay(_("The result could not be saved: {reason}").format(reason=error))
             return
         text = _("Saved in {folder}.").format(folder=place)

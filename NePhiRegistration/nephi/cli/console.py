@@ -44,7 +44,7 @@ class Console:
 
     def _silence(self) -> None:
         """From here on to nowhere, at the end of the process, too."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream of no file
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)

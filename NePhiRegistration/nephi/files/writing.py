@@ -42,7 +42,7 @@ def whole(path: str | Path) -> Iterator[Path]:
     An exception leaves what was there before. Raises NephiError where the file cannot be written.
     """
     path = Path(path)
-    with replaced(path.parent) as scratch:
+    with replaced(path.parent) as scratch, _told(path):
         yield scratch / path.name
 
 
@@ -190,12 +190,12 @@ def _release(folder: Path, held: int) -> None:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _told(path: Path) -> Iterator[None]:
     """Failures of the system as one line."""
     try:
         yield
     except OSError as error:
-        place = error.filename2 or error.filename or folder
+        place = error.filename2 or error.filename or path
         parts = [part for part in Path(str(place)).parts if not part.startswith(PREFIX)]
         raise NephiError(f"cannot write {Path(*parts)}: {error.strerror or error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ..space.grid import Grid
 from ..version import __version__
 from .page import write_report
 
+_ROUGH_VOXELS = 0.5  # a written transform that errs by more, on average, is none of the map
 _CONSISTENCY_MM = 4.0  # between the voxels of the inverse-consistency map
 
 
@@ -64,7 +66,21 @@ def write_all(
     jacobian, jacobian_error = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
 
     report = replace(
+<<<<<<< HEAD
         _measured(r, jacobian, transform, landmarks, regions),
+=======
+        measured,
+        **_facts(r),
+        warnings=[
+            *_warnings(r),
+            *_rough("transform.h5", error, grid),
+            *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
+            *measured.warnings,
+        ],
+        regions=None
+        if regions is None
+        else region_statistics(jacobian, sitk.GetArrayViewFromImage(regions), grid.voxel_volume_mm3),
+>>>>>>> writing
         files={"fixed": names[0], "moving": names[1]},
         inputs=inputs,
         transform_error_mm={"forward": error, "inverse": inverse_error},
@@ -171,6 +187,14 @@ def _warnings(r: Registration):
     yield from r.notes
     for name in r.found_masks:
         yield f"The {name} lung mask was found by a threshold; check it, or give one with --{name}-mask."
+
+
+def _rough(name: str, error: dict, grid: Grid) -> Iterator[str]:
+    if error["mean_mm"] > _ROUGH_VOXELS * min(grid.spacing_mm):
+        yield (
+            f"{name} differs from the registration's map by {error['mean_mm']:.2f} mm on average: the map changes too "
+            "much from voxel to voxel to be written on a grid; look at the folds, and raise the weight of regularity."
+        )
 
 
 def _facts(r: Registration) -> dict[str, Any]:
