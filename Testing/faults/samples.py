@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -239,7 +240,7 @@ def pairs(folder: Path, rng: np.random.Generator) -> Path:
 
 
 def read_pairs(path: Path) -> Any:
-    return [[case.name, {k: str(v.relative_to(path.parent)) for k, v in case.files.items()}]
+    return [[case.name, {k: os.path.relpath(v, path.parent) for k, v in case.files.items()}]
             for case in nephi_read_pairs(path)]  # fmt: skip
 
 

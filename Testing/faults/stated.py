@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import re
 import struct
 import tempfile
@@ -204,7 +205,16 @@ def pairs(path: Path) -> Any:
             cells = {key.strip().lower(): (value or "").strip() for key, value in row.items()}
             name = cells.pop("name")
             if name or any(cells.values()):
-                found.append([name, {key: str(Path(value)) for key, value in cells.items() if value}])
+                found.append(
+                    [
+                        name,
+                        {
+                            key: os.path.relpath(path.parent / value, path.parent)
+                            for key, value in cells.items()
+                            if value
+                        },
+                    ]
+                )
     return found
 
 

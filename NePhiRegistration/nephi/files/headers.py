@@ -13,6 +13,7 @@ from .sizes import check_memory
 NRRD, META = (".nrrd", ".nhdr"), (".mha", ".mhd")
 _LONGEST = 700  # bytes of a field's line; ITK crashes at about 1000
 _PART = 2**22
+_FARTHEST = 1e12  # of all lengths; ITK does not end on a direction of 1e308
 _HEADER = 2**22  # bytes of a header: Slicer's segmentations and sequences keep much in it
 _NRRD_BYTES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
@@ -121,7 +122,7 @@ def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
         raise refuse(f"the voxels are of an unknown type, {fields['type'][:40]}")
     for key in ("spacedirections", "spaceorigin", "spacings"):
         words = re.split(r"[\s(),]+", fields.get(key, "").lower())
-        if any(_number(word) is None for word in words if word not in ("", "none")) or (
+        if any(_number(word) is None or abs(float(word)) > _FARTHEST for word in words if word not in ("", "none")) or (
             "nan" in words and key != "spacings"
         ):
             raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
@@ -164,7 +165,7 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     for key, power in _META_LISTS.items():
         values = [_number(word) for word in fields[key].split()] if key in fields else None
         if values is not None and (
-            len(values) != count[0] ** power or any(v is None or not math.isfinite(v) for v in values)
+            len(values) != count[0] ** power or any(v is None or not abs(v) <= _FARTHEST for v in values)
         ):
             raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
     kind = fields.get("ElementType", "").upper().removesuffix("_ARRAY")
