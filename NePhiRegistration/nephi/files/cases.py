@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NephiError
+from ..paths import read_text_file
 
 ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
 # what only training reads: labels of both images, and points that are known to correspond
@@ -89,12 +90,11 @@ def read_pairs(path: str | Path) -> list[Case]:
 
 def _rows(path: Path) -> list[list[str]]:
     """The cells of a list, as editors, spreadsheets and pandas write it: head first, without the index of the rows."""
+    data = read_text_file(path, "list of pairs")
     try:
-        data = path.read_bytes()
         text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise NephiError(f"cannot read the list of pairs {path}: {reason}") from None
+    except UnicodeDecodeError:
+        raise NephiError(f"cannot read the list of pairs {path}: it is not UTF-8 text") from None
     if "\0" in text:
         raise NephiError(f"{path} holds NUL characters: it is no list of pairs in UTF-8, or it is damaged")
     lines = text.splitlines()

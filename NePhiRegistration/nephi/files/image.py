@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..paths import check_file
 from .apart import read_image_apart
 from .dicom import read_dicom
 from .geometry import check_geometry
@@ -50,9 +51,8 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
                 return read_dicom(path, role, series)
             if name.endswith(NIFTI):
                 return read_nifti(path, role)
-            if not name.endswith((*NRRD, *META)):
+            if not name.endswith((*NRRD, *META)) or not check_header(path, role):
                 return read_image_apart(path, role)
-            check_header(path, role)
             return sitk.ReadImage(str(path))
         except RuntimeError:
             raise NephiError(
@@ -60,23 +60,6 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
             ) from None
         except MemoryError:
             raise NephiError(f"{role}: there is too little memory to read {path}") from None
-
-
-def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
-    """The path; raises NephiError unless it is a folder or a regular file that holds something."""
-    if "\0" in str(path):
-        raise NephiError(f"{role}: {str(path)!r} is no name of a file: it holds a NUL character")
-    path = Path(path)
-    try:
-        if not path.exists():
-            raise NephiError(f"{role}: no such {kind}: {path}")
-        if not (path.is_dir() or path.is_file()):
-            raise NephiError(f"{role}: {path} is no regular file but a pipe, socket or device")
-        if path.is_file() and path.stat().st_size == 0:
-            raise NephiError(f"{role}: {path} is empty")
-        return path
-    except OSError as error:
-        raise NephiError(f"{role}: cannot read {path}: {error.strerror}") from None
 
 
 @contextmanager
@@ -140,11 +123,17 @@ def _bytes(image: sitk.Image) -> int:
 
 
 def _check_written(path: Path, image: sitk.Image) -> None:
-    """ITK does not tell when the disk runs full under a NIfTI file; raises OSError if the file is cut."""
+    """ITK does not always tell when the disk runs full; raises OSError if the file is cut."""
     name, least = path.name.lower(), _bytes(image)
-    if not name.endswith((*NIFTI, ".img", ".img.gz")):
+    if not name.endswith((*NIFTI, *NRRD, *META)):
         return
-    if name.endswith(".gz"):
+    if name.endswith((*NRRD, *META)):
+        try:
+            check_header(path, "written")
+            return
+        except NephiError:
+            found = 0
+    elif name.endswith(".gz"):
         try:
             with gzip.open(path) as file:
                 found = sum(len(part) for part in iter(lambda: file.read(1 << 20), b""))

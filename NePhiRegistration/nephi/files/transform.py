@@ -8,11 +8,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..paths import check_file
 from ..space.grid import Grid
 from .apart import try_transform
 from .geometry import check_geometry
 from .headers import META, NRRD
-from .image import check_file, open_image
+from .image import open_image
 from .nifti import SUFFIXES as NIFTI
 from .parameters import check_mat, check_text
 from .writing import reserve, step, whole

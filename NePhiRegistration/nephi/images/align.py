@@ -10,8 +10,8 @@ import SimpleITK as sitk
 
 from ..both import Both, complete
 from ..errors import NephiError
-from ..files.image import check_file
 from ..files.transform import open_transform
+from ..paths import check_file
 from ..settings import ALIGNMENTS, BODY_MM
 from ..space.affine import Affine
 from ..space.grid import Grid
