@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import qt
 import slicer
+from nephi.errors import NephiError
 
 from . import display, scene, theme
 from .choices import COMPARISONS, OVERLAYS, View

@@ -13,12 +13,8 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-<<<<<<< HEAD
-from ..errors import NephiError, notice
-=======
 from ..both import ROLES, Both, complete
-from ..errors import NephiError
->>>>>>> main
+from ..errors import NephiError, notice
 from ..files.cases import Case, fingerprints, read_pairs
 from ..files.image import read_image
 from ..files.landmarks import read_landmarks
@@ -94,18 +90,13 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.files)
 
-<<<<<<< HEAD
-    def __getitem__(self, k: int) -> Sample:
+    def __getitem__(self, k: int) -> PairTensors:
         pair, path = self.files[k]
         try:
             return _load(path, self.settings)
         except (NephiError, KeyError, ValueError) as error:
             notice(f"{pair.name} is prepared again: {error}")
             return _load(_kept(pair, self.settings, self.cache, anew=True), self.settings)
-=======
-    def __getitem__(self, k: int) -> PairTensors:
-        return _load(self.files[k], self.settings)
->>>>>>> main
 
 
 def open_data(
@@ -220,13 +211,8 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) 
     return path
 
 
-<<<<<<< HEAD
-def _load(path: Path, settings: ModelSettings) -> Sample:
-    metadata, t = read_tensors(path, "a prepared pair")
-=======
 def _load(path: Path, settings: ModelSettings) -> PairTensors:
-    metadata, t = read_tensors(path)
->>>>>>> main
+    metadata, t = read_tensors(path, "a prepared pair")
 
     def both(name: str) -> Both[torch.Tensor] | None:
         return complete(t.get(f"{name}.0"), t.get(f"{name}.1"))

@@ -65,22 +65,14 @@ def write_all(
     tell("Jacobian determinant", 0.9, {})
     jacobian, jacobian_error = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
 
+    measured = _measured(r, jacobian, transform, landmarks, regions)
     report = replace(
-<<<<<<< HEAD
-        _measured(r, jacobian, transform, landmarks, regions),
-=======
         measured,
-        **_facts(r),
         warnings=[
-            *_warnings(r),
             *_rough("transform.h5", error, grid),
             *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
             *measured.warnings,
         ],
-        regions=None
-        if regions is None
-        else region_statistics(jacobian, sitk.GetArrayViewFromImage(regions), grid.voxel_volume_mm3),
->>>>>>> writing
         files={"fixed": names[0], "moving": names[1]},
         inputs=inputs,
         transform_error_mm={"forward": error, "inverse": inverse_error},
