@@ -311,7 +311,10 @@ def read_cache(path: Path) -> Any:
     """As a training does: opened, and made anew where it is damaged."""
     pairs = dataset.Pairs(_case()[0] / "pairs.csv", SMALL_MODEL, path.parent)
     sample = pairs[0]
-    return {"images": [part.numpy() for part in sample.intensities], "spacing": sample.spacing_cube}
+    return {
+        "images": [part.numpy() for part in (sample.intensities.fixed, sample.intensities.moving)],
+        "spacing": sample.spacing_cube,
+    }
 
 
 def log(folder: Path, rng: np.random.Generator) -> Path:
