@@ -64,7 +64,7 @@ def register(
     images = _check_images(Both(fixed, moving))
     report("masks")
     with collected_notices() as notes:
-        masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)
+        masks, found = detect_masks(images, Both(fixed_mask, moving_mask), auto_mask)
     report("alignment")
     affine, how = align(images, masks, settings.align)
     pair = ImagePair.of(images, masks, affine, settings, trusted=not found)
@@ -138,8 +138,8 @@ def _check_images(images: Both[sitk.Image]) -> Both[sitk.Image]:
     return images
 
 
-def _masks(
-    images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool
+def detect_masks(
+    images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool = True
 ) -> tuple[Both[sitk.Image | None], tuple[str, ...]]:
     """Both masks, checked, and for which images lungs were detected in their place: for both images or for none."""
     masks = images.map(
