@@ -10,7 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import NephiError
+from .former import renewed
+from .limits import split
 from .paths import read_text_file
+from .registry import Registry
 
 
 def read_json(path: str | Path) -> dict:
@@ -36,21 +39,58 @@ def _unique(entries: list[tuple[str, typing.Any]]) -> dict:
 def decode(base, data: dict, where: str = ""):
     """A settings object like ``base`` with the entries of ``data``, each checked against the field's type.
 
-    Raises NephiError for an unknown entry or a value of another type; ``where``: what to call the object there.
+    Files of former versions are renewed first. Where an entry names another kind of thing than ``base`` is of, the
+    settings are those of that kind. Raises NephiError for an unknown entry or a value of another type; ``where``: what
+    to call the object there.
     """
+    return _decode(base, renewed(base, data), where)
+
+
+def of_kind(settings, name: str):
+    """The settings of another kind, by its name: what both kinds have is kept, the rest is that kind's default."""
+    tag, registry, shared = _tag(type(settings))
+    cls = registry.settings_of(name, shared)
+    kept = {one.name: getattr(settings, one.name) for one in dataclasses.fields(cls) if hasattr(settings, one.name)}
+    return cls(**{**kept, tag: name})
+
+
+def _tag(cls: type) -> tuple[str, Registry, type]:
+    """The field that says which kind of thing settings are of, the registry of its names, and what all kinds share."""
+    for shared in reversed(cls.__mro__[:-1]):
+        for name, hint in typing.get_type_hints(shared, include_extras=True).items():
+            for limit in split(hint)[1]:
+                if getattr(limit, "registry", None) is not None:
+                    return name, limit.registry, shared
+    raise LookupError(cls)
+
+
+def _decode(base, data: dict, where: str):
+    kind = ""
+    try:
+        tag, registry, shared = _tag(type(base))
+    except LookupError:
+        pass
+    else:
+        name = data.get(tag, getattr(base, tag))
+        if isinstance(name, str):
+            if name != getattr(base, tag) or type(base) is not registry.settings_of(name, shared):
+                base = of_kind(base, name)
+            kind = f" of {registry.kind} '{name}'"
+            if name not in registry:  # what it has besides is not known here
+                data = {key: value for key, value in data.items() if hasattr(base, key)}
     hints = typing.get_type_hints(type(base))
     changes = {}
     for key, value in data.items():
         if key not in hints:
             known = ", ".join(hints)
-            raise NephiError(f"settings: unknown entry '{where}{key}' (known: {known})")
+            raise NephiError(f"settings: unknown entry '{where}{key}'{kind} (known: {known})")
         changes[key] = _convert(value, hints[key], getattr(base, key), f"{where}{key}")
     return replace(base, **changes)
 
 
 def _convert(value: typing.Any, kind: typing.Any, current: typing.Any, where: str) -> typing.Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
         kind = next(a for a in arguments if a is not type(None))
@@ -59,7 +99,7 @@ def _convert(value: typing.Any, kind: typing.Any, current: typing.Any, where: st
         if hasattr(kind, "of_number") and isinstance(value, int) and not isinstance(value, bool):
             return kind.of_number(value)
         if isinstance(value, dict):
-            return decode(current if isinstance(current, kind) else kind(), value, f"{where}.")
+            return _decode(current if isinstance(current, kind) else kind(), value, f"{where}.")
     elif origin is tuple and isinstance(value, (list, tuple)):
         if arguments[-1] is Ellipsis:
             return tuple(_convert(v, arguments[0], None, f"{where}[{i}]") for i, v in enumerate(value))
@@ -69,7 +109,7 @@ def _convert(value: typing.Any, kind: typing.Any, current: typing.Any, where: st
         try:
             return float(value)
         except OverflowError:
-            raise NephiError(f"settings: {where} is beyond all use") from None
+            raise NephiError(f"settings: {where} is too large for a number") from None
     elif isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return value
     name = getattr(kind, "__name__", str(kind))

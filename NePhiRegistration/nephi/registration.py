@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from .both import ROLES, Both, complete
+from .config import of_kind
 from .device import choose_device
 from .errors import NephiError, collected_notices
 from .files.image import check_image
@@ -63,7 +64,7 @@ def register(
     images = _check_images(Both(fixed, moving))
     report("masks")
     with collected_notices() as notes:
-        masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)
+        masks, found = detect_masks(images, Both(fixed_mask, moving_mask), auto_mask)
     report("alignment")
     affine, how = align(images, masks, settings.align)
     pair = ImagePair.of(images, masks, affine, settings, trusted=not found)
@@ -119,7 +120,7 @@ def _checked(
 ) -> tuple[Settings, Similarity, Regulariser]:
     """The settings, checked, and the two objects; of those that were given the settings take the class's name."""
     if similarity is not None:
-        settings = replace(settings, similarity=replace(settings.similarity, name=type(similarity).__name__))
+        settings = replace(settings, similarity=of_kind(settings.similarity, type(similarity).__name__))
     if regulariser is not None:
         settings = replace(settings, regularity=replace(settings.regularity, name=type(regulariser).__name__))
     check(settings, names=False)
@@ -137,8 +138,8 @@ def _check_images(images: Both[sitk.Image]) -> Both[sitk.Image]:
     return images
 
 
-def _masks(
-    images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool
+def detect_masks(
+    images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool = True
 ) -> tuple[Both[sitk.Image | None], tuple[str, ...]]:
     """Both masks, checked, and for which images lungs were detected in their place: for both images or for none."""
     masks = images.map(

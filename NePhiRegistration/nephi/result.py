@@ -100,8 +100,8 @@ class Registration:
     def sampled(self, grid: Grid, inverse: bool = False) -> tuple[Grid, np.ndarray, dict]:
         """Displacement on the coarsest grid over ``grid`` that holds the map; see ``coarsest_displacement``.
 
-        Its error is measured at 2,000 random points of the image (of the mask, where there is one), between
-        its voxels' centres.
+        Its error is measured at 2,000 random points of the image (of the mask, where there is one), between its voxels'
+        centres.
         """
         points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
         truth = (self.inverse if inverse else self.forward)(points)

@@ -31,25 +31,27 @@ from nephi.images.align import read_affine as nephi_read_affine
 from nephi.learning import dataset
 from nephi.learning import state as training_state
 from nephi.learning.model import Model
-from nephi.learning.settings import EncoderSettings, ModelSettings, TrainSettings, check_training
+from nephi.learning.settings import ModelSettings, PublishedSettings, TrainSettings, check_training
 from nephi.measure.report import Folds, LandmarkError, Report, Summary
 from nephi.result import Registration
-from nephi.settings import PRESETS, FieldSettings, Sampling, SimilaritySettings, Stage, load
+from nephi.settings import PRESETS, Features, FieldSettings, IntensitySettings, Level, MindSettings, Sampling, load
 from nephi.synthetic.phantom import make_phantom
 
 Make = Callable[[Path, np.random.Generator], Path]
 SHORT = replace(
     PRESETS["fast"],
     align="none",
-    similarity=SimilaritySettings(stages=(Stage(0.0, 8.0, 2, coarsening=2.0),)),
+    levels=(Level(0.0, Features(8.0, 2), 2.0),),
+    similarity=MindSettings(),
     fit=replace(PRESETS["fast"].fit, iterations=2),
 )
 _FIELD = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
 SMALL_MODEL = ModelSettings(
     dimension=2,
     field=_FIELD,
-    encoder=EncoderSettings(size=32, channels=(8, 16), hidden=16, local_level=1),
-    similarity=SimilaritySettings("mse", Sampling(0.0, 64, 64), (Stage(0.0, 4.0, 1),)),
+    encoder=PublishedSettings(size=32, channels=(8, 16), hidden=16, local_level=1),
+    features=Features(4.0, 1),
+    similarity=IntensitySettings("mse", Sampling(0.0, 64, 64)),
 )
 TRAINING = TrainSettings(data="pairs.csv", model=SMALL_MODEL)
 GRID = sitk.Image((14, 12, 10), sitk.sitkInt16)

@@ -64,7 +64,7 @@ def _main(arguments: list[str] | None) -> int:
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in _NO_MEMORY):
             raise
         print(
-            "nephi: out of memory; choose a larger similarity.stages.spacing_mm, a smaller field.width or image",
+            "nephi: out of memory; choose a larger levels.features.spacing_mm, a smaller field.width or image",
             file=sys.stderr,
         )
         return 2

@@ -23,7 +23,7 @@ from ..files.tensors import read_tensors, write_tensors
 from ..files.writing import recover
 from ..images.align import align
 from ..images.image_pair import ImagePair
-from ..settings import PRESETS
+from ..settings import PRESETS, Level
 from ..synthetic.shapes import TRAINING, VALIDATION, shape_pairs
 from .pair_tensors import BOTH, PairTensors, View
 from .settings import ModelSettings
@@ -127,7 +127,12 @@ def tensors_of(
 
 def aligned_pair(images: Both[sitk.Image], masks: Both[sitk.Image | None], settings: ModelSettings) -> ImagePair:
     """Two images in the cube that a model works in; raises NephiError as ``tensors_of``."""
-    made = replace(PRESETS["balanced"], similarity=settings.similarity, align=settings.align)
+    made = replace(
+        PRESETS["balanced"],
+        levels=(Level(features=settings.features),),
+        similarity=settings.similarity,
+        align=settings.align,
+    )
     affine, _ = align(images, masks, settings.align)
     return ImagePair.of(images, masks, affine, made, cube_margin_mm=settings.cube_margin_mm)
 
@@ -172,7 +177,7 @@ def prepare(pair: Case, settings: ModelSettings) -> PairTensors:
         if given is None:
             return None
         maps = given.map(lambda path, image, role: read_regions(path, image, f"{role} labels"), images, ROLES)
-        grid = seen.working_grid(settings.similarity.stages[0].spacing_mm)
+        grid = seen.working_grid(settings.features.spacing_mm)
         on_grid = maps.map(lambda m, t: grid.resample(m, t, sitk.sitkNearestNeighbor), Both(None, affine.transform()))
         return on_grid.map(lambda m: torch.from_numpy(sitk.GetArrayFromImage(m).astype(np.int16)))
 
@@ -190,6 +195,7 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) 
         "format": 2,
         "inputs": fingerprints(pair.files, False, settings.align, roles=tuple(pair.files)),
         "similarity": asdict(settings.similarity),
+        "features": asdict(settings.features),
         "margin": settings.cube_margin_mm,
         "align": settings.align,
     }
@@ -236,4 +242,5 @@ def _load(path: Path, settings: ModelSettings) -> PairTensors:
         spacing_cube=float(t["spacing_cube"]),
         spacing_mm=float(t["spacing_mm"]),
         similarity=settings.similarity,
+        dilation=settings.features.dilation,
     )

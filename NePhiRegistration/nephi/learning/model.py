@@ -50,9 +50,9 @@ class Model(nn.Module):
         if self.coarse is None:
             return sample
         settings = self.coarse.settings
-        fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, settings))
+        fine, coarse = (s.features.spacing_mm for s in (self.settings, settings))
         factor = max(1, round(coarse / (sample.spacing_mm or fine)))
-        small = sample.downsampled(factor, settings.similarity)
+        small = sample.downsampled(factor, settings.similarity, settings.features.dilation)
         outer = self.coarse.predict(small)
         if isinstance(outer, FieldMap) and isinstance(outer.fields, VoxelFields):
             outer = FieldMap(outer.fields, outer.fields.with_inverse(outer.code))

@@ -66,13 +66,10 @@ def write_all(
     jacobian, jacobian_error = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
 
     measured = _measured(r, jacobian, transform, landmarks, regions)
+    rough = [*_rough("transform.h5", error, grid), *_rough("inverse_transform.h5", inverse_error, r.moving_grid)]
     report = replace(
         measured,
-        warnings=[
-            *_rough("transform.h5", error, grid),
-            *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
-            *measured.warnings,
-        ],
+        warnings=[*measured.warnings, *rough],
         files={"fixed": names[0], "moving": names[1]},
         inputs=inputs,
         transform_error_mm={"forward": error, "inverse": inverse_error},
