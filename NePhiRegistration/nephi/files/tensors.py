@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def read_tensors(path: str | Path, what: str) -> tuple[dict[str, str], dict[str,
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise NephiError(f"cannot read {path} as {what}: {str(error).splitlines()[0]}") from None
     written = metadata.pop(_DIGEST, None)
-    if written is not None and written != _digest(tensors, metadata):
+    renamed = written is None and any(re.fullmatch("[0-9a-f]{64}", value) for value in metadata.values())
+    if renamed or (written is not None and written != _digest(tensors, metadata)):
         raise NephiError(f"cannot read {path} as {what}: it is damaged, its checksum does not match")
     return metadata, tensors
 

@@ -217,7 +217,8 @@ def _commit(scratch: Path, folder: Path, gone: Iterable[str], last: str) -> None
     if len(names) == 1 and not any((folder / name).exists() for name in gone) and "/" not in names[0]:
         step("replace", folder / names[0])
         os.replace(scratch / names[0], folder / names[0])
-        sync(folder)
+        with contextlib.suppress(OSError):  # the file is there; a refusal now would be wrong
+            sync(folder)
         return
     plan = {"names": names, "gone": [name for name in gone if name not in names]}
     draft = scratch / f"{_JOURNAL}.part"
