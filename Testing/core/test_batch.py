@@ -239,7 +239,7 @@ _GOOD = "name,fixed,moving\na,f.nii,m.nii\n"
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "lists no pairs"),
+        ("", "is empty"),
         ("name,fixed,moving\n", "lists no pairs"),
         ("name,fixed\na,b\n", "look at moving"),
         ("name,fixed,moving,mask\na,b,c,d\n", "look at mask"),

@@ -176,7 +176,7 @@ def test_the_same_tensors_make_the_same_file(tmp_path):
     for name in ("a", "b"):
         write_tensors(tmp_path / name, {"x": torch.arange(5.0)}, {key: key.upper() for key in "zyxwvut"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    metadata, tensors = read_tensors(tmp_path / "a", "tensors")
+    metadata, tensors = read_tensors(tmp_path / "a", "test file")
     assert metadata["z"] == "Z" and tensors["x"].tolist() == [0, 1, 2, 3, 4]
 
 
