@@ -94,6 +94,7 @@ def rewritten(path, target, change):
     """A copy of a model file after ``change(metadata, tensors)``."""
     with safetensors.safe_open(str(path), "pt") as file:
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    del metadata["sha256"]  # what is changed here is well-formed: no damage
     change(metadata, tensors)
     safetensors.torch.save_file(tensors, str(target), metadata)
 
@@ -166,7 +167,7 @@ def test_a_damaged_file_is_refused(damage, trained, tmp_path):
     }[damage]
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(damaged)
-    assert "cannot read" in complaint(path)
+    assert ("is empty" if damage == "empty" else "cannot read") in complaint(path)
 
 
 def test_the_result_of_a_registration_is_no_trained_model(phantom_2d, short, tmp_path):

@@ -133,7 +133,7 @@ def _registered(rng: np.random.Generator, folder: Path) -> None:
         points_in = _places(result.moving_grid if inverse else result.fixed_grid, rng)
         there = [transform.TransformPoint(p) for p in points_in.tolist()]
         moved = np.abs(way(points_in) - points_in).max()
-        _close(there, way(points_in), 0.2 * min(grid.spacing_mm) + 0.05 * moved, "a point by the exported transform")
+        _close(there, way(points_in), 0.5 * min(grid.spacing_mm) + 0.05 * moved, "a point by the exported transform")
     result.save(path := folder / "registration.safetensors")
     loaded = nephi.Registration.load(path)
     _close(

@@ -192,9 +192,7 @@ def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _over(base: Any, data: Any) -> Any:
     if isinstance(base, dict) and isinstance(data, dict):
-        if set(data) - set(base):
-            raise ValueError(f"unknown: {set(data) - set(base)}")
-        return {key: _over(base[key], data[key]) if key in data else base[key] for key in base}
+        return {**base, **{key: _over(base.get(key), value) for key, value in data.items()}}
     return data
 
 

@@ -23,6 +23,7 @@ from ..files.cases import ROLES, Case, fingerprints, read_pairs
 from ..files.folder import ResultFolder
 from ..files.writing import output_folder, recover, write_csv, write_text
 from ..measure.report import Report
+from ..paths import read_text_file
 from ..runfolder import RunFolder, remove_abandoned
 from ..settings import Settings
 from .options import settings_from
@@ -116,8 +117,8 @@ def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: boo
 def _report(folder: Path) -> Report | None:
     """The report in a result folder, None where there is none, or what is no report."""
     try:
-        return Report.from_json(ResultFolder(folder).report.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return Report.from_json(read_text_file(ResultFolder(folder).report, "report").decode())
+    except (NephiError, ValueError):
         return None
 
 
