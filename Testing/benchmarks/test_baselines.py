@@ -63,7 +63,7 @@ def _run(method: str, prepared: Path, out: Path, **options) -> dict:
 def test_optimisation_removes_most_of_the_error(method, inverse, prepared, before_mm, tmp_path, monkeypatch):
     module = import_module(f"benchmarks.baselines.{method}")
     fewer = [replace(level, iterations=60, spacing_mm=max(level.spacing_mm, 15.0)) for level in module.LEVELS]
-    fewer = [level for level in fewer if level.stage != FINE]
+    fewer = [level for level in fewer if level.features != FINE]
     monkeypatch.setattr(module, "LEVELS", fewer)
     for name in ("POINTS", "WIDTH"):
         if hasattr(module, name):

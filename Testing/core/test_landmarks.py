@@ -284,7 +284,7 @@ def test_bad_files_are_explained(tmp_path, name, text, message):
 def test_missing_and_binary_files(tmp_path):
     with pytest.raises(NephiError, match="no such file"):
         read_landmarks(tmp_path / "none.csv")
-    with pytest.raises(NephiError, match="Cannot read"):
+    with pytest.raises(NephiError, match="cannot read"):
         read_landmarks(tmp_path)
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(NephiError, match="not a text file"):
