@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-
 from nephi.both import ROLES, Both
 from nephi.images.align import align
 from nephi.images.hounsfield import hounsfield
@@ -221,7 +220,9 @@ def main() -> None:
         masks = plain.map(lambda scan: scan.mask)
         reference = measure(plain, options.preset, masks)
         limit = FACTOR * reference["tre_mm"] + MARGIN_MM
-        print(f"{name}: {reference['tre_mm']:.2f} mm with masks ({reference['alignment']}), limit {limit:.2f}", flush=True)
+        print(
+            f"{name}: {reference['tre_mm']:.2f} mm with masks ({reference['alignment']}), limit {limit:.2f}", flush=True
+        )
         figures[name] = {"with masks": reference}
         for label in options.only:
             change, both = DISTURBANCES[label]

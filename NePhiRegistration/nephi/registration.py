@@ -69,7 +69,7 @@ def register(
         masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)
         report("alignment")
         # what was taken for lungs may be the room: it is no reason to skip the search
-        trusted = Both(None, None) if found and settings.align == "auto" else masks
+        trusted: Both[sitk.Image | None] = Both(None, None) if found and settings.align == "auto" else masks
         affine, how = align(images, trusted, settings.align)
         lungs = complete(*masks)
         if found and lungs and masks_agreement(lungs, affine) < _LEAST_AGREEMENT:

@@ -61,7 +61,7 @@ def _centre(image: sitk.Image) -> np.ndarray:
 def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None) -> tuple[Affine, str]:
     starts = {"none": Affine.identity(images.fixed.GetDimension())}
     if masks:
-        moments, name = align(images, masks, "moments")
+        moments, name = align(images, Both(*masks), "moments")
         if masks_agreement(masks, moments) >= _LEAST_DICE:
             return moments, name
         starts[name] = moments

@@ -28,6 +28,7 @@ _LEAST_OVERLAP = 0.3  # part of the smaller image that both must see
 _REFINED = 3  # turns that are refined
 _TURNS_DEG = (-45, -30, -15, 15, 30, 45)
 _STEPS = 8
+_STRAIN_COST = 0.005
 _POINTS = 16000  # compared at each step, about
 
 
@@ -199,7 +200,7 @@ def _weighed(ncc: Tensor, part: Tensor) -> Tensor:
 
 
 class _Refinement:
-    """Gauss-Newton steps of a start, which may gain or lose brightness, contrast and the contrast's sign."""
+    """Levenberg-Marquardt steps of a start, which may gain or lose brightness, contrast and the contrast's sign."""
 
     def __init__(self, fixed: _Sampled, moving: _Sampled):
         points, values = fixed.points_lps_mm(), fixed.features[:, fixed.seen > 0.5]
@@ -235,17 +236,17 @@ class _Refinement:
     def refined(self, start: Affine, rigid: bool, steps: int = _STEPS) -> Affine:
         """The best of the steps' maps."""
         d, c = len(start.offset_mm), len(self.values)
-        best, highest, affine = start, self.score(start), start
+        best, highest, damped = start, self.score(start), 0.02
         length = 150.0
         for _ in range(steps):
-            read, weights, part = self._state(affine)
+            read, weights, part = self._state(best)
             if part < _LEAST_OVERLAP:
                 break
             a, _ = self._standard(self.values, weights)
             b, spread = self._standard(read[:c], weights)
             sign = ((a * b).sum(1, keepdim=True) >= 0).float() * 2 - 1
             slope = (read[c:].reshape(c, d, -1) * weights / spread[..., None]).permute(0, 2, 1)  # (c, n, d)
-            matrix = torch.as_tensor(affine.matrix, dtype=torch.float32)
+            matrix = torch.as_tensor(best.matrix, dtype=torch.float32)
             around = (self.points - torch.as_tensor(self.centre, dtype=torch.float32)) @ matrix.T / length
             generators = _generators(d, rigid)
             motion = torch.stack([around @ g.T for g in generators], -1)  # (n, d, k)
@@ -253,17 +254,19 @@ class _Refinement:
             jacobian = torch.cat([slope, turn], -1).reshape(-1, d + len(generators))
             residual = (sign * a - b).reshape(-1)
             normal = jacobian.T @ jacobian
-            damping = torch.diag(normal.diagonal() * 0.02 + 1e-6)
+            damping = torch.diag(normal.diagonal() * damped + 1e-6)
             if not rigid:  # a strain costs, as what the field does better should be left to it
-                damping[d:, d:] += torch.eye(len(generators)) * normal.diagonal()[d:].mean() * 0.05
+                damping[d:, d:] += torch.eye(len(generators)) * normal.diagonal()[d:].mean() * _STRAIN_COST
             step = torch.linalg.solve(normal + damping, jacobian.T @ residual).double().numpy()
-            here = affine(self.centre)
+            here = best(self.centre)
             change = sum(p * g.double().numpy() for p, g in zip(step[d:], generators, strict=True)) / length
-            new = (_orthogonal(np.eye(d) + change) if rigid else np.eye(d) + change) @ affine.matrix
+            new = (_orthogonal(np.eye(d) + change) if rigid else np.eye(d) + change) @ best.matrix
             affine = Affine(new, here + step[:d] - new @ self.centre)
             score = self.score(affine)
             if score > highest:
-                best, highest = affine, score
+                best, highest, damped = affine, score, damped / 3
+            else:
+                damped *= 8
         return best
 
 
@@ -294,7 +297,6 @@ def search(images: Both[sitk.Image], starts: dict[str, Affine]) -> Found:
     fixed, moving = prepared.map(lambda image: _sampled(image, _COARSE_MM * scale))
     centre, spacing = moving.centre_lps_mm, moving.spacing_mm
     half = (moving.size_xyz - 1) / 2 * spacing
-    correlation = None
     candidates: list[tuple[float, Affine]] = []
     boxes = [(turn, np.ceil(np.abs(turn.T) @ half / spacing).astype(int) * 2 + 1) for turn in _turns(d)]
     largest = np.max([size for _, size in boxes], axis=0)
@@ -318,9 +320,7 @@ def search(images: Both[sitk.Image], starts: dict[str, Affine]) -> Found:
     scores = [refinement.score(affine) for affine in refined]
     order = np.argsort(scores)[::-1]
     best = refined[order[0]]
-    points = refinement.points.numpy()[::20]
-    apart = [
-        scores[i] for i in order if np.linalg.norm(refined[i](points) - best(points), axis=1).mean() > 20.0 * scale
-    ]
-    final = refinement.refined(best, rigid=False)
+    some = refinement.points.numpy()[::20]
+    apart = [scores[i] for i in order if np.linalg.norm(refined[i](some) - best(some), axis=1).mean() > 20.0 * scale]
+    final = refinement.refined(best, rigid=False, steps=2 * _STEPS)
     return Found(final, refinement.score(final), scores[order[0]] - (apart[0] if apart else 0.0))
