@@ -60,16 +60,18 @@ def command(options: argparse.Namespace, folder: str) -> list[str]:
 
 
 def deliver(made: Path, wanted: Path) -> None:
-    """Put a file of the result where it was asked for, in the format of its name."""
-    if wanted.name.endswith("".join(made.suffixes)):
-        shutil.move(made, wanted)
-        return
+    """Put a file of the result where it was asked for, in the format of its name, whole or not at all."""
     import SimpleITK as sitk
+    from nephi.files.image import write_image
+    from nephi.files.writing import whole
 
-    if made.suffix == ".h5":
-        sitk.WriteTransform(sitk.ReadTransform(str(made)), str(wanted))
-    else:
-        sitk.WriteImage(sitk.ReadImage(str(made)), str(wanted))
+    with whole(wanted) as scratch:
+        if wanted.name.endswith("".join(made.suffixes)):
+            shutil.move(made, scratch)
+        elif made.suffix == ".h5":
+            sitk.WriteTransform(sitk.ReadTransform(str(made)), str(scratch))
+        else:
+            write_image(sitk.ReadImage(str(made)), scratch)
 
 
 def return_parameters(report: dict) -> str:

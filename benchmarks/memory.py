@@ -61,7 +61,7 @@ def run(method: str, size: int, iterations: int) -> dict:
     from nephi.fitting.similarity import make_similarity
     from nephi.images.image_pair import ImagePair
     from nephi.registration import register
-    from nephi.settings import FitSettings, Sampling, Settings, SimilaritySettings, Stage
+    from nephi.settings import Features, FitSettings, Level, MindSettings, Sampling, Settings
     from nephi.space.affine import Affine
 
     from .voxel_maps import VoxelMaps
@@ -70,13 +70,14 @@ def run(method: str, size: int, iterations: int) -> dict:
     fixed, moving = make_pair(size)
     before = peak_mb()
     spacing = SIDE_MM / (size - 1)
-    similarity = SimilaritySettings(points=Sampling(0.0, 2000, 2000), stages=(Stage(0.0, spacing, 2),), finest=0.5)
-    settings = Settings(align="none", similarity=similarity, fit=FitSettings(iterations=iterations))
+    similarity = MindSettings(points=Sampling(0.0, 2000, 2000), finest=0.5)
+    levels = (Level(features=Features(spacing, 2)),)
+    settings = Settings(align="none", levels=levels, similarity=similarity, fit=FitSettings(iterations=iterations))
     if method == "nephi":
         register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
     else:
         pair = ImagePair.of(Both(fixed, moving), Both(None, None), Affine.identity(3), settings)
-        volumes = pair.volumes(similarity.stages[0], make_similarity(similarity).prepare, "cpu")
+        volumes = pair.volumes(levels[0].features, make_similarity(similarity).prepare, "cpu")
         if method == "voxel":
             upper = torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32)
             maps = VoxelMaps(volumes[0].volume.shape[:-1], upper)

@@ -40,18 +40,18 @@ def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
     from nephi.fitting.objective import Objective
     from nephi.learning.model import Model
     from nephi.learning.pair_tensors import PairTensors
-    from nephi.learning.settings import TrainSettings
+    from nephi.learning.settings import PublishedSettings, TrainSettings
     from nephi.maps.maps import FieldMap
-    from nephi.settings import PRESETS
+    from nephi.settings import PRESETS, IntensitySettings
 
     from .baselines.gradicon import WEIGHT
 
     size, base, paper = images[0].shape[0], TrainSettings(), PRESETS["paper"]
-    encoder = replace(base.model.encoder, kind="published", size=size)
-    settings = replace(base.model, encoder=encoder, similarity=replace(base.model.similarity, name="ncc"))
+    encoder = PublishedSettings(size=size)
+    settings = replace(base.model, encoder=encoder, similarity=IntensitySettings("ncc"))
     regularity = replace(base.regularity, weight=WEIGHT)
     if as_published:
-        settings = replace(settings, field=paper.field, similarity=paper.similarity)
+        settings = replace(settings, field=paper.field, features=paper.levels[0].features, similarity=paper.similarity)
         regularity = replace(paper.regularity, weight=WEIGHT)
     model = Model(settings, torch.Generator().manual_seed(0)).train()
     points = torch.Generator().manual_seed(0)
@@ -65,6 +65,7 @@ def nephi_step(images, as_published: bool) -> tuple[object, Callable]:
         lower_cube=-torch.ones(3),
         spacing_cube=2 / (size - 1),
         similarity=settings.similarity,
+        dilation=settings.features.dilation,
     )
     return model, lambda: objective(FieldMap(model.fields, model.codes([sample])[-1]), [sample.volumes])[0]
 

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from nephi.cli.parser import command_parser
+from nephi.limits import split
 from nephi.settings import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ _LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
 
 
 def settings_classes(root: type) -> list[type]:
-    """The dataclass and all that its fields hold, each once, in the order in which they are met."""
+    """The dataclass, its kinds and all that its fields hold, each once, in the order in which they are met."""
     found: list[type] = []
 
     def walk(cls: type) -> None:
@@ -38,6 +39,9 @@ def settings_classes(root: type) -> list[type]:
             for hint in typing.get_type_hints(cls).values():
                 for part in _parts(hint):
                     walk(part)
+            for kind in cls.__subclasses__():
+                if kind.__module__.startswith("nephi."):
+                    walk(kind)
 
     walk(root)
     return found
@@ -50,8 +54,8 @@ def _parts(hint: typing.Any) -> list[type]:
     return [part for argument in typing.get_args(hint) for part in _parts(argument)]
 
 
-def comments(cls: type) -> dict[str, tuple[str, str]]:
-    """By field: the comment lines right above it, and the comment on its line."""
+def comments(cls: type) -> dict[str, str]:
+    """By field: the comment on its line or right above it."""
     lines = textwrap.dedent(inspect.getsource(cls)).splitlines()
     found = {}
     for node in ast.parse("\n".join(lines)).body[0].body:
@@ -62,7 +66,7 @@ def comments(cls: type) -> dict[str, tuple[str, str]]:
                     break
                 above.insert(0, line.strip("# "))
             rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip()
-            found[node.target.id] = (" ".join(above), rest.lstrip("# ") if rest.startswith("#") else "")
+            found[node.target.id] = rest.lstrip("# ") if rest.startswith("#") else " ".join(above)
     return found
 
 
@@ -80,14 +84,31 @@ def _named(path: str) -> type:
 def _section(cls: type) -> str:
     doc = inspect.cleandoc(cls.__doc__ or "")
     doc = "" if doc.startswith(f"{cls.__name__}(") else doc  # written by dataclass itself
-    notes, rows = comments(cls), []
+    notes: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        notes |= comments(base)
+    hints, rows = typing.get_type_hints(cls, include_extras=True), []
     for one in dataclasses.fields(cls):
-        above, note = notes.get(one.name, ("", ""))
-        if above:
-            rows.append(f"| *{above}* | | | |")
-        rows.append(f"| `{one.name}` | `{one.type}` | {_default(one)} | {note} |")
-    table = ["| entry | type | default | meaning |", "|---|---|---|---|", *rows]
+        kind, limits = _type(hints[one.name])
+        rows.append(f"| `{one.name}` | `{kind}` | {_default(one)} | {limits} | {notes.get(one.name, '')} |")
+    table = ["| entry | type | default | allowed | meaning |", "|---|---|---|---|---|", *rows]
     return "\n\n".join(filter(None, [f"### {cls.__name__} {{ #{cls.__name__.lower()} }}", doc, "\n".join(table)]))
+
+
+def _type(hint: typing.Any) -> tuple[str, str]:
+    """A field's type without its limits, and what is allowed, of a list also of its items."""
+    kind, limits = split(hint)
+    arguments = typing.get_args(kind)
+    if kind is type(None):
+        return "null", ""
+    if isinstance(kind, type) and not arguments:
+        return kind.__name__, ", ".join(map(str, limits))
+    parts = [("...", "") if part is Ellipsis else _type(part) for part in arguments]
+    names = [name for name, _ in parts]
+    name = f"tuple[{', '.join(names)}]" if typing.get_origin(kind) is tuple else " | ".join(names)
+    inner = ", ".join(dict.fromkeys(text for _, text in parts if text))
+    own = ", ".join(map(str, limits))
+    return name, "; ".join(filter(None, [own, inner and (f"each {inner}" if name.startswith("tuple") else inner)]))
 
 
 def _default(one: dataclasses.Field) -> str:

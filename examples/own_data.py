@@ -18,7 +18,7 @@ class Phantoms:
 
 
 encoder = {"size": 32, "channels": (8, 16), "hidden": 16, "local_level": 1}
-model = nephi.ModelSettings(dimension=2, encoder=nephi.EncoderSettings(**encoder))
+model = nephi.ModelSettings(dimension=2, encoder=nephi.PublishedSettings(**encoder))
 settings = nephi.TrainSettings(model=model, fit=FitSettings(iterations=4), validate_every=4)
 best = nephi.train(settings, Path("trained"), torch.device("cpu"), data=Phantoms())
 print(f"Dice {best['dice']:.2f} after step {best['step']}")

@@ -140,7 +140,7 @@ class Outputs:
         """All files of the result into ``folder``, or into a new folder in it where it holds a result already.
 
         Returns where they are, and the names of files that are no longer there since the scene was loaded. Raises
-        OSError, with no half-written file left.
+        OSError or NephiError, with no half-written file left.
         """
         folder = Path(folder)
         occupied = [getattr(ResultFolder(folder), name) for name in _ENGINE_FILES]

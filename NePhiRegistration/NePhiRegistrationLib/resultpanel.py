@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import qt
 import slicer
+from nephi.errors import NephiError
 
 from . import display, scene, theme
 from .choices import COMPARISONS, OVERLAYS, View
@@ -206,7 +207,7 @@ class ResultPanel:
             return
         try:
             place, missing = self.outputs.save(folder)
-        except OSError as error:
+        except (NephiError, OSError) as error:
             slicer.util.errorDisplay(_("The result could not be saved: {reason}").format(reason=error))
             return
         text = _("Saved in {folder}.").format(folder=place)

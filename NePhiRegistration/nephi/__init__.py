@@ -24,7 +24,9 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
     from .learning.pair_tensors import PairTensors as PairTensors
     from .learning.settings import ENCODERS as ENCODERS
     from .learning.settings import EncoderSettings as EncoderSettings
+    from .learning.settings import MatchingSettings as MatchingSettings
     from .learning.settings import ModelSettings as ModelSettings
+    from .learning.settings import PublishedSettings as PublishedSettings
     from .learning.settings import TrainSettings as TrainSettings
     from .learning.train import train as train
     from .maps.code import Code as Code
@@ -51,7 +53,9 @@ _HOMES = {
     "PairTensors": "learning.pair_tensors",
     "ENCODERS": "learning.settings",
     "EncoderSettings": "learning.settings",
+    "MatchingSettings": "learning.settings",
     "ModelSettings": "learning.settings",
+    "PublishedSettings": "learning.settings",
     "TrainSettings": "learning.settings",
     "Code": "maps.code",
     "Fields": "maps.fields",
@@ -83,9 +87,11 @@ __all__ = [
     "EncoderSettings",
     "Fields",
     "Map",
+    "MatchingSettings",
     "Model",
     "ModelSettings",
     "NephiError",
+    "PublishedSettings",
     "Registration",
     "Regulariser",
     "PairTensors",

@@ -10,39 +10,87 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import NephiError
+from .former import renewed
+from .limits import split
+from .paths import read_text_file
+from .registry import Registry
 
 
 def read_json(path: str | Path) -> dict:
     """The object in a JSON file; raises NephiError if the file is missing or holds none."""
+    text = read_text_file(path, "settings")
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NephiError(f"cannot read settings {path}: {error.strerror}") from None
-    except ValueError as error:
+        data = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         raise NephiError(f"settings {path} are not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise NephiError(f"settings {path} must be a JSON object")
     return data
 
 
+def _unique(entries: list[tuple[str, typing.Any]]) -> dict:
+    """Of an entry that is given twice one would be lost without a word."""
+    names = [name for name, _ in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"'{twice[0]}' is given twice")
+    return dict(entries)
+
+
 def decode(base, data: dict, where: str = ""):
     """A settings object like ``base`` with the entries of ``data``, each checked against the field's type.
 
-    Raises NephiError for an unknown entry or a value of another type; ``where``: what to call the object there.
+    Files of former versions are renewed first. Where an entry names another kind of thing than ``base`` is of, the
+    settings are those of that kind. Raises NephiError for an unknown entry or a value of another type; ``where``: what
+    to call the object there.
     """
+    return _decode(base, renewed(base, data), where)
+
+
+def of_kind(settings, name: str):
+    """The settings of another kind, by its name: what both kinds have is kept, the rest is that kind's default."""
+    tag, registry, shared = _tag(type(settings))
+    cls = registry.settings_of(name, shared)
+    kept = {one.name: getattr(settings, one.name) for one in dataclasses.fields(cls) if hasattr(settings, one.name)}
+    return cls(**{**kept, tag: name})
+
+
+def _tag(cls: type) -> tuple[str, Registry, type]:
+    """The field that says which kind of thing settings are of, the registry of its names, and what all kinds share."""
+    for shared in reversed(cls.__mro__[:-1]):
+        for name, hint in typing.get_type_hints(shared, include_extras=True).items():
+            for limit in split(hint)[1]:
+                if getattr(limit, "registry", None) is not None:
+                    return name, limit.registry, shared
+    raise LookupError(cls)
+
+
+def _decode(base, data: dict, where: str):
+    kind = ""
+    try:
+        tag, registry, shared = _tag(type(base))
+    except LookupError:
+        pass
+    else:
+        name = data.get(tag, getattr(base, tag))
+        if isinstance(name, str):
+            if name != getattr(base, tag) or type(base) is not registry.settings_of(name, shared):
+                base = of_kind(base, name)
+            kind = f" of {registry.kind} '{name}'"
+            if name not in registry:  # what it has besides is not known here
+                data = {key: value for key, value in data.items() if hasattr(base, key)}
     hints = typing.get_type_hints(type(base))
     changes = {}
     for key, value in data.items():
         if key not in hints:
             known = ", ".join(hints)
-            raise NephiError(f"settings: unknown entry '{where}{key}' (known: {known})")
+            raise NephiError(f"settings: unknown entry '{where}{key}'{kind} (known: {known})")
         changes[key] = _convert(value, hints[key], getattr(base, key), f"{where}{key}")
     return replace(base, **changes)
 
 
 def _convert(value: typing.Any, kind: typing.Any, current: typing.Any, where: str) -> typing.Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
         kind = next(a for a in arguments if a is not type(None))
@@ -51,14 +99,17 @@ def _convert(value: typing.Any, kind: typing.Any, current: typing.Any, where: st
         if hasattr(kind, "of_number") and isinstance(value, int) and not isinstance(value, bool):
             return kind.of_number(value)
         if isinstance(value, dict):
-            return decode(current if isinstance(current, kind) else kind(), value, f"{where}.")
+            return _decode(current if isinstance(current, kind) else kind(), value, f"{where}.")
     elif origin is tuple and isinstance(value, (list, tuple)):
         if arguments[-1] is Ellipsis:
             return tuple(_convert(v, arguments[0], None, f"{where}[{i}]") for i, v in enumerate(value))
         if len(value) == len(arguments):
             return tuple(_convert(v, a, None, where) for v, a in zip(value, arguments, strict=True))
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise NephiError(f"settings: {where} is too large for a number") from None
     elif isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return value
     name = getattr(kind, "__name__", str(kind))

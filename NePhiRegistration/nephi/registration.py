@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from .both import ROLES, Both, complete
+from .config import of_kind
 from .device import choose_device
 from .errors import NephiError, collected_notices, notice
 from .files.image import check_image
@@ -128,7 +129,7 @@ def _checked(
 ) -> tuple[Settings, Similarity, Regulariser]:
     """The settings, checked, and the two objects; of those that were given the settings take the class's name."""
     if similarity is not None:
-        settings = replace(settings, similarity=replace(settings.similarity, name=type(similarity).__name__))
+        settings = replace(settings, similarity=of_kind(settings.similarity, type(similarity).__name__))
     if regulariser is not None:
         settings = replace(settings, regularity=replace(settings.regularity, name=type(regulariser).__name__))
     check(settings, names=False)

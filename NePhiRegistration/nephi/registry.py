@@ -22,6 +22,7 @@ class Registry(Generic[T]):
         """``entry``: of the settings, that holds the name; ``names``: of the package's own."""
         self.kind, self.entry = kind, entry
         self._factories: dict[str, Callable[..., T] | None] = dict.fromkeys(names)  # the package's own are added later
+        self._settings: dict[str, type] = {}
 
     def __iter__(self) -> Iterator[str]:
         """The names known now."""
@@ -33,11 +34,28 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._factories
 
-    def add(self, name: str, factory: Callable[..., T]) -> None:
-        """Let a name stand for what ``factory`` makes; raises NephiError if another one has it."""
+    def add(self, name: str, factory: Callable[..., T], settings: type | None = None) -> None:
+        """Let a name stand for what ``factory`` makes; raises NephiError if another one has it.
+
+        ``settings``: the dataclass of its settings, where they have more fields than those that all have.
+        """
         if self._factories.get(name) not in (None, factory):
             raise NephiError(f"there is a {self.kind} '{name}' already: choose another name")
         self._factories[name] = factory
+        if settings is not None:
+            self.describe(name, settings)
+
+    def describe(self, name: str, settings: type) -> None:
+        """The dataclass that holds the settings of a name, and no field of another one."""
+        self._settings[name] = settings
+
+    def known_settings(self, name: str) -> type | None:
+        """The dataclass of a name's settings, where they have fields of their own."""
+        return self._settings.get(name)
+
+    def settings_of(self, name: str, shared: type) -> type:
+        """The dataclass of a name's settings, else ``shared``: that of what all have."""
+        return self._settings.get(name, shared)
 
     def check(self, name: str) -> None:
         """Raise NephiError for a name that stands for nothing."""

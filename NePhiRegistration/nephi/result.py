@@ -8,21 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import SimpleITK as sitk
 import torch
 
 from .errors import NephiError
 from .files.folder import ResultFolder
-from .files.tensors import read_tensors
+from .files.tensors import check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
+from .files.writing import recover
 from .maps.code import HybridCode, zero_code
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
 from .maps.sampled import coarsest_displacement, nodes_around
 from .measure.quality import displacement_jacobian, random_points
-from .settings import FieldSettings, Settings, from_dict
+from .settings import FieldSettings, Settings, check, from_dict
 from .space.affine import Affine
 from .space.cube import Cube
 from .space.grid import Grid
@@ -101,9 +100,10 @@ class Registration:
     def sampled(self, grid: Grid, inverse: bool = False) -> tuple[Grid, np.ndarray, dict]:
         """Displacement on the coarsest grid over ``grid`` that holds the map; see ``coarsest_displacement``.
 
-        Its error is measured at 2,000 random points of the image (of the mask, where there is one).
+        Its error is measured at 2,000 random points of the image (of the mask, where there is one), between its voxels'
+        centres.
         """
-        points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000)
+        points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
         truth = (self.inverse if inverse else self.forward)(points)
         return coarsest_displacement(lambda g: self.displacement(g, inverse), grid, points, truth, self.length_scale)
 
@@ -200,36 +200,52 @@ class Registration:
             "alignment": self.alignment,
         }
         metadata = {"format": _FORMAT, "settings": self.settings.to_json(), "geometry": json.dumps(geometry)}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        safetensors.torch.save_file(tensors, str(path), metadata)
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Registration:
         """The maps of a result folder, or of its registration file; raises NephiError for anything else."""
-        path = ResultFolder(Path(path)).registration if Path(path).is_dir() else Path(path)
-        try:
-            metadata, tensors = read_tensors(path)
-        except FileNotFoundError:
-            raise NephiError(f"no such registration file: {path}") from None
-        except (OSError, safetensors.SafetensorError) as error:
-            raise NephiError(f"cannot read {path} as a NePhi registration: {error}") from None
+        path = Path(path)
+        if path.is_dir():
+            recover(path)
+            path = ResultFolder(path).registration
+        if not path.exists():
+            raise NephiError(f"no such registration file: {path}")
+        metadata, tensors = read_tensors(path, "a NePhi registration")
         if metadata.get("format") != _FORMAT:
             raise NephiError(f"{path} is not a NePhi registration (format {metadata.get('format')!r})")
+        try:
+            return cls._of_file(path, metadata, tensors, device)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise NephiError(f"{path} is damaged: its geometry or settings cannot be read ({reason})") from None
+
+    @classmethod
+    def _of_file(cls, path: Path, metadata: dict[str, str], tensors: dict, device: str) -> Registration:
         geometry = json.loads(metadata["geometry"])
         cube = Cube(*(tuple(geometry["cube"][k]) for k in ("centre_lps_mm", "half_sides_mm", "direction")))
         parts = {}
         for prefix, made in geometry["maps"].items():
             settings = FieldSettings(**made["field"])
+            check(Settings(field=settings), names=False)
             upper = torch.tensor(cube.half_extents_cube, dtype=torch.float32)
-            fields = make_fields(settings, cube.unit_mm, cube.dimension)
-            code = HybridCode(zero_code(settings, upper, tuple(made["code_size"])))
-            for module, name in ((fields, f"{prefix}fields."), (code, f"{prefix}code.")):
-                own = {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-                own.pop("upper_cube", None)  # of files of former versions; the cube says the same
-                try:
-                    module.load_state_dict(own)
-                except RuntimeError as error:
-                    raise NephiError(f"{path} does not fit its own settings: {error}") from None
+
+            def made_modules(upper: torch.Tensor, settings=settings, size=tuple(made["code_size"])):
+                fields = make_fields(settings, cube.unit_mm, cube.dimension)
+                return fields, HybridCode(zero_code(settings, upper, size))
+
+            with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
+                wanted = made_modules(upper.to("meta"))
+            own = [
+                {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+                for name in (f"{prefix}fields.", f"{prefix}code.")
+            ]
+            for part, module in zip(own, wanted, strict=True):
+                part.pop("upper_cube", None)  # of files of former versions; the cube says the same
+                check_tensors(part, module.state_dict(), path)
+            fields, code = made_modules(upper)
+            for part, module in zip(own, (fields, code), strict=True):
+                module.load_state_dict(part)
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
         affine = geometry["affine"]

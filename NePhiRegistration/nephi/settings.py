@@ -1,7 +1,7 @@
 """Everything that can be set, as frozen dataclasses that go to and from JSON; the presets by name.
 
 Lengths are in millimetres for a region of body size; a region shorter than ``BODY_MM`` scales them down
-with it, so that the same presets serve a mouse lung.
+with it, so that the same presets serve a mouse lung. Limits stand at the fields; see ``nephi.limits``.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from .config import decode, read_json
 from .errors import NephiError
+from .limits import AtLeast, AtMost, NotEmpty, NotNegative, OneOf, Positive, Share, check_limits
 from .registry import Registry
 
 BODY_MM = 120.0
-_LARGEST = 1e9  # of any number; what takes memory or time has limits of its own
-_MOST = {
-    "field.width": 4096, "field.hidden_layers": 64, "field.frequencies": 4096, "field.global_code": 4096,
-    "field.local_code": 4096, "fit.iterations": 1_000_000, "similarity.points.most": 10_000_000,
-    "regularity.points.most": 10_000_000, "fit.warm_up": 1.0, "fit.beta2": 1.0, "fit.learning_rate": 1.0,
-}  # fmt: skip
+Width = Annotated[int, AtLeast(1), AtMost(4096)]
+Points = Annotated[int, AtLeast(1), AtMost(10_000_000)]
 FIELDS: Registry = Registry("field", "field.kind", "neural", "voxel")
 SIMILARITIES: Registry = Registry("similarity", "similarity.name", "mind", "lncc", "ncc", "mse")
 REGULARISERS: Registry = Registry("regulariser", "regularity.name", "gradicon", "diffusion", "bending", "none")
@@ -31,22 +28,19 @@ ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
 
 @dataclass(frozen=True)
 class FieldSettings:
-    """Size of the two fields and of the latent code (paper, supplement A.1).
+    """Size of the two fields and of the latent code (paper, supplement A.1)."""
 
-    ``kind`` voxel: no network, the local code is the displacement itself (of a model's coarse stage).
-    """
-
-    kind: str = "neural"
-    width: int = 64
-    hidden_layers: int = 1
-    frequencies: int = 48
-    wavelength_mm: float = 250.0  # scale of the Fourier features
-    modulation: str = "relu"  # activation of the modulation network: relu or sine
-    omega: float = 10.0
-    global_code: int = 16
-    local_code: int = 16
-    code_spacing_mm: float = 12.0
-    code_degree: int = 2  # of the B-spline between the local code's nodes: 1 (linear, as published) or 2
+    kind: Annotated[str, OneOf(FIELDS)] = "neural"  # neural, or voxel: no network, the local code is the displacement
+    width: Width = 64  # units of a layer
+    hidden_layers: Annotated[int, AtLeast(1), AtMost(64)] = 1  # between the first and the last
+    frequencies: Width = 48  # Fourier features of a point
+    wavelength_mm: Positive = 250.0  # scale of the Fourier features
+    modulation: Annotated[str, OneOf("relu", "sine")] = "relu"  # activation of the modulation network
+    omega: float = 10.0  # factor before the sines
+    global_code: Width = 16  # channels of the global code
+    local_code: Width = 16  # channels of the local code
+    code_spacing_mm: Positive = 12.0  # between the local code's nodes, at the last level
+    code_degree: Annotated[int, OneOf(1, 2)] = 2  # of the B-spline between the nodes: 1 (linear, as published) or 2
     linear: bool = True  # the displacement has a term that is linear in the local code, too
 
 
@@ -54,76 +48,118 @@ class FieldSettings:
 class Sampling:
     """Points per step: ``fraction`` of the voxels, clamped to ``least`` ... ``most``."""
 
-    fraction: float = 0.0
-    least: int = 1000
-    most: int = 1000
+    fraction: NotNegative = 0.0  # of the voxels of the region
+    least: Points = 1000  # points, however small the region
+    most: Points = 1000  # points, however large the region
 
     @classmethod
     def of_number(cls, number: int) -> Sampling:
         """A bare number in a settings file: that many points."""
         return cls(0.0, number, number)
 
+    def contradiction(self) -> str:
+        return f"least is {self.least}, but most {self.most}" if self.least > self.most else ""
+
     def count(self, voxels: int) -> int:
         return int(min(max(self.fraction * voxels, self.least), self.most))
 
 
 @dataclass(frozen=True)
-class Stage:
-    """From ``start`` (a fraction of the iterations) on, features are taken at this scale.
+class Features:
+    """At which scale the images are compared."""
 
-    When starting from a prediction, the first of several stages is skipped.
-    """
+    spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 2.0  # of the grid that both images are resampled to
+    dilation: Annotated[int, AtLeast(1), AtMost(64)] = 2  # distance, in voxels, over which features look
+    outside: Share = 1.0  # share of the intensity outside the masks that outside_hu replaces: 0 none, 1 all
 
-    start: float = 0.0
-    spacing_mm: float = 2.0
-    dilation: int = 2
-    outside: float = 1.0  # share of the intensity outside the masks that outside_hu replaces: 0 none, 1 all
-    coarsening: float = 1.0  # node spacing of the local code in units of field.code_spacing_mm
+
+@dataclass(frozen=True)
+class Level:
+    """A level of the optimisation, from coarse to fine. A prediction takes the place of the first of several."""
+
+    start: Share = 0.0  # share of the iterations after which the level begins
+    features: Features = Features()  # what is compared
+    node_spacing_factor: Annotated[float, AtLeast(1), AtMost(1000)] = 1.0  # of the local code, times code_spacing_mm
 
 
 @dataclass(frozen=True)
 class SimilaritySettings:
-    name: str = "mind"
-    points: Sampling = Sampling()
-    stages: tuple[Stage, ...] = (Stage(),)
-    window: tuple[float, float] | None = None  # intensities mapped to 0..1; None: -1000..200 HU or percentiles
+    """What all similarities have: their name, and where and on which intensities the images are compared."""
+
+    name: Annotated[str, OneOf(SIMILARITIES)] = "mind"  # of the similarity; it says which entries there are besides
+    points: Sampling = Sampling()  # points per step
+    window: tuple[float, float] | None = None  # intensities mapped to 0..1; null: -1000..200 HU or percentiles
     outside_hu: float | None = -500.0  # CTs outside the masks given: so that the lungs' border counts, ribs less
-    mask_margin_mm: float = 4.0  # points are drawn from the masks grown by this much
-    finest: float = 0.75  # working grids are no finer than this part of the images' voxels
-    noise: float = 0.015  # contrast below this part of the window does not count in MIND
-    blurs: tuple[float, ...] = (0.0,)  # ncc and mse: standard deviations, in voxels; each a channel of its own
-    boundary_weight: float = 0.0  # agreement of the masks' distance maps near their borders
+    mask_margin_mm: NotNegative = 4.0  # points are drawn from the masks grown by this much
+    finest: Positive = 0.75  # working grids are no finer than this part of the images' voxels
+    boundary_weight: NotNegative = 0.0  # agreement of the masks' distance maps near their borders
+
+    def contradiction(self) -> str:
+        if self.window is not None and not self.window[0] < self.window[1]:
+            return f"window is {self.window}, must be (low, high) with low < high"
+        return ""
+
+
+@dataclass(frozen=True)
+class MindSettings(SimilaritySettings):
+    """Of ``mind``: the self-similarity context."""
+
+    noise: NotNegative = 0.015  # contrast below this part of the window does not count
+
+
+@dataclass(frozen=True)
+class IntensitySettings(SimilaritySettings):
+    """Of ``ncc`` and ``mse``, which compare intensities."""
+
+    name: Annotated[str, OneOf(SIMILARITIES)] = "ncc"  # ncc or mse
+    blurs: Annotated[tuple[NotNegative, ...], NotEmpty()] = (0.0,)  # standard deviations in voxels; each a channel
+
+
+SIMILARITIES.describe("mind", MindSettings)
+SIMILARITIES.describe("ncc", IntensitySettings)
+SIMILARITIES.describe("mse", IntensitySettings)
 
 
 @dataclass(frozen=True)
 class RegularitySettings:
-    name: str = "gradicon"
-    weight: float = 0.3
-    points: Sampling = Sampling(0.0, 64, 64)
+    """What keeps the maps smooth, and how much it counts."""
+
+    name: Annotated[str, OneOf(REGULARISERS)] = "gradicon"  # of the regulariser
+    weight: NotNegative = 0.3  # of the penalty; the similarity has 1
+    points: Sampling = Sampling(0.0, 64, 64)  # points per step
     exact: bool = False  # Jacobian by automatic differentiation instead of finite differences
-    step_mm: float = 1.5  # of the finite differences
-    code_prior: float = 0.0  # weight of Eq. 5
+    step_mm: Positive = 1.5  # of the finite differences
+    code_prior: NotNegative = 0.0  # weight of Eq. 5, which keeps the code small
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    iterations: int = 400
-    learning_rate: float = 3e-3
-    warm_up: float = 0.1  # part of the iterations in which the learning rate rises
-    beta2: float = 0.99
-    schedule: str = "cosine"  # or constant
-    seed: int = 0
+    """The steps of the optimiser, Adam."""
+
+    iterations: Annotated[int, AtLeast(0), AtMost(1_000_000)] = 400  # steps in all; 0: the start is the result
+    learning_rate: Annotated[Positive, AtMost(1)] = 3e-3  # the highest
+    warm_up: Share = 0.1  # part of the iterations in which the learning rate rises
+    beta2: Share = 0.99  # decay of Adam's mean of squared gradients
+    schedule: Annotated[str, OneOf("cosine", "constant")] = "cosine"  # of the learning rate after the warm-up
+    seed: Annotated[int, AtLeast(0), AtMost(2**63 - 1)] = 0  # of all random numbers
 
 
 @dataclass(frozen=True)
 class Settings:
-    preset: str = "balanced"
+    """Of a registration."""
+
+    preset: str = "balanced"  # where entries that a file leaves out come from
     align: str = "auto"  # auto, none, centres, moments, affine, or the path of a transform file
     model: str | None = None  # a trained model to start from: the name of a shipped one, or a file
-    field: FieldSettings = FieldSettings()
-    similarity: SimilaritySettings = SimilaritySettings()
-    regularity: RegularitySettings = RegularitySettings()
-    fit: FitSettings = FitSettings()
+    levels: Annotated[tuple[Level, ...], NotEmpty()] = (Level(),)  # from coarse to fine; the first begins at 0
+    field: FieldSettings = FieldSettings()  # the maps
+    similarity: SimilaritySettings = MindSettings()  # how alike the images are
+    regularity: RegularitySettings = RegularitySettings()  # how smooth the maps are
+    fit: FitSettings = FitSettings()  # the optimiser
+
+    def contradiction(self) -> str:
+        start = self.levels[0].start
+        return "" if start == 0 else f"levels[0].start is {start}, the first level must begin at 0"
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -132,32 +168,29 @@ class Settings:
         return json.dumps(self.to_dict(), indent=2)
 
 
-def _coarse_to_fine(fine: float, all_nodes: float, outside: float) -> tuple[Stage, ...]:
+def _coarse_to_fine(fine: float, all_nodes: float, outside: float) -> tuple[Level, ...]:
     """Wide features, few nodes first; from ``fine`` on fine features and more nodes, from ``all_nodes`` on all."""
-    return (
-        Stage(0.0, 2.0, 2, coarsening=4.0),
-        Stage(fine, 1.25, 1, outside, coarsening=2.0),
-        Stage(all_nodes, 1.25, 1, outside),
-    )
+    wide, sharp = Features(2.0, 2), Features(1.25, 1, outside)
+    return Level(0.0, wide, 4.0), Level(fine, sharp, 2.0), Level(all_nodes, sharp)
 
 
 PRESETS: dict[str, Settings] = {
     "fast": Settings(
         "fast",
-        similarity=SimilaritySettings(stages=(Stage(0.0, 2.0, 2, coarsening=4.0), Stage(0.4, 1.75, 1))),
+        levels=(Level(0.0, Features(2.0, 2), 4.0), Level(0.4, Features(1.75, 1))),
         fit=FitSettings(iterations=220, learning_rate=4e-3),
     ),
     "balanced": Settings(
         "balanced",
-        similarity=SimilaritySettings(stages=_coarse_to_fine(0.4, 0.7, outside=0.5), mask_margin_mm=7.0),
+        levels=_coarse_to_fine(0.4, 0.7, outside=0.5),
+        similarity=MindSettings(mask_margin_mm=7.0),
         regularity=RegularitySettings(weight=0.5),
         fit=FitSettings(iterations=500),
     ),
     "accurate": Settings(
         "accurate",
-        similarity=SimilaritySettings(
-            points=Sampling(0.0, 1500, 1500), stages=_coarse_to_fine(0.25, 0.8, outside=0.25), mask_margin_mm=7.0
-        ),
+        levels=_coarse_to_fine(0.25, 0.8, outside=0.25),
+        similarity=MindSettings(points=Sampling(0.0, 1500, 1500), mask_margin_mm=7.0),
         regularity=RegularitySettings(weight=1.5),
         fit=FitSettings(iterations=1500),
     ),
@@ -177,10 +210,9 @@ PRESETS: dict[str, Settings] = {
             code_degree=1,
             linear=False,
         ),
-        similarity=SimilaritySettings(
-            name="ncc",
+        levels=(Level(features=Features(2.0, 1)),),
+        similarity=IntensitySettings(
             points=Sampling(0.02, 1, 100_000),
-            stages=(Stage(0.0, 2.0, 1),),
             window=(-1000.0, 0.0),
             outside_hu=-1000.0,
             mask_margin_mm=0.0,
@@ -214,92 +246,10 @@ def from_dict(data: dict, base: Settings | None = None, names: bool = True) -> S
     return settings
 
 
-def _check_numbers(value: Any, where: str) -> None:
-    """Raise NephiError for a number anywhere in the settings that is not finite or beyond all use."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_numbers(inner, f"{where}.{key}" if where else key)
-    elif isinstance(value, (list, tuple)):
-        for i, inner in enumerate(value):
-            _check_numbers(inner, f"{where}[{i}]")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        most = 2**63 - 1 if where == "fit.seed" else _MOST.get(where, _LARGEST)
-        if not abs(value) <= most:  # NaN is not
-            raise NephiError(f"settings: {where} is {value}, must be finite and at most {most:g}")
-
-
 def check(settings: Settings, names: bool = True) -> None:
     """Raise NephiError for values out of range or inconsistent with each other.
 
     ``names``: also for a similarity or regulariser that is not known here; maps that are saved do without either.
     """
-    s = settings
-    _check_numbers(settings.to_dict(), "")
-    FIELDS.check(s.field.kind)
-    if names:
-        SIMILARITIES.check(s.similarity.name)
-        REGULARISERS.check(s.regularity.name)
-    choices = [
-        ("field.modulation", s.field.modulation, ("relu", "sine")),
-        ("fit.schedule", s.fit.schedule, ("cosine", "constant")),
-        ("field.code_degree", s.field.code_degree, (1, 2)),
-    ]
-    for key, value, allowed in choices:
-        if value not in allowed:
-            raise NephiError(f"settings: {key} is {value!r}, must be one of {', '.join(map(str, allowed))}")
-    positive = {
-        "field.width": s.field.width,
-        "field.frequencies": s.field.frequencies,
-        "field.hidden_layers": s.field.hidden_layers,
-        "field.global_code": s.field.global_code,
-        "field.local_code": s.field.local_code,
-        "field.wavelength_mm": s.field.wavelength_mm,
-        "field.code_spacing_mm": s.field.code_spacing_mm,
-        "fit.learning_rate": s.fit.learning_rate,
-        "regularity.step_mm": s.regularity.step_mm,
-        "similarity.finest": s.similarity.finest,
-        "similarity.points": s.similarity.points.most,
-        "regularity.points": s.regularity.points.most,
-        **{f"similarity.stages[{i}].spacing_mm": stage.spacing_mm for i, stage in enumerate(s.similarity.stages)},
-        **{f"similarity.stages[{i}].dilation": stage.dilation for i, stage in enumerate(s.similarity.stages)},
-    }
-    for key, value in positive.items():
-        if not value > 0:
-            raise NephiError(f"settings: {key} is {value}, must be above 0")
-    for key, value in {
-        "fit.beta2": s.fit.beta2,
-        "fit.warm_up": s.fit.warm_up,
-        "regularity.weight": s.regularity.weight,
-        "regularity.code_prior": s.regularity.code_prior,
-        "similarity.boundary_weight": s.similarity.boundary_weight,
-        "similarity.mask_margin_mm": s.similarity.mask_margin_mm,
-        "similarity.noise": s.similarity.noise,
-        "similarity.points.fraction": s.similarity.points.fraction,
-        "regularity.points.fraction": s.regularity.points.fraction,
-        "fit.seed": s.fit.seed,
-    }.items():
-        if value < 0:
-            raise NephiError(f"settings: {key} is {value}, must be 0 or more")
-    for key, points in {"similarity.points": s.similarity.points, "regularity.points": s.regularity.points}.items():
-        if not 1 <= points.least <= points.most:
-            raise NephiError(f"settings: {key} needs least from 1 to most, not {points.least} to {points.most}")
-    for i, stage in enumerate(s.similarity.stages):
-        if stage.dilation > 64 or stage.spacing_mm > 1000:
-            raise NephiError(f"settings: similarity.stages[{i}] has a dilation above 64 or a spacing above 1000 mm")
-        if not 0 <= stage.start <= 1:
-            raise NephiError(f"settings: similarity.stages[{i}].start is {stage.start}, must be 0 to 1")
-    if s.fit.iterations < 0:
-        raise NephiError(f"settings: fit.iterations is {s.fit.iterations}, must be 0 or more")
-    if not s.similarity.stages or s.similarity.stages[0].start != 0:
-        raise NephiError("settings: the first of similarity.stages must have start 0")
-    for i, stage in enumerate(s.similarity.stages):
-        if not stage.coarsening >= 1:
-            raise NephiError(f"settings: similarity.stages[{i}].coarsening is {stage.coarsening}, must be 1 or more")
-        if not 0 <= stage.outside <= 1:
-            raise NephiError(f"settings: similarity.stages[{i}].outside is {stage.outside}, must be 0 to 1")
-    blurs = s.similarity.blurs
-    if not blurs or min(blurs) < 0 or (any(blurs) and s.similarity.name not in ("ncc", "mse")):
-        raise NephiError(f"settings: similarity.blurs {blurs} must be 0 or more, and other than 0 only for ncc and mse")
-    window = s.similarity.window
-    if window is not None and not window[0] < window[1]:
-        raise NephiError(f"settings: similarity.window {window} must be (low, high) with low < high")
+    FIELDS.check(settings.field.kind)  # maps need theirs
+    check_limits(settings, names=names)

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 import torch
+from nephi.config import of_kind
 from nephi.files.landmarks import write_landmarks
-from nephi.settings import PRESETS, SimilaritySettings, Stage
+from nephi.settings import PRESETS, Features, Level, SimilaritySettings
 from nephi.synthetic.phantom import Phantom, make_phantom
 
 torch.set_num_threads(2)
@@ -34,13 +35,15 @@ def phantom_3d() -> Phantom:
 
 @pytest.fixture(scope="session")
 def short():
-    """``fast`` with n iterations and one stage."""
+    """``fast`` with n iterations and one level."""
 
     def settings(iterations: int, spacing_mm: float = 2.5, **similarity):
-        stage = Stage(0.0, spacing_mm, 2, coarsening=2.0)
+        levels = similarity.pop("levels", (Level(0.0, Features(spacing_mm, 2), 2.0),))
+        name = similarity.pop("name", "mind")
         return replace(
             PRESETS["fast"],
-            similarity=SimilaritySettings(**{"stages": (stage,), **similarity}),
+            levels=levels,
+            similarity=replace(of_kind(SimilaritySettings(), name), **similarity),
             fit=replace(PRESETS["fast"].fit, iterations=iterations),
         )
 

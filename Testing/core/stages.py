@@ -6,21 +6,21 @@ from dataclasses import replace
 
 import torch
 from nephi.learning.model import Model
-from nephi.learning.settings import EncoderSettings, ModelSettings
-from nephi.settings import FieldSettings, Sampling, SimilaritySettings, Stage
+from nephi.learning.settings import MatchingSettings, ModelSettings
+from nephi.settings import Features, FieldSettings, MindSettings, Sampling
 
 FINE_MM, COARSE_MM = 2.5, 7.5
 
 
-def seen_at(spacing_mm: float) -> SimilaritySettings:
-    return SimilaritySettings(points=Sampling(0.0, 200, 200), stages=(Stage(0.0, spacing_mm, 1),))
+SIMILARITY = MindSettings(points=Sampling(0.0, 200, 200))
 
 
 def single(d: int = 2, spacing_mm: float = FINE_MM, **changes) -> ModelSettings:
     """A stage that needs no training to find a shift; looks 6 of its voxels away."""
     field = FieldSettings(width=16, frequencies=8, global_code=3, local_code=2 * d + 1, linear=True)
-    encoder = EncoderSettings("matching", node_spacing=0.15 * (d - 1), steps=(2, 1), windows=(5, 9), width=8)
-    settings = ModelSettings(dimension=d, field=field, encoder=encoder, similarity=seen_at(spacing_mm))
+    encoder = MatchingSettings(node_spacing=0.15 * (d - 1), steps=(2, 1), windows=(5, 9), width=8)
+    features = Features(spacing_mm, 1)
+    settings = ModelSettings(d, field, encoder, features, SIMILARITY)
     return replace(settings, **changes)
 
 

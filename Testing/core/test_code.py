@@ -9,7 +9,7 @@ from nephi.fitting.fit import Adam
 from nephi.maps.code import FORWARD, INVERSE, Code, HybridCode, points_between, zero_code
 from nephi.maps.maps import FieldMap, code_like, make_fields
 from nephi.registration import register
-from nephi.settings import FieldSettings, FitSettings, Stage
+from nephi.settings import Features, FieldSettings, FitSettings, Level
 
 UPPER = torch.tensor([1.0, 0.8, 0.6])
 
@@ -122,13 +122,13 @@ def test_it_steps_as_pytorchs_optimiser_does():
 
 
 def test_a_registration_refines_its_code_at_the_stage_that_asks_for_it(phantom_2d, short):
-    coarse, fine = (Stage(start, 4.0, 2, coarsening=factor) for start, factor in ((0.0, 3.0), (0.5, 1.0)))
+    coarse, fine = (Level(start, Features(4.0, 2), factor) for start, factor in ((0.0, 3.0), (0.5, 1.0)))
     sizes = []
 
     def seen(stage, fraction, registration) -> None:
         sizes.append(registration.maps.code.size)
 
-    settings = short(8, stages=(coarse, fine))
+    settings = short(8, levels=(coarse, fine))
     result = register(phantom_2d.fixed, phantom_2d.moving, settings=settings, device="cpu", preview=seen)
     before, after = sizes[1], sizes[-1]
     assert all(abs((b - 1) - 3 * (a - 1)) <= 2 for a, b in zip(before, after, strict=True)) and before != after

@@ -19,11 +19,12 @@ from nephi.learning import dataset
 from nephi.learning.dataset import Pairs, Shapes, open_data, prepare
 from nephi.learning.settings import ModelSettings
 from nephi.measure.quality import dice
-from nephi.settings import SimilaritySettings, Stage
+from nephi.settings import Features, MindSettings
 
 FLAT = ModelSettings(
     dimension=2,
-    similarity=SimilaritySettings(stages=(Stage(0.0, 3.0, 1, 0.0),), mask_margin_mm=0.0),
+    features=Features(3.0, 1, 0.0),
+    similarity=MindSettings(mask_margin_mm=0.0),
     cube_margin_mm=8.0,
 )
 FILES = {

@@ -13,7 +13,7 @@ from nephi.learning.dataset import Shapes
 from nephi.learning.matching import _lattice
 from nephi.learning.model import Model, make_encoder
 from nephi.learning.pair_tensors import PairTensors
-from nephi.learning.settings import EncoderSettings, ModelSettings
+from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings
 from nephi.maps.code import FORWARD, INVERSE, nodes, zero_code
 from nephi.maps.fields import NeuralFields
 from nephi.maps.maps import FieldMap
@@ -22,9 +22,9 @@ from nephi.settings import PRESETS, FieldSettings
 PAPER = PRESETS["paper"].field
 SMALL = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False)
 KINDS = {
-    "published": EncoderSettings(size=20, channels=(8, 16), hidden=12, local_level=1),
-    "context": EncoderSettings(size=20, channels=(8, 16, 24), hidden=12, local_level=1, context=True, width=8),
-    "matching": EncoderSettings("matching", node_spacing=0.5, steps=(2, 1), width=8),
+    "published": PublishedSettings(size=20, channels=(8, 16), hidden=12, local_level=1),
+    "context": PublishedSettings(size=20, channels=(8, 16, 24), hidden=12, local_level=1, context=True, width=8),
+    "matching": MatchingSettings(node_spacing=0.5, steps=(2, 1), width=8),
 }
 
 
@@ -53,8 +53,8 @@ def sample(d: int, side: int = 24) -> PairTensors:
 
 def test_it_has_the_published_size():
     """Supplement A.1 and Table 1: 3.07 M; the local code comes from the map of 128 channels and 6 voxels per side."""
-    encoder = make_encoder(EncoderSettings(), PAPER, 3).eval()
-    assert EncoderSettings().size == 175
+    encoder = make_encoder(PublishedSettings(), PAPER, 3).eval()
+    assert PublishedSettings().size == 175
     assert sum(p.numel() for p in encoder.parameters()) == 3_069_016
     with torch.no_grad():
         code = encoder(random(1, 2, 175, 175, 175), torch.ones(3))
@@ -64,7 +64,7 @@ def test_it_has_the_published_size():
 
 
 def test_one_file_takes_images_of_several_sizes():
-    settings = [EncoderSettings(size=size, any_size=True, channels=(8, 16, 16), local_level=1) for size in (24, 41)]
+    settings = [PublishedSettings(size=size, any_size=True, channels=(8, 16, 16), local_level=1) for size in (24, 41)]
     encoders = [make_encoder(s, SMALL, 3).eval() for s in settings]
     encoders[1].load_state_dict(encoders[0].state_dict())
     with torch.no_grad():
@@ -74,13 +74,13 @@ def test_one_file_takes_images_of_several_sizes():
             assert codes[0].global_code.shape == (2, 6)
             assert codes[0].local_code.shape == (2, 5, *[-(-side // 4)] * 3)
             assert torch.equal(codes[0].global_code, codes[1].global_code)
-        fixed = make_encoder(EncoderSettings(size=24, channels=(8, 16, 16), local_level=1), SMALL, 3).eval()
+        fixed = make_encoder(PublishedSettings(size=24, channels=(8, 16, 16), local_level=1), SMALL, 3).eval()
         with pytest.raises(RuntimeError):
             fixed(random(1, 2, 41, 41, 41), torch.ones(3))
 
 
 def test_the_larger_of_two_fixed_sizes_has_more_layers():
-    layers = [len(make_encoder(EncoderSettings(size=size), SMALL, 2).layers) for size in (128, 175, 300)]
+    layers = [len(make_encoder(PublishedSettings(size=size), SMALL, 2).layers) for size in (128, 175, 300)]
     assert layers == [6, 6, 7]
 
 
@@ -95,7 +95,7 @@ def test_with_context_the_local_code_sees_the_whole_image():
 
     def change(context: bool) -> float:
         torch.manual_seed(0)
-        settings = EncoderSettings(size=64, channels=(8, 16, 24, 32), local_level=1, context=context)
+        settings = PublishedSettings(size=64, channels=(8, 16, 24, 32), local_level=1, context=context)
         encoder = make_encoder(settings, SMALL, 2).eval()
         with torch.no_grad():
             codes = [encoder(x, torch.ones(2)).local_code for x in (images, changed)]
@@ -188,7 +188,7 @@ def look(pair, d: int, step: int, already: tuple[float, ...] | None = None):
     if already is not None:
         fields.out_bias.data[FORWARD] = torch.tensor(already) * pair[0].spacing
         fields.out_bias.data[INVERSE] = -torch.tensor(already) * pair[0].spacing
-    encoder = make_encoder(EncoderSettings("matching", width=8, windows=(3, 5)), SMALL, d)
+    encoder = make_encoder(MatchingSettings(width=8, windows=(3, 5)), SMALL, d)
     code = zero_code(SMALL, torch.ones(d), (8,) * d)
     for way, sign in ((FORWARD, 1), (INVERSE, -1)):
         with torch.no_grad():
@@ -239,7 +239,7 @@ def test_what_is_out_of_view_counts_nowhere():
     half = torch.tensor([side / 2, float(side)])  # voxels along x
     matrix, offset = torch.eye(d) / pair[0].spacing, torch.full((d,), (side - 1) / 2)
     pair[0].view, pair[1].view = (matrix, offset, size), (matrix, offset, half)
-    encoder = make_encoder(EncoderSettings("matching", width=8, windows=(1, 9)), SMALL, d)
+    encoder = make_encoder(MatchingSettings(width=8, windows=(1, 9)), SMALL, d)
     code, fields = zero_code(SMALL, torch.ones(d), (8, 8)), NeuralFields(SMALL, 150.0, d)
     with torch.no_grad():
         seen, _, _ = encoder._look(*pair, FieldMap(fields, code).forward, code, 1)
@@ -256,7 +256,7 @@ def test_lattice_points_lie_around_their_nodes_and_their_means_go_there(d):
     upper, size = torch.tensor([1.0, 0.7, 0.5][:d]), (5, 4, 3)[:d]
     points = _lattice(upper, size)
     assert len(points) == 2**d * torch.tensor(size).prod()
-    encoder = make_encoder(EncoderSettings("matching", width=8), SMALL, d)
+    encoder = make_encoder(MatchingSettings(width=8), SMALL, d)
     everywhere = encoder._to_nodes(points, torch.ones(len(points), dtype=torch.bool), size)
     axes = [torch.linspace(-float(u), float(u), n) for u, n in zip(upper, size, strict=True)]
     expected = torch.stack(torch.meshgrid(*axes, indexing="ij")).permute(0, *range(d, 0, -1))[None]
@@ -280,7 +280,7 @@ def test_only_the_mask_is_looked_at():
     mask = torch.zeros(side, side, dtype=torch.bool)
     mask[:, : side // 2] = True
     pair = [Volume(mind_ssc(texture(d, side)), -torch.ones(d), 2 / (side - 1), m) for m in (mask, None)]
-    encoder = make_encoder(EncoderSettings("matching", width=8), SMALL, d)
+    encoder = make_encoder(MatchingSettings(width=8), SMALL, d)
     code, fields = zero_code(SMALL, torch.ones(d), (6, 6)), NeuralFields(SMALL, 150.0, d)
     with torch.no_grad():
         seen, kept, _ = encoder._look(*pair, FieldMap(fields, code).forward, code, 1)
@@ -294,7 +294,7 @@ def test_with_a_linear_term_the_comparison_alone_moves_the_points(d):
     side, shift = 40, (2, -1, 3)[:d]
     pair, field = volumes(d, shift, side), replace(SMALL, linear=True, local_code=2 * d + 1)
     fields = NeuralFields(field, 150.0, d)
-    encoder = make_encoder(EncoderSettings("matching", width=8, steps=(2, 1)), field, d)
+    encoder = make_encoder(MatchingSettings(width=8, steps=(2, 1)), field, d)
     points = torch.rand(2, 500, d, generator=torch.Generator().manual_seed(0)) - 0.5
     expected = torch.tensor(shift) * pair[0].spacing
     with torch.no_grad():
@@ -304,7 +304,7 @@ def test_with_a_linear_term_the_comparison_alone_moves_the_points(d):
 
 
 def test_flow_is_held_where_nothing_was_looked_at():
-    encoder = make_encoder(EncoderSettings("matching", width=8), SMALL, 2)
+    encoder = make_encoder(MatchingSettings(width=8), SMALL, 2)
     kept = _lattice(torch.ones(2), (9, 5))[:, 0] < -0.4
     flow = encoder._flow(torch.tensor([[0.1, -0.2]]).repeat(int(kept.sum()), 1), kept, (9, 5))
     torch.testing.assert_close(flow, torch.tensor([0.1, -0.2])[None, :, None, None].expand(1, 2, 5, 9))

@@ -282,7 +282,7 @@ def test_bad_files_are_explained(tmp_path, name, text, message):
 
 
 def test_missing_and_binary_files(tmp_path):
-    with pytest.raises(NephiError, match="No such file"):
+    with pytest.raises(NephiError, match="no such file"):
         read_landmarks(tmp_path / "none.csv")
     with pytest.raises(NephiError, match="Cannot read"):
         read_landmarks(tmp_path)
@@ -297,6 +297,8 @@ def test_what_cannot_be_written(tmp_path):
             write_landmarks(tmp_path / "a.csv", points)
     with pytest.raises(NephiError, match="a.vtk"):
         write_landmarks(tmp_path / "a.vtk", POINTS)
-    with pytest.raises(NephiError, match="Cannot write"):
-        write_landmarks(tmp_path / "none" / "a.csv", POINTS)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NephiError, match="[Cc]annot write"):
+        write_landmarks(tmp_path / "file" / "a.csv", POINTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -20,9 +20,9 @@ from nephi.learning.settings import check
 from nephi.maps.maps import Composed, FieldMap
 from nephi.registration import register
 from nephi.result import Registration
-from nephi.settings import FieldSettings, SimilaritySettings, Stage
+from nephi.settings import Features, FieldSettings, Level
 from nephi.space.grid import Grid
-from stages import COARSE_MM, FINE_MM, both, randomised, seen_at, single, voxel
+from stages import COARSE_MM, FINE_MM, SIMILARITY, both, randomised, single, voxel
 
 
 def texture(d: int, side: int, shift: tuple[int, ...]) -> PairTensors:
@@ -39,7 +39,7 @@ def texture(d: int, side: int, shift: tuple[int, ...]) -> PairTensors:
     upper = torch.ones(d)
     return PairTensors(
         name="texture", intensities=(cut([0] * d), cut(shift)), masks=None, distances=None, half_extents_cube=upper,
-        lower_cube=-upper, spacing_cube=2 / (side - 1), similarity=seen_at(FINE_MM),
+        lower_cube=-upper, spacing_cube=2 / (side - 1), similarity=SIMILARITY, dilation=1,
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_a_pair_is_found_that_lies_further_apart_than_the_fine_stage_looks(side,
     sample = texture(d, side, shift)
     torch.manual_seed(0)
     alone, coarse, two = (Model(s) for s in (single(d), voxel(d), both(d)))
-    small = sample.downsampled(3, coarse.settings.similarity)
+    small = sample.downsampled(3, coarse.settings.similarity, coarse.settings.features.dilation)
     maps = two.predict(sample)
     lost, rough, fine = (errors(m, sample, shift) for m in (alone.predict(sample), coarse.predict(small), maps))
     assert min(lost) > 10 and max(rough) < 1.5  # measured: 0.6 to 0.9
@@ -84,7 +84,7 @@ def test_a_pair_is_found_that_lies_further_apart_than_the_fine_stage_looks(side,
 def test_images_with_large_voxels_are_not_made_coarser_than_the_coarse_stage_asks(monkeypatch):
     """Where the images' voxels limit the grid, it may be the coarse stage's already: 7.5 mm are asked for."""
     factors, coarser = [], PairTensors.downsampled
-    monkeypatch.setattr(PairTensors, "downsampled", lambda s, f, settings: factors.append(f) or coarser(s, f, settings))
+    monkeypatch.setattr(PairTensors, "downsampled", lambda s, f, *how: factors.append(f) or coarser(s, f, *how))
     model, sample = Model(both(2)), texture(2, 48, (2, 1))
     for spacing_mm in (None, 2.5, 5.0, 12.0):
         with torch.no_grad():
@@ -134,12 +134,12 @@ _APART = {
     "another alignment": (voxel(align="none"), "align is 'auto', but 'none' in the coarse stage"),
     "another dimension": (voxel(3), "dimension is 2, but 3 in the coarse stage"),
     "another window": (
-        voxel(similarity=replace(seen_at(COARSE_MM), window=(0.0, 1.0))), "similarity.window is None, but"),
+        voxel(similarity=replace(SIMILARITY, window=(0.0, 1.0))), "similarity.window is None, but"),
     "other surroundings": (
-        voxel(similarity=SimilaritySettings(stages=(Stage(0.0, COARSE_MM, 1, 0.5),))), "outside is 1.0, but 0.5"),
-    "not a multiple": (voxel(similarity=seen_at(4.0)), "spacing 4.0 mm must be a multiple of the fine 2.5 mm"),
-    "a finer one": (voxel(similarity=seen_at(1.25)), "spacing 1.25 mm must be a multiple of the fine 2.5 mm"),
-    "spacing of nothing": (voxel(similarity=seen_at(0.0)), "spacing_mm is 0.0"),
+        voxel(features=Features(COARSE_MM, 1, 0.5)), "outside is 1.0, but 0.5"),
+    "not a multiple": (voxel(features=Features(4.0, 1)), "spacing 4.0 mm must be a multiple of the fine 2.5 mm"),
+    "a finer one": (voxel(features=Features(1.25, 1)), "spacing 1.25 mm must be a multiple of the fine 2.5 mm"),
+    "spacing of nothing": (voxel(features=Features(0.0, 1)), "spacing_mm is 0.0"),
     "channels": (voxel(field=FieldSettings(kind="voxel", local_code=5)), "voxel needs field.local_code of 4"),
     "a field unknown": (voxel(field=FieldSettings(kind="mesh")), "field.kind is 'mesh', must be one of neural, voxel"),
     "modulation": (voxel(field=FieldSettings(modulation="tanh")), "field.modulation is 'tanh'"),
@@ -156,7 +156,7 @@ def test_stages_that_do_not_go_together(case):
 
 def test_stages_that_go_together():
     check(both())
-    check(single(coarse=voxel(similarity=seen_at(FINE_MM))))  # of the same spacing
+    check(single(coarse=voxel(features=Features(FINE_MM, 1))))  # of the same spacing
     check(single(coarse=single(2, COARSE_MM)))  # a neural one before a neural one
 
 
@@ -242,8 +242,8 @@ def test_the_optimisation_goes_on_from_the_composite(predicted, images, models, 
 
 
 def test_as_published_it_refines_the_fine_stage_alone(predicted, images, models, short):
-    stages = tuple(Stage(start, 2.5, 2, coarsening=factor) for start, factor in ((0.0, 2.0), (0.5, 1.0)))
-    result = run(images, partial(short, stages=stages), 60, models["two"], linear=False)
+    levels = tuple(Level(start, Features(2.5, 2), factor) for start, factor in ((0.0, 2.0), (0.5, 1.0)))
+    result = run(images, partial(short, levels=levels), 60, models["two"], linear=False)
     assert result.maps.inner.code.size == predicted.maps.inner.code.size  # whatever nodes the stages ask for
     assert result.notes == () and [e["step"] for e in result.history][-1] == 60
     for name in ("global_code", "local_code"):

@@ -12,17 +12,17 @@ import torch
 from nephi.cli import main
 from nephi.learning import train as train_module
 from nephi.learning.model import Model, about
-from nephi.learning.settings import EncoderSettings, ModelSettings, TrainSettings
+from nephi.learning.settings import ModelSettings, PublishedSettings, TrainSettings
 from nephi.learning.state import LOG, MODEL, RESUME
 from nephi.learning.train import train
-from nephi.settings import FitSettings, RegularitySettings, Sampling
-from stages import both, randomised, seen_at, single, voxel
+from nephi.settings import Features, FitSettings, RegularitySettings, Sampling
+from stages import both, randomised, single, voxel
 
 CPU = torch.device("cpu")
 _COARSE = {
-    "matching": voxel(similarity=seen_at(12.0)),
+    "matching": voxel(features=Features(12.0, 1)),
     "published": voxel(
-        similarity=seen_at(12.0), encoder=EncoderSettings(size=24, channels=(8, 16), hidden=12, local_level=1)
+        features=Features(12.0, 1), encoder=PublishedSettings(size=24, channels=(8, 16), hidden=12, local_level=1)
     ),
 }
 
@@ -93,7 +93,7 @@ def test_each_stage_is_trained_by_a_command(kind, training_pairs, tmp_path):
 
 def test_what_the_coarse_stage_found_is_not_looked_for_again(training_pairs, tmp_path):
     """The known points that the fine stage is taught are those seen through the coarse one."""
-    coarse = randomised(voxel(similarity=seen_at(12.0)), 0)
+    coarse = randomised(voxel(features=Features(12.0, 1)), 0)
     with torch.no_grad():
         coarse.encoder.local.bias.fill_(1.5)  # it predicts a shift that is off
     coarse.save(tmp_path / "off.safetensors")
@@ -137,7 +137,7 @@ _BAD = {
 @pytest.mark.parametrize("case", _BAD)
 def test_bad_input_is_one_line_and_exit_code_2(case, training_pairs, tmp_path, capfd):
     changes, flags, words = _BAD[case]
-    made = {"coarse": voxel(), "two": both(), "odd": voxel(similarity=seen_at(4.0))}
+    made = {"coarse": voxel(), "two": both(), "odd": voxel(features=Features(4.0, 1))}
     for name, settings in made.items():
         Model(settings).save(tmp_path / f"{name}.safetensors")
     (tmp_path / "junk.safetensors").write_bytes(b"junk" * 50)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from nephi.config import of_kind
 from nephi.fitting.objective import Objective
 from nephi.fitting.regularity import make_regulariser
 from nephi.fitting.similarity import make_similarity
@@ -15,7 +16,14 @@ from nephi.maps.code import Code, HybridCode, zero_code
 from nephi.maps.fields import NeuralFields
 from nephi.maps.jacobian import exact_jacobian, finite_jacobian
 from nephi.maps.maps import FieldMap, Map
-from nephi.settings import SIMILARITIES, FieldSettings, RegularitySettings, Sampling, SimilaritySettings
+from nephi.settings import (
+    SIMILARITIES,
+    FieldSettings,
+    IntensitySettings,
+    RegularitySettings,
+    Sampling,
+    SimilaritySettings,
+)
 from torch.nn import functional as F
 
 
@@ -140,7 +148,7 @@ def texture(d: int, n: int = 40) -> torch.Tensor:
 @pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_similarity_is_best_at_the_truth(name, d):
-    settings = SimilaritySettings(name)
+    settings = of_kind(SimilaritySettings(), name)
     chosen = make_similarity(settings)
     image = texture(d)
     volume = Volume(chosen.prepare(image, 1), -torch.ones(d), 2 / (image.shape[0] - 1), None)
@@ -159,7 +167,10 @@ def test_similarity_is_best_at_the_truth(name, d):
 
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_points_of_no_weight_do_not_count(name):
-    compare, channels = make_similarity(SimilaritySettings(name)).compare, {"mind": 12, "lncc": 27}.get(name, 1)
+    compare, channels = (
+        make_similarity(of_kind(SimilaritySettings(), name)).compare,
+        {"mind": 12, "lncc": 27}.get(name, 1),
+    )
     a, b = (torch.rand(60, channels, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     weight = torch.ones(60, 1)
     weight[40:] = 0
@@ -172,7 +183,7 @@ def test_points_of_no_weight_do_not_count(name):
 
 def test_ncc_and_lncc_do_not_see_brightness_and_contrast():
     a = torch.rand(100, 1, generator=torch.Generator().manual_seed(0))
-    ncc = make_similarity(SimilaritySettings("ncc")).compare
+    ncc = make_similarity(IntensitySettings("ncc")).compare
     assert float(ncc(a, 3 * a + 0.4, torch.ones(100, 1))) == pytest.approx(0, abs=1e-4)
     assert float(ncc(a, -a, torch.ones(100, 1))) == pytest.approx(2, abs=1e-4)
     both = torch.cat([a, a.flip(0)], 1)  # each channel has a mean and a contrast of its own
@@ -190,7 +201,7 @@ def test_blurs_let_thin_lines_attract_each_other():
     lines[0, :, 20] = lines[1, :, 30] = lines[1, :, 28] = 1
 
     def gain(blurs) -> float:
-        measure = make_similarity(SimilaritySettings("ncc", blurs=blurs))
+        measure = make_similarity(IntensitySettings("ncc", blurs=blurs))
         at, far = (measure.prepare(line, 1, None).reshape(1600, -1) for line in lines)
         near = measure.prepare(lines[1].roll(-1, 1), 1, None).reshape(1600, -1)
         assert at.shape == (1600, len(blurs))
@@ -210,7 +221,7 @@ class OnePair:
         settings = replace(FieldSettings(), width=16, frequencies=8)
         self.fields = NeuralFields(settings, 100.0, d, torch.Generator().manual_seed(0))
         self.code = HybridCode(zero_code(settings, torch.ones(d), (3,) * d, batch))
-        similar = similar or SimilaritySettings("mse", Sampling(0.0, 200, 200))
+        similar = similar or IntensitySettings("mse", Sampling(0.0, 200, 200))
         regular = regular or RegularitySettings()
         self.objective = Objective(similar, regular, 100.0, torch.Generator().manual_seed(0))
         image = texture(d)
@@ -294,7 +305,7 @@ def test_the_differences_of_the_regulariser_are_taken_a_step_in_mm_apart(unit_mm
         inverse = to = forward
 
     volume = Volume(torch.rand(12, 12, 1), -torch.ones(2), 2 / 11, None)
-    similarity_settings = SimilaritySettings(name="mse", points=Sampling(0.0, 30, 30))
+    similarity_settings = IntensitySettings(name="mse", points=Sampling(0.0, 30, 30))
     settings = RegularitySettings("gradicon", points=Sampling(0.0, 8, 8), step_mm=1.5)
     objective = Objective(similarity_settings, settings, unit_mm, torch.Generator().manual_seed(0))
     objective(Identity(), [VolumePair(volume, volume)])

@@ -11,13 +11,13 @@ from nephi.both import Both
 from nephi.fitting.similarity import make_similarity
 from nephi.images.image_pair import ImagePair
 from nephi.learning.pair_tensors import PairTensors
-from nephi.settings import PRESETS, SimilaritySettings, Stage
+from nephi.settings import PRESETS, Features, MindSettings
 from nephi.space.affine import Affine
 
 
-def features(pair: ImagePair, stage: Stage):
+def features(pair: ImagePair, scale: Features):
     """What is compared at a stage, by the similarity of the pair's settings."""
-    return pair.volumes(stage, make_similarity(pair.settings.similarity).prepare, "cpu")
+    return pair.volumes(scale, make_similarity(pair.settings.similarity).prepare, "cpu")
 
 
 def _ct(outside_hu: float) -> tuple[sitk.Image, sitk.Image]:
@@ -37,9 +37,9 @@ def test_only_given_masks_cut_away_the_chest_wall():
     (one, mask), (other, _) = _ct(40.0), _ct(45.0)
     differences = []
     for trusted in (True, False):
-        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(outside_hu=-100.0))
+        settings = replace(PRESETS["fast"], similarity=MindSettings(outside_hu=-100.0))
         pair = ImagePair.of(Both(one, other), Both(mask, mask), Affine.identity(3), settings, trusted)
-        fixed, moving = features(pair, Stage(0.0, 7.0, 1))
+        fixed, moving = features(pair, Features(7.0, 1))
         differences.append(float((fixed.volume.float() - moving.volume.float()).abs().mean()))
     assert differences[0] < 0.5 * differences[1]  # the rest: voxels that the border runs through
 
@@ -48,9 +48,9 @@ def test_points_come_from_the_masks_grown_by_the_margin():
     image, mask = _ct(40.0)
     counts = []
     for margin in (0.0, 10.0):
-        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(mask_margin_mm=margin))
+        settings = replace(PRESETS["fast"], similarity=MindSettings(mask_margin_mm=margin))
         pair = ImagePair.of(Both(image, image), Both(mask, mask), Affine.identity(3), settings)
-        volume = features(pair, Stage(0.0, 7.0, 1))[0]
+        volume = features(pair, Features(7.0, 1))[0]
         counts.append(len(volume.chosen))
     # a box of 20 voxels of 7 mm: its sides grow by the margin at either end, but for the rounded corners
     side = [count ** (1 / 3) for count in counts]
@@ -72,7 +72,7 @@ def test_a_stage_may_keep_a_part_of_the_chest_wall():
 @pytest.mark.parametrize("finest, wanted_mm", [(0.75, 5.25), (0.5, 3.5), (0.1, 2.0)])
 def test_the_working_grid_is_no_finer_than_a_part_of_the_voxels(finest, wanted_mm):
     image, mask = _ct(40.0)
-    settings = replace(PRESETS["fast"], similarity=SimilaritySettings(finest=finest))
+    settings = replace(PRESETS["fast"], similarity=MindSettings(finest=finest))
     pair = ImagePair.of(Both(image, image), Both(mask, mask), Affine.identity(3), settings)
     assert pair.working_grid(2.0).spacing_mm == pytest.approx((wanted_mm,) * 3)
 
@@ -96,12 +96,12 @@ def test_the_margin_shrinks_with_a_small_body():
         each.SetSpacing([0.7] * 3)
     counts = []
     for margin in (0.0, 4.0):
-        settings = replace(PRESETS["fast"], similarity=SimilaritySettings(mask_margin_mm=margin))
+        settings = replace(PRESETS["fast"], similarity=MindSettings(mask_margin_mm=margin))
         pair = ImagePair.of(Both(image, image), Both(mask, mask), Affine.identity(3), settings)
         assert 0.1 < pair.scale < 0.13
         grid = pair.working_grid(0.7 / pair.scale)
         assert max(grid.size) < 20 + 2 * 10.0 * pair.scale / 0.7 + 3  # of the images no more than is needed
-        volume = features(pair, Stage(0.0, 0.7 / pair.scale, 1))[0]
+        volume = features(pair, Features(0.7 / pair.scale, 1))[0]
         counts.append(len(volume.chosen))
     side = [count ** (1 / 3) for count in counts]
     assert side[0] == pytest.approx(20, abs=1)

@@ -18,14 +18,14 @@ from nephi.images.image_pair import ImagePair
 from nephi.learning import predict as predict_module
 from nephi.learning.dataset import Shapes
 from nephi.learning.model import Model, about
-from nephi.learning.settings import EncoderSettings, ModelSettings
+from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings
 from nephi.learning.shipped import shipped_models
 from nephi.learning.validate import validate
 from nephi.maps.code import FORWARD, INVERSE
 from nephi.measure.quality import dice, tre_mm
 from nephi.registration import register
 from nephi.result import Registration
-from nephi.settings import PRESETS, FieldSettings, FitSettings, SimilaritySettings, Stage
+from nephi.settings import PRESETS, Features, FieldSettings, FitSettings, Level
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 from nephi.synthetic.breathing import BreathingSettings, breathe
@@ -35,12 +35,12 @@ from nephi.synthetic.shapes import HALF
 SHIFT_MM = np.array([9.0, -6.0])  # true map: x -> x + SHIFT_MM
 ELSEWHERE_MM = np.array([30.0, 25.0])
 _ENCODERS = {
-    "published": EncoderSettings(size=24, channels=(8, 16), hidden=12, local_level=1),
-    "matching": EncoderSettings("matching", node_spacing=0.4, steps=(2,), width=8),
+    "published": PublishedSettings(size=24, channels=(8, 16), hidden=12, local_level=1),
+    "matching": MatchingSettings(node_spacing=0.4, steps=(2,), width=8),
 }
 FLAT = ModelSettings(
     dimension=2, field=FieldSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False),
-    encoder=_ENCODERS["published"], similarity=SimilaritySettings(stages=(Stage(0.0, 2.5, 2),)), cube_margin_mm=10.0,
+    encoder=_ENCODERS["published"], features=Features(2.5, 2), cube_margin_mm=10.0,
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def model_file(images, tmp_path):
     """A model that moves every point by as much, in mm, and what else is asked for."""
 
     def write(shift_mm=SHIFT_MM, settings: ModelSettings = FLAT, change=lambda model: None):
-        seen = replace(PRESETS["balanced"], similarity=settings.similarity)
+        seen = replace(PRESETS["balanced"], levels=(Level(features=settings.features),), similarity=settings.similarity)
         affine = Affine.identity(2)
         pair = ImagePair.of(Both(*images), Both(None, None), affine, seen, cube_margin_mm=settings.cube_margin_mm)
         unit_mm = pair.cube.unit_mm
@@ -107,15 +107,14 @@ def test_a_good_prediction_is_the_result(encoder, refinements, images, short, mo
 def test_the_optimisation_passes_over_the_stage_that_looks_for_large_motion(images, short, model_file, monkeypatch):
     seen, volumes = [], ImagePair.volumes
     monkeypatch.setattr(
-        ImagePair, "volumes", lambda self, stage, *rest: seen.append(stage) or volumes(self, stage, *rest)
+        ImagePair, "volumes", lambda self, scale, *rest: seen.append(scale) or volumes(self, scale, *rest)
     )
-    three = (Stage(0.0, 5.0, coarsening=4.0), Stage(0.5, 2.5, coarsening=2.0), Stage(0.75, 2.0))
-    similarity = replace(short(8).similarity, stages=three)
+    three = (Level(0.0, Features(5.0), 4.0), Level(0.5, Features(2.5), 2.0), Level(0.75, Features(2.0)))
     found = []
     for model in (None, model_file()):
-        settings = replace(short(8), align="none", model=model, similarity=similarity)
+        settings = replace(short(8), align="none", model=model, levels=three)
         register(*images, settings=settings, device="cpu")
-        found.append([stage.spacing_mm for stage in seen])
+        found.append([scale.spacing_mm for scale in seen])
         seen.clear()
     assert found == [[5.0, 2.5, 2.0], [2.5, 2.0]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from files import textured, write_dicom
 from geometry import rotation
 from nephi.errors import NephiError, collected_notices
 from nephi.files.image import read_image
+from nephi.files.sizes import lengths_fit
 from nephi.space.grid import Grid
 
 IMAGE = textured()
@@ -190,3 +192,13 @@ def test_notices_are_pythons_warnings(tmp_path):
         warnings.simplefilter("error")
         (tmp_path / "copy.dcm").unlink()
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("length", [100, 2**31])
+def test_a_deflated_file_that_unpacks_to_far_too_much_is_refused(length, tmp_path):
+    meta = b"\2\0\x10\0UI" + (22).to_bytes(2, "little") + b"1.2.840.10008.1.2.1.99"
+    packer = zlib.compressobj(wbits=-15)
+    parts = [packer.compress(bytes(2**20)) for _ in range(length // 2**20 or 1)]
+    head = bytes(128) + b"DICM" + b"\2\0\0\0UL\4\0" + len(meta).to_bytes(4, "little")
+    (path := tmp_path / "a.dcm").write_bytes(head + meta + b"".join(parts) + packer.flush())
+    assert lengths_fit(path) == (length == 100)

@@ -324,3 +324,32 @@ def test_the_python_interface_checks_the_geometry_too(change, match):
     change(image)
     with pytest.raises(NephiError, match=match):
         check_image(image, "fixed image")
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_packed_voxels_are_checked_before_itk_reads_them(suffix, tmp_path):
+    path = tmp_path / f"scan{suffix}"
+    sitk.WriteImage(textured(), str(path), True)
+    read_image(path)
+    data = path.read_bytes()
+    for damaged in (data[:-40], data[:-300] + bytes(40) + data[-260:]):
+        path.write_bytes(damaged)
+        with pytest.raises(NephiError, match="damaged|cut off"):
+            read_image(path)
+
+
+def test_a_direction_beyond_all_use_is_refused(tmp_path):
+    sitk.WriteImage(textured(), str(path := tmp_path / "scan.mha"))
+    path.write_bytes(
+        path.read_bytes().replace(b"TransformMatrix = 1 0 0 0 1 0 0", b"TransformMatrix = 1 0 0 0 1 0 1e308")
+    )
+    with pytest.raises(NephiError, match="TransformMatrix"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("change", [lambda d: d[:-100], lambda d: d.replace(b"ORIGIN", b"OR\0GIN")])
+def test_a_damaged_vtk_image_is_refused(change, tmp_path):
+    sitk.WriteImage(textured(), str(path := tmp_path / "scan.vtk"))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(NephiError, match="cannot read"):
+        read_image(path)

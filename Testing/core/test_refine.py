@@ -12,11 +12,11 @@ from nephi.fitting.gauss_newton import _curvature, _solve, _to_nodes, refined
 from nephi.images.volume import Volume, sample_linear
 from nephi.learning.model import Model
 from nephi.learning.pair_tensors import PairTensors
-from nephi.learning.settings import EncoderSettings, check
+from nephi.learning.settings import MatchingSettings, PublishedSettings, check
 from nephi.maps.code import FORWARD, INVERSE, LINEAR_CUBE, nodes, zero_code
 from nephi.maps.maps import FieldMap, make_fields
 from nephi.settings import FieldSettings
-from stages import randomised, seen_at, single
+from stages import SIMILARITY, randomised, single
 
 SIDE = {2: 48, 3: 40}
 
@@ -213,7 +213,7 @@ def image_pair() -> PairTensors:
     upper = torch.ones(2)
     return PairTensors(
         name="half", intensities=(big[:96:2, :96:2], big[:96:2, 1:97:2]), masks=None, distances=None,
-        half_extents_cube=upper, lower_cube=-upper, spacing_cube=2 / 47, similarity=seen_at(1.0),
+        half_extents_cube=upper, lower_cube=-upper, spacing_cube=2 / 47, similarity=SIMILARITY, dilation=1,
     )  # fmt: skip
 
 
@@ -233,7 +233,10 @@ def test_the_prediction_is_refined_and_the_training_is_not():
 
 @pytest.mark.parametrize("kind", ["matching", "published"])
 def test_every_encoder_s_prediction_can_be_refined(kind):
-    encoder = EncoderSettings(kind, size=32, channels=(4, 8), local_level=1, hidden=8, steps=(1,), width=8)
+    encoder = {
+        "published": PublishedSettings(size=32, channels=(4, 8), local_level=1, hidden=8, width=8),
+        "matching": MatchingSettings(steps=(1,), width=8),
+    }[kind]
     field = FieldSettings(width=16, frequencies=8, linear=False)
     model = Model(replace(single(2), field=field, encoder=encoder, refinements=4), torch.Generator().manual_seed(0))
     before = replace(model.settings, refinements=0)

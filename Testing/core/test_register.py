@@ -16,7 +16,7 @@ from nephi.measure.quality import tre_mm
 from nephi.registration import register
 from nephi.report import write as output
 from nephi.report.write import write_all
-from nephi.settings import PRESETS, REGULARISERS, SIMILARITIES, Sampling, Stage
+from nephi.settings import PRESETS, REGULARISERS, SIMILARITIES, Features, Level, Sampling
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import Phantom
 
@@ -282,8 +282,8 @@ def test_boundary_term_and_margin(phantom_2d, short):
 
 
 def test_of_stages_that_begin_with_one_step_the_last_counts(phantom_2d, short):
-    coarse, fine = Stage(0.0, 2.5, 2, coarsening=4.0), Stage(0.3, 2.5, 1)
-    both, alone = (run(phantom_2d, short(1, stages=s)) for s in ((coarse, fine), (replace(fine, start=0.0),)))
+    coarse, fine = Level(0.0, Features(2.5, 2), 4.0), Level(0.3, Features(2.5, 1))
+    both, alone = (run(phantom_2d, short(1, levels=s)) for s in ((coarse, fine), (replace(fine, start=0.0),)))
     assert both.maps.code.size == alone.maps.code.size
     assert both.history[0]["loss"] == alone.history[0]["loss"]
 

@@ -17,7 +17,7 @@ from nephi.learning.pair_tensors import PairTensors
 from nephi.maps.code import LINEAR_CUBE, Code
 from nephi.maps.maps import FieldMap
 from nephi.maps.voxel import VoxelFields
-from nephi.settings import PRESETS, FieldSettings, SimilaritySettings, Stage
+from nephi.settings import PRESETS, Features, FieldSettings, IntensitySettings, Level, MindSettings
 from nephi.space.affine import Affine
 
 NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
@@ -26,9 +26,9 @@ NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart
 # ---- from a pair ---------------------------------------------------------------------------------------
 
 
-def features(pair: ImagePair, stage: Stage):
+def features(pair: ImagePair, scale: Features):
     """What is compared at a stage, by the similarity of the pair's settings."""
-    return pair.volumes(stage, make_similarity(pair.settings.similarity).prepare, "cpu")
+    return pair.volumes(scale, make_similarity(pair.settings.similarity).prepare, "cpu")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -39,8 +39,8 @@ def seen(request, phantom_2d, phantom_3d):
     centre = phantom.fixed_landmarks_lps_mm.mean(0)
     matrix = rotation(d, 7.0) @ np.diag([1.05, 0.95, 1.1][:d])
     affine = Affine(matrix, phantom.moving_landmarks_lps_mm.mean(0) - matrix @ centre)
-    similarity = SimilaritySettings(stages=(Stage(0.0, 5.0, 1, 0.5),))
-    settings = replace(PRESETS["balanced"], similarity=similarity)
+    levels = (Level(features=Features(5.0, 1, 0.5)),)
+    settings = replace(PRESETS["balanced"], levels=levels, similarity=MindSettings())
     images, masks = Both(phantom.fixed, phantom.moving), Both(phantom.fixed_mask, phantom.moving_mask)
     pair = ImagePair.of(images, masks, affine, settings, cube_margin_mm=10.0)
     return phantom, pair, PairTensors.of(pair, "phantom")
@@ -57,8 +57,8 @@ def tensor(values) -> torch.Tensor:
 def test_its_voxels_are_the_images_in_their_window(seen):
     """Both, and the moving one through the alignment; averaged over a voxel of the grid, so nearly."""
     phantom, pair, _ = seen
-    stages = (Stage(0.0, 5.0, 1, outside=0.0),)  # nothing is replaced outside the masks
-    plain = replace(pair.settings, similarity=SimilaritySettings(stages=stages))
+    levels = (Level(features=Features(5.0, 1, outside=0.0)),)  # nothing is replaced outside the masks
+    plain = replace(pair.settings, levels=levels)
     sample = PairTensors.of(ImagePair.of(pair.images, pair.masks, pair.affine, plain, cube_margin_mm=10.0))
     points = cube_points(pair, 600)
     places = pair.cube.to_lps_mm(points), pair.affine(pair.cube.to_lps_mm(points))
@@ -121,7 +121,7 @@ def test_a_swapped_sample_has_all_of_both_images_exchanged(seen):
 
 def test_what_is_compared_is_what_a_registration_compares(seen):
     _, pair, sample = seen
-    for mine, theirs in zip(sample.volumes, features(pair, pair.settings.similarity.stages[0]), strict=True):
+    for mine, theirs in zip(sample.volumes, features(pair, pair.settings.levels[0].features), strict=True):
         assert torch.equal(mine.volume, theirs.volume) and torch.equal(mine.chosen, theirs.chosen)
         assert torch.equal(mine.lower, theirs.lower) and mine.spacing == theirs.spacing
         points = tensor(cube_points(pair))
@@ -174,7 +174,7 @@ def synthetic(d: int) -> PairTensors:
     return PairTensors(
         name="synthetic", intensities=(smooth(grid), moving), masks=((grid > 0).all(-1), (grid[..., 0] > 0.2)),
         distances=(grid[..., 0] * 0.5, grid[..., 1] * 0.5), half_extents_cube=upper, lower_cube=-upper,
-        spacing_cube=step, similarity=SimilaritySettings(), views=(view, view), known=(known, there),
+        spacing_cube=step, similarity=MindSettings(), views=(view, view), known=(known, there),
         landmarks=(known[:20], there[:20]), labels=((grid > 0).all(-1).short() * 3, (grid > 0.1).all(-1).short()),
         to_moving_mm=torch.diag(torch.tensor([100.0, 90.0, 80.0][:d])),
     )  # fmt: skip
@@ -328,7 +328,7 @@ def ramp(d: int, size: tuple[int, ...]) -> tuple[PairTensors, torch.Tensor]:
     view = torch.eye(d), torch.zeros(d), torch.ones(d)
     sample = PairTensors(
         name="ramp", intensities=images, masks=masks, distances=images, half_extents_cube=upper, lower_cube=-upper,
-        spacing_cube=spacing, similarity=SimilaritySettings(), views=(view, view), known=known, labels=masks,
+        spacing_cube=spacing, similarity=MindSettings(), views=(view, view), known=known, labels=masks,
         to_moving_mm=torch.eye(d),
     )  # fmt: skip
     return sample, slopes
@@ -338,7 +338,7 @@ def ramp(d: int, size: tuple[int, ...]) -> tuple[PairTensors, torch.Tensor]:
 @pytest.mark.parametrize("size", [(12, 18), (13, 11), (13, 12, 11)])
 def test_a_ramp_stays_the_same_ramp_on_a_coarser_grid(size, factor):
     """At its new voxel centres; where the size does not divide, the last voxel is the mean of what is left."""
-    d, mse = len(size), SimilaritySettings("mse")
+    d, mse = len(size), IntensitySettings("mse")
     sample, slopes = ramp(d, size)
     small = sample.downsampled(factor, mse)
     assert small.intensities[0].shape == tuple(-(-n // factor) for n in reversed(size))
@@ -367,7 +367,7 @@ def test_features_are_those_of_the_coarser_images():
     sample = replace(sample, intensities=tuple((i * 255).round().to(torch.uint8) for i in sample.intensities))
     assert sample.volumes[0].volume.dtype == torch.uint8  # of MIND
     for factor in (1, 2):
-        features = sample.downsampled(factor, SimilaritySettings("mse")).volumes[0].volume
+        features = sample.downsampled(factor, IntensitySettings("mse")).volumes[0].volume
         assert features.dtype == torch.float32 and features.shape[-1] == 1
         assert features.shape[:2] == (18 // factor, 12 // factor)
         assert abs(float(features.mean()) - 0.5) < 0.003

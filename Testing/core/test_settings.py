@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nephi.config import decode, read_json
+from nephi.config import decode, of_kind, read_json
 from nephi.errors import NephiError
-from nephi.learning.settings import TrainSettings, check_training
-from nephi.settings import PRESETS, Sampling, Settings, Stage, from_dict, load, preset
+from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings, TrainSettings, check_training
+from nephi.learning.settings import check as check_model
+from nephi.settings import (
+    PRESETS,
+    Features,
+    IntensitySettings,
+    Level,
+    MindSettings,
+    Sampling,
+    Settings,
+    SimilaritySettings,
+    check,
+    from_dict,
+    load,
+    preset,
+)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -38,8 +54,8 @@ def test_a_number_of_points_is_a_shorthand():
 
 
 def test_lists_become_tuples_and_null_is_allowed_where_it_means_something():
-    s = from_dict({"similarity": {"stages": [{"spacing_mm": 3}, {"start": 0.5}], "window": [0, 1]}})
-    assert s.similarity.stages == (Stage(0.0, 3.0, 2), Stage(0.5, 2.0, 2))
+    s = from_dict({"levels": [{"features": {"spacing_mm": 3}}, {"start": 0.5}], "similarity": {"window": [0, 1]}})
+    assert s.levels == (Level(0.0, Features(3.0, 2)), Level(0.5, Features(2.0, 2)))
     assert s.similarity.window == (0.0, 1.0)
     assert from_dict({"preset": "paper", "similarity": {"window": None}}).similarity.window is None
 
@@ -61,13 +77,16 @@ def test_lists_become_tuples_and_null_is_allowed_where_it_means_something():
         ({"similarity": {"window": [1.0]}}, ["similarity.window"]),
         ({"similarity": {"window": [5, 1]}}, ["similarity.window", "low < high"]),
         ({"similarity": {"name": "ncc", "blurs": [-1]}}, ["similarity.blurs", "0 or more"]),
-        ({"similarity": {"name": "mind", "blurs": [2.0]}}, ["similarity.blurs", "only for ncc and mse"]),
+        ({"similarity": {"name": "mind", "blurs": [2.0]}}, ["similarity.blurs", "mind", "noise"]),
         ({"similarity": {"name": "ncc", "blurs": []}}, ["similarity.blurs"]),
-        ({"similarity": {"points": 0}}, ["similarity.points", "above 0"]),
-        ({"similarity": {"stages": [{"spacing_mm": 0}, {"start": 0.5}]}}, ["stages[0].spacing_mm", "above 0"]),
-        ({"similarity": {"stages": []}}, ["similarity.stages", "start 0"]),
-        ({"similarity": {"stages": [{"start": 0.5}]}}, ["similarity.stages", "start 0"]),
-        ({"similarity": {"stages": [{"spacing": 1}]}}, ["similarity.stages[0].spacing", "spacing_mm"]),
+        ({"similarity": {"points": 0}}, ["similarity.points.least", "1 or more"]),
+        (
+            {"levels": [{"features": {"spacing_mm": 0}}, {"start": 0.5}]},
+            ["levels[0].features.spacing_mm", "0.001 or more"],
+        ),
+        ({"levels": []}, ["levels", "at least one"]),
+        ({"levels": [{"start": 0.5}]}, ["levels[0].start", "begin at 0"]),
+        ({"levels": [{"features": {"spacing": 1}}]}, ["levels[0].features.spacing", "spacing_mm"]),
         ({"regularity": {"name": "tv"}}, ["regularity.name", "gradicon"]),
         ({"regularity": {"points": {"fraction": "x"}}}, ["regularity.points.fraction", "float"]),
         ({"field": {"modulation": "tanh"}}, ["field.modulation", "relu"]),
@@ -77,8 +96,11 @@ def test_lists_become_tuples_and_null_is_allowed_where_it_means_something():
         ({"fit": {"learning_rate": float("nan")}}, ["fit.learning_rate", "finite"]),
         ({"similarity": {"window": [float("-inf"), 1]}}, ["similarity.window[0]", "finite"]),
         ({"similarity": {"points": {"least": -5}}}, ["similarity.points", "least"]),
-        ({"similarity": {"stages": [{"dilation": 10**5}]}}, ["stages[0]", "dilation"]),
-        ({"similarity": {"mask_margin_mm": 1e300}}, ["similarity.mask_margin_mm", "finite"]),
+        ({"levels": [{"features": {"dilation": 10**5}}]}, ["levels[0].features.dilation", "at most 64"]),
+        ({"similarity": {"mask_margin_mm": 1e300}}, ["similarity.mask_margin_mm", "1e+300", "at most 1e+09"]),
+        ({"similarity": {"mask_margin_mm": 10**400}}, ["similarity.mask_margin_mm", "too large"]),
+        ({"similarity": {"points": {"least": 900, "most": 70}}}, ["similarity.points", "least", "900", "70"]),
+        ({"preset": "paper", "similarity": {"noise": 0.1}}, ["similarity.noise", "ncc", "blurs"]),
         ({"regularity": {"weight": float("inf")}}, ["regularity.weight", "finite"]),
     ],
 )
@@ -92,7 +114,7 @@ def test_a_wrong_entry_is_named(data, words):
 
 
 def test_files_that_are_no_settings(tmp_path):
-    with pytest.raises(NephiError, match="cannot read settings"):
+    with pytest.raises(NephiError, match="no such file"):
         load(tmp_path / "none.json")
     cases = ("{", "not valid JSON"), ("[1]", "JSON object"), ('{"preset": "fats"}', "unknown preset 'fats'")
     for text, match in cases:
@@ -121,9 +143,124 @@ def test_settings_as_reports_held_them_before_still_load():
     )
 
 
+def test_stages_of_former_files_are_the_levels():
+    stages = [{"spacing_mm": 3, "coarsening": 2}, {"start": 0.5, "dilation": 1, "outside": 0.5}]
+    data = {"similarity": {"name": "ncc", "blurs": [1.0], "stages": stages}}
+    kept = json.loads(json.dumps(data))
+    settings = from_dict(data)
+    assert settings.levels == (Level(0.0, Features(3.0, 2), 2.0), Level(0.5, Features(2.0, 1, 0.5)))
+    assert settings.similarity == IntensitySettings("ncc", blurs=(1.0,), mask_margin_mm=7.0) and data == kept
+    for stages in ([{"spacing_mm": "x"}], [3], 3, [{"spacing": 1}]):
+        with pytest.raises(NephiError, match="settings: "):
+            from_dict({"similarity": {"stages": stages}})
+
+
+def test_settings_that_former_models_held_still_load():
+    """They listed the entries of every kind of encoder and of similarity, most of them of no meaning."""
+    written = read_json(Path(__file__).with_name("former_model.json"))
+    settings = decode(ModelSettings(), written)
+    check_model(settings)
+    assert settings.encoder == MatchingSettings(steps=(4, 3), windows=(3, 5)) and settings.features == Features(3.0, 1)
+    assert settings.similarity == MindSettings(noise=0.02)
+    assert settings.coarse.encoder == PublishedSettings(size=64) and settings.coarse.features == Features(6.0, 2)
+    assert settings.coarse.similarity == IntensitySettings("ncc", blurs=(0.0, 2.0))
+    training = decode(TrainSettings(), {"model": written})
+    assert training.model == settings
+    for broken in ([], [3], 3):
+        with pytest.raises(NephiError, match="settings: "):
+            decode(ModelSettings(), {"similarity": {"stages": broken}})
+
+
 @pytest.mark.parametrize("name", ["lung", "lung-m", "lung-m-coarse", "shapes2d-hollow", "shapes2d-solid"])
 def test_the_settings_that_the_shipped_models_were_trained_with_still_load(name):
     written = read_json(Path(__file__).parents[2] / "docs" / f"{name}.json")
     settings = decode(TrainSettings(), written)
     check_training(settings)
     assert settings.fit.iterations == written["fit"]["iterations"]
+
+
+# ---- kinds of things --------------------------------------------------------------------------------------
+
+
+def test_settings_of_another_kind_keep_what_both_have():
+    mind = MindSettings(mask_margin_mm=2.0, noise=0.5)
+    ncc = of_kind(mind, "ncc")
+    assert ncc == IntensitySettings("ncc", mask_margin_mm=2.0)
+    assert type(of_kind(mind, "lncc")) is SimilaritySettings  # has no entries of its own
+    assert of_kind(ncc, "mind") == MindSettings(mask_margin_mm=2.0)
+    made = decode(TrainSettings(), {"model": {"encoder": {"kind": "matching", "reach": 3}}})
+    assert made.model.encoder == MatchingSettings(reach=3)
+    with pytest.raises(
+        NephiError, match=r"unknown entry 'model.encoder.size' of encoder 'matching' \(known: kind, node_"
+    ):
+        decode(TrainSettings(), {"model": {"encoder": {"kind": "matching", "size": 3}}})
+
+
+def test_a_name_without_its_settings_is_refused():
+    with pytest.raises(NephiError, match="similarity.name is 'ncc', whose settings are IntensitySettings"):
+        check(replace(Settings(), similarity=MindSettings("ncc")))
+
+
+def test_saved_settings_of_a_similarity_unknown_here_load():
+    data = {"similarity": {"name": "of another package", "bins": 32, "finest": 0.5}}
+    assert from_dict(data, names=False).similarity.finest == 0.5
+    with pytest.raises(NephiError, match="similarity.name is 'of another package', must be one of mind"):
+        from_dict(data)
+
+
+# ---- limits -----------------------------------------------------------------------------------------------
+
+
+def numbers(value, where: str = ""):
+    """Every number in a settings object: its dotted name, and what makes the same object with another one there."""
+    for one in dataclasses.fields(value):
+        inner, name = getattr(value, one.name), f"{where}{one.name}"
+
+        def put(new, key=one.name):
+            return replace(value, **{key: new})
+
+        if dataclasses.is_dataclass(inner):
+            yield from ((n, lambda x, p=p, put=put: put(p(x))) for n, p in numbers(inner, f"{name}."))
+        elif isinstance(inner, tuple):
+            for i, item in enumerate(inner):
+
+                def at(new, inner=inner, i=i, put=put):
+                    return put((*inner[:i], new, *inner[i + 1 :]))
+
+                if dataclasses.is_dataclass(item):
+                    yield from ((n, lambda x, p=p, at=at: at(p(x))) for n, p in numbers(item, f"{name}[{i}]."))
+                else:
+                    yield f"{name}[{i}]", at
+        elif isinstance(inner, (int, float)) and not isinstance(inner, bool):
+            yield name, put
+
+
+ROOTS = {
+    "balanced": (PRESETS["balanced"], check),
+    "paper": (PRESETS["paper"], check),
+    "published": (TrainSettings(), check_training),
+    "matching": (
+        TrainSettings(model=ModelSettings(encoder=MatchingSettings(), coarse=ModelSettings())),
+        check_training,
+    ),
+}
+# 1e300 is beyond every limit, -1e300 too, and so are whole numbers of that size
+BEYOND = [float("nan"), float("inf"), float("-inf"), 1e300, -1e300, 10**300, -(10**300)]
+NUMBERS = [(root, name, put) for root, (value, _) in ROOTS.items() for name, put in numbers(value)]
+
+
+@pytest.mark.parametrize("root, name, put", NUMBERS, ids=[f"{root} {name}" for root, name, _ in NUMBERS])
+def test_every_number_is_refused_beyond_its_limits(root, name, put):
+    ROOTS[root][1](ROOTS[root][0])  # as it is, it passes
+    for value in BEYOND:
+        with pytest.raises(NephiError) as raised:
+            ROOTS[root][1](put(value))
+        text = str(raised.value)
+        assert text.startswith(f"settings: {name} is ") and "\n" not in text, text
+        assert repr(value) in text, text
+
+
+def test_the_walk_above_meets_every_entry():
+    found = {name for root, name, _ in NUMBERS if root == "matching"}
+    assert {"fit.seed", "model.coarse.encoder.channels[5]", "model.encoder.steps[3]", "augmentation.swap"} <= found
+    assert len(NUMBERS) > 150

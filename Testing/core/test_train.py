@@ -20,11 +20,19 @@ from nephi.learning import train as train_module
 from nephi.learning.augment import Augmentation
 from nephi.learning.dataset import Shapes
 from nephi.learning.model import Model, about
-from nephi.learning.settings import EncoderSettings, ModelSettings, TrainSettings
+from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings, TrainSettings
 from nephi.learning.state import LOG, MODEL, RESUME
 from nephi.learning.train import train
 from nephi.learning.validate import validate
-from nephi.settings import FieldSettings, FitSettings, RegularitySettings, Sampling, SimilaritySettings, Stage
+from nephi.settings import (
+    Features,
+    FieldSettings,
+    FitSettings,
+    IntensitySettings,
+    MindSettings,
+    RegularitySettings,
+    Sampling,
+)
 
 CPU = torch.device("cpu")
 _HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -35,8 +43,9 @@ SHAPES = TrainSettings(
     model=ModelSettings(
         dimension=2,
         field=_FIELD,
-        encoder=EncoderSettings(size=48, channels=(16, 32, 32), hidden=64, local_level=2, norm="group"),
-        similarity=SimilaritySettings("mse", Sampling(0.0, 400, 400), (Stage(0.0, 1.0, 1),), window=(0.0, 1.0)),
+        encoder=PublishedSettings(size=48, channels=(16, 32, 32), hidden=64, local_level=2, norm="group"),
+        features=Features(1.0, 1),
+        similarity=IntensitySettings("mse", Sampling(0.0, 400, 400), window=(0.0, 1.0)),
         cube_margin_mm=0.0,
     ),
     fit=FitSettings(iterations=64, learning_rate=4e-3, warm_up=0.05, beta2=0.99),
@@ -47,18 +56,20 @@ SHAPES = TrainSettings(
     save_every=32,
 )
 _ENCODERS = {
-    "published, batch norm": EncoderSettings(size=32, channels=(8, 16), hidden=16, local_level=1),
-    "matching": EncoderSettings("matching", node_spacing=0.4, steps=(3, 1), width=16),
+    "published, batch norm": PublishedSettings(size=32, channels=(8, 16), hidden=16, local_level=1),
+    "matching": MatchingSettings(node_spacing=0.4, steps=(3, 1), width=16),
 }
 
 
 def brief(encoder: str, data: Path, **changes) -> TrainSettings:
     """Six steps on a list of pairs, with augmentation, two batches a step."""
-    similarity = SimilaritySettings(points=Sampling(0.0, 200, 200), stages=(Stage(0.0, 4.0, 1),))
+    similarity = MindSettings(points=Sampling(0.0, 200, 200))
     small = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
     settings = TrainSettings(
         data=str(data),
-        model=ModelSettings(dimension=2, field=small, encoder=_ENCODERS[encoder], similarity=similarity),
+        model=ModelSettings(
+            dimension=2, field=small, encoder=_ENCODERS[encoder], features=Features(4.0, 1), similarity=similarity
+        ),
         fit=FitSettings(iterations=6, learning_rate=1e-3),
         regularity=RegularitySettings(points=Sampling(0.0, 16, 16), code_prior=0.01),
         accumulate=2,

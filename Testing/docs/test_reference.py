@@ -6,13 +6,15 @@ import argparse
 import dataclasses
 import importlib.util
 import re
+import typing
 from pathlib import Path
 
 import nephi
 import pytest
 from nephi.cli.parser import command_parser
-from nephi.learning.settings import TrainSettings
-from nephi.settings import PRESETS, Settings
+from nephi.learning.settings import MatchingSettings, TrainSettings
+from nephi.limits import split
+from nephi.settings import PRESETS, IntensitySettings, Settings
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -48,6 +50,8 @@ def held(value, found: dict) -> dict:
 
 
 SETTINGS = held(TrainSettings(), held(Settings(), {}))
+SETTINGS |= {kind: None for cls in tuple(SETTINGS) for kind in (*cls.__mro__[:-1], *cls.__subclasses__())}
+SETTINGS |= dict.fromkeys((IntensitySettings, MatchingSettings))
 
 
 @pytest.mark.parametrize("cls", SETTINGS, ids=lambda cls: cls.__name__)
@@ -58,14 +62,16 @@ def test_every_setting_has_a_row_with_type_and_default(cls):
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows] == [f"| `{one.name}`" for one in dataclasses.fields(cls)]
     for row, one in zip(rows, dataclasses.fields(cls), strict=True):
-        kind = " | ".join(row[1:-2])  # a type may hold the sign that divides cells
-        assert kind == f"`{one.type}`" and row[-2], one.name
+        kind, default, limits = " | ".join(row[1:-3]), row[-3], row[-2]  # a type may hold the sign that divides cells
+        assert kind.strip("`") and "Annotated" not in kind and default and row[-1].strip(" |"), one.name
+        declared = split(typing.get_type_hints(cls, include_extras=True)[one.name])[1]
+        assert all(str(limit) in limits for limit in declared), one.name
 
 
 def test_comments_and_defaults_are_those_of_the_code():
     page = built("settings.md")
-    assert "| `wavelength_mm` | `float` | `250.0` | scale of the Fourier features |" in page
-    assert "| `save_every` | `int` | `200` |" in page
+    assert "| `wavelength_mm` | `float` | `250.0` | above 0 | scale of the Fourier features |" in page
+    assert "| `save_every` | `int` | `200` | 1 or more | steps between" in page
     assert re.search(r"\| `fit` \| `FitSettings` \| \[FitSettings\]\(#fitsettings\)<br>`iterations: 10000`", page)
 
 
@@ -115,5 +121,7 @@ def test_settings_that_the_training_page_names_exist():
     for entry in entries:
         value = TrainSettings()
         for part in entry.split("."):
+            kinds = [kind() for base in type(value).__mro__[1:-1] for kind in base.__subclasses__()]  # of other kinds
+            value = next((one for one in (value, *kinds) if hasattr(one, part)), value)
             assert hasattr(value, part), entry
             value = getattr(value, part)

@@ -145,7 +145,7 @@ def test_expert_changes_are_said_and_can_be_taken_back(panel, phantom):
     assert panel.ui.estimateLabel.text.endswith("expert settings changed: similarity, iterations")
     settings = parameters.job(panel.p).settings()
     assert (settings.fit.iterations, settings.similarity.name) == (7, "lncc")
-    assert settings.similarity.stages == PRESETS["balanced"].similarity.stages
+    assert settings.levels == PRESETS["balanced"].levels
     panel.ui.resetButton.click()
     assert parameters.job(panel.p).settings() == PRESETS["balanced"]
     assert "expert" not in panel.ui.estimateLabel.text

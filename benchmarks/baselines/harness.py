@@ -23,13 +23,13 @@ from nephi.images.image_pair import ImagePair
 from nephi.images.volume import Volume
 from nephi.maps.maps import Map
 from nephi.result import Registration
-from nephi.settings import FitSettings, Settings, SimilaritySettings, Stage
+from nephi.settings import Features, FitSettings, Settings, SimilaritySettings
 from nephi.space.affine import Affine
 from nephi.space.cube import Cube
 from nephi.space.grid import Grid
 from torch import Tensor, nn
 
-COARSE, FINE = Stage(0.0, 2.0, 2), Stage(0.0, 1.25, 1, 0.5)  # the features of the preset "balanced"
+COARSE, FINE = Features(2.0, 2), Features(1.25, 1, 0.5)  # the features of the preset "balanced"
 
 
 class OneWay(Map, nn.Module):
@@ -86,7 +86,7 @@ class Level:
     """A part of the optimisation: the lattice's spacing, the features compared, steps, and the learning rate."""
 
     spacing_mm: float
-    stage: Stage
+    features: Features
     iterations: int
     learning_rate: float
 
@@ -99,13 +99,13 @@ def optimise(
     quick: bool = False,
 ) -> None:
     """Minimise ``objective(level, volumes)`` level by level; ``maps.refine(spacing_mm)`` opens a level."""
-    stage = volumes = None
+    features = volumes = None
     for level in levels:
         maps.refine(level.spacing_mm)
-        if level.stage != stage:
-            stage, volumes = (
-                level.stage,
-                pair.volumes(level.stage, make_similarity(pair.settings.similarity).prepare, "cpu"),
+        if level.features != features:
+            features, volumes = (
+                level.features,
+                pair.volumes(level.features, make_similarity(pair.settings.similarity).prepare, "cpu"),
             )
         iterations = 5 if quick else level.iterations
         adam = Adam(maps.parameters(), FitSettings(iterations=iterations, learning_rate=level.learning_rate))

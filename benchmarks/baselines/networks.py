@@ -23,7 +23,7 @@ from ..voxel_maps import VoxelMaps
 from .harness import half_extents_cube, read_pair, write_maps
 
 # the paper's images: -1000..0 HU, the lungs only, in a cube around both lungs
-SEEN = ModelSettings(similarity=PRESETS["paper"].similarity)
+SEEN = ModelSettings(features=PRESETS["paper"].levels[0].features, similarity=PRESETS["paper"].similarity)
 
 
 def images(sample: PairTensors, size: int) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def load(build: Callable[[int], nn.Module], path: Path) -> tuple[nn.Module, int]
     """The trained network and the voxels per side that it sees."""
     if not path.is_file():
         raise SystemExit(f"no trained network {path}: run train_baselines.py {path.stem}, or give --networks")
-    metadata, tensors = read_tensors(path)
+    metadata, tensors = read_tensors(path, "a trained network")
     network = build(int(metadata["size"]))
     network.load_state_dict(tensors)
     return network.eval(), int(metadata["size"])
@@ -61,7 +61,9 @@ def predict(
     improve: Callable[[nn.Module, Tensor, Tensor], None] = lambda network, moving, fixed: None,
 ) -> None:
     """One pass of a trained network over a pair, after ``improve``, which may optimise its weights for the pair."""
-    pair = read_pair(job.prepared, Settings(similarity=SEEN.similarity), SEEN.cube_margin_mm)
+    pair = read_pair(
+        job.prepared, Settings(levels=PRESETS["paper"].levels, similarity=SEEN.similarity), SEEN.cube_margin_mm
+    )
     if pair.masks[0] is None:
         raise SystemExit(f"{name} was trained on lungs: the pair needs masks")
     network, size = load(build, Path(job.networks or "networks") / f"{name}.safetensors")

@@ -6,7 +6,6 @@ Finished pairs are recognised by their own reports, so that an interrupted batch
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import signal
@@ -22,12 +21,15 @@ from .. import process
 from ..errors import NephiError
 from ..files.cases import ROLES, Case, fingerprints, read_pairs
 from ..files.folder import ResultFolder
+from ..files.writing import output_folder, recover, write_csv, write_text
 from ..measure.report import Report
+from ..paths import read_text_file
 from ..runfolder import RunFolder, remove_abandoned
 from ..settings import Settings
 from .options import settings_from
 
 SUMMARY, SETTINGS = "summary.csv", "settings.json"
+_ORPHANS_S = 10.0  # the engines of a batch that was killed may need this long to end
 COLUMNS = (
     "name", "status", "error", "tre_before_mm", "tre_mm", "folds", "folds_percent", "dice_before", "dice",
     "inverse_consistency_mm", "volume_fixed_ml", "volume_moving_ml", "volume_change_percent", "seconds",
@@ -51,9 +53,7 @@ def run_batch(
     The table is kept up to date as pairs end. An interrupt ends the processes, leaves what is finished, and is
     raised again; where this process is killed, the others end too.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    (output / SETTINGS).write_text(settings.to_json() + "\n", encoding="utf-8")
-    options = ["--settings", str(output / SETTINGS), "--device", device, "--progress", "none"]
+    options = ["--device", device, "--progress", "none"]
     if threads or jobs > 1:
         options += ["--threads", str(threads or max(1, (os.cpu_count() or 1) // jobs))]
     options += ["--no-auto-mask"] * (not auto_mask) + ["--no-report"] * (not pictures)
@@ -61,7 +61,7 @@ def run_batch(
 
     def note(pair: Case, row: dict, when: str = "") -> None:
         rows[pair.name] = row
-        with contextlib.suppress(OSError):  # open in a spreadsheet, say: it is written again at the end
+        with contextlib.suppress(NephiError):  # open in a spreadsheet, say: it is written again at the end
             write_summary(list(rows.values()), output)
         ended = sum(r["status"] not in ("waiting", "running") for r in rows.values())
         if row["status"] != "running":
@@ -69,66 +69,92 @@ def run_batch(
 
     temporary = Path(tempfile.gettempdir())
     remove_abandoned(temporary)
-    owner = RunFolder(temporary)
     waiting: list[Case] = []
     running: dict[subprocess.Popen[bytes], tuple[Case, float]] = {}
-    for pair in pairs:
-        report = finished_report(output / pair.name, pair, settings, auto_mask)
-        if report is None:
-            waiting.append(pair)
-        else:
-            note(pair, _row(pair, "done", report), " (earlier)")
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                pair = waiting.pop(0)
-                try:
-                    running[_start(pair, output / pair.name, options, owner)] = pair, time.perf_counter()
-                    note(pair, _row(pair, "running"))
-                except (NephiError, OSError) as error:
-                    note(pair, _row(pair, "failed", error=str(error)))
-            for ended in [child for child in running if child.poll() is not None]:
-                pair, started = running.pop(ended)
-                note(pair, _ended(pair, output / pair.name, ended.returncode, time.perf_counter() - started))
-            time.sleep(0.05)
-    finally:
-        for child in running:
-            process.end(child, process.PATIENCE_S)
-        owner.remove()
-        for pair, _ in running.values():
-            rows[pair.name] = _row(pair, "interrupted")
-        write_summary(list(rows.values()), output)
+    with output_folder(output):
+        write_text(output / SETTINGS, settings.to_json() + "\n")
+        owner = RunFolder(temporary)
+        try:
+            for pair in pairs:
+                report = finished_report(output / pair.name, pair, settings, auto_mask)
+                if report is None:
+                    waiting.append(pair)
+                else:
+                    note(pair, _row(pair, "done", report), " (earlier)")
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    pair = waiting.pop(0)
+                    try:
+                        child = _start(pair, output / pair.name, settings, options, owner)
+                        running[child] = pair, time.perf_counter()
+                        note(pair, _row(pair, "running"))
+                    except (NephiError, OSError) as error:
+                        note(pair, _row(pair, "failed", error=str(error)))
+                for ended in [child for child in running if child.poll() is not None]:
+                    pair, started = running.pop(ended)
+                    note(pair, _ended(pair, output / pair.name, ended.returncode, time.perf_counter() - started))
+                time.sleep(0.05)
+        finally:
+            for child in running:
+                process.end(child, process.PATIENCE_S)
+            owner.remove()
+            for pair, _ in running.values():
+                rows[pair.name] = _row(pair, "interrupted")
+            write_summary(list(rows.values()), output)
     return list(rows.values())
 
 
 def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: bool) -> Report | None:
     """The report of a pair that was made from the same files with the same settings, else None."""
-    try:
-        report = Report.from_json(ResultFolder(folder).report.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    recover(folder)
+    report = _report(folder)
+    if report is None:
         return None
     wanted = fingerprints(pair.files, auto_mask, settings.align, model=settings.model), json.loads(settings.to_json())
     return report if (report.inputs, report.settings) == wanted else None
 
 
-def _start(pair: Case, folder: Path, options: list[str], owner: RunFolder) -> subprocess.Popen:
+def _report(folder: Path) -> Report | None:
+    """The report in a result folder, None where there is none, or what is no report."""
+    try:
+        return Report.from_json(read_text_file(ResultFolder(folder).report, "report").decode())
+    except (NephiError, ValueError):
+        return None
+
+
+def _start(pair: Case, folder: Path, settings: Settings, options: list[str], owner: RunFolder) -> subprocess.Popen:
     for role in ("fixed", "moving"):
         if role not in pair.files:
             raise NephiError(f"no {role} image is given")
-    folder.mkdir(exist_ok=True)
+    with output_folder(folder, patience_s=_ORPHANS_S):
+        write_text(folder / SETTINGS, settings.to_json() + "\n")
+        ResultFolder(folder).log.unlink(missing_ok=True)
     files = {role: str(path) for role, path in pair.files.items() if role in ROLES}
-    arguments = [files.pop("fixed"), files.pop("moving"), "--output", str(folder), *options]
+    arguments = [
+        files.pop("fixed"),
+        files.pop("moving"),
+        "--output",
+        str(folder),
+        "--settings",
+        str(folder / SETTINGS),
+        *options,
+    ]
     for role, path in files.items():
         arguments += [f"--{role.replace('_', '-')}", path]
-    with open(ResultFolder(folder).log, "wb") as log:
+    with open(ResultFolder(folder).log, "xb") as log:
         return process.start(process.engine_command("register", *arguments, owner=owner), stdout=log, stderr=log)
 
 
 def _ended(pair: Case, folder: Path, code: int, seconds: float) -> dict:
+    report = _report(folder) if code == 0 else None
+    if report is not None:
+        return _row(pair, "done", report)
+    lines = []
     if code == 0:
-        return _row(pair, "done", Report.from_json(ResultFolder(folder).report.read_text(encoding="utf-8")))
-    lines = ResultFolder(folder).log.read_text(encoding="utf-8", errors="replace").split("\n")
-    lines = [line.strip() for line in lines if line.strip()]
+        lines = [f"its report is gone, or damaged: {ResultFolder(folder).report}"]
+    with contextlib.suppress(OSError):  # the folder may have been removed
+        text = ResultFolder(folder).log.read_text(encoding="utf-8", errors="replace")
+        lines = lines or [line.strip() for line in text.split("\n") if line.strip()]
     complaints = [line.removeprefix("nephi: ") for line in lines if line.startswith("nephi: ")]
     if code < 0:  # POSIX: a signal ended it
         error = f"ended by signal {-code}" + (", perhaps for lack of memory" if code == -signal.SIGKILL else "")
@@ -152,7 +178,7 @@ def _row(pair: Case, status: str, report: Report | None = None, error: str = "",
             "volume_fixed_ml": volume and volume.fixed_ml,
             "volume_moving_ml": volume and volume.moving_ml,
             "volume_change_percent": volume and 100 * (volume.ratio - 1),
-            "seconds": report.time_s and report.time_s["wall"],
+            "seconds": report.time_s and report.time_s.get("wall"),
         }
     return row
 
@@ -161,19 +187,12 @@ def _line(row: dict) -> str:
     if row["status"] != "done":
         return f"{row['name']}: {row['status']}: {row['error']}"
     tre = "" if row["tre_mm"] is None else f"TRE {row['tre_mm']:.2f} mm, "
-    return f"{row['name']}: done, {tre}{row['folds']} folded voxels, {row['seconds']:.0f} s"
+    seconds = "" if row["seconds"] is None else f", {row['seconds']:.0f} s"
+    return f"{row['name']}: done, {tre}{row['folds']} folded voxels{seconds}"
 
 
 def write_summary(rows: list[dict], output: Path) -> None:
-    """``summary.csv``, replaced at once."""
-    scratch = output / f".{SUMMARY}"
-    with open(scratch, "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for row in rows:
-            cells = (row.get(column) for column in COLUMNS)
-            table.writerow([f"{c:.6g}" if isinstance(c, float) else "" if c is None else c for c in cells])
-    os.replace(scratch, output / SUMMARY)
+    write_csv(output / SUMMARY, [COLUMNS, *([row.get(column) for column in COLUMNS] for row in rows)])
 
 
 def batch_command(options) -> int:

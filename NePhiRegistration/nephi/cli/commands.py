@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from ..config import decode, read_json
 from ..device import choose_device, devices, limit_threads
 from ..errors import NephiError, collected_notices
 from ..files.cases import fingerprints
-from ..files.folder import ResultFolder, prepare_folder
+from ..files.folder import ResultFolder
 from ..files.image import read_image, read_volume, write_image
 from ..files.landmarks import read_landmarks, write_landmarks
 from ..files.masks import read_mask, read_regions
+from ..files.writing import output_folder
 from ..learning.settings import TrainSettings
 from ..learning.state import MODEL, RESUME
 from ..learning.train import train
@@ -53,8 +55,9 @@ def register_command(options) -> int:
         landmarks = landmark_pair(options, fixed, moving)
         regions = read_regions(options.regions, fixed) if options.regions else None
     tell_notices(notices)  # now, before the work begins; they are in the report, too
-    folder = prepare_folder(options.output)
-    with Preview(folder, options.preview, tell) if options.preview else contextlib.nullcontext() as preview:
+    with ResultFolder(Path(options.output)).output() as output, contextlib.ExitStack() as stack:
+        folder = output.path
+        preview = stack.enter_context(Preview(folder, options.preview, tell)) if options.preview else None
         result = register(
             fixed,
             moving,
@@ -151,30 +154,31 @@ def demo_command(options) -> int:
     settings = replace(settings, fit=replace(settings.fit, seed=options.seed))
     tell = Progress(options.progress)
     limit_threads()
-    folder = prepare_folder(options.output)
-    tell("phantom", 0.0, {})
-    phantom = make_phantom(seed=options.seed)
-    phantom.write(folder)
-    result = register(
-        phantom.fixed,
-        phantom.moving,
-        fixed_mask=phantom.fixed_mask,
-        moving_mask=phantom.moving_mask,
-        settings=settings,
-        device=options.device,
-        progress=tell,
-    )
-    report = write_all(
-        result,
-        phantom.fixed,
-        phantom.moving,
-        folder,
-        landmarks=(phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm),
-        names=("phantom, exhale", "phantom, inhale"),
-        started=started,
-        progress=tell,
-    )
-    print(summary_lines(report, folder))
+    with ResultFolder(Path(options.output)).output() as output:
+        tell("phantom", 0.0, {})
+        phantom = make_phantom(seed=options.seed)
+        result = register(
+            phantom.fixed,
+            phantom.moving,
+            fixed_mask=phantom.fixed_mask,
+            moving_mask=phantom.moving_mask,
+            settings=settings,
+            device=options.device,
+            progress=tell,
+        )
+        with output.replaced() as scratch:  # the phantom comes with its registration
+            phantom.write(scratch.path)
+            report = write_all(
+                result,
+                phantom.fixed,
+                phantom.moving,
+                scratch.path,
+                landmarks=(phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm),
+                names=("phantom, exhale", "phantom, inhale"),
+                started=started,
+                progress=tell,
+            )
+    print(summary_lines(report, output.path))
     return 0
 
 
@@ -188,10 +192,11 @@ def train_command(options) -> int:
     if not settings.data:
         raise NephiError("there is nothing to train on: give --data, or data in the settings file")
     limit_threads(options.threads)
-    folder = prepare_folder(options.output)
-    device, tell = choose_device(options.device), Progress(options.progress)
+    device, tell, folder = choose_device(options.device), Progress(options.progress), Path(options.output)
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes of a launcher, the one that writes
     try:
-        best = train(settings, folder, device, resume=options.resume, progress=tell)
+        with output_folder(options.output) if first else contextlib.nullcontext():
+            best = train(settings, folder, device, resume=options.resume, progress=tell)
     except KeyboardInterrupt:
         there = (folder / RESUME).is_file()
         print(f"nephi: interrupted; {'continue with --resume' if there else 'too early to resume'}", file=sys.stderr)
@@ -209,5 +214,6 @@ def breathe_command(options) -> int:
     for k, path in enumerate(options.ct):
         image = read_image(path, "CT")
         templates.append((image, read_mask(options.masks[k], image, "mask") if options.masks else None))
-    print(generate(prepare_folder(options.output), options.count, options.seed, templates))
+    with output_folder(options.output) as folder:
+        print(generate(folder, options.count, options.seed, templates))
     return 0

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import NephiError
-from ..files.dirlab import COLLECTIONS, case_grid, case_of, read_case_landmarks, write_csv, write_pairs
+from ..files.dirlab import COLLECTIONS, case_grid, case_of, read_case_landmarks, write_pairs
 from ..files.folder import ResultFolder
 from ..files.transform import read_transform, through
+from ..files.writing import recover, write_csv
 from ..measure.quality import summary, tre_mm
 
 TABLE = "dirlab.csv"
@@ -67,6 +68,8 @@ def result_maps(
     maps: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
     for number in wanted:
         names = (COLLECTIONS[collection].name(number), f"case{number}")
+        for name in names:
+            recover(Path(results) / name)
         places = [ResultFolder(Path(results) / name).transform for name in names]
         path = next((place for place in places if place.is_file()), None)
         if path is not None:
@@ -103,7 +106,7 @@ def dirlab_command(options) -> int:
     for note in _notes(rows, collection):
         print(f"note: {note}")
     table = Path(options.results) / TABLE
-    write_csv(table, [COLUMNS, *([_cell(row[column]) for column in COLUMNS] for row in rows)])
+    write_csv(table, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
     print(f"written to {table}")
     return 0
 
@@ -118,7 +121,3 @@ def _notes(rows: list[dict], collection: str) -> list[str]:
             found = f"{row['before_mean_mm']:.2f} mm before registration, {expected:.2f} mm was published"
             notes.append(f"{row['case']}: the landmarks differ by {found}; check the files")
     return notes
-
-
-def _cell(value) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

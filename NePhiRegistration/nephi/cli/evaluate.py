@@ -13,6 +13,7 @@ from ..errors import NephiError, collected_notices, notice
 from ..files.image import read_volume
 from ..files.landmarks import read_landmarks
 from ..files.masks import read_mask
+from ..files.writing import write_text
 from ..images.align import read_affine
 from ..measure.evaluate import evaluate
 from .progress import tell_notices
@@ -49,14 +50,17 @@ def mask_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[sit
 
 
 def output_file(path: str) -> Path:
-    """The path, checked: raises NephiError if its folder does not exist."""
+    """The path, checked: raises NephiError if its folder does not exist, or it is a folder itself."""
     file = Path(path)
     if not file.parent.is_dir():
         raise NephiError(f"output folder {file.parent} does not exist")
+    if file.is_dir():
+        raise NephiError(f"output {file} is a folder; give a file in it")
     return file
 
 
 def evaluate_command(options) -> int:
+    output = None if options.output is None else output_file(options.output)
     with collected_notices() as notices:
         fixed = read_volume(options.fixed, "fixed image", tuple(options.series))
         moving = read_volume(options.moving, "moving image", tuple(options.series)) if options.moving else None
@@ -78,8 +82,8 @@ def evaluate_command(options) -> int:
     )
     tell_notices([*notices, *report.warnings])
     report = replace(report, warnings=[*notices, *report.warnings])
-    if options.output:
-        output_file(options.output).write_text(report.to_json(), encoding="utf-8")
+    if output is not None:
+        write_text(output, report.to_json())
     else:
         print(report.to_json(), end="")
     return 0

@@ -14,6 +14,7 @@ from ..errors import NephiError, collected_notices
 from ..files.cases import ROLES
 from ..settings import ALIGNMENTS, PRESETS
 from ..version import __version__
+from .console import consoles
 from .progress import STYLES, tell_notices
 
 _PACKAGES = {name: f"install it: pip install {name}" for name in ("numpy", "SimpleITK", "safetensors")}
@@ -24,21 +25,31 @@ _NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "out of
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 a pair of a batch failed, 2 bad input (one line on stderr), 130 interrupted."""
+    with consoles():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = command_parser()
     options = parser.parse_args(arguments)
     options.started = time.perf_counter()
     signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _interrupt)
     # before torch loads OpenMP: threads that wait longer than this sleep, else they slow a busy machine tenfold
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         module, command = options.run
+        output = getattr(options, "output", None)
+        if output is not None and (not output.strip() or "\0" in output):
+            raise NephiError(f"--output {output!r} names no file or folder")
         # imported when it is known that it is needed: torch and SimpleITK take seconds, ``--help`` answers at once
         with collected_notices() as notices:
             code = getattr(import_module(f".{module}", __package__), command)(options) or 0
         tell_notices(notices)
         return code
     except NephiError as error:
-        print(f"nephi: {error}", file=sys.stderr)
+        print(f"nephi: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name not in _PACKAGES:
@@ -53,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in _NO_MEMORY):
             raise
         print(
-            "nephi: out of memory; choose a larger similarity.stages.spacing_mm, a smaller field.width or image",
+            "nephi: out of memory; choose a larger levels.features.spacing_mm, a smaller field.width or image",
             file=sys.stderr,
         )
         return 2

@@ -9,6 +9,7 @@ The copy is an NRRD file, read again by the parent; of a transform it is only tr
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 import sys
 import tempfile
@@ -78,12 +79,37 @@ def _main(what: str, path: str, *copy: str) -> int:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         if what == "image":
+            if _cut(path):
+                return _REFUSED
             sitk.WriteImage(sitk.ReadImage(path), copy[0])
         else:
             sitk.ReadTransform(path)
     except (RuntimeError, MemoryError):
         return _REFUSED
     return 0
+
+
+_UNPACKED = ("VTKImageIO", "GiplImageIO", "BMPImageIO", "StimulateImageIO", "BioRadImageIO")
+
+
+def _cut(path: str) -> bool:
+    """Whether a file of a format without compression lacks voxels or, of VTK, its place, which ITK does not tell."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    reader.ReadImageInformation()
+    if reader.GetImageIOFromFileName(path) not in _UNPACKED or path.lower().endswith(".gz"):
+        return False
+    with open(path, "rb") as file:
+        head = file.read(1024)
+    if head.startswith(b"# vtk"):
+        start = head[: head.find(b"LOOKUP_TABLE")]
+        if b"\0" in start or not all(word in start for word in (b"\nDIMENSIONS ", b"\nSPACING ", b"\nORIGIN ")):
+            return True  # what it cannot read it takes for 1 or 0
+    text = b"\nASCII" in head
+    width = 2 if text else sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    count = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+    before = 0 if text else head.find(b"\n", head.find(b"LOOKUP_TABLE")) + 1  # of VTK
+    return Path(path).stat().st_size - before < width * count
 
 
 if __name__ == "__main__":

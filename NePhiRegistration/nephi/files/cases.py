@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NephiError
+from ..paths import read_text_file
 
 ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
 # what only training reads: labels of both images, and points that are known to correspond
 TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
+_MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null")  # cells that pandas and spreadsheets leave empty
 
 
 def fingerprints(
@@ -61,17 +64,7 @@ def read_pairs(path: str | Path) -> list[Case]:
     A list for training serves as well: its further columns are read, and of use there only.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise NephiError(f"cannot read the list of pairs {path}: {reason}") from None
-    if "\0" in text:
-        raise NephiError(f"{path} holds NUL characters: it is no list of pairs in UTF-8, or it is damaged")
-    lines = text.splitlines()
-    separator = max(",;\t", key=lines[0].count) if lines else ","
-    rows = list(csv.reader(lines, delimiter=separator))
-    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    rows = _rows(path)
     if len(rows) < 2:
         raise NephiError(f"{path} lists no pairs: expected a header line with the column names and one line per pair")
     head, known = [name.lower() for name in rows[0]], ("name", *ROLES, *TRAINING_ROLES)
@@ -87,9 +80,37 @@ def read_pairs(path: str | Path) -> list[Case]:
         pairs.append(Case(cells.pop("name"), {role: path.parent / cell for role, cell in cells.items() if cell}))
     seen = set()
     for name in (pair.name for pair in pairs):
-        if not name or name.startswith(".") or any(c in '/\\:*?"<>|' for c in name):
+        if not name or name.startswith(".") or name.endswith(".") or any(c in '/\\:*?"<>|' for c in name):
             raise NephiError(f"{path}: '{name}' cannot be a pair's name: its folder is named after it")
         if name.lower() in seen:
             raise NephiError(f"{path}: two pairs are named '{name}'")
         seen.add(name.lower())
     return pairs
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The cells of a list, as editors, spreadsheets and pandas write it: head first, without the index of the rows."""
+    data = read_text_file(path, "list of pairs")
+    try:
+        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise NephiError(f"cannot read the list of pairs {path}: it is not UTF-8 text") from None
+    if "\0" in text:
+        raise NephiError(f"{path} holds NUL characters: it is no list of pairs in UTF-8, or it is damaged")
+    lines = text.splitlines()
+    if lines and lines[0].lower().startswith("sep="):  # what Excel is told the separator by
+        lines = lines[1:]
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    except csv.Error as error:
+        raise NephiError(f"cannot read the list of pairs {path}: {error}") from None
+    rows = [["" if cell.lower() in _MISSING else cell for cell in row] for row in rows]
+    rows = [row for row in rows if any(row)]
+    for row in rows:
+        while row and not row[-1]:  # a spreadsheet fills all rows up
+            row.pop()
+    index = len(rows) > 1 and re.fullmatch(r"(unnamed: \d+)?", rows[0][0].lower()) is not None
+    if index and all(re.fullmatch(r"\d+", row[0]) for row in rows[1:]):
+        rows = [row[1:] for row in rows]
+    return rows

@@ -16,7 +16,6 @@ centre, as the observers could mark only those; it makes small errors smaller, s
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ import SimpleITK as sitk
 
 from ..errors import NephiError
 from ..space.grid import Grid
-from .folder import prepare_folder
 from .image import write_image
 from .landmarks import read_landmarks, write_landmarks
+from .writing import output_folder, replaced, write_csv
 
 PAIRS = "pairs.csv"
 PHASES = ("exhale", "inhale")
@@ -160,16 +159,17 @@ def write_pairs(
         for phase in order:
             _found(folder, collection, number, phase, "images")
     landmarks = {number: read_case_landmarks(folder, collection, number, fixed) for number in numbers}
-    output, rows = prepare_folder(output), []
-    for number in numbers:
-        name = known.name(number)
-        for phase, points_lps_mm in zip(order, landmarks[number], strict=True):
-            write_image(read_image(folder, collection, number, phase), output / f"{name}_{phase}.nii.gz")
-            write_landmarks(output / f"{name}_{phase}.csv", points_lps_mm)
-        rows.append([name, *(f"{name}_{phase}{suffix}" for suffix in (".nii.gz", ".csv") for phase in order)])
-        tell(f"{name}: {len(landmarks[number][0])} landmarks, fixed {order[0]}, moving {order[1]}")
-    write_csv(output / PAIRS, [["name", "fixed", "moving", "fixed_landmarks", "moving_landmarks"], *rows])
-    return output / PAIRS
+    rows = []
+    with output_folder(output) as place, replaced(place, last=PAIRS) as scratch:
+        for number in numbers:
+            name = known.name(number)
+            for phase, points_lps_mm in zip(order, landmarks[number], strict=True):
+                write_image(read_image(folder, collection, number, phase), scratch / f"{name}_{phase}.nii.gz")
+                write_landmarks(scratch / f"{name}_{phase}.csv", points_lps_mm)
+            rows.append([name, *(f"{name}_{phase}{suffix}" for suffix in (".nii.gz", ".csv") for phase in order)])
+            tell(f"{name}: {len(landmarks[number][0])} landmarks, fixed {order[0]}, moving {order[1]}")
+        write_csv(scratch / PAIRS, [["name", "fixed", "moving", "fixed_landmarks", "moving_landmarks"], *rows])
+    return place / PAIRS
 
 
 def _order(fixed: str) -> tuple[str, str]:
@@ -200,11 +200,3 @@ def _found(folder: str | Path, collection: str, number: int, phase: str, what: s
     if len(paths) > 1:
         raise NephiError(f"{collection} case {number}: keep one of {paths[0]} and {paths[1]}")
     return paths[0]
-
-
-def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
-    try:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(rows)
-    except OSError as error:
-        raise NephiError(f"cannot write {path}: {error.strerror}") from None

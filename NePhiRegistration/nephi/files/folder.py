@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NephiError
+from .writing import output_folder, replaced
 
+_REGISTRATION = "registration.safetensors"
 _FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alone kept that name
-
-
-def prepare_folder(folder: str | Path) -> Path:
-    """The output folder, created if necessary; raises NephiError if it cannot be written to."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise NephiError(f"cannot write to output folder {folder}: {error.strerror}") from None
-    return folder
 
 
 @dataclass(frozen=True)
@@ -58,7 +46,7 @@ class ResultFolder:
     def registration(self) -> Path:
         """Both maps, to be evaluated again at any resolution; of an older result by the name it had then."""
         former = self.path / _FORMER_REGISTRATION
-        path = self.path / "registration.safetensors"
+        path = self.path / _REGISTRATION
         return former if former.is_file() and not path.is_file() else path
 
     @property
@@ -81,15 +69,27 @@ class ResultFolder:
         """Output of the process that registered a pair of a batch."""
         return self.path / "nephi.log"
 
+    @property
+    def files(self) -> list[Path]:
+        """All of a result."""
+        return [
+            self.transform, self.inverse_transform, self.warped, self.jacobian, self.inverse_consistency,
+            self.path / _REGISTRATION, self.page, self.report,
+        ]  # fmt: skip
+
+    @contextmanager
+    def output(self) -> Iterator[ResultFolder]:
+        """This process alone writes here in the block; raises NephiError where it could not."""
+        with output_folder(self.path):
+            for file in self.files:
+                if file.is_dir():
+                    raise NephiError(f"cannot write {file}: a folder of that name is there")
+            with contextlib.suppress(OSError):
+                self.preview.unlink()  # of a killed run
+            yield self
+
     @contextmanager
     def replaced(self) -> Iterator[ResultFolder]:
-        """A scratch folder whose files move into this one together at the end; an exception leaves nothing."""
-        scratch = ResultFolder(Path(tempfile.mkdtemp(dir=self.path, prefix=".nephi-")))
-        try:
-            yield scratch
-            files = sorted(scratch.path.iterdir(), key=lambda file: file == scratch.report)
-            self.report.unlink(missing_ok=True)  # a report stands only beside a complete result
-            for file in files:
-                os.replace(file, self.path / file.name)
-        finally:
-            shutil.rmtree(scratch.path, ignore_errors=True)
+        """A scratch folder whose files replace the older result as one at the end; an exception leaves that."""
+        with replaced(self.path, gone=[file.name for file in self.files], last=self.report.name) as scratch:
+            yield ResultFolder(scratch)

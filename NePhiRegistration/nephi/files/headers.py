@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from pathlib import Path
 
 from ..errors import NephiError
@@ -11,6 +12,8 @@ from .sizes import check_memory
 
 NRRD, META = (".nrrd", ".nhdr"), (".mha", ".mhd")
 _LONGEST = 700  # bytes of a field's line; ITK crashes at about 1000
+_PART = 2**22
+_FARTHEST = 1e12  # of all lengths; ITK does not end on a direction of 1e308
 _HEADER = 2**22  # bytes of a header: Slicer's segmentations and sequences keep much in it
 _NRRD_BYTES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
@@ -39,8 +42,11 @@ _META_LISTS = {
 }  # numbers: dimension to this power
 
 
-def check_header(path: Path, role: str) -> None:
-    """Raise NephiError, with the reason, for a NRRD or MetaImage file that is damaged or contradicts itself."""
+def check_header(path: Path, role: str) -> bool:
+    """Raise NephiError, with the reason, for a NRRD or MetaImage file that is damaged or contradicts itself.
+
+    False where its voxels are in several files, which are not checked.
+    """
 
     def refuse(reason: str) -> NephiError:
         return NephiError(f"{role}: cannot read {path}: {reason}")
@@ -53,16 +59,38 @@ def check_header(path: Path, role: str) -> None:
         else:
             size, data, at, encoding = _meta(head, path, refuse)
         if data is None:
-            return
+            return False
+        if re.search(r"[\x00-\x1f\x7f-\x9f]", data.name):
+            raise refuse("the name of the file that holds its voxels is damaged")
         if not data.is_file():
             raise refuse(f"its voxels should be in {data.name}, which is missing")
         held = data.stat().st_size - at
     except OSError as error:
         raise NephiError(f"{role}: cannot read {path}: {error.strerror or error}") from None
     check_memory(size, data, role)
+    if encoding in ("gzip", "gz", "packed"):
+        _check_packed(data, at, size, refuse)
     if encoding == "raw" and held != size:
         what = "is cut off" if held < size else "holds more than its header names, so that one of both is damaged"
         raise refuse(f"{data.name} {what}: {held} bytes of voxels instead of {size}")
+    return True
+
+
+def _check_packed(path: Path, at: int, size: int, refuse) -> None:
+    """Raise unless the packed voxels unpack to ``size`` bytes and their checksum: ITK crashes or goes on without."""
+    unpacker, held = zlib.decompressobj(wbits=47), 0  # gzip or zlib
+    try:
+        with open(path, "rb") as file:
+            file.seek(at)
+            while not unpacker.eof and (part := file.read(_PART)):
+                while part and not unpacker.eof and held <= size:
+                    held += len(unpacker.decompress(part, _PART))
+                    part = unpacker.unconsumed_tail
+            rest = unpacker.unused_data or file.read(1)
+    except zlib.error:
+        raise refuse(f"the packed voxels of {path.name} are damaged") from None
+    if not unpacker.eof or held != size or rest.strip(b"\0\r\n"):
+        raise refuse(f"{path.name} is cut off or damaged: its voxels unpack to {held} bytes instead of {size}")
 
 
 def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
@@ -94,7 +122,7 @@ def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
         raise refuse(f"the voxels are of an unknown type, {fields['type'][:40]}")
     for key in ("spacedirections", "spaceorigin", "spacings"):
         words = re.split(r"[\s(),]+", fields.get(key, "").lower())
-        if any(_number(word) is None for word in words if word not in ("", "none")) or (
+        if any(_number(word) is None or abs(float(word)) > _FARTHEST for word in words if word not in ("", "none")) or (
             "nan" in words and key != "spacings"
         ):
             raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
@@ -137,7 +165,7 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     for key, power in _META_LISTS.items():
         values = [_number(word) for word in fields[key].split()] if key in fields else None
         if values is not None and (
-            len(values) != count[0] ** power or any(v is None or not math.isfinite(v) for v in values)
+            len(values) != count[0] ** power or any(v is None or not abs(v) <= _FARTHEST for v in values)
         ):
             raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
     kind = fields.get("ElementType", "").upper().removesuffix("_ARRAY")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +12,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..paths import check_file
 from .apart import read_image_apart
 from .dicom import read_dicom
 from .geometry import check_geometry
 from .headers import META, NRRD, check_header
 from .nifti import SUFFIXES as NIFTI
 from .nifti import read_nifti
+from .writing import reserve, step, whole
 
 _SMALLEST = 8  # voxels per axis; below this there is nothing to register
 
@@ -49,9 +51,8 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
                 return read_dicom(path, role, series)
             if name.endswith(NIFTI):
                 return read_nifti(path, role)
-            if not name.endswith((*NRRD, *META)):
+            if not name.endswith((*NRRD, *META)) or not check_header(path, role):
                 return read_image_apart(path, role)
-            check_header(path, role)
             return sitk.ReadImage(str(path))
         except RuntimeError:
             raise NephiError(
@@ -59,23 +60,6 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
             ) from None
         except MemoryError:
             raise NephiError(f"{role}: there is too little memory to read {path}") from None
-
-
-def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
-    """The path; raises NephiError unless it is a folder or a regular file that holds something."""
-    if "\0" in str(path):
-        raise NephiError(f"{role}: {str(path)!r} is no name of a file: it holds a NUL character")
-    path = Path(path)
-    try:
-        if not path.exists():
-            raise NephiError(f"{role}: no such {kind}: {path}")
-        if not (path.is_dir() or path.is_file()):
-            raise NephiError(f"{role}: {path} is no regular file but a pipe, socket or device")
-        if path.is_file() and path.stat().st_size == 0:
-            raise NephiError(f"{role}: {path} is empty")
-        return path
-    except OSError as error:
-        raise NephiError(f"{role}: cannot read {path}: {error.strerror}") from None
 
 
 @contextmanager
@@ -120,15 +104,46 @@ def check_image(image: sitk.Image, role: str) -> sitk.Image:
     return image
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
-    """Write to a scratch file beside ``path`` and rename it, so that no partial file appears."""
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".nephi-", suffix=suffix)
-    os.close(handle)
-    try:
-        sitk.WriteImage(image, name, True, 1)
-        os.replace(name, path)
-    except RuntimeError:
-        raise NephiError(f"cannot write {path}: use a known image type such as .nii.gz, .nrrd or .mha") from None
-    finally:
-        Path(name).unlink(missing_ok=True)
+def write_image(image: sitk.Image, path: str | Path) -> None:
+    """Write an image in the format of the file's name; raises NephiError where that is not possible."""
+    with whole(path) as scratch, _quiet():
+        step("write", scratch)
+        try:
+            sitk.WriteImage(image, str(scratch), True, 1)
+        except RuntimeError:
+            scratch.unlink(missing_ok=True)
+            reserve(scratch, _bytes(image))  # the reason may be the disk
+            raise NephiError(f"cannot write {path}: use a known image type such as .nii.gz, .nrrd or .mha") from None
+        for file in scratch.parent.glob(f"{scratch.name.split('.')[0]}.*"):
+            _check_written(file, image)
+
+
+def _bytes(image: sitk.Image) -> int:
+    return image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+
+
+def _check_written(path: Path, image: sitk.Image) -> None:
+    """ITK does not always tell when the disk runs full; raises OSError if the file is cut."""
+    name, least = path.name.lower(), _bytes(image)
+    if not name.endswith((*NIFTI, *NRRD, *META)):
+        return
+    if name.endswith((*NRRD, *META)):
+        try:
+            check_header(path, "written")
+            return
+        except NephiError:
+            found = 0
+    elif name.endswith(".gz"):
+        try:
+            with gzip.open(path) as file:
+                found = sum(len(part) for part in iter(lambda: file.read(1 << 20), b""))
+        except (EOFError, OSError, zlib.error):
+            found = 0
+    else:
+        found = path.stat().st_size
+    if name.endswith((".hdr", ".hdr.gz")):
+        least = 348
+    if found < least:
+        path.unlink()
+        reserve(path, least)
+        raise OSError(None, "the file was cut; perhaps the disk is full", str(path))

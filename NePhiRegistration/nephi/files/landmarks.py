@@ -21,7 +21,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError, notice
+from ..paths import read_text_file
 from ..space.grid import Grid
+from .writing import write_text
 
 _COLUMNS = {("x", "y", "z"): False, ("l", "p", "s"): False, ("r", "a", "s"): True}  # True: RAS
 _FARTHEST_MM = 1e6
@@ -61,11 +63,7 @@ def read_landmarks(path: str | Path, image: sitk.Image | Grid | None = None) -> 
 
 def _text(path: Path) -> str:
     """In UTF-8, UTF-16 or Latin-1, as spreadsheets write them."""
-    try:
-        special = path.exists() and not path.is_file() and not path.is_dir()
-        data = b"\0" if special else path.read_bytes()  # a pipe would never answer
-    except (OSError, ValueError) as error:
-        raise NephiError(f"Cannot read the landmarks {path}: {getattr(error, 'strerror', None) or error}.") from None
+    data = read_text_file(path, "landmarks")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         text = data.decode("utf-16", errors="replace")
         if any(letter in text for letter in "0123456789"):
@@ -112,10 +110,7 @@ def write_landmarks(path: str | Path, points_lps_mm: np.ndarray) -> None:
         text = _markups_text(_in_3d(points))
     else:
         raise NephiError(f"Landmarks are written as .csv, .fcsv or .mrk.json, not as {path.name}.")
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise NephiError(f"Cannot write the landmarks {path}: {error.strerror}.") from None
+    write_text(path, text)
 
 
 def _reader(path: Path, text: str):

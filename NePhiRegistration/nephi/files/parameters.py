@@ -15,6 +15,7 @@ from ..errors import NephiError
 _FIRST = "#Insight Transform File V1"
 _LONGEST = 2**28  # bytes of a text; beyond it use .h5
 # parameters and fixed parameters by dimension; those that are not listed are left to ITK
+_FARTHEST = 1e12  # of all parameters; ITK does not end on a matrix of 1e308
 _COUNTS = {
     "AffineTransform": lambda d: (d * d + d, {d}),
     "MatrixOffsetTransformBase": lambda d: (d * d + d, {d}),
@@ -124,8 +125,8 @@ def _numbers(text: str, path: Path) -> list[float]:
         values = [float(word) for word in text.split()]
     except ValueError:
         raise NephiError(f"{path} is damaged: '{text[:40]}' holds something other than numbers") from None
-    if not all(map(math.isfinite, values)):
-        raise NephiError(f"{path} holds parameters that are NaN or infinite")
+    if not all(abs(v) <= _FARTHEST for v in values):
+        raise NephiError(f"{path} holds parameters that are NaN, infinite or beyond all use")
     return values
 
 

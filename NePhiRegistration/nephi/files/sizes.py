@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 from ..errors import NephiError
@@ -51,7 +52,30 @@ def lengths_fit(path: Path, read: int = 2**15) -> bool:
         data = file.read(read)
     if data[128:132] != b"DICM":
         return True  # without the preamble: GDCM decides
-    at = 132
+    if _DEFLATED not in data[132:1024]:
+        return _elements_fit(data, 132, size)
+    unpacker = zlib.decompressobj(wbits=-15)
+    start, length = 144 + int.from_bytes(data[140:144], "little"), 0
+    inner = b""
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            while not unpacker.eof and (part := file.read(read)):
+                while part and length <= max(_TRUSTED, size * _LIKELY):
+                    found = unpacker.decompress(part, 2**20)
+                    inner, length = inner or found, length + len(found)
+                    part = unpacker.unconsumed_tail
+                if part:
+                    return False  # unpacks to far more than any image
+    except zlib.error:
+        return False
+    return unpacker.eof and _elements_fit(inner, 0, length)
+
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+
+
+def _elements_fit(data: bytes, at: int, size: int) -> bool:
     while at + 8 <= len(data):
         kind = data[at + 4 : at + 6]
         if not (kind.isalpha() and kind.isupper()):

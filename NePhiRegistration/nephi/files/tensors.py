@@ -1,14 +1,85 @@
-"""Reads safetensors files of models, cached samples and training states."""
+"""Safetensors files of models, cached samples, training states and registrations."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
+import safetensors.torch
+import torch
 from torch import Tensor
 
+from ..errors import NephiError
+from ..paths import check_file
+from .writing import reserve, step, whole
 
-def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors by name; raises OSError or safetensors.SafetensorError if it cannot be read."""
-    with safetensors.safe_open(str(path), "pt") as file:
-        return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+_DIGEST = "sha256"  # of everything in the file, among its metadata: safetensors itself has no checksum
+
+
+def read_tensors(path: str | Path, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors by name.
+
+    ``what``: what the file should be, for the message. Raises NephiError if it cannot be read or has changed since it
+    was written; files of versions before 0.3 have no checksum.
+    """
+    path = check_file(path, what)
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise NephiError(f"cannot read {path} as {what}: {str(error).splitlines()[0]}") from None
+    written = metadata.pop(_DIGEST, None)
+    renamed = written is None and any(re.fullmatch("[0-9a-f]{64}", value) for value in metadata.values())
+    if renamed or (written is not None and written != _digest(tensors, metadata)):
+        raise NephiError(f"cannot read {path} as {what}: it is damaged, its checksum does not match")
+    return metadata, tensors
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Raise NephiError unless ``tensors`` are finite and of the names and shapes of ``wanted`` (of any device)."""
+    for name in [*wanted, *tensors]:
+        have, want = (None if t is None else tuple(t.shape) for t in (tensors.get(name), wanted.get(name)))
+        if have != want:
+            raise NephiError(f"{path} does not fit its own settings: {name} is {have}, should be {want}")
+        if not torch.isfinite(tensors[name]).all():
+            raise NephiError(f"{path} is damaged: {name} holds values that are no numbers")
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Tensors of any device by their names, and metadata; raises NephiError where the file cannot be written."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {**metadata, _DIGEST: _digest(tensors, metadata)}
+    with whole(path) as scratch:
+        step("write", scratch)
+        try:
+            safetensors.torch.save_file(tensors, str(scratch), metadata)
+        except safetensors.SafetensorError as error:
+            scratch.unlink(missing_ok=True)
+            reserve(scratch, sum(tensor.nbytes for tensor in tensors.values()))
+            raise OSError(None, str(error), str(path)) from None
+        _in_order(scratch)
+
+
+def _in_order(path: Path) -> None:
+    """The metadata, which safetensors writes in random order, sorted: the same content makes the same file."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(size))
+        head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+        text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))

@@ -8,19 +8,35 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..paths import check_file
 from ..space.grid import Grid
 from .apart import try_transform
 from .geometry import check_geometry
 from .headers import META, NRRD
-from .image import check_file, open_image
+from .image import open_image
 from .nifti import SUFFIXES as NIFTI
 from .parameters import check_mat, check_text
+from .writing import reserve, step, whole
 
+_HEADERS = 1 << 16  # bytes of a transform file beside its displacements, at most
 _ABSOLUTE = (0.7, 1.3)  # slope of vectors over places in which they are places and no displacements
 
 
 def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.DisplacementFieldTransform:
     return sitk.DisplacementFieldTransform(grid.image(displacement.astype(np.float64), vector=True))
+
+
+def write_transform(transform: sitk.DisplacementFieldTransform, path: str | Path) -> None:
+    """Write a transform in the format of the file's name; raises NephiError where that is not possible."""
+    field = transform.GetDisplacementField()
+    size = 8 * field.GetNumberOfPixels() * field.GetNumberOfComponentsPerPixel()
+    with whole(path) as scratch:
+        reserve(scratch, size + _HEADERS)  # HDF5 ends the process where it finds the disk full
+        step("write", scratch)
+        try:
+            sitk.WriteTransform(transform, str(scratch))
+        except RuntimeError:
+            raise NephiError(f"cannot write {path}: the disk is full, or it is no known type of transform") from None
 
 
 def read_transform(path: str | Path, dimension: int) -> sitk.Transform:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -103,6 +103,11 @@ class Adam:
         known = ((k, self._state[p]) for k, p in enumerate(self.parameters) if p in self._state)
         return {f"{k}.{name}": v for k, values in known for name, v in zip(self._STATE, values, strict=True)}
 
+    def expected(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the names and shapes that a state needs for those of the parameters that ``state`` knows."""
+        known = [(k, p) for k, p in enumerate(self.parameters) if f"{k}.step" in state]
+        return {f"{k}.{name}": p.new_zeros(()) if name == "step" else p for k, p in known for name in self._STATE}
+
     def resume(self, state: dict[str, Tensor], done: int) -> None:
         for k, p in enumerate(self.parameters):
             if f"{k}.step" in state:
@@ -118,16 +123,19 @@ def fit(
     before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[int], None] = lambda done: None,
     prepare: Callable[[int], Hashable] | None = None,
+    end: int | None = None,
 ) -> list[dict]:
     """Minimise ``objective(step)``; returns the history: step, loss and each term.
 
-    The gradients of ``accumulate`` calls are averaged for one step. ``before_step`` may change the gradients.
+    It goes on until the step ``end``, by default all of the optimiser's. The gradients of ``accumulate`` calls are
+    averaged for one step. ``before_step`` may change the gradients.
     ``on_record`` sees each entry of the history as it comes; an exception raised in any of them ends the fit.
 
     ``prepare(step)`` does what a step needs from the host; ``objective`` is then the same work on the device at each
     step for which it returns the same key, and is replayed as a CUDA graph where there is such a device.
     """
     settings, step = optimiser.settings, optimiser.done
+    end = settings.iterations if end is None else end
 
     def update() -> tuple[list[str], list[Tensor]]:
         for _ in range(accumulate):
@@ -142,13 +150,13 @@ def fit(
     replayed = Replayed(update, device) if prepare is not None and device.type == "cuda" else None
     every = max(1, settings.iterations // _RECORDS)
     history, unread, read = [], [], time.perf_counter()
-    while step < settings.iterations:
+    while step < end:
         key = None if prepare is None else prepare(step)
         optimiser.set_rate()
         names, values = update() if replayed is None else replayed(key)
         optimiser.done = step + 1
-        last = step == settings.iterations - 1
-        if step % every == 0 or last:
+        last = step == end - 1
+        if step % every == 0 or step == settings.iterations - 1:
             unread.append((step + 1, torch.stack(values)))
         # a GPU is not made to wait at every entry
         if unread and (device.type == "cpu" or last or time.perf_counter() - read > _READ_EVERY_S):

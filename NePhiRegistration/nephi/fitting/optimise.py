@@ -15,7 +15,7 @@ from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
-from ..settings import Settings, Stage
+from ..settings import Features, Level
 from ..space.cube import Cube
 from .fit import Adam, fit
 from .objective import Drawn, Objective
@@ -49,11 +49,9 @@ class Optimisation:
         device: torch.device,
     ):
         s, predicted = pair.settings, None if prediction is None else prediction.maps
+        self.levels = _schedule(s.levels, s.fit.iterations, predicted is not None)
         self.cube = cube = pair.cube if prediction is None else prediction.cube
         self.pair, self.device, self.settings = pair.in_cube(cube), device, s
-        # by the step that each begins with; of several that begin together the last
-        stages = _stages(s, predicted is not None)
-        self.stages = {round(stage.start * s.fit.iterations): stage for stage in stages}
         start, outer, self.keep_nodes = self._start(predicted)
         self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
         self.code = HybridCode(start.code).to(device)
@@ -64,19 +62,23 @@ class Optimisation:
         self.objective = Objective(s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser)
         self.adam = Adam([*self.code.parameters(), *self.fields.parameters()], s.fit)
         self.threads = torch.get_num_threads()
-        self.stage = 0  # the step that the present stage began with
-        self._seen: tuple[Stage, VolumePair] | None = None  # the present features, and what they depend on
+        self.begin = self.end = 0  # the steps of the present level
+        self._seen: tuple[Features, VolumePair] | None = None  # the present features, and what they depend on
         self._ahead: Drawn | None = None  # the points of the next steps
         self._first = 0  # the step that they begin with
         self._now: Drawn | None = None  # those of the present step
 
     def run(self, record: Callable[[dict], None]) -> list[dict]:
-        """All steps; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""
+        """All levels; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""
+        history: list[dict] = []
         try:
-            history = fit(self._evaluate, self.adam, record, prepare=self._prepare)
+            for level, end in self.levels:
+                if end > self.adam.done:
+                    self._begin(level, end)
+                    history += fit(self._evaluate, self.adam, record, prepare=self._prepare, end=end)
         except torch.OutOfMemoryError:
             raise NephiError(
-                "the GPU is out of memory: lower similarity.points, choose a larger similarity.stages.spacing_mm, "
+                "the GPU is out of memory: lower similarity.points, choose a larger levels.features.spacing_mm, "
                 "another preset, or --device cpu"
             ) from None
         finally:
@@ -100,7 +102,7 @@ class Optimisation:
             assert isinstance(own, FieldMap), "a model predicts maps that fields make"
             return own, outer, True
         fields = make_fields(s, self.cube.unit_mm, self.cube.dimension, torch.Generator().manual_seed(seed))
-        size = self._code_size(self.stages[0])
+        size = self._code_size(self.levels[0][0])
         if predicted is not None:
             return FieldMap(fields, code_like(predicted, s, size)), None, False
         half_extents = torch.tensor(self.cube.half_extents_cube, dtype=torch.float32)
@@ -108,18 +110,15 @@ class Optimisation:
 
     @property
     def volumes(self) -> VolumePair:
-        """The features of the present stage."""
-        assert self._seen is not None, "no stage has begun"
+        """The features of the present level."""
+        assert self._seen is not None, "no level has begun"
         return self._seen[1]
 
     def _evaluate(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.objective(self.maps, [self.volumes], drawn=self._now)
 
     def _prepare(self, step: int) -> int:
-        """The stage's features and nodes, and the step's points; returns the step that the stage began with."""
-        if step in self.stages:
-            self.stage = step
-            self._begin(self.stages[step], first=step == 0)
+        """The step's points; returns the step that the level began with, as they stay in place for as long."""
         if self._ahead is None or step >= self._first + len(self._ahead.points):
             self._ahead, self._first = self._draw(step), step
         drawn = self._ahead.step(step - self._first)
@@ -129,35 +128,44 @@ class Optimisation:
             self._now = drawn.clone()
         else:  # where a graph reads them
             self._now.copy_(drawn)
-        return self.stage
+        return self.begin
 
-    def _begin(self, stage: Stage, first: bool) -> None:
+    def _begin(self, level: Level, end: int) -> None:
+        """The level's features and nodes."""
+        self.begin, self.end = self.adam.done, end
         torch.set_num_threads(self.threads)
-        features = replace(stage, start=0.0, coarsening=1.0)  # what of a stage they depend on
-        if self._seen is None or features != self._seen[0]:
-            self._seen = None  # before the next ones are made: one stage's at a time
-            self._seen = features, self.pair.volumes(features, self.objective.similarity.prepare, self.device)
-        size = self._code_size(stage)
-        if not first and not self.keep_nodes and size != self.code.size:
+        if self._seen is None or level.features != self._seen[0]:
+            self._seen = None  # before the next ones are made: one level's at a time
+            self._seen = (
+                level.features,
+                self.pair.volumes(level.features, self.objective.similarity.prepare, self.device),
+            )
+        size = self._code_size(level)
+        if self.begin and not self.keep_nodes and size != self.code.size:
             self.adam.replace(*self.code.refine(size, self.pair.field_settings.code_degree))
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes)
         torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))
 
     def _draw(self, step: int) -> Drawn:
-        """The points of the next steps of the stage at once."""
-        end = min([start for start in self.stages if start > step] + [self.settings.fit.iterations])
+        """The points of the next steps of the level at once."""
         d, points = self.cube.dimension, self.objective.points_of(self.volumes)
         channels = self.volumes[0].volume.shape[-1] * (3**d if self.objective.similarity.patch else 1)
-        steps = max(1, min(end - step, _DRAWN_VALUES // (2 * points * (channels + d))))
+        steps = max(1, min(self.end - step, _DRAWN_VALUES // (2 * points * (channels + d))))
         return self.objective.draw([self.volumes], self.code.half_extents_cube, steps=steps)
 
-    def _code_size(self, stage: Stage) -> tuple[int, ...]:
+    def _code_size(self, level: Level) -> tuple[int, ...]:
         """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""
-        return nodes(self.cube.half_sides_mm, self.pair.field_settings.code_spacing_mm * stage.coarsening)
+        return nodes(self.cube.half_sides_mm, self.pair.field_settings.code_spacing_mm * level.node_spacing_factor)
 
 
-def _stages(settings: Settings, predicted: bool) -> tuple[Stage, ...]:
-    """A prediction replaces the first stage (large motion): the second begins at once."""
-    first, *others = settings.similarity.stages
-    return (replace(others[0], start=0.0), *others[1:]) if predicted and others else (first, *others)
+def _schedule(levels: tuple[Level, ...], iterations: int, predicted: bool) -> list[tuple[Level, int]]:
+    """The levels and the step that each ends before; of several that begin with the same step, the last.
+
+    A prediction replaces the first of several (large motion): the second begins at once.
+    """
+    if predicted and len(levels) > 1:
+        levels = (replace(levels[1], start=0.0), *levels[2:])
+    begins = {round(level.start * iterations): level for level in levels}
+    steps = sorted(begins)
+    return [(begins[step], end) for step, end in zip(steps, [*steps[1:], iterations], strict=True)]

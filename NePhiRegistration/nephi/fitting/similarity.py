@@ -102,7 +102,7 @@ class LNCC(_Intensities):
 SIMILARITIES.add("mind", lambda s: Mind(s.noise))
 SIMILARITIES.add("mse", lambda s: MeanSquares(s.blurs))
 SIMILARITIES.add("ncc", lambda s: NCC(s.blurs))
-SIMILARITIES.add("lncc", lambda s: LNCC(s.blurs))
+SIMILARITIES.add("lncc", lambda s: LNCC())
 
 
 def make_similarity(settings: SimilaritySettings) -> Similarity:

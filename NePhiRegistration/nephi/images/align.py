@@ -10,8 +10,8 @@ import SimpleITK as sitk
 
 from ..both import Both, complete
 from ..errors import NephiError, notice
-from ..files.image import check_file
 from ..files.transform import open_transform
+from ..paths import check_file
 from ..settings import ALIGNMENTS, BODY_MM
 from ..space.affine import Affine
 from ..space.grid import Grid
@@ -124,11 +124,17 @@ def _affine(images: Both[sitk.Image], fixed_mask: sitk.Image | None, start: Affi
     transform.SetCenter(_centre(fixed))
     transform.SetTranslation(start(_centre(fixed)) - _centre(fixed))
     method.SetInitialTransform(transform, inPlace=True)
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    # several would add the metric's parts in any order, so that no two runs ended alike; the method's own number does
+    # not reach the metric
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         method.Execute(sitk.Cast(fixed, sitk.sitkFloat32), sitk.Cast(moving, sitk.sitkFloat32))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise NephiError(f"affine alignment failed ({reason}); use --align moments, centres or none") from None
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     return _from_linear(transform)
 
 

@@ -1,4 +1,4 @@
-"""Both images in the registration cube: the region worked on, and what is compared in it at a stage."""
+"""Both images in the registration cube: the region worked on, and what is compared in it at a scale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..both import Both, complete
 from ..errors import NephiError
-from ..settings import BODY_MM, FieldSettings, Settings, Stage
+from ..settings import BODY_MM, Features, FieldSettings, Settings
 from ..space.affine import Affine
 from ..space.cube import Cube, overlap
 from ..space.grid import Grid
@@ -116,12 +116,12 @@ class ImagePair:
         """(d,): the first voxel of all working grids."""
         return self._box_cube[0]
 
-    def volumes(self, stage: Stage, prepare: Callable[..., Tensor], device: torch.device | str) -> VolumePair:
-        """Features of the fixed and of the moving image at a stage, on the fixed image's side of the alignment.
+    def volumes(self, features: Features, prepare: Callable[..., Tensor], device: torch.device | str) -> VolumePair:
+        """Features of the fixed and of the moving image at a scale, on the fixed image's side of the alignment.
 
         ``prepare``: a similarity's, which makes them.
         """
-        return VolumePair(*(self._volume(way, stage, prepare, torch.device(device)) for way in (0, 1)))
+        return VolumePair(*(self._volume(way, features, prepare, torch.device(device)) for way in (0, 1)))
 
     def covering_grid(self, spacing_mm: float) -> Grid:
         """The grid of this spacing over what is compared."""
@@ -148,11 +148,11 @@ class ImagePair:
             self._on_device[id(image)] = DeviceImage(image, device)
         return self._on_device[id(image)]
 
-    def _volume(self, way: int, stage: Stage, prepare: Callable[..., Tensor], device: torch.device) -> Volume:
-        grid = self.working_grid(stage.spacing_mm)
-        scaled, inside, distance = self.seen_on(grid, way, stage.outside, device)
+    def _volume(self, way: int, features: Features, prepare: Callable[..., Tensor], device: torch.device) -> Volume:
+        grid = self.working_grid(features.spacing_mm)
+        scaled, inside, distance = self.seen_on(grid, way, features.outside, device)
         return Volume(
-            prepare(scaled, stage.dilation, device),
+            prepare(scaled, features.dilation, device),
             torch.tensor(self.lower_cube, dtype=torch.float32),
             grid.spacing_mm[0] / self.cube.unit_mm,
             inside,
@@ -167,7 +167,7 @@ class ImagePair:
     def seen_on(self, grid: Grid, way: int, outside: float, device: torch.device = _CPU):
         """The image in its window (0..1) and where its points are drawn, read by slices, and its mask's distance map.
 
-        ``outside``: how far what lies outside the mask is replaced, as ``Stage`` says.
+        ``outside``: how far what lies outside the mask is replaced, as ``Features`` says.
         """
         s, image, mask = self.settings.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]

@@ -48,7 +48,7 @@ class DeviceSlices(GridSlices[Tensor]):
 
     def __init__(self, image: DeviceImage, grid: Grid, affine: Affine | None = None, outside: float = 0.0):
         super().__init__(grid)
-        factor = averaging(grid, image.grid.spacing_mm)
+        factor = averaging(grid, image.grid.spacing_mm, image.grid.size)
         self._values, self._outside = image.averaged(factor), outside
 
         def index(index_xyz: np.ndarray) -> np.ndarray:

@@ -14,9 +14,10 @@ from ..space.grid import Grid
 Values = TypeVar("Values")
 
 
-def averaging(grid: Grid, spacing_mm: Sequence[float]) -> tuple[int, ...]:
-    """Voxels along x, y (, z) of an image of this spacing to average before it is resampled on a coarser grid."""
-    return tuple(max(1, int(min(grid.spacing_mm) / s + 0.1)) for s in spacing_mm)
+def averaging(grid: Grid, spacing_mm: Sequence[float], size: Sequence[int]) -> tuple[int, ...]:
+    """Voxels along x, y (, z) of such an image to average before it is resampled on a coarser grid; all, at most."""
+    factors = (int(min(grid.spacing_mm) / s + 0.1) for s in spacing_mm)
+    return tuple(max(1, min(factor, n)) for factor, n in zip(factors, size, strict=True))
 
 
 class GridSlices(ABC, Generic[Values]):
@@ -52,7 +53,7 @@ class Slices(GridSlices[np.ndarray]):
 
     def __init__(self, image: sitk.Image, grid: Grid, transform: sitk.Transform | None = None, outside: float = 0.0):
         super().__init__(grid)
-        factor = averaging(grid, image.GetSpacing())
+        factor = averaging(grid, image.GetSpacing(), image.GetSize())
         self._image = sitk.BinShrink(image, factor) if max(factor) > 1 else image
         self._grid, self._transform, self._outside = grid, transform, outside
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..both import Both
+from ..limits import NotNegative, Share
 from .pair_tensors import Frame, PairTensors
 
 
@@ -17,14 +18,14 @@ class Augmentation:
     """Random maps of the cube. Both images alike: flips (a probability per axis), rotation, scale and shift; the moving
     image by itself, as another alignment: ``apart_*``; and the pair the other way round."""
 
-    flip: float = 0.0
-    rotation_deg: float = 8.0
-    scale: float = 0.1
-    shift: float = 0.05
-    apart_deg: float = 3.0
-    apart_scale: float = 0.04
-    apart_shift: float = 0.03
-    swap: float = 0.5
+    flip: Share = 0.0  # chance of each axis
+    rotation_deg: NotNegative = 8.0  # of both images alike, about each axis
+    scale: Share = 0.1  # change of size of both images alike
+    shift: NotNegative = 0.05  # of both images alike, in the cube's unit
+    apart_deg: NotNegative = 3.0  # rotation of the moving image by itself
+    apart_scale: Share = 0.04  # change of size of the moving image by itself
+    apart_shift: NotNegative = 0.03  # of the moving image by itself, in the cube's unit
+    swap: Share = 0.5  # chance that the pair is taken the other way round
 
     def __call__(self, sample: PairTensors, seed: int) -> PairTensors:
         rng, d = np.random.default_rng(seed), len(sample.half_extents_cube)

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import SimpleITK as sitk
 import torch
 
 from ..both import ROLES, Both, complete
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from ..files.cases import Case, fingerprints, read_pairs
 from ..files.image import read_image
 from ..files.landmarks import read_landmarks
 from ..files.masks import read_mask, read_regions
-from ..files.tensors import read_tensors
+from ..files.tensors import read_tensors, write_tensors
+from ..files.writing import recover
 from ..images.align import align
 from ..images.image_pair import ImagePair
-from ..settings import PRESETS
+from ..settings import PRESETS, Level
 from ..synthetic.shapes import TRAINING, VALIDATION, shape_pairs
 from .pair_tensors import BOTH, PairTensors, View
 from .settings import ModelSettings
@@ -75,12 +73,14 @@ class Pairs:
     """
 
     def __init__(self, path: str | Path, settings: ModelSettings, cache: Path, tell: Callable[[str], None] = print):
-        self.files = []
+        self.files: list[tuple[Case, Path]] = []
+        self.cache = cache
         cache.mkdir(parents=True, exist_ok=True)
+        recover(cache)
         pairs = read_pairs(path)
         for pair in pairs:
             try:
-                self.files.append(_kept(pair, settings, cache))
+                self.files.append((pair, _kept(pair, settings, cache)))
             except (NephiError, OSError, RuntimeError) as error:
                 tell(f"{pair.name} is left out: {error}")
         if not self.files:
@@ -91,7 +91,12 @@ class Pairs:
         return len(self.files)
 
     def __getitem__(self, k: int) -> PairTensors:
-        return _load(self.files[k], self.settings)
+        pair, path = self.files[k]
+        try:
+            return _load(path, self.settings)
+        except (NephiError, KeyError, ValueError) as error:
+            notice(f"{pair.name} is prepared again: {error}")
+            return _load(_kept(pair, self.settings, self.cache, anew=True), self.settings)
 
 
 def open_data(
@@ -122,7 +127,12 @@ def tensors_of(
 
 def aligned_pair(images: Both[sitk.Image], masks: Both[sitk.Image | None], settings: ModelSettings) -> ImagePair:
     """Two images in the cube that a model works in; raises NephiError as ``tensors_of``."""
-    made = replace(PRESETS["balanced"], similarity=settings.similarity, align=settings.align)
+    made = replace(
+        PRESETS["balanced"],
+        levels=(Level(features=settings.features),),
+        similarity=settings.similarity,
+        align=settings.align,
+    )
     affine, _ = align(images, masks, settings.align)
     return ImagePair.of(images, masks, affine, made, cube_margin_mm=settings.cube_margin_mm)
 
@@ -167,7 +177,7 @@ def prepare(pair: Case, settings: ModelSettings) -> PairTensors:
         if given is None:
             return None
         maps = given.map(lambda path, image, role: read_regions(path, image, f"{role} labels"), images, ROLES)
-        grid = seen.working_grid(settings.similarity.stages[0].spacing_mm)
+        grid = seen.working_grid(settings.features.spacing_mm)
         on_grid = maps.map(lambda m, t: grid.resample(m, t, sitk.sitkNearestNeighbor), Both(None, affine.transform()))
         return on_grid.map(lambda m: torch.from_numpy(sitk.GetArrayFromImage(m).astype(np.int16)))
 
@@ -178,19 +188,20 @@ _SINGLE = ("half_extents_cube", "lower_cube", "to_moving_mm")
 _HALF = torch.float16
 
 
-def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
-    """The file in ``cache`` that holds the prepared pair, made where there is none from the same files."""
+def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) -> Path:
+    """The file in ``cache`` that holds the prepared pair, made where there is none from the same files, or ``anew``."""
     # the alignment and the model's settings decide as much as the files
     made_of = {
         "format": 2,
         "inputs": fingerprints(pair.files, False, settings.align, roles=tuple(pair.files)),
         "similarity": asdict(settings.similarity),
+        "features": asdict(settings.features),
         "margin": settings.cube_margin_mm,
         "align": settings.align,
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = cache / f"{pair.name}-{key}.safetensors"
-    if not path.is_file():
+    if anew or not path.is_file():
         sample = prepare(pair, settings)
         bytes_ = sample.scaled.map(lambda image: (image * 255).round().to(torch.uint8))  # the noise is larger
         halves = sample.distances and sample.distances.map(lambda distance: distance.to(_HALF))
@@ -202,14 +213,12 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
                 tensors.update({f"{name}.{way}{part}": tensor.contiguous() for part, tensor in parts.items()})
         for name in ("spacing_cube", "spacing_mm"):
             tensors[name] = torch.tensor(getattr(sample, name), dtype=torch.float64)
-        scratch = path.with_suffix(f".{os.getpid()}.part")
-        safetensors.torch.save_file(tensors, str(scratch), {"name": pair.name})
-        os.replace(scratch, path)
+        write_tensors(path, tensors, {"name": pair.name})
     return path
 
 
 def _load(path: Path, settings: ModelSettings) -> PairTensors:
-    metadata, t = read_tensors(path)
+    metadata, t = read_tensors(path, "a prepared pair")
 
     def both(name: str) -> Both[torch.Tensor] | None:
         return complete(t.get(f"{name}.0"), t.get(f"{name}.1"))
@@ -233,4 +242,5 @@ def _load(path: Path, settings: ModelSettings) -> PairTensors:
         spacing_cube=float(t["spacing_cube"]),
         spacing_mm=float(t["spacing_mm"]),
         similarity=settings.similarity,
+        dilation=settings.features.dilation,
     )

@@ -16,7 +16,7 @@ from ..maps.maps import FieldMap
 from ..settings import FieldSettings
 from .encoder import Encoder
 from .pair_tensors import PairTensors
-from .settings import EncoderSettings
+from .settings import MatchingSettings
 
 _SHARPNESS = 8.0  # of the least cost against the mean one
 _REACH = 0.06  # a typical step between places, in the cube
@@ -33,7 +33,7 @@ class MatchingEncoder(Encoder):
     costs little more in training than in use.
     """
 
-    def __init__(self, settings: EncoderSettings, field: FieldSettings, dimension: int):
+    def __init__(self, settings: MatchingSettings, field: FieldSettings, dimension: int):
         super().__init__()
         self.settings, self.field, w = settings, field, settings.width
         steps = range(-settings.reach, settings.reach + 1)

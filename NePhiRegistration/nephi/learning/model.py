@@ -6,14 +6,12 @@ import dataclasses
 import json
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ..config import decode
 from ..errors import NephiError
-from ..files.tensors import read_tensors
+from ..files.tensors import check_tensors, read_tensors, write_tensors
 from ..fitting.gauss_newton import refined
 from ..maps.code import Code
 from ..maps.maps import FieldMap, Map, make_fields
@@ -52,9 +50,9 @@ class Model(nn.Module):
         if self.coarse is None:
             return sample
         settings = self.coarse.settings
-        fine, coarse = (s.similarity.stages[0].spacing_mm for s in (self.settings, settings))
+        fine, coarse = (s.features.spacing_mm for s in (self.settings, settings))
         factor = max(1, round(coarse / (sample.spacing_mm or fine)))
-        small = sample.downsampled(factor, settings.similarity)
+        small = sample.downsampled(factor, settings.similarity, settings.features.dilation)
         outer = self.coarse.predict(small)
         if isinstance(outer, FieldMap) and isinstance(outer.fields, VoxelFields):
             outer = FieldMap(outer.fields, outer.fields.with_inverse(outer.code))
@@ -90,10 +88,9 @@ class Model(nn.Module):
 
     def save(self, path: str | Path, about: dict | None = None) -> None:
         """Weights with the settings in the metadata (safetensors); ``about``: facts of the training."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         settings = json.dumps(dataclasses.asdict(self.settings))
         metadata = {"format": _FORMAT, "settings": settings, "about": json.dumps(about or {})}
-        safetensors.torch.save_file(tensors, str(path), metadata)
+        write_tensors(path, self.state_dict(), metadata)
 
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> Model:
@@ -101,16 +98,13 @@ class Model(nn.Module):
         path = find_model(name)
         metadata, tensors = _read(path)
         try:
-            model = cls(decode(ModelSettings(), json.loads(metadata["settings"])))
-        except (AttributeError, KeyError, ValueError, NephiError) as error:
+            settings = decode(ModelSettings(), json.loads(metadata["settings"]))
+            with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
+                wanted = cls(settings).state_dict()
+        except (AttributeError, KeyError, ValueError, RecursionError, RuntimeError, NephiError) as error:
             raise NephiError(f"{path}: the model's settings can't be read ({error})") from None
-        wanted = model.state_dict()
-        for name in [*wanted, *tensors]:
-            have, want = (None if t is None else tuple(t.shape) for t in (tensors.get(name), wanted.get(name)))
-            if have != want:
-                raise NephiError(f"{path} does not fit its own settings: {name} is {have}, should be {want}")
-            if not torch.isfinite(tensors[name]).all():
-                raise NephiError(f"{path} is damaged: {name} holds values that are no numbers")
+        check_tensors(tensors, wanted, path)
+        model = cls(settings)
         model.load_state_dict(tensors)
         return model.eval().requires_grad_(False).to(device)
 
@@ -121,10 +115,7 @@ def about(name: str | Path) -> dict:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        metadata, tensors = read_tensors(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise NephiError(f"cannot read {path} as a NePhi model: {error}") from None
+    metadata, tensors = read_tensors(path, "a NePhi model")
     if metadata.get("format") != _FORMAT:
         raise NephiError(f"{path} is not a trained NePhi model (format {metadata.get('format')!r})")
     return metadata, tensors

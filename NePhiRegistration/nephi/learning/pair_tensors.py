@@ -16,7 +16,7 @@ from ..images.image_pair import ImagePair
 from ..images.volume import Volume, VolumePair
 from ..maps.code import points_between
 from ..maps.maps import Map
-from ..settings import SimilaritySettings
+from ..settings import Features, SimilaritySettings
 
 _STRIDE = 3
 _CHUNK = 16384
@@ -44,6 +44,7 @@ class PairTensors:
     lower_cube: Tensor
     spacing_cube: float
     similarity: SimilaritySettings
+    dilation: int = Features.dilation  # distance in voxels over which features look
     views: Both[View] | None = None
     known: Both[Tensor] | None = None
     landmarks: Both[Tensor] | None = None
@@ -60,11 +61,11 @@ class PairTensors:
     @classmethod
     def of(cls, pair: ImagePair, name: str = "", device="cpu") -> PairTensors:
         """From the two images in their cube."""
-        stage = pair.settings.similarity.stages[0]
-        grid = pair.working_grid(stage.spacing_mm)
+        features = pair.settings.levels[0].features
+        grid = pair.working_grid(features.spacing_mm)
         device = torch.device(device)
         images, inside, distances = (Both(*of_both) for of_both in zip(
-            *(pair.seen_on(grid, way, stage.outside, device) for way in (0, 1)), strict=True))  # fmt: skip
+            *(pair.seen_on(grid, way, features.outside, device) for way in (0, 1)), strict=True))  # fmt: skip
 
         def dense(slices) -> Tensor:
             return torch.as_tensor(slices[: grid.shape[0]]).contiguous().to(device)
@@ -80,6 +81,7 @@ class PairTensors:
             lower_cube=torch.tensor(pair.lower_cube, dtype=torch.float32),
             spacing_cube=grid.spacing_mm[0] / pair.cube.unit_mm,
             similarity=pair.settings.similarity,
+            dilation=features.dilation,
             views=pair.views,
             to_moving_mm=torch.tensor(step, dtype=torch.float32),
             spacing_mm=grid.spacing_mm[0] / pair.scale,
@@ -88,7 +90,7 @@ class PairTensors:
     @cached_property
     def volumes(self) -> VolumePair:
         """The features that are compared, made when first asked for."""
-        prepare, stage = make_similarity(self.similarity).prepare, self.similarity.stages[0]
+        prepare = make_similarity(self.similarity).prepare
 
         def volume(way: int, image: Tensor) -> Volume:
             distance = None
@@ -96,7 +98,7 @@ class PairTensors:
                 values = self.distances[way].float()[..., None]
                 distance = Volume(values, self.lower_cube, self.spacing_cube, None)
             return Volume(
-                prepare(image, stage.dilation, image.device),
+                prepare(image, self.dilation, image.device),
                 self.lower_cube,
                 self.spacing_cube,
                 None if self.masks is None else self.masks[way],
@@ -208,7 +210,7 @@ class PairTensors:
             moved = moved.narrow(axis + 1, 0, n)
         return moved.movedim(0, -1).reshape(-1, len(shape))
 
-    def downsampled(self, factor: int, settings: SimilaritySettings) -> PairTensors:
+    def downsampled(self, factor: int, settings: SimilaritySettings, dilation: int = Features.dilation) -> PairTensors:
         """Everything on a grid of ``factor`` times the spacing, averaged, and compared as ``settings`` say.
 
         The last voxel of an axis that ``factor`` does not divide is the average of what is left.
@@ -229,6 +231,7 @@ class PairTensors:
             spacing_cube=factor * self.spacing_cube,
             spacing_mm=None if self.spacing_mm is None else factor * self.spacing_mm,
             similarity=settings,
+            dilation=dilation,
         )
 
     def swapped(self) -> PairTensors:

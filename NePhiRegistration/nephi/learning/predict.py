@@ -10,7 +10,7 @@ from ..errors import NephiError
 from ..fitting.objective import Objective
 from ..images.image_pair import ImagePair
 from ..maps.maps import Map
-from ..settings import RegularitySettings, Settings
+from ..settings import Level, RegularitySettings, Settings
 from ..space.cube import Cube
 from .model import Model
 from .pair_tensors import PairTensors
@@ -39,7 +39,7 @@ def predict(model: Model, pair: ImagePair, device: torch.device) -> Prediction:
     s = model.settings
     if pair.cube.dimension != s.dimension:
         raise NephiError(f"the model is for {s.dimension}D images; these are {pair.cube.dimension}D")
-    seen = replace(pair.settings, similarity=s.similarity)
+    seen = replace(pair.settings, levels=(Level(features=s.features),), similarity=s.similarity)
     own = ImagePair.of(pair.images, pair.masks, pair.affine, seen, pair.trusted, s.cube_margin_mm)
     sample = PairTensors.of(own, device=device)
     maps = model.predict(sample)

@@ -12,7 +12,7 @@ from ..maps.fields import Fields
 from ..settings import FieldSettings
 from .encoder import Encoder
 from .pair_tensors import PairTensors
-from .settings import EncoderSettings
+from .settings import PublishedSettings
 
 _LEAST_SIDE = 3  # of the last map of the published encoder
 
@@ -20,7 +20,7 @@ _LEAST_SIDE = 3  # of the last map of the published encoder
 class PublishedEncoder(Encoder):
     """images (b, 2, *size) -> Code: 3.07 M parameters at 175^3 voxels, with the local code from the 128 x 6^3 map."""
 
-    def __init__(self, settings: EncoderSettings, field: FieldSettings, dimension: int):
+    def __init__(self, settings: PublishedSettings, field: FieldSettings, dimension: int):
         super().__init__()
         self.settings, self.dimension = settings, dimension
         convolution = (nn.Conv2d, nn.Conv3d)[dimension - 2]

@@ -3,86 +3,101 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from ..errors import NephiError
+from ..limits import AtLeast, AtMost, Count, NotEmpty, NotNegative, Odd, OneOf, Positive, check_limits
 from ..maps.fields import check_local_code
 from ..registry import Registry
-from ..settings import FieldSettings, FitSettings, RegularitySettings, Settings, SimilaritySettings
-from ..settings import check as check_settings
+from ..settings import (
+    Features,
+    FieldSettings,
+    FitSettings,
+    MindSettings,
+    RegularitySettings,
+    SimilaritySettings,
+)
 from .augment import Augmentation
 
 ENCODERS: Registry = Registry("encoder", "encoder.kind", "published", "matching")
-NORMS = ("batch", "group")
+_Channels = Annotated[int, AtLeast(1), AtMost(65536)]
+_Size = Annotated[int, AtLeast(1), AtMost(4096)]
+_Steps = Annotated[int, AtLeast(1), AtMost(4096)]
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """``published``: convolutions over the two images, stacked (paper, supplement A.1), on ``size`` voxels per axis.
+    """What all encoders have; one of one's own that needs more derives its settings from these."""
 
-    ``any_size``: its last map is averaged to 3 per axis, so that one file takes images of every size.
-    ``context``: the local code is made from all its maps from ``local_level`` on, not from that one alone, which sees
-    no further than a few voxels.
-    ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far.
+    kind: Annotated[str, OneOf(ENCODERS)] = "published"  # of the encoder; it says which entries there are besides
+
+
+@dataclass(frozen=True)
+class PublishedSettings(EncoderSettings):
+    """Of ``published``: convolutions over the two images, stacked (paper, supplement A.1)."""
+
+    size: _Size = 175  # voxels per axis that the images are resampled to
+    any_size: bool = False  # the last map is averaged to 3 per axis, so that one file takes images of every size
+    channels: Annotated[tuple[_Channels, ...], NotEmpty()] = (8, 16, 32, 64, 128, 256)  # of the maps, level by level
+    hidden: _Channels = 256  # units of the hidden layer that gives the global code
+    local_level: Annotated[int, AtLeast(0), AtMost(64)] = 4  # which of the maps gives the local code: 0 is the finest
+    context: bool = False  # the local code is made from all maps from local_level on, to see further than a few voxels
+    norm: Annotated[str, OneOf("batch", "group")] = "batch"  # of the layers; group does not depend on the batch
+    width: _Channels = 32  # channels between those maps and the local code, with context
+
+    def contradiction(self) -> str:
+        if self.local_level >= len(self.channels):
+            return f"local_level is {self.local_level}, must be 0 to {len(self.channels) - 1}"
+        if self.norm == "group" and any(c % min(8, c) for c in self.channels):
+            return f"channels are {self.channels}, must be multiples of 8 for group norm"
+        return ""
+
+
+@dataclass(frozen=True)
+class MatchingSettings(EncoderSettings):
+    """Of ``matching``: looks for each image's features in the other, coarse to fine, with the map found so far.
+
+    Lengths are in the cube's unit, half of the longest side of the lungs' box.
     """
 
-    kind: str = "published"
-    size: int = 175
-    any_size: bool = False
-    channels: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
-    hidden: int = 256
-    local_level: int = 4  # which of the maps gives the local code: 0 is the finest
-    context: bool = False
-    norm: str = "batch"
-    # of the matching encoder; lengths in the cube's unit, half of the longest side of the lungs' box
-    node_spacing: float = 0.105  # of the local code
-    steps: tuple[int, ...] = (3, 2, 1, 1)  # between the places looked at, in voxels of the features
-    reach: int = 2  # places to either side
-    windows: tuple[int, ...] = (3, 5)  # of lattice points, half a node spacing apart, over which costs are averaged
-    width: int = 32  # of the published encoder with ``context``, too
+    kind: Annotated[str, OneOf(ENCODERS)] = "matching"  # of the encoder
+    node_spacing: Annotated[float, AtLeast(1e-3), AtMost(100)] = 0.105  # of the local code
+    steps: Annotated[tuple[_Steps, ...], NotEmpty()] = (3, 2, 1, 1)  # between the places looked at, in features' voxels
+    reach: Annotated[int, AtLeast(1), AtMost(64)] = 2  # places to either side
+    # lattice points, half a node spacing apart, over which costs are averaged
+    windows: Annotated[tuple[Annotated[int, AtLeast(1), AtMost(1023), Odd()], ...], NotEmpty()] = (3, 5)
+    width: _Channels = 32  # channels of the layers, a multiple of 8
+
+    def contradiction(self) -> str:
+        return f"width is {self.width}, must be a multiple of 8" if self.width % 8 else ""
+
+
+ENCODERS.describe("published", PublishedSettings)
+ENCODERS.describe("matching", MatchingSettings)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     """Parts of a model, and the preparation of the images that it expects."""
 
-    dimension: int = 3
-    field: FieldSettings = FieldSettings()
-    encoder: EncoderSettings = EncoderSettings()
-    similarity: SimilaritySettings = SimilaritySettings()  # of its stages, the first: what the encoder looks at
-    align: str = "auto"
-    cube_margin_mm: float = 15.0
-    half_size_mm: float = 150.0  # the cube's half side that the fields' wavelength is meant for
-    refinements: int = 0  # Gauss-Newton rounds after the encoder; no learned parameters
+    dimension: Annotated[int, OneOf(2, 3)] = 3  # of the images
+    field: FieldSettings = FieldSettings()  # the maps
+    encoder: EncoderSettings = PublishedSettings()  # what predicts their code
+    features: Features = Features()  # what the encoder looks at
+    similarity: SimilaritySettings = MindSettings()  # what is compared in training
+    align: str = "auto"  # auto, none, centres, moments or affine
+    cube_margin_mm: NotNegative = 15.0  # of the cube around the masks
+    half_size_mm: Positive = 150.0  # the cube's half side that the fields' wavelength is meant for
+    refinements: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # Gauss-Newton rounds after it; no learned parameters
     coarse: ModelSettings | None = None  # of the stage before: its maps go first, this model finds the rest
 
 
-def check(settings: ModelSettings) -> None:
-    """Raise NephiError for settings that do not define a model."""
-    e = settings.encoder
-    check_settings(Settings(field=settings.field, similarity=settings.similarity))
-    if settings.dimension not in (2, 3):
-        raise NephiError(f"settings: dimension is {settings.dimension}, must be 2 or 3")
-    ENCODERS.check(e.kind)
-    if e.norm not in NORMS:
-        raise NephiError(f"settings: encoder.norm is '{e.norm}', must be one of {', '.join(NORMS)}")
-    least = {key: getattr(e, key) for key in ("size", "hidden", "reach", "width", "node_spacing")}
-    least |= {"channels": min(e.channels, default=0), "steps": min(e.steps, default=0)}
-    for key, value in least.items():
-        if not value > 0:
-            raise NephiError(f"settings: encoder.{key} is {getattr(e, key)}, must be above 0")
-    if not 0 <= e.local_level < len(e.channels):
-        raise NephiError(f"settings: encoder.local_level is {e.local_level}, must be 0 to {len(e.channels) - 1}")
-    if not e.windows or any(w < 1 or w % 2 == 0 for w in e.windows):
-        raise NephiError(f"settings: encoder.windows are {e.windows}, must be odd numbers")
+def check(settings: ModelSettings, where: str = "") -> None:
+    """Raise NephiError for settings that do not define a model; ``where``: what to write before their names."""
+    check_limits(settings, where)
     check_local_code(settings.field, settings.dimension)
-    if settings.refinements < 0:
-        raise NephiError(f"settings: refinements is {settings.refinements}, must be 0 or more")
-    if e.kind == "matching" and e.width % 8:
-        raise NephiError(f"settings: encoder.width is {e.width}, must be a multiple of 8")
-    if e.kind == "published" and e.norm == "group" and any(c % min(8, c) for c in e.channels):
-        raise NephiError(f"settings: encoder.channels are {e.channels}, must be multiples of 8 for group norm")
     if settings.coarse is not None:
-        check(settings.coarse)
+        check(settings.coarse, f"{where}coarse.")
         _check_coarse(settings, settings.coarse)
 
 
@@ -94,61 +109,51 @@ def _check_coarse(settings: ModelSettings, coarse: ModelSettings) -> None:
     for key, mine in _preparation(settings).items():
         if mine != theirs[key]:
             raise NephiError(f"settings: {key} is {mine!r}, but {theirs[key]!r} in the coarse stage; they must agree")
-    fine, spacing = (s.similarity.stages[0].spacing_mm for s in (settings, coarse))
+    fine, spacing = settings.features.spacing_mm, coarse.features.spacing_mm
     if spacing < fine or abs(spacing / fine - round(spacing / fine)) > 1e-6:
         raise NephiError(f"settings: the coarse stage's spacing {spacing} mm must be a multiple of the fine {fine} mm")
 
 
 def _preparation(settings: ModelSettings) -> dict:
     """The settings, besides the spacing, on which the prepared images depend."""
-    s = settings.similarity
     return {
         **{key: getattr(settings, key) for key in ("dimension", "align", "cube_margin_mm")},
-        **{f"similarity.{key}": getattr(s, key) for key in ("window", "outside_hu", "mask_margin_mm")},
-        "similarity.stages[0].outside": s.stages[0].outside,
+        **{
+            f"similarity.{key}": getattr(settings.similarity, key) for key in ("window", "outside_hu", "mask_margin_mm")
+        },
+        "features.outside": settings.features.outside,
     }
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """``data`` and ``validation``: lists of pairs (see ``nephi batch``), or ``shapes-solid``, ``shapes-hollow``.
+    """Of a training. Its lists of pairs are those of ``nephi batch``."""
 
-    ``coarse``: a shipped model's name or a model file: the coarse stage of a multi-resolution model, frozen.
-    ``start``: a shipped model's name or a model file, of the same architecture, whose weights to start from.
-    A step draws ``batch`` pairs ``accumulate`` times; ``known_weight``: of the distance, in mm, to the points that
-    are known to correspond, where a list has them.
-    """
-
-    data: str = ""
-    validation: str = ""
-    start: str = ""
-    coarse: str = ""
-    model: ModelSettings = ModelSettings()
-    fit: FitSettings = FitSettings(iterations=10_000, learning_rate=1e-4, warm_up=0.02, beta2=0.999)
-    regularity: RegularitySettings = RegularitySettings(weight=1.0, code_prior=0.001)
-    similarity_weight: float = 1.0
-    known_weight: float = 0.1
-    batch: int = 1
-    accumulate: int = 1
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    validate_every: int = 1000
-    validation_pairs: int = 200  # at most
-    save_every: int = 200
+    data: str = ""  # a list of pairs, shapes-solid or shapes-hollow
+    validation: str = ""  # the same, of the pairs that the model is validated on
+    start: str = ""  # a shipped model's name or a model file, of the same architecture, whose weights to start from
+    coarse: str = ""  # a shipped model's name or a model file: the frozen coarse stage of a multi-resolution model
+    model: ModelSettings = ModelSettings()  # the model
+    fit: FitSettings = FitSettings(iterations=10_000, learning_rate=1e-4, warm_up=0.02, beta2=0.999)  # the optimiser
+    regularity: RegularitySettings = RegularitySettings(weight=1.0, code_prior=0.001)  # how smooth the maps are
+    similarity_weight: NotNegative = 1.0  # of the similarity
+    known_weight: NotNegative = 0.1  # of the distance, in mm, to points known to correspond, where a list has them
+    batch: Annotated[Count, AtMost(65536)] = 1  # pairs at once
+    accumulate: Annotated[Count, AtMost(65536)] = 1  # batches of a step
+    augmentation: Augmentation = field(default_factory=Augmentation)  # by which a pair becomes many
+    validate_every: Count = 1000  # steps
+    validation_pairs: Count = 200  # at most
+    save_every: Count = 200  # steps between two states that a stopped training can go on from
     mixed_precision: bool = True  # on a GPU: bfloat16 where it serves
-    workers: int = 0  # processes that prepare pairs
+    workers: Annotated[int, AtLeast(0), AtMost(1024)] = 0  # processes that prepare pairs
 
 
 def check_training(settings: TrainSettings) -> None:
     """Raise NephiError for values out of range or inconsistent with each other."""
     m = settings.model
-    check(m)
-    check_settings(Settings(regularity=settings.regularity, fit=settings.fit))
-    counts = ("batch", "accumulate", "validate_every", "validation_pairs", "save_every")
-    values = {key: getattr(settings, key) for key in counts} | {"fit.iterations": settings.fit.iterations}
-    for key, value in values.items():
-        if value < 1:
-            raise NephiError(f"settings: {key} is {value}, must be above 0")
-    if settings.workers < 0:
-        raise NephiError(f"settings: workers is {settings.workers}, must be 0 or more")
-    if m.encoder.kind == "matching" and settings.batch != 1:
+    check(m, "model.")
+    check_limits(settings)
+    if settings.fit.iterations < 1:
+        raise NephiError("settings: fit.iterations is 0, must be above 0")
+    if isinstance(m.encoder, MatchingSettings) and settings.batch != 1:
         raise NephiError("the matching encoder takes one pair at a time: set batch to 1 and accumulate to the batch")

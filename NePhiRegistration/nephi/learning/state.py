@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 
 from ..device import peak_gpu_memory_mb, peak_memory_mb
-from ..errors import NephiError
-from ..files.tensors import read_tensors
+from ..errors import NephiError, notice
+from ..files.tensors import check_tensors, read_tensors, write_tensors
+from ..files.writing import write_text
 from ..fitting.fit import Adam
 from .model import Model
 from .settings import TrainSettings
@@ -26,41 +23,46 @@ MODEL, RESUME, LOG = "model.safetensors", "resume.safetensors", "log.jsonl"
 def save_state(path: Path, model: Model, adam: Adam, best: dict, settings: TrainSettings) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"adam.{k}": v for k, v in adam.state().items()}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     facts = {"done": adam.done, "best": best, "settings": asdict(settings)}
-    replace_file(path, lambda p: safetensors.torch.save_file(tensors, str(p), {"facts": json.dumps(facts)}))
+    write_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) -> dict:
+    """Take up model and optimiser; returns the best validation so far. Raises NephiError for another make's state."""
+    if not path.exists():
+        raise NephiError(f"there is nothing to resume: no {path}")
+    metadata, tensors = read_tensors(path, "the state of a training")
     try:
-        metadata, tensors = read_tensors(path)
         facts = json.loads(metadata["facts"])
-    except FileNotFoundError:
-        raise NephiError(f"there is nothing to resume: no {path}") from None
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise NephiError(f"cannot read the state of the training {path}: {error}") from None
-    if facts["settings"] != json.loads(json.dumps(asdict(settings))):
+        made_with, done, best = facts["settings"], int(facts["done"]), dict(facts["best"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise NephiError(f"cannot read {path} as the state of a training: {error!r}") from None
+    if made_with != json.loads(json.dumps(asdict(settings))):
         raise NephiError(f"{path} was made with other settings; use those, or another output folder")
-    part = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    model.load_state_dict(part)
-    adam.resume({k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")}, facts["done"])
-    return facts["best"]
+    parts = {
+        part: {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+        for part in ("model.", "adam.")
+    }
+    check_tensors(parts["model."], model.state_dict(), path)
+    check_tensors(parts["adam."], adam.expected(parts["adam."]), path)
+    model.load_state_dict(parts["model."])
+    adam.resume(parts["adam."], done)
+    return best
 
 
 def keep_log(path: Path, done: int) -> None:
-    """Cut the log after step ``done``: later steps are repeated."""
-    kept = []
-    with contextlib.suppress(FileNotFoundError, ValueError):  # nothing yet, or a line that was cut off
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if json.loads(line)["step"] <= done:
-                kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    scratch = path.with_name(f".{path.name}")
-    write(scratch)
-    os.replace(scratch, path)
+    """Cut the log after step ``done``: later steps are repeated. Damaged lines are left out with a notice."""
+    kept, damaged = [], 0
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.split("\n"):
+        try:
+            if line and json.loads(line)["step"] <= done:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged += 1
+    if damaged:
+        notice(f"{path}: {damaged} damaged lines were left out.")
+    write_text(path, "".join(kept))
 
 
 def tensorboard(folder: Path, done: int):

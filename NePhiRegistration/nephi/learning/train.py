@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from ..fitting.fit import Adam, fit
 from ..fitting.objective import Objective
 from ..maps.code import Code
@@ -30,7 +32,7 @@ from .model import Model
 from .pair_tensors import PairTensors
 from .processes import average, join
 from .settings import TrainSettings, check_training
-from .state import LOG, MODEL, RESUME, keep_log, load_state, peak_mb, replace_file, save_state, tensorboard
+from .state import LOG, MODEL, RESUME, keep_log, load_state, peak_mb, save_state, tensorboard
 from .validate import validate
 
 
@@ -174,7 +176,7 @@ class _Run:
             self.best.clear()
             self.best.update(found, step=done)
             facts = {"version": __version__, "settings": asdict(s), "validation": dict(self.best)}
-            replace_file(self.folder / MODEL, lambda path: self.model.save(path, facts))
+            self.model.save(self.folder / MODEL, facts)
 
 
 def _with_coarse(settings: TrainSettings) -> tuple[TrainSettings, Model | None]:
@@ -242,8 +244,36 @@ class _Draws(torch.utils.data.Dataset):
 def _loader(data, settings: TrainSettings, done: int, rank: int, world: int):
     draws = _draws(len(data), settings, done, rank, world)
     return torch.utils.data.DataLoader(
-        _Draws(data, settings.augmentation), sampler=draws, batch_size=None, num_workers=settings.workers
+        _Draws(data, settings.augmentation), sampler=draws, batch_size=None, num_workers=_workers(data, settings)
     )
+
+
+_SHARED = Path("/dev/shm")  # where Linux keeps what processes share
+_AHEAD = 3  # batches of each process that may be there at a time
+
+
+def _workers(data, settings: TrainSettings) -> int:
+    """The processes that prepare pairs; none, with a notice, where what they share has no room: they would hang."""
+    if not settings.workers or sys.platform != "linux":
+        return settings.workers
+    free = shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else 0
+    needed = settings.workers * settings.batch * _AHEAD * _bytes(data[0])
+    if free >= needed:
+        return settings.workers
+    notice(
+        f"workers is {settings.workers}, but {_SHARED} has {free / 1e6:.0f} of {needed / 1e6:.0f} MB of room: "
+        "pairs are prepared in the training's own process"
+    )
+    return 0
+
+
+def _bytes(value: object) -> int:
+    """Of all tensors in a nested value."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if is_dataclass(value) and not isinstance(value, type):
+        return sum(_bytes(getattr(value, part.name)) for part in fields(value))
+    return sum(map(_bytes, value)) if isinstance(value, (tuple, list)) else 0
 
 
 def _draws(count: int, settings: TrainSettings, done: int, rank: int, world: int) -> Iterator[tuple[int, list[int]]]:

@@ -51,7 +51,7 @@ def estimate(
     own_mm = math.prod(fixed_spacing_mm) ** (1 / dimension)
 
     finest_mm = settings.similarity.finest * own_mm
-    work = [region / max(stage.spacing_mm * scale, finest_mm) ** dimension for stage in settings.similarity.stages]
+    work = [region / max(level.features.spacing_mm * scale, finest_mm) ** dimension for level in settings.levels]
     points = settings.similarity.points.count(int(max(work)))
     f = settings.field
     products = 2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2  # per point

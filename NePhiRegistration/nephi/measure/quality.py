@@ -346,11 +346,17 @@ def _corner(corner_xyz: np.ndarray) -> tuple[slice, ...]:
     return (slice(None), *(slice(1, None) if one else slice(None, -1) for one in corner_xyz[::-1]))
 
 
-def random_points(grid: Grid, mask: sitk.Image | None, count: int) -> np.ndarray:
-    """The same (n, d) points_lps_mm at every call: voxel centres of the mask, or anywhere in the grid."""
+def random_points(grid: Grid, mask: sitk.Image | None, count: int, between: bool = False) -> np.ndarray:
+    """The same (n, d) points_lps_mm at every call: voxel centres of the mask, or anywhere in the grid.
+
+    ``between``: anywhere in the voxels of the mask, where interpolation errs more than at the centres.
+    """
     rng = np.random.default_rng(0)
     if mask is None:
         return grid.to_lps_mm(rng.uniform(0, 1, (count, grid.dimension)) * (np.array(grid.size) - 1))
     inside = np.flatnonzero(sitk.GetArrayViewFromImage(mask))
     index_zyx = np.unravel_index(rng.choice(inside, min(count, len(inside)), replace=False), grid.shape)
-    return grid.to_lps_mm(np.stack(index_zyx[::-1], -1))
+    index = np.stack(index_zyx[::-1], -1)
+    if between:
+        index = np.clip(index + rng.uniform(-0.5, 0.5, index.shape), 0, np.array(grid.size) - 1)
+    return grid.to_lps_mm(index)

@@ -101,10 +101,9 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> Report:
         """Raises ValueError for text that is no report."""
-        data = json.loads(text)
         try:
-            return _built(cls, data)
-        except (AttributeError, TypeError) as error:
+            return _built(cls, json.loads(text))
+        except (AttributeError, RecursionError, TypeError) as error:
             raise ValueError(f"not a report: {error}") from None
 
 
@@ -123,4 +122,20 @@ def _built(kind: type, data: dict[str, Any]) -> Any:
         inner = next((option for option in options if dataclasses.is_dataclass(option)), None)
         if inner is not None and value is not None:
             parts[name] = _built(typing.cast(type, inner), value)
+        if name in kinds and not _fits(parts[name], kinds[name]):
+            raise TypeError(f"{name} is {value!r}")
     return kind(**parts)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON, with dataclasses built, is of the type of its field."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is types.UnionType:
+        return any(_fits(value, option) for option in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(part, inner[0]) for part in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(part, inner[1]) for part in value.values())
+    return isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)

@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..files.folder import ResultFolder
+from ..files.writing import write_text
 from .pictures import Images, curve_sections, image_sections, number
 
 _MOST_FOLDS = 20  # rows of their table
@@ -47,9 +48,7 @@ def write_report(
     except ImportError:
         pictures = [_NO_PICTURES]
     body = [*_headline(report, landmark_errors), *pictures, *_tables(report)]
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    ResultFolder(folder).page.write_text(_PAGE.replace("$BODY", "\n".join(body)), encoding="utf-8")
+    write_text(ResultFolder(Path(folder)).page, _PAGE.replace("$BODY", "\n".join(body)))
 
 
 def _headline(report: dict, landmark_errors: dict | None) -> Iterator[str]:

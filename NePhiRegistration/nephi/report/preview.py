@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..errors import NephiError
 from ..files.folder import ResultFolder
 from ..files.image import write_image
 from ..result import Registration
@@ -21,7 +22,7 @@ class Preview:
     _SPACING_MM = 10.0
 
     def __init__(self, folder: Path, seconds: float, progress: Callable[[str, float, dict], None]):
-        self.path = ResultFolder(folder).preview.resolve()
+        self.path = ResultFolder(folder.resolve()).preview
         self.seconds, self.tell, self.next = seconds, progress, 0.0
 
     def __call__(self, stage: str, fraction: float, registration: Registration) -> None:
@@ -30,7 +31,7 @@ class Preview:
         grid = registration.fixed_grid.coarsened(self._SPACING_MM * registration.length_scale)
         try:
             write_image(grid.image(registration.displacement(grid), vector=True), self.path)
-        except PermissionError:
+        except NephiError:
             return  # on Windows a reader may hold the last one; the next will do
         self.tell(stage, fraction, {"preview": str(self.path)})
         self.next = time.perf_counter() + self.seconds

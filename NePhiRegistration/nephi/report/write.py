@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 
 from ..device import peak_gpu_memory_mb, peak_memory_mb
 from ..files.folder import ResultFolder
-from ..files.transform import displacement_transform
+from ..files.image import write_image
+from ..files.transform import displacement_transform, write_transform
+from ..files.writing import write_text
 from ..measure import quality
 from ..measure.evaluate import measure
 from ..measure.quality import region_statistics
@@ -25,6 +28,7 @@ from ..space.grid import Grid
 from ..version import __version__
 from .page import write_report
 
+_ROUGH_VOXELS = 0.5  # a written transform that errs by more, on average, is none of the map
 _CONSISTENCY_MM = 4.0  # between the voxels of the inverse-consistency map
 
 
@@ -61,8 +65,11 @@ def write_all(
     tell("Jacobian determinant", 0.9, {})
     jacobian, jacobian_error = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
 
+    measured = _measured(r, jacobian, transform, landmarks, regions)
+    rough = [*_rough("transform.h5", error, grid), *_rough("inverse_transform.h5", inverse_error, r.moving_grid)]
     report = replace(
-        _measured(r, jacobian, transform, landmarks, regions),
+        measured,
+        warnings=[*measured.warnings, *rough],
         files={"fixed": names[0], "moving": names[1]},
         inputs=inputs,
         transform_error_mm={"forward": error, "inverse": inverse_error},
@@ -70,15 +77,15 @@ def write_all(
     )
     with ResultFolder(folder).replaced() as scratch:
         tell("writing", 0.94, {})
-        sitk.WriteTransform(transform, str(scratch.transform))
+        write_transform(transform, scratch.transform)
         inverse = displacement_transform(inverse_displacement, inverse_grid)
-        sitk.WriteTransform(inverse, str(scratch.inverse_transform))
-        sitk.WriteImage(warped, str(scratch.warped), True, 1)
+        write_transform(inverse, scratch.inverse_transform)
+        write_image(warped, scratch.warped)
         jacobian_image = grid.image(jacobian)
-        sitk.WriteImage(jacobian_image, str(scratch.jacobian), True, 1)
+        write_image(jacobian_image, scratch.jacobian)
         seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
         consistency = seen.image(inverse_consistency(r, seen))
-        sitk.WriteImage(consistency, str(scratch.inverse_consistency), True, 1)
+        write_image(consistency, scratch.inverse_consistency)
         r.save(scratch.registration)
         report = replace(
             report,
@@ -104,7 +111,7 @@ def write_all(
                 history=r.history,
                 landmark_errors=_landmark_errors(r, landmarks),
             )
-        scratch.report.write_text(report.to_json(), encoding="utf-8")
+        write_text(scratch.report, report.to_json())
     tell("done", 1.0, {})
     return report
 
@@ -169,6 +176,14 @@ def _warnings(r: Registration):
     yield from r.notes
     for name in r.found_masks:
         yield f"The {name} lung mask was found by a threshold; check it, or give one with --{name}-mask."
+
+
+def _rough(name: str, error: dict, grid: Grid) -> Iterator[str]:
+    if error["mean_mm"] > _ROUGH_VOXELS * min(grid.spacing_mm):
+        yield (
+            f"{name} differs from the registration's map by {error['mean_mm']:.2f} mm on average: the map changes too "
+            "much from voxel to voxel to be written on a grid; look at the folds, and raise the weight of regularity."
+        )
 
 
 def _facts(r: Registration) -> dict[str, Any]:

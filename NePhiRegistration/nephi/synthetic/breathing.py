@@ -7,7 +7,6 @@ cubic B-spline and a rigid motion, evaluated by the same formula at the voxels a
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from ..files.cases import ROLES
 from ..files.image import check_image, write_image
 from ..files.landmarks import write_landmarks
 from ..files.masks import check_mask
+from ..files.writing import output_folder, replaced, write_csv, write_text
 from ..images.masks import lung_mask
 from ..space.grid import Grid
 from .bspline import Breath, Spline, box_grid
@@ -35,6 +35,7 @@ _AROUND_MM = 10.0  # of the lungs: where correspondences are written down
 _POINTS = 4000  # as many of them
 _REACH_MM = 80.0  # around the lungs of the base, that those of the deformed image lie within
 _IMAGES = ROLES[:4]
+_PAIRS = "pairs.csv"
 _WRITTEN = (*ROLES[:6], "fixed_points", "moving_points")
 
 
@@ -100,13 +101,13 @@ class BreathingPair:
     def write(self, folder: str | Path) -> None:
         """fixed, moving, fixed_mask, moving_mask (.nii.gz), both's landmarks and points (.csv) and pair.json."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _IMAGES:
-            write_image(getattr(self, name), folder / f"{name}.nii.gz")
-        for kind, pair in (("landmarks", self.landmarks), ("points", self.points(_POINTS))):
-            for name, points_lps_mm in zip(("fixed", "moving"), pair, strict=True):
-                write_landmarks(folder / f"{name}_{kind}.csv", points_lps_mm)
-        (folder / "pair.json").write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+        with replaced(folder, last="pair.json") as scratch:
+            for name in _IMAGES:
+                write_image(getattr(self, name), scratch / f"{name}.nii.gz")
+            for kind, pair in (("landmarks", self.landmarks), ("points", self.points(_POINTS))):
+                for name, points_lps_mm in zip(("fixed", "moving"), pair, strict=True):
+                    write_landmarks(scratch / f"{name}_{kind}.csv", points_lps_mm)
+            write_text(scratch / "pair.json", json.dumps(self.about, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -350,13 +351,13 @@ def generate(
     folder = Path(folder)
     templates = [(image, _lungs(image, lungs)) for image, lungs in templates]
     rows = []
-    for k in range(count):
-        one = int(np.random.SeedSequence([seed, k]).generate_state(1)[0])
-        use = templates and k % 2 == 0
-        pair = breathe(*(templates[k // 2 % len(templates)] if use else procedural(one)), one, settings)
-        name = f"pair{k:04d}"
-        pair.write(folder / name)
-        rows.append([name, *(f"{name}/{role}{'.nii.gz' if role in _IMAGES else '.csv'}" for role in _WRITTEN)])
-    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["name", *_WRITTEN], *rows])
-    return folder / "pairs.csv"
+    with output_folder(folder), replaced(folder, last=_PAIRS) as scratch:
+        for k in range(count):
+            one = int(np.random.SeedSequence([seed, k]).generate_state(1)[0])
+            use = templates and k % 2 == 0
+            pair = breathe(*(templates[k // 2 % len(templates)] if use else procedural(one)), one, settings)
+            name = f"pair{k:04d}"
+            pair.write(scratch / name)
+            rows.append([name, *(f"{name}/{role}{'.nii.gz' if role in _IMAGES else '.csv'}" for role in _WRITTEN)])
+        write_csv(scratch / _PAIRS, [["name", *_WRITTEN], *rows])
+    return folder / _PAIRS

@@ -15,6 +15,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..files.image import write_image
+from ..files.landmarks import write_landmarks
+from ..files.writing import replaced
 from ..space.grid import Grid
 from .anatomy import KNOTS_MM, Canvas, Motion, draw_motion, draw_waves, grow_trees, on_grid, render
 
@@ -53,14 +56,11 @@ class Phantom:
 
     def write(self, folder: str | Path) -> None:
         """fixed, moving, fixed_mask, moving_mask (.nii.gz), fixed_landmarks and moving_landmarks (.csv)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("fixed", "moving", "fixed_mask", "moving_mask"):
-            sitk.WriteImage(getattr(self, name), str(folder / f"{name}.nii.gz"))
-        header = "x,y,z"[: 2 * self.motion.dimension - 1]
-        csv = {"fmt": "%.6f", "delimiter": ",", "comments": "", "header": header}
-        np.savetxt(folder / "fixed_landmarks.csv", self.fixed_landmarks_lps_mm, **csv)
-        np.savetxt(folder / "moving_landmarks.csv", self.moving_landmarks_lps_mm, **csv)
+        with replaced(folder) as scratch:
+            for name in ("fixed", "moving", "fixed_mask", "moving_mask"):
+                write_image(getattr(self, name), scratch / f"{name}.nii.gz")
+            write_landmarks(scratch / "fixed_landmarks.csv", self.fixed_landmarks_lps_mm)
+            write_landmarks(scratch / "moving_landmarks.csv", self.moving_landmarks_lps_mm)
 
 
 def make_phantom(size=None, spacing_mm=None, dimension=3, seed=0, moving_spacing_mm=None) -> Phantom:

@@ -1,0 +1,37 @@
+"""Files that are given by the user: checked before they are opened, and read whole as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import NephiError
+
+_MOST_BYTES = 2**26  # of a text: lists, settings, landmarks and reports are far smaller
+
+
+def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
+    """The path; raises NephiError unless it is a folder or a regular file that is not empty."""
+    if "\0" in str(path):
+        raise NephiError(f"{role}: {str(path)!r} is no name of a file: it holds a NUL character")
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise NephiError(f"{role}: no such {kind}: {path}")
+        if not (path.is_dir() or path.is_file()):
+            raise NephiError(f"{role}: {path} is no regular file but a pipe, socket or device")
+        if path.is_file() and path.stat().st_size == 0:
+            raise NephiError(f"{role}: {path} is empty")
+        return path
+    except OSError as error:
+        raise NephiError(f"{role}: cannot read {path}: {error.strerror}") from None
+
+
+def read_text_file(path: str | Path, role: str) -> bytes:
+    """All of a text file, as bytes, for texts come in several encodings; raises NephiError where it cannot be read."""
+    path = check_file(path, role)
+    try:
+        if path.stat().st_size > _MOST_BYTES and path.is_file():
+            raise NephiError(f"{role}: {path} holds {path.stat().st_size / 1e6:.0f} MB, too much for a text file")
+        return path.read_bytes()
+    except OSError as error:
+        raise NephiError(f"{role}: cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,235 @@
+"""What a damaged file states, read another way than NePhi's: by ITK itself, or by the few lines here."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import re
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from . import samples
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+
+
+def by_itk(path: Path) -> Any:
+    return samples.plain(sitk.ReadImage(str(path)))
+
+
+def nifti_gz(path: Path) -> Any:
+    """Of a compressed file the checksum decides; its content may then state another image."""
+    raw = path.read_bytes()
+    raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    with tempfile.TemporaryDirectory() as folder:
+        (copy := Path(folder) / "a.nii").write_bytes(raw)
+        found = by_itk(copy)
+    if path.name.startswith("mask"):
+        found["voxels"] = (found["voxels"] != 0).astype(float)
+    return found
+
+
+_NRRD_KINDS = {"short": "<i2", "float": "<f4", "double": "<f8", "unsigned char": "u1", "uchar": "u1", "uint8": "u1",
+               "signed char": "i1", "int": "<i4", "ushort": "<u2", "int16": "<i2", "unsigned short": "<u2"}  # fmt: skip
+
+
+def nrrd(path: Path) -> Any:
+    data = path.read_bytes()
+    head, _, body = data.partition(b"\n\n") if path.suffix == ".nrrd" else (data, b"", b"")
+    fields = {}
+    for line in head.decode("latin-1").splitlines()[1:]:
+        key, _, value = line.partition(":")
+        fields[key.strip().lower()] = value.strip()
+    if "data file" in fields:
+        body = (path.parent / fields["data file"]).read_bytes()
+    if fields["encoding"] in ("gzip", "gz"):
+        body = gzip.decompress(body)
+    size = [int(n) for n in fields["sizes"].split()]
+    kind = np.dtype(_NRRD_KINDS[fields["type"]])
+    if fields.get("endian", "little") == "big":
+        kind = kind.newbyteorder(">")
+    array = np.frombuffer(body, kind).reshape(size[::-1]).astype(float)
+    vectors = re.findall(r"\(([^)]*)\)", fields["space directions"])
+    axes = np.array([[float(v) for v in vector.split(",")] for vector in vectors]).T
+    origin = np.array([float(v) for v in fields["space origin"].strip("()").split(",")])
+    flip = {"left-posterior-superior": (1, 1, 1), "lps": (1, 1, 1), "right-anterior-superior": (-1, -1, 1),
+            "left-anterior-superior": (1, -1, 1)}[fields["space"].lower()]  # fmt: skip
+    axes, origin = np.array(flip)[:, None] * axes, np.array(flip) * origin
+    return _placed(path, array, axes, origin)
+
+
+def _placed(path: Path, array: np.ndarray, axes: np.ndarray, origin: np.ndarray) -> dict[str, Any]:
+    spacing = np.linalg.norm(axes, axis=0)
+    if path.name.startswith("mask"):
+        array = (array != 0).astype(float)
+    return {"spacing_mm": spacing, "origin_lps_mm": origin, "direction": (axes / spacing).ravel(), "voxels": array}
+
+
+_META_KINDS = {"MET_SHORT": "<i2", "MET_FLOAT": "<f4", "MET_UCHAR": "u1", "MET_CHAR": "i1", "MET_USHORT": "<u2",
+               "MET_INT": "<i4", "MET_UINT": "<u4", "MET_DOUBLE": "<f8"}  # fmt: skip
+
+
+def meta(path: Path) -> Any:
+    data = path.read_bytes()
+    mark = re.search(rb"ElementDataFile\s*=\s*([^\n]*)\n", data)
+    assert mark is not None
+    fields = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", data[: mark.end()].decode("latin-1"), re.M))
+    body = data[mark.end() :] if mark[1].strip() == b"LOCAL" else (path.parent / mark[1].decode().strip()).read_bytes()
+    if fields.get("CompressedData") == "True":
+        body = zlib.decompress(body)
+    kind = np.dtype(_META_KINDS[fields["ElementType"]])
+    if "True" in (fields.get("BinaryDataByteOrderMSB"), fields.get("ElementByteOrderMSB")):
+        kind = kind.newbyteorder(">")
+    array = np.frombuffer(body, kind).reshape([int(n) for n in fields["DimSize"].split()][::-1]).astype(float)
+    d = array.ndim
+    spacing = np.array([float(v) for v in fields.get("ElementSpacing", "1 " * d).split()])
+    axes = np.array([float(v) for v in fields.get("TransformMatrix", " ".join(map(str, np.eye(d).ravel()))).split()])
+    origin = np.array([float(v) for v in fields.get("Offset", "0 " * d).split()])
+    return _placed(path, array, axes.reshape(d, d).T * spacing, origin)
+
+
+def dicom(path: Path) -> Any:
+    """Every slice by itself, those that there are by their position."""
+    slices = [sitk.ReadImage(str(file)) for file in sorted(path.parent.iterdir())]
+    slices.sort(key=lambda image: image.GetOrigin()[2])
+    voxels = np.concatenate([sitk.GetArrayFromImage(image) for image in slices]).astype(float)
+    places = np.array([image.GetOrigin() for image in slices])
+    steps = np.diff(places[:, 2])
+    if np.ptp(steps) > 0.3 or np.ptp(places[:, :2], axis=0).max() > 0.1:
+        raise ValueError("an uneven stack")
+    spacing = np.array([*slices[0].GetSpacing()[:2], steps.mean()])
+    # the nearest even stack has its first slice a little beside the first file's
+    first = np.polyfit(np.arange(len(places)), places[:, 2], 1)
+    spacing[2] = first[0]
+    origin = np.array([*places[0, :2], first[1]])
+    return {"spacing_mm": spacing, "origin_lps_mm": origin, "direction": np.array(slices[0].GetDirection()),
+            "voxels": voxels}  # fmt: skip
+
+
+def rows(path: Path) -> Any:
+    """Three numbers a line, as any reader of tables sees them."""
+    text, name = path.read_text(encoding="utf-8", errors="replace"), path.name
+    if name.endswith(".mrk.json"):
+        markup = json.loads(text)["markups"][0]
+        turn = -1.0 if str(markup.get("coordinateSystem")).upper() in ("RAS", "0") else 1.0
+        return np.array([point["position"] for point in markup["controlPoints"]], float) * (turn, turn, 1)
+    if name.endswith(".vtk"):
+        words = text.split("\n", 4)[4].split()
+        return np.array(words[3 : 3 + 3 * int(words[1])], float).reshape(-1, 3)
+    lines = [line for line in re.split(r"[\n\r]+", text) if line.strip() and not line.startswith("#")]
+    lines = lines[2:] if "elastix" in name else lines
+    if name == "points.csv":
+        lines = lines[1:]
+    cells = [re.split(r"[,;\t ]+", line.strip()) for line in lines]
+    if name.endswith(".fcsv"):
+        cells = [row[1:4] for row in (re.split(",", line) for line in lines)]
+        ras = re.search(r"CoordinateSystem = (\S*)", text)
+        turn = 1.0 if ras is not None and ras[1] in ("1", "LPS") else -1.0
+        return np.array(cells, float) * (turn, turn, 1)
+    points = np.array(cells, float)
+    if "dirlab" in name:
+        return np.array([samples.GRID.TransformContinuousIndexToPhysicalPoint(p) for p in (points - 1).tolist()])
+    return points
+
+
+def transform(path: Path) -> Any:
+    """By the numbers in the file: all of them are there, and ITK gives these to the transform."""
+    data = path.read_bytes()
+    if path.suffix == ".h5":
+        return _h5(path, data)
+    made = sitk.ReadTransform(str(path))
+    if path.suffix == ".mat":
+        held = [v for v in struct.unpack(f"<{len(data) // 8}d", data[: len(data) // 8 * 8]) if v]
+        return samples.through(made) if held else None
+    text = data.decode("latin-1")
+    held = [np.array(re.findall(_NUMBER, line.partition(":")[2]), float)
+            for line in text.splitlines() if line.startswith("Parameters")]  # fmt: skip
+    kinds = re.findall(r"^Transform: (\w+)", text, re.M)
+    parts = [made]
+    if made.GetTransformEnum() == sitk.sitkComposite:
+        whole = sitk.CompositeTransform(made)
+        parts = [whole.GetNthTransform(i) for i in range(whole.GetNumberOfTransforms())]
+        kinds = [kind for kind in kinds if not kind.startswith("Composite")]
+    if [len(h) for h in held] != [len(p.GetParameters()) for p in parts] or len(kinds) != len(parts):
+        return None
+    agree = all(np.allclose(h, p.GetParameters()) for h, p in zip(held, parts, strict=True))
+    return samples.through(made) if agree else None
+
+
+def _h5(path: Path, data: bytes) -> Any:
+    """The numbers of the transform stand in the file as they are: what changed is numbers and nothing else."""
+    made = sitk.ReadTransform(str(path))
+    held = np.asarray(made.GetParameters(), "<f8")
+    return samples.through(made) if len(data) > held.nbytes and held.tobytes() in data else None
+
+
+def settings(path: Path) -> Any:
+    """The file's entries over the defaults."""
+    data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    if path.name == "train.json":
+        from dataclasses import asdict
+
+        base = json.loads(json.dumps(asdict(samples.TrainSettings())))
+    else:
+        name = data.get("preset", "balanced")
+        base = json.loads(samples.PRESETS[name].to_json())
+    return _over(base, data)
+
+
+def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in entries}) < len(entries):
+        raise ValueError("an entry stands there twice")
+    return dict(entries)
+
+
+def _over(base: Any, data: Any) -> Any:
+    if isinstance(base, dict) and isinstance(data, dict):
+        return {**base, **{key: _over(base.get(key), value) for key, value in data.items()}}
+    return data
+
+
+def pairs(path: Path) -> Any:
+    found = []
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file, delimiter=","):
+            cells = {key.strip().lower(): (value or "").strip() for key, value in row.items()}
+            name = cells.pop("name")
+            if name or any(cells.values()):
+                found.append(
+                    [
+                        name,
+                        {
+                            key: os.path.relpath(path.parent / value, path.parent)
+                            for key, value in cells.items()
+                            if value
+                        },
+                    ]
+                )
+    return found
+
+
+def log(path: Path) -> Any:
+    """Every line of the steps to keep."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        entry = json.loads(line)
+        if entry["step"] <= 12:
+            found.append(entry)
+    return found
+
+
+def report(path: Path) -> Any:
+    """The same JSON; None (a report that is not trusted, so that the pair is registered again) is always right."""
+    from nephi.cli.batch import finished_report
+
+    if finished_report(path.parent, samples.Case("p", {}), samples.SHORT, True) is None:
+        return None
+    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
