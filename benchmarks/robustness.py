@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from nephi.both import Both
+from nephi.both import ROLES, Both
 from nephi.images.align import align
-from nephi.registration import detect_masks, register
+from nephi.images.hounsfield import hounsfield
+from nephi.registration import register
 from nephi.settings import PRESETS
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
@@ -195,9 +196,7 @@ def measure(scans: Both[Scan], preset: str | None, masks: Both[sitk.Image | None
     both = seen(scans.fixed) & seen(scans.moving)
     images, began = scans.map(lambda scan: scan.image), time.process_time()
     if preset is None:
-        masks, _ = detect_masks(images, masks)
-        found = align(images, masks, "auto")
-        forward, how = found[0], found[1]
+        forward, how = align(images.map(hounsfield, ROLES), masks, "auto")
     else:
         fixed_mask, moving_mask = masks
         result = register(*images, fixed_mask=fixed_mask, moving_mask=moving_mask, settings=PRESETS[preset])

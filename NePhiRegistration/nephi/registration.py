@@ -12,13 +12,14 @@ import torch
 from .both import ROLES, Both, complete
 from .config import of_kind
 from .device import choose_device
-from .errors import NephiError, collected_notices
+from .errors import NephiError, collected_notices, notice
 from .files.image import check_image
 from .files.masks import check_mask
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser, make_regulariser
 from .fitting.similarity import Similarity, make_similarity
-from .images.align import align
+from .images.align import align, masks_agreement
+from .images.hounsfield import hounsfield
 from .images.image_pair import ImagePair
 from .images.masks import looks_like_ct, lung_mask
 from .learning.model import Model
@@ -30,6 +31,7 @@ from .space.grid import Grid
 # the part of a run at which each of its phases begins; the optimisation has begin and end
 PHASES = {"reading": 0.0, "masks": 0.02, "alignment": 0.04, "prediction": 0.05, "features": 0.06}
 OPTIMISING = 0.08, 0.8
+_LEAST_AGREEMENT = 0.4  # of lungs that were found, after the alignment
 
 
 def register(
@@ -64,9 +66,16 @@ def register(
     images = _check_images(Both(fixed, moving))
     report("masks")
     with collected_notices() as notes:
-        masks, found = detect_masks(images, Both(fixed_mask, moving_mask), auto_mask)
-    report("alignment")
-    affine, how = align(images, masks, settings.align)
+        images = images.map(hounsfield, ROLES)
+        masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)
+        report("alignment")
+        # what was taken for lungs may be the room: it is no reason to skip the search
+        trusted: Both[sitk.Image | None] = Both(None, None) if found and settings.align == "auto" else masks
+        affine, how = align(images, trusted, settings.align)
+        lungs = complete(*masks)
+        if found and lungs and masks_agreement(lungs, affine) < _LEAST_AGREEMENT:
+            masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask=False)
+            notice("The lungs found in the images do not agree after the alignment; they are not used.")
     pair = ImagePair.of(images, masks, affine, settings, trusted=not found)
     if model is not None:
         report("prediction")
@@ -138,8 +147,8 @@ def _check_images(images: Both[sitk.Image]) -> Both[sitk.Image]:
     return images
 
 
-def detect_masks(
-    images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool = True
+def _masks(
+    images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool
 ) -> tuple[Both[sitk.Image | None], tuple[str, ...]]:
     """Both masks, checked, and for which images lungs were detected in their place: for both images or for none."""
     masks = images.map(

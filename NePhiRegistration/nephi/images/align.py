@@ -9,15 +9,17 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..both import Both, complete
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from ..files.transform import open_transform
 from ..paths import check_file
 from ..settings import ALIGNMENTS, BODY_MM
 from ..space.affine import Affine
 from ..space.grid import Grid
 from .masks import mask_box
+from .search import search
 
-_LEAST_OVERLAP = 0.25  # part of the fixed image that the moving one must cover to be compared
+_LEAST_DICE = 0.7  # of two masks that agree after the alignment by their moments
+_LEAST_LEAD = 0.03  # of the best start's score before that of the best one elsewhere
 
 
 def align(images: Both[sitk.Image], masks: Both[sitk.Image | None], method: str) -> tuple[Affine, str]:
@@ -28,16 +30,13 @@ def align(images: Both[sitk.Image], masks: Both[sitk.Image | None], method: str)
     - ``moments``: centres and the standard deviation along each axis of the fixed image's frame; for
       lungs, whose inhale is larger than their exhale.
     - ``affine``: twelve parameters by mutual information, from ``moments`` or ``centres``.
-    - ``auto``: ``moments`` with masks on both sides; else ``none`` or ``centres``, whichever makes the
-      images' intensities correlate better.
+    - ``auto``: ``moments`` where masks are given on both sides and agree after it; else ``search``, over
+      turns and translations with partial overlap; ``search``'s start is refined to twelve parameters.
     - a path: a linear transform file, fixed -> moving (.tfm, .txt, .h5, .mat as ITK reads them).
     """
     dimension, given = images.fixed.GetDimension(), complete(*masks)
     if method == "auto":
-        shift = Affine(np.eye(dimension), _centre(images.moving) - _centre(images.fixed))
-        starts = {"none": Affine.identity(dimension), "centres": shift}
-        agreement = {} if given else {name: _agreement(images, start) for name, start in starts.items()}
-        method = "moments" if given else max(agreement, key=agreement.__getitem__)
+        return _automatic(images, given)
     if method not in ALIGNMENTS:
         return read_affine(method, dimension), "given"
     if method == "none":
@@ -59,23 +58,29 @@ def _centre(image: sitk.Image) -> np.ndarray:
     return Grid.of(image).corners_lps_mm().mean(0)
 
 
-def _agreement(images: Both[sitk.Image], affine: Affine) -> float:
-    """Normalised cross-correlation on about 48 voxels per axis where both images are; -1 if that is too little."""
-    fixed, moving = images
-    grid = Grid.of(fixed)
-    size = [min(n, 48) for n in grid.size]
-    spacing = tuple(s * (n - 1) / (m - 1) for s, n, m in zip(grid.spacing_mm, grid.size, size, strict=True))
-    coarse = Grid(tuple(size), spacing, grid.origin_lps_mm, grid.direction)
-    outside = float(sitk.GetArrayViewFromImage(moving).min()) - 1e4
-    pixel = sitk.sitkFloat32
-    a = sitk.GetArrayFromImage(coarse.resample(fixed, pixel=pixel)).ravel()
-    b = sitk.GetArrayFromImage(coarse.resample(moving, affine.transform(), outside=outside, pixel=pixel)).ravel()
-    both = b > outside + 1
-    if both.mean() < _LEAST_OVERLAP:
-        return -1.0
-    a, b = a[both] - a[both].mean(), b[both] - b[both].mean()
-    norm = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / norm) if norm > 0 else -1.0
+def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None) -> tuple[Affine, str]:
+    starts = {"none": Affine.identity(images.fixed.GetDimension())}
+    if masks:
+        moments, name = align(images, Both(*masks), "moments")
+        if masks_agreement(masks, moments) >= _LEAST_DICE:
+            return moments, name
+        starts[name] = moments
+    found = search(images, starts)
+    if found.lead < _LEAST_LEAD:
+        notice("The start is uncertain: another alignment fits almost as well; look at the result, or give --align.")
+    return found.affine, "search"
+
+
+def masks_agreement(masks: Both[sitk.Image], affine: Affine) -> float:
+    """Dice coefficient of the masks after an alignment, on about 48 voxels per axis of the fixed image."""
+    grid = Grid.of(masks.fixed)
+    coarse = grid.coarsened(grid.longest_side_mm / 48)
+    nearest, transforms = sitk.sitkNearestNeighbor, (None, affine.transform())
+    a, b = (
+        sitk.GetArrayFromImage(coarse.resample(mask, transform, nearest)) != 0
+        for mask, transform in zip(masks, transforms, strict=True)
+    )
+    return float(2 * (a & b).sum() / max(1, a.sum() + b.sum()))
 
 
 def _moments(mask: sitk.Image, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

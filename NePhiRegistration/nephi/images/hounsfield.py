@@ -1,0 +1,68 @@
+"""What a CT's numbers mean: the offset of its Hounsfield units, and the value that pads it."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import notice
+
+AIR_HU = -1000.0
+_DENSE_HU = -500.0  # what pads is seen as such where it is denser than this, or no air at all
+_FAR_HU = -1100.0
+_LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
+
+
+def _sampled(image: sitk.Image) -> np.ndarray:
+    array = sitk.GetArrayViewFromImage(image)
+    return array[tuple(slice(None, None, max(1, n // 64)) for n in array.shape)]
+
+
+def padding(image: sitk.Image) -> list[float]:
+    """Values that fill a corner, or the middle of an edge between two sides, and a good part of the image."""
+    array, sample = sitk.GetArrayViewFromImage(image), _sampled(image)
+    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in array.shape], indexing="ij"), -1).reshape(-1, array.ndim)
+    values = {float(array[tuple(index)]) for index in ends}
+    return sorted(value for value in values if (sample == value).mean() >= _LEAST_PADDING)
+
+
+def hu_offset(image: sitk.Image) -> float | None:
+    """What to add to a CT's numbers for Hounsfield units: 0, or -1024 where they start at 0; None: not a CT.
+
+    Air (of lungs or of the room) makes a peak well below the soft tissue's, about 1000 below it; other images have
+    no such pair of peaks at these places.
+    """
+    sample = _sampled(image).astype(np.float32).ravel()
+    sample = sample[~np.isin(sample, [v for v in padding(image) if not -1100 < v < -900])]
+    if sample.size < 100:
+        return None
+    low, high = np.percentile(sample, (1, 99.5))
+    if -4096 <= low <= -500 and high > -200:
+        return 0.0
+    if not (-50 <= low <= 400 and 800 <= high <= 6000):
+        return None
+    air, tissue, denser = ((low <= sample) & (sample < high) for low, high in ((-50, 400), (874, 1174), (1174, 1474)))
+    between = ((sample > 500) & (sample < 824)).mean()
+    plain = tissue.mean() > max(0.1, between, 3 * denser.mean()) and air.mean() > 0.05
+    return -1024.0 if plain else None
+
+
+def in_hu(image: sitk.Image, offset: float, padding_hu: float = AIR_HU) -> sitk.Image:
+    """Hounsfield units as float32, with ``padding_hu`` in the place of what pads the image and is not air."""
+    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    for value in padding(image):
+        hu = value + offset
+        if hu > _DENSE_HU or hu < _FAR_HU:
+            array[array == value] = padding_hu - offset
+    out = sitk.GetImageFromArray(array + np.float32(offset))
+    out.CopyInformation(image)
+    return out
+
+
+def hounsfield(image: sitk.Image, role: str) -> sitk.Image:
+    """The image, or in Hounsfield units (with a notice) where it is a CT whose numbers start at 0."""
+    offset = hu_offset(image)
+    if not offset:
+        return image
+    notice(f"The {role} image was taken for a CT whose numbers start at 0; 1024 was subtracted.")
+    return sitk.ShiftScale(sitk.Cast(image, sitk.sitkFloat32), offset, 1.0)
