@@ -192,7 +192,9 @@ def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _over(base: Any, data: Any) -> Any:
     if isinstance(base, dict) and isinstance(data, dict):
-        return {**base, **{key: _over(base.get(key), value) for key, value in data.items()}}
+        # the entries of another kind of encoder or similarity do not hold; a file of our own names all of its own kind
+        other = any(data.get(tag, base.get(tag)) != base.get(tag) for tag in ("kind", "name"))
+        return {**({} if other else base), **{key: _over(base.get(key), value) for key, value in data.items()}}
     return data
 
 
