@@ -132,11 +132,12 @@ HEAD = "#Insight Transform File V1.0\n#Transform 0\nTransform: "
         ("AffineTransform_double_3_3\nParameters: 1 0 0 0 1 0 0 0 1 0 0 x\nFixedParameters: 0 0 0\n", "numbers"),
         (f"BSplineTransform_double_3_3\nParameters: 0\nFixedParameters: {BOMB}\n", "do not fill"),
         ("CompositeTransform_double_3_3\n", "no parts"),
+        (2 * f"{HEAD}TranslationTransform_double_3_3\nParameters: 1 0 0\nFixedParameters:\n", "several"),
         ("x" * 5000 + "\n", "no transform"),
     ],
 )
 def test_damaged_transform_texts(text, match, tmp_path):
-    (tmp_path / "a.tfm").write_text(HEAD + text)
+    (tmp_path / "a.tfm").write_text(text if text.startswith(HEAD) else HEAD + text)
     with pytest.raises(NephiError, match=match):
         read_transform(tmp_path / "a.tfm", 3)
 

@@ -47,6 +47,8 @@ def check_text(path: Path) -> bool:
         raise NephiError(f"cannot read {path} as a transform: it does not begin with '{_FIRST}.0'")
     if not text.endswith("\n"):
         raise NephiError(f"{path} is cut off: its last line has no end")
+    if text.count(_FIRST) > 1:  # ITK would compose them all
+        raise NephiError(f"{path} is damaged: it holds several transform files, one after the other")
     blocks: list[dict[str, str]] = []
     for line in text.splitlines()[1:]:
         key, sign, value = (part.strip() for part in line.partition(":"))
