@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -11,7 +12,16 @@ import torch
 Result = TypeVar("Result")
 _PLAIN_CALLS = 3  # before the first capture, as libraries set themselves up; before a later one a single call
 
+_own = threading.local()  # each thread's stream on each device
 _log = logging.getLogger(__name__)
+
+
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    """One and the same for all levels and runs: libraries keep working memory for every stream that they have seen."""
+    streams = _own.__dict__.setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)
+    return streams[device]
 
 
 class Replayed(Generic[Result]):
@@ -24,7 +34,7 @@ class Replayed(Generic[Result]):
 
     def __init__(self, function: Callable[[], Result], device: torch.device):
         self._function = function
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _own_stream(device)
         self._key: Hashable = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Result | None = None
