@@ -9,8 +9,7 @@ from geometry import rotation
 from nephi.errors import NephiError, collected_notices
 from nephi.files import apart
 from nephi.files.landmarks import read_landmarks
-from nephi.files.transform import displacement_transform, read_transform, through
-from nephi.images.align import read_affine
+from nephi.files.transform import displacement_transform, read_affine, read_transform, through
 from nephi.measure.evaluate import evaluate
 from nephi.space.grid import Grid
 

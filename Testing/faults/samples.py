@@ -25,9 +25,9 @@ from nephi.files.landmarks import read_landmarks as nephi_read_landmarks
 from nephi.files.landmarks import write_landmarks
 from nephi.files.masks import read_mask as nephi_read_mask
 from nephi.files.masks import read_regions as nephi_read_regions
+from nephi.files.transform import read_affine as nephi_read_affine
 from nephi.files.transform import read_transform as nephi_read_transform
 from nephi.fitting.fit import Adam
-from nephi.images.align import read_affine as nephi_read_affine
 from nephi.learning import dataset
 from nephi.learning import state as training_state
 from nephi.learning.model import Model

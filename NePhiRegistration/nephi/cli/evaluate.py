@@ -13,8 +13,8 @@ from ..errors import NephiError, collected_notices, notice
 from ..files.image import read_volume
 from ..files.landmarks import read_landmarks
 from ..files.masks import read_mask
+from ..files.transform import read_affine
 from ..files.writing import write_text
-from ..images.align import read_affine
 from ..measure.evaluate import evaluate
 from .progress import tell_notices
 

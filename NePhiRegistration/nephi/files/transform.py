@@ -9,6 +9,8 @@ import SimpleITK as sitk
 
 from ..errors import NephiError
 from ..paths import check_file
+from ..settings import ALIGNMENTS
+from ..space.affine import Affine
 from ..space.grid import Grid
 from .apart import try_transform
 from .geometry import check_geometry
@@ -125,3 +127,29 @@ def _check_field(field: sitk.Image, path: Path) -> None:
 
 def through(transform: sitk.Transform, points_lps_mm: np.ndarray) -> np.ndarray:
     return np.array([transform.TransformPoint(p) for p in np.asarray(points_lps_mm, float).tolist()])
+
+
+def read_affine(path: str, dimension: int) -> Affine:
+    """A linear transform file as an affine map; raises NephiError if it is not linear or not invertible."""
+    if not Path(path).exists():
+        raise NephiError(f"alignment '{path}' is neither one of {', '.join(ALIGNMENTS)} nor a transform file")
+    file = check_file(path, "alignment")
+    transform = None if file.is_dir() else open_transform(file)
+    if transform is None:
+        raise NephiError(f"cannot read {path} as a transform")
+    if transform.GetDimension() != dimension:
+        raise NephiError(f"alignment {path} is {transform.GetDimension()}D, the images are {dimension}D")
+    if not transform.IsLinear():
+        raise NephiError(f"alignment {path} is not linear; give a rigid or affine transform")
+    affine = as_affine(transform)
+    if abs(np.linalg.det(affine.matrix)) < 1e-6:
+        raise NephiError(f"alignment {path} cannot be inverted")
+    return affine
+
+
+def as_affine(transform: sitk.Transform) -> Affine:
+    """A linear ITK transform as an affine map."""
+    d = transform.GetDimension()
+    offset = np.array(transform.TransformPoint([0.0] * d))
+    columns = [np.array(transform.TransformPoint([float(i == j) for j in range(d)])) - offset for i in range(d)]
+    return Affine(np.stack(columns, 1), offset)

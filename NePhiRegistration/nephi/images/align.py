@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..both import Both, complete
 from ..errors import NephiError, notice
-from ..files.transform import open_transform
-from ..paths import check_file
+from ..files.transform import as_affine, read_affine
 from ..settings import ALIGNMENTS, BODY_MM
 from ..space.affine import Affine
 from ..space.grid import Grid
@@ -135,29 +133,4 @@ def _affine(images: Both[sitk.Image], fixed_mask: sitk.Image | None, start: Affi
         raise NephiError(f"affine alignment failed ({reason}); use --align moments, centres or none") from None
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    return _from_linear(transform)
-
-
-def _from_linear(transform: sitk.Transform) -> Affine:
-    d = transform.GetDimension()
-    offset = np.array(transform.TransformPoint([0.0] * d))
-    columns = [np.array(transform.TransformPoint([float(i == j) for j in range(d)])) - offset for i in range(d)]
-    return Affine(np.stack(columns, 1), offset)
-
-
-def read_affine(path: str, dimension: int) -> Affine:
-    """A linear transform file as an affine map; raises NephiError if it is not linear or not invertible."""
-    if not Path(path).exists():
-        raise NephiError(f"alignment '{path}' is neither one of {', '.join(ALIGNMENTS)} nor a transform file")
-    file = check_file(path, "alignment")
-    transform = None if file.is_dir() else open_transform(file)
-    if transform is None:
-        raise NephiError(f"cannot read {path} as a transform")
-    if transform.GetDimension() != dimension:
-        raise NephiError(f"alignment {path} is {transform.GetDimension()}D, the images are {dimension}D")
-    if not transform.IsLinear():
-        raise NephiError(f"alignment {path} is not linear; give a rigid or affine transform")
-    affine = _from_linear(transform)
-    if abs(np.linalg.det(affine.matrix)) < 1e-6:
-        raise NephiError(f"alignment {path} cannot be inverted")
-    return affine
+    return as_affine(transform)
