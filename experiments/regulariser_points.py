@@ -13,7 +13,7 @@ from nephi.settings import FitSettings, Sampling
 from benchmarks.optimise import Start
 
 from .experiment import About, Rows, column, mean, panels, select, trained
-from .shapes2d import from_nothing, pairs, published_like, training
+from .shapes2d import from_scratch, pairs, published_like, training
 
 KIND = "solid"
 WHERE = ("training", "optimisation")
@@ -40,7 +40,7 @@ def run(
             rows.append(row("training", count, k, Start.predicted(model, sample), sample))
         for k, sample in enumerate(samples[:pair_count]):
             fit = FitSettings(iterations=steps, learning_rate=3e-3, seed=k)
-            end, _ = from_nothing(sample, published_like(settings.model), regularity, fit)
+            end, _ = from_scratch(sample, published_like(settings.model), regularity, fit)
             rows.append(row("optimisation", count, k, end, sample))
     return rows
 

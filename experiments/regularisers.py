@@ -6,7 +6,7 @@ import torch
 from nephi.settings import FitSettings, RegularitySettings, Sampling
 
 from .experiment import About, Rows, column, mean, panels, select
-from .shapes2d import from_nothing, pairs, published_like, training
+from .shapes2d import from_scratch, pairs, published_like, training
 
 KIND = "hollow"
 # the paper gives no weight for diffusion: two for each, so that the choice does not decide
@@ -19,7 +19,7 @@ def run(device: torch.device, count: int, steps: int, every: int) -> Rows:
         for name, weight in REGULARISERS:
             regularity = RegularitySettings(name, weight, Sampling(0.0, 64, 64))
             fit = FitSettings(iterations=steps, learning_rate=3e-3, seed=k)
-            _, curve = from_nothing(sample, settings, regularity, fit, every)
+            _, curve = from_scratch(sample, settings, regularity, fit, every)
             rows += [{"pair": k, "regulariser": name, "weight": weight, **row} for row in curve]
     return rows
 

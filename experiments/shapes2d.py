@@ -36,7 +36,7 @@ def pairs(kind: str, count: int, settings: ModelSettings, device: torch.device) 
     return [data[k].to(device) for k in range(count)]
 
 
-def from_nothing(
+def from_scratch(
     sample: PairTensors,
     settings: ModelSettings,
     regularity: RegularitySettings,

@@ -10,7 +10,7 @@ from nephi.settings import PRESETS
 from .experiment import About, Rows, column, mean, panels, select
 from .lung_ct import BREATH_HOLDS, Case, registered
 
-STARTS = {"nothing": None, "lung": "lung", "lung-m": "lung-m"}  # name -> model
+STARTS = {"scratch": None, "lung": "lung", "lung-m": "lung-m"}  # name -> model
 
 
 def run(device: torch.device, pairs: tuple[str, ...], steps: tuple[int, ...], starts: tuple[str, ...]) -> Rows:
@@ -58,10 +58,10 @@ def reading(rows: Rows) -> str:
     for start, line in lines.items():
         first, last = min(line), max(line)
         parts.append(f"from {start} {line[first]:.2f} mm after {first} steps and {line[last]:.2f} mm after {last}")
-    zero = lines["nothing"]
+    zero = lines["scratch"]
     for start, line in lines.items():
         reached = [(few, many) for many in zero for few in line if 0 < few < many and line[few] <= zero[many]]
-        if reached and start != "nothing":
+        if reached and start != "scratch":
             few, many = min(reached, key=lambda pair: pair[0] / pair[1])
             saved.append(f"{few} steps from {start} reach what {many} from scratch do")
     return (
@@ -84,7 +84,7 @@ ABOUT = About(
     ),
     full="More numbers of steps; everything else is the same.",
     sizes={
-        "mini": {"pairs": BREATH_HOLDS[:1], "steps": (0, 2), "starts": ("nothing", "lung")},
+        "mini": {"pairs": BREATH_HOLDS[:1], "steps": (0, 2), "starts": ("scratch", "lung")},
         "reduced": {"pairs": BREATH_HOLDS, "steps": (0, 100, 167, 300, 500, 800, 1600), "starts": tuple(STARTS)},
         "full": {"pairs": BREATH_HOLDS, "steps": (0, 50, 100, 167, 300, 500, 800, 1600, 3200), "starts": tuple(STARTS)},
     },

@@ -245,7 +245,7 @@ def test_grids_do_not_matter_in_3d(phantom_3d, short):
 
 def test_masks_are_found_where_none_are_given(phantom_3d, short):
     result = run(phantom_3d, short(20), masks=False)
-    assert result.found_masks == ("fixed", "moving") and result.alignment == "moments"
+    assert result.found_masks == ("fixed", "moving") and result.alignment == "search"
     before, after = errors_mm(result, phantom_3d)
     assert after < before
 

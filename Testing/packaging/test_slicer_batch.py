@@ -95,4 +95,4 @@ def test_ctrl_c_ends_it_even_where_the_application_ignores_it(pairs, tmp_path):
 
 def test_wrong_arguments_are_told(tmp_path):
     done = subprocess.run(command(str(tmp_path / "no.csv"), "--output", str(tmp_path)), capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("nephi: cannot read the list of pairs")
+    assert done.returncode == 2 and done.stderr.startswith("nephi: list of pairs: no such file")

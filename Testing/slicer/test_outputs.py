@@ -17,6 +17,7 @@ from helpers import (
     transformed,
     volume_node,
 )
+from nephi.errors import NephiError
 from NePhiRegistrationLib import display
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.tables import fold_centre_ras_mm, fold_table
@@ -187,12 +188,12 @@ def test_saving_again_keeps_what_is_there(finished, tmp_path):
 
 def test_failed_saving_leaves_nothing(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("NePhiRegistrationLib.tables.write_csv", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(NephiError, match="full"):
         finished.outputs.save(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "notes.txt").write_text("mine")
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(NephiError, match="full"):
         finished.outputs.save(tmp_path / "b")
     assert [file.name for file in (tmp_path / "b").iterdir()] == ["notes.txt"]
 

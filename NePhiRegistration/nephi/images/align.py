@@ -65,7 +65,9 @@ def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None) -> tupl
         starts[name] = moments
     found = search(images, starts)
     if found.lead < _LEAST_LEAD:
-        notice("The start is uncertain: another alignment fits almost as well; look at the result, or give --align.")
+        notice(
+            "The start is uncertain: another alignment fits almost as well; look at the result, or use --align centres."
+        )
     return found.affine, "search"
 
 
