@@ -210,6 +210,48 @@ def test_a_second_lung_counts_where_it_is_large_enough(share, kept):
     assert found[~first & ~second].mean() < 0.1
 
 
+def _beyond_a_circle(image: sitk.Image, value: int) -> sitk.Image:
+    array = sitk.GetArrayFromImage(image)
+    _, y, x = (2 * index / (n - 1) - 1 for index, n in zip(np.indices(array.shape), array.shape, strict=True))
+    array[np.hypot(y, x) > 1] = value
+    out = sitk.GetImageFromArray(array)
+    out.CopyInformation(image)
+    return out
+
+
+def _tube(image: sitk.Image) -> sitk.Image:
+    """A wall all around the patient, the room's air within and beyond."""
+    array = sitk.GetArrayFromImage(image)
+    array[:, [1, 2, -3, -2]] = 200
+    array[:, :, [1, 2, -3, -2]] = 200
+    out = sitk.GetImageFromArray(array)
+    out.CopyInformation(image)
+    return out
+
+
+@pytest.mark.parametrize("value", [-32768, -3024, -2000, -1024, 0, 3071])
+def test_lungs_are_found_whatever_surrounds_what_was_scanned(value, phantom_3d):
+    truth = phantom_3d.fixed_mask
+    padded = [
+        sitk.ConstantPad(image, [4] * 3, [4] * 3, fill) for image, fill in ((phantom_3d.fixed, value), (truth, 0))
+    ]
+    for image, wanted in ((_beyond_a_circle(phantom_3d.fixed, value), truth), padded):
+        found = masks.lung_mask(image)
+        assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(wanted) > 0) > 0.9
+
+
+def test_lungs_are_found_in_a_tube_cropped_and_in_any_storage_order(phantom_3d):
+    image, truth = phantom_3d.fixed, phantom_3d.fixed_mask
+    box = tuple(slice(part.start, part.stop) for part in reversed(masks.mask_box(truth)))
+    pairs = [(_tube(image), truth), (image[box], truth[box])]
+    low = box[2].start + (box[2].stop - box[2].start) // 3  # lungs cut at the bottom
+    for order in ("LPS", "LIP", "PSR", "SAR"):
+        pairs.append(tuple(sitk.DICOMOrient(part[:, :, low:], order) for part in (image, truth)))
+    for seen, wanted in pairs:
+        found = masks.lung_mask(seen)
+        assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(wanted) > 0) > 0.9
+
+
 def test_no_lungs_in_a_solid_body():
     body = sitk.Image((40, 40, 40), sitk.sitkInt16) + 40
     assert masks.lung_mask(body) is None

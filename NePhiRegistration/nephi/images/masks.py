@@ -11,6 +11,9 @@ from ..space.grid import Grid
 CT_WINDOW = (-1000.0, 200.0)
 LUNG_THRESHOLD_HU = -400.0
 _LEAST_PART = 0.01
+_TRACHEAE_MM = (9.0, 12.0)  # about its radius, and more than that of any
+_ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room; emphysema has been seen at -955
+_CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung only with a median above it
 
 
 def looks_like_ct(image: sitk.Image) -> bool:
@@ -34,7 +37,9 @@ def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[fl
 
 
 def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.Image | None:
-    """Lungs of a CT by threshold: air inside the body, its two largest parts, vessels filled in.
+    """Lungs of a CT by threshold: the two largest parts of air that are not the room's, vessels filled in.
+
+    The room's air is darker than lungs, or touches the sides of the image or padding around what was scanned.
 
     Works at about 3 mm and comes back on the image's grid; None where no plausible lung is found
     (less than 200 ml), so that a caller can continue without a mask. The trachea may stay in. In an image
@@ -45,22 +50,20 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     scale = min(1.0, grid.longest_side_mm / BODY_MM)  # of all lengths, for small bodies
     shrink = [max(1, min(int(3.0 * scale / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
     small = sitk.BinShrink(sitk.Cast(image, sitk.sitkFloat32), shrink)
-    air = small < threshold
-    # air outside the body touches the sides (not the top and bottom, where a cut lung may end)
-    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(air, [1] * d)))
-    outside: set[int] = set()
-    for axis in range(d - 2, d) if d == 3 else range(d):
-        outside.update(np.unique(np.take(labels, [0, -1], axis=axis)))
-    inside = sitk.GetImageFromArray((~np.isin(labels, list(outside | {0}))).astype(np.uint8))
-    inside.CopyInformation(small)
-    parts = sitk.RelabelComponent(sitk.ConnectedComponent(inside), sortByObjectSize=True)
-    shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(parts)
-    volumes = [shape.GetPhysicalSize(label) for label in (1, 2) if shape.HasLabel(label)]
     floor = 200e3 if d == 3 else 1000.0
     if scale < 1:  # the least part of a field of view that lungs would fill
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
-    if not volumes or volumes[0] < floor:
+    # a trachea that ends in the room's air joins it to the lungs; an opening by more than its radius parts them
+    wider = [[max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM]
+    for radius in ([1] * d, *wider):
+        inside = _lung_air(small, small < threshold, radius, threshold, 0.1 * floor)
+        parts = sitk.RelabelComponent(sitk.ConnectedComponent(inside), sortByObjectSize=True)
+        shape = sitk.LabelShapeStatisticsImageFilter()
+        shape.Execute(parts)
+        volumes = [shape.GetPhysicalSize(label) for label in (1, 2) if shape.HasLabel(label)]
+        if volumes and volumes[0] >= floor:
+            break
+    else:
         return None
     two = len(volumes) == 2 and volumes[1] > 0.2 * volumes[0]
     lungs = sitk.Cast(sitk.And(parts >= 1, parts <= (2 if two else 1)), sitk.sitkUInt8)
@@ -69,6 +72,41 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     lungs = sitk.BinaryFillhole(lungs)
     smooth = grid.resample(sitk.Cast(lungs, sitk.sitkFloat32)) > 0.5
     return sitk.Cast(smooth, sitk.sitkUInt8)
+
+
+def _lung_air(image: sitk.Image, air: sitk.Image, radius: list[int], threshold: float, least_mm3: float) -> sitk.Image:
+    """The parts of air, opened by a radius in voxels, that are none of the room's."""
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(air, radius)))
+    values = sitk.GetArrayViewFromImage(image)
+    at_an_edge = set(np.unique(labels[_edges(image, threshold)]))
+    counts = np.bincount(labels.ravel()) * Grid.of(image).voxel_volume_mm3
+    found = []
+    for label in np.flatnonzero(counts >= least_mm3):
+        median = float(np.median(values[labels == label])) if label else -np.inf
+        if median >= (_CUT_LUNG_HU if label in at_an_edge else _ROOM_AIR_HU):
+            found.append(label)
+    inside = sitk.GetImageFromArray(np.isin(labels, found).astype(np.uint8))
+    inside.CopyInformation(image)
+    return inside if max(radius) == 1 else sitk.And(sitk.BinaryDilate(inside, [2 * r for r in radius]), air)
+
+
+def _edges(image: sitk.Image, threshold: float) -> np.ndarray:
+    """(z, y, x): at the sides of the image (not its top and bottom, where a cut lung may end), or beside padding: one
+    value above the threshold that fills a corner."""
+    array = sitk.GetArrayViewFromImage(image)
+    edges, d = np.zeros(array.shape, bool), array.ndim
+    upright = d - 1 - int(np.abs(Grid.of(image).axes[2]).argmax()) if d == 3 else None
+    for axis in range(d):
+        if axis != upright:
+            np.moveaxis(edges, axis, 0)[[0, -1]] = True
+    corners = {float(array[tuple(-int(bit) for bit in f"{k:0{d}b}")]) for k in range(2**d)}
+    for value in corners:
+        if value >= threshold:
+            padding = sitk.GetArrayFromImage(sitk.ConnectedComponent(image == value))
+            largest = np.bincount(padding.ravel())[1:].argmax() + 1
+            around = sitk.BinaryDilate(sitk.GetImageFromArray((padding == largest).astype(np.uint8)), [1] * d)
+            edges |= sitk.GetArrayViewFromImage(around) != 0
+    return edges
 
 
 def mask_box(mask: sitk.Image) -> tuple[slice, ...]:
