@@ -13,14 +13,15 @@ _FAR_HU = -1100.0
 _LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
 
 
-def _sampled(image: sitk.Image) -> np.ndarray:
+def sparse(image: sitk.Image) -> np.ndarray:
+    """About 64 voxels along each axis, evenly spread (z, y, x): enough for what an image's values are like."""
     array = sitk.GetArrayViewFromImage(image)
     return array[tuple(slice(None, None, max(1, n // 64)) for n in array.shape)]
 
 
 def padding(image: sitk.Image) -> list[float]:
-    """Values that fill a corner, or the middle of an edge between two sides, and a good part of the image."""
-    array, sample = sitk.GetArrayViewFromImage(image), _sampled(image)
+    """Values that fill a corner and a good part of the image."""
+    array, sample = sitk.GetArrayViewFromImage(image), sparse(image)
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in array.shape], indexing="ij"), -1).reshape(-1, array.ndim)
     values = {float(array[tuple(index)]) for index in ends}
     return sorted(value for value in values if (sample == value).mean() >= _LEAST_PADDING)
@@ -32,7 +33,7 @@ def hu_offset(image: sitk.Image) -> float | None:
     Air (of lungs or of the room) makes a peak well below the soft tissue's, about 1000 below it; other images have
     no such pair of peaks at these places.
     """
-    sample = _sampled(image).astype(np.float32).ravel()
+    sample = sparse(image).astype(np.float32).ravel()
     sample = sample[~np.isin(sample, [v for v in padding(image) if not -1100 < v < -900])]
     if sample.size < 100:
         return None

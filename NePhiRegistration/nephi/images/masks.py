@@ -7,6 +7,7 @@ import SimpleITK as sitk
 
 from ..settings import BODY_MM
 from ..space.grid import Grid
+from .hounsfield import padding
 
 CT_WINDOW = (-1000.0, 200.0)
 LUNG_THRESHOLD_HU = -400.0
@@ -55,8 +56,9 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
     # a trachea that ends in the room's air joins it to the lungs; an opening by more than its radius parts them
     wider = [[max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM]
+    air, edges = small < threshold, _edges(small, threshold)
     for radius in ([1] * d, *wider):
-        inside = _lung_air(small, small < threshold, radius, threshold, 0.1 * floor)
+        inside = _lung_air(small, air, edges, radius, 0.1 * floor)
         parts = sitk.RelabelComponent(sitk.ConnectedComponent(inside), sortByObjectSize=True)
         shape = sitk.LabelShapeStatisticsImageFilter()
         shape.Execute(parts)
@@ -74,11 +76,11 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     return sitk.Cast(smooth, sitk.sitkUInt8)
 
 
-def _lung_air(image: sitk.Image, air: sitk.Image, radius: list[int], threshold: float, least_mm3: float) -> sitk.Image:
+def _lung_air(image: sitk.Image, air: sitk.Image, edges: np.ndarray, radius: list[int], least_mm3: float) -> sitk.Image:
     """The parts of air, opened by a radius in voxels, that are none of the room's."""
     labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(air, radius)))
     values = sitk.GetArrayViewFromImage(image)
-    at_an_edge = set(np.unique(labels[_edges(image, threshold)]))
+    at_an_edge = set(np.unique(labels[edges]))
     counts = np.bincount(labels.ravel()) * Grid.of(image).voxel_volume_mm3
     found = []
     for label in np.flatnonzero(counts >= least_mm3):
@@ -91,20 +93,19 @@ def _lung_air(image: sitk.Image, air: sitk.Image, radius: list[int], threshold: 
 
 
 def _edges(image: sitk.Image, threshold: float) -> np.ndarray:
-    """(z, y, x): at the sides of the image (not its top and bottom, where a cut lung may end), or beside padding: one
-    value above the threshold that fills a corner."""
-    array = sitk.GetArrayViewFromImage(image)
-    edges, d = np.zeros(array.shape, bool), array.ndim
+    """(z, y, x): at the sides of the image (not its top and bottom, where a cut lung may end), or beside padding above
+    the threshold."""
+    d = image.GetDimension()
+    edges = np.zeros(image.GetSize()[::-1], bool)
     upright = d - 1 - int(np.abs(Grid.of(image).axes[2]).argmax()) if d == 3 else None
     for axis in range(d):
         if axis != upright:
             np.moveaxis(edges, axis, 0)[[0, -1]] = True
-    corners = {float(array[tuple(-int(bit) for bit in f"{k:0{d}b}")]) for k in range(2**d)}
-    for value in corners:
+    for value in padding(image):
         if value >= threshold:
-            padding = sitk.GetArrayFromImage(sitk.ConnectedComponent(image == value))
-            largest = np.bincount(padding.ravel())[1:].argmax() + 1
-            around = sitk.BinaryDilate(sitk.GetImageFromArray((padding == largest).astype(np.uint8)), [1] * d)
+            parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(image == value))
+            largest = np.bincount(parts.ravel())[1:].argmax() + 1
+            around = sitk.BinaryDilate(sitk.GetImageFromArray((parts == largest).astype(np.uint8)), [1] * d)
             edges |= sitk.GetArrayViewFromImage(around) != 0
     return edges
 

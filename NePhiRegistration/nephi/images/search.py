@@ -20,7 +20,7 @@ from ..both import Both
 from ..settings import BODY_MM
 from ..space.affine import Affine
 from ..space.grid import Grid
-from .hounsfield import hu_offset, in_hu
+from .hounsfield import hu_offset, in_hu, sparse
 from .masks import CT_WINDOW
 
 _COARSE_MM, _FINE_MM = 14.0, 8.0  # of a large body
@@ -95,9 +95,7 @@ def _prepared(image: sitk.Image) -> sitk.Image:
     offset = hu_offset(image)
     if offset is not None:
         return sitk.IntensityWindowing(in_hu(image, offset), *CT_WINDOW, 0.0, 1.0)
-    array = sitk.GetArrayViewFromImage(image)
-    sample = array[tuple(slice(None, None, max(1, n // 64)) for n in array.shape)]
-    low, high = (float(v) for v in np.percentile(sample, (1, 99)))
+    low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
     high = high if high > low else low + 1.0
     return sitk.IntensityWindowing(sitk.Cast(image, sitk.sitkFloat32), low, high, 0.0, 1.0)
 
