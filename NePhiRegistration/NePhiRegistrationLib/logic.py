@@ -24,8 +24,6 @@ from .words import failure, in_panel_words, stage_text
 
 PREVIEW_SECONDS = 1.0
 _POLL_SECONDS = 0.1
-_OPTIMISING, _OPTIMISED = "optimising", 0.8  # the stage's name, and the fraction that it ends at
-_EARLY = 0.05  # part of the optimisation before which the run's end can't be foretold
 
 
 class Logic:
@@ -121,7 +119,6 @@ class Run:
         self.outputs: Outputs | None = None
         self._scene, self._job, self._process, self._folder = scene, job, process, folder
         self._region_names = region_names
-        self._pace: tuple[float, float] | None = None  # seconds and fraction when the optimisation began
         self._end: float | None = None  # when it will be done, by the clock
         self._live = None  # the volume that slides, while it is shown
         name = _("{moving} to {fixed}").format(moving=job.moving.GetName(), fixed=job.fixed.GetName())
@@ -131,8 +128,8 @@ class Run:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the optimisation ends, by its own pace; None where that is not known, and after it."""
-        known = self._end is not None and self.state == "running" and self.stage == _OPTIMISING
+        """Until the result is there, as the engine expects; None where that is not known."""
+        known = self._end is not None and self.state == "running"
         return max(0.0, self._end - time.monotonic()) if known else None
 
     @property
@@ -198,12 +195,8 @@ class Run:
         if stage != self.stage:
             self.log.append(f"{seconds:7.1f} s  {stage_text(stage)}")
         self.stage, self.fraction = stage, message.get("fraction", self.fraction)
-        if stage != _OPTIMISING:
-            return
-        self._pace = self._pace or (seconds, self.fraction)
-        if self.fraction > self._pace[1] + _EARLY:
-            rate = (seconds - self._pace[0]) / (self.fraction - self._pace[1])
-            self._end = time.monotonic() + rate * (_OPTIMISED - self.fraction)
+        if self.fraction > 0:
+            self._end = time.monotonic() + seconds * (1 - self.fraction) / self.fraction
 
     def _show(self, preview: Path) -> None:
         try:

@@ -24,13 +24,13 @@ from .images.image_pair import ImagePair
 from .images.masks import looks_like_ct, lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
+from .measure.estimate import beginning, stages
+from .measure.timetable import Tell, in_stages
 from .result import Registration
 from .settings import PRESETS, Settings, check
 from .space.grid import Grid
 
-# the part of a run at which each of its phases begins; the optimisation has begin and end
-PHASES = {"reading": 0.0, "masks": 0.02, "alignment": 0.04, "prediction": 0.05, "features": 0.06}
-OPTIMISING = 0.08, 0.8
+PHASES = ("reading", "masks", "alignment", "prediction", "features")  # before the optimisation
 _LEAST_AGREEMENT = 0.4  # of lungs that were found, after the alignment
 
 
@@ -51,18 +51,22 @@ def register(
     """Register two 2D or 3D SimpleITK images of any grids; the result maps points both ways in LPS mm.
 
     ``similarity``, ``regulariser``: objects in the place of those that the settings name.
-    ``progress(phase, fraction, terms)`` is called as it goes; an exception raised in it ends the run.
-    ``preview(phase, fraction, registration)`` is called with the unfinished result, first right after the
-    alignment, then at most 200 times as the fields are optimised.
+    ``progress(phase, fraction, terms)`` is called as it goes, with the fraction that is done (to a ``Timetable``: of
+    the phase); an exception raised in it ends the run.
+    ``preview(phase, fraction, registration)`` is called with the unfinished result and the fraction of the phase, first
+    right after the alignment, then at most 200 times as the fields are optimised.
     Without masks, lungs are looked for in CTs (``auto_mask``); where none are found, or with other
     images, points are drawn from the whole images. Raises NephiError for input that can't be registered.
     """
     started = time.perf_counter()
-    report = _Progress(settings.fit.iterations, progress, preview)
     settings, similarity, regulariser = _checked(settings, similarity, regulariser)
     target = choose_device(device)
-    model = None if settings.model is None else Model.load(settings.model, target)
+    given = fixed_mask is not None and moving_mask is not None
+    sizes = fixed.GetSize(), fixed.GetSpacing(), moving.GetSize()
+    expected = beginning(stages(settings, *sizes, str(target), masks=given or not auto_mask))
+    report = _Progress(settings.fit.iterations, in_stages(progress, expected), preview)
     report("reading")
+    model = None if settings.model is None else Model.load(settings.model, target)
     images = _check_images(Both(fixed, moving))
     report("masks")
     with collected_notices() as notes:
@@ -105,23 +109,18 @@ def register(
 class _Progress:
     """Reports the phases of a run and shows its unfinished result."""
 
-    def __init__(self, iterations: int, progress: Callable | None, preview: Callable | None):
+    def __init__(self, iterations: int, progress: Tell, preview: Callable | None):
         self.iterations, self.progress, self.preview = max(1, iterations), progress, preview
         self.result: Registration | None = None
 
-    def __call__(self, phase: str) -> None:
-        self._tell(phase, PHASES[phase], {})
+    def __call__(self, phase: str, part: float = 0.0, terms: dict | None = None) -> None:
+        self.progress(phase, part, terms or {})
+        if self.preview is not None and self.result is not None:
+            self.preview(phase, part, self.result)
 
     def optimising(self, entry: dict) -> None:
         """An entry of the optimisation's history."""
-        begin, end = OPTIMISING
-        self._tell("optimising", begin + (end - begin) * entry["step"] / self.iterations, entry)
-
-    def _tell(self, phase: str, fraction: float, terms: dict) -> None:
-        if self.progress is not None:
-            self.progress(phase, fraction, terms)
-        if self.preview is not None and self.result is not None:
-            self.preview(phase, fraction, self.result)
+        self("optimising", entry["step"] / self.iterations, entry)
 
 
 def _checked(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..both import complete
 from ..config import decode, read_json
 from ..device import choose_device, devices, limit_threads
 from ..errors import NephiError, collected_notices
@@ -23,7 +24,9 @@ from ..files.writing import output_folder
 from ..learning.settings import TrainSettings
 from ..learning.state import MODEL, RESUME
 from ..learning.train import train
+from ..measure.estimate import stages
 from ..measure.report import Report
+from ..measure.timetable import Timetable
 from ..registration import register
 from ..report.preview import Preview
 from ..report.write import write_all
@@ -42,7 +45,8 @@ def register_command(options) -> int:
     settings = settings_from(options)
     if options.preview is not None and not options.preview > 0:
         raise NephiError(f"--preview {options.preview:g}: give the seconds between two previews, above 0")
-    tell = Progress(options.progress)
+    outputs, device = outputs_from(options), choose_device(options.device)
+    tell = Timetable({}, Progress(options.progress, started=options.started), options.started)
     limit_threads(options.threads)
     tell("reading", 0.0, {})
     # taken before they are read: a file that changes while it is read will not look like the one used
@@ -55,6 +59,8 @@ def register_command(options) -> int:
         landmarks = landmark_pair(options, fixed, moving)
         regions = read_regions(options.regions, fixed) if options.regions else None
     tell_notices(notices)  # now, before the work begins; they are in the report, too
+    sizes, given = (fixed.GetSize(), fixed.GetSpacing(), moving.GetSize()), options.no_auto_mask or complete(*masks)
+    tell.expect(stages(settings, *sizes, str(device), outputs, masks=bool(given)))
     with ResultFolder(Path(options.output)).output() as output, contextlib.ExitStack() as stack:
         folder = output.path
         preview = stack.enter_context(Preview(folder, options.preview, tell)) if options.preview else None
@@ -69,6 +75,8 @@ def register_command(options) -> int:
             progress=tell,
             preview=preview,
         )
+        if preview is not None:
+            preview.final(result)
         result.notes = (*notices, *result.notes)
         report = write_all(
             result,
@@ -80,7 +88,7 @@ def register_command(options) -> int:
             names=(str(options.fixed), str(options.moving)),
             inputs=inputs,
             started=started,
-            outputs=outputs_from(options),
+            outputs=outputs,
             progress=tell,
         )
     if options.progress in ("bar", "none"):
@@ -152,11 +160,13 @@ def demo_command(options) -> int:
     started = options.started, 0.0
     settings = preset(options.preset)
     settings = replace(settings, fit=replace(settings.fit, seed=options.seed))
-    tell = Progress(options.progress)
+    tell = Timetable({}, Progress(options.progress, started=options.started), options.started)
     limit_threads()
     with ResultFolder(Path(options.output)).output() as output:
         tell("phantom", 0.0, {})
         phantom = make_phantom(seed=options.seed)
+        sizes = phantom.fixed.GetSize(), phantom.fixed.GetSpacing(), phantom.moving.GetSize()
+        tell.expect(stages(settings, *sizes, str(choose_device(options.device)), masks=True))
         result = register(
             phantom.fixed,
             phantom.moving,

@@ -17,8 +17,8 @@ def tell_notices(notices: list[str]) -> None:
 class Progress:
     """``progress(stage, fraction, terms)``: called often, prints at most ten times a second, a preview always."""
 
-    def __init__(self, style: str, stream=None):
-        self.style, self.started, self.printed = style, time.perf_counter(), 0.0
+    def __init__(self, style: str, stream=None, started: float | None = None):
+        self.style, self.started, self.printed = style, time.perf_counter() if started is None else started, 0.0
         self.stage: str | None = None
         # in a log, errors alone go to stderr
         self.stream = stream or (sys.stderr if style == "bar" and sys.stderr.isatty() else sys.stdout)
@@ -38,7 +38,7 @@ class Progress:
                 print(f"{elapsed:6.1f} s  {stage}", file=self.stream)
             return
         filled = round(30 * fraction)
-        left = f"{elapsed / fraction * (1 - fraction):4.0f} s left" if fraction > 0.1 else ""
+        left = f"{elapsed / fraction * (1 - fraction):4.0f} s left" if fraction > 0 else ""
         loss = f"  loss {terms['loss']:.4f}" if "loss" in terms else ""
         line = f"{'#' * filled:<30} {100 * fraction:3.0f} %  {stage}{loss}  {left}"
         print(f"\r{line:<90}", end="\n" if fraction >= 1 else "", file=self.stream)

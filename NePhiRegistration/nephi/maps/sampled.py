@@ -12,6 +12,7 @@ from ..space.grid import Grid
 
 _SPACINGS_MM = (6.0, 5.0, 4.0, 3.0, 2.0)  # at which the fields are evaluated; the written grid has half of it
 _GOOD_MM = 0.025  # what linear interpolation between the nodes of the written transform may cost on average
+_HOPEFUL = 1.15
 
 
 def halved(grid: Grid, values: np.ndarray) -> tuple[Grid, np.ndarray]:
@@ -64,7 +65,10 @@ def coarsest_displacement(
     Returns the grid, the displacement on it and the error {mean_mm, max_mm, spacing_mm} measured at ``points_lps_mm``
     (n, d), which the map takes to ``mapped_lps_mm``. ``scale``: of all lengths, for small bodies.
     """
+    needed = np.inf
     for spacing in _SPACINGS_MM:
+        if spacing > needed and spacing != _SPACINGS_MM[-1]:
+            continue
         coarse = grid.coarsened(spacing * scale)
         values = displacement(coarse)
         native = coarse.size == grid.size
@@ -73,6 +77,8 @@ def coarsest_displacement(
         error = np.linalg.norm(points_lps_mm + interpolate(values, coarse, points_lps_mm) - mapped_lps_mm, axis=-1)
         if error.mean() <= _GOOD_MM * scale or native:
             break
+        # of what is smooth, linear interpolation errs by the square of the spacing: what will not do is not tried
+        needed = _HOPEFUL * spacing * np.sqrt(_GOOD_MM * scale / error.mean())
     measured = {
         "mean_mm": float(error.mean()),
         "max_mm": float(error.max()),

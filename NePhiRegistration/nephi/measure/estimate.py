@@ -1,27 +1,35 @@
-"""Rough run time and memory, before the run.
+"""Rough run time and memory, before the run, and the time by stages.
 
-Fitted to runs of 2D and 3D pairs with every preset on two CPU cores; within a factor of two there. On a GPU
-the time is an upper bound and the memory that of the same run on a CPU, without the libraries; neither was measured.
+Fitted to runs of 2D and 3D pairs with every preset on two CPU cores; within a factor of two on other computers, most of
+which a run itself corrects (see ``timetable``). On a GPU the times are those of an H100; nothing else was measured.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from ..files.folder import DEFAULT_OUTPUTS
 from ..settings import BODY_MM, Settings
 
 _REGION_MM3 = 15e6  # lungs with a margin: what is worked on of a larger volume
 _MASK_PART = 0.3  # of it lies in the lungs
 _LIBRARIES_MB = 480.0
-_BYTES_A_VOXEL = 10.0  # of both images, their warped copy and Jacobian
+_BYTES_A_VOXEL = 5.0  # of both images and their masks, and of what is made of them in parts
 _BYTES_A_WORK_VOXEL = 45.0  # of the working grid: features of both images, before and after a change of stage
 _BYTES_AN_ACTIVATION = 60.0
-_TRANSFORM_MM3, _TRANSFORM_MM2 = 27.0, 9.0  # per node of the written transforms, 3D and 2D
-# seconds: once, per voxel read and written, per iteration, per multiplication of the network with its derivatives in
-# the optimisation, per working voxel and level, per multiplication of a node's map and of a voxel's exact determinant
-_ONCE_S, _VOXEL_S, _ITERATION_S, _FIT_PRODUCT_S = 5.0, 2e-7, 0.014, 2e-10
-_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S = 4e-7, 6e-11, 1.3e-10
+_TRANSFORM_MM, _JACOBIAN_MM, _CONSISTENCY_MM = 5.0, 3.0, 4.0  # between the points at which maps are evaluated
+_BEGINNING = ("start", "reading", "masks", "alignment", "prediction", "features", "optimising")  # what register does
+# seconds on a CPU: of the imports, per voxel of both images and of one, of the search, of an iteration, and per
+# multiplication of the network at a point in the optimisation, in a map and in an exact determinant
+_START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 3.0, 1.4e-8, 1.5e-8, 4.5e-8, 2e-8
+_SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 2.0, 0.014, 2e-10
+_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 4e-7, 1.8e-10, 6e-10, 2.0
+_MODEL_S = {"lung": 6.0, "lung-m": 24.0}  # its prediction alone
+_OTHER_MODEL_S = 10.0
+# on a GPU: of the imports and the first use of the device, of an iteration, and what is left of other work there
+_GPU_START_S, _GPU_ITERATION_S, _GPU_PART = 7.0, 1.7e-3, 0.05
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,89 @@ class Estimate:
     memory_mb: float
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Counts that time and memory follow from."""
+
+    voxels: int  # of both images
+    fixed_voxels: int
+    levels: list[float]  # voxels of the working grids
+    points: int  # compared at a step
+    products: int  # multiplications of the network at a point
+    nodes: float  # of the transforms' grids, both together
+    determinants: float
+    consistency: float  # points of its map
+
+    @classmethod
+    def of(cls, settings: Settings, fixed_size, fixed_spacing_mm, moving_size) -> _Work:
+        d = len(fixed_size)
+        sides_mm = [n * s for n, s in zip(fixed_size, fixed_spacing_mm, strict=True)]
+        volume, voxel = math.prod(sides_mm), math.prod(fixed_spacing_mm)
+        voxels = math.prod(fixed_size) + math.prod(moving_size)
+        region = min(volume, _REGION_MM3) if d == 3 else volume
+        scale, own_mm = min(1.0, max(sides_mm) / BODY_MM), voxel ** (1 / d)
+        finest_mm = settings.similarity.finest * own_mm
+        levels = [region / max(level.features.spacing_mm * scale, finest_mm) ** d for level in settings.levels]
+        mask = (_MASK_PART if d == 3 else 1.0) * region
+        f = settings.field
+
+        def points(spacing_mm: float, of_mm: float) -> float:
+            return of_mm / max(voxel, (spacing_mm * scale) ** d)
+
+        return cls(
+            voxels,
+            math.prod(fixed_size),
+            levels,
+            settings.similarity.points.count(int(max(levels))),
+            2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2,
+            2 * points(_TRANSFORM_MM, volume),
+            points(_JACOBIAN_MM, mask),
+            points(_CONSISTENCY_MM, mask),
+        )
+
+
+def stages(
+    settings: Settings,
+    fixed_size: tuple[int, ...],
+    fixed_spacing_mm: tuple[float, ...],
+    moving_size: tuple[int, ...],
+    device: str = "cpu",
+    outputs: Collection[str] = DEFAULT_OUTPUTS,
+    masks: bool = False,
+) -> dict[str, float]:
+    """Expected wall-clock seconds of each stage of a run, in their order; ``masks``: given, not to be found."""
+    w = _Work.of(settings, fixed_size, fixed_spacing_mm, moving_size)
+    gpu = device.startswith("cuda")
+    part = _GPU_PART if gpu else 1.0
+    step = _GPU_ITERATION_S if gpu else _ITERATION_S + _FIT_PRODUCT_S * w.points * w.products
+    first, later = part * _FEATURES_S * w.levels[0], part * _FEATURES_S * sum(w.levels[1:])
+    find = len(fixed_size) == 3 and not masks
+    exact = w.fixed_voxels * (_MASK_PART if len(fixed_size) == 3 else 1.0) if "exact-jacobian" in outputs else 0.0
+    jacobian = not {"jacobian", "exact-jacobian"}.isdisjoint(outputs)
+    found = {
+        "start": _GPU_START_S if gpu else _START_S,
+        "reading": _READING_S * w.voxels,
+        "masks": _MASKS_S * w.voxels * find,
+        "alignment": 0.2 + _SEARCH_S * find,
+        "prediction": part * (_MODEL_S.get(settings.model, _OTHER_MODEL_S) if settings.model else 0.0),
+        "features": first,
+        "optimising": settings.fit.iterations * step + later,
+        "transforms": part * _MAP_PRODUCT_S * w.products * w.nodes,
+        "Jacobian determinant": part * _JACOBIAN_PRODUCT_S * w.products * max(w.determinants, exact),
+        "measures": 0.2 + _READING_S * w.fixed_voxels,
+        "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
+        "writing": _FLOATS_S * w.fixed_voxels * jacobian,
+        "inverse consistency": part * 2 * _MAP_PRODUCT_S * w.products * w.consistency * ("consistency" in outputs),
+        "report": (_PAGE_S + _READING_S * w.fixed_voxels) * ("report" in outputs),
+    }
+    return {name: seconds for name, seconds in found.items() if seconds}
+
+
+def beginning(expected: dict[str, float]) -> dict[str, float]:
+    """The stages that ``register`` itself goes through, without the start of the process and the reading of files."""
+    return {name: expected[name] for name in _BEGINNING[2:] if name in expected}
+
+
 def estimate(
     settings: Settings,
     fixed_size: tuple[int, ...],
@@ -39,32 +130,13 @@ def estimate(
     moving_size: tuple[int, ...],
     moving_spacing_mm: tuple[float, ...],
     device: str = "cpu",
+    outputs: Collection[str] = DEFAULT_OUTPUTS,
 ) -> Estimate:
-    """Rough cost of registering images of these sizes (voxels) and spacings, x first, lung masks assumed in 3D."""
-    dimension = len(fixed_size)
-    volume = math.prod(n * s for n, s in zip(fixed_size, fixed_spacing_mm, strict=True))
-    voxel = math.prod(fixed_spacing_mm)
-    voxels = math.prod(fixed_size) + math.prod(moving_size)
-    region = min(volume, _REGION_MM3) if dimension == 3 else volume
-    longest_mm = max(n * s for n, s in zip(fixed_size, fixed_spacing_mm, strict=True))
-    scale = min(1.0, longest_mm / BODY_MM)
-    own_mm = math.prod(fixed_spacing_mm) ** (1 / dimension)
-
-    finest_mm = settings.similarity.finest * own_mm
-    work = [region / max(level.features.spacing_mm * scale, finest_mm) ** dimension for level in settings.levels]
-    points = settings.similarity.points.count(int(max(work)))
-    f = settings.field
-    products = 2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2  # per point
-    activations = points * (2 * f.frequencies + 4 * f.width)
-    memory = _BYTES_A_WORK_VOXEL * max(work) + _BYTES_AN_ACTIVATION * activations
-    if device.startswith("cuda"):
-        memory_mb = memory / 1e6
-    else:
-        memory_mb = _LIBRARIES_MB + (memory + _BYTES_A_VOXEL * voxels) / 1e6
-
-    steps = settings.fit.iterations * (_ITERATION_S + _FIT_PRODUCT_S * points * products)
-    features = _FEATURES_S * sum(work)
-    nodes = min(volume / (_TRANSFORM_MM3 if dimension == 3 else _TRANSFORM_MM2) / scale**dimension, voxels / 2)
-    transforms = _MAP_PRODUCT_S * products * nodes
-    jacobian = _JACOBIAN_PRODUCT_S * products * _MASK_PART * region / voxel
-    return Estimate(_ONCE_S + _VOXEL_S * voxels + features + steps + transforms + jacobian, memory_mb)
+    """Rough cost of registering images of these sizes (voxels) and spacings, x first, lungs to be found in 3D."""
+    w, f = _Work.of(settings, fixed_size, fixed_spacing_mm, moving_size), settings.field
+    activations = w.points * (2 * f.frequencies + 4 * f.width)
+    memory = _BYTES_A_WORK_VOXEL * max(w.levels) + _BYTES_AN_ACTIVATION * activations
+    if not device.startswith("cuda"):
+        memory += 1e6 * _LIBRARIES_MB + _BYTES_A_VOXEL * w.voxels
+    seconds = stages(settings, fixed_size, fixed_spacing_mm, moving_size, device, outputs)
+    return Estimate(sum(seconds.values()), memory / 1e6)

@@ -39,10 +39,10 @@ def measure(
     """Everything that follows from the maps.
 
     ``jacobian`` (z, y, x): determinant of the forward map on the fixed image's ``grid``, or in a ``box`` of it that
-    holds the mask, ``exact`` or by central differences. ``forward`` and ``transform`` are the same map, for points and to resample the moving mask by.
-    ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. Inverse consistency is taken at 20,000 random
-    points of the fixed mask (without one, of the image), the same at every call. Overlap is
-    measured at every voxel, of finer images at every n-th, so that these are about 2 mm apart.
+    holds the mask, ``exact`` or by central differences. ``forward`` and ``transform`` are the same map, for points and
+    to resample the moving mask by. ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. Inverse
+    consistency is taken at 20,000 random points of the fixed mask (without one, of the image), the same at every call.
+    Overlap is taken at every voxel, of finer images at every n-th along an axis, about 2 mm apart.
     """
     box = tuple(slice(0, n) for n in grid.shape) if box is None else box
     mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask)[box] != 0

@@ -36,6 +36,11 @@ class Preview:
         self.tell(stage, fraction, {"preview": str(self.path)})
         self.next = time.perf_counter() + self.seconds
 
+    def final(self, registration: Registration) -> None:
+        """The finished result, whenever the last one was written."""
+        self.next = 0.0
+        self("optimising", 1.0, registration)
+
     def __enter__(self) -> Preview:
         return self
 

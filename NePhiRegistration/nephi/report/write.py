@@ -22,9 +22,11 @@ from ..files.transform import displacement_transform, write_transform
 from ..files.writing import write_text
 from ..images.warp import warped_slices
 from ..measure import quality
+from ..measure.estimate import beginning, stages
 from ..measure.evaluate import measure
 from ..measure.quality import region_statistics
 from ..measure.report import Report
+from ..measure.timetable import in_stages
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
 from ..version import __version__
@@ -54,11 +56,14 @@ def write_all(
     the rest is made. An older result stays until the new one is complete. ``landmarks``: fixed and moving points
     (n, d) in LPS mm, row by row. ``regions``: labels on the fixed grid whose volume change is reported. ``inputs``:
     what the files were, kept in the report. ``started``: wall clock (``time.perf_counter``) and CPU time
-    (``time.process_time``) at the start of the run. ``progress(stage, fraction, terms)``: ``fraction`` of the stage.
+    (``time.process_time``) at the start of the run. ``progress(stage, fraction, terms)``: as in ``register``.
     Raises NephiError for unknown outputs, and where files cannot be written.
     """
     check_outputs(outputs)
-    tell = progress or (lambda stage, fraction, terms: None)
+    sizes = fixed.GetSize(), fixed.GetSpacing(), moving.GetSize()
+    expected = stages(registration.settings, *sizes, registration.device, outputs)
+    done = beginning(expected)
+    tell = in_stages(progress, {name: seconds for name, seconds in expected.items() if name not in done})
     wall, cpu = started or (time.perf_counter() - registration.seconds, time.process_time())
     r, grid, target = registration, registration.fixed_grid, ResultFolder(folder)
     with target.replaced() as scratch:
@@ -94,7 +99,10 @@ def write_all(
                 tell("inverse consistency", 0.0, {})
                 seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
                 write_image(seen.image(inverse_consistency(r, seen)), scratch.inverse_consistency)
-            rough = [*_rough("transform.h5", error, grid), *_rough("inverse_transform.h5", inverse_error, r.moving_grid)]
+            rough = [
+                *_rough("transform.h5", error, grid),
+                *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
+            ]
             report = replace(
                 measured,
                 warnings=[*measured.warnings, *rough],
