@@ -286,9 +286,9 @@ def test_previews_come_from_the_alignment_on_and_go_at_the_end(folder, tmp_path,
     assert main(["register", *pair, *options]) == 0
     entries = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     told = [e for e in entries if "preview" in e]
-    assert len(told) == len(seen) == 31
+    assert len(told) == len(seen) == 32  # the last one is of the finished result
     assert {e["preview"] for e in told} == {str((tmp_path / "out" / "preview.nrrd").resolve())}
-    assert [e["stage"] for e in told] == ["features"] + ["optimising"] * 30
+    assert [e["stage"] for e in told] == ["features"] + ["optimising"] * 31
     assert not [p for p in (tmp_path / "out").iterdir() if "preview" in p.name or p.name.startswith(".")]
     fixed = sitk.ReadImage(str(folder / "fixed.nii.gz"))
     reports = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -34,10 +34,12 @@ def registration(strength: float) -> tuple[Registration, sitk.Image]:
 @pytest.mark.parametrize("strength, folds", [(0.5, False), (3.0, True)])
 def test_folds_are_exact_and_the_rest_is_as_near_as_told(strength, folds):
     result, mask = registration(strength)
-    inside = sitk.GetArrayFromImage(mask) > 0
     displacement = result.displacement(result.fixed_grid)
-    found, error = result.jacobian_image(displacement, result.fixed_grid, mask)
-    exact = result.dense_jacobian(result.fixed_grid, mask)
+    box, found, error = result.jacobian_image(displacement, result.fixed_grid, mask)
+    assert box == (slice(5, 40), slice(3, 50), slice(10, 61))
+    inside = sitk.GetArrayFromImage(mask)[box] > 0
+    exact = result.dense_jacobian(result.fixed_grid, mask)[box]
+    np.testing.assert_array_equal(found[~inside], 1)
     assert (exact[inside] <= 0).any() == folds
     np.testing.assert_array_equal(found[inside] <= 0, exact[inside] <= 0)
     low = inside & (exact < error["exact_below"] - 2 * error["max"])
@@ -52,9 +54,20 @@ def test_coarse_images_are_exact_everywhere():
     coarse = Grid((25, 23, 21), (2.5, 2.6, 2.8), (5.0, -7.0, 11.0), tuple(np.eye(3).ravel()))
     result.fixed_grid = coarse
     mask = coarse.image(np.ones(coarse.shape, np.uint8))
-    found, error = result.jacobian_image(result.displacement(coarse), coarse, mask)
+    box, found, error = result.jacobian_image(result.displacement(coarse), coarse, mask)
     assert error is None
-    np.testing.assert_allclose(found, result.dense_jacobian(coarse, mask), atol=1e-5)
+    np.testing.assert_allclose(found, result.dense_jacobian(coarse, mask)[box], atol=1e-5)
+
+
+def test_fine_images_are_exact_where_that_is_asked_for():
+    result, _ = registration(0.5)
+    inside = np.zeros(result.fixed_grid.shape, np.uint8)
+    inside[10:14, 20:30, 7:11] = 1
+    inside[12, 25, 9] = 0
+    mask = result.fixed_grid.image(inside)
+    box, found, error = result.jacobian_image(result.displacement(result.fixed_grid), result.fixed_grid, mask, True)
+    assert error is None and found.shape == (4, 10, 4)
+    np.testing.assert_allclose(found, result.dense_jacobian(result.fixed_grid, mask)[box], atol=1e-6)
 
 
 @pytest.mark.parametrize("size, spacing", [((31, 20, 9), 3.3), ((31, 20, 9), 50.0), ((12, 12), 1.0)])

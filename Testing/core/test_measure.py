@@ -34,8 +34,13 @@ def landmarks(phantom_2d):
 def written(registered, phantom_2d, landmarks, tmp_path_factory) -> tuple[ResultFolder, Report]:
     folder = tmp_path_factory.mktemp("result")
     report = write_all(
-        registered, phantom_2d.fixed, phantom_2d.moving, folder, landmarks=landmarks, pictures=False
-    )  # fmt: skip
+        registered,
+        phantom_2d.fixed,
+        phantom_2d.moving,
+        folder,
+        landmarks=landmarks,
+        outputs=["warped", "jacobian", "consistency"],
+    )
     return ResultFolder(folder), report
 
 

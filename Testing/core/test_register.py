@@ -168,7 +168,7 @@ def test_regions_get_their_own_volume_change_exactly(phantom_2d, short, tmp_path
     labels[mask.shape[0] // 2 :][mask[mask.shape[0] // 2 :] != 0] = 1
     grid = Grid.of(phantom_2d.fixed)
     report = write_all(
-        result, phantom_2d.fixed, phantom_2d.moving, tmp_path, regions=grid.image(labels), pictures=False
+        result, phantom_2d.fixed, phantom_2d.moving, tmp_path, regions=grid.image(labels), outputs=()
     ).to_dict()
     assert [r["label"] for r in report["regions"]] == [1, 3]
     for region in report["regions"]:

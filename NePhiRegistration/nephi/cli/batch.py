@@ -205,6 +205,7 @@ def batch_command(options) -> int:
     settings = settings_from(options)
     if options.jobs < 1:
         raise NephiError(f"--jobs {options.jobs}: at least 1 pair at a time")
+    outputs = outputs_from(options)
     pairs, output = read_pairs(options.pairs), Path(options.output)
     try:
         rows = run_batch(
@@ -215,7 +216,7 @@ def batch_command(options) -> int:
             auto_mask=not options.no_auto_mask,
             device=options.device,
             threads=options.threads,
-            outputs=outputs_from(options),
+            outputs=outputs,
             tell=lambda line: print(line, flush=True),
         )
     except OSError as error:

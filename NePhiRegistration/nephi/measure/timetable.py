@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
 Tell = Callable[[str, float, dict], None]
-_DOUBT_S = 2.0  # stages must have taken about this long to be believed more than the estimate
+_DOUBT_S = 0.1  # stages must have taken about this long to be believed more than the estimate
 _LEAST = 0.1  # of what a stage should take is left, whatever it has taken
 _SEEN = 0.1  # part of a stage after which its own pace counts
 
@@ -29,7 +30,7 @@ class Timetable:
         self.expected = dict(expected)
         self._started = self._since = clock() if started is None else started
         self._stage: str | None = None
-        self._known = self._took = 0.0  # seconds of finished stages, as expected and as they were
+        self._finished: list[tuple[float, float]] = []  # seconds of stages, as expected and as they were
         self._fraction = 0.0
 
     def expect(self, expected: Mapping[str, float]) -> None:
@@ -40,24 +41,29 @@ class Timetable:
         now = self.clock()
         if stage != self._stage:
             if self._stage is not None:
-                self._known += self.expected.get(self._stage, 0.0)
-                self._took += now - self._since
+                self._finished.append((self.expected.get(self._stage, 0.0), now - self._since))
             self._stage, self._since = stage, now
         self._fraction = 1.0 if stage == "done" else max(self._fraction, self._of_all(stage, part, now))
         self.tell(stage, self._fraction, terms)
 
     def _of_all(self, stage: str, part: float, now: float) -> float:
         """Seconds so far, as a part of those and of the seconds left."""
-        names, here = list(self.expected), self.expected.get(stage, 0.0)
-        pace = (self._took + now - self._since + _DOUBT_S) / (self._known + here * part + _DOUBT_S)
-        if part < _SEEN:  # it may not have told of its progress for a while
-            pace = (self._took + _DOUBT_S) / (self._known + _DOUBT_S)
+        names, here, within = list(self.expected), self.expected.get(stage, 0.0), now - self._since
+        told = part >= _SEEN  # else it may not have told of its progress for a while
+        pace = _pace([*self._finished, *([(here * part, within)] if told else [])])
         after = sum(self.expected[name] for name in names[names.index(stage) + 1 :]) if stage in names else 0.0
-        within = now - self._since
-        left = within * (1 - part) / part if part >= _SEEN else max(pace * here - within, _LEAST * pace * here)
+        left = within * (1 - part) / part if told else max(pace * here - within, _LEAST * pace * here)
         passed = now - self._started
         total = passed + left + pace * after
         return passed / total if total > 0 else 0.0
+
+
+def _pace(stages: list[tuple[float, float]]) -> float:
+    """How much longer than expected stages took: the mean of their ratios, so that one alone does not decide."""
+    known = [(expected, took) for expected, took in stages if expected > 0]
+    weights = [math.sqrt(_DOUBT_S), *(math.sqrt(expected) for expected, _ in known)]
+    ratios = [0.0, *(math.log((took + 0.01 * expected) / expected) for expected, took in known)]
+    return math.exp(sum(w * r for w, r in zip(weights, ratios, strict=True)) / sum(weights))
 
 
 def in_stages(progress: Tell | None, expected: Mapping[str, float]) -> Tell:
