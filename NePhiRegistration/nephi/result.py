@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from .config import decode
 from .errors import NephiError
 from .files.folder import ResultFolder
 from .files.tensors import check_tensors, read_tensors, write_tensors
@@ -226,7 +227,7 @@ class Registration:
         cube = Cube(*(tuple(geometry["cube"][k]) for k in ("centre_lps_mm", "half_sides_mm", "direction")))
         parts = {}
         for prefix, made in geometry["maps"].items():
-            settings = FieldSettings(**made["field"])
+            settings = decode(FieldSettings(), made["field"], "field.")
             check(Settings(field=settings), names=False)
             upper = torch.tensor(cube.half_extents_cube, dtype=torch.float32)
 

@@ -17,18 +17,18 @@ from nephi.learning.model import Model, about
 from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings, check
 from nephi.learning.shipped import find_model
 from nephi.registration import register
-from nephi.settings import FieldSettings
+from nephi.settings import NeuralSettings
 
 SETTINGS = {
     "published": ModelSettings(
         dimension=2,
-        field=FieldSettings(width=16, frequencies=8, modulation="sine", global_code=6, local_code=5, linear=False),
+        field=NeuralSettings(width=16, frequencies=8, modulation="sine", global_code=6, local_code=5, linear=False),
         encoder=PublishedSettings(size=24, channels=(8, 16), hidden=12, local_level=1),
         cube_margin_mm=3.0,
     ),
     "matching": ModelSettings(
         dimension=2,
-        field=FieldSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False),
+        field=NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False),
         encoder=MatchingSettings(node_spacing=0.5, steps=(4, 2), width=8),
         half_size_mm=90.0,
     ),

@@ -8,19 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nephi import registry
 from nephi.config import decode, of_kind, read_json
 from nephi.errors import NephiError
 from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings, TrainSettings, check_training
 from nephi.learning.settings import check as check_model
 from nephi.settings import (
+    FIELDS,
     PRESETS,
     Features,
+    FieldSettings,
     IntensitySettings,
     Level,
     MindSettings,
+    NeuralSettings,
     Sampling,
     Settings,
     SimilaritySettings,
+    VoxelSettings,
     check,
     from_dict,
     load,
@@ -206,6 +211,62 @@ def test_saved_settings_of_a_similarity_unknown_here_load():
     assert from_dict(data, names=False).similarity.finest == 0.5
     with pytest.raises(NephiError, match="similarity.name is 'of another package', must be one of mind"):
         from_dict(data)
+
+
+def test_a_field_has_the_entries_of_its_kind_and_no_others():
+    voxel = from_dict({"field": {"kind": "voxel", "code_spacing_mm": 5}}).field
+    assert voxel == VoxelSettings(code_spacing_mm=5.0)  # its code has the channels that it needs
+    assert not {"width", "frequencies", "omega", "linear"} & dataclasses.asdict(voxel).keys()
+    paper = PRESETS["paper"].field
+    assert of_kind(of_kind(paper, "voxel"), "neural") == NeuralSettings(code_spacing_mm=16.0, code_degree=1)
+    with pytest.raises(NephiError, match=r"unknown entry 'field.width' of field 'voxel' \(known: kind, global_code, "):
+        from_dict({"field": {"kind": "voxel", "width": 32}})
+    with pytest.raises(NephiError, match="field.kind is 'voxel', whose settings are VoxelSettings, not NeuralSettings"):
+        check(replace(Settings(), field=NeuralSettings("voxel")))
+
+
+def test_lengths_of_a_field_are_scaled_together():
+    assert NeuralSettings().scaled(0.5) == NeuralSettings(code_spacing_mm=6.0, wavelength_mm=125.0)
+    assert VoxelSettings().scaled(0.5) == VoxelSettings(code_spacing_mm=6.0)
+
+
+def test_entries_of_an_own_field_are_those_of_its_class(monkeypatch):
+    """Also in files of former versions, which listed what networks have whatever the kind."""
+
+    @dataclasses.dataclass(frozen=True)
+    class WideSettings(FieldSettings):
+        width: int = 8
+        decay: float = 0.5
+
+    for name in ("_factories", "_settings"):
+        monkeypatch.setattr(FIELDS, name, dict(getattr(FIELDS, name)))
+    FIELDS.add("plain", object)
+    FIELDS.add("wide", lambda: None, settings=WideSettings)
+    former = json.loads(Path(__file__).with_name("former_settings.json").read_text(encoding="utf-8"))["field"]
+    for kind, wanted in (
+        ("plain", FieldSettings("plain")),
+        ("wide", WideSettings("wide", width=64)),
+        ("voxel", VoxelSettings(global_code=16, local_code=16)),
+        ("neural", NeuralSettings()),
+    ):
+        assert from_dict({"field": {**former, "kind": kind}}).field == wanted
+    assert from_dict({"field": {"kind": "wide", "decay": 1}}).field == WideSettings("wide", decay=1.0)
+
+
+def test_entries_of_a_kind_that_an_entry_point_brings_are_read(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class BrushSettings(FieldSettings):
+        strokes: int = 3
+
+    class Point:
+        def load(self):
+            FIELDS.describe("brush", BrushSettings)
+            return object
+
+    for name in ("_factories", "_settings"):
+        monkeypatch.setattr(FIELDS, name, dict(getattr(FIELDS, name)))
+    monkeypatch.setattr(registry, "entry_points", lambda **which: [Point()] if which["name"] == "brush" else [])
+    assert from_dict({"field": {"kind": "brush", "strokes": 7}}).field == BrushSettings("brush", strokes=7)
 
 
 # ---- limits -----------------------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ from nephi.learning.train import train
 from nephi.learning.validate import validate
 from nephi.settings import (
     Features,
-    FieldSettings,
     FitSettings,
     IntensitySettings,
     MindSettings,
+    NeuralSettings,
     RegularitySettings,
     Sampling,
 )
@@ -37,7 +37,7 @@ from nephi.settings import (
 CPU = torch.device("cpu")
 _HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 STILL = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
-_FIELD = FieldSettings(width=32, frequencies=16, wavelength_mm=200.0)
+_FIELD = NeuralSettings(width=32, frequencies=16, wavelength_mm=200.0)
 SHAPES = TrainSettings(
     data="shapes-solid",
     model=ModelSettings(
@@ -64,7 +64,7 @@ _ENCODERS = {
 def brief(encoder: str, data: Path, **changes) -> TrainSettings:
     """Six steps on a list of pairs, with augmentation, two batches a step."""
     similarity = MindSettings(points=Sampling(0.0, 200, 200))
-    small = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
+    small = NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5)
     settings = TrainSettings(
         data=str(data),
         model=ModelSettings(

@@ -97,12 +97,8 @@ class ImagePair:
     @property
     def field_settings(self) -> FieldSettings:
         """The settings of the field, its lengths scaled and its nodes as far apart as the voxels allow."""
-        field = self.settings.field
-        return replace(
-            field,
-            wavelength_mm=field.wavelength_mm * self.scale,
-            code_spacing_mm=max(field.code_spacing_mm * self.scale, _NODES * self.voxel_mm),
-        )
+        field = self.settings.field.scaled(self.scale)
+        return replace(field, code_spacing_mm=max(field.code_spacing_mm, _NODES * self.voxel_mm))
 
     @cached_property
     def _box_cube(self) -> tuple[np.ndarray, np.ndarray]:

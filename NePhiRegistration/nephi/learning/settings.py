@@ -14,6 +14,7 @@ from ..settings import (
     FieldSettings,
     FitSettings,
     MindSettings,
+    NeuralSettings,
     RegularitySettings,
     SimilaritySettings,
 )
@@ -81,7 +82,7 @@ class ModelSettings:
     """Parts of a model, and the preparation of the images that it expects."""
 
     dimension: Annotated[int, OneOf(2, 3)] = 3  # of the images
-    field: FieldSettings = FieldSettings()  # the maps
+    field: FieldSettings = NeuralSettings()  # the maps
     encoder: EncoderSettings = PublishedSettings()  # what predicts their code
     features: Features = Features()  # what the encoder looks at
     similarity: SimilaritySettings = MindSettings()  # what is compared in training
