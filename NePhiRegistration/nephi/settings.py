@@ -14,7 +14,7 @@ from typing import Annotated, Self
 
 from .config import decode, read_json
 from .errors import NephiError
-from .limits import AtLeast, AtMost, NotEmpty, NotNegative, OneOf, Positive, Share, check_limits
+from .limits import AtLeast, AtMost, NotEmpty, NotNegative, OneOf, Positive, Seed, Share, check_limits
 from .registry import Registry
 
 BODY_MM = 120.0
@@ -180,7 +180,7 @@ class FitSettings:
     warm_up: Share = 0.1  # part of the iterations in which the learning rate rises
     beta2: Share = 0.99  # decay of Adam's mean of squared gradients
     schedule: Annotated[str, OneOf("cosine", "constant")] = "cosine"  # of the learning rate after the warm-up
-    seed: Annotated[int, AtLeast(0), AtMost(2**63 - 1)] = 0  # of all random numbers
+    seed: Seed = 0  # of all random numbers
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nephi import registry
 from nephi.config import decode, of_kind, read_json
 from nephi.errors import NephiError
 from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings, TrainSettings, check_training
 from nephi.learning.settings import check as check_model
+from nephi.limits import Count, Seed, check_limits, check_value
 from nephi.settings import (
     FIELDS,
     PRESETS,
@@ -31,6 +33,9 @@ from nephi.settings import (
     load,
     preset,
 )
+from nephi.synthetic.breathing import BreathingSettings, generate
+from nephi.synthetic.phantom import make_phantom
+from nephi.synthetic.shapes import shape_pairs
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -275,25 +280,25 @@ def test_entries_of_a_kind_that_an_entry_point_brings_are_read(monkeypatch):
 def numbers(value, where: str = ""):
     """Every number in a settings object: its dotted name, and what makes the same object with another one there."""
     for one in dataclasses.fields(value):
-        inner, name = getattr(value, one.name), f"{where}{one.name}"
 
         def put(new, key=one.name):
             return replace(value, **{key: new})
 
-        if dataclasses.is_dataclass(inner):
-            yield from ((n, lambda x, p=p, put=put: put(p(x))) for n, p in numbers(inner, f"{name}."))
-        elif isinstance(inner, tuple):
-            for i, item in enumerate(inner):
+        yield from numbers_in(getattr(value, one.name), f"{where}{one.name}", put)
 
-                def at(new, inner=inner, i=i, put=put):
-                    return put((*inner[:i], new, *inner[i + 1 :]))
 
-                if dataclasses.is_dataclass(item):
-                    yield from ((n, lambda x, p=p, at=at: at(p(x))) for n, p in numbers(item, f"{name}[{i}]."))
-                else:
-                    yield f"{name}[{i}]", at
-        elif isinstance(inner, (int, float)) and not isinstance(inner, bool):
-            yield name, put
+def numbers_in(inner, name: str, put):
+    if dataclasses.is_dataclass(inner):
+        yield from ((n, lambda x, p=p: put(p(x))) for n, p in numbers(inner, f"{name}."))
+    elif isinstance(inner, tuple):
+        for i, item in enumerate(inner):
+
+            def at(new, i=i):
+                return put((*inner[:i], new, *inner[i + 1 :]))
+
+            yield from numbers_in(item, f"{name}[{i}]", at)
+    elif isinstance(inner, (int, float)) and not isinstance(inner, bool):
+        yield name, put
 
 
 ROOTS = {
@@ -304,6 +309,8 @@ ROOTS = {
         TrainSettings(model=ModelSettings(encoder=MatchingSettings(), coarse=ModelSettings())),
         check_training,
     ),
+    "breathing": (BreathingSettings(), check_limits),
+    "breathing on three spacings": (BreathingSettings(spacing_mm=(1.0, 1.0, 2.5)), check_limits),
 }
 # 1e300 is beyond every limit, -1e300 too, and so are whole numbers of that size
 BEYOND = [float("nan"), float("inf"), float("-inf"), 1e300, -1e300, 10**300, -(10**300)]
@@ -324,4 +331,40 @@ def test_every_number_is_refused_beyond_its_limits(root, name, put):
 def test_the_walk_above_meets_every_entry():
     found = {name for root, name, _ in NUMBERS if root == "matching"}
     assert {"fit.seed", "model.coarse.encoder.channels[5]", "model.encoder.steps[3]", "augmentation.swap"} <= found
+    assert {"smooth_mm[2][1]", "spacing_mm[2]"} <= {name for root, name, _ in NUMBERS if root.startswith("breathing")}
     assert len(NUMBERS) > 150
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"wall_mm": (5.0, 1.0)}, "wall_mm is (5.0, 1.0), must be (low, high) with low <= high"),
+        ({"smooth_mm": ((90, 2, 1),)}, "smooth_mm[0][1:] is (2, 1)"),
+        ({"still": 0.7, "tidal": 0.7}, "tidal and still are 1.4 together, must be at most 1"),
+        ({"cut": 1.5}, "cut is 1.5, must be 0 or more, at most 1"),
+        ({"spacing_mm": (1.0, 2.0)}, "spacing_mm is (1.0, 2.0), expected a tuple of 3"),
+        ({"scale": 1.0}, "scale is 1.0, expected a tuple of 2"),
+        ({"spacing_mm": None}, "spacing_mm is None, expected float"),
+    ],
+)
+def test_what_a_breath_cannot_be_drawn_from(settings, words):
+    with pytest.raises(NephiError) as raised:
+        check_limits(BreathingSettings(**settings))
+    assert str(raised.value).startswith(f"settings: {words}")
+
+
+def test_numbers_given_as_arguments_have_limits_too(tmp_path):
+    check_value(np.int64(3), Seed, "seed")
+    for call in (
+        lambda: make_phantom(seed=-1),
+        lambda: make_phantom(spacing_mm=float("nan")),
+        lambda: make_phantom(size=(10**9, 10, 10)),
+        lambda: shape_pairs(2, -1),
+        lambda: generate(tmp_path, 0),
+        lambda: generate(tmp_path, 1, -1),
+        lambda: check_value(1.5, Count, "count"),
+    ):
+        with pytest.raises(NephiError, match="must be|expected int|A phantom needs 8 to 4096 voxels") as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
