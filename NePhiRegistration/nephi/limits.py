@@ -159,7 +159,7 @@ def _check(value: Any, hint: Any, where: str, names: bool) -> None:
     if typing.get_origin(kind) is tuple:
         wanted = None if arguments[-1] is Ellipsis else len(arguments)
         if not isinstance(value, tuple) or wanted not in (None, len(value)):
-            raise NephiError(f"{where} is {value!r}, expected a tuple{'' if wanted is None else f' of {wanted}'}")
+            raise NephiError(f"{where} is {value!r}, expected a list{'' if wanted is None else f' of {wanted}'}")
     if kind in (int, float):
         limits = _of_a_number(value, kind, limits, where)
     for limit in limits:

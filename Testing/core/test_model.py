@@ -120,7 +120,7 @@ _UNFIT = {
         lambda m, t: t.update({"fields.out": torch.zeros(2, 16, 3)}), ["fields.out", "(2, 16, 3)", "(2, 16, 2)"]),
     "a tensor is missing": (lambda m, t: t.pop("fields.out_bias"), ["fields.out_bias", "None", "(2, 1, 2)"]),
     "a tensor too many": (lambda m, t: t.update({"fields.more": torch.zeros(3)}), ["fields.more", "(3,)", "None"]),
-    "values that are no numbers": (lambda m, t: t["fields.out"].fill_(torch.nan), ["damaged", "fields.out"]),
+    "values that are not numbers": (lambda m, t: t["fields.out"].fill_(torch.nan), ["damaged", "fields.out"]),
     "settings of another width": (setting(field__width=24), ["fields.synthesis_in", "(2, 16, 16)", "(2, 16, 24)"]),
     "settings of another dimension": (setting(dimension=3), ["fields.out", "(2, 16, 2)", "(2, 16, 3)"]),
     "an unknown entry": (setting(depth=7), ["unknown entry 'depth'"]),

@@ -342,8 +342,8 @@ def test_the_walk_above_meets_every_entry():
         ({"smooth_mm": ((90, 2, 1),)}, "smooth_mm[0][1:] is (2, 1)"),
         ({"still": 0.7, "tidal": 0.7}, "tidal and still are 1.4 together, must be at most 1"),
         ({"cut": 1.5}, "cut is 1.5, must be 0 or more, at most 1"),
-        ({"spacing_mm": (1.0, 2.0)}, "spacing_mm is (1.0, 2.0), expected a tuple of 3"),
-        ({"scale": 1.0}, "scale is 1.0, expected a tuple of 2"),
+        ({"spacing_mm": (1.0, 2.0)}, "spacing_mm is (1.0, 2.0), expected a list of 3"),
+        ({"scale": 1.0}, "scale is 1.0, expected a list of 2"),
         ({"spacing_mm": None}, "spacing_mm is None, expected float"),
     ],
 )

@@ -220,7 +220,7 @@ def test_it_begins_with_the_weights_of_another_model(pairs, tmp_path):
     for name, tensor in other.state_dict().items():
         torch.testing.assert_close(trained[name], tensor, atol=1e-7, rtol=0)
     wider = replace(settings.model, field=replace(settings.model.field, width=24))
-    with pytest.raises(NephiError, match="another field.*width=16.*width=24"):
+    with pytest.raises(NephiError, match="different field.*width=16.*width=24"):
         train(replace(settings, model=wider, start=str(tmp_path / "other.safetensors")), tmp_path / "wider", CPU)
 
 

@@ -198,7 +198,7 @@ def write_summary(rows: list[dict], output: Path) -> None:
 def batch_command(options) -> int:
     settings = settings_from(options)
     if options.jobs < 1:
-        raise NephiError(f"--jobs {options.jobs}: at least 1 pair at a time")
+        raise NephiError(f"--jobs {options.jobs}: must be at least 1")
     pairs, output = read_pairs(options.pairs), Path(options.output)
     try:
         rows = run_batch(

@@ -41,7 +41,7 @@ def register_command(options) -> int:
     started = options.started, 0.0  # CPU time counts from the start of the process
     settings = settings_from(options)
     if options.preview is not None and not options.preview > 0:
-        raise NephiError(f"--preview {options.preview:g}: give the seconds between two previews, above 0")
+        raise NephiError(f"--preview {options.preview:g}: must be a number of seconds above 0")
     tell = Progress(options.progress)
     limit_threads(options.threads)
     tell("reading", 0.0, {})

@@ -75,7 +75,7 @@ def read_pairs(path: str | Path) -> list[Case]:
     pairs = []
     for row in rows[1:]:
         if len(row) > len(head):
-            raise NephiError(f"{path}: the row of '{row[0]}' has {len(row)} cells, the head {len(head)}")
+            raise NephiError(f"{path}: the row of '{row[0]}' has {len(row)} cells, the header {len(head)}")
         cells = dict(zip(head, row, strict=False))
         pairs.append(Case(cells.pop("name"), {role: path.parent / cell for role, cell in cells.items() if cell}))
     seen = set()
@@ -96,7 +96,7 @@ def _rows(path: Path) -> list[list[str]]:
     except UnicodeDecodeError:
         raise NephiError(f"cannot read the list of pairs {path}: it is not UTF-8 text") from None
     if "\0" in text:
-        raise NephiError(f"{path} holds NUL characters: it is no list of pairs in UTF-8, or it is damaged")
+        raise NephiError(f"{path} holds NUL characters: it is not a list of pairs in UTF-8, or it is damaged")
     lines = text.splitlines()
     if lines and lines[0].lower().startswith("sep="):  # what Excel is told the separator by
         lines = lines[1:]

@@ -105,7 +105,7 @@ def check(settings: ModelSettings, where: str = "") -> None:
 def _check_coarse(settings: ModelSettings, coarse: ModelSettings) -> None:
     """Raise NephiError if the two stages need differently prepared images."""
     if coarse.coarse is not None:
-        raise NephiError("settings: the coarse stage of a model can't have a coarse stage of its own")
+        raise NephiError("settings: the coarse stage of a model cannot have a coarse stage of its own")
     theirs = _preparation(coarse)
     for key, mine in _preparation(settings).items():
         if mine != theirs[key]:

@@ -197,7 +197,7 @@ def breathe(
 
 def _lungs(image: sitk.Image, lungs: sitk.Image | None) -> sitk.Image:
     if check_image(image, "template").GetDimension() != 3:
-        raise NephiError("template: a 3D chest CT is needed to breathe")
+        raise NephiError("template: a 3D chest CT is needed")
     lungs = lung_mask(image) if lungs is None else check_mask(lungs, image, "lungs")
     if lungs is None:
         raise NephiError("template: no lungs were found; give a mask of them, or a chest CT in HU")
@@ -350,7 +350,7 @@ def _landmarks(hu, masks, breath: Breath, rng, most: int = 300) -> tuple[np.ndar
     seen[seen] = sitk.GetArrayViewFromImage(masks[1])[tuple(at[seen].T[::-1])] > 0
     moved = moved[seen]
     if len(moved) == 0:
-        raise NephiError("no vessel is in both images' lungs; give a CT that shows more of them")
+        raise NephiError("no vessel lies in the lungs of both images; give a CT that shows more vessels")
     moved = moved[np.sort(rng.permutation(len(moved))[:most])]
     return breath.forward(moved), moved
 
