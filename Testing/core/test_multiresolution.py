@@ -129,7 +129,7 @@ def test_begun_with_another_model_the_coarse_stage_stays(other):
 
 
 _APART = {
-    "a stage of a stage": (voxel(coarse=voxel()), "can't have a coarse stage of its own"),
+    "a stage of a stage": (voxel(coarse=voxel()), "cannot have a coarse stage of its own"),
     "another margin": (voxel(cube_margin_mm=7.0), "cube_margin_mm is 15.0, but 7.0 in the coarse stage"),
     "another alignment": (voxel(align="none"), "align is 'auto', but 'none' in the coarse stage"),
     "another dimension": (voxel(3), "dimension is 2, but 3 in the coarse stage"),

@@ -259,7 +259,7 @@ space origin: (0,0,0)
         (b"type: short", b"type: " + b"x" * 2000, "no field"),
         (b"type: short", b"type: short\n" + b"x" * 2000, "no field"),
         (b"endian", b"type: short\nendian", "twice"),
-        (b"NRRD0004", b"NRRX0004", "no NRRD"),
+        (b"NRRD0004", b"NRRX0004", "not an NRRD"),
     ],
 )
 def test_nrrd_headers(old, new, match, tmp_path):
@@ -302,7 +302,7 @@ def test_what_is_no_file(tmp_path):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.nii")
         for path in (tmp_path / "pipe.nii", "/dev/null"):
-            with pytest.raises(NephiError, match="no regular file"):
+            with pytest.raises(NephiError, match="not a regular file"):
                 read_image(path)
 
 

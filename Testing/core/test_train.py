@@ -399,4 +399,4 @@ def test_a_broken_pair_is_told_once_and_the_rest_is_trained_on(pairs, tmp_path, 
     settings = brief("matching", pairs.parent / "broken.csv", fit=FitSettings(iterations=1))
     told = []
     train(settings, tmp_path, CPU, tell=told.append)
-    assert len(told) == 1 and told[0].startswith("bad is left out: moving image: no such file")
+    assert len(told) == 1 and told[0].startswith("bad is skipped: moving image: no such file")

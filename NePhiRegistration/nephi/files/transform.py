@@ -120,8 +120,8 @@ def _check_field(field: sitk.Image, path: Path) -> None:
         slopes = (off * (seen - seen.mean(0))).mean(0) / spread**2
         if ((slopes > _ABSOLUTE[0]) & (slopes < _ABSOLUTE[1])).all():
             raise NephiError(
-                f"{path} seems to hold the positions of mapped points, not their displacements (an absolute deformation "
-                "field): its vectors grow with the coordinates; subtract the voxels' positions from it"
+                f"{path} seems to hold the positions of mapped points, not their displacements (an absolute "
+                "deformation field): its vectors grow with the coordinates; subtract the voxels' positions from it"
             )
 
 

@@ -31,7 +31,7 @@ def load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) ->
     """Take up model and optimiser; returns the best validation so far. Raises NephiError for another make's state."""
     if not path.exists():
         raise NephiError(f"there is nothing to resume: no {path}")
-    metadata, tensors = read_tensors(path, "the state of a training")
+    metadata, tensors = read_tensors(path, "the state of a training run")
     try:
         facts = json.loads(metadata["facts"])
         made_with, done, best = facts["settings"], int(facts["done"]), dict(facts["best"])
