@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +37,14 @@ def test_every_damaged_byte_is_found(path):
         path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
         with pytest.raises(NephiError, match="cannot read"):
             read_tensors(path, "a file")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file that is in use can be cut there")
+def test_a_file_that_is_cut_while_its_tensors_are_in_use(tmp_path):
+    write_tensors(path := tmp_path / "a.safetensors", {"a": torch.ones(200_000)}, {})
+    use = f"from nephi.files.tensors import read_tensors as r; import os; t = r({str(path)!r}, 'a file')[1]['a']; "
+    use += f"os.truncate({str(path)!r}, 100); assert t.sum() == 200_000"
+    assert subprocess.run([sys.executable, "-c", use]).returncode == 0
 
 
 def test_files_without_a_checksum_are_read(path):

@@ -28,11 +28,15 @@ def read_tensors(path: str | Path, what: str) -> tuple[dict[str, str], dict[str,
     """
     path = check_file(path, what)
     try:
-        with safetensors.safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        data = path.read_bytes()  # not mapped: a file that is cut while its tensors are in use would end the process
+        tensors = safetensors.torch.load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    except KeyError as kind:
+        raise NephiError(f"cannot read {path} as {what}: it holds tensors of an unknown type, {kind}") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise NephiError(f"cannot read {path} as {what}: {str(error).splitlines()[0]}") from None
+    except MemoryError:
+        raise NephiError(f"there is too little memory to read {path}") from None
     written = metadata.pop(_DIGEST, None)
     renamed = written is None and any(re.fullmatch("[0-9a-f]{64}", value) for value in metadata.values())
     if renamed or (written is not None and written != _digest(tensors, metadata)):
