@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from nephi.learning import train
 from nephi.learning.settings import TrainSettings
 from nephi.learning.state import keep_log
 from nephi.result import Registration
+from nephi.settings import FieldSettings
 
 
 @pytest.fixture
@@ -61,6 +63,22 @@ def test_a_registration_of_another_make_takes_no_memory(width, tmp_path):
     write_tensors(path := tmp_path / "registration.safetensors", {"fields.a": torch.ones(2)}, metadata)
     with pytest.raises(NephiError):
         Registration.load(path)
+
+
+def test_settings_that_ask_for_more_than_their_file_holds(tmp_path):
+    field = asdict(FieldSettings(width=4000, hidden_layers=20))
+    cube = {"centre_lps_mm": [0, 0], "half_sides_mm": [9, 9], "direction": [1, 0, 0, 1]}
+    geometry = {"cube": cube, "maps": {"": {"field": field, "code_size": [2, 2]}}}
+    metadata = {"format": "nephi-registration-2", "geometry": json.dumps(geometry), "settings": "{}"}
+    write_tensors(path := tmp_path / "registration.safetensors", {"fields.a": torch.ones(2)}, metadata)
+    with pytest.raises(NephiError, match="more than it holds"):
+        Registration.load(path)
+
+
+def test_reading_weights_does_not_load_the_compiler():
+    load = "import sys; from nephi.learning.model import Model; Model.load('lung'); "
+    load += "assert 'torch._dynamo' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", load]).returncode == 0
 
 
 def test_a_damaged_line_of_a_log_costs_that_line_alone(tmp_path):
