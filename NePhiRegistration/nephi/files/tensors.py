@@ -59,7 +59,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 class Bounded(TorchFunctionMode):
     """While it is entered, tensors of no more values than ``tensors`` hold, or a few, are made from settings.
 
-    Raises NephiError for more, before memory is taken. (The meta device, which takes none, loads torch's compiler, 1 s.)
+    Raises NephiError for more, before memory is taken. (The meta device, which takes none, loads torch's compiler.)
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], path: Path):
