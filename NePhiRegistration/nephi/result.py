@@ -14,7 +14,7 @@ import torch
 from .config import decode
 from .errors import NephiError
 from .files.folder import ResultFolder
-from .files.tensors import check_tensors, read_tensors, write_tensors
+from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
 from .files.writing import recover
 from .maps.code import HybridCode, zero_code
@@ -230,22 +230,14 @@ class Registration:
             settings = decode(FieldSettings(), made["field"], "field.")
             check(Settings(field=settings), names=False)
             upper = torch.tensor(cube.half_extents_cube, dtype=torch.float32)
-
-            def made_modules(upper: torch.Tensor, settings=settings, size=tuple(made["code_size"])):
+            with Bounded(tensors, path):
                 fields = make_fields(settings, cube.unit_mm, cube.dimension)
-                return fields, HybridCode(zero_code(settings, upper, size))
-
-            with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
-                wanted = made_modules(upper.to("meta"))
-            own = [
-                {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-                for name in (f"{prefix}fields.", f"{prefix}code.")
-            ]
-            for part, module in zip(own, wanted, strict=True):
+                code = HybridCode(zero_code(settings, upper, tuple(made["code_size"])))
+            modules: dict[str, torch.nn.Module] = {f"{prefix}fields.": fields, f"{prefix}code.": code}
+            for name, module in modules.items():
+                part = {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
                 part.pop("upper_cube", None)  # of files of former versions; the cube says the same
                 check_tensors(part, module.state_dict(), path)
-            fields, code = made_modules(upper)
-            for part, module in zip(own, (fields, code), strict=True):
                 module.load_state_dict(part)
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)

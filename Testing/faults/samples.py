@@ -236,13 +236,14 @@ def read_train_settings(path: Path) -> Any:
 
 
 def pairs(folder: Path, rng: np.random.Generator) -> Path:
-    rows = ["name,fixed,moving,fixed_mask", *(f"p{i},a{i}/f.nii.gz,a{i}/m.nii.gz,a{i}/k.nii.gz" for i in range(6))]
+    cells = (f"p{i},a{i}/f.nii.gz,a{i}/m.nii.gz,a{i}/k.nii.gz,1.2.{i} 1.2.9" for i in range(6))
+    rows = ["name,fixed,moving,fixed_mask,series", *cells]
     (folder / "pairs.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder / "pairs.csv"
 
 
 def read_pairs(path: Path) -> Any:
-    return [[case.name, {k: os.path.relpath(v, path.parent) for k, v in case.files.items()}]
+    return [[case.name, list(case.series), {k: os.path.relpath(v, path.parent) for k, v in case.files.items()}]
             for case in nephi_read_pairs(path)]  # fmt: skip
 
 

@@ -110,8 +110,8 @@ def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: boo
     report = _report(folder)
     if report is None:
         return None
-    wanted = fingerprints(pair.files, auto_mask, settings.align, model=settings.model), json.loads(settings.to_json())
-    return report if (report.inputs, report.settings) == wanted else None
+    inputs = fingerprints(pair.files, auto_mask, settings.align, model=settings.model, series=pair.series)
+    return report if (report.inputs, report.settings) == (inputs, json.loads(settings.to_json())) else None
 
 
 def _report(folder: Path) -> Report | None:
@@ -141,6 +141,8 @@ def _start(pair: Case, folder: Path, settings: Settings, options: list[str], own
     ]
     for role, path in files.items():
         arguments += [f"--{role.replace('_', '-')}", path]
+    for uid in pair.series:
+        arguments += ["--series", uid]
     with open(ResultFolder(folder).log, "xb") as log:
         return process.start(process.engine_command("register", *arguments, owner=owner), stdout=log, stderr=log)
 

@@ -46,9 +46,9 @@ def register_command(options) -> int:
     limit_threads(options.threads)
     tell("reading", 0.0, {})
     # taken before they are read: a file that changes while it is read will not look like the one used
-    inputs = fingerprints(vars(options), not options.no_auto_mask, settings.align, model=settings.model)
+    series = tuple(options.series)
+    inputs = fingerprints(vars(options), not options.no_auto_mask, settings.align, model=settings.model, series=series)
     with collected_notices() as notices:
-        series = tuple(options.series)
         fixed = read_image(options.fixed, "fixed image", series)
         moving = read_image(options.moving, "moving image", series)
         masks = mask_pair(options, fixed, moving)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from .geometry import check_geometry
 from .sizes import check_memory
 
@@ -27,6 +27,7 @@ _OTHER = {1: "bits", 32: "complex numbers", 128: "colours", 1536: "128-bit numbe
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 _DISPLACEMENTS = 1006  # intent code
 _SAME = 0.01  # part of a voxel by which two statements of the spacing may differ
+_ROUNDING = 1e-5  # relative; what differs by more was not written as one
 _APART = 0.25  # part of a voxel by which sform and qform may place a corner apart; rounding has been seen at 0.08
 _PART = 2**24
 
@@ -150,7 +151,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     if slope == 0 or not nifti:
         slope, intercept = 1.0, 0.0
     scale = _UNITS_MM[units] if nifti else 1.0
-    matrix = _matrix(pixdim, quaternion, rows, int(qform), int(sform), size, refuse) if nifti else None
+    matrix = _matrix(pixdim, quaternion, rows, int(qform), int(sform), size, refuse, role) if nifti else None
     spacing = np.abs(pixdim[1:4]) if matrix is None else np.linalg.norm(matrix[:, :3], axis=0)
     matrix = None if matrix is None else matrix * scale
     displacements = intent == _DISPLACEMENTS and components > 1
@@ -167,8 +168,11 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     )
 
 
-def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse) -> np.ndarray | None:
-    """Index -> RAS (3, 4): sform, qform and pixdim, which have to agree; None where neither form is set."""
+def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse, role: str) -> np.ndarray | None:
+    """Index -> RAS (3, 4): sform, qform and pixdim, which have to agree; None where neither form is set.
+
+    A small difference is a notice, and sform is taken.
+    """
     d = min(3, len(size))
     used = [pixdim[1 : d + 1], *([quaternion, pixdim[:1]] if qform > 0 else []), *([rows] if sform > 0 else [])]
     if not all(np.isfinite(part).all() for part in used):
@@ -180,14 +184,18 @@ def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse) -> n
     if sform > 0:
         forms["sform"] = rows.reshape(3, 4)
         steps = np.linalg.norm(forms["sform"][:, :d], axis=0)
-        if (np.abs(steps - pixdim[1 : d + 1]) > _SAME * pixdim[1 : d + 1]).any():
-            raise refuse(
-                f"the voxel spacing is {_listed(pixdim[1 : d + 1])} mm by pixdim and {_listed(steps)} mm by sform; "
-                "repair the header"
-            )
+        off = np.abs(steps / pixdim[1 : d + 1] - 1).max()
+        said = f"the voxel spacing is {_listed(pixdim[1 : d + 1])} mm by pixdim and {_listed(steps)} mm by sform"
+        if off > _SAME:
+            raise refuse(f"{said}; repair the header")
+        if off > _ROUNDING:
+            notice(f"{role}: {said}, which is taken.")
     if qform > 0:
         forms["qform"] = _of_quaternion(pixdim, quaternion, refuse)
     if len(forms) == 2:
+        aside = np.abs(forms["sform"][:, 3] - forms["qform"][:, 3])
+        if (aside > _ROUNDING * (np.abs(forms["qform"][:, 3]) + pixdim[1:4])).any():
+            notice(f"{role}: the origin by sform, which is taken, is {np.linalg.norm(aside):.3g} mm off that by qform.")
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in (*size, 1, 1)[:3]], indexing="ij")).reshape(3, -1)
         places = [form[:, :3] @ corners + form[:, 3:] for form in forms.values()]
         apart = np.linalg.norm(places[0] - places[1], axis=0).max()
@@ -283,4 +291,4 @@ def _placed(array: np.ndarray, header: Header, role: str) -> sitk.Image:
 
 
 def _listed(values: np.ndarray) -> str:
-    return " x ".join(f"{v:.4g}" for v in values)
+    return " x ".join(f"{v:.7g}" for v in values)

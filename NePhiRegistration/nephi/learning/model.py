@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import decode
 from ..errors import NephiError
-from ..files.tensors import check_tensors, read_tensors, write_tensors
+from ..files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from ..fitting.gauss_newton import refined
 from ..maps.code import Code
 from ..maps.maps import FieldMap, Map, make_fields
@@ -101,12 +101,11 @@ class Model(nn.Module):
         metadata, tensors = _read(path)
         try:
             settings = decode(ModelSettings(), json.loads(metadata["settings"]))
-            with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
-                wanted = cls(settings).state_dict()
+            with Bounded(tensors, path):
+                model = cls(settings)
         except (AttributeError, KeyError, ValueError, RecursionError, RuntimeError, NephiError) as error:
             raise NephiError(f"{path}: the model's settings cannot be read ({error})") from None
-        check_tensors(tensors, wanted, path)
-        model = cls(settings)
+        check_tensors(tensors, model.state_dict(), path)
         model.load_state_dict(tensors)
         return model.eval().requires_grad_(False).to(device)
 
