@@ -33,7 +33,7 @@ from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
 from .evaluate import landmark_pair, mask_pair, output_file
-from .options import settings_from
+from .options import outputs_from, settings_from
 from .progress import Progress, tell_notices
 
 
@@ -80,7 +80,7 @@ def register_command(options) -> int:
             names=(str(options.fixed), str(options.moving)),
             inputs=inputs,
             started=started,
-            pictures=not options.no_report,
+            outputs=outputs_from(options),
             progress=tell,
         )
     if options.progress in ("bar", "none"):

@@ -12,6 +12,7 @@ from importlib import import_module
 
 from ..errors import NephiError, collected_notices
 from ..files.cases import ROLES
+from ..files.folder import OUTPUTS
 from ..settings import ALIGNMENTS, PRESETS
 from ..version import __version__
 from .console import consoles
@@ -248,4 +249,9 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads per pair (default: at most 4)")
+    p.add_argument(
+        "--outputs",
+        metavar="LIST",
+        help=f"what to write, separated by commas: {', '.join(OUTPUTS)} (default: all but exact-jacobian)",
+    )
     p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")

@@ -21,7 +21,7 @@ from .geometry import check_geometry
 from .sizes import check_memory
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
-_KINDS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+KINDS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _OTHER = {1: "bits", 32: "complex numbers", 128: "colours", 1536: "128-bit numbers", 1792: "complex numbers",
           2048: "complex numbers", 2304: "colours"}  # fmt: skip
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
@@ -136,7 +136,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     size = size[:4]
     while len(size) > 2 and size[-1] == 1:
         size.pop()
-    if code not in _KINDS:
+    if code not in KINDS:
         raise refuse(f"the voxels are {_OTHER.get(int(code), f'of an unknown type ({code})')}; give a scalar image")
     if len(size) > 3:
         raise NephiError(f"{role}: the image is {len(size)}D; give one 2D or 3D volume")
@@ -159,7 +159,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
         tuple(size),
         components,
         displacements,
-        order + _KINDS[code],
+        order + KINDS[code],
         int(offset),
         slope,
         intercept,
