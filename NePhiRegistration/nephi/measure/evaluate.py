@@ -28,7 +28,7 @@ def measure(
     transform: sitk.Transform,
     *,
     exact: bool,
-    inverse: PointMap | None = None,
+    consistent: tuple[PointMap, PointMap] | None = None,
     alignment: Affine | None = None,
     fixed_mask: sitk.Image | None = None,
     moving_mask: sitk.Image | None = None,
@@ -38,8 +38,9 @@ def measure(
 
     ``jacobian`` (z, y, x): determinant of the forward map on the fixed image's ``grid``, ``exact`` or by central
     differences. ``forward`` and ``transform`` are the same map, for points and to resample the moving mask by.
-    ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. Inverse consistency is taken at 20,000 random
-    points of the fixed mask (without one, of the image), the same at every call.
+    ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. ``consistent``: the forward and
+    the inverse map of which the inverse consistency is taken, at 20,000 random points of the fixed mask (without one,
+    of the image), the same at every call.
     """
     mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask) != 0
     tre = dice = volume = consistency = None
@@ -59,9 +60,9 @@ def measure(
                 return quality.dice(sitk.GetArrayViewFromImage(moved) != 0, mask)
 
             dice = Overlap(overlap(transform), None if alignment is None else overlap(alignment.transform()))
-    if inverse is not None:
+    if consistent is not None:
         points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
-        consistency = _summary(quality.inverse_consistency_mm(forward, inverse, points))
+        consistency = _summary(quality.inverse_consistency_mm(*consistent, points))
     counted = quality.fold_summary(jacobian, mask)
     warnings = []
     if tre is not None and tre.unaligned is not None and tre.after.mean > _WORSE * tre.unaligned.mean + _WORSE_MM:
@@ -117,7 +118,7 @@ def evaluate(
         partial(through, forward),
         forward,
         exact=False,
-        inverse=back,
+        consistent=None if back is None else (partial(through, forward), back),
         alignment=alignment,
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,

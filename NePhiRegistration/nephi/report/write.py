@@ -131,7 +131,7 @@ def _measured(
         r.forward,
         transform,
         exact=r.fixed_mask is not None,  # outside the mask differences have to do
-        inverse=r.inverse,
+        consistent=(r.fields.forward, r.fields.inverse),
         alignment=r.affine,
         fixed_mask=r.fixed_mask,
         moving_mask=r.moving_mask,
@@ -152,16 +152,16 @@ def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] |
 
 
 def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:
-    """|inverse(forward(x)) - x| in mm (z, y, x) float32 at the nodes of a grid that lie in the mask, 0 elsewhere."""
+    """|inverse(forward(x)) - x| of the two fields, in mm (z, y, x) at a grid's nodes in the mask, 0 elsewhere."""
     inside = np.ones(grid.shape, bool)
     if registration.fixed_mask is not None:
         mask = grid.resample(registration.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
         inside = sitk.GetArrayViewFromImage(mask) != 0
-    out = np.zeros(grid.shape, np.float32)
+    out, fields = np.zeros(grid.shape, np.float32), registration.fields
     for z in range(len(out)):
         points = grid.slab_lps_mm(z, z + 1)[inside[z].reshape(-1)]
         if len(points):
-            out[z][inside[z]] = quality.inverse_consistency_mm(registration.forward, registration.inverse, points)
+            out[z][inside[z]] = quality.inverse_consistency_mm(fields.forward, fields.inverse, points)
     return out
 
 
