@@ -59,7 +59,7 @@ class Registration:
         return self.affine(self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(points_lps_mm), self.maps.forward)))
 
     def inverse(self, points_lps_mm) -> np.ndarray:
-        """Moving points (n, d) in LPS mm -> the same anatomy in the fixed image (the second field)."""
+        """Moving points (n, d) in LPS mm -> the same anatomy in the fixed image."""
         aligned = self.affine.inverse()(points_lps_mm)
         return self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(aligned), self.maps.inverse))
 
