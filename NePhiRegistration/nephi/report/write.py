@@ -94,7 +94,10 @@ def write_all(
                 tell("inverse consistency", 0.0, {})
                 seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
                 write_image(seen.image(inverse_consistency(r, seen)), scratch.inverse_consistency)
-            rough = [*_rough("transform.h5", error, grid), *_rough("inverse_transform.h5", inverse_error, r.moving_grid)]
+            rough = [
+                *_rough("transform.h5", error, grid),
+                *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
+            ]
             report = replace(
                 measured,
                 warnings=[*measured.warnings, *rough],
@@ -172,7 +175,7 @@ def _measured(
         transform,
         exact=r.fixed_mask is not None,  # outside the mask differences have to do
         box=box,
-        inverse=r.inverse,
+        consistent=(r.fields.forward, r.fields.inverse),
         alignment=r.affine,
         fixed_mask=r.fixed_mask,
         moving_mask=r.moving_mask,
@@ -193,16 +196,16 @@ def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] |
 
 
 def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:
-    """|inverse(forward(x)) - x| in mm (z, y, x) float32 at the nodes of a grid that lie in the mask, 0 elsewhere."""
+    """|inverse(forward(x)) - x| of the two fields, in mm (z, y, x) at a grid's nodes in the mask, 0 elsewhere."""
     inside = np.ones(grid.shape, bool)
     if registration.fixed_mask is not None:
         mask = grid.resample(registration.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
         inside = sitk.GetArrayViewFromImage(mask) != 0
-    out = np.zeros(grid.shape, np.float32)
+    out, fields = np.zeros(grid.shape, np.float32), registration.fields
     for z in range(len(out)):
         points = grid.slab_lps_mm(z, z + 1)[inside[z].reshape(-1)]
         if len(points):
-            out[z][inside[z]] = quality.inverse_consistency_mm(registration.forward, registration.inverse, points)
+            out[z][inside[z]] = quality.inverse_consistency_mm(fields.forward, fields.inverse, points)
     return out
 
 
