@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from .both import Both
 from .config import decode
 from .errors import NephiError
 from .files.folder import ResultFolder
@@ -25,6 +26,8 @@ from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
 from .maps.sampled import coarsest_displacement, nodes_around
 from .measure.quality import displacement_jacobian, random_points
+from .measure.signals import measure_signals
+from .measure.trust import Trust
 from .settings import FieldSettings, Settings, check, from_dict
 from .space.affine import Affine
 from .space.cube import Cube
@@ -127,6 +130,16 @@ class Registration:
         default = self.moving_grid if inverse else self.fixed_grid
         coarse, displacement, _ = self.sampled(default if grid is None else grid, inverse)
         return displacement_transform(displacement, coarse)
+
+    def trust(self, fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform | None = None) -> Trust:
+        """The expected error in mm, known from the result and its images alone.
+
+        ``transform``: the map as ``transform()`` gives it, where that is at hand. Raises NephiError where the moving
+        image shows nothing of the region.
+        """
+        transform = self.transform() if transform is None else transform
+        signals = measure_signals(Both(fixed, moving), self.fixed_mask, transform, self.forward, self.inverse)
+        return Trust.of(signals, self.fixed_grid, self.fixed_mask)
 
     def warp(
         self, image: sitk.Image, grid: Grid | None = None, *, labels: bool = False, inverse: bool = False
