@@ -16,6 +16,7 @@ from .files.folder import ResultFolder
 from .files.tensors import check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
 from .files.writing import recover
+from .fitting.guidance import NOTHING, Guidance
 from .maps.code import HybridCode, zero_code
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
@@ -49,6 +50,7 @@ class Registration:
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None
     found_masks: tuple[str, ...] = ()
+    guidance: Guidance = NOTHING
     notes: tuple[str, ...] = ()  # for the user, on how the result was obtained
     device: str = "cpu"
     seconds: float = 0.0
