@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi import Registration, register
+from nephi import Guidance, NephiError, Registration, register
 from nephi.both import Both
-from nephi.fitting.guidance import Guidance
+from nephi.cli.parser import main
 from nephi.fitting.guides import bodies_lps_mm, determinant, rigidly_moved
+from nephi.measure.report import Report
+from nephi.report.write import write_all
 from nephi.space.grid import Grid
 
 
@@ -49,7 +53,7 @@ def middle_of(phantom) -> np.ndarray:
     return Grid.of(phantom.fixed).to_lps_mm(index_zyx[::-1])
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def phantom(request, phantom_2d, phantom_3d):
     return {2: phantom_2d, 3: phantom_3d}[request.param]
 
@@ -292,3 +296,150 @@ def test_empty_guidance_changes_no_bit(phantom_2d, short):
     points = phantom_2d.fixed_landmarks_lps_mm
     plain, empty = (run(phantom_2d, short(20), guidance).forward(points) for guidance in (None, Guidance()))
     assert np.array_equal(plain, empty)
+
+
+# ---- what cannot be used, and what is told ---------------------------------------------------------------
+
+
+def bad_guidance(kind: str, image: sitk.Image) -> Guidance:
+    grid = Grid.of(image)
+    inside = grid.corners_lps_mm() * 0.5 + grid.corners_lps_mm().mean(0) * 0.5
+    empty, ones = grid.image(np.zeros(grid.shape, np.uint8)), grid.image(np.ones(grid.shape, np.uint8))
+    elsewhere, one_voxel = sitk.Image(ones), sitk.Image(empty)
+    elsewhere.SetOrigin([o + 50 for o in grid.origin_lps_mm])
+    one_voxel[(3,) * grid.dimension] = 1
+    fold = grid.image(np.stack([np.zeros(grid.shape), *[-30 * np.sin(np.indices(grid.shape)[0] / 4)]][:2], -1), True)
+    return {
+        "another count": lambda: Guidance(landmarks_lps_mm=(inside, inside[:-1])),
+        "outside the moving image": lambda: Guidance(landmarks_lps_mm=(inside, inside + 1e4)),
+        "not finite": lambda: Guidance(landmarks_lps_mm=(inside * np.nan, inside)),
+        "a deviation of 0": lambda: Guidance(landmarks_lps_mm=(inside, inside), landmarks_sd_mm=np.zeros(len(inside))),
+        "too few deviations": lambda: Guidance(landmarks_lps_mm=(inside, inside), landmarks_sd_mm=np.ones(2)),
+        "deviations alone": lambda: Guidance(landmarks_sd_mm=np.ones(2)),
+        "a label of one side": lambda: Guidance(labels=(ones, ones * 2)),
+        "empty labels": lambda: Guidance(labels=(ones, empty)),
+        "another grid": lambda: Guidance(excluded=(elsewhere, None)),
+        "an empty exclusion": lambda: Guidance(excluded=(None, empty)),
+        "all excluded": lambda: Guidance(excluded=(ones, None)),
+        "an empty region": lambda: Guidance(rigid=empty),
+        "specks": lambda: Guidance(rigid=one_voxel),
+        "a 3D transform": lambda: Guidance(initial=sitk.TranslationTransform(3, (1.0, 1.0, 1.0))),
+        "a mirroring transform": lambda: Guidance(initial=sitk.ScaleTransform(2, (-1.0, 1.0))),
+        "a folding transform": lambda: Guidance(
+            initial=sitk.DisplacementFieldTransform(sitk.Cast(fold, sitk.sitkVectorFloat64))
+        ),
+    }[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("another count", "4 fixed and 3 moving landmarks"),
+        ("outside the moving image", "landmark 1 .* outside the moving image"),
+        ("not finite", "landmark 1 .* outside the fixed image"),
+        ("a deviation of 0", "above 0"),
+        ("too few deviations", "each of the 4 landmarks"),
+        ("deviations alone", "no landmarks"),
+        ("a label of one side", "1 only in the fixed"),
+        ("empty labels", "moving guide labels: .*empty"),
+        ("another grid", "fixed excluded mask: .*grid"),
+        ("an empty exclusion", "moving excluded mask: .*empty"),
+        ("all excluded", "nothing of the fixed image is left"),
+        ("an empty region", "rigid mask: .*empty"),
+        ("specks", "rigid mask: no part"),
+        ("a 3D transform", "initial transform is 3D"),
+        ("a mirroring transform", "mirrors or flattens"),
+        ("a folding transform", "cannot be inverted"),
+    ],
+)
+def test_what_cannot_guide_is_told_in_one_line(phantom_2d, short, kind, words):
+    with pytest.raises(NephiError, match=words) as caught:
+        run(phantom_2d, short(1), bad_guidance(kind, phantom_2d.fixed), fixed_mask=None, moving_mask=None)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_initial_transform_takes_the_place_of_alignment_and_model(phantom_2d, short):
+    guidance = Guidance(initial=sitk.TranslationTransform(2, (1.0, 1.0)))
+    for changed in (replace(short(1), align="none"), replace(short(1), model="shapes2d-solid")):
+        with pytest.raises(NephiError, match="one of them alone"):
+            run(phantom_2d, changed, guidance)
+
+
+@pytest.fixture(scope="module")
+def guided_report(phantom_2d, short, tmp_path_factory):
+    p, lesion = phantom_2d, lesion_of(phantom_2d, "fixed")
+    a, b = p.fixed_landmarks_lps_mm, p.moving_landmarks_lps_mm
+    guidance = Guidance(
+        landmarks_lps_mm=(a[:50], b[:50]),
+        labels=label_maps(p, 3),
+        excluded=(lesion, lesion_of(p, "moving")),
+        rigid=two_bodies(p),
+        volume_kept=lesion,
+        initial=transform_of(p, 2.0),
+    )
+    result = run(p, short(40), guidance)
+    report = write_all(result, p.fixed, p.moving, tmp_path_factory.mktemp("guided"), landmarks=(a, b), pictures=False)
+    return result, report
+
+
+def test_the_report_tells_what_was_given_and_how_far_the_result_is_from_it(guided_report):
+    result, report = guided_report
+    found, g = report.guidance, result.guidance
+    residual = distances(result.forward(g.landmarks_lps_mm[0]), g.landmarks_lps_mm[1])
+    assert found["landmarks"]["after"]["mean"] == pytest.approx(residual.mean())
+    assert found["landmarks"]["within"] == (residual <= 1).sum()
+    assert [row["label"] for row in found["labels"]] == [1, 2, 3]
+    assert np.mean([row["dice_after"] for row in found["labels"]]) == pytest.approx(
+        mean_dice(result, g.labels), abs=1e-2
+    )
+    changes = [found["excluded"][role]["change_percent"] for role in ("fixed", "moving")]
+    determinant = result.jacobian_determinant(points_in(g.excluded[0]))
+    assert changes[0] == pytest.approx(100 * (determinant.mean() - 1), abs=1)
+    assert (1 + changes[0] / 100) * (1 + changes[1] / 100) == pytest.approx(1, abs=0.05)  # the same tissue, both ways
+    worst = [rigid_residual_mm(result.forward, points).max() for _, points in bodies_lps_mm(g.rigid)]
+    assert [row["residual_mm"]["max"] for row in found["rigid"]] == pytest.approx(worst, abs=1e-3)
+    assert found["volume_kept"][0]["change_percent"] == pytest.approx(changes[0])
+    assert found["initial"]["refined_mm"]["mean"] > 0.5
+    assert Report.from_json(report.to_json()).guidance == found
+
+
+def test_errors_at_landmarks_that_guided_are_not_independent(guided_report):
+    _, report = guided_report
+    assert [text for text in report.warnings if text.startswith("50 of the ") and "independent" in text]
+
+
+def test_files_of_every_kind_guide_from_the_command_line_and_from_a_list(phantom_2d, tmp_path):
+    p = phantom_2d
+    p.write(tmp_path / "p")
+    labels = label_maps(p, 2)
+    for name, image in (("fl", labels[0]), ("ml", labels[1]), ("lesion", lesion_of(p, "fixed"))):
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    sitk.WriteTransform(transform_of(p), str(tmp_path / "start.h5"))
+    marks = (tmp_path / "p" / "fixed_landmarks.csv").read_text(encoding="utf-8").splitlines()
+    rows = [f"{marks[0]},sd", *(f"{row},{0.25 + 0.5 * (k % 2)}" for k, row in enumerate(marks[1:]))]
+    (tmp_path / "marks.csv").write_text("\n".join(rows), encoding="utf-8")
+    files = {
+        "fixed_guide_landmarks": "marks.csv", "moving_guide_landmarks": "p/moving_landmarks.csv",
+        "fixed_guide_labels": "fl.nii.gz", "moving_guide_labels": "ml.nii.gz", "fixed_exclude": "lesion.nii.gz",
+        "rigid_mask": "lesion.nii.gz", "volume_mask": "lesion.nii.gz", "initial": "start.h5",
+    }  # fmt: skip
+    head, row = ["name", "fixed", "moving", *files], ["one", "p/fixed.nii.gz", "p/moving.nii.gz", *files.values()]
+    (tmp_path / "pairs.csv").write_text(f"{','.join(head)}\n{','.join(row)}\n", encoding="utf-8")
+    how = ["--preset", "fast", "--iterations", "3", "--no-report", "--no-auto-mask"]
+    assert main(["batch", str(tmp_path / "pairs.csv"), "--output", str(tmp_path / "many"), *how]) == 0
+    given = {role: str(tmp_path / name) for role, name in files.items()}
+    arguments = [
+        "--guide-landmarks", given["fixed_guide_landmarks"], given["moving_guide_landmarks"],
+        "--guide-labels", given["fixed_guide_labels"], given["moving_guide_labels"],
+    ]  # fmt: skip
+    for role in ("fixed_exclude", "rigid_mask", "volume_mask", "initial"):
+        arguments += [f"--{role.replace('_', '-')}", given[role]]
+    images = [str(tmp_path / "p" / f"{role}.nii.gz") for role in ("fixed", "moving")]
+    assert main(["register", *images, "--output", str(tmp_path / "one"), "--progress", "none", *arguments, *how]) == 0
+    many, one = (
+        Report.from_json((tmp_path / folder / "report.json").read_text(encoding="utf-8"))
+        for folder in ("many/one", "one")
+    )
+    assert set(one.guidance) == {"landmarks", "labels", "excluded", "rigid", "volume_kept", "initial"}
+    assert one.guidance["landmarks"]["sd_mm"] == {"least": 0.25, "most": 0.75}
+    assert many.guidance == one.guidance and set(files) <= set(one.inputs)
