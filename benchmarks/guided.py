@@ -53,8 +53,9 @@ def landmarks(name: str, settings: Settings) -> Iterator[str]:
         near = f"within {SD_MM:g} mm {100 * (error[given] <= SD_MM).mean():.0f} %"
         yield (
             f"| landmarks, {name} | {'guided' if guidance.landmarks_lps_mm else 'alone'} | given "
-            f"{error[given].mean():.2f} mm (max {error[given].max():.2f}, {near}), others {error[~given].mean():.2f} mm "
-            f"(max {error[~given].max():.2f}), {folds} of 20,000 points folded | {seconds:.0f} |"
+            f"{error[given].mean():.2f} mm (max {error[given].max():.2f}, {near}), others "
+            f"{error[~given].mean():.2f} mm (max {error[~given].max():.2f}), {folds} of "
+            f"20,000 points folded | {seconds:.0f} |"
         )
 
 

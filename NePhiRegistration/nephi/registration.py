@@ -71,7 +71,7 @@ def register(
     report("masks")
     with collected_notices() as notes:
         images = images.map(hounsfield, ROLES)
-        guidance = (guidance or NOTHING).checked(images)
+        guidance = (NOTHING if guidance is None else guidance).checked(images)
         if guidance.initial is not None and (settings.align != "auto" or model is not None):
             raise NephiError("an initial transform takes the place of --align and --model: give one of them alone")
         masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)

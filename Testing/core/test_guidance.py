@@ -301,25 +301,27 @@ def test_empty_guidance_changes_no_bit(phantom_2d, short):
 # ---- what cannot be used, and what is told ---------------------------------------------------------------
 
 
-def bad_guidance(kind: str, image: sitk.Image) -> Guidance:
-    grid = Grid.of(image)
-    inside = grid.corners_lps_mm() * 0.5 + grid.corners_lps_mm().mean(0) * 0.5
+def bad_guidance(kind: str, phantom) -> Guidance:
+    grid, moving = Grid.of(phantom.fixed), Grid.of(phantom.moving)
+    here, there = (g.corners_lps_mm() * 0.5 + g.corners_lps_mm().mean(0) * 0.5 for g in (grid, moving))
     empty, ones = grid.image(np.zeros(grid.shape, np.uint8)), grid.image(np.ones(grid.shape, np.uint8))
+    empty_there = moving.image(np.zeros(moving.shape, np.uint8))
     elsewhere, one_voxel = sitk.Image(ones), sitk.Image(empty)
     elsewhere.SetOrigin([o + 50 for o in grid.origin_lps_mm])
     one_voxel[(3,) * grid.dimension] = 1
-    fold = grid.image(np.stack([np.zeros(grid.shape), *[-30 * np.sin(np.indices(grid.shape)[0] / 4)]][:2], -1), True)
+    rows, columns = np.indices(grid.shape)
+    fold = grid.image(np.stack([-30 * np.sin(columns / 4), 0.0 * rows], -1), True)
     return {
-        "another count": lambda: Guidance(landmarks_lps_mm=(inside, inside[:-1])),
-        "outside the moving image": lambda: Guidance(landmarks_lps_mm=(inside, inside + 1e4)),
-        "not finite": lambda: Guidance(landmarks_lps_mm=(inside * np.nan, inside)),
-        "a deviation of 0": lambda: Guidance(landmarks_lps_mm=(inside, inside), landmarks_sd_mm=np.zeros(len(inside))),
-        "too few deviations": lambda: Guidance(landmarks_lps_mm=(inside, inside), landmarks_sd_mm=np.ones(2)),
+        "another count": lambda: Guidance(landmarks_lps_mm=(here, there[:-1])),
+        "outside the moving image": lambda: Guidance(landmarks_lps_mm=(here, there + 1e4)),
+        "not finite": lambda: Guidance(landmarks_lps_mm=(here * np.nan, there)),
+        "a deviation of 0": lambda: Guidance(landmarks_lps_mm=(here, there), landmarks_sd_mm=np.zeros(len(here))),
+        "too few deviations": lambda: Guidance(landmarks_lps_mm=(here, there), landmarks_sd_mm=np.ones(2)),
         "deviations alone": lambda: Guidance(landmarks_sd_mm=np.ones(2)),
-        "a label of one side": lambda: Guidance(labels=(ones, ones * 2)),
-        "empty labels": lambda: Guidance(labels=(ones, empty)),
+        "a label of one side": lambda: Guidance(labels=(ones, empty_there + 2)),
+        "empty labels": lambda: Guidance(labels=(ones, empty_there)),
         "another grid": lambda: Guidance(excluded=(elsewhere, None)),
-        "an empty exclusion": lambda: Guidance(excluded=(None, empty)),
+        "an empty exclusion": lambda: Guidance(excluded=(None, empty_there)),
         "all excluded": lambda: Guidance(excluded=(ones, None)),
         "an empty region": lambda: Guidance(rigid=empty),
         "specks": lambda: Guidance(rigid=one_voxel),
@@ -354,7 +356,7 @@ def bad_guidance(kind: str, image: sitk.Image) -> Guidance:
 )
 def test_what_cannot_guide_is_told_in_one_line(phantom_2d, short, kind, words):
     with pytest.raises(NephiError, match=words) as caught:
-        run(phantom_2d, short(1), bad_guidance(kind, phantom_2d.fixed), fixed_mask=None, moving_mask=None)
+        run(phantom_2d, short(1), bad_guidance(kind, phantom_2d), fixed_mask=None, moving_mask=None)
     assert "\n" not in str(caught.value)
 
 

@@ -46,13 +46,6 @@ class Guidance:
     volume_kept: sitk.Image | None = None
     initial: sitk.Transform | PointMaps | None = None
 
-    def __bool__(self) -> bool:
-        """Whether anything is given."""
-        return any(
-            part is not None
-            for part in (self.landmarks_lps_mm, self.labels, *self.excluded, self.rigid, self.volume_kept, self.initial)
-        )
-
     def checked(self, images: Both[sitk.Image]) -> Guidance:
         """The same with every mask and label map on its image's grid.
 
