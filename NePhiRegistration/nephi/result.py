@@ -18,6 +18,7 @@ from .files.folder import ResultFolder
 from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
 from .files.writing import recover
+from .fitting.guidance import NOTHING, Guidance
 from .images.masks import mask_box
 from .images.warp import warped_slices
 from .maps.code import HybridCode, zero_code
@@ -56,6 +57,7 @@ class Registration:
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None
     found_masks: tuple[str, ...] = ()
+    guidance: Guidance = NOTHING
     notes: tuple[str, ...] = ()  # for the user, on how the result was obtained
     device: str = "cpu"
     seconds: float = 0.0

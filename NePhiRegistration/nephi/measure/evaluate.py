@@ -55,7 +55,7 @@ def measure(
             unaligned=_summary(quality.tre_mm(fixed, moving)),
             before=None if alignment is None else _summary(quality.tre_mm(alignment(fixed), moving)),
         )
-    if mask is not None:
+    if mask is not None and fixed_mask is not None:
         volume = VolumeChange(**quality.volume_change(jacobian, mask, grid.voxel_volume_mm3))
         if moving_mask is not None:
             steps = tuple(max(1, int(_OVERLAP_MM / s)) for s in grid.spacing_mm)

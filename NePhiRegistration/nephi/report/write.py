@@ -29,6 +29,7 @@ from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
 from ..version import __version__
+from .guided import guidance_warnings, measured_guidance
 from .page import write_report
 
 _ROUGH_VOXELS = 0.5  # a written transform that errs by more, on average, is none of the map
@@ -199,7 +200,9 @@ def _measured(
     by_region = None
     if regions is not None:
         by_region = region_statistics(jacobian, sitk.GetArrayViewFromImage(regions)[box], grid.voxel_volume_mm3)
-    return replace(measured, **_facts(r), warnings=[*_warnings(r), *measured.warnings], regions=by_region)
+    guidance = measured_guidance(r, transform)
+    warnings = [*_warnings(r), *measured.warnings, *guidance_warnings(r, guidance, landmarks)]
+    return replace(measured, **_facts(r), warnings=warnings, regions=by_region, guidance=guidance)
 
 
 def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] | None) -> dict | None:
