@@ -24,6 +24,7 @@ FILES = {
     "jacobian": {"jacobian.nii.gz"},
     "exact-jacobian": {"jacobian.nii.gz"},
     "consistency": {"inverse_consistency.nii.gz"},
+    "error-map": {"error_map.nii.gz", "error_bound.nii.gz"},
     "report": {"report.html"},
 }
 

@@ -43,7 +43,7 @@ def test_a_stage_that_takes_longer_than_expected_corrects_the_rest():
     total = entries[-1][0]
     for seconds, stage, fraction in entries:
         if stage == "optimising" and seconds > 20:  # when it ends is known by its own pace, the rest may be as slow
-            assert total - seconds < 1.02 * seconds * (1 - fraction) / fraction < 2.2 * (total - seconds)
+            assert total - seconds < 1.02 * seconds * (1 - fraction) / fraction < 3 * (total - seconds)
     assert max(f for _, stage, f in entries if stage == "warping") < 0.97
 
 

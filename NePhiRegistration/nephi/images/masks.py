@@ -1,4 +1,4 @@
-"""Detection of CTs, the intensity window and the lungs."""
+"""The intensity window, and the lungs of a CT."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from ..settings import BODY_MM
 from ..space.grid import Box, Grid
-from .hounsfield import padding
+from .hounsfield import looks_like_ct, padding, sparse
 
 CT_WINDOW = (-1000.0, 200.0)
 LUNG_THRESHOLD_HU = -400.0
@@ -17,20 +17,12 @@ _ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room
 _CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung only with a median above it
 
 
-def looks_like_ct(image: sitk.Image) -> bool:
-    """Hounsfield units by their range: air well below zero and nothing far below -4000."""
-    array = sitk.GetArrayViewFromImage(image)[:: max(1, image.GetSize()[-1] // 16)]
-    low, high = np.percentile(array[..., ::4, ::4], (1, 99.5))
-    return bool(-4096 <= low <= -500 and high > -200)
-
-
 def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[float, float]:
     """Intensities to map to 0..1: -1000..200 HU for CT, else the 1st to 99th percentile of the non-zero values."""
     if looks_like_ct(image):
         return CT_WINDOW
-    array = sitk.GetArrayViewFromImage(image)
-    step = tuple(slice(None, None, max(1, n // 128)) for n in array.shape)
-    values = array[step][sitk.GetArrayViewFromImage(mask)[step] != 0] if mask is not None else array[step]
+    array, sample = sitk.GetArrayViewFromImage(image), sparse(image, 128)
+    values = sample[sparse(mask, 128) != 0] if mask is not None else sample
     values = values if values.size else array  # a small mask may slip through the steps
     values = values[values != 0] if (values != 0).any() else values
     low, high = (float(v) for v in np.percentile(values, (1, 99)))

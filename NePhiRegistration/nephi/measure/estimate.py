@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..files.folder import DEFAULT_OUTPUTS
-from ..settings import BODY_MM, Settings
+from ..settings import BODY_MM, FieldSettings, NeuralSettings, Settings
 
 _REGION_MM3 = 15e6  # lungs with a margin: what is worked on of a larger volume
 _MASK_PART = 0.3  # of it lies in the lungs
@@ -26,6 +26,7 @@ _BEGINNING = ("start", "reading", "masks", "alignment", "prediction", "features"
 _START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 3.0, 1.4e-8, 1.5e-8, 4.5e-8, 2e-8
 _SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 2.0, 0.014, 2e-10
 _FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 4e-7, 1.8e-10, 6e-10, 2.0
+_TRUST_S, _USUAL_DETERMINANTS = 4.0, 1.6e5  # of the lungs of an adult
 _MODEL_S = {"lung": 6.0, "lung-m": 24.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
 # on a GPU: of the imports and the first use of the device, of an iteration, and what is left of other work there
@@ -64,7 +65,6 @@ class _Work:
         finest_mm = settings.similarity.finest * own_mm
         levels = [region / max(level.features.spacing_mm * scale, finest_mm) ** d for level in settings.levels]
         mask = (_MASK_PART if d == 3 else 1.0) * region
-        f = settings.field
 
         def points(spacing_mm: float, of_mm: float) -> float:
             return of_mm / max(voxel, (spacing_mm * scale) ** d)
@@ -74,7 +74,7 @@ class _Work:
             math.prod(fixed_size),
             levels,
             settings.similarity.points.count(int(max(levels))),
-            2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2,
+            _network(settings.field)[0],
             2 * points(_TRANSFORM_MM, volume),
             points(_JACOBIAN_MM, mask),
             points(_CONSISTENCY_MM, mask),
@@ -110,6 +110,7 @@ def stages(
         "transforms": part * _MAP_PRODUCT_S * w.products * w.nodes,
         "Jacobian determinant": part * _JACOBIAN_PRODUCT_S * w.products * max(w.determinants, exact),
         "measures": 0.2 + _READING_S * w.fixed_voxels,
+        "expected error": _TRUST_S * min(1.0, w.determinants / _USUAL_DETERMINANTS),
         "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
         "writing": _FLOATS_S * w.fixed_voxels * jacobian,
         "inverse consistency": part * 2 * _MAP_PRODUCT_S * w.products * w.consistency * ("consistency" in outputs),
@@ -133,10 +134,19 @@ def estimate(
     outputs: Collection[str] = DEFAULT_OUTPUTS,
 ) -> Estimate:
     """Rough cost of registering images of these sizes (voxels) and spacings, x first, lungs to be found in 3D."""
-    w, f = _Work.of(settings, fixed_size, fixed_spacing_mm, moving_size), settings.field
-    activations = w.points * (2 * f.frequencies + 4 * f.width)
-    memory = _BYTES_A_WORK_VOXEL * max(w.levels) + _BYTES_AN_ACTIVATION * activations
+    w = _Work.of(settings, fixed_size, fixed_spacing_mm, moving_size)
+    _, activations = _network(settings.field)
+    memory = _BYTES_A_WORK_VOXEL * max(w.levels) + _BYTES_AN_ACTIVATION * w.points * activations
     if not device.startswith("cuda"):
         memory += 1e6 * _LIBRARIES_MB + _BYTES_A_VOXEL * w.voxels
     seconds = stages(settings, fixed_size, fixed_spacing_mm, moving_size, device, outputs)
     return Estimate(sum(seconds.values()), memory / 1e6)
+
+
+def _network(field: FieldSettings) -> tuple[int, int]:
+    """Multiplications and activations of a point; fields without a network read their code, and no more is known."""
+    if not isinstance(field, NeuralSettings):
+        return field.local_code, field.local_code
+    f = field
+    products = 2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2
+    return products, 2 * f.frequencies + 4 * f.width

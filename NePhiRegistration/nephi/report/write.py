@@ -27,9 +27,11 @@ from ..measure.evaluate import measure
 from ..measure.quality import region_statistics
 from ..measure.report import Report
 from ..measure.timetable import in_stages
+from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
 from ..version import __version__
+from .guided import guidance_warnings, measured_guidance
 from .page import write_report
 
 _ROUGH_VOXELS = 0.5  # a written transform that errs by more, on average, is none of the map
@@ -48,6 +50,7 @@ def write_all(
     inputs: dict | None = None,
     started: tuple[float, float] | None = None,
     outputs: Collection[str] = DEFAULT_OUTPUTS,
+    tolerances: Tolerances | None = None,
     progress: Callable[[str, float, dict], None] | None = None,
 ) -> Report:
     """Measure the registration and write its transforms, report.json and the other ``outputs``; returns the report.
@@ -55,8 +58,9 @@ def write_all(
     The transforms and the registration come first: where the folder holds no complete result, they can be used while
     the rest is made. An older result stays until the new one is complete. ``landmarks``: fixed and moving points
     (n, d) in LPS mm, row by row. ``regions``: labels on the fixed grid whose volume change is reported. ``inputs``:
-    what the files were, kept in the report. ``started``: wall clock (``time.perf_counter``) and CPU time
-    (``time.process_time``) at the start of the run. ``progress(stage, fraction, terms)``: as in ``register``.
+    what the files were, kept in the report. ``tolerances``: what the verdict goes by. ``started``: wall clock
+    (``time.perf_counter``) and CPU time (``time.process_time``) at the start of the run.
+    ``progress(stage, fraction, terms)``: as in ``register``.
     Raises NephiError for unknown outputs, and where files cannot be written.
     """
     check_outputs(outputs)
@@ -81,6 +85,9 @@ def write_all(
             box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
             tell("measures", 0.0, {})
             measured = _measured(r, jacobian, box, transform, landmarks, regions)
+            tell("expected error", 0.0, {})
+            trust = r.trust(fixed, moving, transform)
+            measured = judged(measured, trust.estimate(), trust.share_above, _voxel_mm(r), tolerances)
             tell("warping", 0.0, {})
             outside = lowest(moving)
             slices = warped_slices(moving, grid, displacement, coarse, outside)
@@ -99,6 +106,9 @@ def write_all(
                 tell("inverse consistency", 0.0, {})
                 seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
                 write_image(seen.image(inverse_consistency(r, seen)), scratch.inverse_consistency)
+            if "error-map" in outputs:
+                write_image(trust.expected, scratch.error_map)
+                write_image(trust.bound, scratch.error_bound)
             rough = [
                 *_rough("transform.h5", error, grid),
                 *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
@@ -130,12 +140,18 @@ def write_all(
                     jacobian=grid.image(np.stack(list(_spread(jacobian, box, grid)))),
                     displacement=coarse.image(displacement, vector=True),
                     fixed_mask=r.fixed_mask,
+                    expected_error=trust.expected,
                     history=r.history,
                     landmark_errors=_landmark_errors(r, landmarks),
                 )
             write_text(scratch.report, report.to_json())
     tell("done", 1.0, {})
     return report
+
+
+def _voxel_mm(r: Registration) -> float:
+    """The longest side of a voxel of either image."""
+    return max(*r.fixed_grid.spacing_mm, *r.moving_grid.spacing_mm)
 
 
 def _write_inverse(r: Registration, scratch: ResultFolder) -> dict:
@@ -180,7 +196,7 @@ def _measured(
         transform,
         exact=r.fixed_mask is not None,  # outside the mask differences have to do
         box=box,
-        inverse=r.inverse,
+        consistent=(r.fields.forward, r.fields.inverse),
         alignment=r.affine,
         fixed_mask=r.fixed_mask,
         moving_mask=r.moving_mask,
@@ -189,7 +205,9 @@ def _measured(
     by_region = None
     if regions is not None:
         by_region = region_statistics(jacobian, sitk.GetArrayViewFromImage(regions)[box], grid.voxel_volume_mm3)
-    return replace(measured, **_facts(r), warnings=[*_warnings(r), *measured.warnings], regions=by_region)
+    guidance = measured_guidance(r, transform)
+    warnings = [*_warnings(r), *measured.warnings, *guidance_warnings(r, guidance, landmarks)]
+    return replace(measured, **_facts(r), warnings=warnings, regions=by_region, guidance=guidance)
 
 
 def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] | None) -> dict | None:
@@ -201,16 +219,16 @@ def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] |
 
 
 def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:
-    """|inverse(forward(x)) - x| in mm (z, y, x) float32 at the nodes of a grid that lie in the mask, 0 elsewhere."""
+    """|inverse(forward(x)) - x| of the two fields, in mm (z, y, x) at a grid's nodes in the mask, 0 elsewhere."""
     inside = np.ones(grid.shape, bool)
     if registration.fixed_mask is not None:
         mask = grid.resample(registration.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
         inside = sitk.GetArrayViewFromImage(mask) != 0
-    out = np.zeros(grid.shape, np.float32)
+    out, fields = np.zeros(grid.shape, np.float32), registration.fields
     for z in range(len(out)):
         points = grid.slab_lps_mm(z, z + 1)[inside[z].reshape(-1)]
         if len(points):
-            out[z][inside[z]] = quality.inverse_consistency_mm(registration.forward, registration.inverse, points)
+            out[z][inside[z]] = quality.inverse_consistency_mm(fields.forward, fields.inverse, points)
     return out
 
 
