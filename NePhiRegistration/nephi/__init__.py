@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
     from .errors import NephiError as NephiError
     from .files.image import read_image as read_image
     from .files.landmarks import read_landmarks as read_landmarks
+    from .fitting.guidance import Guidance as Guidance
     from .fitting.regularity import Regulariser as Regulariser
     from .fitting.similarity import Similarity as Similarity
     from .learning.dataset import tensors_of as tensors_of
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
 
 _HOMES = {
     "NephiError": "errors",
+    "Guidance": "fitting.guidance",
     "Regulariser": "fitting.regularity",
     "Similarity": "fitting.similarity",
     "tensors_of": "learning.dataset",
@@ -89,6 +91,7 @@ __all__ = [
     "EncoderSettings",
     "FieldSettings",
     "Fields",
+    "Guidance",
     "Map",
     "MatchingSettings",
     "Model",

@@ -172,6 +172,17 @@ class RegularitySettings:
 
 
 @dataclass(frozen=True)
+class GuidanceSettings:
+    """How far the result may be from what guides it (see ``Guidance``); nothing pulls within half of that."""
+
+    landmarks_sd_mm: Positive = 1.0  # standard deviation of given landmarks that have none of their own
+    labels_sd_mm: Positive = 1.0  # of the borders of given labels
+    rigid_mm: Positive = 0.02  # from the best rigid motion of a region that stays rigid
+    volume: Positive = 0.01  # change of a volume that is kept, as a part of it
+    weight: NotNegative = 0.3  # of all of this; the similarity has 1
+
+
+@dataclass(frozen=True)
 class FitSettings:
     """The steps of the optimiser, Adam."""
 
@@ -194,7 +205,9 @@ class Settings:
     field: FieldSettings = NeuralSettings()  # the maps
     similarity: SimilaritySettings = MindSettings()  # how alike the images are
     regularity: RegularitySettings = RegularitySettings()  # how smooth the maps are
+    guidance: GuidanceSettings = GuidanceSettings()  # how strictly landmarks, labels and regions are followed
     fit: FitSettings = FitSettings()  # the optimiser
+    consensus: bool = True  # the result is the mean of the forward field and the inverted inverse one, and its inverse
 
     def contradiction(self) -> str:
         start = self.levels[0].start
@@ -258,6 +271,7 @@ PRESETS: dict[str, Settings] = {
         ),
         regularity=RegularitySettings(weight=10.0, points=Sampling(0.0001, 10, 500), code_prior=0.01),
         fit=FitSettings(iterations=200, learning_rate=1e-4, warm_up=0.0, beta2=0.999, schedule="constant"),
+        consensus=False,
     ),
 }
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import process
 from ..errors import NephiError
-from ..files.cases import ROLES, Case, fingerprints, read_pairs
+from ..files.cases import GUIDES_OF_BOTH, ROLES, Case, fingerprints, read_pairs
 from ..files.folder import DEFAULT_OUTPUTS, ResultFolder
 from ..files.writing import output_folder, recover, write_csv, write_text
 from ..measure.report import Report
@@ -158,6 +158,12 @@ def _start(pair: Case, folder: Path, settings: Settings, options: list[str], own
         str(folder / SETTINGS),
         *options,
     ]
+    for kind in GUIDES_OF_BOTH:
+        both = [files.pop(f"{image}_{kind}", None) for image in ("fixed", "moving")]
+        given = [path for path in both if path is not None]
+        if len(given) == 1:
+            raise NephiError(f"{kind} are given of one image alone; give fixed_{kind} and moving_{kind}")
+        arguments += [f"--{kind.replace('_', '-')}", *given] if given else []
     for role, path in files.items():
         arguments += [f"--{role.replace('_', '-')}", path]
     for uid in pair.series:

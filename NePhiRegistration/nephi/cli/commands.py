@@ -26,6 +26,7 @@ from ..learning.train import train
 from ..measure.report import Report
 from ..measure.verdict import read_tolerances
 from ..registration import register
+from ..report.guided import in_words
 from ..report.preview import Preview
 from ..report.write import write_all
 from ..result import Registration
@@ -34,6 +35,7 @@ from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
 from .evaluate import landmark_pair, mask_pair, output_file
+from .guidance import guidance_from
 from .options import outputs_from, settings_from
 from .progress import Progress, tell_notices
 
@@ -55,6 +57,7 @@ def register_command(options) -> int:
         masks = mask_pair(options, fixed, moving)
         landmarks = landmark_pair(options, fixed, moving)
         regions = read_regions(options.regions, fixed) if options.regions else None
+        guidance = guidance_from(options, fixed, moving)
     tell_notices(notices)  # now, before the work begins; they are in the report, too
     with ResultFolder(Path(options.output)).output() as output, contextlib.ExitStack() as stack:
         folder = output.path
@@ -65,6 +68,7 @@ def register_command(options) -> int:
             fixed_mask=masks.fixed,
             moving_mask=masks.moving,
             settings=settings,
+            guidance=guidance,
             auto_mask=not options.no_auto_mask,
             device=options.device,
             progress=tell,
@@ -112,6 +116,7 @@ def summary_lines(report: Report, folder: Path) -> str:
     if report.dice is not None:
         start = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
         lines.append(f"Dice         {start}{report.dice.after:.3f} (masks)")
+    lines += [f"guided by    {text}" for text in in_words(report.guidance or {})]
     if report.time_s is not None:
         lines.append(f"time         {report.time_s['wall']:.1f} s ({report.time_s['cpu']:.1f} s of CPU time)")
     if report.error_estimate_mm is not None:

@@ -20,6 +20,8 @@ def settings_from(options) -> Settings:
     settings = replace(settings, **given)
     changes = {k: getattr(options, k) for k in ("iterations", "seed") if getattr(options, k) is not None}
     settings = replace(settings, fit=replace(settings.fit, **changes))
+    if options.guide_sd is not None:
+        settings = replace(settings, guidance=replace(settings.guidance, landmarks_sd_mm=options.guide_sd))
     check(settings)
     return settings
 

@@ -11,7 +11,7 @@ import time
 from importlib import import_module
 
 from ..errors import NephiError, collected_notices
-from ..files.cases import ROLES
+from ..files.cases import GUIDES_OF_BOTH, ROLES
 from ..files.folder import OUTPUTS
 from ..settings import ALIGNMENTS, PRESETS
 from ..version import __version__
@@ -113,6 +113,7 @@ def _add_register(subparsers) -> None:
         help="label map on the fixed grid (lobes), for the volume change of each",
     )
     _add_series(p)
+    _add_guides(p)
     _add_how(p)
     p.add_argument(
         "--preview", type=float, metavar="SECONDS", help="seconds between updates of DIR/preview.nrrd while it runs"
@@ -238,6 +239,31 @@ def _add_series(p: argparse.ArgumentParser) -> None:
     )
 
 
+class _OfBoth(argparse.Action):
+    """Two files, of the fixed and of the moving image, each under a name of its own."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for image, file in zip(("fixed", "moving"), values, strict=True):
+            setattr(namespace, f"{image}_{self.dest}", file)
+
+
+def _add_guides(p: argparse.ArgumentParser) -> None:
+    """What is known beyond the images, for one pair."""
+    for option, text in (
+        ("--guide-landmarks", "landmarks that guide the registration, row by row"),
+        ("--guide-labels", "label maps with the same labels, whose borders guide it"),
+    ):
+        p.add_argument(option, nargs=2, metavar=("FIXED", "MOVING"), action=_OfBoth, help=text)
+    p.add_argument("--fixed-exclude", metavar="FILE", help="mask of what must not count (lesion, implant)")
+    p.add_argument("--moving-exclude", metavar="FILE")
+    p.add_argument("--rigid-mask", metavar="FILE", help="labels on the fixed grid; each connected part moves rigidly")
+    p.add_argument("--volume-mask", metavar="FILE", help="labels on the fixed grid whose volume does not change")
+    p.add_argument(
+        "--initial", metavar="TRANSFORM", help="transform or NePhi result that is refined, instead of --align"
+    )
+    p.set_defaults(**{f"{image}_{kind}": None for kind in GUIDES_OF_BOTH for image in ("fixed", "moving")})
+
+
 def _add_how(p: argparse.ArgumentParser) -> None:
     """Options that say how a pair is registered, shared by ``register`` and ``batch``."""
     p.add_argument("--no-auto-mask", action="store_true", help="do not detect lungs in CTs that come without masks")
@@ -245,6 +271,9 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     p.add_argument("--settings", metavar="FILE", help="JSON with settings that differ from the preset's")
     p.add_argument("--model", metavar="NAME", help="start from a shipped model, by name, or from a model file")
     p.add_argument("--align", metavar="HOW", help=f"{', '.join(ALIGNMENTS)}, or a linear transform file")
+    p.add_argument(
+        "--guide-sd", type=float, metavar="MM", help="standard deviation of landmarks that guide (default 1)"
+    )
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

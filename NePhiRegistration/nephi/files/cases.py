@@ -11,7 +11,13 @@ from pathlib import Path
 from ..errors import NephiError
 from ..paths import read_text_file
 
-ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
+# what guides a registration: of both images or of neither, and each by itself
+GUIDES_OF_BOTH = ("guide_landmarks", "guide_labels")
+GUIDES = ("fixed_exclude", "moving_exclude", "rigid_mask", "volume_mask", "initial")
+ROLES = (
+    "fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions",
+    *(f"{image}_{kind}" for kind in GUIDES_OF_BOTH for image in ("fixed", "moving")), *GUIDES,
+)  # fmt: skip
 # what only training reads: labels of both images, and points that are known to correspond
 TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
 _SERIES = "series"  # column of the DICOM series to read
@@ -31,7 +37,7 @@ def fingerprints(
     ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files; ``series``: of DICOM, in
     any order. A file that is missing has only its path.
     """
-    found = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
+    found: dict = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
     if Path(align).is_file():
         found["align"] = _fingerprint(Path(align))
     if model and Path(model).is_file():

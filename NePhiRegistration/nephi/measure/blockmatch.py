@@ -36,7 +36,8 @@ def match(fixed: Tensor, moving: Tensor, index_zyx: Tensor, half: int, reach: in
     there = _correlations(fixed, moving, index_zyx, half, reach)
     back = _correlations(moving, fixed, index_zyx, half, reach)
     (a, best), (b, _) = _peaks(there), _peaks(back)
-    here = there[(slice(None), *[reach] * fixed.ndim)]
+    centre: tuple = (slice(None), *[reach] * fixed.ndim)
+    here = there[centre]
     return Matches(
         ((a - b) / 2).flip(-1).numpy(), best.numpy(), here.numpy(), (a + b).norm(dim=-1).numpy()
     )  # index z first, results x first

@@ -135,7 +135,8 @@ def _matched(
     fixed, moving = images.map(lambda image: _shrunk(image, spacing_mm))
     arrays = [sitk.GetArrayFromImage(work.resample(fixed)), sitk.GetArrayFromImage(work.resample(moving, transform))]
     voxels = np.clip(np.rint(work.to_index(points)).astype(int), 0, np.array(work.size) - 1)[:, ::-1].copy()
-    found = match(*(torch.from_numpy(a) for a in arrays), torch.from_numpy(voxels), _HALF, reach)
+    one, other = (torch.from_numpy(array) for array in arrays)
+    found = match(one, other, torch.from_numpy(voxels), _HALF, reach)
     return (found.shifts * spacing_mm) @ work.axes.T, found.asymmetry * spacing_mm, found.here, found.best
 
 

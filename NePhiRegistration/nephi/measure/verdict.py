@@ -50,8 +50,8 @@ class Tolerances:
 def read_tolerances(path: str | Path | None) -> Tolerances:
     """Tolerances from a JSON file (None: the defaults).
 
-    Entries that it leaves out keep their defaults; ``set_by`` is then the file's name. Raises NephiError for a file that
-    is none, an unknown entry or a number that makes no sense.
+    Entries that it leaves out keep their defaults; ``set_by`` is then the file's name. Raises NephiError for a file
+    that is none, an unknown entry or a number that makes no sense.
     """
     if path is None:
         return Tolerances()

@@ -29,6 +29,7 @@ from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
 from ..version import __version__
+from .guided import guidance_warnings, measured_guidance
 from .page import write_report
 
 _ROUGH_VOXELS = 0.5  # a written transform that errs by more, on average, is none of the map
@@ -190,7 +191,7 @@ def _measured(
         transform,
         exact=r.fixed_mask is not None,  # outside the mask differences have to do
         box=box,
-        inverse=r.inverse,
+        consistent=(r.fields.forward, r.fields.inverse),
         alignment=r.affine,
         fixed_mask=r.fixed_mask,
         moving_mask=r.moving_mask,
@@ -199,7 +200,9 @@ def _measured(
     by_region = None
     if regions is not None:
         by_region = region_statistics(jacobian, sitk.GetArrayViewFromImage(regions)[box], grid.voxel_volume_mm3)
-    return replace(measured, **_facts(r), warnings=[*_warnings(r), *measured.warnings], regions=by_region)
+    guidance = measured_guidance(r, transform)
+    warnings = [*_warnings(r), *measured.warnings, *guidance_warnings(r, guidance, landmarks)]
+    return replace(measured, **_facts(r), warnings=warnings, regions=by_region, guidance=guidance)
 
 
 def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] | None) -> dict | None:
@@ -211,16 +214,16 @@ def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] |
 
 
 def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:
-    """|inverse(forward(x)) - x| in mm (z, y, x) float32 at the nodes of a grid that lie in the mask, 0 elsewhere."""
+    """|inverse(forward(x)) - x| of the two fields, in mm (z, y, x) at a grid's nodes in the mask, 0 elsewhere."""
     inside = np.ones(grid.shape, bool)
     if registration.fixed_mask is not None:
         mask = grid.resample(registration.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
         inside = sitk.GetArrayViewFromImage(mask) != 0
-    out = np.zeros(grid.shape, np.float32)
+    out, fields = np.zeros(grid.shape, np.float32), registration.fields
     for z in range(len(out)):
         points = grid.slab_lps_mm(z, z + 1)[inside[z].reshape(-1)]
         if len(points):
-            out[z][inside[z]] = quality.inverse_consistency_mm(registration.forward, registration.inverse, points)
+            out[z][inside[z]] = quality.inverse_consistency_mm(fields.forward, fields.inverse, points)
     return out
 
 
