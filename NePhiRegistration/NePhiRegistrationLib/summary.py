@@ -25,7 +25,8 @@ class Line:
 def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> list[Line]:
     """What a reader wants to know first.
 
-    The verdict, where there is one, comes first. ``spacing_mm``: of the fixed volume; ``hounsfield``: whether it looks like a CT.
+    The verdict, where there is one, comes first. ``spacing_mm``: of the fixed volume; ``hounsfield``: whether it looks
+    like a CT.
     """
     lines = [_compared(report, hounsfield), _folds(report["folds"])]
     if "tre_mm" in report:
