@@ -101,20 +101,21 @@ def _measured(pair, r) -> Measured:
 def calibrated(cases: list[Measured]) -> Model:
     """The model that fits these results: their errors' logarithms by least squares, and the quantiles of what is left.
 
-    Each case counts alike. A weight may not be negative, but for the voxels': more of a signal never means less error.
+    Each case counts alike. No weight is negative: more of a signal never means less error.
     """
     x = np.concatenate([features(m.signals, m.points_lps_mm) for m in cases])
     errors = [_true(m) for m in cases]
     y = np.log(np.concatenate(errors) + LEAST_MM)
     rows = np.concatenate([np.full(len(e), 1 / len(e)) for e in errors])
-    weights, one = _least_squares(x, y, rows / rows.sum(), np.array([name == "voxel" for name in FEATURES]))
+    weights, one = _least_squares(x, y, rows / rows.sum())
     # what exp(mean of logarithms) misses of the mean, and the bound, by the size of the expected error
     expected = np.exp(x @ weights + one)
     one += float(np.log(np.average(np.clip(np.concatenate(errors) / expected, 0, 10), weights=rows)))
     names = dict(zip(FEATURES, (round(float(w), 4) for w in weights), strict=True))
     rough = Model({**names, "one": round(one, 4)}, ((1.0, 1.0), (2.0, 1.0)))
     expected, _ = rough.errors(x, FEATURES)
-    return Model(rough.weights, _knots(expected, np.concatenate(errors)))
+    known = np.concatenate([_true(m) if m.error_mm is None else m.error_mm for m in cases])
+    return Model(rough.weights, _knots(expected, known))
 
 
 def _true(m: Measured) -> np.ndarray:
@@ -123,8 +124,8 @@ def _true(m: Measured) -> np.ndarray:
     return np.minimum(m.error_mm, MOST_MM)
 
 
-def _least_squares(x, y, rows, free: np.ndarray, ridge: float = 0.01) -> tuple[np.ndarray, float]:
-    """Weights (k,) and the constant, the weights not below 0 where not ``free``, by coordinate descent."""
+def _least_squares(x: np.ndarray, y: np.ndarray, rows: np.ndarray, ridge: float = 0.01) -> tuple[np.ndarray, float]:
+    """Weights (k,), none below 0, and the constant, by coordinate descent; ``rows``: what each row counts, 1 in all."""
     middle = rows @ x
     spread = np.sqrt(rows @ (x - middle) ** 2) + 1e-9
     z, mean = (x - middle) / spread, rows @ y
@@ -132,8 +133,7 @@ def _least_squares(x, y, rows, free: np.ndarray, ridge: float = 0.01) -> tuple[n
     b, w = (z * rows[:, None]).T @ (y - mean), np.zeros(len(spread))
     for _ in range(2000):
         for k in range(len(w)):
-            step = w[k] + (b[k] - a[k] @ w) / a[k, k]
-            w[k] = step if free[k] else max(0.0, step)
+            w[k] = max(0.0, w[k] + (b[k] - a[k] @ w) / a[k, k])
     w = w / spread
     return w, float(mean - middle @ w)
 
@@ -141,7 +141,7 @@ def _least_squares(x, y, rows, free: np.ndarray, ridge: float = 0.01) -> tuple[n
 def _knots(expected: np.ndarray, errors: np.ndarray) -> tuple[tuple[float, float], ...]:
     """Expected errors, and the 95 % quantile of the true error in units of them, smoothed over a third of the range."""
     order = np.argsort(expected)
-    expected, ratio = expected[order], (errors / expected[order[np.argsort(order)]])[order]
+    expected, ratio = expected[order], (errors / expected)[order]
     knots = []
     for share in np.linspace(0.05, 0.95, 10):
         part = slice(int(max(0, share - 0.08) * len(order)), int(min(1, share + 0.08) * len(order)))

@@ -70,10 +70,13 @@ def _image(path: str, kind=sitk.sitkFloat32) -> sitk.Image:
     return sitk.ReadImage(str(data_folder() / path), kind)
 
 
-def _breathing(base: str, seed: int) -> Pair:
+_COARSE_MM = (5.0, 5.0, 6.0)
+
+
+def _breathing(base: str, seed: int, spacing_mm=None) -> Pair:
     """Generated breathing of a CT or of a procedural chest, at a spacing that the seed chooses."""
     spacings = (1.8, 2.2, 2.6, 3.0, (1.8, 1.8, 3.0), (2.6, 2.6, 5.0))
-    settings = BreathingSettings(spacing_mm=spacings[seed % len(spacings)])
+    settings = BreathingSettings(spacing_mm=spacing_mm or spacings[seed % len(spacings)])
     if base == "chest":
         image, lungs = procedural(seed)
     else:
@@ -151,6 +154,8 @@ def pair(name: str) -> Pair:
     if kind == "brains":
         a, b = (_image(f"brain_mr/oasis_condlapirn_{letter}.nii.gz") for letter in rest)
         return Pair(Both(a, b), Both(None, None), None)
+    if kind == "coarse":
+        return _breathing(("fnndsc", "chest")[int(rest) % 2], int(rest), _COARSE_MM)
     if rest:
         return _breathing(kind, int(rest))
     return _measured(name)
@@ -259,6 +264,7 @@ CALIBRATION = [
                "fnndsc:9", "chest:10"], 3),
     *_cases("fnndsc:1|chest:2, chest:4|popi_phase00:3, chest:6|fnndsc:5, popi_phase00:7|fnndsc:9, chest:10|chest:2",
             "fast"),
+    *_in_turn(["coarse:11", "coarse:12", "coarse:14", "coarse:15"], 2),
 ]  # fmt: skip
 _HOLDS = "breathhold_case01, breathhold_case02"
 _PHASES = "popi:60>00, popi:60>20, popi:60>30, popi:60>40, popi:60>50, popi:60>70, popi:60>90"

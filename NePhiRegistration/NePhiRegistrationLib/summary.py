@@ -25,7 +25,8 @@ class Line:
 def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> list[Line]:
     """What a reader wants to know first.
 
-    ``spacing_mm``: of the fixed volume; ``hounsfield``: whether it looks like a CT.
+    The verdict, where there is one, comes first. ``spacing_mm``: of the fixed volume; ``hounsfield``: whether it looks
+    like a CT.
     """
     lines = [_compared(report, hounsfield), _folds(report["folds"])]
     if "tre_mm" in report:
@@ -34,7 +35,8 @@ def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> li
     if "volume" in report:
         lines.append(_volumes(report["volume"]))
     lines += [Line(Kind.NOTICE if is_notice(w) else Kind.ATTENTION, in_panel_words(w)) for w in report["warnings"]]
-    return sorted(filter(None, lines), key=lambda line: line.kind is not Kind.ATTENTION)
+    lines = sorted(filter(None, lines), key=lambda line: line.kind is not Kind.ATTENTION)
+    return [_verdict(report["verdict"]), *lines] if "verdict" in report else lines
 
 
 def as_html(lines: list[Line], colors: dict[Kind, str]) -> str:
@@ -44,6 +46,15 @@ def as_html(lines: list[Line], colors: dict[Kind, str]) -> str:
         sign.format(color=colors[line.kind], sign=line.kind.value, text=escape(line.text, quote=False))
         for line in lines
     )
+
+
+def _verdict(verdict: dict) -> Line:
+    kind, text = {
+        "PASS": (Kind.GOOD, _("Reliable (PASS). {reasons}")),
+        "CHECK": (Kind.ATTENTION, _("To be checked (CHECK). {reasons}")),
+        "FAIL": (Kind.ATTENTION, _("Not reliable (FAIL). {reasons}")),
+    }[verdict["outcome"]]
+    return Line(kind, text.format(reasons=" ".join(verdict["reasons"])))
 
 
 def _compared(report: dict, hounsfield: bool) -> Line | None:

@@ -18,6 +18,7 @@ _STAGES = {
     "writing": _("Writing the result"),
     "report": _("Writing the report"),
     "done": _("Done"),
+    "expected error": _("Estimating the error"),
 }
 _OPTIONS = {  # what the engine calls by the options of its command line
     "with --fixed-mask": "as fixed mask",

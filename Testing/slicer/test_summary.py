@@ -41,6 +41,17 @@ def tre(before: float, after: float, largest: float) -> dict:
 
 
 @pytest.mark.parametrize(
+    "outcome, word, kind",
+    [("PASS", "Reliable", Kind.GOOD), ("CHECK", "To be checked", Kind.ATTENTION), ("FAIL", "Not rel", Kind.ATTENTION)],
+)
+def test_the_verdict_comes_first_with_all_its_reasons(outcome, word, kind):
+    verdict = {"outcome": outcome, "reasons": ["The masks differ.", "Look at the map."]}
+    made = summary(report(verdict=verdict, **tre(10.0, 11.0, 20.0)), SPACING_MM, True)
+    assert made[0].kind is kind and made[0].text.startswith(word)
+    assert made[0].text.endswith("The masks differ. Look at the map.")
+
+
+@pytest.mark.parametrize(
     "before, after, largest, kind",
     [
         (10.0, 0.5, 2.0, Kind.GOOD),

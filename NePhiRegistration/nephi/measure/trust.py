@@ -17,7 +17,7 @@ from .calibration import MODEL
 from .report import ErrorEstimate
 from .signals import Signals
 
-_POOL_MM = 8.0  # standard deviation of the weights around a place
+_POOL_MM = 6.0  # standard deviation of the weights around a place
 _LEAST_MM, _LEAST_UNLIKE = 0.1, 0.02  # below these differences do not count
 _ROWS = 2048  # places worked on at a time
 _MAP_MM = 5.0  # between the voxels of the map
