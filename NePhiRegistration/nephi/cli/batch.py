@@ -20,13 +20,13 @@ from typing import Any
 from .. import process
 from ..errors import NephiError
 from ..files.cases import GUIDES_OF_BOTH, ROLES, Case, fingerprints, read_pairs
-from ..files.folder import ResultFolder
+from ..files.folder import DEFAULT_OUTPUTS, ResultFolder
 from ..files.writing import output_folder, recover, write_csv, write_text
 from ..measure.report import Report
 from ..paths import read_text_file
 from ..runfolder import RunFolder, remove_abandoned
 from ..settings import Settings
-from .options import settings_from
+from .options import outputs_from, settings_from
 
 SUMMARY, SETTINGS = "summary.csv", "settings.json"
 _ORPHANS_S = 10.0  # the engines of a batch that was killed may need this long to end
@@ -45,7 +45,7 @@ def run_batch(
     auto_mask: bool = True,
     device: str = "auto",
     threads: int | None = None,
-    pictures: bool = True,
+    outputs: tuple[str, ...] = DEFAULT_OUTPUTS,
     tell: Callable[[str], None] = print,
 ) -> list[dict]:
     """Register every pair that is not finished, ``jobs`` at a time; returns the rows of ``output/summary.csv``.
@@ -56,7 +56,7 @@ def run_batch(
     options = ["--device", device, "--progress", "none"]
     if threads or jobs > 1:
         options += ["--threads", str(threads or max(1, (os.cpu_count() or 1) // jobs))]
-    options += ["--no-auto-mask"] * (not auto_mask) + ["--no-report"] * (not pictures)
+    options += ["--no-auto-mask"] * (not auto_mask) + ["--outputs", ",".join(outputs)]
     rows = {pair.name: _row(pair, "waiting") for pair in pairs}
 
     def note(pair: Case, row: dict, when: str = "") -> None:
@@ -76,7 +76,7 @@ def run_batch(
         owner = RunFolder(temporary)
         try:
             for pair in pairs:
-                report = finished_report(output / pair.name, pair, settings, auto_mask)
+                report = finished_report(output / pair.name, pair, settings, auto_mask, outputs)
                 if report is None:
                     waiting.append(pair)
                 else:
@@ -104,14 +104,21 @@ def run_batch(
     return list(rows.values())
 
 
-def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: bool) -> Report | None:
-    """The report of a pair that was made from the same files with the same settings, else None."""
+def finished_report(
+    folder: Path, pair: Case, settings: Settings, auto_mask: bool, outputs: tuple[str, ...] = ()
+) -> Report | None:
+    """The report of a pair that was made from the same files with the same settings and has all ``outputs``, or None.
+
+    Reports of before 0.2 do not say what was written; by default it was all.
+    """
     recover(folder)
     report = _report(folder)
     if report is None:
         return None
-    wanted = fingerprints(pair.files, auto_mask, settings.align, model=settings.model), json.loads(settings.to_json())
-    return report if (report.inputs, report.settings) == wanted else None
+    inputs = fingerprints(pair.files, auto_mask, settings.align, model=settings.model, series=pair.series)
+    missing = set(outputs) - set(DEFAULT_OUTPUTS if report.outputs is None else report.outputs)
+    same = (report.inputs, report.settings) == (inputs, json.loads(settings.to_json()))
+    return report if same and not missing else None
 
 
 def _report(folder: Path) -> Report | None:
@@ -147,6 +154,8 @@ def _start(pair: Case, folder: Path, settings: Settings, options: list[str], own
         arguments += [f"--{kind.replace('_', '-')}", *given] if given else []
     for role, path in files.items():
         arguments += [f"--{role.replace('_', '-')}", path]
+    for uid in pair.series:
+        arguments += ["--series", uid]
     with open(ResultFolder(folder).log, "xb") as log:
         return process.start(process.engine_command("register", *arguments, owner=owner), stdout=log, stderr=log)
 
@@ -204,7 +213,7 @@ def write_summary(rows: list[dict], output: Path) -> None:
 def batch_command(options) -> int:
     settings = settings_from(options)
     if options.jobs < 1:
-        raise NephiError(f"--jobs {options.jobs}: at least 1 pair at a time")
+        raise NephiError(f"--jobs {options.jobs}: must be at least 1")
     pairs, output = read_pairs(options.pairs), Path(options.output)
     try:
         rows = run_batch(
@@ -215,7 +224,7 @@ def batch_command(options) -> int:
             auto_mask=not options.no_auto_mask,
             device=options.device,
             threads=options.threads,
-            pictures=not options.no_report,
+            outputs=outputs_from(options),
             tell=lambda line: print(line, flush=True),
         )
     except OSError as error:

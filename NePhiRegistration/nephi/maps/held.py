@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..settings import FieldSettings
+from ..settings import VoxelSettings
 from .code import LINEAR_CUBE, HybridCode, points_between, zero_code
 from .maps import FieldMap
 from .voxel import VoxelFields
@@ -30,7 +30,7 @@ def held(
     misses no node by more than ``good`` cube units, or for 40 rounds.
     """
     d = len(half_extents_cube)
-    settings = FieldSettings(kind="voxel", local_code=2 * d, global_code=1, code_degree=2)
+    settings = VoxelSettings(local_code=2 * d, code_degree=2)
     code = HybridCode(zero_code(settings, half_extents_cube, size)).requires_grad_(False)
     maps, nodes = FieldMap(VoxelFields(settings, d), code), points_between(half_extents_cube, size)
 
