@@ -26,6 +26,7 @@ from .images.image_pair import ImagePair
 from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
+from .maps.consensus import Consensus
 from .result import Registration
 from .settings import PRESETS, Settings, check
 from .space.grid import Grid
@@ -109,6 +110,8 @@ def register(
     )
     report("features")
     result.history = optimisation.run(report.optimising)
+    if settings.consensus:
+        result.maps = Consensus(optimisation.maps)
     result.seconds = time.perf_counter() - started
     return result
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 
+from .both import Both
 from .config import decode
 from .errors import NephiError
 from .files.folder import ResultFolder
@@ -21,10 +22,13 @@ from .fitting.guidance import NOTHING, Guidance
 from .images.masks import mask_box
 from .images.warp import warped_slices
 from .maps.code import HybridCode, zero_code
+from .maps.consensus import Consensus
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
 from .maps.sampled import coarsest_displacement, nodes_around
 from .measure.quality import displacement_jacobian, random_points
+from .measure.signals import measure_signals
+from .measure.trust import Trust
 from .settings import FieldSettings, Settings, check, from_dict
 from .space.affine import Affine
 from .space.cube import Cube
@@ -63,9 +67,17 @@ class Registration:
         return self.affine(self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(points_lps_mm), self.maps.forward)))
 
     def inverse(self, points_lps_mm) -> np.ndarray:
-        """Moving points (n, d) in LPS mm -> the same anatomy in the fixed image (the second field)."""
+        """Moving points (n, d) in LPS mm -> the same anatomy in the fixed image."""
         aligned = self.affine.inverse()(points_lps_mm)
         return self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(aligned), self.maps.inverse))
+
+    @property
+    def fields(self) -> Registration:
+        """The same with the two fields as they were optimised in the place of their consensus.
+
+        What these disagree on shows where either is wrong; the consensus' maps are inverses of each other.
+        """
+        return replace(self, maps=self.maps.of) if isinstance(self.maps, Consensus) else self
 
     def jacobian_determinant(self, points_lps_mm) -> np.ndarray:
         """Exact Jacobian determinant (n,) of the forward map at fixed points, alignment included."""
@@ -120,6 +132,16 @@ class Registration:
         default = self.moving_grid if inverse else self.fixed_grid
         coarse, displacement, _ = self.sampled(default if grid is None else grid, inverse)
         return displacement_transform(displacement, coarse)
+
+    def trust(self, fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform | None = None) -> Trust:
+        """The expected error in mm, known from the result and its images alone.
+
+        ``transform``: the map as ``transform()`` gives it, where that is at hand. Raises NephiError where the moving
+        image shows nothing of the region.
+        """
+        transform = self.transform() if transform is None else transform
+        signals = measure_signals(Both(fixed, moving), self.fixed_mask, transform, self.forward, self.inverse)
+        return Trust.of(signals, self.fixed_grid, self.fixed_mask)
 
     def warp(
         self, image: sitk.Image, grid: Grid | None = None, *, labels: bool = False, inverse: bool = False
@@ -196,7 +218,7 @@ class Registration:
 
     def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
-        parts = _parts(self.maps)
+        parts = _parts(self.fields.maps)
         tensors: dict[str, torch.Tensor] = {}
         for prefix, maps in parts.items():
             for name, module in (("fields", maps.fields), ("code", HybridCode(maps.code))):
@@ -207,6 +229,7 @@ class Registration:
             "fixed_grid": _plain(self.fixed_grid),
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
+            "consensus": isinstance(self.maps, Consensus),
             "length_scale": self.length_scale,
             "alignment": self.alignment,
         }
@@ -251,9 +274,10 @@ class Registration:
                 module.load_state_dict(part)
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
+        maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
         affine = geometry["affine"]
         return cls(
-            maps=parts["outer."] @ parts[""] if "outer." in parts else parts[""],
+            maps=Consensus(maps) if geometry.get("consensus") else maps,  # files of former versions have no such entry
             cube=cube,
             affine=Affine(np.array(affine["matrix"]), np.array(affine["offset_mm"])),
             fixed_grid=_grid(geometry["fixed_grid"]),
@@ -303,7 +327,9 @@ def _parts(maps: Map) -> dict[str, FieldMap]:
     parts = {"": maps.inner, "outer.": maps.outer} if isinstance(maps, Composed) else {"": maps}
     found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
     if len(found) < len(parts):
-        raise NephiError("only maps that fields make, or the composition of two, can be saved")
+        raise NephiError(
+            "only maps that fields make, the composition of two, or the consensus of such maps, can be saved"
+        )
     return found
 
 

@@ -207,6 +207,7 @@ class Settings:
     regularity: RegularitySettings = RegularitySettings()  # how smooth the maps are
     guidance: GuidanceSettings = GuidanceSettings()  # how strictly landmarks, labels and regions are followed
     fit: FitSettings = FitSettings()  # the optimiser
+    consensus: bool = True  # the result is the mean of the forward field and the inverted inverse one, and its inverse
 
     def contradiction(self) -> str:
         start = self.levels[0].start
@@ -270,6 +271,7 @@ PRESETS: dict[str, Settings] = {
         ),
         regularity=RegularitySettings(weight=10.0, points=Sampling(0.0001, 10, 500), code_prior=0.01),
         fit=FitSettings(iterations=200, learning_rate=1e-4, warm_up=0.0, beta2=0.999, schedule="constant"),
+        consensus=False,
     ),
 }
 

@@ -126,13 +126,13 @@ def test_a_registration_refines_its_code_at_the_stage_that_asks_for_it(phantom_2
     sizes = []
 
     def seen(stage, fraction, registration) -> None:
-        sizes.append(registration.maps.code.size)
+        sizes.append(registration.fields.maps.code.size)
 
     settings = short(8, levels=(coarse, fine))
     result = register(phantom_2d.fixed, phantom_2d.moving, settings=settings, device="cpu", preview=seen)
     before, after = sizes[1], sizes[-1]
     assert all(abs((b - 1) - 3 * (a - 1)) <= 2 for a, b in zip(before, after, strict=True)) and before != after
-    assert result.maps.code.size == after and len(set(sizes)) == 2
+    assert result.fields.maps.code.size == after and len(set(sizes)) == 2
     losses = [e["loss"] for e in result.history]
     assert losses[4] < 1.1 * losses[3]  # nothing jumps where the nodes change
 

@@ -24,6 +24,7 @@ from ..learning.settings import TrainSettings
 from ..learning.state import MODEL, RESUME
 from ..learning.train import train
 from ..measure.report import Report
+from ..measure.verdict import read_tolerances
 from ..registration import register
 from ..report.guided import in_words
 from ..report.preview import Preview
@@ -41,7 +42,7 @@ from .progress import Progress, tell_notices
 
 def register_command(options) -> int:
     started = options.started, 0.0  # CPU time counts from the start of the process
-    settings = settings_from(options)
+    settings, tolerances = settings_from(options), read_tolerances(options.tolerances)
     if options.preview is not None and not options.preview > 0:
         raise NephiError(f"--preview {options.preview:g}: must be a number of seconds above 0")
     tell = Progress(options.progress)
@@ -85,6 +86,7 @@ def register_command(options) -> int:
             inputs=inputs,
             started=started,
             outputs=outputs_from(options),
+            tolerances=tolerances,
             progress=tell,
         )
     if options.progress in ("bar", "none"):
@@ -117,7 +119,13 @@ def summary_lines(report: Report, folder: Path) -> str:
     lines += [f"guided by    {text}" for text in in_words(report.guidance or {})]
     if report.time_s is not None:
         lines.append(f"time         {report.time_s['wall']:.1f} s ({report.time_s['cpu']:.1f} s of CPU time)")
+    if report.error_estimate_mm is not None:
+        error = report.error_estimate_mm
+        lines.append(f"error        {error.mean:.2f} mm expected on average, 95 % bound {error.bound_mean:.2f} mm")
     lines += [f"note         {text}" for text in report.warnings]
+    if report.verdict is not None:
+        first, *more = report.verdict.reasons
+        lines += [f"{report.verdict.outcome:<12} {first}", *(f"{'':12} {reason}" for reason in more)]
     page = ResultFolder(folder).page
     lines.append(f"written to   {page if page.exists() else folder}")
     return "\n".join(lines)

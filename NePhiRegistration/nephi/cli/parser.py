@@ -283,4 +283,5 @@ def _add_how(p: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"what to write, separated by commas: {', '.join(OUTPUTS)} (default: all but exact-jacobian)",
     )
+    p.add_argument("--tolerances", metavar="FILE", help="JSON with the verdict's tolerances that a site sets")
     p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")

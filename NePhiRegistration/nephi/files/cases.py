@@ -37,7 +37,7 @@ def fingerprints(
     ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files; ``series``: of DICOM, in
     any order. A file that is missing has only its path.
     """
-    found = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
+    found: dict = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
     if Path(align).is_file():
         found["align"] = _fingerprint(Path(align))
     if model and Path(model).is_file():

@@ -13,7 +13,7 @@ from ..errors import NephiError
 from .writing import output_folder, replaced, whole
 
 # what a registration can write besides its transforms, the maps themselves and report.json
-OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "consistency", "report")
+OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "consistency", "error-map", "report")
 DEFAULT_OUTPUTS = tuple(name for name in OUTPUTS if name != "exact-jacobian")
 _REGISTRATION = "registration.safetensors"
 _FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alone kept that name
@@ -54,6 +54,16 @@ class ResultFolder:
         return self.path / "inverse_consistency.nii.gz"
 
     @property
+    def error_map(self) -> Path:
+        """Expected error in mm on a coarse grid, 0 outside the mask."""
+        return self.path / "error_map.nii.gz"
+
+    @property
+    def error_bound(self) -> Path:
+        """The bound that 95 % of errors keep, in mm, on the same grid."""
+        return self.path / "error_bound.nii.gz"
+
+    @property
     def registration(self) -> Path:
         """Both maps, to be evaluated again at any resolution; of an older result by the name it had then."""
         former = self.path / _FORMER_REGISTRATION
@@ -85,7 +95,7 @@ class ResultFolder:
         """All of a result."""
         return [
             self.transform, self.inverse_transform, self.warped, self.jacobian, self.inverse_consistency,
-            self.path / _REGISTRATION, self.page, self.report,
+            self.error_map, self.error_bound, self.path / _REGISTRATION, self.page, self.report,
         ]  # fmt: skip
 
     @contextmanager

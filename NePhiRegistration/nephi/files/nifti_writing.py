@@ -35,7 +35,7 @@ def write_slices(slices: Iterable[np.ndarray], kind: np.dtype | type, grid: Grid
         with open(scratch, "wb") as file:
             file.write(packed.compress(_header(kind, grid)))
             for values in slices:
-                file.write(packed.compress(np.ascontiguousarray(values, kind.newbyteorder("<"))))
+                file.write(packed.compress(np.ascontiguousarray(values, kind.newbyteorder("<")).data))
             file.write(packed.flush())
 
 

@@ -30,7 +30,7 @@ def measure(
     *,
     exact: bool,
     box: Box | None = None,
-    inverse: PointMap | None = None,
+    consistent: tuple[PointMap, PointMap] | None = None,
     alignment: Affine | None = None,
     fixed_mask: sitk.Image | None = None,
     moving_mask: sitk.Image | None = None,
@@ -39,10 +39,11 @@ def measure(
     """Everything that follows from the maps.
 
     ``jacobian`` (z, y, x): determinant of the forward map on the fixed image's ``grid``, or in a ``box`` of it that
-    holds the mask, ``exact`` or by central differences. ``forward`` and ``transform`` are the same map, for points and to resample the moving mask by.
-    ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. Inverse consistency is taken at 20,000 random
-    points of the fixed mask (without one, of the image), the same at every call. Overlap is
-    measured at every voxel, of finer images at every n-th, so that these are about 2 mm apart.
+    holds the mask, ``exact`` or by central differences. ``forward`` and ``transform`` are the same map, for points
+    and to resample the moving mask by. ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row.
+    ``consistent``: the forward and the inverse map of which the inverse consistency is taken, at 20,000 random points
+    of the fixed mask (without one, of the image), the same at every call. Overlap is measured at every voxel, of finer
+    images at every n-th, so that these are about 2 mm apart.
     """
     box = tuple(slice(0, n) for n in grid.shape) if box is None else box
     mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask)[box] != 0
@@ -54,7 +55,7 @@ def measure(
             unaligned=_summary(quality.tre_mm(fixed, moving)),
             before=None if alignment is None else _summary(quality.tre_mm(alignment(fixed), moving)),
         )
-    if mask is not None:
+    if mask is not None and fixed_mask is not None:
         volume = VolumeChange(**quality.volume_change(jacobian, mask, grid.voxel_volume_mm3))
         if moving_mask is not None:
             steps = tuple(max(1, int(_OVERLAP_MM / s)) for s in grid.spacing_mm)
@@ -66,9 +67,9 @@ def measure(
                 return quality.dice(sitk.GetArrayViewFromImage(moved) != 0, whole != 0)
 
             dice = Overlap(overlap(transform), None if alignment is None else overlap(alignment.transform()))
-    if inverse is not None:
+    if consistent is not None:
         points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
-        consistency = _summary(quality.inverse_consistency_mm(forward, inverse, points))
+        consistency = _summary(quality.inverse_consistency_mm(*consistent, points))
     counted = quality.fold_summary(jacobian, mask)
     warnings = []
     if tre is not None and tre.unaligned is not None and tre.after.mean > _WORSE * tre.unaligned.mean + _WORSE_MM:
@@ -124,7 +125,7 @@ def evaluate(
         partial(through, forward),
         forward,
         exact=False,
-        inverse=back,
+        consistent=None if back is None else (partial(through, forward), back),
         alignment=alignment,
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,

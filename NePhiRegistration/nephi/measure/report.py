@@ -68,11 +68,45 @@ class VolumeChange:
 
 
 @dataclass(frozen=True)
+class ErrorEstimate:
+    """Expected error in mm in the fixed mask (without one, the image), known from the result and the images alone.
+
+    ``bound_mean`` and ``bound_p95``: of the bound that 95 % of errors keep. ``above_5_mm``: share of the region whose
+    expected error is larger. ``likeness``: correlation of blocks of the images at the coarse scale, its median.
+    ``agreement``: share of these blocks that match there and back. ``unseen``: share of the region that the moving
+    image does not show. ``calibrated``: the images are of the kind that the estimate was calibrated for.
+    """
+
+    mean: float
+    median: float
+    p95: float
+    max: float
+    bound_mean: float
+    bound_p95: float
+    above_5_mm: float
+    likeness: float
+    agreement: float
+    unseen: float
+    calibrated: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """PASS, CHECK or FAIL, why, and by which tolerances."""
+
+    outcome: str
+    reasons: list[str]
+    tolerances: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Report:
     """All numbers of a registration and how it was made. Unknown entries are None and left out of the JSON."""
 
     folds: Folds
     jacobian: dict[str, Any]  # statistics of the determinant and its histogram, where the folds are counted
+    verdict: Verdict | None = None  # where the images are at hand
+    error_estimate_mm: ErrorEstimate | None = None  # where the images are at hand
     tre_mm: LandmarkError | None = None  # where landmarks are given
     dice: Overlap | None = None  # where both masks are given
     inverse_consistency_mm: Summary | None = None  # |inverse(forward(x)) - x|, where the inverse is given

@@ -25,6 +25,7 @@ from ..measure import quality
 from ..measure.evaluate import measure
 from ..measure.quality import region_statistics
 from ..measure.report import Report
+from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
 from ..version import __version__
@@ -47,6 +48,7 @@ def write_all(
     inputs: dict | None = None,
     started: tuple[float, float] | None = None,
     outputs: Collection[str] = DEFAULT_OUTPUTS,
+    tolerances: Tolerances | None = None,
     progress: Callable[[str, float, dict], None] | None = None,
 ) -> Report:
     """Measure the registration and write its transforms, report.json and the other ``outputs``; returns the report.
@@ -54,7 +56,8 @@ def write_all(
     The transforms and the registration come first: where the folder holds no complete result, they can be used while
     the rest is made. An older result stays until the new one is complete. ``landmarks``: fixed and moving points
     (n, d) in LPS mm, row by row. ``regions``: labels on the fixed grid whose volume change is reported. ``inputs``:
-    what the files were, kept in the report. ``started``: wall clock (``time.perf_counter``) and CPU time
+    what the files were, kept in the report. ``tolerances``: what the verdict goes by.
+    ``started``: wall clock (``time.perf_counter``) and CPU time
     (``time.process_time``) at the start of the run. ``progress(stage, fraction, terms)``: ``fraction`` of the stage.
     Raises NephiError for unknown outputs, and where files cannot be written.
     """
@@ -77,6 +80,9 @@ def write_all(
             box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
             tell("measures", 0.0, {})
             measured = _measured(r, jacobian, box, transform, landmarks, regions)
+            tell("expected error", 0.0, {})
+            trust = r.trust(fixed, moving, transform)
+            measured = judged(measured, trust.estimate(), trust.share_above, _voxel_mm(r), tolerances)
             tell("warping", 0.0, {})
             outside = lowest(moving)
             slices = warped_slices(moving, grid, displacement, coarse, outside)
@@ -95,6 +101,9 @@ def write_all(
                 tell("inverse consistency", 0.0, {})
                 seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
                 write_image(seen.image(inverse_consistency(r, seen)), scratch.inverse_consistency)
+            if "error-map" in outputs:
+                write_image(trust.expected, scratch.error_map)
+                write_image(trust.bound, scratch.error_bound)
             rough = [
                 *_rough("transform.h5", error, grid),
                 *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
@@ -126,12 +135,18 @@ def write_all(
                     jacobian=grid.image(np.stack(list(_spread(jacobian, box, grid)))),
                     displacement=coarse.image(displacement, vector=True),
                     fixed_mask=r.fixed_mask,
+                    expected_error=trust.expected,
                     history=r.history,
                     landmark_errors=_landmark_errors(r, landmarks),
                 )
             write_text(scratch.report, report.to_json())
     tell("done", 1.0, {})
     return report
+
+
+def _voxel_mm(r: Registration) -> float:
+    """The longest side of a voxel of either image."""
+    return max(*r.fixed_grid.spacing_mm, *r.moving_grid.spacing_mm)
 
 
 def _write_inverse(r: Registration, scratch: ResultFolder) -> dict:
@@ -176,7 +191,7 @@ def _measured(
         transform,
         exact=r.fixed_mask is not None,  # outside the mask differences have to do
         box=box,
-        inverse=r.inverse,
+        consistent=(r.fields.forward, r.fields.inverse),
         alignment=r.affine,
         fixed_mask=r.fixed_mask,
         moving_mask=r.moving_mask,
@@ -199,16 +214,16 @@ def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] |
 
 
 def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:
-    """|inverse(forward(x)) - x| in mm (z, y, x) float32 at the nodes of a grid that lie in the mask, 0 elsewhere."""
+    """|inverse(forward(x)) - x| of the two fields, in mm (z, y, x) at a grid's nodes in the mask, 0 elsewhere."""
     inside = np.ones(grid.shape, bool)
     if registration.fixed_mask is not None:
         mask = grid.resample(registration.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
         inside = sitk.GetArrayViewFromImage(mask) != 0
-    out = np.zeros(grid.shape, np.float32)
+    out, fields = np.zeros(grid.shape, np.float32), registration.fields
     for z in range(len(out)):
         points = grid.slab_lps_mm(z, z + 1)[inside[z].reshape(-1)]
         if len(points):
-            out[z][inside[z]] = quality.inverse_consistency_mm(registration.forward, registration.inverse, points)
+            out[z][inside[z]] = quality.inverse_consistency_mm(fields.forward, fields.inverse, points)
     return out
 
 
