@@ -14,7 +14,11 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-INPUTS = ("fixedMask", "movingMask", "regions", "fixedLandmarks", "movingLandmarks", "settings")
+INPUTS = (
+    "fixedMask", "movingMask", "regions", "fixedLandmarks", "movingLandmarks", "settings",
+    "fixedExclude", "movingExclude", "rigidMask", "volumeMask",
+)  # fmt: skip
+GUIDES = ("GuideLandmarks", "GuideLabels")  # of both images
 OPTIONS = ("preset", "model", "device", "seed")
 OUTPUTS = {  # the engine's names of its files, see ``nephi.files.folder.ResultFolder``
     "outputTransform": "transform",
@@ -30,8 +34,11 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="NePhiRegistrationCLI", description=__doc__, allow_abbrev=False)
     p.add_argument("fixedVolume")
     p.add_argument("movingVolume")
-    for name in (*INPUTS, *OPTIONS, *OUTPUTS, "align", "initialTransform", "returnparameterfile"):
+    guides = (f"{image}{kind}" for kind in GUIDES for image in ("fixed", "moving"))
+    others = ("align", "initialTransform", "initialDeformation", "returnparameterfile")
+    for name in (*INPUTS, *OPTIONS, *OUTPUTS, *guides, *others):
         p.add_argument(f"--{name}", default="")
+    p.add_argument("--guideSd", type=float, default=1.0)
     p.add_argument("--iterations", type=int, default=-1)
     p.add_argument("--noAutoMask", action="store_true")
     return p
@@ -44,15 +51,26 @@ def find_engine() -> None:
         sys.path += [str(place) for place in places if (place / "nephi").is_dir()]
 
 
+def flag(name: str) -> str:
+    """The engine's option of a parameter: ``fixedMask`` is ``--fixed-mask``."""
+    words = "".join("-" + c.lower() if c.isupper() else c for c in name)
+    return f"--{words.lstrip('-')}"
+
+
 def command(options: argparse.Namespace, folder: str) -> list[str]:
     """The arguments of ``nephi`` that do the same."""
     found = ["register", options.fixedVolume, options.movingVolume, "--output", folder]
     found += ["--progress", "slicer", "--no-report"]
     for name in (*INPUTS, *OPTIONS):
         if getattr(options, name):
-            flag = "".join("-" + c.lower() if c.isupper() else c for c in name)
-            found += [f"--{flag}", getattr(options, name)]
-    if options.initialTransform or options.align:
+            found += [flag(name), getattr(options, name)]
+    for kind in GUIDES:
+        both = [getattr(options, f"{image}{kind}") for image in ("fixed", "moving")]
+        found += [flag(kind), *both] if any(both) else []
+    found += ["--guide-sd", str(options.guideSd)]
+    if options.initialDeformation:
+        found += ["--initial", options.initialDeformation]
+    elif options.initialTransform or options.align:
         found += ["--align", options.initialTransform or options.align]
     if options.iterations >= 0:
         found += ["--iterations", str(options.iterations)]
@@ -89,6 +107,10 @@ def main(arguments: list[str]) -> int:
         print(Path(__file__).with_suffix(".xml").read_text(encoding="utf-8"), end="")
         return 0
     options = parser().parse_args(arguments)
+    for kind in GUIDES:
+        if bool(getattr(options, f"fixed{kind}")) != bool(getattr(options, f"moving{kind}")):
+            print(f"NePhiRegistrationCLI: give both fixed{kind} and moving{kind}, or neither", file=sys.stderr)
+            return 2
     find_engine()
     from nephi.cli import main as nephi
     from nephi.files.folder import ResultFolder

@@ -16,7 +16,7 @@ WANTED = {
     "register", "Registration", "warp", "transform", "evaluate", "make_phantom", "train", "Model", "Settings",
     "PRESETS", "NephiError", "read_image", "read_landmarks", "__version__",
     "Similarity", "Regulariser", "Fields", "Encoder", "Map", "Code", "PairTensors", "tensors_of",
-    "ModelSettings", "EncoderSettings", "PublishedSettings", "MatchingSettings", "TrainSettings",
+    "Guidance", "ModelSettings", "EncoderSettings", "PublishedSettings", "MatchingSettings", "TrainSettings",
     "FieldSettings", "SIMILARITIES", "REGULARISERS", "FIELDS", "ENCODERS",
 }  # fmt: skip
 

@@ -165,20 +165,21 @@ def test_nothing_of_an_excluded_lesion_reaches_the_result(phantom, role, short):
     assert not np.array_equal(seen, ends[0])
 
 
-@pytest.mark.parametrize("role", ["fixed", "moving"])
-def test_a_lesion_that_disappears_keeps_the_volume_of_its_surroundings(phantom, role, short):
-    """The lesion is in one image alone; without an exclusion it is crushed, or made from nothing."""
-    lesion = lesion_of(phantom, role)
-    excluded = Both(lesion, None) if role == "fixed" else Both(None, lesion)
-    image = {role: painted(getattr(phantom, role), lesion, 40)}
-    inside = points_in(lesion_of(phantom, "fixed"))
+def test_a_lesion_that_shrinks_keeps_the_volume_of_its_surroundings(phantom, short):
+    """Of the lesion a core is left in the moving image; without an exclusion the map presses it together."""
+    lesion, grid = Both(lesion_of(phantom, "fixed"), lesion_of(phantom, "moving")), Grid.of(phantom.moving)
+    centre, radius = middle_of(phantom), 0.6 * (25.0 if phantom.fixed.GetDimension() == 2 else 22.0)
+    near = distances(phantom.inverse(grid.slab_lps_mm(0, grid.shape[0])), centre) <= radius
+    core = grid.image(near.reshape(grid.shape).astype(np.uint8))
+    images = {"fixed": painted(phantom.fixed, lesion.fixed, 40), "moving": painted(phantom.moving, core, 40)}
+    inside = points_in(lesion.fixed)
     truth = phantom.jacobian(inside).mean()
     plain, excluding = (
-        run(phantom, short(100), guidance, **image).jacobian_determinant(inside).mean()
-        for guidance in (None, Guidance(excluded=excluded))
+        run(phantom, short(100), guidance, **images).jacobian_determinant(inside).mean()
+        for guidance in (None, Guidance(excluded=lesion))
     )
-    assert abs(excluding - truth) < 0.12 * truth
-    assert abs(excluding - truth) < 0.5 * abs(plain - truth)
+    assert plain < 0.85 * truth
+    assert abs(excluding - truth) < 0.06 * truth
 
 
 # ---- regions --------------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ def test_a_spoilt_transform_is_refined_saved_and_loaded(phantom, short, tmp_path
 
 def test_a_registration_is_refined_in_turn(phantom_2d, short):
     a, b = phantom_2d.fixed_landmarks_lps_mm, phantom_2d.moving_landmarks_lps_mm
-    first = run(phantom_2d, short(15))
+    first = run(phantom_2d, short(8))
     held, second = (run(phantom_2d, short(n), Guidance(initial=first)) for n in (0, 60))
     assert distances(held.forward(a), first.forward(a)).max() < 0.2
     assert distances(held.inverse(b), first.inverse(b)).max() < 0.2
@@ -380,7 +381,7 @@ def guided_report(phantom_2d, short, tmp_path_factory):
         initial=transform_of(p, 2.0),
     )
     result = run(p, short(40), guidance)
-    report = write_all(result, p.fixed, p.moving, tmp_path_factory.mktemp("guided"), landmarks=(a, b), pictures=False)
+    report = write_all(result, p.fixed, p.moving, tmp_path_factory.mktemp("guided"), landmarks=(a, b), outputs=())
     return result, report
 
 

@@ -196,6 +196,34 @@ def test_an_initial_transform_takes_the_alignments_place(pair, tmp_path):
     np.testing.assert_allclose(np.subtract(transform.TransformPoint((5.0, 6.0, 7.0)), (5, 6, 7)), (3, -2, 1), atol=1e-3)
 
 
+def test_every_kind_of_guidance_reaches_the_engine(pair, tmp_path):
+    shift = sitk.AffineTransform(3)
+    shift.SetTranslation((3.0, -2.0, 1.0))
+    sitk.WriteTransform(shift, str(tmp_path / "start.h5"))
+    guides = {
+        "fixedGuideLandmarks": "fixed.mrk.json", "movingGuideLandmarks": "moving.mrk.json", "guideSd": "2.5",
+        "fixedGuideLabels": "fixed_mask.nrrd", "movingGuideLabels": "moving_mask.nrrd",
+        "movingExclude": "small.nrrd", "rigidMask": "body.nrrd", "volumeMask": "body.nrrd",
+        "initialDeformation": str(tmp_path / "start.h5"), "report": str(tmp_path / "report.json"),
+    }  # fmt: skip
+    for name, image in (("small", "moving_mask.nrrd"), ("body", "fixed_mask.nrrd")):
+        mask = sitk.BinaryErode(sitk.ReadImage(str(pair / image)), [3] * 3)
+        sitk.WriteImage(mask, str(pair / f"{name}.nrrd"))
+    flags = [part for name, value in guides.items() for part in (f"--{name}", value)]
+    done = run(pair, *flags, "--iterations", "2", "fixed.nrrd", "moving.nrrd")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert set(report["guidance"]) == {"landmarks", "labels", "excluded", "rigid", "volume_kept", "initial"}
+    assert report["guidance"]["landmarks"]["sd_mm"] == {"least": 2.5, "most": 2.5}
+    assert report["alignment"]["method"] == "initial"
+
+
+def test_guidance_of_one_image_alone_is_refused_in_one_line(pair):
+    done = run(pair, "--fixedGuideLabels", "fixed_mask.nrrd", "fixed.nrrd", "moving.nrrd")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "movingGuideLabels" in done.stderr
+
+
 def test_an_error_is_one_line_and_no_file(pair, tmp_path):
     done = run(pair, "--outputTransform", str(tmp_path / "t.h5"), "absent.nrrd", "moving.nrrd")
     assert done.returncode == 2

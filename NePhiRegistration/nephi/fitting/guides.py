@@ -152,7 +152,7 @@ class Rigid(Guide):
 
 
 class VolumeKept(Guide):
-    """Places whose volume does not change: the determinant of the forward map there is 1."""
+    """Places whose volume does not change: both maps have the determinant 1 there."""
 
     name = "volume"
 
@@ -162,7 +162,8 @@ class VolumeKept(Guide):
         d = pair.cube.dimension
         offsets = torch.cat([torch.zeros(1, d), step_cube * torch.eye(d)])
         self.offsets, self.step, self.tolerance = offsets.to(device), step_cube, tolerance
-        self.of_alignment = float(np.linalg.det(pair.affine.matrix))
+        of_alignment = float(np.log(abs(np.linalg.det(pair.affine.matrix))))
+        self.log_of_alignment = torch.tensor([[of_alignment], [-of_alignment]], device=device)  # and of its inverse
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         points = self.pool.draw(steps, _VOLUME, generator)
@@ -170,9 +171,13 @@ class VolumeKept(Guide):
         return (stencils[:, None].expand(-1, 2, -1, -1),)
 
     def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
-        values = mapped[FORWARD].reshape(-1, len(self.offsets), mapped.shape[-1])
-        volume = determinant(finite_jacobian(values, self.step)) * self.of_alignment
-        return pull(volume.clamp(min=0.05).log().abs(), self.tolerance)
+        many, d = len(self.offsets), mapped.shape[-1]
+        there = mapped[FORWARD].reshape(-1, many, d)
+        stencils = (there[:, :1].detach() + self.offsets).reshape(-1, d)  # around where the centres end
+        back = maps(torch.stack([stencils, stencils]))[INVERSE].reshape(there.shape)
+        volumes = determinant(finite_jacobian(torch.stack([there, back]), self.step))
+        change = volumes.clamp(min=0.05).log() + self.log_of_alignment
+        return pull(change.abs(), self.tolerance)
 
 
 class _Pool:

@@ -139,7 +139,7 @@ def _rigidity(r: Registration, points_lps_mm: np.ndarray) -> dict[str, Any]:
 
 def _outer(r: Registration, points_cube: np.ndarray) -> np.ndarray:
     """Where the initial transform alone takes points of the cube."""
-    maps = r.maps
+    maps = r.fields.maps
     assert isinstance(maps, Composed), "an initial transform is composed with what refines it"
     points = torch.as_tensor(points_cube, dtype=torch.float32, device=maps.device)
     return maps.outer.forward(points).cpu().numpy()
