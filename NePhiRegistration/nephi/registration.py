@@ -71,12 +71,12 @@ def register(
         report("alignment")
         # what was taken for lungs may be the room: it is no reason to skip the search
         trusted: Both[sitk.Image | None] = Both(None, None) if found and settings.align == "auto" else masks
-        affine, how = align(images, trusted, settings.align)
+        alignment = align(images, trusted, settings.align)
         lungs = complete(*masks)
-        if found and lungs and masks_agreement(lungs, affine) < _LEAST_AGREEMENT:
+        if found and lungs and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
             masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask=False)
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
-    pair = ImagePair.of(images, masks, affine, settings, trusted=not found)
+    pair = ImagePair.of(images, masks, alignment.affine, settings, trusted=not found)
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(model, pair, target)
@@ -84,11 +84,14 @@ def register(
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
-        affine=affine,
+        affine=alignment.affine,
         fixed_grid=Grid.of(images.fixed),
         moving_grid=Grid.of(images.moving),
         settings=settings,
-        alignment=how,
+        alignment=alignment.method,
+        alignment_start=alignment.start,
+        alignment_score=alignment.score,
+        alignment_lead=alignment.lead,
         fixed_mask=masks.fixed,
         moving_mask=masks.moving,
         found_masks=found,

@@ -52,14 +52,15 @@ def test_moments_find_a_scaling_along_the_fixed_axes(d):
                     tuple(axes.ravel()))  # fmt: skip
     fixed = straight.resample(fixed, interpolator=sitk.sitkNearestNeighbor)
     moving = ellipsoid(d, axes, there, radii * scale, (1.5, 1.4, 1.9)[:d])
-    affine, how = align(Both(fixed, moving), Both(fixed, moving), "moments")
+    start = align(Both(fixed, moving), Both(fixed, moving), "moments")
+    affine, how = start.affine, start.method
     assert how == "moments"
     np.testing.assert_allclose(affine.matrix, axes @ np.diag(scale) @ axes.T, atol=0.02)
     np.testing.assert_allclose(affine(here), there, atol=0.5)
-    centres, _ = align(Both(fixed, moving), Both(fixed, moving), "centres")
+    centres = align(Both(fixed, moving), Both(fixed, moving), "centres").affine
     np.testing.assert_allclose(centres.matrix, np.eye(d), atol=1e-12)
     np.testing.assert_allclose(centres(here), there, atol=0.5)
-    assert align(Both(fixed, moving), Both(fixed, moving), "auto")[1] == "moments"
+    assert align(Both(fixed, moving), Both(fixed, moving), "auto").method == "moments"
 
 
 def blank(origin_mm=(0.0, 0.0, 0.0)) -> sitk.Image:
@@ -79,7 +80,8 @@ def test_affine_by_mutual_information_finds_a_shift():
     fixed = sitk.SmoothingRecursiveGaussian(texture, 2.0)
     moving = sitk.Image(fixed)
     moving.SetOrigin((1.5, -1.0, 0.5))  # points of the fixed image lie here in the moving one
-    affine, how = align(Both(fixed, moving), Both(None, None), "affine")
+    start = align(Both(fixed, moving), Both(None, None), "affine")
+    affine, how = start.affine, start.method
     centre = np.full(3, 19.5)
     assert how == "affine"
     np.testing.assert_allclose(affine(centre) - centre, (1.5, -1.0, 0.5), atol=0.2)
@@ -93,7 +95,8 @@ def test_a_linear_transform_file_is_taken_as_it_is(suffix, tmp_path):
     given.SetTranslation((1.0, 2.0, 3.0))
     path = str(tmp_path / f"given{suffix}")
     sitk.WriteTransform(given, path)
-    affine, how = align(Both(blank(), blank()), Both(None, None), path)
+    start = align(Both(blank(), blank()), Both(None, None), path)
+    affine, how = start.affine, start.method
     assert how == "given"
     point = (3.0, -7.0, 11.0)
     np.testing.assert_allclose(affine(point), given.TransformPoint(point), atol=1e-6)
@@ -177,7 +180,7 @@ def test_a_small_body_is_treated_as_a_large_one(phantom_3d):
     assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(phantom_3d.fixed_mask) > 0) > 0.9
     small = [smaller(image, factor) for image in (phantom_3d.fixed, phantom_3d.moving)]
     small_masks = [smaller(mask, factor) for mask in (phantom_3d.fixed_mask, phantom_3d.moving_mask)]
-    affine, _ = align(Both(*small), Both(*small_masks), "affine")
+    affine = align(Both(*small), Both(*small_masks), "affine").affine
     fixed, moving = phantom_3d.fixed_landmarks_lps_mm * factor, phantom_3d.moving_landmarks_lps_mm * factor
     before = np.linalg.norm(fixed - moving, axis=1).mean()
     assert np.linalg.norm(affine(fixed) - moving, axis=1).mean() < before

@@ -1,4 +1,4 @@
-"""Detection of CTs, the intensity window and the lungs."""
+"""The intensity window and the lungs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,13 @@ import SimpleITK as sitk
 
 from ..settings import BODY_MM
 from ..space.grid import Grid
-from .hounsfield import padding
+from .hounsfield import CT_WINDOW, looks_like_ct, padding
 
-CT_WINDOW = (-1000.0, 200.0)
 LUNG_THRESHOLD_HU = -400.0
 _LEAST_PART = 0.01
 _TRACHEAE_MM = (9.0, 12.0)  # about its radius, and more than that of any
 _ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room; emphysema has been seen at -955
 _CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung only with a median above it
-
-
-def looks_like_ct(image: sitk.Image) -> bool:
-    """Hounsfield units by their range: air well below zero and nothing far below -4000."""
-    array = sitk.GetArrayViewFromImage(image)[:: max(1, image.GetSize()[-1] // 16)]
-    low, high = np.percentile(array[..., ::4, ::4], (1, 99.5))
-    return bool(-4096 <= low <= -500 and high > -200)
 
 
 def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[float, float]:
