@@ -11,6 +11,7 @@ from nephi.errors import NephiError
 from nephi.files import image as images
 from nephi.images import masks
 from nephi.images.align import align
+from nephi.images.hounsfield import looks_like_ct
 from nephi.images.slices import Slices
 from nephi.measure.quality import dice
 from nephi.space.affine import Affine
@@ -261,9 +262,9 @@ def test_no_lungs_in_a_solid_body():
 
 
 def test_ct_is_known_by_its_numbers(phantom_2d, phantom_3d):
-    assert masks.looks_like_ct(phantom_3d.fixed) and masks.looks_like_ct(phantom_2d.moving)
-    assert not masks.looks_like_ct(blank() * 1000)  # MR: nothing below zero
-    assert not masks.looks_like_ct(sitk.ShiftScale(sitk.Cast(phantom_3d.fixed, sitk.sitkFloat32), 1024.0, 1.0))
+    assert looks_like_ct(phantom_3d.fixed) and looks_like_ct(phantom_2d.moving)
+    assert not looks_like_ct(blank() * 1000)  # MR: nothing below zero
+    assert not looks_like_ct(sitk.ShiftScale(sitk.Cast(phantom_3d.fixed, sitk.sitkFloat32), 1024.0, 1.0))
 
 
 def test_window_is_the_cts_or_percentiles(phantom_3d):

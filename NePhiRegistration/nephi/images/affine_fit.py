@@ -47,7 +47,8 @@ class AffineFit:
         """Mean absolute correlation and part that both see, in both directions (0 where that is too little), and per
         direction the read values (c + c d, n), which of them are seen (n,), the standardised values (c, n) of both
         images and the spread (c, 1) of those that were read."""
-        agreements, parts, states = [], [], []
+        agreements, parts = [], []
+        states: list[tuple[Tensor, ...]] = []
         for way, forward in enumerate((affine, affine.inverse())):
             matrix, offset = (torch.as_tensor(v, dtype=torch.float32) for v in (forward.matrix, forward.offset_mm))
             read = self.sloped[1 - way].at(self.points[way] @ matrix.T + offset)

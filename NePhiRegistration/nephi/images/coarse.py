@@ -17,7 +17,7 @@ _EDGE = 0.04  # change of the prepared values, from the background or from voxel
 _FLAT_AIR_HU = -900.0
 _LUNG = 0.5  # of a CT's prepared values: -400 HU
 _LEAST_INNER = 0.03  # part of the body
-_FINEST_PARTS = 3  # voxels of an image along each axis that are averaged for one at a coarse scale, at least
+_FINEST_PARTS = 2  # voxels of an image along each axis that are averaged for one at a coarse scale, at least
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def grown(part: Tensor, voxels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Some of an image's voxels: values 0..1, where they were seen (0 or 1), a given mask; ``ct``: in Hounsfield units."""
+    """Some of an image's voxels: values 0..1, where they were seen (0 or 1), a given mask; ``ct``: Hounsfield units."""
 
     values: sitk.Image
     seen: sitk.Image

@@ -17,7 +17,8 @@ from ..settings import BODY_MM, Features, FieldSettings, Settings
 from ..space.affine import Affine
 from ..space.cube import Cube, overlap
 from ..space.grid import Grid
-from .masks import choose_window, looks_like_ct, region_lps_mm
+from .hounsfield import looks_like_ct
+from .masks import choose_window, region_lps_mm
 from .resample import DeviceImage, DeviceSlices
 from .slices import Slices
 from .volume import Volume, VolumePair

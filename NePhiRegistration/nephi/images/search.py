@@ -130,7 +130,7 @@ class Search:
 
     def __init__(self, images: Both[sitk.Image], masks: Both[sitk.Image] | None = None):
         self.scale = min(1.0, max(Grid.of(image).longest_side_mm for image in images) / BODY_MM)
-        given: Both[sitk.Image | None] = masks or Both(None, None)
+        given: Both[sitk.Image | None] = Both(*masks) if masks else Both(None, None)
         fine = _FINE_MM * self.scale
         self.prepared = images.map(lambda image, mask: Prepared.of(image, mask, fine), given)
         self.fine = self.prepared.map(lambda image: image.at_scale(fine))
