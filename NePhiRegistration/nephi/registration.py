@@ -76,6 +76,8 @@ def register(
         if found and lungs and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
             masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask=False)
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
+        elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
+            notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
     pair = ImagePair.of(images, masks, alignment.affine, settings, trusted=not found)
     if model is not None:
         report("prediction")
@@ -161,6 +163,8 @@ def _masks(
         return masks, ()
     detected = images.map(lambda image, mask: lung_mask(image) if mask is None else mask, masks)
     if complete(*detected) is None:
+        without = [role for role, mask in zip(ROLES, detected, strict=True) if mask is None]
+        notice(f"No lungs were found in the {' and the '.join(without)} image; the whole images are registered.")
         return masks, ()
     return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
 

@@ -256,6 +256,20 @@ def test_lungs_are_found_in_a_tube_cropped_and_in_any_storage_order(phantom_3d):
         assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(wanted) > 0) > 0.9
 
 
+def test_emphysematous_lungs_cut_by_the_field_of_view_are_found(phantom_3d):
+    """Nearly as dark as the room's air, at a side of the image, and with the room's air at the others."""
+    lungs = sitk.GetArrayFromImage(phantom_3d.fixed_mask) > 0
+    array = np.where(lungs, -945, sitk.GetArrayFromImage(phantom_3d.fixed)).astype(np.int16)
+    array += np.random.default_rng(0).normal(0, 15, array.shape).astype(np.int16)
+    middle = array.shape[2] // 2
+    columns = np.flatnonzero(lungs.any((0, 1)))
+    part = slice(int(columns[0] + (middle - columns[0]) // 4), None)  # the outer quarter of one lung is not seen
+    seen = sitk.GetImageFromArray(array[:, :, part])
+    seen.SetSpacing(phantom_3d.fixed.GetSpacing())
+    found = masks.lung_mask(seen)
+    assert dice(sitk.GetArrayFromImage(found) > 0, lungs[:, :, part]) > 0.9
+
+
 def test_no_lungs_in_a_solid_body():
     body = sitk.Image((40, 40, 40), sitk.sitkInt16) + 40
     assert masks.lung_mask(body) is None

@@ -28,6 +28,7 @@ _REFINED = 4  # turns that are refined
 _TURNS_DEG = (-45, -30, -15, 15, 30, 45)
 _RIGID_STEPS, _AFFINE_STEPS = 8, 24
 _CHECK_STEPS = 8
+_LEAST_FIT = 0.35  # score of moments of masks that fit: 0.72 and more where they were right
 _ELSEWHERE_MM = 20.0  # mean distance of two starts that are not the same
 
 
@@ -138,7 +139,9 @@ class Search:
         self.affine = AffineFit(self.fine, self.fine.map(lambda image: image.near(image.inner, 2 * fine)))
 
     def stays(self, start: Affine, mm: float) -> bool:
-        """Whether a few steps of refinement move a start by less than a distance (for small bodies: less)."""
+        """Whether a start fits and a few steps of refinement move it by less than a distance (for small bodies: less)."""
+        if self.affine.score(start) < _LEAST_FIT:
+            return False
         return self.distance_mm(start, self.affine.refined(start, rigid=False, steps=_CHECK_STEPS)) < mm * self.scale
 
     def distance_mm(self, first: Affine, second: Affine) -> float:
