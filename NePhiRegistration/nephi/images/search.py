@@ -139,7 +139,7 @@ class Search:
         self.affine = AffineFit(self.fine, self.fine.map(lambda image: image.near(image.inner, 2 * fine)))
 
     def stays(self, start: Affine, mm: float) -> bool:
-        """Whether a start fits and a few steps of refinement move it by less than a distance (for small bodies: less)."""
+        """Whether a start fits and a few steps of refinement move it by less than a distance, of a large body."""
         if self.affine.score(start) < _LEAST_FIT:
             return False
         return self.distance_mm(start, self.affine.refined(start, rigid=False, steps=_CHECK_STEPS)) < mm * self.scale
