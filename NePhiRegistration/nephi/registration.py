@@ -20,7 +20,7 @@ from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser, make_regulariser
 from .fitting.similarity import Similarity, make_similarity
-from .images.align import align, masks_agreement
+from .images.align import Alignment, align, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct
 from .images.image_pair import ImagePair
 from .images.masks import lung_mask
@@ -84,14 +84,17 @@ def register(
         # what was taken for lungs may be the room: it is no reason to skip the search
         trusted: Both[sitk.Image | None] = Both(None, None) if found and settings.align == "auto" else masks
         if guidance.initial is None:
-            affine, how = align(images, trusted, settings.align)
+            alignment = align(images, trusted, settings.align)
         else:
-            affine, how = affine_part(guidance.initial, Grid.of(images.fixed), masks.fixed), "initial"
+            start = affine_part(guidance.initial, Grid.of(images.fixed), masks.fixed)
+            alignment = Alignment(start, "initial")
         lungs = complete(*masks)
-        if found and lungs and masks_agreement(lungs, affine) < _LEAST_AGREEMENT:
+        if found and lungs and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
             masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask=False)
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
-    pair = ImagePair.of(images, masks, affine, settings, trusted=not found, excluded=Both(*guidance.excluded))
+        elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
+            notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
+    pair = ImagePair.of(images, masks, alignment.affine, settings, trusted=not found, excluded=Both(*guidance.excluded))
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(model, pair, target)
@@ -99,11 +102,14 @@ def register(
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
-        affine=affine,
+        affine=alignment.affine,
         fixed_grid=Grid.of(images.fixed),
         moving_grid=Grid.of(images.moving),
         settings=settings,
-        alignment=how,
+        alignment=alignment.method,
+        alignment_start=alignment.start,
+        alignment_score=alignment.score,
+        alignment_lead=alignment.lead,
         fixed_mask=masks.fixed,
         moving_mask=masks.moving,
         found_masks=found,
@@ -171,6 +177,8 @@ def _masks(
         return masks, ()
     detected = images.map(lambda image, mask: lung_mask(image) if mask is None else mask, masks)
     if complete(*detected) is None:
+        without = [role for role, mask in zip(ROLES, detected, strict=True) if mask is None]
+        notice(f"No lungs were found in the {' and the '.join(without)} image; the whole images are registered.")
         return masks, ()
     return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
 

@@ -53,6 +53,9 @@ class Registration:
     settings: Settings
     length_scale: float = 1.0
     alignment: str = "none"
+    alignment_start: str | None = None  # of a search, in words
+    alignment_score: float | None = None  # of its result, 0..1
+    alignment_lead: float | None = None  # of its score over the best start elsewhere
     history: list[dict] = field(default_factory=list)
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None

@@ -11,6 +11,7 @@ from nephi.errors import NephiError
 from nephi.files import image as images
 from nephi.images import hounsfield, masks
 from nephi.images.align import align
+from nephi.images.hounsfield import looks_like_ct
 from nephi.images.slices import Slices
 from nephi.measure.quality import dice
 from nephi.space.affine import Affine
@@ -52,14 +53,15 @@ def test_moments_find_a_scaling_along_the_fixed_axes(d):
                     tuple(axes.ravel()))  # fmt: skip
     fixed = straight.resample(fixed, interpolator=sitk.sitkNearestNeighbor)
     moving = ellipsoid(d, axes, there, radii * scale, (1.5, 1.4, 1.9)[:d])
-    affine, how = align(Both(fixed, moving), Both(fixed, moving), "moments")
+    start = align(Both(fixed, moving), Both(fixed, moving), "moments")
+    affine, how = start.affine, start.method
     assert how == "moments"
     np.testing.assert_allclose(affine.matrix, axes @ np.diag(scale) @ axes.T, atol=0.02)
     np.testing.assert_allclose(affine(here), there, atol=0.5)
-    centres, _ = align(Both(fixed, moving), Both(fixed, moving), "centres")
+    centres = align(Both(fixed, moving), Both(fixed, moving), "centres").affine
     np.testing.assert_allclose(centres.matrix, np.eye(d), atol=1e-12)
     np.testing.assert_allclose(centres(here), there, atol=0.5)
-    assert align(Both(fixed, moving), Both(fixed, moving), "auto")[1] == "moments"
+    assert align(Both(fixed, moving), Both(fixed, moving), "auto").method == "moments"
 
 
 def blank(origin_mm=(0.0, 0.0, 0.0)) -> sitk.Image:
@@ -79,7 +81,8 @@ def test_affine_by_mutual_information_finds_a_shift():
     fixed = sitk.SmoothingRecursiveGaussian(texture, 2.0)
     moving = sitk.Image(fixed)
     moving.SetOrigin((1.5, -1.0, 0.5))  # points of the fixed image lie here in the moving one
-    affine, how = align(Both(fixed, moving), Both(None, None), "affine")
+    start = align(Both(fixed, moving), Both(None, None), "affine")
+    affine, how = start.affine, start.method
     centre = np.full(3, 19.5)
     assert how == "affine"
     np.testing.assert_allclose(affine(centre) - centre, (1.5, -1.0, 0.5), atol=0.2)
@@ -93,7 +96,8 @@ def test_a_linear_transform_file_is_taken_as_it_is(suffix, tmp_path):
     given.SetTranslation((1.0, 2.0, 3.0))
     path = str(tmp_path / f"given{suffix}")
     sitk.WriteTransform(given, path)
-    affine, how = align(Both(blank(), blank()), Both(None, None), path)
+    start = align(Both(blank(), blank()), Both(None, None), path)
+    affine, how = start.affine, start.method
     assert how == "given"
     point = (3.0, -7.0, 11.0)
     np.testing.assert_allclose(affine(point), given.TransformPoint(point), atol=1e-6)
@@ -177,7 +181,7 @@ def test_a_small_body_is_treated_as_a_large_one(phantom_3d):
     assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(phantom_3d.fixed_mask) > 0) > 0.9
     small = [smaller(image, factor) for image in (phantom_3d.fixed, phantom_3d.moving)]
     small_masks = [smaller(mask, factor) for mask in (phantom_3d.fixed_mask, phantom_3d.moving_mask)]
-    affine, _ = align(Both(*small), Both(*small_masks), "affine")
+    affine = align(Both(*small), Both(*small_masks), "affine").affine
     fixed, moving = phantom_3d.fixed_landmarks_lps_mm * factor, phantom_3d.moving_landmarks_lps_mm * factor
     before = np.linalg.norm(fixed - moving, axis=1).mean()
     assert np.linalg.norm(affine(fixed) - moving, axis=1).mean() < before
@@ -250,6 +254,20 @@ def test_lungs_are_found_in_a_tube_cropped_and_in_any_storage_order(phantom_3d):
     for seen, wanted in pairs:
         found = masks.lung_mask(seen)
         assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(wanted) > 0) > 0.9
+
+
+def test_emphysematous_lungs_cut_by_the_field_of_view_are_found(phantom_3d):
+    """Nearly as dark as the room's air, at a side of the image, and with the room's air at the others."""
+    lungs = sitk.GetArrayFromImage(phantom_3d.fixed_mask) > 0
+    array = np.where(lungs, -945, sitk.GetArrayFromImage(phantom_3d.fixed)).astype(np.int16)
+    array += np.random.default_rng(0).normal(0, 15, array.shape).astype(np.int16)
+    middle = array.shape[2] // 2
+    columns = np.flatnonzero(lungs.any((0, 1)))
+    part = slice(int(columns[0] + (middle - columns[0]) // 4), None)  # the outer quarter of one lung is not seen
+    seen = sitk.GetImageFromArray(array[:, :, part])
+    seen.SetSpacing(phantom_3d.fixed.GetSpacing())
+    found = masks.lung_mask(seen)
+    assert dice(sitk.GetArrayFromImage(found) > 0, lungs[:, :, part]) > 0.9
 
 
 def test_no_lungs_in_a_solid_body():

@@ -138,7 +138,8 @@ def sample(study, tmp_path):
 
 def test_points_and_landmarks_are_those_of_the_files(sample, phantom_2d, tmp_path):
     images = phantom_2d.fixed, phantom_2d.moving
-    affine, how = align(Both(*images), Both(phantom_2d.fixed_mask, phantom_2d.moving_mask), "auto")
+    start = align(Both(*images), Both(phantom_2d.fixed_mask, phantom_2d.moving_mask), "auto")
+    affine, how = start.affine, start.method
     assert how == "moments"
     for mine, name in ((sample.known, "points"), (sample.landmarks, "landmarks")):
         a, b = (read_landmarks(tmp_path / f"{role}_{name}.csv", i) for role, i in zip(("fixed", "moving"), images))  # noqa: B905

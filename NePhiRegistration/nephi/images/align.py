@@ -2,73 +2,99 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..both import Both, complete
-from ..errors import NephiError, notice
+from ..errors import NephiError, collected_notices, notice
 from ..files.transform import as_affine, read_affine
 from ..settings import ALIGNMENTS, BODY_MM
 from ..space.affine import Affine
 from ..space.grid import Grid
 from .masks import mask_box
-from .search import search
+from .search import Search
 
-_LEAST_DICE = 0.7  # of two masks that agree after the alignment by their moments
+_SETTLED_MM = 13.0  # that the refinement may move the masks' moments; right ones were moved by 3-9, wrong by 17-51
 _LEAST_LEAD = 0.03  # of the best start's score before that of the best one elsewhere
+_LARGEST_SCALE = 2.0
 
 
-def align(images: Both[sitk.Image], masks: Both[sitk.Image | None], method: str) -> tuple[Affine, str]:
-    """The alignment and the name of the method that made it.
+@dataclass(frozen=True)
+class Alignment:
+    """One affine map from fixed to moving points, the method that made it, and of a search: what it started from, in
+    words, its score (0..1), and its lead over the best start elsewhere (the whole score where there is none)."""
+
+    affine: Affine
+    method: str
+    start: str | None = None
+    score: float | None = None
+    lead: float | None = None
+
+
+def align(images: Both[sitk.Image], masks: Both[sitk.Image | None], method: str) -> Alignment:
+    """The alignment by a method.
 
     - ``none``: identity.
     - ``centres``: the masks' centres of mass on each other (without masks, the images' centres).
     - ``moments``: centres and the standard deviation along each axis of the fixed image's frame; for
       lungs, whose inhale is larger than their exhale.
     - ``affine``: twelve parameters by mutual information, from ``moments`` or ``centres``.
-    - ``auto``: ``moments`` where masks are given on both sides and agree after it; else ``search``, over
-      turns and translations with partial overlap; ``search``'s start is refined to twelve parameters.
+    - ``auto``: ``moments`` where masks are given on both sides and the images confirm it: refined on images and
+      masks it stays where it is. Else ``search``, over turns and translations with partial overlap; its start is
+      refined to twelve parameters.
     - a path: a linear transform file, fixed -> moving (.tfm, .txt, .h5, .mat as ITK reads them).
     """
     dimension, given = images.fixed.GetDimension(), complete(*masks)
     if method == "auto":
         return _automatic(images, given)
     if method not in ALIGNMENTS:
-        return read_affine(method, dimension), "given"
+        return Alignment(read_affine(method, dimension), "given")
     if method == "none":
-        return Affine.identity(dimension), method
+        return Alignment(Affine.identity(dimension), method)
     if method == "moments" and not given:
         raise NephiError("alignment 'moments' needs a mask of both images; give masks or use --align centres")
     if not given:
         start = Affine(np.eye(dimension), _centre(images.moving) - _centre(images.fixed))
-        return (start, method) if method == "centres" else (_affine(images, None, start), method)
+        return Alignment(start if method == "centres" else _affine(images, None, start), method)
     axes = Grid.of(images.fixed).axes
     (cf, sf), (cm, sm) = given.map(lambda mask: _moments(mask, axes))
-    scale = np.ones(dimension) if method == "centres" else np.clip(sm / sf, 0.5, 2.0)
+    scale = np.ones(dimension)
+    if method != "centres":
+        scale = np.clip(sm / sf, 1 / _LARGEST_SCALE, _LARGEST_SCALE)
+        if not np.allclose(scale, sm / sf):
+            notice(
+                f"The masks differ in extent by more than {_LARGEST_SCALE:g} times along an axis; the start scales "
+                "by no more than that."
+            )
     matrix = axes @ np.diag(scale) @ axes.T
     start = Affine(matrix, cm - matrix @ cf)
-    return (_affine(images, given.fixed, start) if method == "affine" else start), method
+    return Alignment(_affine(images, given.fixed, start) if method == "affine" else start, method)
 
 
 def _centre(image: sitk.Image) -> np.ndarray:
     return Grid.of(image).corners_lps_mm().mean(0)
 
 
-def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None) -> tuple[Affine, str]:
-    starts = {"none": Affine.identity(images.fixed.GetDimension())}
+def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None) -> Alignment:
+    search = Search(images, masks)
+    starts = {"the headers": Affine.identity(images.fixed.GetDimension())}
     if masks:
-        moments, name = align(images, Both(*masks), "moments")
-        if masks_agreement(masks, moments) >= _LEAST_DICE:
-            return moments, name
-        starts[name] = moments
-    found = search(images, starts)
+        with collected_notices() as notes:
+            moments = align(images, Both(*masks), "moments")
+        if search.stays(moments.affine, _SETTLED_MM):
+            for note in notes:
+                notice(note)
+            return moments
+        starts["the masks' moments"] = moments.affine
+    found = search.best(starts)
     if found.lead < _LEAST_LEAD:
         notice(
             "The start is uncertain: another alignment fits almost as well; look at the result, or use --align centres."
         )
-    return found.affine, "search"
+    return Alignment(found.affine, "search", found.start, found.score, found.lead)
 
 
 def masks_agreement(masks: Both[sitk.Image], affine: Affine) -> float:

@@ -7,6 +7,7 @@ import SimpleITK as sitk
 
 from ..errors import notice
 
+CT_WINDOW = (-1000.0, 200.0)
 AIR_HU = -1000.0
 _DENSE_HU = -500.0  # what pads is seen as such where it is denser than this, or no air at all
 _FAR_HU = -1100.0
@@ -49,8 +50,13 @@ def hu_offset(image: sitk.Image) -> float | None:
 
 
 def looks_like_ct(image: sitk.Image) -> bool:
-    """Whether the numbers are Hounsfield units, by their range: air well below zero, nothing far below -4000."""
-    return hu_offset(image) == 0
+    """Whether the numbers are Hounsfield units."""
+    return hu_offset(image) == 0.0
+
+
+def unseen_values(image: sitk.Image) -> list[float]:
+    """In Hounsfield units: the padding that is not the air that the scanner would have seen."""
+    return [value for value in padding(image) if value > _DENSE_HU or value < _FAR_HU]
 
 
 def in_hu(image: sitk.Image, offset: float, padding_hu: float = AIR_HU) -> sitk.Image:

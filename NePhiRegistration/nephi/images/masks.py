@@ -7,14 +7,14 @@ import SimpleITK as sitk
 
 from ..settings import BODY_MM
 from ..space.grid import Box, Grid
-from .hounsfield import looks_like_ct, padding, sparse
+from .hounsfield import CT_WINDOW, looks_like_ct, padding, sparse
 
-CT_WINDOW = (-1000.0, 200.0)
 LUNG_THRESHOLD_HU = -400.0
 _LEAST_PART = 0.01
 _TRACHEAE_MM = (9.0, 12.0)  # about its radius, and more than that of any
 _ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room; emphysema has been seen at -955
-_CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung only with a median above it
+_CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung with a median above it
+_ENCLOSED = 0.9  # part of it that has tissue on both sides, for which a darker one is a lung, too
 
 
 def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[float, float]:
@@ -48,9 +48,9 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
     # a trachea that ends in the room's air joins it to the lungs; an opening by more than its radius parts them
     wider = [[max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM]
-    air, edges = small < threshold, _edges(small, threshold)
+    air, edges, enclosed = small < threshold, _edges(small, threshold), _enclosed(small, threshold)
     for radius in ([1] * d, *wider):
-        inside = _lung_air(small, air, edges, radius, 0.1 * floor)
+        inside = _lung_air(small, air, edges, enclosed, radius, 0.1 * floor)
         parts = sitk.RelabelComponent(sitk.ConnectedComponent(inside), sortByObjectSize=True)
         shape = sitk.LabelShapeStatisticsImageFilter()
         shape.Execute(parts)
@@ -81,7 +81,9 @@ def _on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
     return grid.image(out)
 
 
-def _lung_air(image: sitk.Image, air: sitk.Image, edges: np.ndarray, radius: list[int], least_mm3: float) -> sitk.Image:
+def _lung_air(
+    image: sitk.Image, air: sitk.Image, edges: np.ndarray, enclosed: np.ndarray, radius: list[int], least_mm3: float
+) -> sitk.Image:
     """The parts of air, opened by a radius in voxels, that are none of the room's."""
     labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(air, radius)))
     values = sitk.GetArrayViewFromImage(image)
@@ -89,12 +91,30 @@ def _lung_air(image: sitk.Image, air: sitk.Image, edges: np.ndarray, radius: lis
     counts = np.bincount(labels.ravel()) * Grid.of(image).voxel_volume_mm3
     found = []
     for label in np.flatnonzero(counts >= least_mm3):
-        median = float(np.median(values[labels == label])) if label else -np.inf
-        if median >= (_CUT_LUNG_HU if label in at_an_edge else _ROOM_AIR_HU):
+        part = labels == label
+        median = float(np.median(values[part])) if label else -np.inf
+        at_a_side = label in at_an_edge and enclosed[part].mean() < _ENCLOSED
+        if median >= (_CUT_LUNG_HU if at_a_side else _ROOM_AIR_HU):
             found.append(label)
     inside = sitk.GetImageFromArray(np.isin(labels, found).astype(np.uint8))
     inside.CopyInformation(image)
     return inside if max(radius) == 1 else sitk.And(sitk.BinaryDilate(inside, [2 * r for r in radius]), air)
+
+
+def _upright(image: sitk.Image) -> int | None:
+    """The axis of the array that is the patient's; None in 2D."""
+    d = image.GetDimension()
+    return d - 1 - int(np.abs(Grid.of(image).axes[2]).argmax()) if d == 3 else None
+
+
+def _enclosed(image: sitk.Image, threshold: float) -> np.ndarray:
+    """(z, y, x): between tissue in front and behind, or to the left and to the right."""
+    tissue = sitk.GetArrayFromImage(image) >= threshold
+    out = np.zeros_like(tissue)
+    for axis in set(range(tissue.ndim)) - {_upright(image)}:
+        after = np.flip(np.maximum.accumulate(np.flip(tissue, axis), axis), axis)
+        out |= np.maximum.accumulate(tissue, axis) & after
+    return out
 
 
 def _edges(image: sitk.Image, threshold: float) -> np.ndarray:
@@ -102,9 +122,8 @@ def _edges(image: sitk.Image, threshold: float) -> np.ndarray:
     the threshold."""
     d = image.GetDimension()
     edges = np.zeros(image.GetSize()[::-1], bool)
-    upright = d - 1 - int(np.abs(Grid.of(image).axes[2]).argmax()) if d == 3 else None
     for axis in range(d):
-        if axis != upright:
+        if axis != _upright(image):
             np.moveaxis(edges, axis, 0)[[0, -1]] = True
     for value in padding(image):
         if value >= threshold:

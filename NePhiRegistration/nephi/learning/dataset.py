@@ -133,7 +133,7 @@ def aligned_pair(images: Both[sitk.Image], masks: Both[sitk.Image | None], setti
         similarity=settings.similarity,
         align=settings.align,
     )
-    affine, _ = align(images, masks, settings.align)
+    affine = align(images, masks, settings.align).affine
     return ImagePair.of(images, masks, affine, made, cube_margin_mm=settings.cube_margin_mm)
 
 

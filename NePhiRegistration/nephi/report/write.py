@@ -258,6 +258,9 @@ def _facts(r: Registration) -> dict[str, Any]:
     return {
         "alignment": {
             "method": r.alignment,
+            "start": r.alignment_start,
+            "score": r.alignment_score,
+            "lead": r.alignment_lead,
             "matrix": r.affine.matrix.tolist(),
             "offset_mm": r.affine.offset_mm.tolist(),
         },

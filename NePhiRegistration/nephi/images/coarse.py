@@ -1,0 +1,201 @@
+"""An image at a coarse scale, for the search for the start: features, where it was seen, and where the body is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..space.grid import Grid
+from .hounsfield import CT_WINDOW, looks_like_ct, sparse, unseen_values
+
+_EDGE = 0.04  # change of the prepared values, from the background or from voxel to voxel, that tells the body
+_FLAT_AIR_HU = -900.0
+_LUNG = 0.5  # of a CT's prepared values: -400 HU
+_LEAST_INNER = 0.03  # part of the body
+_FINEST_PARTS = 2  # voxels of an image along each axis that are averaged for one at a coarse scale, at least
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Features (c, z, y, x) on a grid along the patient's axes; (z, y, x): where the image was seen (0 or 1), the
+    body, and what matters in it: a mask, the air in a CT's body, or all of it."""
+
+    features: Tensor
+    seen: Tensor
+    body: Tensor
+    inner: Tensor
+    spacing_mm: float
+    origin_lps_mm: np.ndarray
+
+    @property
+    def size_xyz(self) -> np.ndarray:
+        return np.array(self.seen.shape[::-1])
+
+    @property
+    def centre_lps_mm(self) -> np.ndarray:
+        return self.origin_lps_mm + (self.size_xyz - 1) / 2 * self.spacing_mm
+
+    def at(self, points_lps_mm: Tensor) -> Tensor:
+        """Features and whether they are seen, (c + 1, ...), at points (..., d)."""
+        d, size = self.seen.ndim, torch.as_tensor(self.size_xyz, dtype=torch.float32)
+        index = (points_lps_mm - torch.as_tensor(self.origin_lps_mm, dtype=torch.float32)) / self.spacing_mm
+        place = (2 * index / (size - 1).clamp(min=1) - 1).reshape(1, *[1] * (d - 1), -1, d)
+        volume = torch.cat([self.features, self.seen[None]])[None]
+        return functional.grid_sample(volume, place, align_corners=True).reshape(
+            len(volume[0]), *points_lps_mm.shape[:-1]
+        )
+
+    def points(self, where: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """points_lps_mm (n, d) where a mask (z, y, x) holds, evenly spread, about ``most`` of them, and their features
+        (c, n)."""
+        index_zyx = torch.nonzero(where)
+        index_zyx = index_zyx[:: max(1, round(len(index_zyx) / most)) | 1]  # odd: no plane of the grid is left out
+        origin = torch.as_tensor(self.origin_lps_mm, dtype=torch.float32)
+        values = self.features[(slice(None), *index_zyx.T)]
+        return origin + index_zyx.flip(1).float() * self.spacing_mm, values
+
+    def with_slopes(self) -> Coarse:
+        """Each feature is followed by its slopes per mm: (c + c d, ...), x first."""
+        slopes = [gradient(channel) / self.spacing_mm for channel in self.features]
+        return replace(self, features=torch.cat([self.features, *slopes]))
+
+    def near(self, part: Tensor, mm: float) -> Tensor:
+        """(z, y, x) bool: within a distance of a part of the grid, and seen."""
+        return (grown(part, round(mm / self.spacing_mm)) > 0.5) & (self.seen > 0.5)
+
+
+def blurred(values: Tensor) -> Tensor:
+    """Binomial filter (1, 2, 1) along each axis of (c, ...), the edge repeated."""
+    for axis in range(1, values.ndim):
+        n = values.shape[axis]
+        before = values.index_select(axis, torch.arange(-1, n - 1).clamp(min=0))
+        after = values.index_select(axis, torch.arange(1, n + 1).clamp(max=n - 1))
+        values = (before + 2 * values + after) / 4
+    return values
+
+
+def gradient(values: Tensor) -> Tensor:
+    """(...) -> (d, ...), per voxel, x first."""
+    axes = [a for a in range(values.ndim) if values.shape[a] > 1]
+    parts = dict(zip(axes, torch.gradient(values, dim=axes), strict=True))
+    return torch.stack([parts.get(a, torch.zeros_like(values)) for a in reversed(range(values.ndim))])
+
+
+def grown(part: Tensor, voxels: int) -> Tensor:
+    """(...) 0 or 1, grown by a box."""
+    if voxels < 1:
+        return part
+    pool = (functional.max_pool2d, functional.max_pool3d)[part.ndim - 2]
+    return pool(part[None, None].float(), 2 * voxels + 1, 1, voxels)[0, 0]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Some of an image's voxels: values 0..1, where they were seen (0 or 1), a given mask; ``ct``: Hounsfield units."""
+
+    values: sitk.Image
+    seen: sitk.Image
+    mask: sitk.Image | None
+    ct: bool
+
+    @classmethod
+    def of(cls, image: sitk.Image, mask: sitk.Image | None, spacing_mm: float) -> Prepared:
+        """``spacing_mm``: the finest of the scales that are made of it."""
+        steps = [max(1, int(spacing_mm / _FINEST_PARTS / s)) for s in image.GetSpacing()]
+        part = tuple(slice(n // 2 if size > n else 0, None, n) for n, size in zip(steps, image.GetSize(), strict=True))
+        image = image[part]
+        mask = None if mask is None else sitk.Cast(mask[part] != 0, sitk.sitkFloat32)
+        array = sitk.GetArrayFromImage(image).astype(np.float32)
+        if ct := looks_like_ct(image):
+            unseen, (low, high) = _filled(array, unseen_values(image)), CT_WINDOW
+        else:
+            unseen = np.zeros(array.shape, bool)
+            low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
+        values = np.clip((array - low) / (high - low if high > low else 1.0), 0.0, 1.0)
+        grid = Grid.of(image)
+        seen = grid.image((~unseen).astype(np.float32))
+        return cls(grid.image(np.where(unseen, 0.0, values).astype(np.float32)), seen, mask, ct)
+
+    def at_scale(self, spacing_mm: float) -> Coarse:
+        """Averaged, then resampled over the box that holds the body."""
+        grid = Grid.of(self.values)
+        d = grid.dimension
+        shrink = [max(1, min(int(spacing_mm / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
+        corners = grid.corners_lps_mm()
+        low, high = corners.min(0), corners.max(0)
+        size = np.maximum(np.round((high - low) / spacing_mm), 1).astype(int) + 1
+        out = Grid(tuple(map(int, size)), (spacing_mm,) * d, tuple(map(float, low)), tuple(np.eye(d).ravel()))
+
+        def resampled(image: sitk.Image) -> Tensor:
+            array = sitk.GetArrayFromImage(out.resample(sitk.BinShrink(image, shrink), outside=0.0))
+            return torch.from_numpy(array)
+
+        part, sums = resampled(self.seen), resampled(self.values)
+        seen = part > 0.5
+        values = sums / part.clamp(min=0.1)
+        seen = seen.float()
+        around = blurred(seen[None])[0]
+        values = blurred(values[None] * seen)[0] / around.clamp(min=0.1)
+        # where the image ends there is no edge of the patient
+        edges = gradient(values).norm(dim=0) * (around > 0.99)
+        seen = seen > 0
+        body = _body(values, seen, edges)
+        box = []
+        for axis in range(d):
+            rows = torch.nonzero(body.movedim(axis, 0).flatten(1).any(1))[:, 0]
+            n, margin = body.shape[axis], 3
+            first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, n - 1)
+            box.append(slice(max(0, first - margin), min(n, last + margin + 1)))
+        start = np.array([s.start for s in reversed(box)])
+        channels, inner = [values, edges.sqrt()], body
+        if self.mask is not None:
+            channels.append(blurred(resampled(self.mask)[None])[0])
+            inner = channels[-1] > 0.5
+        elif self.ct:
+            inner = (values < _LUNG) & (grown((~body).float(), 1) < 0.5)
+            if inner.sum() < _LEAST_INNER * body.sum():
+                inner = body
+        where = tuple(box)
+        features = torch.stack(channels)[(slice(None), *where)] * seen[where]
+        return Coarse(features, seen[where].float(), body[where], inner[where], spacing_mm, low + start * spacing_mm)
+
+
+def _filled(array: np.ndarray, padding_hu: list[float]) -> np.ndarray:
+    """Where Hounsfield units are padding, or air whose value does not change along x nor y: nobody knows what was
+    there."""
+    flat = array <= _FLAT_AIR_HU
+    for axis in (-1, -2):
+        same = np.diff(array, axis=axis) == 0
+        ends = [(0, 0)] * array.ndim
+        ends[axis] = (1, 1)
+        same = np.pad(same, ends)
+        flat &= np.delete(same, 0, axis) | np.delete(same, -1, axis)
+    return flat | np.isin(array, padding_hu)
+
+
+def _body(values: Tensor, seen: Tensor, edges: Tensor) -> Tensor:
+    """What lies between tissue on both sides along x and along y: the largest part that differs from the background.
+
+    The background is what most of the sides of the image show; where the body reaches them, what has edges counts.
+    """
+    d = values.ndim
+    sides = torch.cat([values.movedim(a, 0)[[0, -1]].flatten() for a in (d - 1, d - 2)])
+    sides_seen = torch.cat([seen.movedim(a, 0)[[0, -1]].flatten() for a in (d - 1, d - 2)])
+    shown = sides[sides_seen]
+    background = float(shown.median()) if len(shown) else 0.0
+    tissue = seen & (((values - background).abs() > 4 * _EDGE) | (edges > _EDGE))
+    parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(tissue.numpy().astype(np.uint8))))
+    if not parts.any():
+        return seen
+    tissue = torch.from_numpy(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
+    hull = torch.ones_like(tissue)
+    for axis in (d - 1, d - 2):
+        before = tissue.int().cummax(axis).values
+        after = tissue.flip(axis).int().cummax(axis).values.flip(axis)
+        hull &= (before * after) > 0
+    return hull & seen
