@@ -114,7 +114,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Level:
-    """A level of the optimisation, from coarse to fine. A prediction takes the place of the first of several."""
+    """A level of the optimisation, from coarse to fine. A prediction takes the place of those with the fewest nodes."""
 
     start: Share = 0.0  # share of the iterations after which the level begins
     features: Features = Features()  # what is compared
@@ -220,16 +220,21 @@ class Settings:
         return json.dumps(self.to_dict(), indent=2)
 
 
+def _wide(end: float) -> tuple[Level, ...]:
+    """The levels until this share of the iterations: few nodes, and features that first see far."""
+    return tuple(Level(part * end, Features(mm, 2), 4.0) for part, mm in ((0.0, 8.0), (0.2, 4.0), (0.45, 2.0)))
+
+
 def _coarse_to_fine(fine: float, all_nodes: float, outside: float) -> tuple[Level, ...]:
     """Wide features, few nodes first; from ``fine`` on fine features and more nodes, from ``all_nodes`` on all."""
-    wide, sharp = Features(2.0, 2), Features(1.25, 1, outside)
-    return Level(0.0, wide, 4.0), Level(fine, sharp, 2.0), Level(all_nodes, sharp)
+    sharp = Features(1.25, 1, outside)
+    return *_wide(fine), Level(fine, sharp, 2.0), Level(all_nodes, sharp)
 
 
 PRESETS: dict[str, Settings] = {
     "fast": Settings(
         "fast",
-        levels=(Level(0.0, Features(2.0, 2), 4.0), Level(0.4, Features(1.75, 1))),
+        levels=(*_wide(0.4), Level(0.4, Features(1.75, 1))),
         fit=FitSettings(iterations=220, learning_rate=4e-3),
     ),
     "balanced": Settings(

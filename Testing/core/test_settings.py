@@ -145,8 +145,9 @@ def test_to_dict_is_plain_json():
 
 def test_settings_as_reports_held_them_before_still_load():
     """Whatever the classes are called by now: a file that lists every entry gives the preset it was written from."""
-    file = Path(__file__).with_name("former_settings.json")
-    assert load(file) == PRESETS["balanced"]
+    file, sharp = Path(__file__).with_name("former_settings.json"), Features(1.25, 1, 0.5)
+    levels = Level(0.0, Features(2.0, 2), 4.0), Level(0.4, sharp, 2.0), Level(0.7, sharp)  # those of then
+    assert load(file) == replace(PRESETS["balanced"], levels=levels)
     written = json.loads(file.read_text())
     assert from_dict({**written, "similarity": {**written["similarity"], "points": 700}}).similarity.points == Sampling(
         0.0, 700, 700

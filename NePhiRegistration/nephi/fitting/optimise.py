@@ -174,10 +174,13 @@ class Optimisation:
 def _schedule(levels: tuple[Level, ...], iterations: int, predicted: bool) -> list[tuple[Level, int]]:
     """The levels and the step that each ends before; of several that begin with the same step, the last.
 
-    A prediction replaces the first of several (large motion): the second begins at once.
+    A prediction replaces those of several that have the fewest nodes (large motion), at least the first: the next one
+    begins at once.
     """
     if predicted and len(levels) > 1:
-        levels = (replace(levels[1], start=0.0), *levels[2:])
+        finer = (k for k, level in enumerate(levels) if level.node_spacing_factor < levels[0].node_spacing_factor)
+        first = next(finer, 1)
+        levels = (replace(levels[first], start=0.0), *levels[first + 1 :])
     begins = {round(level.start * iterations): level for level in levels}
     steps = sorted(begins)
     return [(begins[step], end) for step, end in zip(steps, [*steps[1:], iterations], strict=True)]
