@@ -11,7 +11,6 @@ from nephi.errors import NephiError
 from nephi.files import image as images
 from nephi.images import hounsfield, masks
 from nephi.images.align import align
-from nephi.images.hounsfield import looks_like_ct
 from nephi.images.slices import Slices
 from nephi.measure.quality import dice
 from nephi.space.affine import Affine
