@@ -21,7 +21,7 @@ from .. import process
 from ..errors import NephiError
 from ..files.cases import ROLES, Case, fingerprints, read_pairs
 from ..files.folder import ResultFolder
-from ..files.writing import output_folder, recover, write_csv, write_text
+from ..files.writing import output_folder, write_csv, write_text
 from ..measure.report import Report
 from ..paths import read_text_file
 from ..runfolder import RunFolder, remove_abandoned
@@ -106,7 +106,6 @@ def run_batch(
 
 def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: bool) -> Report | None:
     """The report of a pair that was made from the same files with the same settings, else None."""
-    recover(folder)
     report = _report(folder)
     if report is None:
         return None
@@ -117,7 +116,7 @@ def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: boo
 def _report(folder: Path) -> Report | None:
     """The report in a result folder, None where there is none, or what is no report."""
     try:
-        return Report.from_json(read_text_file(ResultFolder(folder).report, "report").decode())
+        return Report.from_json(read_text_file(ResultFolder.opened(folder).report, "report").decode())
     except (NephiError, ValueError):
         return None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NephiError
-from .writing import output_folder, replaced
+from .writing import output_folder, recover, replaced
 
 _REGISTRATION = "registration.safetensors"
 _FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alone kept that name
@@ -20,6 +20,12 @@ class ResultFolder:
     """The files of one registration in the folder ``path``; a file need not exist."""
 
     path: Path
+
+    @classmethod
+    def opened(cls, path: str | Path) -> ResultFolder:
+        """To be read: what a killed run had begun to replace is completed first."""
+        recover(path)
+        return cls(Path(path))
 
     @property
     def transform(self) -> Path:
