@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import NephiError
 from ..paths import read_text_file
@@ -31,7 +32,7 @@ def fingerprints(
     ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files; ``series``: of DICOM, in
     any order. A file that is missing has only its path.
     """
-    found = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
+    found: dict[str, Any] = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
     if Path(align).is_file():
         found["align"] = _fingerprint(Path(align))
     if model and Path(model).is_file():
