@@ -41,7 +41,10 @@ def run(
             settings = replace(PRESETS["accurate"], model=model)
             settings = replace(settings, fit=replace(settings.fit, iterations=iterations if optimised else 0))
             result, found = registered(case, settings, device)
-            count = sum(p.numel() for p in result.maps.fields.parameters()) + result.maps.code.local_code.numel()
+            count = (
+                sum(p.numel() for p in result.fields.maps.fields.parameters())
+                + result.fields.maps.code.local_code.numel()
+            )
             found["parameters"] = count
             found["encoder_parameters"] = 0 if model is None else encoder_parameters(model)
             rows.append({"pair": name, "method": method, **found})

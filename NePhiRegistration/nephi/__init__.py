@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
     from .errors import NephiError as NephiError
     from .files.image import read_image as read_image
     from .files.landmarks import read_landmarks as read_landmarks
+    from .fitting.guidance import Guidance as Guidance
     from .fitting.regularity import Regulariser as Regulariser
     from .fitting.similarity import Similarity as Similarity
     from .learning.dataset import tensors_of as tensors_of
@@ -41,11 +42,13 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
     from .settings import PRESETS as PRESETS
     from .settings import REGULARISERS as REGULARISERS
     from .settings import SIMILARITIES as SIMILARITIES
+    from .settings import FieldSettings as FieldSettings
     from .settings import Settings as Settings
     from .synthetic.phantom import make_phantom as make_phantom
 
 _HOMES = {
     "NephiError": "errors",
+    "Guidance": "fitting.guidance",
     "Regulariser": "fitting.regularity",
     "Similarity": "fitting.similarity",
     "tensors_of": "learning.dataset",
@@ -61,6 +64,7 @@ _HOMES = {
     "Fields": "maps.fields",
     "Map": "maps.maps",
     "FIELDS": "settings",
+    "FieldSettings": "settings",
     "REGULARISERS": "settings",
     "SIMILARITIES": "settings",
     "read_image": "files.image",
@@ -85,7 +89,9 @@ __all__ = [
     "Code",
     "Encoder",
     "EncoderSettings",
+    "FieldSettings",
     "Fields",
+    "Guidance",
     "Map",
     "MatchingSettings",
     "Model",

@@ -15,15 +15,18 @@ from .device import choose_device
 from .errors import NephiError, collected_notices, notice
 from .files.image import check_image
 from .files.masks import check_mask
+from .fitting.guidance import NOTHING, Guidance
+from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser, make_regulariser
 from .fitting.similarity import Similarity, make_similarity
 from .images.align import align, masks_agreement
-from .images.hounsfield import hounsfield
+from .images.hounsfield import hounsfield, looks_like_ct
 from .images.image_pair import ImagePair
-from .images.masks import looks_like_ct, lung_mask
+from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
+from .maps.consensus import Consensus
 from .result import Registration
 from .settings import PRESETS, Settings, check
 from .space.grid import Grid
@@ -41,6 +44,7 @@ def register(
     fixed_mask: sitk.Image | None = None,
     moving_mask: sitk.Image | None = None,
     settings: Settings = PRESETS["balanced"],
+    guidance: Guidance | None = None,
     auto_mask: bool = True,
     device: str = "auto",
     similarity: Similarity | None = None,
@@ -50,6 +54,7 @@ def register(
 ) -> Registration:
     """Register two 2D or 3D SimpleITK images of any grids; the result maps points both ways in LPS mm.
 
+    ``guidance``: landmarks, labels and regions that are known beyond the images, and a transform to start from.
     ``similarity``, ``regulariser``: objects in the place of those that the settings name.
     ``progress(phase, fraction, terms)`` is called as it goes; an exception raised in it ends the run.
     ``preview(phase, fraction, registration)`` is called with the unfinished result, first right after the
@@ -67,20 +72,26 @@ def register(
     report("masks")
     with collected_notices() as notes:
         images = images.map(hounsfield, ROLES)
+        guidance = (NOTHING if guidance is None else guidance).checked(images)
+        if guidance.initial is not None and (settings.align != "auto" or model is not None):
+            raise NephiError("an initial transform takes the place of --align and --model: give one of them alone")
         masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)
         report("alignment")
         # what was taken for lungs may be the room: it is no reason to skip the search
         trusted: Both[sitk.Image | None] = Both(None, None) if found and settings.align == "auto" else masks
-        affine, how = align(images, trusted, settings.align)
+        if guidance.initial is None:
+            affine, how = align(images, trusted, settings.align)
+        else:
+            affine, how = affine_part(guidance.initial, Grid.of(images.fixed), masks.fixed), "initial"
         lungs = complete(*masks)
         if found and lungs and masks_agreement(lungs, affine) < _LEAST_AGREEMENT:
             masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask=False)
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
-    pair = ImagePair.of(images, masks, affine, settings, trusted=not found)
+    pair = ImagePair.of(images, masks, affine, settings, trusted=not found, excluded=Both(*guidance.excluded))
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(model, pair, target)
-    optimisation = Optimisation(pair, prediction, similarity, regulariser, target)
+    optimisation = Optimisation(pair, prediction, similarity, regulariser, target, guidance)
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
@@ -92,12 +103,15 @@ def register(
         fixed_mask=masks.fixed,
         moving_mask=masks.moving,
         found_masks=found,
+        guidance=guidance,
         notes=(*notes, *flaws),
         device=str(target),
         length_scale=pair.scale,
     )
     report("features")
     result.history = optimisation.run(report.optimising)
+    if settings.consensus:
+        result.maps = Consensus(optimisation.maps)
     result.seconds = time.perf_counter() - started
     return result
 

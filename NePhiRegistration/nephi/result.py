@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 
+from .both import Both
+from .config import decode
 from .errors import NephiError
 from .files.folder import ResultFolder
 from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
+from .fitting.guidance import NOTHING, Guidance
+from .images.masks import mask_box
+from .images.warp import warped_slices
 from .maps.code import HybridCode, zero_code
+from .maps.consensus import Consensus
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
 from .maps.sampled import coarsest_displacement, nodes_around
 from .measure.quality import displacement_jacobian, random_points
+from .measure.signals import measure_signals
+from .measure.trust import Trust
 from .settings import FieldSettings, Settings, check, from_dict
 from .space.affine import Affine
 from .space.cube import Cube
-from .space.grid import Grid
+from .space.grid import Box, Grid
 
 _CHUNK = 8192  # points evaluated at a time
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
@@ -48,6 +56,7 @@ class Registration:
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None
     found_masks: tuple[str, ...] = ()
+    guidance: Guidance = NOTHING
     notes: tuple[str, ...] = ()  # for the user, on how the result was obtained
     device: str = "cpu"
     seconds: float = 0.0
@@ -57,9 +66,17 @@ class Registration:
         return self.affine(self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(points_lps_mm), self.maps.forward)))
 
     def inverse(self, points_lps_mm) -> np.ndarray:
-        """Moving points (n, d) in LPS mm -> the same anatomy in the fixed image (the second field)."""
+        """Moving points (n, d) in LPS mm -> the same anatomy in the fixed image."""
         aligned = self.affine.inverse()(points_lps_mm)
         return self.cube.to_lps_mm(self._evaluate(self.cube.to_cube(aligned), self.maps.inverse))
+
+    @property
+    def fields(self) -> Registration:
+        """The same with the two fields as they were optimised in the place of their consensus.
+
+        What these disagree on shows where either is wrong; the consensus' maps are inverses of each other.
+        """
+        return replace(self, maps=self.maps.of) if isinstance(self.maps, Consensus) else self
 
     def jacobian_determinant(self, points_lps_mm) -> np.ndarray:
         """Exact Jacobian determinant (n,) of the forward map at fixed points, alignment included."""
@@ -115,6 +132,16 @@ class Registration:
         coarse, displacement, _ = self.sampled(default if grid is None else grid, inverse)
         return displacement_transform(displacement, coarse)
 
+    def trust(self, fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform | None = None) -> Trust:
+        """The expected error in mm, known from the result and its images alone.
+
+        ``transform``: the map as ``transform()`` gives it, where that is at hand. Raises NephiError where the moving
+        image shows nothing of the region.
+        """
+        transform = self.transform() if transform is None else transform
+        signals = measure_signals(Both(fixed, moving), self.fixed_mask, transform, self.forward, self.inverse)
+        return Trust.of(signals, self.fixed_grid, self.fixed_mask)
+
     def warp(
         self, image: sitk.Image, grid: Grid | None = None, *, labels: bool = False, inverse: bool = False
     ) -> sitk.Image:
@@ -126,43 +153,49 @@ class Registration:
         grid = (self.moving_grid if inverse else self.fixed_grid) if grid is None else grid
         if image.GetDimension() != grid.dimension:
             raise NephiError(f"the input image is {image.GetDimension()}D, the registration {grid.dimension}D")
-        interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
-        outside = 0.0 if labels else lowest(image)
-        return grid.resample(image, self.transform(grid, inverse), interpolator, outside)
+        if labels:
+            return grid.resample(image, self.transform(grid, inverse), sitk.sitkNearestNeighbor)
+        coarse, displacement, _ = self.sampled(grid, inverse)
+        return grid.image(np.stack(list(warped_slices(image, grid, displacement, coarse, lowest(image)))))
 
     def jacobian_image(
-        self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None
-    ) -> tuple[np.ndarray, dict[str, float] | None]:
-        """Jacobian determinant (z, y, x) float32 on the fixed grid, and its error in the mask if it is not exact there.
+        self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None, exact: bool = False
+    ) -> tuple[Box, np.ndarray, dict[str, float] | None]:
+        """Jacobian determinant (z, y, x) float32 in a box of the fixed grid, the box, and the error if it is not exact.
 
-        In the mask, exact at the nodes of a grid of 3 mm, linear between them, and exact again wherever it could be 0
-        or less, so that folds are counted exactly; on coarse images exact at every voxel centre. The error (rmse, max)
-        is measured at 2,000 of them; ``exact_below`` is the value below which the determinant is exact. Elsewhere
-        by central differences of the displacement (on its own, coarser grid), which is quick and only looked at.
+        In the mask, whose box it is, exact at the nodes of a grid of 3 mm, linear between them, and exact again
+        wherever it could be 0 or less, so that folds are counted exactly; on coarse images, or if wanted ``exact``,
+        exact at every voxel centre. 1 outside the mask. The error (rmse, max) is measured at 2,000 voxel centres;
+        ``exact_below`` is the value below which the determinant is exact. Without a mask everywhere, by central
+        differences of the displacement (on its own, coarser grid).
         """
-        coarse = grid.image(displacement_jacobian(displacement, grid))
-        out = sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0))
         if mask is None:
-            return out, None
-        nodes = self.fixed_grid.coarsened(_JACOBIAN_NODES_MM * self.length_scale)
-        if np.prod(nodes.size) > _FEWER_NODES * np.prod(self.fixed_grid.size):
-            return self.dense_jacobian(self.fixed_grid, mask, out), None
-        return out, self._interpolated_jacobian(nodes, mask, out)
+            coarse = grid.image(displacement_jacobian(displacement, grid))
+            everywhere = tuple(slice(0, n) for n in self.fixed_grid.shape)
+            return everywhere, sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0)), None
+        box = mask_box(mask)
+        part = self.fixed_grid.part(box)
+        inside = sitk.GetArrayViewFromImage(mask)[box] != 0
+        out = np.ones(part.shape, np.float32)
+        nodes = part.coarsened(_JACOBIAN_NODES_MM * self.length_scale)
+        if exact or np.prod(nodes.size) > _FEWER_NODES * np.prod(part.size):
+            return box, self.dense_jacobian(part, part.image(inside.astype(np.uint8)), out), None
+        return box, out, self._interpolated_jacobian(nodes, part, inside, out)
 
-    def _interpolated_jacobian(self, nodes: Grid, mask: sitk.Image, out: np.ndarray) -> dict[str, float]:
-        """Writes the determinant into ``out`` (z, y, x) in the mask, as ``jacobian_image`` says; returns its error."""
-        inside = sitk.GetArrayViewFromImage(mask) != 0
-        near = nodes.image(nodes_around(self.fixed_grid, nodes, inside).astype(np.uint8))
-        between = self.fixed_grid.resample(nodes.image(self.dense_jacobian(nodes, near)), outside=1.0)
-        out[inside] = sitk.GetArrayViewFromImage(between)[inside]
-        points = random_points(self.fixed_grid, mask, 2000)  # voxel centres
-        chosen = np.rint(self.fixed_grid.to_index(points)).astype(int)[:, ::-1]
+    def _interpolated_jacobian(self, nodes: Grid, part: Grid, inside: np.ndarray, out: np.ndarray) -> dict[str, float]:
+        """Writes the determinant into ``out`` (z, y, x) on a grid, as ``jacobian_image`` says; returns its error."""
+        near = nodes.image(nodes_around(part, nodes, inside).astype(np.uint8))
+        between = part.resample(nodes.image(self.dense_jacobian(nodes, near)), outside=1.0)
+        np.copyto(out, sitk.GetArrayViewFromImage(between), where=inside)
+        del between
+        points = random_points(part, part.image(inside.view(np.uint8)), 2000)  # voxel centres
+        chosen = np.rint(part.to_index(points)).astype(int)[:, ::-1]
         error = out[tuple(chosen.T)] - self.jacobian_determinant(points)
         exact_below = _FOLD_MARGIN * float(np.abs(error).max()) + _LEAST_FOLD_MARGIN
         doubtful = np.argwhere(inside & (out < exact_below))
         for start in range(0, len(doubtful), _CHUNK):
-            part = doubtful[start : start + _CHUNK]
-            out[tuple(part.T)] = self.jacobian_determinant(self.fixed_grid.to_lps_mm(part[:, ::-1]))
+            some = doubtful[start : start + _CHUNK]
+            out[tuple(some.T)] = self.jacobian_determinant(part.to_lps_mm(some[:, ::-1]))
         rmse = float(np.sqrt(np.mean(np.square(error))))
         return {"rmse": rmse, "max": float(np.abs(error).max()), "exact_below": exact_below}
 
@@ -184,7 +217,7 @@ class Registration:
 
     def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
-        parts = _parts(self.maps)
+        parts = _parts(self.fields.maps)
         tensors: dict[str, torch.Tensor] = {}
         for prefix, maps in parts.items():
             for name, module in (("fields", maps.fields), ("code", HybridCode(maps.code))):
@@ -195,6 +228,7 @@ class Registration:
             "fixed_grid": _plain(self.fixed_grid),
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
+            "consensus": isinstance(self.maps, Consensus),
             "length_scale": self.length_scale,
             "alignment": self.alignment,
         }
@@ -224,7 +258,7 @@ class Registration:
         cube = Cube(*(tuple(geometry["cube"][k]) for k in ("centre_lps_mm", "half_sides_mm", "direction")))
         parts = {}
         for prefix, made in geometry["maps"].items():
-            settings = FieldSettings(**made["field"])
+            settings = decode(FieldSettings(), made["field"], "field.")
             check(Settings(field=settings), names=False)
             upper = torch.tensor(cube.half_extents_cube, dtype=torch.float32)
             with Bounded(tensors, path):
@@ -238,9 +272,10 @@ class Registration:
                 module.load_state_dict(part)
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
+        maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
         affine = geometry["affine"]
         return cls(
-            maps=parts["outer."] @ parts[""] if "outer." in parts else parts[""],
+            maps=Consensus(maps) if geometry.get("consensus") else maps,  # files of former versions have no such entry
             cube=cube,
             affine=Affine(np.array(affine["matrix"]), np.array(affine["offset_mm"])),
             fixed_grid=_grid(geometry["fixed_grid"]),
@@ -290,7 +325,9 @@ def _parts(maps: Map) -> dict[str, FieldMap]:
     parts = {"": maps.inner, "outer.": maps.outer} if isinstance(maps, Composed) else {"": maps}
     found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
     if len(found) < len(parts):
-        raise NephiError("only maps that fields make, or the composition of two, can be saved")
+        raise NephiError(
+            "only maps that fields make, the composition of two, or the consensus of such maps, can be saved"
+        )
     return found
 
 

@@ -91,7 +91,7 @@ _BROKEN = {
     "landmarks": ({"moving_landmarks": "few.csv"}, ["fixed and 3 moving landmarks", "row by row"]),
     "points": ({"fixed_points": "few.csv"}, ["3 fixed and 30 moving points", "row by row"]),
     "nopoints": ({"moving_points": "no.csv"}, ["no.csv"]),
-    "labels": ({"fixed_labels": "fixed.nii.gz"}, ["fixed labels", "no label map"]),
+    "labels": ({"fixed_labels": "fixed.nii.gz"}, ["fixed labels", "not a label map"]),
 }
 
 
@@ -101,7 +101,7 @@ def test_a_broken_pair_is_named_and_left_out(case, study, tmp_path):
     told = []
     data = Pairs(study(good={}, **{case: changes}, fine={}), FLAT, tmp_path / "cache", told.append)
     assert [data[k].name for k in range(len(data))] == ["good", "fine"]
-    assert len(told) == 1 and told[0].startswith(f"{case} is left out: ") and "\n" not in told[0]
+    assert len(told) == 1 and told[0].startswith(f"{case} is skipped: ") and "\n" not in told[0]
     for word in words:
         assert word in told[0], told
 

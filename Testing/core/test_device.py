@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi import PRESETS, register
+from nephi import PRESETS, Guidance, register
 from nephi.fitting import fit
 from nephi.fitting.optimise import Optimisation
 from nephi.fitting.replay import Replayed
@@ -59,7 +59,19 @@ def short(preset: str, iterations: int):
     return replace(settings, fit=replace(settings.fit, iterations=iterations))
 
 
-def operations_of_a_step(preset: str, monkeypatch) -> Counter[str]:
+def all_guides(fixed: sitk.Image, moving: sitk.Image) -> Guidance:
+    """Every kind of guidance, for a pair of one grid."""
+    grid = Grid.of(fixed)
+    points = np.mean(grid.corners_lps_mm(), 0) + np.random.default_rng(0).uniform(-30, 30, (5, grid.dimension))
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[10:20, 10:20] = 1
+    labels[20:30, 10:20] = 2
+    labels = grid.image(labels)
+    shift = sitk.TranslationTransform(grid.dimension, [2.0] * grid.dimension)
+    return Guidance((points, points + 3), None, (labels, labels), (labels == 1, labels == 2), labels, labels, shift)
+
+
+def operations_of_a_step(preset: str, monkeypatch, guide=lambda *images: None) -> Counter[str]:
     """Of one late enough for every lazily made constant, in the middle of a stage."""
     seen, step = Operations(), Optimisation._evaluate
     update = fit.Adam.update
@@ -76,7 +88,8 @@ def operations_of_a_step(preset: str, monkeypatch) -> Counter[str]:
 
     monkeypatch.setattr(Optimisation, "_evaluate", counted_step)
     monkeypatch.setattr(fit.Adam, "update", counted_update)
-    register(*smooth_pair(), settings=short(preset, 30), auto_mask=False, device="cpu")
+    images = smooth_pair()
+    register(*images, settings=short(preset, 30), guidance=guide(*images), auto_mask=False, device="cpu")
     return seen.counts
 
 
@@ -84,6 +97,13 @@ def operations_of_a_step(preset: str, monkeypatch) -> Counter[str]:
 def test_a_step_neither_reads_from_nor_copies_to_the_host(preset, monkeypatch):
     counts = operations_of_a_step(preset, monkeypatch)
     assert counts["aten::_fused_adam_"] == 1  # a whole step was seen
+    assert not [name for name in counts if name in TO_THE_HOST or name.startswith("aten::lift")]
+
+
+def test_a_guided_step_neither_reads_from_nor_copies_to_the_host(monkeypatch):
+    counts = operations_of_a_step("fast", monkeypatch, all_guides)
+    assert counts["aten::_fused_adam_"] == 1
+    assert counts.total() > operations_of_a_step("fast", monkeypatch).total() + 50
     assert not [name for name in counts if name in TO_THE_HOST or name.startswith("aten::lift")]
 
 

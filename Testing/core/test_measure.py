@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from nephi.cli import main
 from nephi.cli.batch import _row
 from nephi.files.cases import Case
 from nephi.files.folder import ResultFolder
+from nephi.files.tensors import read_tensors, write_tensors
 from nephi.measure.evaluate import evaluate
 from nephi.measure.report import Folds, LandmarkError, Overlap, Report, Summary
 from nephi.registration import register
 from nephi.report.write import write_all
 from nephi.result import Registration, transform, warp
+from nephi.settings import VoxelSettings
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,23 @@ def test_a_saved_registration_is_read_by_its_folder_or_file_and_by_its_former_na
     np.testing.assert_array_equal(Registration.load(former).forward(landmarks[0]), points)
     (tmp_path / "registration.safetensors").write_bytes(b"newer")
     assert ResultFolder(tmp_path).registration.name == "registration.safetensors"
+
+
+def test_voxel_fields_saved_by_former_versions_load(phantom_2d, short, landmarks, tmp_path):
+    """Their settings held what networks have, too."""
+    settings = replace(short(4), field=VoxelSettings(local_code=4))
+    result = register(phantom_2d.fixed, phantom_2d.moving, settings=settings, device="cpu")
+    result.save(tmp_path / "now.safetensors")
+    metadata, tensors = read_tensors(tmp_path / "now.safetensors", "a registration")
+    field = json.loads(Path(__file__).with_name("former_settings.json").read_text(encoding="utf-8"))["field"]
+    parts = {key: json.loads(metadata[key]) for key in ("geometry", "settings")}
+    for holder in (parts["geometry"]["maps"][""], parts["settings"]):
+        assert holder["field"].keys().isdisjoint({"width", "linear"})
+        holder["field"] = {**field, **holder["field"]}
+    write_tensors(tmp_path / "former.safetensors", tensors, metadata | {k: json.dumps(v) for k, v in parts.items()})
+    former = Registration.load(tmp_path / "former.safetensors")
+    np.testing.assert_array_equal(former.forward(landmarks[0]), result.forward(landmarks[0]))
+    assert former.settings == result.settings
 
 
 def test_warping_by_method_function_and_file_is_the_same(written, registered, phantom_2d):

@@ -20,7 +20,7 @@ from nephi.learning.settings import check
 from nephi.maps.maps import Composed, FieldMap
 from nephi.registration import register
 from nephi.result import Registration
-from nephi.settings import Features, FieldSettings, Level
+from nephi.settings import Features, FieldSettings, Level, NeuralSettings, VoxelSettings
 from nephi.space.grid import Grid
 from stages import COARSE_MM, FINE_MM, SIMILARITY, both, randomised, single, voxel
 
@@ -129,7 +129,7 @@ def test_begun_with_another_model_the_coarse_stage_stays(other):
 
 
 _APART = {
-    "a stage of a stage": (voxel(coarse=voxel()), "can't have a coarse stage of its own"),
+    "a stage of a stage": (voxel(coarse=voxel()), "cannot have a coarse stage of its own"),
     "another margin": (voxel(cube_margin_mm=7.0), "cube_margin_mm is 15.0, but 7.0 in the coarse stage"),
     "another alignment": (voxel(align="none"), "align is 'auto', but 'none' in the coarse stage"),
     "another dimension": (voxel(3), "dimension is 2, but 3 in the coarse stage"),
@@ -140,9 +140,9 @@ _APART = {
     "not a multiple": (voxel(features=Features(4.0, 1)), "spacing 4.0 mm must be a multiple of the fine 2.5 mm"),
     "a finer one": (voxel(features=Features(1.25, 1)), "spacing 1.25 mm must be a multiple of the fine 2.5 mm"),
     "spacing of nothing": (voxel(features=Features(0.0, 1)), "spacing_mm is 0.0"),
-    "channels": (voxel(field=FieldSettings(kind="voxel", local_code=5)), "voxel needs field.local_code of 4"),
+    "channels": (voxel(field=VoxelSettings(local_code=5)), "field.local_code is 5, must be 4"),
     "a field unknown": (voxel(field=FieldSettings(kind="mesh")), "field.kind is 'mesh', must be one of neural, voxel"),
-    "modulation": (voxel(field=FieldSettings(modulation="tanh")), "field.modulation is 'tanh'"),
+    "modulation": (voxel(field=NeuralSettings(modulation="tanh")), "field.modulation is 'tanh'"),
 }  # fmt: skip
 
 
@@ -214,7 +214,7 @@ def test_a_prediction_of_two_stages_is_the_result(predicted, images, models, sho
     def far(result) -> float:
         return float(np.median(np.linalg.norm(result.forward(points) - points - SHIFT_MM, axis=1)))
 
-    assert predicted.notes == () and isinstance(predicted.maps, Composed)
+    assert predicted.notes == () and isinstance(predicted.fields.maps, Composed)
     assert far(alone) > 10 and far(predicted) < 1.5  # measured: 0.8
     back = np.linalg.norm(predicted.inverse(points + SHIFT_MM) - points, axis=1)
     assert np.median(back) < 1.5
@@ -237,19 +237,23 @@ def check_it_goes_on(predicted, result, images, short) -> None:
 @pytest.mark.slow
 def test_the_optimisation_goes_on_from_the_composite(predicted, images, models, short):
     result = run(images, short, 60, models["two"])
-    assert result.notes == () and isinstance(result.maps, FieldMap)  # its map is the start of one field, smoothed
+    assert result.notes == () and isinstance(
+        result.fields.maps, FieldMap
+    )  # its map is the start of one field, smoothed
     check_it_goes_on(predicted, result, images, short)
 
 
 def test_as_published_it_refines_the_fine_stage_alone(predicted, images, models, short):
     levels = tuple(Level(start, Features(2.5, 2), factor) for start, factor in ((0.0, 2.0), (0.5, 1.0)))
     result = run(images, partial(short, levels=levels), 60, models["two"], linear=False)
-    assert result.maps.inner.code.size == predicted.maps.inner.code.size  # whatever nodes the stages ask for
+    assert (
+        result.fields.maps.inner.code.size == predicted.fields.maps.inner.code.size
+    )  # whatever nodes the stages ask for
     assert result.notes == () and [e["step"] for e in result.history][-1] == 60
     for name in ("global_code", "local_code"):
-        before, after = (getattr(r.maps.outer.code, name) for r in (predicted, result))
+        before, after = (getattr(r.fields.maps.outer.code, name) for r in (predicted, result))
         assert torch.equal(before, after)
-    assert not torch.equal(predicted.maps.inner.code.local_code, result.maps.inner.code.local_code)
+    assert not torch.equal(predicted.fields.maps.inner.code.local_code, result.fields.maps.inner.code.local_code)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     check_it_goes_on(predicted, result, images, short)
 
@@ -260,7 +264,7 @@ def test_a_coarse_stage_that_is_far_off_is_put_aside_with_all_of_it(images, mode
     assert models["off"] in note and "not used" in note
     points = points_of(images)
     np.testing.assert_array_equal(with_model.forward(points), without.forward(points))
-    assert isinstance(with_model.maps, FieldMap)
+    assert isinstance(with_model.fields.maps, FieldMap)
 
 
 def test_also_where_nothing_of_the_mask_is_left(phantom_2d, models, short):
@@ -277,9 +281,9 @@ def test_the_file_of_the_result_holds_both_maps(predicted, images, tmp_path):
     for name in ("forward", "inverse", "jacobian_determinant"):
         values = (getattr(r, name)(points) for r in (again, predicted))
         np.testing.assert_allclose(*values, rtol=0, atol=1e-4)
-    assert again.maps.outer.fields.settings == predicted.maps.outer.fields.settings
-    assert not any(p.requires_grad for p in again.maps.outer.code.parameters())
-    inner = again.cube.to_lps_mm(again.maps.inner.forward(again._tensor(again.cube.to_cube(points))).numpy())
+    assert again.fields.maps.outer.fields.settings == predicted.fields.maps.outer.fields.settings
+    assert not any(p.requires_grad for p in again.fields.maps.outer.code.parameters())
+    inner = again.cube.to_lps_mm(again.fields.maps.inner.forward(again._tensor(again.cube.to_cube(points))).numpy())
     assert np.abs(inner - again.forward(points)).max() > 10  # the outer part is most of it
     tensors = safetensors.torch.load_file(str(tmp_path / "model.safetensors"))
     with safetensors.safe_open(str(tmp_path / "model.safetensors"), "pt") as file:

@@ -129,7 +129,7 @@ def test_what_may_not_be_left_out_is_refused(tmp_path):
     write_dicom(IMAGE, tmp_path / "size")
     write_dicom(IMAGE[:8, :8, :], tmp_path / "size", [3])
     for name, match in (
-        ("turned", "0206.dcm is oriented otherwise"),
+        ("turned", "0206.dcm is oriented differently"),
         ("two", "0008.dcm and 0308.dcm .* same position"),
         ("phases", "several phases .* acquisition"),
         ("size", "0004.dcm is of another size, 8 x 8 and not 14 x 12"),

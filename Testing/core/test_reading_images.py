@@ -111,7 +111,7 @@ def test_the_neighbour_with_the_same_stem_is_left_alone(tmp_path):
         ({"pixdim": (2, -2, 3)}, "pixdim"),
         ({"pixdim": (2, np.nan, 3)}, "NaN"),
         ({"quaternion": (0, 1, 0)}, "qform and sform place the image up to"),
-        ({"quaternion": (0, 1, 1), "sform": 0}, "no rotation"),
+        ({"quaternion": (0, 1, 1), "sform": 0}, "not a rotation"),
         ({"quaternion": (0, np.nan, 0)}, "NaN"),
         ({"matrix": STRAIGHT * [1, 1, 1, np.nan]}, "NaN"),
         ({"matrix": STRAIGHT * [1, 1, 1, np.inf], "qform": 0}, "NaN"),
@@ -239,7 +239,7 @@ ElementDataFile = LOCAL
         (b"Offset = 0 0 0", b"Offset = 0 0", "Offset"),
         (b"MET_SHORT", b"MET_NONE", "type"),
         (b"ElementType", b"NDims = 3\nElementType", "twice"),
-        (b"ElementType", b"x" * 2000 + b"\nElementType", "no field"),
+        (b"ElementType", b"x" * 2000 + b"\nElementType", "not a field"),
         (b"ElementDataFile = LOCAL\n", b"ElementDataFile = other.raw\n", "missing"),
     ],
 )
@@ -275,10 +275,10 @@ space origin: (0,0,0)
         (b"(0,0,1)", b"(0,nan,1)", "repair"),
         (b"space origin: (0,0,0)", b"space origin: (0,inf,0)", "."),
         (b"(0,1,0)", b"(0,1,0.2)", "right angles"),
-        (b"type: short", b"type: " + b"x" * 2000, "no field"),
-        (b"type: short", b"type: short\n" + b"x" * 2000, "no field"),
+        (b"type: short", b"type: " + b"x" * 2000, "not a field"),
+        (b"type: short", b"type: short\n" + b"x" * 2000, "not a field"),
         (b"endian", b"type: short\nendian", "twice"),
-        (b"NRRD0004", b"NRRX0004", "no NRRD"),
+        (b"NRRD0004", b"NRRX0004", "not an NRRD"),
     ],
 )
 def test_nrrd_headers(old, new, match, tmp_path):
@@ -321,7 +321,7 @@ def test_what_is_no_file(tmp_path):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.nii")
         for path in (tmp_path / "pipe.nii", "/dev/null"):
-            with pytest.raises(NephiError, match="no regular file"):
+            with pytest.raises(NephiError, match="not a regular file"):
                 read_image(path)
 
 

@@ -132,7 +132,7 @@ HEAD = "#Insight Transform File V1.0\n#Transform 0\nTransform: "
         (f"BSplineTransform_double_3_3\nParameters: 0\nFixedParameters: {BOMB}\n", "do not fill"),
         ("CompositeTransform_double_3_3\n", "no parts"),
         (2 * f"{HEAD}TranslationTransform_double_3_3\nParameters: 1 0 0\nFixedParameters:\n", "several"),
-        ("x" * 5000 + "\n", "no transform"),
+        ("x" * 5000 + "\n", "not a transform"),
     ],
 )
 def test_damaged_transform_texts(text, match, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from nephi.report import pictures
 from nephi.report.page import write_report
-from nephi.report.pictures import checkerboard, jacobian_rgb
+from nephi.report.pictures import checkerboard, error_rgb, jacobian_rgb
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
 
@@ -242,3 +242,35 @@ def test_without_matplotlib_the_numbers_remain(tmp_path, inputs3, monkeypatch):
     assert "pip install nephi[report]" in html
     assert "<img" not in html
     assert "9.88" in html and "0.9731" in html
+
+
+# ---- the verdict -----------------------------------------------------------------------------------------------------
+
+VERDICT = {"outcome": "CHECK", "reasons": ["Look <here>."], "tolerances": {"set_by": "Clinic <A>", "mean_mm": 2.0}}
+EXPECTED = {"mean": 1.25, "bound_mean": 3.5, "p95": 2.0}
+
+
+def test_the_verdict_stands_at_the_top_with_its_reasons_and_who_set_the_tolerances(tmp_path, inputs2):
+    html = _written(tmp_path, REPORT | {"verdict": VERDICT, "error_estimate_mm": EXPECTED}, inputs2)
+    top = html[html.index("<h1>") : html.index("<section>")]
+    assert 'class="verdict check"' in top and "Look &lt;here&gt;." in top and "Clinic &lt;A&gt;" in top
+    assert 'class="verdict' not in _written(tmp_path, REPORT, inputs2)
+
+
+def test_without_landmarks_the_expected_error_is_called_what_it_is(tmp_path, inputs2):
+    report = {k: v for k, v in REPORT.items() if k != "tre_mm"} | {"error_estimate_mm": EXPECTED}
+    html = _written(tmp_path, report, inputs2 | {"landmark_errors": None})
+    assert "estimated, not measured" in html and "1.25 mm" in html and "accuracy is not known" not in html
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_the_expected_error_has_pictures_of_its_own(tmp_path, dimension, inputs2, inputs3):
+    inputs = inputs2 if dimension == 2 else inputs3
+    coarse = Grid.of(inputs["fixed"]).coarsened(24.0)
+    worst = coarse.image(np.full(coarse.shape, 20.0, np.float32))
+    without = _pictures(_written(tmp_path, REPORT, inputs))
+    html = _written(tmp_path, REPORT, inputs | {"expected_error": worst})
+    assert "Expected error" in html and len(_pictures(html)) == len(without) + (2 if dimension == 2 else 4)
+    colours = error_rgb(np.array([0.1, 1.0, 2.0, 5.0, 50.0])).astype(int)
+    assert colours[0][1] > colours[0][0] and colours[-1][0] > colours[-1][1]  # green, dark red
+    assert len(np.unique(colours, axis=0)) == 5

@@ -17,7 +17,7 @@ from nephi.learning import train
 from nephi.learning.settings import TrainSettings
 from nephi.learning.state import keep_log
 from nephi.result import Registration
-from nephi.settings import FieldSettings
+from nephi.settings import NeuralSettings
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_registration_of_another_make_takes_no_memory(width, tmp_path):
 
 
 def test_settings_that_ask_for_more_than_their_file_holds(tmp_path):
-    field = asdict(FieldSettings(width=4000, hidden_layers=20))
+    field = asdict(NeuralSettings(width=4000, hidden_layers=20))
     cube = {"centre_lps_mm": [0, 0], "half_sides_mm": [9, 9], "direction": [1, 0, 0, 1]}
     geometry = {"cube": cube, "maps": {"": {"field": field, "code_size": [2, 2]}}}
     metadata = {"format": "nephi-registration-2", "geometry": json.dumps(geometry), "settings": "{}"}

@@ -34,7 +34,7 @@ from nephi.learning.model import Model
 from nephi.learning.settings import ModelSettings, PublishedSettings, TrainSettings, check_training
 from nephi.measure.report import Folds, LandmarkError, Report, Summary
 from nephi.result import Registration
-from nephi.settings import PRESETS, Features, FieldSettings, IntensitySettings, Level, MindSettings, Sampling, load
+from nephi.settings import PRESETS, Features, IntensitySettings, Level, MindSettings, NeuralSettings, Sampling, load
 from nephi.synthetic.phantom import make_phantom
 
 Make = Callable[[Path, np.random.Generator], Path]
@@ -45,7 +45,7 @@ SHORT = replace(
     similarity=MindSettings(),
     fit=replace(PRESETS["fast"].fit, iterations=2),
 )
-_FIELD = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
+_FIELD = NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5)
 SMALL_MODEL = ModelSettings(
     dimension=2,
     field=_FIELD,

@@ -19,19 +19,21 @@ from typing import Any
 
 from .. import process
 from ..errors import NephiError
-from ..files.cases import ROLES, Case, fingerprints, read_pairs
-from ..files.folder import ResultFolder
+from ..files.cases import GUIDES_OF_BOTH, ROLES, Case, fingerprints, read_pairs
+from ..files.folder import DEFAULT_OUTPUTS, ResultFolder
 from ..files.writing import output_folder, write_csv, write_text
 from ..measure.report import Report
+from ..measure.verdict import Tolerances, read_tolerances
 from ..paths import read_text_file
 from ..runfolder import RunFolder, remove_abandoned
 from ..settings import Settings
-from .options import settings_from
+from .options import outputs_from, settings_from
 
 SUMMARY, SETTINGS = "summary.csv", "settings.json"
 _ORPHANS_S = 10.0  # the engines of a batch that was killed may need this long to end
 COLUMNS = (
-    "name", "status", "error", "tre_before_mm", "tre_mm", "folds", "folds_percent", "dice_before", "dice",
+    "name", "status", "error", "verdict", "reasons", "expected_error_mm", "error_bound_mm",
+    "tre_before_mm", "tre_mm", "folds", "folds_percent", "dice_before", "dice",
     "inverse_consistency_mm", "volume_fixed_ml", "volume_moving_ml", "volume_change_percent", "seconds",
 )  # fmt: skip
 
@@ -45,18 +47,21 @@ def run_batch(
     auto_mask: bool = True,
     device: str = "auto",
     threads: int | None = None,
-    pictures: bool = True,
+    outputs: tuple[str, ...] = DEFAULT_OUTPUTS,
+    tolerances: Path | None = None,
     tell: Callable[[str], None] = print,
 ) -> list[dict]:
     """Register every pair that is not finished, ``jobs`` at a time; returns the rows of ``output/summary.csv``.
 
     The table is kept up to date as pairs end. An interrupt ends the processes, leaves what is finished, and is
-    raised again; where this process is killed, the others end too.
+    raised again; where this process is killed, the others end too. ``tolerances``: a file, see ``read_tolerances``.
     """
     options = ["--device", device, "--progress", "none"]
     if threads or jobs > 1:
         options += ["--threads", str(threads or max(1, (os.cpu_count() or 1) // jobs))]
-    options += ["--no-auto-mask"] * (not auto_mask) + ["--no-report"] * (not pictures)
+    options += ["--no-auto-mask"] * (not auto_mask) + ["--outputs", ",".join(outputs)]
+    options += [] if tolerances is None else ["--tolerances", str(tolerances)]
+    wanted = read_tolerances(tolerances)
     rows = {pair.name: _row(pair, "waiting") for pair in pairs}
 
     def note(pair: Case, row: dict, when: str = "") -> None:
@@ -76,7 +81,7 @@ def run_batch(
         owner = RunFolder(temporary)
         try:
             for pair in pairs:
-                report = finished_report(output / pair.name, pair, settings, auto_mask)
+                report = finished_report(output / pair.name, pair, settings, auto_mask, outputs, wanted)
                 if report is None:
                     waiting.append(pair)
                 else:
@@ -104,13 +109,27 @@ def run_batch(
     return list(rows.values())
 
 
-def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: bool) -> Report | None:
-    """The report of a pair that was made from the same files with the same settings, else None."""
+def finished_report(
+    folder: Path,
+    pair: Case,
+    settings: Settings,
+    auto_mask: bool,
+    outputs: tuple[str, ...] = (),
+    tolerances: Tolerances | None = None,
+) -> Report | None:
+    """The report of a pair that was made from the same files with the same settings and has all ``outputs``, or None.
+
+    ``tolerances``: those that its verdict has to go by, if that matters.
+    Reports of before 0.2 do not say what was written; by default it was all.
+    """
     report = _report(folder)
     if report is None:
         return None
     inputs = fingerprints(pair.files, auto_mask, settings.align, model=settings.model, series=pair.series)
-    return report if (report.inputs, report.settings) == (inputs, json.loads(settings.to_json())) else None
+    missing = set(outputs) - set(DEFAULT_OUTPUTS if report.outputs is None else report.outputs)
+    same = (report.inputs, report.settings) == (inputs, json.loads(settings.to_json()))
+    judged = report.verdict is not None and tolerances is not None and report.verdict.tolerances == tolerances.to_dict()
+    return report if same and not missing and (judged or tolerances is None) else None
 
 
 def _report(folder: Path) -> Report | None:
@@ -138,6 +157,12 @@ def _start(pair: Case, folder: Path, settings: Settings, options: list[str], own
         str(folder / SETTINGS),
         *options,
     ]
+    for kind in GUIDES_OF_BOTH:
+        both = [files.pop(f"{image}_{kind}", None) for image in ("fixed", "moving")]
+        given = [path for path in both if path is not None]
+        if len(given) == 1:
+            raise NephiError(f"{kind} are given of one image alone; give fixed_{kind} and moving_{kind}")
+        arguments += [f"--{kind.replace('_', '-')}", *given] if given else []
     for role, path in files.items():
         arguments += [f"--{role.replace('_', '-')}", path]
     for uid in pair.series:
@@ -169,6 +194,10 @@ def _row(pair: Case, status: str, report: Report | None = None, error: str = "",
     if report is not None:
         tre, dice, volume, consistency = report.tre_mm, report.dice, report.volume, report.inverse_consistency_mm
         row |= {
+            "verdict": report.verdict and report.verdict.outcome,
+            "reasons": report.verdict and " ".join(report.verdict.reasons),
+            "expected_error_mm": report.error_estimate_mm and report.error_estimate_mm.mean,
+            "error_bound_mm": report.error_estimate_mm and report.error_estimate_mm.bound_mean,
             "tre_before_mm": tre and tre.before and tre.before.mean,
             "tre_mm": tre and tre.after.mean,
             "folds": report.folds.count,
@@ -189,7 +218,8 @@ def _line(row: dict) -> str:
         return f"{row['name']}: {row['status']}: {row['error']}"
     tre = "" if row["tre_mm"] is None else f"TRE {row['tre_mm']:.2f} mm, "
     seconds = "" if row["seconds"] is None else f", {row['seconds']:.0f} s"
-    return f"{row['name']}: done, {tre}{row['folds']} folded voxels{seconds}"
+    verdict = f"{row['verdict']}, " if row.get("verdict") else ""
+    return f"{row['name']}: done, {verdict}{tre}{row['folds']} folded voxels{seconds}"
 
 
 def write_summary(rows: list[dict], output: Path) -> None:
@@ -199,7 +229,7 @@ def write_summary(rows: list[dict], output: Path) -> None:
 def batch_command(options) -> int:
     settings = settings_from(options)
     if options.jobs < 1:
-        raise NephiError(f"--jobs {options.jobs}: at least 1 pair at a time")
+        raise NephiError(f"--jobs {options.jobs}: must be at least 1")
     pairs, output = read_pairs(options.pairs), Path(options.output)
     try:
         rows = run_batch(
@@ -210,7 +240,8 @@ def batch_command(options) -> int:
             auto_mask=not options.no_auto_mask,
             device=options.device,
             threads=options.threads,
-            pictures=not options.no_report,
+            outputs=outputs_from(options),
+            tolerances=None if options.tolerances is None else Path(options.tolerances).absolute(),
             tell=lambda line: print(line, flush=True),
         )
     except OSError as error:

@@ -24,7 +24,9 @@ from ..learning.settings import TrainSettings
 from ..learning.state import MODEL, RESUME
 from ..learning.train import train
 from ..measure.report import Report
+from ..measure.verdict import read_tolerances
 from ..registration import register
+from ..report.guided import in_words
 from ..report.preview import Preview
 from ..report.write import write_all
 from ..result import Registration
@@ -33,15 +35,16 @@ from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
 from .evaluate import landmark_pair, mask_pair, output_file
-from .options import settings_from
+from .guidance import guidance_from
+from .options import outputs_from, settings_from
 from .progress import Progress, tell_notices
 
 
 def register_command(options) -> int:
     started = options.started, 0.0  # CPU time counts from the start of the process
-    settings = settings_from(options)
+    settings, tolerances = settings_from(options), read_tolerances(options.tolerances)
     if options.preview is not None and not options.preview > 0:
-        raise NephiError(f"--preview {options.preview:g}: give the seconds between two previews, above 0")
+        raise NephiError(f"--preview {options.preview:g}: must be a number of seconds above 0")
     tell = Progress(options.progress)
     limit_threads(options.threads)
     tell("reading", 0.0, {})
@@ -54,6 +57,7 @@ def register_command(options) -> int:
         masks = mask_pair(options, fixed, moving)
         landmarks = landmark_pair(options, fixed, moving)
         regions = read_regions(options.regions, fixed) if options.regions else None
+        guidance = guidance_from(options, fixed, moving)
     tell_notices(notices)  # now, before the work begins; they are in the report, too
     with ResultFolder(Path(options.output)).output() as output, contextlib.ExitStack() as stack:
         folder = output.path
@@ -64,6 +68,7 @@ def register_command(options) -> int:
             fixed_mask=masks.fixed,
             moving_mask=masks.moving,
             settings=settings,
+            guidance=guidance,
             auto_mask=not options.no_auto_mask,
             device=options.device,
             progress=tell,
@@ -80,7 +85,8 @@ def register_command(options) -> int:
             names=(str(options.fixed), str(options.moving)),
             inputs=inputs,
             started=started,
-            pictures=not options.no_report,
+            outputs=outputs_from(options),
+            tolerances=tolerances,
             progress=tell,
         )
     if options.progress in ("bar", "none"):
@@ -110,9 +116,16 @@ def summary_lines(report: Report, folder: Path) -> str:
     if report.dice is not None:
         start = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
         lines.append(f"Dice         {start}{report.dice.after:.3f} (masks)")
+    lines += [f"guided by    {text}" for text in in_words(report.guidance or {})]
     if report.time_s is not None:
         lines.append(f"time         {report.time_s['wall']:.1f} s ({report.time_s['cpu']:.1f} s of CPU time)")
+    if report.error_estimate_mm is not None:
+        error = report.error_estimate_mm
+        lines.append(f"error        {error.mean:.2f} mm expected on average, 95 % bound {error.bound_mean:.2f} mm")
     lines += [f"note         {text}" for text in report.warnings]
+    if report.verdict is not None:
+        first, *more = report.verdict.reasons
+        lines += [f"{report.verdict.outcome:<12} {first}", *(f"{'':12} {reason}" for reason in more)]
     page = ResultFolder(folder).page
     lines.append(f"written to   {page if page.exists() else folder}")
     return "\n".join(lines)

@@ -7,12 +7,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import NephiError
 from ..paths import read_text_file
 
-ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
+# what guides a registration: of both images or of neither, and each by itself
+GUIDES_OF_BOTH = ("guide_landmarks", "guide_labels")
+GUIDES = ("fixed_exclude", "moving_exclude", "rigid_mask", "volume_mask", "initial")
+ROLES = (
+    "fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions",
+    *(f"{image}_{kind}" for kind in GUIDES_OF_BOTH for image in ("fixed", "moving")), *GUIDES,
+)  # fmt: skip
 # what only training reads: labels of both images, and points that are known to correspond
 TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
 _SERIES = "series"  # column of the DICOM series to read
@@ -32,7 +37,7 @@ def fingerprints(
     ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files; ``series``: of DICOM, in
     any order. A file that is missing has only its path.
     """
-    found: dict[str, Any] = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
+    found: dict = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
     if Path(align).is_file():
         found["align"] = _fingerprint(Path(align))
     if model and Path(model).is_file():
@@ -81,7 +86,7 @@ def read_pairs(path: str | Path) -> list[Case]:
     pairs = []
     for row in rows[1:]:
         if len(row) > len(head):
-            raise NephiError(f"{path}: the row of '{row[0]}' has {len(row)} cells, the head {len(head)}")
+            raise NephiError(f"{path}: the row of '{row[0]}' has {len(row)} cells, the header {len(head)}")
         cells = dict(zip(head, row, strict=False))
         name, series = cells.pop("name"), cells.pop(_SERIES, "").split()
         pairs.append(Case(name, {role: path.parent / cell for role, cell in cells.items() if cell}, tuple(series)))
@@ -103,7 +108,7 @@ def _rows(path: Path) -> list[list[str]]:
     except UnicodeDecodeError:
         raise NephiError(f"cannot read the list of pairs {path}: it is not UTF-8 text") from None
     if "\0" in text:
-        raise NephiError(f"{path} holds NUL characters: it is no list of pairs in UTF-8, or it is damaged")
+        raise NephiError(f"{path} holds NUL characters: it is not a list of pairs in UTF-8, or it is damaged")
     lines = text.splitlines()
     if lines and lines[0].lower().startswith("sep="):  # what Excel is told the separator by
         lines = lines[1:]

@@ -101,7 +101,7 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
     largest = max(flaws, key=lambda uid: len(found[uid]), default=None)
     best = max(counts, key=counts.__getitem__, default=None)
     if largest is not None and (best is None or counts[best] < _LEAST * len(found[largest])):
-        raise NephiError(f"{flaws[largest]} (of {len(found)} DICOM series there the largest)")
+        raise NephiError(f"{flaws[largest]} (the largest of {len(found)} DICOM series)")
     assert best is not None  # a series is in order, or has a flaw
     if sum(count == counts[best] for count in counts.values()) > 1:
         raise NephiError(
@@ -263,7 +263,7 @@ def _stack(files: list[_File], where: str, quiet: bool = False) -> list[_File]:
             raise _Irregular(f"{where}: {_some([f.name for f in odd])} is {what}, {other} and not {usual}")
     turned = _turned(files)
     if turned:
-        raise _Irregular(f"{where}: {_some([f.name for f in turned])} is oriented otherwise than the other slices")
+        raise _Irregular(f"{where}: {_some([f.name for f in turned])} is oriented differently from the other slices")
     return _told(_in_order(files, where), aside, where, quiet)
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NephiError
-from .writing import output_folder, recover, replaced
+from .writing import output_folder, recover, replaced, whole
 
+# what a registration can write besides its transforms, the maps themselves and report.json
+OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "consistency", "error-map", "report")
+DEFAULT_OUTPUTS = tuple(name for name in OUTPUTS if name != "exact-jacobian")
 _REGISTRATION = "registration.safetensors"
 _FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alone kept that name
+
+
+def check_outputs(outputs: Collection[str]) -> None:
+    """Raise NephiError for names that are not among ``OUTPUTS``."""
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown:
+        raise NephiError(f"unknown output '{unknown[0]}': choose among {', '.join(OUTPUTS)}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,16 @@ class ResultFolder:
         return self.path / "inverse_consistency.nii.gz"
 
     @property
+    def error_map(self) -> Path:
+        """Expected error in mm on a coarse grid, 0 outside the mask."""
+        return self.path / "error_map.nii.gz"
+
+    @property
+    def error_bound(self) -> Path:
+        """The bound that 95 % of errors keep, in mm, on the same grid."""
+        return self.path / "error_bound.nii.gz"
+
+    @property
     def registration(self) -> Path:
         """Both maps, to be evaluated again at any resolution; of an older result by the name it had then."""
         former = self.path / _FORMER_REGISTRATION
@@ -80,7 +101,7 @@ class ResultFolder:
         """All of a result."""
         return [
             self.transform, self.inverse_transform, self.warped, self.jacobian, self.inverse_consistency,
-            self.path / _REGISTRATION, self.page, self.report,
+            self.error_map, self.error_bound, self.path / _REGISTRATION, self.page, self.report,
         ]  # fmt: skip
 
     @contextmanager
@@ -89,7 +110,7 @@ class ResultFolder:
         with output_folder(self.path):
             for file in self.files:
                 if file.is_dir():
-                    raise NephiError(f"cannot write {file}: a folder of that name is there")
+                    raise NephiError(f"cannot write {file}: a folder of that name exists")
             with contextlib.suppress(OSError):
                 self.preview.unlink()  # of a killed run
             yield self
@@ -99,3 +120,22 @@ class ResultFolder:
         """A scratch folder whose files replace the older result as one at the end; an exception leaves that."""
         with replaced(self.path, gone=[file.name for file in self.files], last=self.report.name) as scratch:
             yield ResultFolder(scratch)
+
+    @contextmanager
+    def shown_ahead(self, files: list[Path]) -> Iterator[None]:
+        """Copies of finished files of a scratch folder in their places, where no complete result is there.
+
+        They can be used during the block; an exception removes them again.
+        """
+        inner = any(file.parent == self.path for file in files)  # part of a larger whole
+        places = [] if inner or self.report.exists() else [self.path / file.name for file in files]
+        try:
+            for file, place in zip(files, places, strict=False):
+                with whole(place) as copy:
+                    shutil.copyfile(file, copy)
+            yield
+        except BaseException:
+            for place in places:
+                with contextlib.suppress(OSError):
+                    place.unlink(missing_ok=True)
+            raise

@@ -166,4 +166,4 @@ def _check_written(path: Path, image: sitk.Image) -> None:
     if found < least:
         path.unlink()
         reserve(path, least)
-        raise OSError(None, "the file was cut; perhaps the disk is full", str(path))
+        raise OSError(None, "the file was truncated; the disk may be full", str(path))

@@ -61,6 +61,16 @@ def read_landmarks(path: str | Path, image: sitk.Image | Grid | None = None) -> 
     return points
 
 
+def read_deviations(path: str | Path) -> np.ndarray | None:
+    """The column ``sd`` (n,), in mm, of a .csv of landmarks; None where there is none. Raises NephiError."""
+    path = Path(path)
+    rows = _csv_rows(_text(path), path) if path.suffix.lower() == ".csv" else []
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if "sd" not in header:
+        return None
+    return _numbers(path, _picked(path, rows[1:], [header.index("sd")], len(header)), (1,))[:, 0]
+
+
 def _text(path: Path) -> str:
     """In UTF-8, UTF-16 or Latin-1, as spreadsheets write them."""
     data = read_text_file(path, "landmarks")
@@ -268,7 +278,7 @@ def _picked(path: Path, rows: list[list[str]], columns: list[int], width: int) -
             raise NephiError(f"Landmark {i + 1} of {path} has {len(row)} columns, too few.")
         if any(cell.strip() for cell in row[width:]):
             raise NephiError(
-                f"Landmark {i + 1} of {path} has {len(row)} columns, the head {width}; numbers may have decimal "
+                f"Landmark {i + 1} of {path} has {len(row)} columns, the header {width}; numbers may have decimal "
                 "commas: save them with points, or the columns with semicolons between them."
             )
     return [[row[column] for column in columns] for row in rows]

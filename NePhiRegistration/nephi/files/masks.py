@@ -22,13 +22,17 @@ def read_mask(path: str | Path, image: sitk.Image, role: str) -> sitk.Image:
 
 
 def read_regions(path: str | Path, image: sitk.Image, role: str = "regions") -> sitk.Image:
+    return check_regions(open_image(path, role), image, role)
+
+
+def check_regions(labels: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
     """A label map (0: no region) on the image's grid, as integers; raises NephiError if it is not one."""
-    labels = check_volume(open_image(path, role), role)
+    labels = check_volume(labels, role)
     _check_place(labels, image, role)
     labels = _on_grid(_without_nan(labels, role), image, role, labels=True)
     array = sitk.GetArrayViewFromImage(labels)
     if array.min() < 0 or array.max() > _HIGHEST_LABEL or (array != np.floor(array)).any():
-        raise NephiError(f"{role}: {path} is no label map: whole numbers from 0 to {_HIGHEST_LABEL} are expected")
+        raise NephiError(f"{role}: this is not a label map: whole numbers from 0 to {_HIGHEST_LABEL} are expected")
     if not array.any():
         raise NephiError(f"{role}: the label map is empty")
     return sitk.Cast(labels, sitk.sitkUInt16)

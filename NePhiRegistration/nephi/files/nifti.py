@@ -21,7 +21,7 @@ from .geometry import check_geometry
 from .sizes import check_memory
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
-_KINDS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+KINDS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _OTHER = {1: "bits", 32: "complex numbers", 128: "colours", 1536: "128-bit numbers", 1792: "complex numbers",
           2048: "complex numbers", 2304: "colours"}  # fmt: skip
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
@@ -65,7 +65,7 @@ def read_nifti(path: Path, role: str) -> sitk.Image:
         array = _voxels(header, data_path, role)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise NephiError(
-            f"{role}: {path} is cut off or damaged: its compressed data end too early or do not add up"
+            f"{role}: {path} is cut off or damaged: its compressed data end too early or fail their checksum"
         ) from None
     except OSError as error:
         raise NephiError(f"{role}: cannot read {path}: {error.strerror or error}") from None
@@ -104,7 +104,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     second = 540 in orders
     order = orders.get(540 if second else 348)
     if order is None or len(raw) < (540 if second else 348):
-        raise refuse("this is no NIfTI file, or its header is cut off")
+        raise refuse("this is not a NIfTI file, or its header is cut off")
 
     def get(at: int, kind: str, count: int = 1) -> np.ndarray:
         return np.frombuffer(raw, order + kind, count, at).astype(float if kind[0] == "f" else int)
@@ -114,7 +114,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
         raise refuse("the header and the file's name disagree on whether the voxels are in the same file")
     nifti = magic[:1] == b"n" and magic[1:2] in b"+i" and magic[2:3].isdigit()
     if single and not nifti:
-        raise refuse("this is no NIfTI file: the header lacks its mark")
+        raise refuse("this is not a NIfTI file: the header lacks its mark")
     if second:
         dim, code, pixdim = get(16, "i8", 8), get(12, "i2")[0], get(104, "f8", 8)
         offset, (slope, intercept) = get(168, "i8")[0], get(176, "f8", 2)
@@ -136,7 +136,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     size = size[:4]
     while len(size) > 2 and size[-1] == 1:
         size.pop()
-    if code not in _KINDS:
+    if code not in KINDS:
         raise refuse(f"the voxels are {_OTHER.get(int(code), f'of an unknown type ({code})')}; give a scalar image")
     if len(size) > 3:
         raise NephiError(f"{role}: the image is {len(size)}D; give one 2D or 3D volume")
@@ -159,7 +159,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
         tuple(size),
         components,
         displacements,
-        order + _KINDS[code],
+        order + KINDS[code],
         int(offset),
         slope,
         intercept,
@@ -204,7 +204,7 @@ def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse, role
             raise refuse(
                 f"qform and sform place the image up to {apart:.3g} mm apart"
                 + (f", as sform is sheared by {sheared:.2g} degrees" if sheared > 0.05 else "")
-                + "; set both to the one that holds, or one to code 0"
+                + "; set both to the correct one, or the code of one to 0"
             )
     return forms.get("sform", forms.get("qform"))
 
@@ -219,7 +219,7 @@ def _of_quaternion(pixdim: np.ndarray, quaternion: np.ndarray, refuse) -> np.nda
     b, c, d = quaternion[:3]
     square = b * b + c * c + d * d
     if square > 1 + 1e-4:
-        raise refuse(f"the qform holds no rotation: its quaternion ({b:g}, {c:g}, {d:g}) is longer than 1")
+        raise refuse(f"the qform is not a rotation: its quaternion ({b:g}, {c:g}, {d:g}) is longer than 1")
     a = math.sqrt(max(0.0, 1 - square))
     b, c, d = np.array([b, c, d]) / max(1.0, math.sqrt(square))
     turn = np.array([
@@ -250,7 +250,7 @@ def _voxels(header: Header, path: Path, role: str) -> np.ndarray:
     if len(beyond) >= 4096 or beyond.strip(b"\0") or len(beyond) >= header.bytes // header.size[-1]:
         raise NephiError(
             f"{role}: {path} holds more than the {' x '.join(map(str, header.size))} voxels that its header names; "
-            "one of both is damaged"
+            "one of the two is damaged"
         )
     array = np.frombuffer(parts, header.kind)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)

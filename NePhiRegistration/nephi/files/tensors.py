@@ -83,7 +83,7 @@ def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], p
         if have != want:
             raise NephiError(f"{path} does not fit its own settings: {name} is {have}, should be {want}")
         if not torch.isfinite(tensors[name]).all():
-            raise NephiError(f"{path} is damaged: {name} holds values that are no numbers")
+            raise NephiError(f"{path} is damaged: {name} holds values that are not numbers")
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

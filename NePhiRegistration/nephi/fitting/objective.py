@@ -14,6 +14,7 @@ from ..maps.code import FORWARD, INVERSE
 from ..maps.maps import Composed, FieldMap, Map
 from ..settings import RegularitySettings, SimilaritySettings
 from ..space.interpolate import constant
+from .guides import Guide
 from .regularity import Regulariser, make_regulariser
 from .similarity import Similarity, make_similarity
 
@@ -26,13 +27,15 @@ class Drawn:
     """Points in the cube of one step, or of several, counted along a leading axis of each tensor.
 
     ``points`` (2, b, n + m * k, d): the n compared, the images' own, then m of the regulariser with their stencils of
-    k; ``reference`` (2, b, n, c): what is seen at the former; ``known`` (2, b, l, d), or None: points that correspond.
+    k; ``reference`` (2, b, n, c): what is seen at the former; ``known`` (2, b, l, d), or None: points that correspond;
+    ``guided``: for each guide what it draws, its points (2, 1, g, d) first.
     """
 
     points: Tensor
     reference: Tensor
     stencil: int
     known: Tensor | None = None
+    guided: tuple[tuple[Tensor, ...], ...] = ()
 
     def step(self, number: int) -> Drawn:
         """One step's of several."""
@@ -47,10 +50,14 @@ class Drawn:
             mine, others = getattr(self, name), getattr(other, name)
             if mine is not None:
                 mine.copy_(others)
+        for mine, others in zip(self.guided, other.guided, strict=True):
+            for tensor, new in zip(mine, others, strict=True):
+                tensor.copy_(new)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Drawn:
         known = None if self.known is None else change(self.known)
-        return replace(self, points=change(self.points), reference=change(self.reference), known=known)
+        guided = tuple(tuple(map(change, tensors)) for tensors in self.guided)
+        return replace(self, points=change(self.points), reference=change(self.reference), known=known, guided=guided)
 
 
 class Objective:
@@ -64,8 +71,10 @@ class Objective:
         generator: torch.Generator,
         similarity: Similarity | None = None,
         regulariser: Regulariser | None = None,
+        guides: Sequence[Guide] = (),
+        guidance_weight: float = 1.0,
     ):
-        """``similarity``, ``regulariser``: in the place of those that the settings name."""
+        """``similarity``, ``regulariser``: in the place of those that the settings name. ``guides``: of one pair."""
         self.generator = generator
         self.similarity_settings, self.regularity_settings = similarity_settings, regularity_settings
         self.similarity = similarity or make_similarity(similarity_settings)
@@ -77,7 +86,9 @@ class Objective:
             "regularity": regularity_settings.weight,
             "code_prior": regularity_settings.code_prior,
             "known": 0.0,
+            **{guide.name: guidance_weight for guide in guides},
         }
+        self.guides = tuple(guides)
 
     def points_of(self, volumes: VolumePair) -> int:
         """How many points are compared per step, in each direction."""
@@ -99,7 +110,11 @@ class Objective:
         compared, reference = (torch.stack(parts, 2) for parts in zip(*drawn, strict=True))
         stencils = torch.stack([self._regularity_points(pair, half_extents_cube, steps) for pair in pairs], 1)
         both = stencils.flatten(2, 3)[:, None].expand(-1, 2, -1, -1, -1)
-        return Drawn(torch.cat([compared, both], 3), reference, stencils.shape[3], self._known(known, steps))
+        partners, guided = self._known(known, steps), []
+        for guide in self.guides:
+            places, *further = guide.draw(steps, self.generator)
+            guided.append((places[:, :, None], *further))
+        return Drawn(torch.cat([compared, both], 3), reference, stencils.shape[3], partners, tuple(guided))
 
     def __call__(
         self,
@@ -124,6 +139,9 @@ class Objective:
         parts = [n, sparse.shape[2]]
         if drawn.known is not None:
             together, parts = torch.cat([together, drawn.known], 2), [*parts, drawn.known.shape[2]]
+        if drawn.guided:
+            places = [tensors[0] for tensors in drawn.guided]
+            together, parts = torch.cat([together, *places], 2), [*parts, *(part.shape[2] for part in places)]
         evaluate = maps.bound()
         mapped, values, *others = evaluate(together.reshape(2, -1, d)).reshape(together.shape).split(parts, 2)
         terms = {"similarity": self._similarity(pairs, drawn.reference, mapped)}
@@ -131,13 +149,15 @@ class Objective:
             each = map(self._boundary, pairs, x.unbind(1), mapped.unbind(1))
             terms["boundary"] = torch.stack(list(each)).mean()
         if drawn.known is not None:
-            terms["known"] = self._distance_mm(others[0] - drawn.known.flip(0))
+            terms["known"] = self._distance_mm(others.pop(0) - drawn.known.flip(0))
         terms["regularity"] = self.regulariser.penalty(evaluate, stencils, values.reshape(stencils.shape), self.step)
         if r.code_prior:
             terms["code_prior"] = _code_prior(maps)
-        first, *others = terms
+        for guide, (at, *further), there in zip(self.guides, drawn.guided, others, strict=True):
+            terms[guide.name] = guide.penalty(evaluate, there.squeeze(1), at.squeeze(1), *further)
+        first, *rest = terms
         total = terms[first] if self.weights[first] == 1 else self.weights[first] * terms[first]
-        for name in others:
+        for name in rest:
             total = torch.add(total, terms[name], alpha=self.weights[name])
         return total, terms
 

@@ -17,7 +17,11 @@ from ..maps.code import HybridCode, nodes, zero_code
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
 from ..settings import Features, Level
 from ..space.cube import Cube
+from ..space.grid import Grid
 from .fit import Adam, fit
+from .guidance import NOTHING, Guidance
+from .guides import make_guides
+from .initial import outer_map
 from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
@@ -36,8 +40,8 @@ class Start(Protocol):
 class Optimisation:
     """The maps of one pair, refined in place by ``run``. They lie in ``cube``.
 
-    ``prediction``: maps to start from, in their cube. Raises NephiError for settings that do not fit the images'
-    dimension.
+    ``prediction``: maps to start from, in their cube. ``guidance``: checked. Raises NephiError for settings that do not
+    fit the images' dimension, and for an initial transform that cannot be inverted.
     """
 
     def __init__(
@@ -47,19 +51,26 @@ class Optimisation:
         similarity: Similarity,
         regulariser: Regulariser,
         device: torch.device,
+        guidance: Guidance = NOTHING,
     ):
         s, predicted = pair.settings, None if prediction is None else prediction.maps
         self.levels = _schedule(s.levels, s.fit.iterations, predicted is not None)
         self.cube = cube = pair.cube if prediction is None else prediction.cube
         self.pair, self.device, self.settings = pair.in_cube(cube), device, s
         start, outer, self.keep_nodes = self._start(predicted)
+        if guidance.initial is not None:
+            grid = Grid.of(pair.images.fixed)
+            outer = outer_map(guidance.initial, pair.affine, grid, pair.masks.fixed, cube, pair.scale, device)
         self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
         self.code = HybridCode(start.code).to(device)
         own = FieldMap(self.fields, self.code)
         self.maps: Map = own if outer is None else outer @ own
         generator = torch.Generator(device).manual_seed(s.fit.seed)
         regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
-        self.objective = Objective(s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser)
+        guides = make_guides(guidance, self.pair, s.guidance, regularity.step_mm / cube.unit_mm, device)
+        self.objective = Objective(
+            s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
+        )
         self.adam = Adam([*self.code.parameters(), *self.fields.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
@@ -97,7 +108,7 @@ class Optimisation:
         prediction. Without a linear term those are taken, as published.
         """
         s, seed = self.pair.field_settings, self.settings.fit.seed
-        if predicted is not None and not (s.linear and self.settings.fit.iterations):
+        if predicted is not None and not (s.moves_points and self.settings.fit.iterations):
             own, outer = (predicted.inner, predicted.outer) if isinstance(predicted, Composed) else (predicted, None)
             assert isinstance(own, FieldMap), "a model predicts maps that fields make"
             return own, outer, True
@@ -135,10 +146,11 @@ class Optimisation:
         self.begin, self.end = self.adam.done, end
         torch.set_num_threads(self.threads)
         if self._seen is None or level.features != self._seen[0]:
+            similarity, dilation = self.objective.similarity, level.features.dilation
             self._seen = None  # before the next ones are made: one level's at a time
             self._seen = (
                 level.features,
-                self.pair.volumes(level.features, self.objective.similarity.prepare, self.device),
+                self.pair.volumes(level.features, similarity.prepare, self.device, similarity.reach(dilation)),
             )
         size = self._code_size(level)
         if self.begin and not self.keep_nodes and size != self.code.size:

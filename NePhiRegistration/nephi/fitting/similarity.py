@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from ..images.volume import local_offsets, mind_ssc, smoothed
 from ..settings import SIMILARITIES, SimilaritySettings
+
+_SEEN = 3  # standard deviations of a Gaussian beyond which it sees nothing
 
 
 class Similarity:
@@ -35,6 +38,13 @@ class Similarity:
         """
         raise NotImplementedError
 
+    def reach(self, dilation: int) -> int:
+        """Voxels over which the features of a place look; what is excluded keeps that distance from all points.
+
+        By default as far as ``dilation``, one voxel more, and the patch.
+        """
+        return dilation + 1 + int(self.patch)
+
     def offsets(self, dimension: int) -> Tensor | None:
         """(k, d) voxels around a point that are compared, moved along without rotation; None: the point alone."""
         return local_offsets(dimension) if self.patch else None
@@ -55,6 +65,9 @@ class _Intensities(Similarity):
         values = torch.as_tensor(image[:]).to(device)
         return torch.stack([smoothed(values, blur) for blur in self.blurs], -1)
 
+    def reach(self, dilation: int) -> int:
+        return math.ceil(_SEEN * max(self.blurs))
+
 
 class MeanSquares(_Intensities):
     """Mean squared difference over points and channels."""
@@ -72,6 +85,9 @@ class Mind(MeanSquares):
 
     def prepare(self, image: Any, dilation: int, device: torch.device | str | None = None) -> Tensor:
         return mind_ssc(image, dilation, self.noise, device)
+
+    def reach(self, dilation: int) -> int:
+        return dilation + 1  # to the neighbours, and their patches
 
 
 class NCC(_Intensities):

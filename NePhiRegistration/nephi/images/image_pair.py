@@ -17,7 +17,8 @@ from ..settings import BODY_MM, Features, FieldSettings, Settings
 from ..space.affine import Affine
 from ..space.cube import Cube, overlap
 from ..space.grid import Grid
-from .masks import choose_window, looks_like_ct, region_lps_mm
+from .hounsfield import looks_like_ct
+from .masks import choose_window, region_lps_mm
 from .resample import DeviceImage, DeviceSlices
 from .slices import Slices
 from .volume import Volume, VolumePair
@@ -26,6 +27,7 @@ _NODES = 4.0  # voxels between two nodes of the local code, at least: what is fi
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
 _CPU = torch.device("cpu")
+_NEITHER: Both[sitk.Image | None] = Both(None, None)
 _MASKS_APART = "the masks do not overlap after alignment; use --align moments or centres"
 _IMAGES_APART = "the images do not overlap after alignment; use --align centres or give masks"
 
@@ -36,7 +38,8 @@ class ImagePair:
 
     ``cube``: where the maps live. ``region_lps_mm`` (n, d): corners of what is compared, on the fixed image's side of
     the alignment. ``scale``: of all lengths, below 1 for small bodies. ``windows``: intensities that become 0 and 1.
-    ``trusted``: the masks were given, not detected, so that what lies outside them may be left out.
+    ``trusted``: the masks were given, not detected, so that what lies outside them may be left out. ``excluded``: masks
+    of what must not count.
     """
 
     images: Both[sitk.Image]
@@ -48,6 +51,7 @@ class ImagePair:
     region_lps_mm: np.ndarray
     scale: float
     windows: Both[tuple[float, float]]
+    excluded: Both[sitk.Image | None] = _NEITHER
     _on_device: dict[int, DeviceImage] = field(default_factory=dict, repr=False)
     _distances: dict[int, sitk.Image] = field(default_factory=dict, repr=False)
 
@@ -60,6 +64,7 @@ class ImagePair:
         settings: Settings,
         trusted: bool = True,
         cube_margin_mm: float | None = None,
+        excluded: Both[sitk.Image | None] = _NEITHER,
     ) -> ImagePair:
         """The pair, aligned by ``affine``. Raises NephiError where the images, or their masks, are apart after it.
 
@@ -80,7 +85,7 @@ class ImagePair:
             cube = Cube.around(region, grid.direction, cube_margin_mm * scale)
         chosen = settings.similarity.window
         windows = images.map(lambda image, mask: chosen or choose_window(image, mask), masks)
-        pair = cls(images, masks, affine, settings, trusted, cube, region, scale, windows)
+        pair = cls(images, masks, affine, settings, trusted, cube, region, scale, windows, excluded)
         if given and not pair._masks_meet(given):
             raise NephiError(_MASKS_APART)
         return pair
@@ -97,12 +102,8 @@ class ImagePair:
     @property
     def field_settings(self) -> FieldSettings:
         """The settings of the field, its lengths scaled and its nodes as far apart as the voxels allow."""
-        field = self.settings.field
-        return replace(
-            field,
-            wavelength_mm=field.wavelength_mm * self.scale,
-            code_spacing_mm=max(field.code_spacing_mm * self.scale, _NODES * self.voxel_mm),
-        )
+        field = self.settings.field.scaled(self.scale)
+        return replace(field, code_spacing_mm=max(field.code_spacing_mm, _NODES * self.voxel_mm))
 
     @cached_property
     def _box_cube(self) -> tuple[np.ndarray, np.ndarray]:
@@ -116,12 +117,15 @@ class ImagePair:
         """(d,): the first voxel of all working grids."""
         return self._box_cube[0]
 
-    def volumes(self, features: Features, prepare: Callable[..., Tensor], device: torch.device | str) -> VolumePair:
+    def volumes(
+        self, features: Features, prepare: Callable[..., Tensor], device: torch.device | str, reach: int = 0
+    ) -> VolumePair:
         """Features of the fixed and of the moving image at a scale, on the fixed image's side of the alignment.
 
-        ``prepare``: a similarity's, which makes them.
+        ``prepare``: a similarity's, which makes them; ``reach``: voxels over which they look. Raises NephiError where
+        what is excluded leaves nothing to compare.
         """
-        return VolumePair(*(self._volume(way, features, prepare, torch.device(device)) for way in (0, 1)))
+        return VolumePair(*(self._volume(way, features, prepare, torch.device(device), reach) for way in (0, 1)))
 
     def covering_grid(self, spacing_mm: float) -> Grid:
         """The grid of this spacing over what is compared."""
@@ -148,9 +152,20 @@ class ImagePair:
             self._on_device[id(image)] = DeviceImage(image, device)
         return self._on_device[id(image)]
 
-    def _volume(self, way: int, features: Features, prepare: Callable[..., Tensor], device: torch.device) -> Volume:
+    def _volume(
+        self, way: int, features: Features, prepare: Callable[..., Tensor], device: torch.device, reach: int
+    ) -> Volume:
         grid = self.working_grid(features.spacing_mm)
         scaled, inside, distance = self.seen_on(grid, way, features.outside, device)
+        excluded = self._sees_excluded(grid, way, reach)
+        if excluded is not None:
+            left = ~excluded if inside is None else torch.as_tensor(inside[:]).cpu() & ~excluded
+            if not left.any():
+                raise NephiError(
+                    f"nothing of the {('fixed', 'moving')[way]} image is left to compare: what is excluded, and "
+                    f"{reach + 1} voxels of {grid.spacing_mm[0]:.3g} mm around it, covers all of it"
+                )
+            inside = left
         return Volume(
             prepare(scaled, features.dilation, device),
             torch.tensor(self.lower_cube, dtype=torch.float32),
@@ -158,7 +173,27 @@ class ImagePair:
             inside,
             self._view(way),
             distance,
+            excluded=excluded,
         ).to(device)
+
+    def _sees_excluded(self, grid: Grid, way: int, reach: int) -> Tensor | None:
+        """(z, y, x) bool on a working grid: where features that look over ``reach`` voxels see what is excluded.
+
+        And one voxel more, as features are interpolated between two.
+        """
+        mask = self.excluded[way]
+        if mask is None:
+            return None
+        part = self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:]  # means of bytes would be rounded
+        seen = torch.as_tensor(part > 0).to(torch.uint8)
+        for axis in range(seen.ndim):
+            last, wider = seen.shape[axis] - 1, seen.clone()
+            for step in range(1, min(reach + 1, last) + 1):
+                near, far = wider.narrow(axis, 0, last + 1 - step), wider.narrow(axis, step, last + 1 - step)
+                near |= seen.narrow(axis, step, last + 1 - step)
+                far |= seen.narrow(axis, 0, last + 1 - step)
+            seen = wider
+        return seen.bool()
 
     def working_grid(self, spacing_mm: float) -> Grid:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""

@@ -127,17 +127,27 @@ class Volume:
     ``view`` is the matrix, offset and size that take cube points to the source image's voxel index, to know what
     lies inside its field of view; ``seen_through``: a map (points_cube (n, d) -> the same) that they go through
     before, where the image was seen through one. ``distance``: another volume, of the mask's distance map.
+    ``excluded`` (z, y, x), bool: where features see what must not count; such places weigh nothing.
     """
 
     _MOST = 1_000_000  # voxels kept to draw from: of a larger mask every n-th is as good
 
     def __init__(
-        self, volume: Tensor, lower_cube: Tensor, spacing_cube: float, mask, view=None, distance=None, seen_through=None
+        self,
+        volume: Tensor,
+        lower_cube: Tensor,
+        spacing_cube: float,
+        mask,
+        view=None,
+        distance=None,
+        seen_through=None,
+        excluded: Tensor | None = None,
     ):
         self.volume, self.lower, self.spacing = volume, lower_cube, spacing_cube
         self.extents = tuple(reversed(volume.shape[:-1]))  # voxels along x, y (, z)
         self.size = torch.tensor(self.extents, device=volume.device)
         self.view, self.distance, self.seen_through = view, distance, seen_through
+        self.excluded = None if excluded is None else excluded.reshape(-1)
         self.chosen: Tensor | None = None  # of the voxels in a row, those that are drawn from
         self._squares: Tensor | None = None
         self.voxels = volume[..., 0].numel()
@@ -153,7 +163,7 @@ class Volume:
             self.chosen = chosen if len(chosen) else None
 
     def to(self, device) -> Volume:
-        for name in ("volume", "lower", "size", "chosen"):
+        for name in ("volume", "lower", "size", "chosen", "excluded"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value.to(device))
         self.view = None if self.view is None else tuple(v.to(device) for v in self.view)
@@ -242,7 +252,20 @@ class Volume:
         return values.float() / 255 if self.volume.dtype == torch.uint8 else values
 
     def inside(self, points_cube: Tensor) -> Tensor:
-        """(n, 1): 1 where a point lies inside the source image's field of view, else 0."""
+        """(n, 1): 1 where a point lies inside the source image's field of view and counts, else 0."""
+        return (
+            self._in_view(points_cube)
+            if self.excluded is None
+            else self._in_view(points_cube) * self.counts(points_cube)
+        )
+
+    def counts(self, points_cube: Tensor) -> Tensor:
+        """(n, 1): 0 where features see what is excluded, else 1."""
+        if self.excluded is None:
+            return torch.ones_like(points_cube[:, :1])
+        return (~self.excluded[self.flat(self.nearest(points_cube))])[:, None].to(points_cube)
+
+    def _in_view(self, points_cube: Tensor) -> Tensor:
         if self.view is None:
             return torch.ones_like(points_cube[:, :1])
         matrix, offset, size = self.view
@@ -284,14 +307,17 @@ class VolumePair(tuple[Volume, Volume]):
         return interpolate(tables, position, fixed.extents, scale=scale).reshape(*mapped_cube.shape[:2], -1)
 
     def inside(self, mapped_cube: Tensor) -> Tensor:
-        """(2, n, 1): 1 where a mapped point (2, n, d) lies inside the other image's field of view, else 0."""
+        """(2, n, 1): 1 where a mapped point (2, n, d) lies in the other image's field of view and counts, else 0."""
         fixed, moving = self
         if any(v.view is None or v.seen_through is not None for v in self):
             return torch.stack([moving.inside(mapped_cube[0]), fixed.inside(mapped_cube[1])])
         matrix, offset, last = self._views
         index = torch.baddbmm(offset, mapped_cube, matrix)
         first = constant((0,), index.device, index.dtype)
-        return (index == torch.clamp(index, first, last)).all(-1, keepdim=True).to(mapped_cube.dtype)
+        seen = (index == torch.clamp(index, first, last)).all(-1, keepdim=True).to(mapped_cube.dtype)
+        if fixed.excluded is None and moving.excluded is None:
+            return seen
+        return seen * torch.stack([moving.counts(mapped_cube[0]), fixed.counts(mapped_cube[1])])
 
     @cached_property
     def _origin(self) -> Tensor:

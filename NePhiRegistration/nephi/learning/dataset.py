@@ -82,7 +82,7 @@ class Pairs:
             try:
                 self.files.append((pair, _kept(pair, settings, cache)))
             except (NephiError, OSError, RuntimeError) as error:
-                tell(f"{pair.name} is left out: {error}")
+                tell(f"{pair.name} is skipped: {error}")
         if not self.files:
             raise NephiError(f"{path}: none of its {len(pairs)} pairs can be read")
         self.settings = settings

@@ -82,7 +82,9 @@ class Model(nn.Module):
         for part in ("dimension", "field", "encoder"):
             mine, theirs = (getattr(model.settings, part) for model in (self, other))
             if mine != theirs:
-                raise NephiError(f"the model to start from has another {part}: {theirs}; settings ask for {mine}")
+                raise NephiError(
+                    f"the model to start from has a different {part}: {theirs}; the settings ask for {mine}"
+                )
         self.fields.load_state_dict(other.fields.state_dict())
         self.encoder.load_state_dict(other.encoder.state_dict())
 
@@ -102,7 +104,7 @@ class Model(nn.Module):
             with Bounded(tensors, path):
                 model = cls(settings)
         except (AttributeError, KeyError, ValueError, RecursionError, RuntimeError, NephiError) as error:
-            raise NephiError(f"{path}: the model's settings can't be read ({error})") from None
+            raise NephiError(f"{path}: the model's settings cannot be read ({error})") from None
         check_tensors(tensors, model.state_dict(), path)
         model.load_state_dict(tensors)
         return model.eval().requires_grad_(False).to(device)

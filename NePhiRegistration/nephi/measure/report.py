@@ -68,17 +68,52 @@ class VolumeChange:
 
 
 @dataclass(frozen=True)
+class ErrorEstimate:
+    """Expected error in mm in the fixed mask (without one, the image), known from the result and the images alone.
+
+    ``bound_mean`` and ``bound_p95``: of the bound that 95 % of errors keep. ``above_5_mm``: share of the region whose
+    expected error is larger. ``likeness``: correlation of blocks of the images at the coarse scale, its median.
+    ``agreement``: share of these blocks that match there and back. ``unseen``: share of the region that the moving
+    image does not show. ``calibrated``: the images are of the kind that the estimate was calibrated for.
+    """
+
+    mean: float
+    median: float
+    p95: float
+    max: float
+    bound_mean: float
+    bound_p95: float
+    above_5_mm: float
+    likeness: float
+    agreement: float
+    unseen: float
+    calibrated: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """PASS, CHECK or FAIL, why, and by which tolerances."""
+
+    outcome: str
+    reasons: list[str]
+    tolerances: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Report:
     """All numbers of a registration and how it was made. Unknown entries are None and left out of the JSON."""
 
     folds: Folds
     jacobian: dict[str, Any]  # statistics of the determinant and its histogram, where the folds are counted
+    verdict: Verdict | None = None  # where the images are at hand
+    error_estimate_mm: ErrorEstimate | None = None  # where the images are at hand
     tre_mm: LandmarkError | None = None  # where landmarks are given
     dice: Overlap | None = None  # where both masks are given
     inverse_consistency_mm: Summary | None = None  # |inverse(forward(x)) - x|, where the inverse is given
     volume: VolumeChange | None = None  # where the fixed mask is given
     non_diffeomorphic: dict[str, float] | None = None  # see ``non_diffeomorphic_volume``; of transform files alone
     regions: list[dict] | None = None  # volume change by label, see ``region_statistics``
+    guidance: dict[str, Any] | None = None  # what was given beyond the images, and how far the result is from it
     warnings: list[str] = field(default_factory=list)
     alignment: dict[str, Any] | None = None  # method, matrix and offset_mm
     device: str | None = None
@@ -86,6 +121,7 @@ class Report:
     versions: dict[str, str] | None = None
     files: dict[str, str] | None = None
     inputs: dict[str, Any] | None = None  # see ``fingerprints``
+    outputs: list[str] | None = None  # what was written, of ``nephi.files.folder.OUTPUTS``; None: all by default
     transform_error_mm: dict[str, Any] | None = None  # what writing the maps on grids costs
     jacobian_error: dict[str, float] | None = None  # of the determinant in the mask; None where it is exact
     time_s: dict[str, float] | None = None  # wall and cpu of the whole run, registration_wall

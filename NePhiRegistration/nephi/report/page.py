@@ -30,6 +30,7 @@ def write_report(
     jacobian: sitk.Image,
     displacement: sitk.Image,
     fixed_mask: sitk.Image | None = None,
+    expected_error: sitk.Image | None = None,
     history: Sequence[dict] = (),
     landmark_errors: dict[str, np.ndarray] | None = None,
 ) -> None:
@@ -37,10 +38,10 @@ def write_report(
 
     fixed, warped (moving image after registration), moving_before (after alignment only), jacobian
     (determinant of the forward map) and fixed_mask lie on the fixed grid; displacement (vectors, LPS
-    mm, forward map) may lie on a coarser one. ``landmark_errors``: (n,) mm, keys before and after.
-    ``history``: dicts of step, loss and terms. Every entry of ``report`` is shown.
+    mm, forward map) and expected_error (mm) may lie on a coarser one. ``landmark_errors``: (n,) mm,
+    keys before and after. ``history``: dicts of step, loss and terms. Every entry of ``report`` is shown.
     """
-    images = Images(fixed, warped, moving_before, jacobian, displacement, fixed_mask)
+    images = Images(fixed, warped, moving_before, jacobian, displacement, fixed_mask, expected_error)
     try:
         import matplotlib.figure  # noqa: F401 (only whether it is there)
 
@@ -55,7 +56,8 @@ def _headline(report: dict, landmark_errors: dict | None) -> Iterator[str]:
     fixed, moving = (_name(report.get("files", report).get(k), f"the {k} image") for k in ("fixed", "moving"))
     yield "<h1>Registration report</h1>"
     yield f'<p class="lead"><b>{moving}</b> (moving) was registered to <b>{fixed}</b> (fixed).</p>'
-    yield _list(_verdict(report, landmark_errors), "lead")
+    yield from _verdict(report)
+    yield _list(_summary(report, landmark_errors), "lead")
     if report.get("warnings"):
         yield f'<div class="warning"><b>Warnings</b>{_list(escape(str(w)) for w in report["warnings"])}</div>'
 
@@ -69,8 +71,19 @@ def _name(value, otherwise: str) -> str:
     return escape(Path(str(value)).name if value else otherwise)
 
 
-def _verdict(report: dict, landmark_errors: dict | None) -> Iterator[str]:
-    tre = report.get("tre_mm") or {}
+def _verdict(report: dict) -> Iterator[str]:
+    verdict = report.get("verdict")
+    if verdict is None:
+        return
+    outcome = escape(str(verdict["outcome"]))
+    reasons, setter = _list(escape(str(r)) for r in verdict["reasons"]), escape(str(verdict["tolerances"]["set_by"]))
+    yield f"""<div class="verdict {outcome.lower()}"><b>{outcome}</b>{reasons}
+        <p>By the tolerances of {setter}. The verdict rests on signals from the images; it does not replace a look at
+        the pictures.</p></div>"""
+
+
+def _summary(report: dict, landmark_errors: dict | None) -> Iterator[str]:
+    tre, expected = report.get("tre_mm") or {}, report.get("error_estimate_mm")
     for when, errors in (landmark_errors or {}).items():
         tre = {when: {"mean": float(np.mean(errors)), "max": float(np.max(errors))}} | tre
     before, after = tre.get("before"), tre.get("after")
@@ -83,6 +96,10 @@ def _verdict(report: dict, landmark_errors: dict | None) -> Iterator[str]:
         rest = ", ".join(f"{text} {after[key]:.2f} mm" for key, text in words if key in after)
         yield f"""Landmark error (TRE): {change}<b>{after["mean"]:.2f} mm</b> on average ({rest}).
             It holds where the landmarks lie; elsewhere look at the pictures."""
+    elif expected:
+        yield f"""No landmarks were given: the accuracy is estimated, not measured. <b>The expected error is
+            {expected["mean"]:.2f} mm</b> on average; 95 % of errors are expected below a bound that is
+            {expected["bound_mean"]:.2f} mm on average."""
     else:
         yield """No landmarks were given, so <b>the accuracy is not known</b>. The pictures show whether
             visible structures meet, not whether the map is right between them."""
@@ -156,6 +173,9 @@ img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-s
 .views { display: grid; gap: .6rem; grid-auto-flow: column; grid-auto-columns: minmax(0, 440px) }
 .rows2 { grid-template-rows: auto auto } .views img { width: 100% }
 @media (max-width: 40rem) { .views { grid: none } .rows2 { grid-template-columns: 1fr 1fr } }
+.verdict { border-left: .5rem solid; padding: .4rem 1rem; margin: .6rem 0 } .verdict > b { font-size: 1.3rem }
+.pass { border-color: #1a7f37; background: #e8f5ec } .check { border-color: #d98e00; background: #fff4d6 }
+.fail { border-color: #b3261e; background: #fbe9e7 }
 .legend { display: block; width: 20rem; max-width: 100%; margin-bottom: .4rem; font-size: .85rem }
 .legend img { width: 100%; height: 1rem } .ticks { display: flex; justify-content: space-between }
 .fold { background: #f0f; color: #fff; padding: 0 .3rem; print-color-adjust: exact }

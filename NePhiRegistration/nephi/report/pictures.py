@@ -22,6 +22,8 @@ _PIXELS = 440  # width of the widest view
 _CT_WINDOW = (-1000.0, 300.0)
 _JACOBIAN_LIMIT = 2.0  # colours run from 1 / limit to limit
 _BLUE_TO_RED = np.array([(5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31)])
+_ERROR_STOPS_MM = np.array([0.5, 1.0, 2.0, 5.0, 10.0])
+_ERROR_RGB = np.array([(26, 110, 60), (90, 180, 90), (250, 225, 80), (240, 130, 40), (140, 20, 30)])
 _BEFORE, _AFTER = "#b35806", "#1b6ca8"
 
 
@@ -86,12 +88,15 @@ def _views(grid: Grid, at_index_xyz) -> list[_View]:
 class Images:
     """The images as arrays on the fixed grid."""
 
-    def __init__(self, fixed, warped, moving_before, jacobian, displacement, fixed_mask):
+    def __init__(self, fixed, warped, moving_before, jacobian, displacement, fixed_mask, expected_error=None):
         as_array = sitk.GetArrayViewFromImage
         self.image, self.displacement, self.grid = fixed, displacement, Grid.of(fixed)
         self.fixed, self.after, self.before = as_array(fixed), as_array(warped), as_array(moving_before)
         self.jacobian = as_array(jacobian)
         self.mask = None if fixed_mask is None else as_array(fixed_mask) != 0
+        self.expected = None
+        if expected_error is not None:
+            self.expected = sitk.GetArrayFromImage(self.grid.resample(expected_error))
         thin = self.fixed[(slice(None, None, 2),) * self.fixed.ndim]
         low, high = np.percentile(thin, (1, 99))
         self.window = _CT_WINDOW if thin.min() <= -500 else (float(low), float(max(high, low + 1e-6)))
@@ -196,6 +201,9 @@ def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
 
 def image_sections(images: Images) -> Iterator[str]:
     window, views, spacing = images.window, _views(images.grid, images.centre_index()), images.grid.spacing_mm
+    if images.expected is not None:
+        panels = [_panel(images, v, _error_overlay(images, v)) for v in views]
+        yield _section("Expected error", _error_legend(), panels)
     rows = min(2, len(views))
     pairs = [(v, images.of("fixed", v), images.of(n, v), n) for v in views for n in ("before", "after")]
     boards = [_panel(images, v, checkerboard(a, b, v.of_page(spacing)), n, window) for v, a, b, n in pairs]
@@ -218,6 +226,33 @@ def image_sections(images: Images) -> Iterator[str]:
         views = _views(images.grid, worst)
     maps = [_panel(images, v, jacobian_rgb(images.of("jacobian", v))) for v in views]
     yield _section("Jacobian determinant", text, maps)
+
+
+def error_rgb(error_mm: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 colours of an error in mm: green up to 1 mm, yellow at 2, orange at 5, dark red from 10 on."""
+    rgb = np.stack(
+        [np.interp(np.log(np.maximum(error_mm, 1e-3)), np.log(_ERROR_STOPS_MM), c) for c in _ERROR_RGB.T], -1
+    )
+    return np.rint(rgb).astype(np.uint8)
+
+
+def _error_overlay(images: Images, view: _View) -> np.ndarray:
+    """The expected error's colours in the mask, on the fixed image in grey (rows, columns, 3)."""
+    low, high = images.window
+    grey = np.clip((images.of("fixed", view).astype(float) - low) / (high - low), 0, 1)[..., None] * 255
+    error = images.of("expected", view)
+    inside = (images.of("mask", view) if images.mask is not None else error > 0)[..., None]
+    return np.where(inside, 0.35 * grey + 0.65 * error_rgb(error), grey).astype(np.uint8)
+
+
+def _error_legend() -> str:
+    figure, axes = _bare_figure((4, 0.16))
+    low, high = _ERROR_STOPS_MM[0], _ERROR_STOPS_MM[-1]
+    axes.imshow(error_rgb(np.geomspace(low, high, 200)[None]), aspect="auto")
+    ticks = "".join(f"<span>{v:.2g}</span>" for v in np.geomspace(low, high, 5))
+    return f'''<span class="legend"><img src="{_png(figure)}" alt=""><span class="ticks">{ticks}</span></span>
+Expected distance, in mm, of the map from the truth, estimated from the images without ground truth.
+Green: 1 mm or less. Yellow: 2 mm. Orange: 5 mm. Dark red: 10 mm or more.'''
 
 
 def _legend() -> str:

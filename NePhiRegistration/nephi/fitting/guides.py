@@ -1,0 +1,268 @@
+"""Terms of the objective by which a registration is guided: landmarks, labels, rigid and volume-preserving regions.
+
+Each measures how far the maps are from what was given. Nothing pulls within half of its standard deviation; from there
+on the loss grows as a square, and in proportion to the distance where that is far, so that nothing drowns the images.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from ..errors import NephiError, notice
+from ..images.image_pair import ImagePair
+from ..maps.code import FORWARD, INVERSE
+from ..maps.jacobian import finite_jacobian
+from ..settings import GuidanceSettings
+from ..space.grid import Grid
+from .borders import Borders
+from .guidance import Guidance
+
+_FREE = 0.5  # standard deviations within which nothing pulls
+_LANDMARKS, _BORDER, _RIGID, _VOLUME = 1000, 1500, 2000, 200  # points per step, at most
+_LEAST_VOXELS = 8  # of a rigid body
+
+
+class Guide(ABC):
+    """A term of the objective. ``draw`` and ``penalty`` work on the device alone, so that steps can be replayed."""
+
+    name: str
+
+    @abstractmethod
+    def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """points_cube (steps, 2, n, d), those of the inverse map second, and what else a step needs (steps, ...)."""
+
+    @abstractmethod
+    def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
+        """A scalar, of points (2, n, d) of a step and where the maps take them; ``further``: as drawn."""
+
+
+def make_guides(
+    guidance: Guidance, pair: ImagePair, settings: GuidanceSettings, step_cube: float, device: torch.device
+) -> list[Guide]:
+    """The terms for all that is given. ``step_cube``: of finite differences, in units of the cube."""
+    guides: list[Guide] = []
+    if guidance.landmarks_lps_mm is not None:
+        guides.append(Landmarks(guidance, pair, settings.landmarks_sd_mm, device))
+    if guidance.labels is not None:
+        guides.append(Labels(Borders.of(guidance.labels, pair, device), settings.labels_sd_mm))
+    if guidance.rigid is not None:
+        guides.append(Rigid(guidance.rigid, pair, settings.rigid_mm, device))
+    if guidance.volume_kept is not None:
+        guides.append(VolumeKept(guidance.volume_kept, pair, settings.volume, step_cube, device))
+    return guides
+
+
+def pull(distances: Tensor, sd: Tensor | float) -> Tensor:
+    """The loss of distances (...), not negative: none below half of ``sd``, then a square, then in proportion."""
+    excess = (distances / sd - _FREE).clamp(min=0)
+    return (((1 + excess.square()).sqrt() - 1) * sd).mean()
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """Of vectors (..., d); the gradient at zero is zero."""
+    return (vectors.square().sum(-1) + 1e-12).sqrt()
+
+
+def to_mm(pair: ImagePair, device: torch.device) -> Tensor:
+    """(2, d, d): rows of differences in the cube times these are in mm, on the moving image's side, then the fixed."""
+    axes, unit = pair.cube.axes, pair.cube.unit_mm
+    both = np.stack([(pair.affine.matrix @ axes).T, axes.T]) * unit
+    return torch.tensor(both, dtype=torch.float32, device=device)
+
+
+class Landmarks(Guide):
+    """Points that correspond, in both directions."""
+
+    name = "landmarks"
+
+    def __init__(self, guidance: Guidance, pair: ImagePair, sd_mm: float, device: torch.device):
+        assert guidance.landmarks_lps_mm is not None, "landmarks are given"
+        fixed, moving = guidance.landmarks_lps_mm
+        points = np.stack([pair.cube.to_cube(fixed), pair.cube.to_cube(pair.affine.inverse()(moving))])
+        self.points = torch.tensor(points, dtype=torch.float32, device=device)
+        given = np.full(len(fixed), sd_mm) if guidance.landmarks_sd_mm is None else guidance.landmarks_sd_mm
+        self.sd_mm = torch.tensor(given, dtype=torch.float32, device=device)
+        self.to_mm = to_mm(pair, device)
+
+    def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        count = len(self.sd_mm)
+        if count <= _LANDMARKS:
+            return self.points.expand(steps, *self.points.shape), self.sd_mm.expand(steps, count)
+        which = torch.randint(count, (steps, _LANDMARKS), generator=generator, device=self.points.device)
+        return self.points[:, which].transpose(0, 1), self.sd_mm[which]
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
+        return pull(lengths((mapped - points.flip(0)) @ self.to_mm), further[0])
+
+
+class Labels(Guide):
+    """The borders of labels: at points near those of one image, the distance to the other's is the same."""
+
+    name = "labels"
+
+    def __init__(self, borders: tuple[Borders, Borders], sd_mm: float):
+        self.borders, self.sd_mm = borders, sd_mm
+        self.each = max(8, min(200, _BORDER // borders[0].labels))
+
+    def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        drawn = [borders.draw(steps, self.each, generator) for borders in self.borders]
+        points, distances = (torch.stack(parts, 1) for parts in zip(*drawn, strict=True))
+        return points, distances
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
+        fixed, moving = self.borders
+        found = torch.stack([moving.distances_mm(mapped[FORWARD]), fixed.distances_mm(mapped[INVERSE])])
+        return pull((found - further[0]).abs(), self.sd_mm)
+
+
+class Rigid(Guide):
+    """Bodies that move rigidly, each by its own motion: the one that fits where the map takes its points best."""
+
+    name = "rigid"
+
+    def __init__(self, labels: sitk.Image, pair: ImagePair, tolerance_mm: float, device: torch.device):
+        self.pool = _Pool([body for _, body in bodies_lps_mm(labels)], labels, pair, device)
+        self.each = max(24, min(128, _RIGID // self.pool.parts))
+        self.to_mm, self.tolerance_mm = to_mm(pair, device), tolerance_mm
+        self.from_moving_mm = torch.linalg.inv(self.to_mm[FORWARD].double()).float()
+
+    def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        points = self.pool.draw(steps, self.each, generator)
+        return (points[:, None].expand(-1, 2, -1, -1),)
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
+        to_moving_mm, to_fixed_mm = self.to_mm
+        bodies = self.pool.parts, self.each, points.shape[-1]
+        start_mm = (points[FORWARD] @ to_fixed_mm).reshape(bodies)
+        end_mm = (mapped[FORWARD] @ to_moving_mm).reshape(bodies)
+        with torch.no_grad():
+            rigid_mm = rigidly_moved(start_mm, end_mm)
+            # where the rigid motion ends, from where the inverse map leads back
+            moved = mapped[FORWARD] + (rigid_mm - end_mm).flatten(0, 1) @ self.from_moving_mm
+        returned_mm = (maps(torch.stack([moved, moved]))[INVERSE] - points[FORWARD]) @ to_fixed_mm
+        apart_mm = torch.stack([lengths(end_mm - rigid_mm).flatten(), lengths(returned_mm)])
+        return pull(apart_mm, self.tolerance_mm)
+
+
+class VolumeKept(Guide):
+    """Places whose volume does not change: the determinant of the forward map there is 1."""
+
+    name = "volume"
+
+    def __init__(self, labels: sitk.Image, pair: ImagePair, tolerance: float, step_cube: float, device: torch.device):
+        inside = np.argwhere(sitk.GetArrayViewFromImage(labels) != 0)[:, ::-1]
+        self.pool = _Pool([Grid.of(labels).to_lps_mm(inside)], labels, pair, device)
+        d = pair.cube.dimension
+        offsets = torch.cat([torch.zeros(1, d), step_cube * torch.eye(d)])
+        self.offsets, self.step, self.tolerance = offsets.to(device), step_cube, tolerance
+        self.of_alignment = float(np.linalg.det(pair.affine.matrix))
+
+    def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        points = self.pool.draw(steps, _VOLUME, generator)
+        stencils = (points[:, :, None] + self.offsets).flatten(1, 2)
+        return (stencils[:, None].expand(-1, 2, -1, -1),)
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
+        values = mapped[FORWARD].reshape(-1, len(self.offsets), mapped.shape[-1])
+        volume = determinant(finite_jacobian(values, self.step)) * self.of_alignment
+        return pull(volume.clamp(min=0.05).log().abs(), self.tolerance)
+
+
+class _Pool:
+    """Voxels of parts of the fixed image, from which points are drawn, as many of each part."""
+
+    def __init__(self, parts_lps_mm: list[np.ndarray], labels: sitk.Image, pair: ImagePair, device: torch.device):
+        counts = [len(part) for part in parts_lps_mm]
+        self.parts = len(parts_lps_mm)
+        as_tensor = partial(torch.tensor, dtype=torch.float32, device=device)
+        self.points = as_tensor(pair.cube.to_cube(np.concatenate(parts_lps_mm)))
+        self.first = as_tensor(np.cumsum([0, *counts[:-1]]))[:, None]
+        self.counts = as_tensor(counts)[:, None]
+        voxel = Grid.of(labels)
+        steps_cube = (voxel.axes * np.asarray(voxel.spacing_mm)).T @ pair.cube.axes / pair.cube.unit_mm
+        self.voxel = as_tensor(steps_cube)  # rows: along each axis of the image
+
+    def draw(self, steps: int, each: int, generator: torch.Generator) -> Tensor:
+        """points_cube (steps, parts * each, d), anywhere in the voxels, part after part."""
+        device, d = self.points.device, self.points.shape[-1]
+        share = torch.rand((steps, self.parts, each), generator=generator, device=device)
+        chosen = (self.first + (share * self.counts).floor().clamp(max=self.counts - 1)).long().flatten(1)
+        within = torch.rand((*chosen.shape, d), generator=generator, device=device) - 0.5
+        return self.points[chosen] + within @ self.voxel
+
+
+def bodies_lps_mm(labels: sitk.Image) -> list[tuple[int, np.ndarray]]:
+    """Label and voxel centres (n, d) of each connected part of each label; those of less than 8 voxels are left out."""
+    grid, found, left = Grid.of(labels), [], 0
+    for label in np.unique(sitk.GetArrayViewFromImage(labels)).tolist():
+        if label:
+            parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(labels == label, True))
+            index_zyx = np.argwhere(parts)
+            which = parts[tuple(index_zyx.T)]
+            for part in range(1, int(which.max()) + 1):
+                chosen = index_zyx[which == part]
+                if len(chosen) < _LEAST_VOXELS:
+                    left += 1
+                else:
+                    found.append((int(label), grid.to_lps_mm(chosen[:, ::-1])))
+    if not found:
+        raise NephiError(f"rigid mask: no part of it has {_LEAST_VOXELS} voxels that are connected")
+    if left:
+        notice(f"{left} parts of the rigid mask have fewer than {_LEAST_VOXELS} voxels; they are not kept rigid.")
+    return found
+
+
+def determinant(matrices: Tensor) -> Tensor:
+    """Of matrices (..., d, d), d 2 or 3, by the rule: no call that waits for a GPU."""
+    if matrices.shape[-1] == 2:
+        return matrices[..., 0, 0] * matrices[..., 1, 1] - matrices[..., 0, 1] * matrices[..., 1, 0]
+    a, b, c = matrices.unbind(-1)
+    return (a * torch.linalg.cross(b, c)).sum(-1)
+
+
+def rigidly_moved(start: Tensor, end: Tensor) -> Tensor:
+    """Points (l, n, d) under the rigid motion of each of l bodies that takes them nearest to ``end`` (l, n, d).
+
+    In 3D the eigenvector of Horn's matrix (J. Opt. Soc. Am. A 1987), by squaring it, which needs no decomposition.
+    """
+    a, b = (x - x.mean(1, keepdim=True) for x in (start, end))
+    s = a.transpose(1, 2) @ b  # (l, d, d)
+    if s.shape[-1] == 2:
+        cosine, sine = s[:, 0, 0] + s[:, 1, 1], s[:, 0, 1] - s[:, 1, 0]
+        length = (cosine.square() + sine.square()).sqrt().clamp(min=1e-12)
+        c, t = cosine / length, sine / length
+        turn = torch.stack([torch.stack([c, t], -1), torch.stack([-t, c], -1)], -2)
+        return a @ turn + end.mean(1, keepdim=True)
+    s = s.double()
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = s.flatten(1).unbind(1)
+    rows = [
+        [xx + yy + zz, yz - zy, zx - xz, xy - yx],
+        [yz - zy, xx - yy - zz, xy + yx, zx + xz],
+        [zx - xz, xy + yx, yy - xx - zz, yz + zy],
+        [xy - yx, zx + xz, yz + zy, zz - xx - yy],
+    ]
+    horn = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    size = horn.square().sum((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
+    power = horn / size + torch.eye(4, device=horn.device, dtype=horn.dtype)  # its eigenvalues are not negative
+    for _ in range(20):
+        power = power @ power
+        power = power / power.square().sum((1, 2), keepdim=True).sqrt()
+    largest = power.diagonal(dim1=1, dim2=2).argmax(-1)
+    quaternion = power.gather(2, largest[:, None, None].expand(-1, 4, 1))[..., 0]
+    w, x, y, z = (quaternion / lengths(quaternion)[:, None]).unbind(-1)
+    turn = torch.stack(
+        [
+            torch.stack([w * w + x * x - y * y - z * z, 2 * (x * y + w * z), 2 * (x * z - w * y)], -1),
+            torch.stack([2 * (x * y - w * z), w * w - x * x + y * y - z * z, 2 * (y * z + w * x)], -1),
+            torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), w * w - x * x - y * y + z * z], -1),
+        ],
+        -2,
+    ).to(a.dtype)
+    return a @ turn + end.mean(1, keepdim=True)

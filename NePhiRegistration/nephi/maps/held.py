@@ -1,0 +1,70 @@
+"""Maps of any kind, held at nodes of the cube as splines, so that they are composed, differentiated and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..settings import VoxelSettings
+from .code import LINEAR_CUBE, HybridCode, points_between, zero_code
+from .maps import FieldMap
+from .voxel import VoxelFields
+
+_PARTS = 65536  # points at a time
+_ROUNDS = 40  # of the inversion, at most
+_SPLINE_ROUNDS = 12  # each halves what the spline misses at its nodes, at least
+_WEIGHTS = 1 / 8, 3 / 4  # of a quadratic spline's neighbours and its own node, at a node
+
+PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
+
+
+@torch.no_grad()
+def held(
+    forward: PointMap, inverse: PointMap | None, half_extents_cube: Tensor, size: tuple[int, ...], good: float
+) -> FieldMap:
+    """The two maps as splines of degree 2 with ``size`` nodes along x, y (, z) of the cube.
+
+    ``inverse``: None where it is not known; the forward map, as it is held, is then inverted numerically until it
+    misses no node by more than ``good`` cube units, or for 40 rounds.
+    """
+    d = len(half_extents_cube)
+    settings = VoxelSettings(local_code=2 * d, code_degree=2)
+    code = HybridCode(zero_code(settings, half_extents_cube, size)).requires_grad_(False)
+    maps, nodes = FieldMap(VoxelFields(settings, d), code), points_between(half_extents_cube, size)
+
+    def keep(first: int, moved: list[Tensor]) -> None:
+        displacement = (torch.cat(moved) - nodes).T.reshape(d, *reversed(size))
+        code.local_code[0, first : first + d] = _spline(displacement) / LINEAR_CUBE
+
+    keep(0, [forward(part) for part in nodes.split(_PARTS)])
+    keep(d, [inverse(part) if inverse else _inverted(maps.forward, part, good) for part in nodes.split(_PARTS)])
+    return maps
+
+
+def _inverted(forward: PointMap, points: Tensor, good: float) -> Tensor:
+    """The points that the map takes to these, as near as some rounds bring it."""
+    found = points
+    for _ in range(_ROUNDS):
+        gap = points - forward(found)
+        found = found + gap
+        if gap.abs().max() < good:
+            break
+    return found
+
+
+def _spline(values: Tensor) -> Tensor:
+    """Coefficients of the quadratic spline with values (c, (z,) y, x) at its nodes; beyond the border its value holds.
+
+    Axis by axis: a spline whose coefficients are the values misses them by at most half.
+    """
+    beside, own = _WEIGHTS
+    for axis in range(1, values.ndim):
+        wanted = values.movedim(axis, -1)
+        found = wanted
+        for _ in range(_SPLINE_ROUNDS):
+            padded = torch.cat([found[..., :1], found, found[..., -1:]], -1)
+            found = found + wanted - (beside * (padded[..., :-2] + padded[..., 2:]) + own * found)
+        values = found.movedim(-1, axis)
+    return values

@@ -1,0 +1,146 @@
+"""Signals that tell of a registration's error without ground truth, measured at points of the fixed mask.
+
+The images are compared by block matching with normalised correlation, which the registration did not optimise, at
+points of its own, at two scales: a fine one for what is nearly right and a coarse one, whose blocks move by up to about
+20 mm, for what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from ..both import Both
+from ..errors import NephiError
+from ..images.hounsfield import hu_offset, in_hu, sparse
+from ..images.masks import CT_WINDOW, region_lps_mm
+from ..settings import BODY_MM
+from ..space.grid import Grid
+from .blockmatch import match
+
+PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
+_POINTS, _COARSE_POINTS = 2000, 500
+_SEED = 1616  # of the points
+_HALF = 3  # of a block, in voxels of its scale
+_FINE_MM, _COARSER = 1.5, 8 / 3  # spacing of the fine scale, at least, and of the coarse one in units of it
+_VOXELS = 0.8  # of the coarser image: no block is compared on a finer grid
+_REACH = 3, 5  # voxels: of the fine and of the coarse scale
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What was seen at n points of the fixed mask that the moving image shows, and at m of them at the coarse scale.
+
+    Lengths are in mm, shifts (n, d) in the frame of the fixed image. ``asymmetry_mm`` (n,): the distance of a block's
+    way there and its way back; ``here`` and ``best`` (n,): correlation without and with the shift. ``unseen``: share of
+    the mask's points that the moving image does not show. ``ct``: both images are CTs. ``voxel_mm``: side of the
+    coarser image's voxel. ``scale``: of all lengths, below 1 for small bodies.
+    """
+
+    points_lps_mm: np.ndarray
+    shifts_mm: np.ndarray
+    asymmetry_mm: np.ndarray
+    here: np.ndarray
+    best: np.ndarray
+    inconsistency_mm: np.ndarray  # (n,) inverse-consistency error
+    coarse_points_lps_mm: np.ndarray  # (m, d), and what was seen there
+    coarse_shifts_mm: np.ndarray
+    coarse_asymmetry_mm: np.ndarray
+    coarse_here: np.ndarray
+    coarse_best: np.ndarray
+    unseen: float
+    ct: bool
+    coarse_voxel_mm: float  # of the coarse scale
+    voxel_mm: float
+    scale: float
+
+
+def measure_signals(
+    images: Both[sitk.Image],
+    mask: sitk.Image | None,
+    transform: sitk.Transform,
+    forward: PointMap,
+    inverse: PointMap,
+) -> Signals:
+    """``transform`` and ``forward`` are the same map, fixed -> moving; ``mask``: of the fixed image.
+
+    Raises NephiError where the moving image shows none of the fixed mask.
+    """
+    grids, offsets = images.map(Grid.of), images.map(hu_offset)
+    prepared, box = images.map(_prepared, offsets), region_lps_mm(images.fixed, mask)
+    scale = min(1.0, float(np.ptp(box @ grids.fixed.axes, axis=0).max()) / BODY_MM)
+    voxel_mm = max(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in grids)
+    fine_mm = max(_FINE_MM * scale, _VOXELS * voxel_mm)
+    points = _points(images.fixed, mask)
+    there = forward(points)
+    index = grids.moving.to_index(there)
+    seen = ((index >= -0.5) & (index <= np.array(grids.moving.size) - 0.5)).all(1)
+    if not seen.any():
+        raise NephiError("the moving image shows nothing of the region that was registered")
+    points, there = points[seen], there[seen]
+    some = points[:_COARSE_POINTS]
+    fine = _matched(prepared, transform, points, box, fine_mm, _REACH[0])
+    coarse = _matched(prepared, transform, some, box, _COARSER * fine_mm, _REACH[1])
+    return Signals(
+        points, *fine, np.linalg.norm(inverse(there) - points, axis=1), some, *coarse,
+        unseen=float(1 - seen.mean()), ct=all(offset is not None for offset in offsets),
+        coarse_voxel_mm=_COARSER * fine_mm, voxel_mm=voxel_mm, scale=scale,
+    )  # fmt: skip
+
+
+def _prepared(image: sitk.Image, offset: float | None) -> sitk.Image:
+    """Values from 0 to 1, what pads a CT as air."""
+    if offset is not None:
+        return sitk.IntensityWindowing(in_hu(image, offset), *CT_WINDOW, 0.0, 1.0)
+    low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
+    high = high if high > low else low + 1.0
+    return sitk.IntensityWindowing(sitk.Cast(image, sitk.sitkFloat32), low, high, 0.0, 1.0)
+
+
+def _points(fixed: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
+    """(n, d) voxel centres of the mask, the same at every call; without one, where the image is not its background."""
+    grid, rng = Grid.of(fixed), np.random.default_rng(_SEED)
+    if mask is None:
+        array = sitk.GetArrayViewFromImage(fixed)
+        flat = rng.integers(0, array.size, 20 * _POINTS)
+        values = array.reshape(-1)[flat]
+        chosen = flat[values > np.percentile(values, 1)]
+        chosen = chosen[:_POINTS] if len(chosen) else flat[:_POINTS]
+    else:
+        inside = np.flatnonzero(sitk.GetArrayViewFromImage(mask))
+        chosen = rng.choice(inside, min(_POINTS, len(inside)), replace=False)
+    return grid.to_lps_mm(np.stack(np.unravel_index(chosen, grid.shape)[::-1], -1))
+
+
+def _matched(
+    images: Both[sitk.Image],
+    transform: sitk.Transform,
+    points: np.ndarray,
+    box_lps_mm: np.ndarray,
+    spacing_mm: float,
+    reach: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Shifts in LPS mm, asymmetry in mm, correlation here and at best of the blocks around points."""
+    grid = Grid.of(images.fixed)
+    along = grid.to_index(box_lps_mm) * grid.spacing_mm  # mm along the image's axes
+    margin = (_HALF + 1) * spacing_mm
+    low, high = along.min(0) - margin, along.max(0) + margin
+    size = np.ceil((high - low) / spacing_mm).astype(int) + 1
+    origin = grid.to_lps_mm(low / grid.spacing_mm)
+    work = Grid(tuple(map(int, size)), (spacing_mm,) * grid.dimension, tuple(map(float, origin)), grid.direction)
+    fixed, moving = images.map(lambda image: _shrunk(image, spacing_mm))
+    arrays = [sitk.GetArrayFromImage(work.resample(fixed)), sitk.GetArrayFromImage(work.resample(moving, transform))]
+    voxels = np.clip(np.rint(work.to_index(points)).astype(int), 0, np.array(work.size) - 1)[:, ::-1].copy()
+    one, other = (torch.from_numpy(array) for array in arrays)
+    found = match(one, other, torch.from_numpy(voxels), _HALF, reach)
+    return (found.shifts * spacing_mm) @ work.axes.T, found.asymmetry * spacing_mm, found.here, found.best
+
+
+def _shrunk(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """Averaged over about as many voxels as lie within the spacing."""
+    factors = [max(1, min(round(spacing_mm / s), n)) for s, n in zip(image.GetSpacing(), image.GetSize(), strict=True)]
+    return sitk.BinShrink(image, factors) if max(factors) > 1 else image

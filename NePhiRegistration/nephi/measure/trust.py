@@ -1,0 +1,161 @@
+"""The expected error of a registration in mm and a bound that holds for 95 %, from the result and its images alone.
+
+Signals measured at points of the mask (``nephi.measure.signals``) are pooled around each place where the error is asked
+for, beside what they are in the whole mask, and a small calibrated model (``nephi.measure.calibration``) makes
+millimetres of them. It was calibrated on CTs of the lungs; elsewhere it is a guide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..space.grid import Grid
+from .calibration import MODEL
+from .report import ErrorEstimate
+from .signals import Signals
+
+_POOL_MM = 8.0  # standard deviation of the weights around a place
+_LEAST_MM, _LEAST_UNLIKE = 0.1, 0.02  # below these differences do not count
+_ROWS = 2048  # places worked on at a time
+_MAP_MM = 5.0  # between the voxels of the map
+_LARGE_MM = 5.0
+_SAME = 1.0  # voxels of the coarse scale: two shifts that are nearer are the same
+FEATURES = (
+    "mean shift", "shift", "asymmetry", "inconsistency", "coarse shift", "gain", "unlike", "coarse unlike",
+    "all: mean of shift", "all: median of shift", "all: median of asymmetry", "all: median of inconsistency",
+    "all: median of coarse shift", "all: median of coarse asymmetry", "all: median of unlike",
+    "all: median of coarse unlike", "voxel",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Expected error and the bound that 95 % of errors keep, in mm, at the places that were asked for (n,)."""
+
+    expected_mm: np.ndarray
+    bound_mm: np.ndarray
+
+
+def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
+    """(n, k): what the model reads at places (n, d), named in ``FEATURES``, all as logarithms.
+
+    First what was found near the place, then, the same for all, in the whole mask.
+    """
+    s = signals
+    shift, coarse_shift = (np.linalg.norm(v, axis=1) for v in (s.shifts_mm, s.coarse_shifts_mm))
+    trust = np.clip(s.best, 0.0, 1.0) ** 2 / (1 + (s.asymmetry_mm / s.scale) ** 2) + 1e-3
+    trusted, plain, coarse = (np.empty((len(places_lps_mm), k)) for k in (s.shifts_mm.shape[1] + 1, 4, 2))
+    for start in range(0, len(places_lps_mm), _ROWS):
+        rows = slice(start, start + _ROWS)
+        near = _near(places_lps_mm[rows], s.points_lps_mm, s.scale)
+        plain[rows] = _mean(near, np.column_stack([s.asymmetry_mm, s.inconsistency_mm, s.best - s.here, 1 - s.best]))
+        trusted[rows] = _mean(near * trust, np.column_stack([s.shifts_mm, shift]))
+        near = _near(places_lps_mm[rows], s.coarse_points_lps_mm, s.scale)
+        coarse[rows] = _mean(near, np.column_stack([coarse_shift, 1 - s.coarse_best]))
+    lengths = np.column_stack(
+        [np.linalg.norm(trusted[:, :-1], axis=1), trusted[:, -1], plain[:, 0], plain[:, 1], coarse[:, 0]]
+    )
+    unlike = np.column_stack([plain[:, 2], plain[:, 3], coarse[:, 1]])
+    whole = [shift.mean(), *map(np.median, (shift, s.asymmetry_mm, s.inconsistency_mm, coarse_shift,
+                                            s.coarse_asymmetry_mm))]  # fmt: skip
+    whole_unlike = [np.median(1 - s.best), np.median(1 - s.coarse_best)]
+    everywhere = np.concatenate(
+        [
+            np.log(np.array(whole) / s.scale + _LEAST_MM),
+            np.log(np.array(whole_unlike) + _LEAST_UNLIKE),
+            np.log([s.voxel_mm / s.scale]),
+        ]
+    )
+    return np.column_stack(
+        [
+            np.log(lengths / s.scale + _LEAST_MM),
+            np.log(unlike + _LEAST_UNLIKE),
+            np.broadcast_to(everywhere, (len(lengths), len(everywhere))),
+        ]
+    )
+
+
+def _near(places_lps_mm: np.ndarray, points_lps_mm: np.ndarray, scale: float) -> np.ndarray:
+    """(n, m) weights of the points around each place; the nearest has 1."""
+    squares = (places_lps_mm**2).sum(1)[:, None] + (points_lps_mm**2).sum(1) - 2 * places_lps_mm @ points_lps_mm.T
+    squares /= 2 * (_POOL_MM * scale) ** 2
+    return np.exp(squares.min(1, keepdims=True) - squares)
+
+
+def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return weights @ values / weights.sum(1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What is known of the error of a registration: at any place, as volumes, in numbers."""
+
+    signals: Signals
+    grid: Grid  # of the volumes
+    inside: np.ndarray  # (z, y, x) bool: the nodes of the grid in and next to the mask
+    inner: np.ndarray  # (k,) bool: those of the inside nodes that lie in the mask
+    errors: Errors  # (k,) at the inside nodes
+
+    @classmethod
+    def of(cls, signals: Signals, fixed_grid: Grid, mask: sitk.Image | None) -> Trust:
+        """On a coarse grid over the fixed image."""
+        grid = fixed_grid.coarsened(_MAP_MM * signals.scale)
+        share = np.ones(grid.shape, np.float32)
+        if mask is not None:
+            smooth = grid.resample(sitk.Cast(mask != 0, sitk.sitkFloat32), outside=0.0)
+            share = sitk.GetArrayFromImage(smooth)
+            if not share.any():  # thinner than the grid
+                share[:] = 1
+        inside = share > 0
+        places = grid.to_lps_mm(np.argwhere(inside)[:, ::-1])
+        inner = share[inside] >= 0.5
+        inner = inner if inner.any() else np.ones_like(inner)
+        return cls(signals, grid, inside, inner, _errors(signals, places))
+
+    def errors_at(self, points_lps_mm: np.ndarray) -> Errors:
+        """At points (n, d) of the fixed image."""
+        return _errors(self.signals, np.asarray(points_lps_mm, float))
+
+    @property
+    def expected(self) -> sitk.Image:
+        """Expected error in mm (float32), 0 outside the mask."""
+        return self._image(self.errors.expected_mm)
+
+    @property
+    def bound(self) -> sitk.Image:
+        """The bound that 95 % of errors keep, in mm (float32), 0 outside the mask."""
+        return self._image(self.errors.bound_mm)
+
+    def _image(self, values: np.ndarray) -> sitk.Image:
+        volume = np.zeros(self.grid.shape, np.float32)
+        volume[self.inside] = values
+        return self.grid.image(volume)
+
+    def share_above(self, mm: float) -> float:
+        """Of the mask, by the expected error."""
+        return float((self.errors.expected_mm[self.inner] > mm).mean())
+
+    def estimate(self) -> ErrorEstimate:
+        s, expected, bound = self.signals, self.errors.expected_mm[self.inner], self.errors.bound_mm[self.inner]
+        same = s.coarse_asymmetry_mm < _SAME * s.coarse_voxel_mm
+        return ErrorEstimate(
+            mean=float(expected.mean()),
+            median=float(np.median(expected)),
+            p95=float(np.percentile(expected, 95)),
+            max=float(expected.max()),
+            bound_mean=float(bound.mean()),
+            bound_p95=float(np.percentile(bound, 95)),
+            above_5_mm=self.share_above(_LARGE_MM),
+            likeness=float(np.median(s.coarse_best)),
+            agreement=float(same.mean()),
+            unseen=s.unseen,
+            calibrated=s.ct and self.grid.dimension == 3,
+        )
+
+
+def _errors(signals: Signals, places_lps_mm: np.ndarray) -> Errors:
+    expected, bound = MODEL.errors(features(signals, places_lps_mm), FEATURES)
+    return Errors(expected * signals.scale, bound * signals.scale)

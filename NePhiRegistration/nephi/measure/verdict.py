@@ -1,0 +1,171 @@
+"""The verdict on a registration, PASS, CHECK or FAIL, with reasons in words, by tolerances that a site can set.
+
+The defaults follow the practice of the field (AAPM TG-132: target registration error and consistency within 2 mm or a
+voxel, none above 5 mm; Dice 0.8 to 0.9; no Jacobian determinant of 0 or less, and none that tissue cannot have).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from ..config import decode, read_json
+from ..errors import NephiError
+from ..limits import Above, NotNegative, Positive, Share, check_limits
+from .report import ErrorEstimate, Report, Verdict
+
+PASS, CHECK, FAIL = OUTCOMES = ("PASS", "CHECK", "FAIL")
+_LEAST_AGREEMENT, _GOOD_AGREEMENT = 0.5, 0.75  # shares of blocks that match there and back
+_MOSTLY = 0.5  # share of the region: more of it with large errors is a failure
+_DICE_APART = 0.2  # below the least Dice coefficient: a failure
+_FOLDED_PERCENT = 1.0  # above the tolerated one: a failure
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What a registration must keep to pass. Where it is far beyond a tolerance it fails, else it is to be checked."""
+
+    set_by: str = "NePhi's defaults, after AAPM TG-132"  # who answers for these numbers
+    mean_mm: Positive = 2.0  # expected error on average; where a voxel is longer, its longest side
+    large_mm: Positive = 5.0  # an error that is large; where a voxel is longer, its longest side
+    large_share: Share = 0.05  # of the region whose expected error may be large
+    consistency_mm: Positive = 2.0  # inverse-consistency error on average; where a voxel is longer, its longest side
+    dice: Share = 0.85  # of the masks, where both are there
+    folded_percent: NotNegative = 0.0  # voxels of the region whose Jacobian determinant is 0 or less
+    jacobian: tuple[Positive, Positive] = (0.1, 6.0)  # between these 98 % of the region's determinants must lie
+    unseen_share: Share = 0.25  # of the region that the moving image need not show
+    fail_factor: Annotated[float, Above(1)] = 2.0  # times a tolerance in mm: from there on it fails
+
+    def to_dict(self) -> dict[str, Any]:
+        """As they come back from a JSON file."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def contradiction(self) -> str:
+        low, high = self.jacobian
+        return "" if low < high else f"jacobian is {list(self.jacobian)}, must be [low, high] with low < high"
+
+
+def read_tolerances(path: str | Path | None) -> Tolerances:
+    """Tolerances from a JSON file (None: the defaults).
+
+    Entries that it leaves out keep their defaults; ``set_by`` is then the file's name. Raises NephiError for a file
+    that is none, an unknown entry or a number that makes no sense.
+    """
+    if path is None:
+        return Tolerances()
+    try:
+        tolerances = decode(Tolerances(set_by=Path(path).name), read_json(path))
+        check_limits(tolerances)
+    except NephiError as error:
+        raise NephiError(f"tolerances: {str(error).removeprefix('settings').lstrip(': ')}") from None
+    return tolerances
+
+
+def judged(
+    report: Report,
+    estimate: ErrorEstimate,
+    share_above: Callable[[float], float],
+    voxel_mm: float,
+    tolerances: Tolerances | None = None,
+) -> Report:
+    """The report with the expected error and the verdict.
+
+    ``share_above``: of the region, whose expected error is larger than so many mm. ``voxel_mm``: the longest side of a
+    voxel of either image.
+    """
+    t = tolerances or Tolerances()
+    mean_mm, large_mm, consistency_mm = (max(mm, voxel_mm) for mm in (t.mean_mm, t.large_mm, t.consistency_mm))
+    found = [
+        *_of_images(estimate, t),
+        *_of_error(estimate, mean_mm, large_mm, share_above(large_mm), t),
+        *_of_map(report, consistency_mm, t),
+    ]
+    found.sort(key=lambda finding: -OUTCOMES.index(finding[0]))
+    outcome = found[0][0] if found else PASS
+    reasons = [reason for _, reason in found] or [_kept(estimate)]
+    return replace(report, verdict=Verdict(outcome, reasons, t.to_dict()), error_estimate_mm=estimate)
+
+
+_Finding = tuple[str, str]  # CHECK or FAIL, and why
+
+
+def _kept(estimate: ErrorEstimate) -> str:
+    return (
+        f"The expected error is {estimate.mean:.1f} mm on average; 95 % of errors are expected below "
+        f"{estimate.bound_mean:.1f} mm. All tolerances are kept."
+    )
+
+
+def _beyond(value: float, tolerated: float, factor: float) -> str | None:
+    return None if value <= tolerated else FAIL if value > factor * tolerated else CHECK
+
+
+def _of_images(estimate: ErrorEstimate, t: Tolerances) -> Iterator[_Finding]:
+    """Whether the images show the same things at the same places at all."""
+    if estimate.agreement < _LEAST_AGREEMENT:
+        yield (
+            FAIL,
+            f"The images do not match under the map: only {100 * estimate.agreement:.0f} % of their blocks fit each "
+            "other. Look whether they show the same patient and region, and at the start.",
+        )
+    elif estimate.agreement < _GOOD_AGREEMENT:
+        yield (
+            CHECK,
+            f"Only {100 * estimate.agreement:.0f} % of the images' blocks fit each other: little structure, much noise "
+            "or a wrong match. Look at the checkerboard.",
+        )
+    outcome = _beyond(estimate.unseen, t.unseen_share, t.fail_factor)
+    if outcome:
+        yield (
+            outcome,
+            f"The moving image does not show {100 * estimate.unseen:.0f} % of the region: nothing is known there.",
+        )
+    if not estimate.calibrated:
+        yield (
+            CHECK,
+            "The expected error was calibrated on 3D CTs of the lungs; of these images it is a guide. "
+            "Look at the pictures.",
+        )
+
+
+def _of_error(
+    estimate: ErrorEstimate, mean_mm: float, large_mm: float, share: float, t: Tolerances
+) -> Iterator[_Finding]:
+    outcome = _beyond(estimate.mean, mean_mm, t.fail_factor)
+    if outcome:
+        yield outcome, f"The expected error is {estimate.mean:.1f} mm on average ({mean_mm:.1f} mm are tolerated)."
+    if share > t.large_share:
+        yield (
+            FAIL if share > _MOSTLY else CHECK,
+            f"The expected error is above {large_mm:.1f} mm in {100 * share:.0f} % of the region "
+            f"({100 * t.large_share:.0f} % are tolerated). Look at the error map.",
+        )
+
+
+def _of_map(report: Report, consistency_mm: float, t: Tolerances) -> Iterator[_Finding]:
+    if report.dice is not None and report.dice.after < t.dice:
+        yield (
+            FAIL if report.dice.after < t.dice - _DICE_APART else CHECK,
+            f"The masks overlap with a Dice coefficient of {report.dice.after:.2f} ({t.dice:.2f} is the least).",
+        )
+    folds = report.folds
+    if folds.percent > t.folded_percent:
+        yield (
+            FAIL if folds.percent > t.folded_percent + _FOLDED_PERCENT else CHECK,
+            f"The map folds in {folds.count} voxels ({folds.percent:.2g} %): tissue is turned inside out there.",
+        )
+    low, high = t.jacobian
+    least, most = report.jacobian["p1"], report.jacobian["p99"]
+    if least < low or most > high:
+        yield CHECK, f"The volume changes from {least:.2f} to {most:.2f} times: tissue can hardly do so."
+    consistency = report.inverse_consistency_mm
+    if consistency is not None:
+        outcome = _beyond(consistency.mean, consistency_mm, t.fail_factor)
+        if outcome:
+            yield (
+                outcome,
+                f"Forward and inverse map differ by {consistency.mean:.1f} mm on average ({consistency_mm:.1f} mm are "
+                "tolerated).",
+            )
