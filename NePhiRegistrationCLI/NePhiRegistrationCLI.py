@@ -81,13 +81,14 @@ def deliver(made: Path, wanted: Path) -> None:
     """Put a file of the result where it was asked for, in the format of its name, whole or not at all."""
     import SimpleITK as sitk
     from nephi.files.image import write_image
+    from nephi.files.transform import write_transform
     from nephi.files.writing import whole
 
     with whole(wanted) as scratch:
         if wanted.name.endswith("".join(made.suffixes)):
             shutil.move(made, scratch)
         elif made.suffix == ".h5":
-            sitk.WriteTransform(sitk.ReadTransform(str(made)), str(scratch))
+            write_transform(sitk.DisplacementFieldTransform(sitk.ReadTransform(str(made))), scratch)
         else:
             write_image(sitk.ReadImage(str(made)), scratch)
 
@@ -114,6 +115,7 @@ def main(arguments: list[str]) -> int:
     find_engine()
     from nephi.cli import main as nephi
     from nephi.files.folder import ResultFolder
+    from nephi.files.writing import write_text
 
     with tempfile.TemporaryDirectory(prefix="nephi-") as folder:
         code = nephi(command(options, folder))
@@ -125,7 +127,7 @@ def main(arguments: list[str]) -> int:
             if getattr(options, name):
                 deliver(getattr(made, file), Path(getattr(options, name)))
         if options.returnparameterfile:
-            Path(options.returnparameterfile).write_text(return_parameters(report), encoding="utf-8")
+            write_text(options.returnparameterfile, return_parameters(report))
     return 0
 
 

@@ -98,7 +98,7 @@ class Outputs:
         return out
 
     def _make(self, scene, fixed: str, moving: str, region_names: dict[int, str]) -> None:
-        files = ResultFolder(self.folder)
+        files = ResultFolder.opened(self.folder)
         report = json.loads(files.report.read_text(encoding="utf-8"))
         self.forward.SetAndObserveTransformFromParent(read_grid_transform(files.transform))
         names = {"fixed": fixed, "moving": moving}
@@ -160,8 +160,9 @@ class Outputs:
 
     def _write(self, files: ResultFolder) -> list[str]:
         """The engine's files where they are still there, else what the scene holds; the names of what is missing."""
+        made = None if self.folder is None else ResultFolder.opened(self.folder)
         for name in _ENGINE_FILES:
-            if self.folder is not None and (engines := getattr(ResultFolder(self.folder), name)).is_file():
+            if made is not None and (engines := getattr(made, name)).is_file():
                 shutil.copyfile(engines, getattr(files, name))
         for part, name in _TRANSFORMS.items():
             if not getattr(files, name).exists():
@@ -173,7 +174,7 @@ class Outputs:
             files.report.write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
         for part, name in _TABLES.items():
             if getattr(self, part) is not None:
-                tables.write_csv(getattr(self, part), files.path / name)
+                tables.write_table(getattr(self, part), files.path / name)
         return [] if files.registration.exists() else [files.registration.name]  # without matplotlib there is no page
 
 

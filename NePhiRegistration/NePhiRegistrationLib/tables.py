@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 
 import vtk
+from nephi.files.writing import write_csv
 
 from .i18n import tr as _
 from .scene import add
@@ -89,13 +89,11 @@ def make_table(scene, name: str, columns: dict[str, list]):
     return node
 
 
-def write_csv(node, path: Path) -> None:
+def write_table(node, path: Path) -> None:
     table = node.GetTable()
     columns = [table.GetColumn(i) for i in range(table.GetNumberOfColumns())]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(column.GetName() for column in columns)
-        writer.writerows([column.GetValue(row) for column in columns] for row in range(table.GetNumberOfRows()))
+    rows = ([column.GetValue(row) for column in columns] for row in range(table.GetNumberOfRows()))
+    write_csv(path, [[column.GetName() for column in columns], *rows])
 
 
 def _column(title: str, values: list) -> vtk.vtkAbstractArray:

@@ -17,7 +17,6 @@ from .errors import NephiError
 from .files.folder import ResultFolder
 from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
-from .files.writing import recover
 from .fitting.guidance import NOTHING, Guidance
 from .images.masks import mask_box
 from .images.warp import warped_slices
@@ -244,8 +243,7 @@ class Registration:
         """The maps of a result folder, or of its registration file; raises NephiError for anything else."""
         path = Path(path)
         if path.is_dir():
-            recover(path)
-            path = ResultFolder(path).registration
+            path = ResultFolder.opened(path).registration
         if not path.exists():
             raise NephiError(f"no such registration file: {path}")
         metadata, tensors = read_tensors(path, "a NePhi registration")

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from files import textured, write_dicom
 from geometry import rotation
 from nephi.errors import NephiError, collected_notices
+from nephi.files import dicom
 from nephi.files.image import read_image
 from nephi.files.sizes import lengths_fit
 from nephi.space.grid import Grid
@@ -135,6 +136,21 @@ def test_what_may_not_be_left_out_is_refused(tmp_path):
     ):
         with pytest.raises(NephiError, match=match):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("order", [range(10), range(9, -1, -1), [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]])
+@pytest.mark.parametrize("tags", [{}, {"0028|1052": "-24", "0028|1053": "2"}, {"0028|0120": "-100"}])
+def test_one_pass_gives_what_looking_at_the_headers_first_gives(order, tags, tmp_path, monkeypatch):
+    image = textured()
+    image.SetDirection(rotation(3, 25.0).ravel().tolist())
+    write_dicom(image, tmp_path / "made", tags=tags)
+    (tmp_path / "scan").mkdir()
+    for k, file in zip(order, sorted((tmp_path / "made").iterdir()), strict=True):
+        file.rename(tmp_path / "scan" / f"{k:04d}.dcm")
+    at_once = dicom._at_once(tmp_path / "scan")
+    assert at_once is not None
+    monkeypatch.setattr(dicom, "_at_once", lambda folder: None)
+    assert same(at_once, read(tmp_path / "scan")[0]) and at_once.GetPixelID() == read(tmp_path / "scan")[0].GetPixelID()
 
 
 def test_of_several_series_the_largest_or_the_one_named_is_read(tmp_path):

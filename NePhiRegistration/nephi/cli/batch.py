@@ -21,7 +21,7 @@ from .. import process
 from ..errors import NephiError
 from ..files.cases import GUIDES_OF_BOTH, ROLES, Case, fingerprints, read_pairs
 from ..files.folder import DEFAULT_OUTPUTS, ResultFolder
-from ..files.writing import output_folder, recover, write_csv, write_text
+from ..files.writing import output_folder, write_csv, write_text
 from ..measure.report import Report
 from ..measure.verdict import Tolerances, read_tolerances
 from ..paths import read_text_file
@@ -122,7 +122,6 @@ def finished_report(
     ``tolerances``: those that its verdict has to go by, if that matters.
     Reports of before 0.2 do not say what was written; by default it was all.
     """
-    recover(folder)
     report = _report(folder)
     if report is None:
         return None
@@ -136,7 +135,7 @@ def finished_report(
 def _report(folder: Path) -> Report | None:
     """The report in a result folder, None where there is none, or what is no report."""
     try:
-        return Report.from_json(read_text_file(ResultFolder(folder).report, "report").decode())
+        return Report.from_json(read_text_file(ResultFolder.opened(folder).report, "report").decode())
     except (NephiError, ValueError):
         return None
 

@@ -12,7 +12,7 @@ from ..errors import NephiError
 from ..files.dirlab import COLLECTIONS, case_grid, case_of, read_case_landmarks, write_pairs
 from ..files.folder import ResultFolder
 from ..files.transform import read_transform, through
-from ..files.writing import recover, write_csv
+from ..files.writing import write_csv
 from ..measure.quality import summary, tre_mm
 
 TABLE = "dirlab.csv"
@@ -68,9 +68,7 @@ def result_maps(
     maps: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
     for number in wanted:
         names = (COLLECTIONS[collection].name(number), f"case{number}")
-        for name in names:
-            recover(Path(results) / name)
-        places = [ResultFolder(Path(results) / name).transform for name in names]
+        places = [ResultFolder.opened(Path(results) / name).transform for name in names]
         path = next((place for place in places if place.is_file()), None)
         if path is not None:
             maps[number] = partial(through, read_transform(path, 3))

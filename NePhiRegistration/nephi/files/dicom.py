@@ -24,9 +24,8 @@ _OFF, _OFF_MM = 0.15, 0.1  # part of the slice spacing by which a slice may lie 
 _TURNED = 2e-3  # difference of direction cosines from which on slices are oriented differently
 _LEAST = 0.5  # a regular series is preferred to a larger one that is not, down to this part of its slices
 _NO_IMAGE = re.compile(rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(11|66|88|104|481\.[34589])(\.\d+)*)\0?")
-
 _READERS = 8  # headers that are read at once
-
+_ONCE_BYTES = 2**30  # of a folder that is read before its headers are known
 _OF_FOLDERS = ("DICOMDIR", "THUMBS.DB")  # what lies in many folders of images
 
 
@@ -61,6 +60,12 @@ _TAGS = ("0008|0008", "0008|103e", "0020|0012", "0020|0100", "0018|0081", "0018|
          "0028|1052", "0028|1053")  # fmt: skip
 
 
+# what has to be alike in all slices for one pass: class, colours, pixel spacing and type, scale, series
+_ALIKE = ("0008|0016", "0028|0002", "0028|0004", "0018|1164", "0028|0030", "0028|0100", "0028|0101", "0028|0103",
+          "0028|1052", "0028|1053", "0020|000e")  # fmt: skip
+_PLACE = ("0020|0032", "0020|0037", "0008|0018")
+
+
 class _Irregular(NephiError):
     """A series whose slices form no regular stack."""
 
@@ -71,6 +76,8 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
     Raises NephiError, with the files' names, for files that cannot be read, missing slices, uneven spacing, tilted
     stacks and several phases, and where two series are equally large.
     """
+    if (image := _at_once(folder)) is not None:
+        return image
     found: dict[str, list[_File]] = defaultdict(list)
     for file in _files(folder, role):
         found[file.series].append(file)
@@ -105,9 +112,53 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
     return _image(_stack(found[best], where), where)
 
 
+def _at_once(folder: Path) -> sitk.Image | None:
+    """The image of a folder that holds one series in order and nothing else, headers and voxels read in one pass.
+
+    None for any other folder, and for one that may be another: its headers are to be looked at first.
+    """
+    paths = _candidates(folder)
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.MetaDataDictionaryArrayUpdateOn()
+    try:
+        names = [Path(name) for name in reader.GetGDCMSeriesFileNames(str(folder))]
+        large = sum(path.stat().st_size for path in paths) > _ONCE_BYTES
+        if large or len(paths) < 2 or set(names) != set(paths) or not all(map(lengths_fit, paths)):
+            return None
+        reader.SetFileNames([str(name) for name in names])
+        image = reader.Execute()
+        tags = [{key: _tag(reader, k, key) for key in (*_TAGS, *_ALIKE, *_PLACE)} for k in range(len(names))]
+        words = [f"{slice_['0020|0037']}\\{slice_['0020|0032']}".split("\\") for slice_ in tags]
+        stated = np.array(words, float).reshape(len(tags), 3, 3).transpose(0, 2, 1)  # rows, columns, position
+    except (RuntimeError, MemoryError, OSError, ValueError):
+        return None
+    del reader  # it shares the image, which would be copied where its place is set
+    itk = np.c_[np.reshape(image.GetDirection(), (3, 3))[:, :2], image.GetOrigin()]  # the first slice, as ITK sees it
+    alike = all(slice_[key] == tags[0][key] for slice_ in tags for key in _ALIKE)
+    if not alike or not np.isfinite(stated).all() or not np.allclose(stated[0], itk, rtol=1e-9, atol=1e-6):
+        return None
+    size, pixel, spacing = (*image.GetSize()[:2], 1), image.GetPixelID(), np.array(image.GetSpacing())
+    files = [_File(path, slice_["0020|000e"], slice_["0008|0018"], size, pixel, spacing, s[:, :2], s[:, 2], slice_)
+             for path, slice_, s in zip(names, tags, stated, strict=True)]  # fmt: skip
+    try:
+        in_order = image.GetSize()[2] == len(files) and [f.path for f in _stack(files, "", quiet=True)] == names
+    except _Irregular:
+        return None
+    return _without_padding(_placed(image, files), files[0].tags) if in_order else None
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _tag(reader, *key: str | int) -> str:
+    return reader.GetMetaData(*key).strip(" \0") if reader.HasMetaDataKey(*key) else ""
+
+
 def _files(folder: Path, role: str) -> list[_File]:
     """The images among the files; others are skipped where they are marked or named as something else."""
-    paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    paths = _candidates(folder)
     parts = min(_READERS, os.cpu_count() or 1)
     found: dict[Path, _File | None] = {}
     with ThreadPoolExecutor(parts) as pool:
@@ -140,22 +191,18 @@ def _read_header(path: Path) -> _File | None:
         reader.ReadImageInformation()
     except (RuntimeError, MemoryError):
         return None
-
-    def tag(key: str) -> str:
-        return reader.GetMetaData(key).strip(" \0") if reader.HasMetaDataKey(key) else ""
-
     size = reader.GetSize()
     placed = reader.HasMetaDataKey("0020|0032") or size[-1] > 1
     return _File(
         path=path,
-        series=tag("0020|000e"),
-        uid=tag("0008|0018"),
+        series=_tag(reader, "0020|000e"),
+        uid=_tag(reader, "0008|0018"),
         size=(*size, 1)[:3],
         pixel=reader.GetPixelID(),
         spacing_mm=np.array(reader.GetSpacing()),
         axes=np.reshape(reader.GetDirection(), (len(size),) * 2)[:3, :2],
         position_lps_mm=np.array(reader.GetOrigin()) if placed else None,
-        tags={key: tag(key) for key in _TAGS},
+        tags={key: _tag(reader, key) for key in _TAGS},
     )
 
 
@@ -306,15 +353,19 @@ def _image(files: list[_File], where: str) -> sitk.Image:
     except RuntimeError as error:
         named = [file.name for file in files if file.name in str(error)]
         raise NephiError(f"{where}: {_some(named) if named else 'a slice'} cannot be read; it is damaged") from None
-    if len(files) > 1:
-        axes = np.c_[files[0].axes, files[0].normal]
-        u, _, v = np.linalg.svd(axes)  # cosines of a few digits
-        first = np.asarray(files[0].position_lps_mm)
-        step, place = _line(np.array([file.position_lps_mm for file in files]) @ files[0].normal)
-        image.SetOrigin((first + (place - first @ files[0].normal) * files[0].normal).tolist())
-        image.SetSpacing([*files[0].spacing_mm[:2].tolist(), float(step)])
-        image.SetDirection((u @ v if np.abs(u @ v - axes).max() < 1e-3 else axes).ravel().tolist())
-    return _without_padding(image, files[0].tags)
+    return _without_padding(_placed(image, files) if len(files) > 1 else image, files[0].tags)
+
+
+def _placed(image: sitk.Image, files: list[_File]) -> sitk.Image:
+    """The image, at the even places that are nearest to its slices'."""
+    axes = np.c_[files[0].axes, files[0].normal]
+    u, _, v = np.linalg.svd(axes)  # cosines of a few digits
+    first = np.asarray(files[0].position_lps_mm)
+    step, place = _line(np.array([file.position_lps_mm for file in files]) @ files[0].normal)
+    image.SetOrigin((first + (place - first @ files[0].normal) * files[0].normal).tolist())
+    image.SetSpacing([*files[0].spacing_mm[:2].tolist(), float(step)])
+    image.SetDirection((u @ v if np.abs(u @ v - axes).max() < 1e-3 else axes).ravel().tolist())
+    return image
 
 
 def _without_padding(image: sitk.Image, tags: dict[str, str]) -> sitk.Image:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NephiError
-from .writing import output_folder, replaced, whole
+from .writing import output_folder, recover, replaced, whole
 
 # what a registration can write besides its transforms, the maps themselves and report.json
 OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "consistency", "error-map", "report")
@@ -31,6 +31,12 @@ class ResultFolder:
     """The files of one registration in the folder ``path``; a file need not exist."""
 
     path: Path
+
+    @classmethod
+    def opened(cls, path: str | Path) -> ResultFolder:
+        """To be read: what a killed run had begun to replace is completed first."""
+        recover(path)
+        return cls(Path(path))
 
     @property
     def transform(self) -> Path:
