@@ -1,4 +1,4 @@
-"""The command line: ``nephi register | batch | warp | jacobian | evaluate | demo | devices
+"""The command line: ``nephi register | batch | summarise | warp | jacobian | evaluate | demo | devices
 | dirlab | train | breathe``."""
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def command_parser() -> argparse.ArgumentParser:
     for add in (
         _add_register,
         _add_batch,
+        _add_summarise,
         _add_devices,
         _add_warp,
         _add_jacobian,
@@ -123,8 +124,33 @@ def _add_batch(subparsers) -> None:
         "--output", required=True, metavar="DIR", help="one folder per pair and summary.csv are written here"
     )
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="pairs at a time (default 1)")
+    p.add_argument("--shard", metavar="I/N", help="only part I (1 to N) of the list; others may run at the same time")
     _add_how(p)
-    p.set_defaults(run=("batch", "batch_command"))
+    _add_engine(p)
+    p.set_defaults(run=("cohort", "batch_command"))
+
+
+def _add_engine(p: argparse.ArgumentParser) -> None:
+    """Options of a batch that other machines work on."""
+    p.add_argument(
+        "--engine",
+        choices=("local", "slurm", "processes"),
+        default="local",
+        help="who registers the pairs: this process, jobs of SLURM, or the same jobs as processes, to try it out",
+    )
+    p.add_argument("--cluster", metavar="FILE", help="JSON with settings of the jobs; the flags below go before it")
+    p.add_argument("--partition", metavar="NAME")
+    p.add_argument("--time", type=int, metavar="MINUTES", help="limit of a job, which is then requeued (default 240)")
+    p.add_argument("--memory", type=float, metavar="GB", help="of a job (default 8)")
+    p.add_argument("--gpus", type=int, metavar="N", help="of a job (default 0)")
+    p.add_argument("--array", type=int, metavar="N", help="jobs at most (default 100)")
+
+
+def _add_summarise(subparsers) -> None:
+    p = subparsers.add_parser("summarise", help="write the table of a batch from the folders of its pairs")
+    p.add_argument("folder", metavar="DIR", help="where shards or other runs have written the folders of pairs")
+    p.add_argument("--pairs", metavar="PAIRS", help="the list: its order, and what is missing (default: what is there)")
+    p.set_defaults(run=("summarise", "summarise_command"))
 
 
 def _add_devices(subparsers) -> None:
