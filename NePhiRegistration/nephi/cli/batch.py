@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def run_batch(
     device: str = "auto",
     threads: int | None = None,
     pictures: bool = True,
+    also: Sequence[str] = (),
     shared: bool = False,
     tell: Callable[[str], None] = print,
 ) -> list[dict]:
@@ -63,6 +64,7 @@ def run_batch(
     if threads or jobs > 1:
         options += ["--threads", str(threads or max(1, (os.cpu_count() or 1) // jobs))]
     options += ["--no-auto-mask"] * (not auto_mask) + ["--no-report"] * (not pictures)
+    options += [f"--also={name}" for name in also]
     table = _Table(pairs, None if shared else output, tell)
     environments = gpu_environments(jobs if device in ("auto", "cuda") else 1)
     temporary = Path(tempfile.gettempdir())

@@ -41,6 +41,7 @@ def batch_command(options) -> int:
         "device": options.device,
         "threads": options.threads,
         "pictures": not options.no_report,
+        "also": tuple(options.also),
     }
 
     def tell(line: str) -> None:

@@ -16,6 +16,7 @@ from ..device import choose_device, devices, limit_threads
 from ..errors import NephiError, collected_notices
 from ..files.cases import fingerprints
 from ..files.folder import ResultFolder
+from ..files.formats import check_format
 from ..files.image import read_image, read_volume, write_image
 from ..files.landmarks import read_landmarks, write_landmarks
 from ..files.masks import read_mask, read_regions
@@ -32,6 +33,7 @@ from ..settings import preset
 from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
+from .convert import export
 from .evaluate import landmark_pair, mask_pair, output_file
 from .options import settings_from
 from .progress import Progress, tell_notices
@@ -51,6 +53,8 @@ def register_command(options) -> int:
         series = tuple(options.series)
         fixed = read_image(options.fixed, "fixed image", series)
         moving = read_image(options.moving, "moving image", series)
+        for name in options.also:
+            check_format(name, fixed.GetDimension())
         masks = mask_pair(options, fixed, moving)
         landmarks = landmark_pair(options, fixed, moving)
         regions = read_regions(options.regions, fixed) if options.regions else None
@@ -70,19 +74,21 @@ def register_command(options) -> int:
             preview=preview,
         )
         result.notes = (*notices, *result.notes)
-        report = write_all(
-            result,
-            fixed,
-            moving,
-            folder,
-            landmarks=landmarks,
-            regions=regions,
-            names=(str(options.fixed), str(options.moving)),
-            inputs=inputs,
-            started=started,
-            pictures=not options.no_report,
-            progress=tell,
-        )
+        with output.replaced() as scratch:
+            export(result, options.also, scratch.path)
+            report = write_all(
+                result,
+                fixed,
+                moving,
+                scratch.path,
+                landmarks=landmarks,
+                regions=regions,
+                names=(str(options.fixed), str(options.moving)),
+                inputs=inputs,
+                started=started,
+                pictures=not options.no_report,
+                progress=tell,
+            )
     if options.progress in ("bar", "none"):
         print(summary_lines(report, folder))
     return 0

@@ -1,4 +1,4 @@
-"""The command line: ``nephi register | batch | summarise | warp | jacobian | evaluate | demo | devices
+"""The command line: ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | demo | devices
 | dirlab | train | breathe``."""
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .progress import STYLES, tell_notices
 _PACKAGES = {name: f"install it: pip install {name}" for name in ("numpy", "SimpleITK", "safetensors")}
 _PACKAGES["torch"] = "install it: pip install torch (in Slicer: with the PyTorch extension)"
 
+FORMATS = ("itk", "compact", "ants", "nifti", "fsl", "x5", "bids")  # as in files.formats, which imports SimpleITK
 _NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "out of memory")
 
 
@@ -87,6 +88,7 @@ def command_parser() -> argparse.ArgumentParser:
         _add_summarise,
         _add_devices,
         _add_warp,
+        _add_convert,
         _add_jacobian,
         _add_evaluate,
         _add_demo,
@@ -144,6 +146,23 @@ def _add_engine(p: argparse.ArgumentParser) -> None:
     p.add_argument("--memory", type=float, metavar="GB", help="of a job (default 8)")
     p.add_argument("--gpus", type=int, metavar="N", help="of a job (default 0)")
     p.add_argument("--array", type=int, metavar="N", help="jobs at most (default 100)")
+
+
+def _add_convert(subparsers) -> None:
+    p = subparsers.add_parser("convert", help="write a transform in the format of another program")
+    p.add_argument(
+        "transform",
+        nargs="+",
+        metavar="TRANSFORM",
+        help="folder of a registration, or fixed -> moving transforms in the order in which points go through them",
+    )
+    p.add_argument("--to", required=True, choices=FORMATS, help="the format")
+    p.add_argument("--output", required=True, metavar="NAME", help="what the files' names begin with, with folder")
+    p.add_argument("--reference", metavar="IMAGE", help="grid of the field (default: the transform's own)")
+    p.add_argument("--moving", metavar="IMAGE", help="the moving image, for fsl (default: as the reference image)")
+    p.add_argument("--error", type=float, metavar="MM", help="what a coarser grid may cost, of a registration's folder")
+    _add_series(p)
+    p.set_defaults(run=("convert", "convert_command"))
 
 
 def _add_summarise(subparsers) -> None:
@@ -269,3 +288,6 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads per pair (default: at most 4)")
     p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")
+    p.add_argument(
+        "--also", action="append", default=[], choices=FORMATS, help="write the transforms in this format, too"
+    )

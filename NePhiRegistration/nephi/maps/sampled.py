@@ -11,6 +11,7 @@ from ..images.volume import sample_linear
 from ..space.grid import Grid
 
 _SPACINGS_MM = (6.0, 5.0, 4.0, 3.0, 2.0)  # at which the fields are evaluated; the written grid has half of it
+_COARSE_MM = (24.0, 20.0, 16.0, 12.0, 10.0, 8.0)  # before those, where the error may be larger
 _GOOD_MM = 0.025  # what linear interpolation between the nodes of the written transform may cost on average
 
 
@@ -57,21 +58,23 @@ def coarsest_displacement(
     points_lps_mm: np.ndarray,
     mapped_lps_mm: np.ndarray,
     scale: float = 1.0,
+    good_mm: float | None = None,
 ) -> tuple[Grid, np.ndarray, dict]:
     """The coarsest grid over ``grid`` from which linear interpolation gives a map to 0.025 mm on average.
 
     ``displacement(grid)`` (z, y, x, d) is evaluated at every second node; cubic interpolation gives those between.
     Returns the grid, the displacement on it and the error {mean_mm, max_mm, spacing_mm} measured at ``points_lps_mm``
-    (n, d), which the map takes to ``mapped_lps_mm``. ``scale``: of all lengths, for small bodies.
+    (n, d), which the map takes to ``mapped_lps_mm``. ``scale``: of all lengths, for small bodies. ``good_mm``: another
+    error than 0.025 mm; then coarser grids are tried, too.
     """
-    for spacing in _SPACINGS_MM:
+    for spacing in _SPACINGS_MM if good_mm is None else (*_COARSE_MM, *_SPACINGS_MM):
         coarse = grid.coarsened(spacing * scale)
         values = displacement(coarse)
         native = coarse.size == grid.size
         if not native:
             coarse, values = halved(coarse, values)
         error = np.linalg.norm(points_lps_mm + interpolate(values, coarse, points_lps_mm) - mapped_lps_mm, axis=-1)
-        if error.mean() <= _GOOD_MM * scale or native:
+        if error.mean() <= (_GOOD_MM if good_mm is None else good_mm) * scale or native:
             break
     measured = {
         "mean_mm": float(error.mean()),
