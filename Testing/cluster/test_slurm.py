@@ -51,7 +51,7 @@ MpiDefault=none
 KillWait=10
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=node1 Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -169,7 +169,8 @@ def test_nothing_is_lost_on_a_troubled_cluster(slurm, tmp_path):
     try:
         killed: set[str] = set()
         while len(killed) < max(1, PAIRS // 10):
-            wait_for(lambda: set(slurm.jobs("RUNNING")) - killed, limit)
+            wait_for(lambda: batch.poll() is not None or set(slurm.jobs("RUNNING")) - killed, limit)
+            assert batch.poll() is None
             job = min(set(slurm.jobs("RUNNING")) - killed)
             slurm("scancel", "--signal=KILL", "--full", job) if len(killed) % 2 else slurm("scancel", job)
             killed.add(job)

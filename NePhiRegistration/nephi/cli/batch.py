@@ -7,6 +7,7 @@ failed leaves a file with the reason, so that a table can be written by whoever 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -191,8 +192,16 @@ def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: boo
     report = report_of(folder)
     if report is None:
         return None
-    wanted = fingerprints(pair.files, auto_mask, settings.align, model=settings.model), json.loads(settings.to_json())
-    return report if (report.inputs, report.settings) == wanted else None
+    if report.settings != _plain(settings):
+        return None
+    inputs = fingerprints(pair.files, auto_mask, settings.align, model=settings.model)
+    return report if report.inputs == inputs else None
+
+
+@functools.lru_cache(maxsize=4)
+def _plain(settings: Settings) -> dict:
+    """As a report holds them."""
+    return json.loads(settings.to_json())
 
 
 def report_of(folder: Path) -> Report | None:

@@ -200,7 +200,7 @@ def _submit(submitit, engine: str, folder: Path, cluster: ClusterSettings, parts
                 "partition": cluster.partition,
                 "account": cluster.account,
                 "time": cluster.minutes,
-                "mem": f"{cluster.memory_gb:g}GB",
+                "mem": f"{round(1024 * cluster.memory_gb)}MB",
                 "cpus_per_task": cluster.cpus,
                 "gpus_per_node": cluster.gpus or None,
                 "array_parallelism": cluster.at_once,
