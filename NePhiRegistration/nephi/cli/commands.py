@@ -15,6 +15,7 @@ from ..config import decode, read_json
 from ..device import choose_device, devices, limit_threads
 from ..errors import NephiError, collected_notices
 from ..files.cases import fingerprints
+from ..files.dicom_objects import read_series, write_series
 from ..files.folder import ResultFolder
 from ..files.formats import check_format
 from ..files.image import read_image, read_volume, write_image
@@ -33,7 +34,7 @@ from ..settings import preset
 from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
-from .convert import export
+from .convert import TransformFile, export
 from .evaluate import landmark_pair, mask_pair, output_file
 from .options import settings_from
 from .progress import Progress, tell_notices
@@ -128,16 +129,29 @@ _POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
 
 
 def warp_command(options) -> int:
-    result, target = Registration.load(options.result), output_file(options.output)
+    path, series = Path(options.result), tuple(options.series)
+    if path.is_dir() or path.suffix == ".safetensors" or not path.exists():
+        result: Registration | TransformFile = Registration.load(path)
+    else:
+        reference = options.reference or options.dicom
+        grid = Grid.of(read_volume(reference, "reference image", series)) if reference else None
+        result = TransformFile(path, grid, options.inverse)
+    target = Path(options.output) if options.dicom else output_file(options.output)
     if Path(options.input).suffix.lower() in _POINT_FILES:
         # points go from where they are marked: fixed points forward, moving ones through the inverse
         points = read_landmarks(options.input, result.moving_grid if options.inverse else result.fixed_grid)
         write_landmarks(target, (result.inverse if options.inverse else result.forward)(points))
         return 0
-    series = tuple(options.series)
     image = read_volume(options.input, "input image", series)
-    grid = Grid.of(read_volume(options.reference, "reference image", series)) if options.reference else None
-    write_image(result.warp(image, grid, labels=options.labels, inverse=options.inverse), target)
+    reference = options.reference or options.dicom
+    grid = Grid.of(read_volume(reference, "reference image", series)) if reference else None
+    warped = result.warp(image, grid, labels=options.labels, inverse=options.inverse)
+    if options.dicom:
+        fixed, moving = (read_series(Path(folder), series) for folder in (options.dicom, options.input))
+        with output_folder(target):
+            write_series(warped, target, fixed, moving, "Warped")
+    else:
+        write_image(warped, target)
     return 0
 
 

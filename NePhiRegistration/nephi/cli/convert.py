@@ -8,14 +8,16 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..files.dicom_objects import read_series, write_registration
 from ..files.formats import Pair, Sampled, is_fsl, read_fsl, read_x5, write_format
 from ..files.image import read_volume
-from ..files.transform import as_affine, read_transform
+from ..files.transform import as_affine, read_transform, through
 from ..paths import check_file
-from ..result import Registration
+from ..result import Registration, lowest
 from ..space.affine import Affine
 from ..space.grid import Grid
 
+DICOM = "dicom"  # not among the formats that need a transform alone
 _COMPACT_MM = 0.05  # what the format compact may cost on average
 
 
@@ -26,9 +28,25 @@ def convert_command(options) -> int:
     if not stem.parent.is_dir():
         raise NephiError(f"output folder {stem.parent} does not exist")
     pair = _pair(options)
-    for path in write_format(options.to, pair, stem):
+    for path in (
+        _registration_objects(options, pair, stem) if options.to == DICOM else write_format(options.to, pair, stem)
+    ):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     return 0
+
+
+def _registration_objects(options, pair: Pair, stem: Path) -> list[Path]:
+    if not (options.reference and options.moving):
+        raise NephiError("dicom needs the folders of both series: give --reference and --moving")
+    if pair.forward.grid.dimension != 3:
+        raise NephiError("the format dicom is for 3D transforms")
+    fixed, moving = (read_series(Path(f), tuple(options.series)) for f in (options.reference, options.moving))
+    ways = [(pair.forward, "", fixed, moving), *([(pair.inverse, "_inverse", moving, fixed)] if pair.inverse else [])]
+    written = []
+    for sampled, ending, registered, source in ways:
+        written.append(stem.with_name(f"{stem.name}{ending}.dcm"))
+        write_registration(written[-1], sampled.grid, sampled.before_affine(), sampled.affine, registered, source)
+    return written
 
 
 def export(registration: Registration, formats: list[str], folder: Path) -> None:
@@ -66,8 +84,10 @@ def _pair(options) -> Pair:
     if len(options.transform) == 1 and (first.is_dir() or first.suffix == ".safetensors"):
         return pair_of(Registration.load(first), options.error or _good_mm(options.to))
     series = tuple(options.series)
-    moving = Grid.of(read_volume(options.moving, "moving image", series)) if options.moving else None
-    reference = Grid.of(read_volume(options.reference, "reference image", series)) if options.reference else None
+    given = options.moving if options.to != DICOM else None
+    moving = Grid.of(read_volume(given, "moving image", series)) if given else None
+    given = options.reference if options.to != DICOM else None  # there, the series that it is about
+    reference = Grid.of(read_volume(given, "reference image", series)) if given else None
     parts = [_part(Path(path), moving, 3 if reference is None else reference.dimension) for path in options.transform]
     if reference is not None:
         grid = reference
@@ -93,3 +113,28 @@ def _part(path: Path, moving: Grid | None, dimension: int) -> sitk.Transform:
             raise NephiError(f"{path} is FSL's: give --moving, in whose voxels it counts")
         return read_fsl(path, moving)
     return read_transform(path, dimension)
+
+
+class TransformFile:
+    """A transform file in the place of a registration, to warp by; it has one direction, fixed -> moving points."""
+
+    def __init__(self, path: Path, grid: Grid | None, inverse: bool):
+        """``grid``: the fixed image's, for images. Raises NephiError where the inverse is asked for."""
+        if inverse:
+            raise NephiError(f"{path} is one transform, without an inverse: give the inverse's file without --inverse")
+        self.fixed_grid = self.moving_grid = grid
+        self._transform = read_transform(path, 3 if grid is None else grid.dimension)
+
+    def forward(self, points_lps_mm: np.ndarray) -> np.ndarray:
+        return through(self._transform, points_lps_mm)
+
+    inverse = forward
+
+    def warp(self, image: sitk.Image, grid: Grid | None, *, labels: bool, inverse: bool) -> sitk.Image:
+        """As ``Registration.warp``."""
+        if grid is None:
+            raise NephiError("give --reference: the transform's file does not say which grid the image is wanted on")
+        if image.GetDimension() != grid.dimension:
+            raise NephiError(f"the input image is {image.GetDimension()}D, the reference {grid.dimension}D")
+        interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
+        return grid.resample(image, self._transform, interpolator, 0.0 if labels else lowest(image))

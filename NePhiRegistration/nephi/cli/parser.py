@@ -156,10 +156,10 @@ def _add_convert(subparsers) -> None:
         metavar="TRANSFORM",
         help="folder of a registration, or fixed -> moving transforms in the order in which points go through them",
     )
-    p.add_argument("--to", required=True, choices=FORMATS, help="the format")
+    p.add_argument("--to", required=True, choices=(*FORMATS, "dicom"), help="the format")
     p.add_argument("--output", required=True, metavar="NAME", help="what the files' names begin with, with folder")
-    p.add_argument("--reference", metavar="IMAGE", help="grid of the field (default: the transform's own)")
-    p.add_argument("--moving", metavar="IMAGE", help="the moving image, for fsl (default: as the reference image)")
+    p.add_argument("--reference", metavar="IMAGE", help="grid of the field; for dicom the folder of the fixed series")
+    p.add_argument("--moving", metavar="IMAGE", help="the moving image, for fsl; for dicom the folder of its series")
     p.add_argument("--error", type=float, metavar="MM", help="what a coarser grid may cost, of a registration's folder")
     _add_series(p)
     p.set_defaults(run=("convert", "convert_command"))
@@ -179,11 +179,16 @@ def _add_devices(subparsers) -> None:
 
 def _add_warp(subparsers) -> None:
     p = subparsers.add_parser("warp", help="carry an image, a label map or points through a registration")
-    p.add_argument("result", metavar="DIR", help="folder of a registration (or its registration.safetensors)")
+    p.add_argument("result", metavar="DIR", help="folder of a registration, or a fixed -> moving transform file")
     p.add_argument("input", metavar="INPUT", help="moving image, label map, or landmark file")
     p.add_argument("--output", required=True, metavar="FILE")
     p.add_argument("--reference", metavar="IMAGE", help="image whose grid the output gets (default: the fixed grid)")
     p.add_argument("--labels", action="store_true", help="nearest neighbour, for label maps")
+    p.add_argument(
+        "--dicom",
+        metavar="FIXED",
+        help="write a DICOM series into the folder --output: INPUT and FIXED, the fixed image, are folders of series",
+    )
     p.add_argument("--inverse", action="store_true", help="moving -> fixed map: fixed images or moving points")
     _add_series(p)
     p.set_defaults(run=("commands", "warp_command"))
