@@ -74,7 +74,7 @@ def overhead(folder: Path, count: int) -> dict:
     settings = Settings(**vars(PRESETS["fast"]))
     before, own = resource.getrusage(resource.RUSAGE_CHILDREN), time.process_time()
     wall = time.perf_counter()
-    rows = run_batch(pairs, folder / "out", settings, threads=1, pictures=False, device="cpu", tell=lambda _: None)
+    rows = run_batch(pairs, folder / "out", settings, threads=1, outputs=(), device="cpu", tell=lambda _: None)
     wall, own = time.perf_counter() - wall, time.process_time() - own
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     engines = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -18,7 +18,7 @@ class LinearFields(nephi.Fields):
 
 nephi.FIELDS.add("linear", LinearFields)
 chest, settings = nephi.make_phantom(dimension=2), nephi.PRESETS["fast"]
-settings = replace(settings, field=replace(settings.field, kind="linear", linear=False))
+settings = replace(settings, field=nephi.FieldSettings(kind="linear"))
 result = nephi.register(chest.fixed, chest.moving, settings=settings)
 error_mm = np.linalg.norm(result.forward(chest.fixed_landmarks_lps_mm) - chest.moving_landmarks_lps_mm, axis=1)
 print(f"mean error {error_mm.mean():.2f} mm")

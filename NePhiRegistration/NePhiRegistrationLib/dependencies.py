@@ -60,7 +60,7 @@ def _ensure_torch() -> str:
         )
     question = _(
         "The registration needs PyTorch. Up to 3 GB are downloaded and installed, for your graphics card or the CPU. "
-        "It takes several minutes, and Slicer does not respond meanwhile.\n\nInstall it now?"
+        "It takes several minutes, and Slicer does not respond in the meantime.\n\nInstall it now?"
     )
     if not slicer.util.confirmOkCancelDisplay(question):
         return _("The registration needs PyTorch, which was not installed.")

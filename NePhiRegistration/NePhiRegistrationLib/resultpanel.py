@@ -20,10 +20,10 @@ _MEANING = {
     View.FIXED: "",
     View.FADE: _("Where both agree, edges are single."),
     View.FLICKER: _("Where both agree, nothing jumps."),
-    View.CHECKERBOARD: _("Where both agree, edges run on across the squares."),
+    View.CHECKERBOARD: _("Where both agree, edges continue across the squares."),
     View.DIFFERENCE: _(
         "Grey: equal. Bright: {other} is denser than fixed; dark: it is less dense. "
-        "A lung that holds more air differs all over."
+        "A lung with more air differs throughout."
     ),
     View.JACOBIAN: display.JACOBIAN_TEXT,
     View.CONSISTENCY: _(

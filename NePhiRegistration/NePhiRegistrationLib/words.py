@@ -63,6 +63,6 @@ def failure(code: int, log: list[str]) -> str:
     if "OutOfMemoryError" in text or "CUDA out of memory" in text:
         return _("The graphics card ran out of memory: choose the CPU or another card, or a faster preset.")
     if code in (-9, 137):
-        return _("The engine was ended by the system, most likely because memory ran out: choose a faster preset.")
+        return _("The engine was stopped by the system, most likely because memory ran out: choose a faster preset.")
     text = _("The engine stopped unexpectedly (exit code {code}): {reason}")
     return text.format(code=code, reason=last or _("it reported nothing"))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads wha
     from .settings import PRESETS as PRESETS
     from .settings import REGULARISERS as REGULARISERS
     from .settings import SIMILARITIES as SIMILARITIES
+    from .settings import FieldSettings as FieldSettings
     from .settings import Settings as Settings
     from .synthetic.phantom import make_phantom as make_phantom
 
@@ -61,6 +62,7 @@ _HOMES = {
     "Fields": "maps.fields",
     "Map": "maps.maps",
     "FIELDS": "settings",
+    "FieldSettings": "settings",
     "REGULARISERS": "settings",
     "SIMILARITIES": "settings",
     "read_image": "files.image",
@@ -85,6 +87,7 @@ __all__ = [
     "Code",
     "Encoder",
     "EncoderSettings",
+    "FieldSettings",
     "Fields",
     "Map",
     "MatchingSettings",

@@ -39,18 +39,19 @@ def _unique(entries: list[tuple[str, typing.Any]]) -> dict:
 def decode(base, data: dict, where: str = ""):
     """A settings object like ``base`` with the entries of ``data``, each checked against the field's type.
 
-    Files of former versions are renewed first. Where an entry names another kind of thing than ``base`` is of, the
-    settings are those of that kind. Raises NephiError for an unknown entry or a value of another type; ``where``: what
-    to call the object there.
+    Files of former versions are renewed. Where an entry names another kind of thing than ``base`` is of, the settings
+    are those of that kind. Raises NephiError for an unknown entry or a value of another type; ``where``: what to write
+    before an entry's name.
     """
-    return _decode(base, renewed(base, data), where)
+    return _decode(base, data, where)
 
 
 def of_kind(settings, name: str):
-    """The settings of another kind, by its name: what both kinds have is kept, the rest is that kind's default."""
+    """The settings of another kind, by its name: what both kinds share is kept, the rest is that kind's default."""
     tag, registry, shared = _tag(type(settings))
     cls = registry.settings_of(name, shared)
-    kept = {one.name: getattr(settings, one.name) for one in dataclasses.fields(cls) if hasattr(settings, one.name)}
+    both = set(dataclasses.fields(cls)) & set(dataclasses.fields(settings))  # inherited, and not declared anew
+    kept = {one.name: getattr(settings, one.name) for one in both}
     return cls(**{**kept, tag: name})
 
 
@@ -73,11 +74,13 @@ def _decode(base, data: dict, where: str):
     else:
         name = data.get(tag, getattr(base, tag))
         if isinstance(name, str):
+            registered = name in registry  # which may load it
             if name != getattr(base, tag) or type(base) is not registry.settings_of(name, shared):
                 base = of_kind(base, name)
             kind = f" of {registry.kind} '{name}'"
-            if name not in registry:  # what it has besides is not known here
+            if not registered:  # what it has besides is not known here
                 data = {key: value for key, value in data.items() if hasattr(base, key)}
+    data = renewed(base, data)
     hints = typing.get_type_hints(type(base))
     changes = {}
     for key, value in data.items():

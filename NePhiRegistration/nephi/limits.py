@@ -94,6 +94,7 @@ Share = Annotated[float, AtLeast(0), AtMost(1)]
 Positive = Annotated[float, Above(0)]
 NotNegative = Annotated[float, AtLeast(0)]
 Count = Annotated[int, AtLeast(1)]
+Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
 
 
 def split(hint: Any) -> tuple[Any, tuple]:
@@ -111,6 +112,16 @@ def check_limits(settings: Any, where: str = "", names: bool = True) -> None:
 
     ``where``: what to write before the field's name; ``names``: also for a name that no registry knows.
     """
+    _check_fields(settings, f"settings: {where}", names)
+
+
+def check_value(value: Any, hint: Any, name: str) -> None:
+    """Raise NephiError for an argument that its declared type, limits included, does not allow."""
+    value = value.item() if hasattr(value, "item") else value  # of NumPy
+    _check(value, hint, name, names=True)
+
+
+def _check_fields(settings: Any, where: str, names: bool) -> None:
     for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
         value, limits = getattr(settings, name), split(hint)[1]
         registry = next((one.registry for one in limits if isinstance(one, OneOf) and one.registry), None)
@@ -122,31 +133,38 @@ def check_limits(settings: Any, where: str = "", names: bool = True) -> None:
         wanted = registry.known_settings(value)
         if wanted is not None and wanted is not type(settings):
             raise NephiError(
-                f"settings: {where}{name} is {value!r}, whose settings are {wanted.__name__}, "
+                f"{where}{name} is {value!r}, whose settings are {wanted.__name__}, "
                 f"not {type(settings).__name__}; nephi.config.of_kind makes them"
             )
     wrong = settings.contradiction() if hasattr(settings, "contradiction") else ""
     if wrong:
-        raise NephiError(f"settings: {where}{wrong}")
+        raise NephiError(f"{where}{wrong}")
 
 
 def _check(value: Any, hint: Any, where: str, names: bool) -> None:
     kind, limits = split(hint)
     arguments = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):
-        if value is not None:
-            _check(value, next(a for a in arguments if a is not type(None)), where, names)
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return
+        several = [one for one in arguments if typing.get_origin(split(one)[0]) is tuple]
+        single = [one for one in arguments if one not in several and one is not type(None)]
+        _check(value, (several if several and (isinstance(value, tuple) or not single) else single)[0], where, names)
         return
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, kind):
-            raise NephiError(f"settings: {where} is {value!r}, expected {kind.__name__}")
-        check_limits(value, f"{where}.", names)
+            raise NephiError(f"{where} is {value!r}, expected {kind.__name__}")
+        _check_fields(value, f"{where}.", names)
         return
+    if typing.get_origin(kind) is tuple:
+        wanted = None if arguments[-1] is Ellipsis else len(arguments)
+        if not isinstance(value, tuple) or wanted not in (None, len(value)):
+            raise NephiError(f"{where} is {value!r}, expected a list{'' if wanted is None else f' of {wanted}'}")
     if kind in (int, float):
         limits = _of_a_number(value, kind, limits, where)
     for limit in limits:
         if not limit.allows(value):
-            raise NephiError(f"settings: {where} is {value!r}, must be {', '.join(map(str, limits))}")
+            raise NephiError(f"{where} is {value!r}, must be {', '.join(map(str, limits))}")
     if typing.get_origin(kind) is tuple:
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         for i, (item, part) in enumerate(zip(value, inner, strict=True)):
@@ -157,7 +175,7 @@ def _of_a_number(value: Any, kind: type, limits: tuple, where: str) -> tuple:
     """The limits of a number with those that all numbers have; raises NephiError for what is none."""
     finite = not isinstance(value, float) or math.isfinite(value)
     if isinstance(value, bool) or (finite and not isinstance(value, (int, kind))):
-        raise NephiError(f"settings: {where} is {value!r}, expected {kind.__name__}")
+        raise NephiError(f"{where} is {value!r}, expected {kind.__name__}")
     if any(isinstance(limit, OneOf) for limit in limits):
         return limits
     if not any(isinstance(limit, (AtLeast, Above)) for limit in limits):
@@ -165,5 +183,5 @@ def _of_a_number(value: Any, kind: type, limits: tuple, where: str) -> tuple:
     if not any(isinstance(limit, AtMost) for limit in limits):
         limits = (*limits, AtMost(LARGEST))
     if not finite:
-        raise NephiError(f"settings: {where} is {value}, must be finite, {', '.join(map(str, limits))}")
+        raise NephiError(f"{where} is {value}, must be finite, {', '.join(map(str, limits))}")
     return limits

@@ -12,13 +12,13 @@ _MOST_BYTES = 2**26  # of a text: lists, settings, landmarks and reports are far
 def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
     """The path; raises NephiError unless it is a folder or a regular file that is not empty."""
     if "\0" in str(path):
-        raise NephiError(f"{role}: {str(path)!r} is no name of a file: it holds a NUL character")
+        raise NephiError(f"{role}: {str(path)!r} is not a file name: it holds a NUL character")
     path = Path(path)
     try:
         if not path.exists():
             raise NephiError(f"{role}: no such {kind}: {path}")
         if not (path.is_dir() or path.is_file()):
-            raise NephiError(f"{role}: {path} is no regular file but a pipe, socket or device")
+            raise NephiError(f"{role}: {path} is not a regular file but a pipe, socket or device")
         if path.is_file() and path.stat().st_size == 0:
             raise NephiError(f"{role}: {path} is empty")
         return path

@@ -19,9 +19,9 @@ from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser, make_regulariser
 from .fitting.similarity import Similarity, make_similarity
 from .images.align import align, masks_agreement
-from .images.hounsfield import hounsfield
+from .images.hounsfield import hounsfield, looks_like_ct
 from .images.image_pair import ImagePair
-from .images.masks import looks_like_ct, lung_mask
+from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
 from .result import Registration

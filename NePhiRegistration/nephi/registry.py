@@ -32,6 +32,10 @@ class Registry(Generic[T]):
         return len(self._factories)
 
     def __contains__(self, name: object) -> bool:
+        """Whether the name is known, if need be by an entry point, which is then loaded."""
+        if isinstance(name, str) and name not in self._factories:
+            for point in entry_points(group=f"nephi.{self.kind}", name=name):
+                self.add(name, point.load())
         return name in self._factories
 
     def add(self, name: str, factory: Callable[..., T], settings: type | None = None) -> None:
@@ -59,10 +63,7 @@ class Registry(Generic[T]):
 
     def check(self, name: str) -> None:
         """Raise NephiError for a name that stands for nothing."""
-        if name not in self._factories:
-            for point in entry_points(group=f"nephi.{self.kind}", name=name):
-                self.add(name, point.load())
-                return
+        if name not in self:
             raise NephiError(f"settings: {self.entry} is {name!r}, must be one of {', '.join(self)}")
 
     def make(self, name: str, *arguments: Any) -> T:

@@ -12,11 +12,14 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from .config import decode
 from .errors import NephiError
 from .files.folder import ResultFolder
-from .files.tensors import check_tensors, read_tensors, write_tensors
+from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
 from .files.writing import recover
+from .images.masks import mask_box
+from .images.warp import warped_slices
 from .maps.code import HybridCode, zero_code
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
@@ -25,7 +28,7 @@ from .measure.quality import displacement_jacobian, random_points
 from .settings import FieldSettings, Settings, check, from_dict
 from .space.affine import Affine
 from .space.cube import Cube
-from .space.grid import Grid
+from .space.grid import Box, Grid
 
 _CHUNK = 8192  # points evaluated at a time
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
@@ -129,43 +132,49 @@ class Registration:
         grid = (self.moving_grid if inverse else self.fixed_grid) if grid is None else grid
         if image.GetDimension() != grid.dimension:
             raise NephiError(f"the input image is {image.GetDimension()}D, the registration {grid.dimension}D")
-        interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
-        outside = 0.0 if labels else lowest(image)
-        return grid.resample(image, self.transform(grid, inverse), interpolator, outside)
+        if labels:
+            return grid.resample(image, self.transform(grid, inverse), sitk.sitkNearestNeighbor)
+        coarse, displacement, _ = self.sampled(grid, inverse)
+        return grid.image(np.stack(list(warped_slices(image, grid, displacement, coarse, lowest(image)))))
 
     def jacobian_image(
-        self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None
-    ) -> tuple[np.ndarray, dict[str, float] | None]:
-        """Jacobian determinant (z, y, x) float32 on the fixed grid, and its error in the mask if it is not exact there.
+        self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None, exact: bool = False
+    ) -> tuple[Box, np.ndarray, dict[str, float] | None]:
+        """Jacobian determinant (z, y, x) float32 in a box of the fixed grid, the box, and the error if it is not exact.
 
-        In the mask, exact at the nodes of a grid of 3 mm, linear between them, and exact again wherever it could be 0
-        or less, so that folds are counted exactly; on coarse images exact at every voxel centre. The error (rmse, max)
-        is measured at 2,000 of them; ``exact_below`` is the value below which the determinant is exact. Elsewhere
-        by central differences of the displacement (on its own, coarser grid), which is quick and only looked at.
+        In the mask, whose box it is, exact at the nodes of a grid of 3 mm, linear between them, and exact again
+        wherever it could be 0 or less, so that folds are counted exactly; on coarse images, or if wanted ``exact``,
+        exact at every voxel centre. 1 outside the mask. The error (rmse, max) is measured at 2,000 voxel centres;
+        ``exact_below`` is the value below which the determinant is exact. Without a mask everywhere, by central
+        differences of the displacement (on its own, coarser grid).
         """
-        coarse = grid.image(displacement_jacobian(displacement, grid))
-        out = sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0))
         if mask is None:
-            return out, None
-        nodes = self.fixed_grid.coarsened(_JACOBIAN_NODES_MM * self.length_scale)
-        if np.prod(nodes.size) > _FEWER_NODES * np.prod(self.fixed_grid.size):
-            return self.dense_jacobian(self.fixed_grid, mask, out), None
-        return out, self._interpolated_jacobian(nodes, mask, out)
+            coarse = grid.image(displacement_jacobian(displacement, grid))
+            everywhere = tuple(slice(0, n) for n in self.fixed_grid.shape)
+            return everywhere, sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0)), None
+        box = mask_box(mask)
+        part = self.fixed_grid.part(box)
+        inside = sitk.GetArrayViewFromImage(mask)[box] != 0
+        out = np.ones(part.shape, np.float32)
+        nodes = part.coarsened(_JACOBIAN_NODES_MM * self.length_scale)
+        if exact or np.prod(nodes.size) > _FEWER_NODES * np.prod(part.size):
+            return box, self.dense_jacobian(part, part.image(inside.astype(np.uint8)), out), None
+        return box, out, self._interpolated_jacobian(nodes, part, inside, out)
 
-    def _interpolated_jacobian(self, nodes: Grid, mask: sitk.Image, out: np.ndarray) -> dict[str, float]:
-        """Writes the determinant into ``out`` (z, y, x) in the mask, as ``jacobian_image`` says; returns its error."""
-        inside = sitk.GetArrayViewFromImage(mask) != 0
-        near = nodes.image(nodes_around(self.fixed_grid, nodes, inside).astype(np.uint8))
-        between = self.fixed_grid.resample(nodes.image(self.dense_jacobian(nodes, near)), outside=1.0)
-        out[inside] = sitk.GetArrayViewFromImage(between)[inside]
-        points = random_points(self.fixed_grid, mask, 2000)  # voxel centres
-        chosen = np.rint(self.fixed_grid.to_index(points)).astype(int)[:, ::-1]
+    def _interpolated_jacobian(self, nodes: Grid, part: Grid, inside: np.ndarray, out: np.ndarray) -> dict[str, float]:
+        """Writes the determinant into ``out`` (z, y, x) on a grid, as ``jacobian_image`` says; returns its error."""
+        near = nodes.image(nodes_around(part, nodes, inside).astype(np.uint8))
+        between = part.resample(nodes.image(self.dense_jacobian(nodes, near)), outside=1.0)
+        np.copyto(out, sitk.GetArrayViewFromImage(between), where=inside)
+        del between
+        points = random_points(part, part.image(inside.view(np.uint8)), 2000)  # voxel centres
+        chosen = np.rint(part.to_index(points)).astype(int)[:, ::-1]
         error = out[tuple(chosen.T)] - self.jacobian_determinant(points)
         exact_below = _FOLD_MARGIN * float(np.abs(error).max()) + _LEAST_FOLD_MARGIN
         doubtful = np.argwhere(inside & (out < exact_below))
         for start in range(0, len(doubtful), _CHUNK):
-            part = doubtful[start : start + _CHUNK]
-            out[tuple(part.T)] = self.jacobian_determinant(self.fixed_grid.to_lps_mm(part[:, ::-1]))
+            some = doubtful[start : start + _CHUNK]
+            out[tuple(some.T)] = self.jacobian_determinant(part.to_lps_mm(some[:, ::-1]))
         rmse = float(np.sqrt(np.mean(np.square(error))))
         return {"rmse": rmse, "max": float(np.abs(error).max()), "exact_below": exact_below}
 
@@ -228,25 +237,17 @@ class Registration:
         cube = Cube(*(tuple(geometry["cube"][k]) for k in ("centre_lps_mm", "half_sides_mm", "direction")))
         parts = {}
         for prefix, made in geometry["maps"].items():
-            settings = FieldSettings(**made["field"])
+            settings = decode(FieldSettings(), made["field"], "field.")
             check(Settings(field=settings), names=False)
             upper = torch.tensor(cube.half_extents_cube, dtype=torch.float32)
-
-            def made_modules(upper: torch.Tensor, settings=settings, size=tuple(made["code_size"])):
+            with Bounded(tensors, path):
                 fields = make_fields(settings, cube.unit_mm, cube.dimension)
-                return fields, HybridCode(zero_code(settings, upper, size))
-
-            with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
-                wanted = made_modules(upper.to("meta"))
-            own = [
-                {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-                for name in (f"{prefix}fields.", f"{prefix}code.")
-            ]
-            for part, module in zip(own, wanted, strict=True):
+                code = HybridCode(zero_code(settings, upper, tuple(made["code_size"])))
+            modules: dict[str, torch.nn.Module] = {f"{prefix}fields.": fields, f"{prefix}code.": code}
+            for name, module in modules.items():
+                part = {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
                 part.pop("upper_cube", None)  # of files of former versions; the cube says the same
                 check_tensors(part, module.state_dict(), path)
-            fields, code = made_modules(upper)
-            for part, module in zip(own, (fields, code), strict=True):
                 module.load_state_dict(part)
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from .config import decode, read_json
 from .errors import NephiError
-from .limits import AtLeast, AtMost, NotEmpty, NotNegative, OneOf, Positive, Share, check_limits
+from .limits import AtLeast, AtMost, NotEmpty, NotNegative, OneOf, Positive, Seed, Share, check_limits
 from .registry import Registry
 
 BODY_MM = 120.0
@@ -28,20 +28,59 @@ ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
 
 @dataclass(frozen=True)
 class FieldSettings:
-    """Size of the two fields and of the latent code (paper, supplement A.1)."""
+    """What all fields have: their kind, and the latent code that they read (paper, supplement A.1)."""
 
-    kind: Annotated[str, OneOf(FIELDS)] = "neural"  # neural, or voxel: no network, the local code is the displacement
+    kind: Annotated[str, OneOf(FIELDS)] = "neural"  # of the fields; it says which entries there are besides
+    global_code: Width = 16  # channels of the global code
+    local_code: Width = 16  # channels of the local code
+    code_spacing_mm: Positive = 12.0  # between the local code's nodes, at the last level
+    code_degree: Annotated[int, OneOf(1, 2)] = 2  # of the B-spline between the nodes: 1 (linear, as published) or 2
+
+    @property
+    def moves_points(self) -> bool:
+        """Whether the local code moves points by itself: its first channels forward, the next ones backward."""
+        return False
+
+    def scaled(self, factor: float) -> Self:
+        """With all lengths in millimetres times ``factor``."""
+        return replace(self, code_spacing_mm=self.code_spacing_mm * factor)
+
+
+@dataclass(frozen=True)
+class NeuralSettings(FieldSettings):
+    """Of ``neural``: modulated networks over Fourier features, one for each direction."""
+
     width: Width = 64  # units of a layer
     hidden_layers: Annotated[int, AtLeast(1), AtMost(64)] = 1  # between the first and the last
     frequencies: Width = 48  # Fourier features of a point
     wavelength_mm: Positive = 250.0  # scale of the Fourier features
     modulation: Annotated[str, OneOf("relu", "sine")] = "relu"  # activation of the modulation network
     omega: float = 10.0  # factor before the sines
-    global_code: Width = 16  # channels of the global code
-    local_code: Width = 16  # channels of the local code
-    code_spacing_mm: Positive = 12.0  # between the local code's nodes, at the last level
-    code_degree: Annotated[int, OneOf(1, 2)] = 2  # of the B-spline between the nodes: 1 (linear, as published) or 2
     linear: bool = True  # the displacement has a term that is linear in the local code, too
+
+    @property
+    def moves_points(self) -> bool:
+        return self.linear
+
+    def scaled(self, factor: float) -> Self:
+        return replace(super().scaled(factor), wavelength_mm=self.wavelength_mm * factor)
+
+
+@dataclass(frozen=True)
+class VoxelSettings(FieldSettings):
+    """Of ``voxel``: no network, the local code is the displacement itself."""
+
+    kind: Annotated[str, OneOf(FIELDS)] = "voxel"  # of the fields
+    global_code: Width = 1  # channels of the global code, which moves nothing here
+    local_code: Width = 6  # channels of the local code: twice the dimension of the images
+
+    @property
+    def moves_points(self) -> bool:
+        return True
+
+
+FIELDS.describe("neural", NeuralSettings)
+FIELDS.describe("voxel", VoxelSettings)
 
 
 @dataclass(frozen=True)
@@ -141,7 +180,7 @@ class FitSettings:
     warm_up: Share = 0.1  # part of the iterations in which the learning rate rises
     beta2: Share = 0.99  # decay of Adam's mean of squared gradients
     schedule: Annotated[str, OneOf("cosine", "constant")] = "cosine"  # of the learning rate after the warm-up
-    seed: Annotated[int, AtLeast(0), AtMost(2**63 - 1)] = 0  # of all random numbers
+    seed: Seed = 0  # of all random numbers
 
 
 @dataclass(frozen=True)
@@ -152,7 +191,7 @@ class Settings:
     align: str = "auto"  # auto, none, centres, moments, affine, or the path of a transform file
     model: str | None = None  # a trained model to start from: the name of a shipped one, or a file
     levels: Annotated[tuple[Level, ...], NotEmpty()] = (Level(),)  # from coarse to fine; the first begins at 0
-    field: FieldSettings = FieldSettings()  # the maps
+    field: FieldSettings = NeuralSettings()  # the maps
     similarity: SimilaritySettings = MindSettings()  # how alike the images are
     regularity: RegularitySettings = RegularitySettings()  # how smooth the maps are
     fit: FitSettings = FitSettings()  # the optimiser
@@ -197,7 +236,7 @@ PRESETS: dict[str, Settings] = {
     # Table 1 and supplement A: width 128, two hidden layers, 32 + 32 code, 2 % and 0.01 % of the voxels
     "paper": Settings(
         "paper",
-        field=FieldSettings(
+        field=NeuralSettings(
             width=128,
             hidden_layers=2,
             frequencies=128,

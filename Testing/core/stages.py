@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from nephi.learning.model import Model
 from nephi.learning.settings import MatchingSettings, ModelSettings
-from nephi.settings import Features, FieldSettings, MindSettings, Sampling
+from nephi.settings import Features, MindSettings, NeuralSettings, Sampling, VoxelSettings
 
 FINE_MM, COARSE_MM = 2.5, 7.5
 
@@ -17,7 +17,7 @@ SIMILARITY = MindSettings(points=Sampling(0.0, 200, 200))
 
 def single(d: int = 2, spacing_mm: float = FINE_MM, **changes) -> ModelSettings:
     """A stage that needs no training to find a shift; looks 6 of its voxels away."""
-    field = FieldSettings(width=16, frequencies=8, global_code=3, local_code=2 * d + 1, linear=True)
+    field = NeuralSettings(width=16, frequencies=8, global_code=3, local_code=2 * d + 1, linear=True)
     encoder = MatchingSettings(node_spacing=0.15 * (d - 1), steps=(2, 1), windows=(5, 9), width=8)
     features = Features(spacing_mm, 1)
     settings = ModelSettings(d, field, encoder, features, SIMILARITY)
@@ -25,7 +25,7 @@ def single(d: int = 2, spacing_mm: float = FINE_MM, **changes) -> ModelSettings:
 
 
 def voxel(d: int = 2, **changes) -> ModelSettings:
-    field = FieldSettings(kind="voxel", local_code=2 * d, global_code=1)
+    field = VoxelSettings(local_code=2 * d, global_code=1)
     return single(d, COARSE_MM, **{"field": field, **changes})
 
 

@@ -9,7 +9,7 @@ from geometry import rotation
 from nephi.both import Both
 from nephi.errors import NephiError
 from nephi.files import image as images
-from nephi.images import masks
+from nephi.images import hounsfield, masks
 from nephi.images.align import align
 from nephi.images.slices import Slices
 from nephi.measure.quality import dice
@@ -258,9 +258,9 @@ def test_no_lungs_in_a_solid_body():
 
 
 def test_ct_is_known_by_its_numbers(phantom_2d, phantom_3d):
-    assert masks.looks_like_ct(phantom_3d.fixed) and masks.looks_like_ct(phantom_2d.moving)
-    assert not masks.looks_like_ct(blank() * 1000)  # MR: nothing below zero
-    assert not masks.looks_like_ct(sitk.ShiftScale(sitk.Cast(phantom_3d.fixed, sitk.sitkFloat32), 1024.0, 1.0))
+    assert hounsfield.looks_like_ct(phantom_3d.fixed) and hounsfield.looks_like_ct(phantom_2d.moving)
+    assert not hounsfield.looks_like_ct(blank() * 1000)  # MR: nothing below zero
+    assert not hounsfield.looks_like_ct(sitk.ShiftScale(sitk.Cast(phantom_3d.fixed, sitk.sitkFloat32), 1024.0, 1.0))
 
 
 def test_window_is_the_cts_or_percentiles(phantom_3d):

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nephi
 import pytest
+import SimpleITK as sitk
+from files import textured, write_dicom
 from nephi.cli import main
 from nephi.cli.batch import COLUMNS, finished_report
 from nephi.errors import NephiError
@@ -275,6 +278,25 @@ def test_wrong_options_are_told_before_any_work(tmp_path, capfd):
     (tmp_path / "file").write_text("")
     assert main(["batch", str(pairs), "--output", str(tmp_path / "file" / "out")]) == 2
     assert "cannot write" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_pair_names_its_series(tmp_path):
+    wanted, other = "1.2.3.4.1", "1.2.3.4.2"  # the other one is larger
+    write_dicom(textured(seed=1), tmp_path / "scan", range(8), uid=wanted)
+    write_dicom(textured(), tmp_path / "scan", uid=other, first=101)
+    (pairs := tmp_path / "pairs.csv").write_text(f"name,fixed,moving,series\na,scan,scan,{wanted} 1.2.3.9\n")
+    fast = ["--iterations", "2", "--no-report", "--align", "none", "--preset", "fast"]
+    assert main(["batch", str(pairs), "--output", str(tmp_path / "out"), *fast]) == 0
+    warped = sitk.ReadImage(str(tmp_path / "out" / "a" / "warped.nii.gz"))
+    assert warped.GetSize() == (14, 12, 8)
+    (pair,) = read_pairs(pairs)
+    assert set(pair.files) == {"fixed", "moving"} and pair.series == (wanted, "1.2.3.9")
+    settings = nephi.settings.load(tmp_path / "out" / "settings.json")
+    report = finished_report(tmp_path / "out" / "a", pair, settings, True)
+    assert report.inputs["series"] == [wanted, "1.2.3.9"]
+    for series in ((), (other,)):
+        assert finished_report(tmp_path / "out" / "a", replace(pair, series=series), settings, True) is None
 
 
 def test_lists_from_spreadsheets(tmp_path):

@@ -107,7 +107,7 @@ _BAD = {
     "unknown device": (["--device", "tpu"], ["tpu", "cuda"]),
     "missing regions": (["--regions", "absent.nii.gz"], ["regions", "absent.nii.gz"]),
     "regions elsewhere": (["--regions", "@shifted_mask.nii.gz"], ["regions", "grid"]),
-    "an image as regions": (["--regions", "@nan.nrrd"], ["regions", "no label map"]),
+    "an image as regions": (["--regions", "@nan.nrrd"], ["regions", "not a label map"]),
     "no seconds": (["--preview", "0"], ["--preview 0", "above 0"]),
     "unknown model": (["--model", "nobody"], ["no model 'nobody'", "model file"]),
     "absent GPU": (["--device", "cuda:99"], ["cuda:99", "--device cpu"]),

@@ -9,13 +9,13 @@ from nephi.fitting.fit import Adam
 from nephi.maps.code import FORWARD, INVERSE, Code, HybridCode, points_between, zero_code
 from nephi.maps.maps import FieldMap, code_like, make_fields
 from nephi.registration import register
-from nephi.settings import Features, FieldSettings, FitSettings, Level
+from nephi.settings import Features, FitSettings, Level, NeuralSettings, VoxelSettings
 
 UPPER = torch.tensor([1.0, 0.8, 0.6])
 
 
 def random_code(d: int, size=(6, 5, 4)) -> HybridCode:
-    code = zero_code(FieldSettings(), UPPER[:d], size[:d])
+    code = zero_code(NeuralSettings(), UPPER[:d], size[:d])
     code.local_code.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
     return HybridCode(code)
 
@@ -144,11 +144,11 @@ def test_a_registration_refines_its_code_at_the_stage_that_asks_for_it(phantom_2
 @pytest.mark.parametrize("kind", ["neural", "voxel"])
 def test_a_code_alone_moves_points_as_the_maps_do_that_it_is_like(d, kind):
     code = random_code(d)
-    fields = make_fields(FieldSettings(kind="voxel", local_code=2 * d), 150.0, d)
+    fields = make_fields(VoxelSettings(local_code=2 * d), 150.0, d)
     maps = FieldMap(
         fields, HybridCode(Code(code.global_code, code.local_code[:, : 2 * d] * 20, code.half_extents_cube))
     )
-    settings = FieldSettings(kind=kind, local_code=2 * d if kind == "voxel" else 9)
+    settings = VoxelSettings(local_code=2 * d) if kind == "voxel" else NeuralSettings(local_code=9)
     like = code_like(maps, settings, tuple(5 * n for n in code.size))
     mine = FieldMap(make_fields(settings, 150.0, d, torch.Generator().manual_seed(0)), like)
     x = points_of(d) * UPPER[:d]

@@ -268,7 +268,7 @@ def test_a_pair_that_needs_longer_than_a_job_may_run_is_given_up(tmp_path, monke
     pytest.importorskip("submitit")
     monkeypatch.setattr("nephi.process.start", lambda *_, **__: Done())
     pairs = [Case(name, {"fixed": tmp_path, "moving": tmp_path}) for name in "ab"]
-    how = {"jobs": 1, "auto_mask": True, "device": "cpu", "threads": 1, "pictures": False}
+    how = {"jobs": 1, "auto_mask": True, "device": "cpu", "threads": 1, "outputs": ()}
     job = PairsJob(pairs, tmp_path / "out", PRESETS["fast"], how, minutes=3)
     again = job.checkpoint().function  # nothing had ended when the limit came
     again()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from files import textured, write_dicom
 from nephi.both import Both
 from nephi.errors import NephiError
 from nephi.files.cases import read_pairs
@@ -90,7 +91,7 @@ _BROKEN = {
     "landmarks": ({"moving_landmarks": "few.csv"}, ["fixed and 3 moving landmarks", "row by row"]),
     "points": ({"fixed_points": "few.csv"}, ["3 fixed and 30 moving points", "row by row"]),
     "nopoints": ({"moving_points": "no.csv"}, ["no.csv"]),
-    "labels": ({"fixed_labels": "fixed.nii.gz"}, ["fixed labels", "no label map"]),
+    "labels": ({"fixed_labels": "fixed.nii.gz"}, ["fixed labels", "not a label map"]),
 }
 
 
@@ -100,7 +101,7 @@ def test_a_broken_pair_is_named_and_left_out(case, study, tmp_path):
     told = []
     data = Pairs(study(good={}, **{case: changes}, fine={}), FLAT, tmp_path / "cache", told.append)
     assert [data[k].name for k in range(len(data))] == ["good", "fine"]
-    assert len(told) == 1 and told[0].startswith(f"{case} is left out: ") and "\n" not in told[0]
+    assert len(told) == 1 and told[0].startswith(f"{case} is skipped: ") and "\n" not in told[0]
     for word in words:
         assert word in told[0], told
 
@@ -216,6 +217,19 @@ def test_a_file_that_changes_is_prepared_anew(role, study, tmp_path, prepared):
     os.utime(target, ns=(stats.st_atime_ns, stats.st_mtime_ns + 10**9))
     after = Pairs(path, FLAT, tmp_path / "cache", silent).files
     assert prepared == ["pair", "pair"] and after != before
+
+
+def test_a_pair_names_its_series(tmp_path):
+    small, large = "1.2.3.4.1", "1.2.3.4.2"
+    write_dicom(textured(seed=1), tmp_path / "scan", range(8), uid=small)
+    write_dicom(textured(), tmp_path / "scan", uid=large, first=101)
+    settings = replace(FLAT, dimension=3, align="none", cube_margin_mm=0.0)
+    sides = []
+    for uid in (small, large):
+        (path := tmp_path / "pairs.csv").write_text(f"name,fixed,moving,series\na,scan,scan,{uid}\n")
+        pairs = Pairs(path, settings, tmp_path / "cache", silent)
+        sides.append(pairs[0].half_extents_cube[2] / pairs[0].half_extents_cube[0] * 14 * 0.8 / 2.5)
+    assert sides == pytest.approx([8, 10], rel=0.15) and len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_broken_pair_is_not_kept(study, tmp_path):

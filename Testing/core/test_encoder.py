@@ -17,10 +17,10 @@ from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSe
 from nephi.maps.code import FORWARD, INVERSE, nodes, zero_code
 from nephi.maps.fields import NeuralFields
 from nephi.maps.maps import FieldMap
-from nephi.settings import PRESETS, FieldSettings
+from nephi.settings import PRESETS, NeuralSettings
 
 PAPER = PRESETS["paper"].field
-SMALL = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False)
+SMALL = NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False)
 KINDS = {
     "published": PublishedSettings(size=20, channels=(8, 16), hidden=12, local_level=1),
     "context": PublishedSettings(size=20, channels=(8, 16, 24), hidden=12, local_level=1, context=True, width=8),

@@ -17,7 +17,7 @@ WANTED = {
     "PRESETS", "NephiError", "read_image", "read_landmarks", "__version__",
     "Similarity", "Regulariser", "Fields", "Encoder", "Map", "Code", "PairTensors", "tensors_of",
     "ModelSettings", "EncoderSettings", "PublishedSettings", "MatchingSettings", "TrainSettings",
-    "SIMILARITIES", "REGULARISERS", "FIELDS", "ENCODERS",
+    "FieldSettings", "SIMILARITIES", "REGULARISERS", "FIELDS", "ENCODERS",
 }  # fmt: skip
 
 

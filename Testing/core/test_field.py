@@ -18,13 +18,13 @@ from nephi.maps.jacobian import exact_jacobian
 from nephi.maps.maps import Composed, FieldMap, make_fields
 from nephi.maps.voxel import VoxelFields
 from nephi.result import Registration
-from nephi.settings import PRESETS, FieldSettings
+from nephi.settings import PRESETS, NeuralSettings, VoxelSettings
 from nephi.space.affine import Affine
 from nephi.space.cube import Cube
 from nephi.space.grid import Grid
 
 
-def make(settings: FieldSettings, d: int, seed: int = 0, random_end: bool = False):
+def make(settings: NeuralSettings, d: int, seed: int = 0, random_end: bool = False):
     generator = torch.Generator().manual_seed(seed)
     fields = NeuralFields(settings, 150.0, d, generator)
     code = HybridCode(zero_code(settings, torch.tensor([1.0, 0.8, 0.6][:d]), (6, 5, 4)[:d]))
@@ -85,7 +85,7 @@ def test_the_maps_depend_on_both_codes():
 
 @pytest.mark.parametrize("d", [2, 3])
 def test_code_interpolates_a_ramp_exactly_and_holds_its_border(d):
-    settings = replace(FieldSettings(), local_code=d)
+    settings = replace(NeuralSettings(), local_code=d)
     upper, size = torch.tensor([1.0, 0.8, 0.6][:d]), (6, 5, 4)[:d]
     code = HybridCode(zero_code(settings, upper, size))
     axes = [torch.linspace(-float(u), float(u), n) for u, n in zip(upper, size, strict=True)]
@@ -100,7 +100,7 @@ def test_code_interpolates_a_ramp_exactly_and_holds_its_border(d):
 
 
 def test_code_prior_is_the_mean_of_norms():
-    code = HybridCode(zero_code(replace(FieldSettings(), global_code=2, local_code=2), torch.ones(2), (2, 2)))
+    code = HybridCode(zero_code(replace(NeuralSettings(), global_code=2, local_code=2), torch.ones(2), (2, 2)))
     assert float(code.prior().detach()) < 1e-5
     with torch.no_grad():
         code.global_code.copy_(torch.tensor([3.0, 4.0]))
@@ -113,8 +113,8 @@ def test_code_prior_is_the_mean_of_norms():
 # ---- voxel fields --------------------------------------------------------------------------------------
 
 
-def voxel(d: int, degree: int = 2) -> FieldSettings:
-    return FieldSettings(kind="voxel", local_code=2 * d, global_code=1, code_degree=degree)
+def voxel(d: int, degree: int = 2) -> VoxelSettings:
+    return VoxelSettings(local_code=2 * d, global_code=1, code_degree=degree)
 
 
 def voxel_maps(d: int, values: torch.Tensor | None = None, batch: int = 1, degree: int = 2) -> FieldMap:
@@ -174,10 +174,10 @@ def test_the_inverse_part_of_a_voxel_code_can_be_made_to_undo_the_forward_one(d)
 def test_fields_whose_code_moves_points_need_its_channels(d):
     assert isinstance(make_fields(voxel(d), 150.0, d), VoxelFields)
     for count in (2 * d - 1, 2 * d + 1):
-        with pytest.raises(NephiError, match=f"field.kind voxel needs field.local_code of {2 * d}"):
+        with pytest.raises(NephiError, match=f"field.local_code is {count}, must be {2 * d} for voxel"):
             make_fields(replace(voxel(d), local_code=count), 150.0, d)
-    with pytest.raises(NephiError, match=f"field.linear needs field.local_code of at least {2 * d}"):
-        make_fields(FieldSettings(linear=True, local_code=2 * d - 1), 150.0, d)
+    with pytest.raises(NephiError, match=f"local_code is {2 * d - 1}, must be {2 * d} or more in {d}D.*field.linear"):
+        make_fields(NeuralSettings(linear=True, local_code=2 * d - 1), 150.0, d)
 
 
 # ---- composition ---------------------------------------------------------------------------------------

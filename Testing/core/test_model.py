@@ -17,18 +17,18 @@ from nephi.learning.model import Model, about
 from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings, check
 from nephi.learning.shipped import find_model
 from nephi.registration import register
-from nephi.settings import FieldSettings
+from nephi.settings import NeuralSettings
 
 SETTINGS = {
     "published": ModelSettings(
         dimension=2,
-        field=FieldSettings(width=16, frequencies=8, modulation="sine", global_code=6, local_code=5, linear=False),
+        field=NeuralSettings(width=16, frequencies=8, modulation="sine", global_code=6, local_code=5, linear=False),
         encoder=PublishedSettings(size=24, channels=(8, 16), hidden=12, local_level=1),
         cube_margin_mm=3.0,
     ),
     "matching": ModelSettings(
         dimension=2,
-        field=FieldSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False),
+        field=NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False),
         encoder=MatchingSettings(node_spacing=0.5, steps=(4, 2), width=8),
         half_size_mm=90.0,
     ),
@@ -120,7 +120,7 @@ _UNFIT = {
         lambda m, t: t.update({"fields.out": torch.zeros(2, 16, 3)}), ["fields.out", "(2, 16, 3)", "(2, 16, 2)"]),
     "a tensor is missing": (lambda m, t: t.pop("fields.out_bias"), ["fields.out_bias", "None", "(2, 1, 2)"]),
     "a tensor too many": (lambda m, t: t.update({"fields.more": torch.zeros(3)}), ["fields.more", "(3,)", "None"]),
-    "values that are no numbers": (lambda m, t: t["fields.out"].fill_(torch.nan), ["damaged", "fields.out"]),
+    "values that are not numbers": (lambda m, t: t["fields.out"].fill_(torch.nan), ["damaged", "fields.out"]),
     "settings of another width": (setting(field__width=24), ["fields.synthesis_in", "(2, 16, 16)", "(2, 16, 24)"]),
     "settings of another dimension": (setting(dimension=3), ["fields.out", "(2, 16, 2)", "(2, 16, 3)"]),
     "an unknown entry": (setting(depth=7), ["unknown entry 'depth'"]),

@@ -20,7 +20,7 @@ from nephi.learning.settings import check
 from nephi.maps.maps import Composed, FieldMap
 from nephi.registration import register
 from nephi.result import Registration
-from nephi.settings import Features, FieldSettings, Level
+from nephi.settings import Features, FieldSettings, Level, NeuralSettings, VoxelSettings
 from nephi.space.grid import Grid
 from stages import COARSE_MM, FINE_MM, SIMILARITY, both, randomised, single, voxel
 
@@ -129,7 +129,7 @@ def test_begun_with_another_model_the_coarse_stage_stays(other):
 
 
 _APART = {
-    "a stage of a stage": (voxel(coarse=voxel()), "can't have a coarse stage of its own"),
+    "a stage of a stage": (voxel(coarse=voxel()), "cannot have a coarse stage of its own"),
     "another margin": (voxel(cube_margin_mm=7.0), "cube_margin_mm is 15.0, but 7.0 in the coarse stage"),
     "another alignment": (voxel(align="none"), "align is 'auto', but 'none' in the coarse stage"),
     "another dimension": (voxel(3), "dimension is 2, but 3 in the coarse stage"),
@@ -140,9 +140,9 @@ _APART = {
     "not a multiple": (voxel(features=Features(4.0, 1)), "spacing 4.0 mm must be a multiple of the fine 2.5 mm"),
     "a finer one": (voxel(features=Features(1.25, 1)), "spacing 1.25 mm must be a multiple of the fine 2.5 mm"),
     "spacing of nothing": (voxel(features=Features(0.0, 1)), "spacing_mm is 0.0"),
-    "channels": (voxel(field=FieldSettings(kind="voxel", local_code=5)), "voxel needs field.local_code of 4"),
+    "channels": (voxel(field=VoxelSettings(local_code=5)), "field.local_code is 5, must be 4"),
     "a field unknown": (voxel(field=FieldSettings(kind="mesh")), "field.kind is 'mesh', must be one of neural, voxel"),
-    "modulation": (voxel(field=FieldSettings(modulation="tanh")), "field.modulation is 'tanh'"),
+    "modulation": (voxel(field=NeuralSettings(modulation="tanh")), "field.modulation is 'tanh'"),
 }  # fmt: skip
 
 

@@ -126,11 +126,11 @@ _BAD = {
     "no such model": ({}, ["--coarse", "absent"], ["no model 'absent'"]),
     "no such start": ({}, ["--start", "absent"], ["no model 'absent'"]),
     "no model": ({}, ["--coarse", "@junk"], ["junk", "cannot read"]),
-    "of two stages itself": ({}, ["--coarse", "@two"], ["can't have a coarse stage of its own"]),
+    "of two stages itself": ({}, ["--coarse", "@two"], ["cannot have a coarse stage of its own"]),
     "of another alignment": ({"model": {"align": "none"}}, ["--coarse", "@coarse"], ["align is 'none', but 'auto'"]),
     "of another spacing": ({}, ["--coarse", "@odd"], ["spacing 4.0 mm must be a multiple of the fine 2.5 mm"]),
     "of no file": ({"model": {"coarse": {"dimension": 2}}}, [], ["model.coarse", "give its name or file as coarse"]),
-    "start of another make": ({}, ["--start", "@coarse"], ["the model to start from has another field"]),
+    "start of another make": ({}, ["--start", "@coarse"], ["the model to start from has a different field"]),
 }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from nephi.maps.jacobian import exact_jacobian, finite_jacobian
 from nephi.maps.maps import FieldMap, Map
 from nephi.settings import (
     SIMILARITIES,
-    FieldSettings,
     IntensitySettings,
+    NeuralSettings,
     RegularitySettings,
     Sampling,
     SimilaritySettings,
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 def small_fields(d: int):
     """Fields in double precision with a random last layer, far from the identity and each other's inverse."""
     generator = torch.Generator().manual_seed(5)
-    settings = FieldSettings(linear=False, width=12, frequencies=6, wavelength_mm=300.0, modulation="sine", omega=2.0,
+    settings = NeuralSettings(linear=False, width=12, frequencies=6, wavelength_mm=300.0, modulation="sine", omega=2.0,
                              global_code=3, local_code=2)  # fmt: skip
     fields = NeuralFields(settings, 150.0, d, generator).double()
     # one cell of code: linear interpolation has no kinks inside it
@@ -218,7 +218,7 @@ class OnePair:
     """The objective of one pair of textures, called without arguments."""
 
     def __init__(self, d: int = 2, regular=None, similar=None, view=None, batch: int = 1):
-        settings = replace(FieldSettings(), width=16, frequencies=8)
+        settings = replace(NeuralSettings(), width=16, frequencies=8)
         self.fields = NeuralFields(settings, 100.0, d, torch.Generator().manual_seed(0))
         self.code = HybridCode(zero_code(settings, torch.ones(d), (3,) * d, batch))
         similar = similar or IntensitySettings("mse", Sampling(0.0, 200, 200))

@@ -25,7 +25,7 @@ from nephi.maps.code import FORWARD, INVERSE
 from nephi.measure.quality import dice, tre_mm
 from nephi.registration import register
 from nephi.result import Registration
-from nephi.settings import PRESETS, Features, FieldSettings, FitSettings, Level
+from nephi.settings import PRESETS, Features, FitSettings, Level, NeuralSettings
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 from nephi.synthetic.breathing import BreathingSettings, breathe
@@ -39,7 +39,7 @@ _ENCODERS = {
     "matching": MatchingSettings(node_spacing=0.4, steps=(2,), width=8),
 }
 FLAT = ModelSettings(
-    dimension=2, field=FieldSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False),
+    dimension=2, field=NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5, linear=False),
     encoder=_ENCODERS["published"], features=Features(2.5, 2), cube_margin_mm=10.0,
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from files import CODES, textured, write_nifti
 from geometry import rotation
-from nephi.errors import NephiError
+from nephi.errors import NephiError, collected_notices
 from nephi.files import sizes
 from nephi.files.image import check_image, read_image, read_volume
 from nephi.space.grid import Grid
@@ -128,6 +128,25 @@ def test_a_nifti_header_that_contradicts_itself(how, match, tmp_path):
     write_nifti(tmp_path / "a.nii.gz", ARRAY, matrix, **how)
     with pytest.raises(NephiError, match=match):
         read_image(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "place, value, said",
+    [
+        (76 + 4, 2.0001, "2.0001 x 2 x 3 mm by pixdim and 2 x 2 x 3 mm by sform, which is taken"),
+        (76 + 4, 2.000001, None),
+        (268, STRAIGHT[0, 3] + 0.01, "0.01 mm off that by qform"),
+    ],
+)
+def test_a_nifti_header_that_contradicts_itself_a_little_is_told(place, value, said, tmp_path):
+    write_nifti(path := tmp_path / "a.nii", ARRAY, STRAIGHT)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<f", data, place, value)
+    path.write_bytes(data)
+    with collected_notices() as notices:
+        image = read_image(path)
+    np.testing.assert_allclose(lps(image), np.array([[-1], [-1], [1]]) * STRAIGHT, rtol=1e-6)
+    assert notices == [] if said is None else len(notices) == 1 and said in notices[0]
 
 
 def test_nifti_lengths_in_micrometres(tmp_path):
@@ -259,7 +278,7 @@ space origin: (0,0,0)
         (b"type: short", b"type: " + b"x" * 2000, "no field"),
         (b"type: short", b"type: short\n" + b"x" * 2000, "no field"),
         (b"endian", b"type: short\nendian", "twice"),
-        (b"NRRD0004", b"NRRX0004", "no NRRD"),
+        (b"NRRD0004", b"NRRX0004", "not an NRRD"),
     ],
 )
 def test_nrrd_headers(old, new, match, tmp_path):
@@ -302,7 +321,7 @@ def test_what_is_no_file(tmp_path):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.nii")
         for path in (tmp_path / "pipe.nii", "/dev/null"):
-            with pytest.raises(NephiError, match="no regular file"):
+            with pytest.raises(NephiError, match="not a regular file"):
                 read_image(path)
 
 

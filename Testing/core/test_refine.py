@@ -15,7 +15,7 @@ from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import MatchingSettings, PublishedSettings, check
 from nephi.maps.code import FORWARD, INVERSE, LINEAR_CUBE, nodes, zero_code
 from nephi.maps.maps import FieldMap, make_fields
-from nephi.settings import FieldSettings
+from nephi.settings import NeuralSettings, VoxelSettings
 from stages import SIMILARITY, randomised, single
 
 SIDE = {2: 48, 3: 40}
@@ -110,8 +110,8 @@ def pair(d: int, flat: bool = False, view=None):
 
 
 def start(d: int, kind: str = "neural") -> FieldMap:
-    extra = 0 if kind == "voxel" else 3
-    settings = FieldSettings(kind=kind, width=16, frequencies=8, global_code=2, local_code=2 * d + extra, linear=True)
+    neural = NeuralSettings(width=16, frequencies=8, global_code=2, local_code=2 * d + 3, linear=True)
+    settings = VoxelSettings(local_code=2 * d) if kind == "voxel" else neural
     fields = make_fields(settings, 150.0, d, torch.Generator().manual_seed(0))
     return FieldMap(fields, zero_code(settings, torch.ones(d), (5,) * d))
 
@@ -237,7 +237,7 @@ def test_every_encoder_s_prediction_can_be_refined(kind):
         "published": PublishedSettings(size=32, channels=(4, 8), local_level=1, hidden=8, width=8),
         "matching": MatchingSettings(steps=(1,), width=8),
     }[kind]
-    field = FieldSettings(width=16, frequencies=8, linear=False)
+    field = NeuralSettings(width=16, frequencies=8, linear=False)
     model = Model(replace(single(2), field=field, encoder=encoder, refinements=4), torch.Generator().manual_seed(0))
     before = replace(model.settings, refinements=0)
     sample = image_pair()

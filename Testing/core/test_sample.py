@@ -17,7 +17,7 @@ from nephi.learning.pair_tensors import PairTensors
 from nephi.maps.code import LINEAR_CUBE, Code
 from nephi.maps.maps import FieldMap
 from nephi.maps.voxel import VoxelFields
-from nephi.settings import PRESETS, Features, FieldSettings, IntensitySettings, Level, MindSettings
+from nephi.settings import PRESETS, Features, IntensitySettings, Level, MindSettings, VoxelSettings
 from nephi.space.affine import Affine
 
 NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
@@ -263,7 +263,7 @@ def voxel_maps(sample: PairTensors, forward: torch.Tensor) -> FieldMap:
     """A map whose code is ``forward`` (d, (z,) y, x) in units of the cube; its inverse map is left as the identity."""
     d = len(sample.half_extents_cube)
     local = torch.cat([forward, torch.zeros_like(forward)])[None] / LINEAR_CUBE
-    settings = FieldSettings(kind="voxel", local_code=2 * d)
+    settings = VoxelSettings(local_code=2 * d)
     return FieldMap(VoxelFields(settings, d), Code(torch.zeros(1, 1), local, sample.half_extents_cube))
 
 

@@ -7,25 +7,35 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from nephi import registry
 from nephi.config import decode, of_kind, read_json
 from nephi.errors import NephiError
 from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings, TrainSettings, check_training
 from nephi.learning.settings import check as check_model
+from nephi.limits import Count, Seed, check_limits, check_value
 from nephi.settings import (
+    FIELDS,
     PRESETS,
     Features,
+    FieldSettings,
     IntensitySettings,
     Level,
     MindSettings,
+    NeuralSettings,
     Sampling,
     Settings,
     SimilaritySettings,
+    VoxelSettings,
     check,
     from_dict,
     load,
     preset,
 )
+from nephi.synthetic.breathing import BreathingSettings, generate
+from nephi.synthetic.phantom import make_phantom
+from nephi.synthetic.shapes import shape_pairs
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -208,31 +218,87 @@ def test_saved_settings_of_a_similarity_unknown_here_load():
         from_dict(data)
 
 
+def test_a_field_has_the_entries_of_its_kind_and_no_others():
+    voxel = from_dict({"field": {"kind": "voxel", "code_spacing_mm": 5}}).field
+    assert voxel == VoxelSettings(code_spacing_mm=5.0)  # its code has the channels that it needs
+    assert not {"width", "frequencies", "omega", "linear"} & dataclasses.asdict(voxel).keys()
+    paper = PRESETS["paper"].field
+    assert of_kind(of_kind(paper, "voxel"), "neural") == NeuralSettings(code_spacing_mm=16.0, code_degree=1)
+    with pytest.raises(NephiError, match=r"unknown entry 'field.width' of field 'voxel' \(known: kind, global_code, "):
+        from_dict({"field": {"kind": "voxel", "width": 32}})
+    with pytest.raises(NephiError, match="field.kind is 'voxel', whose settings are VoxelSettings, not NeuralSettings"):
+        check(replace(Settings(), field=NeuralSettings("voxel")))
+
+
+def test_lengths_of_a_field_are_scaled_together():
+    assert NeuralSettings().scaled(0.5) == NeuralSettings(code_spacing_mm=6.0, wavelength_mm=125.0)
+    assert VoxelSettings().scaled(0.5) == VoxelSettings(code_spacing_mm=6.0)
+
+
+def test_entries_of_an_own_field_are_those_of_its_class(monkeypatch):
+    """Also in files of former versions, which listed what networks have whatever the kind."""
+
+    @dataclasses.dataclass(frozen=True)
+    class WideSettings(FieldSettings):
+        width: int = 8
+        decay: float = 0.5
+
+    for name in ("_factories", "_settings"):
+        monkeypatch.setattr(FIELDS, name, dict(getattr(FIELDS, name)))
+    FIELDS.add("plain", object)
+    FIELDS.add("wide", lambda: None, settings=WideSettings)
+    former = json.loads(Path(__file__).with_name("former_settings.json").read_text(encoding="utf-8"))["field"]
+    for kind, wanted in (
+        ("plain", FieldSettings("plain")),
+        ("wide", WideSettings("wide", width=64)),
+        ("voxel", VoxelSettings(global_code=16, local_code=16)),
+        ("neural", NeuralSettings()),
+    ):
+        assert from_dict({"field": {**former, "kind": kind}}).field == wanted
+    assert from_dict({"field": {"kind": "wide", "decay": 1}}).field == WideSettings("wide", decay=1.0)
+
+
+def test_entries_of_a_kind_that_an_entry_point_brings_are_read(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class BrushSettings(FieldSettings):
+        strokes: int = 3
+
+    class Point:
+        def load(self):
+            FIELDS.describe("brush", BrushSettings)
+            return object
+
+    for name in ("_factories", "_settings"):
+        monkeypatch.setattr(FIELDS, name, dict(getattr(FIELDS, name)))
+    monkeypatch.setattr(registry, "entry_points", lambda **which: [Point()] if which["name"] == "brush" else [])
+    assert from_dict({"field": {"kind": "brush", "strokes": 7}}).field == BrushSettings("brush", strokes=7)
+
+
 # ---- limits -----------------------------------------------------------------------------------------------
 
 
 def numbers(value, where: str = ""):
     """Every number in a settings object: its dotted name, and what makes the same object with another one there."""
     for one in dataclasses.fields(value):
-        inner, name = getattr(value, one.name), f"{where}{one.name}"
 
         def put(new, key=one.name):
             return replace(value, **{key: new})
 
-        if dataclasses.is_dataclass(inner):
-            yield from ((n, lambda x, p=p, put=put: put(p(x))) for n, p in numbers(inner, f"{name}."))
-        elif isinstance(inner, tuple):
-            for i, item in enumerate(inner):
+        yield from numbers_in(getattr(value, one.name), f"{where}{one.name}", put)
 
-                def at(new, inner=inner, i=i, put=put):
-                    return put((*inner[:i], new, *inner[i + 1 :]))
 
-                if dataclasses.is_dataclass(item):
-                    yield from ((n, lambda x, p=p, at=at: at(p(x))) for n, p in numbers(item, f"{name}[{i}]."))
-                else:
-                    yield f"{name}[{i}]", at
-        elif isinstance(inner, (int, float)) and not isinstance(inner, bool):
-            yield name, put
+def numbers_in(inner, name: str, put):
+    if dataclasses.is_dataclass(inner):
+        yield from ((n, lambda x, p=p: put(p(x))) for n, p in numbers(inner, f"{name}."))
+    elif isinstance(inner, tuple):
+        for i, item in enumerate(inner):
+
+            def at(new, i=i):
+                return put((*inner[:i], new, *inner[i + 1 :]))
+
+            yield from numbers_in(item, f"{name}[{i}]", at)
+    elif isinstance(inner, (int, float)) and not isinstance(inner, bool):
+        yield name, put
 
 
 ROOTS = {
@@ -243,6 +309,8 @@ ROOTS = {
         TrainSettings(model=ModelSettings(encoder=MatchingSettings(), coarse=ModelSettings())),
         check_training,
     ),
+    "breathing": (BreathingSettings(), check_limits),
+    "breathing on three spacings": (BreathingSettings(spacing_mm=(1.0, 1.0, 2.5)), check_limits),
 }
 # 1e300 is beyond every limit, -1e300 too, and so are whole numbers of that size
 BEYOND = [float("nan"), float("inf"), float("-inf"), 1e300, -1e300, 10**300, -(10**300)]
@@ -263,4 +331,40 @@ def test_every_number_is_refused_beyond_its_limits(root, name, put):
 def test_the_walk_above_meets_every_entry():
     found = {name for root, name, _ in NUMBERS if root == "matching"}
     assert {"fit.seed", "model.coarse.encoder.channels[5]", "model.encoder.steps[3]", "augmentation.swap"} <= found
+    assert {"smooth_mm[2][1]", "spacing_mm[2]"} <= {name for root, name, _ in NUMBERS if root.startswith("breathing")}
     assert len(NUMBERS) > 150
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"wall_mm": (5.0, 1.0)}, "wall_mm is (5.0, 1.0), must be (low, high) with low <= high"),
+        ({"smooth_mm": ((90, 2, 1),)}, "smooth_mm[0][1:] is (2, 1)"),
+        ({"still": 0.7, "tidal": 0.7}, "tidal and still are 1.4 together, must be at most 1"),
+        ({"cut": 1.5}, "cut is 1.5, must be 0 or more, at most 1"),
+        ({"spacing_mm": (1.0, 2.0)}, "spacing_mm is (1.0, 2.0), expected a list of 3"),
+        ({"scale": 1.0}, "scale is 1.0, expected a list of 2"),
+        ({"spacing_mm": None}, "spacing_mm is None, expected float"),
+    ],
+)
+def test_what_a_breath_cannot_be_drawn_from(settings, words):
+    with pytest.raises(NephiError) as raised:
+        check_limits(BreathingSettings(**settings))
+    assert str(raised.value).startswith(f"settings: {words}")
+
+
+def test_numbers_given_as_arguments_have_limits_too(tmp_path):
+    check_value(np.int64(3), Seed, "seed")
+    for call in (
+        lambda: make_phantom(seed=-1),
+        lambda: make_phantom(spacing_mm=float("nan")),
+        lambda: make_phantom(size=(10**9, 10, 10)),
+        lambda: shape_pairs(2, -1),
+        lambda: generate(tmp_path, 0),
+        lambda: generate(tmp_path, 1, -1),
+        lambda: check_value(1.5, Count, "count"),
+    ):
+        with pytest.raises(NephiError, match="must be|expected int|A phantom needs 8 to 4096 voxels") as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +17,7 @@ from nephi.learning import train
 from nephi.learning.settings import TrainSettings
 from nephi.learning.state import keep_log
 from nephi.result import Registration
+from nephi.settings import FieldSettings
 
 
 @pytest.fixture
@@ -37,6 +41,14 @@ def test_every_damaged_byte_is_found(path):
             read_tensors(path, "a file")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no file that is in use can be cut there")
+def test_a_file_that_is_cut_while_its_tensors_are_in_use(tmp_path):
+    write_tensors(path := tmp_path / "a.safetensors", {"a": torch.ones(200_000)}, {})
+    use = f"from nephi.files.tensors import read_tensors as r; import os; t = r({str(path)!r}, 'a file')[1]['a']; "
+    use += f"os.truncate({str(path)!r}, 100); assert t.sum() == 200_000"
+    assert subprocess.run([sys.executable, "-c", use]).returncode == 0
+
+
 def test_files_without_a_checksum_are_read(path):
     safetensors.torch.save_file({"a": torch.ones(2)}, str(path), {"format": "y"})
     assert read_tensors(path, "a file")[0] == {"format": "y"}
@@ -51,6 +63,22 @@ def test_a_registration_of_another_make_takes_no_memory(width, tmp_path):
     write_tensors(path := tmp_path / "registration.safetensors", {"fields.a": torch.ones(2)}, metadata)
     with pytest.raises(NephiError):
         Registration.load(path)
+
+
+def test_settings_that_ask_for_more_than_their_file_holds(tmp_path):
+    field = asdict(FieldSettings(width=4000, hidden_layers=20))
+    cube = {"centre_lps_mm": [0, 0], "half_sides_mm": [9, 9], "direction": [1, 0, 0, 1]}
+    geometry = {"cube": cube, "maps": {"": {"field": field, "code_size": [2, 2]}}}
+    metadata = {"format": "nephi-registration-2", "geometry": json.dumps(geometry), "settings": "{}"}
+    write_tensors(path := tmp_path / "registration.safetensors", {"fields.a": torch.ones(2)}, metadata)
+    with pytest.raises(NephiError, match="more than it holds"):
+        Registration.load(path)
+
+
+def test_reading_weights_does_not_load_the_compiler():
+    load = "import sys; from nephi.learning.model import Model; Model.load('lung'); "
+    load += "assert 'torch._dynamo' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", load]).returncode == 0
 
 
 def test_a_damaged_line_of_a_log_costs_that_line_alone(tmp_path):

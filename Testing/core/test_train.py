@@ -26,10 +26,10 @@ from nephi.learning.train import train
 from nephi.learning.validate import validate
 from nephi.settings import (
     Features,
-    FieldSettings,
     FitSettings,
     IntensitySettings,
     MindSettings,
+    NeuralSettings,
     RegularitySettings,
     Sampling,
 )
@@ -37,7 +37,7 @@ from nephi.settings import (
 CPU = torch.device("cpu")
 _HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 STILL = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
-_FIELD = FieldSettings(width=32, frequencies=16, wavelength_mm=200.0)
+_FIELD = NeuralSettings(width=32, frequencies=16, wavelength_mm=200.0)
 SHAPES = TrainSettings(
     data="shapes-solid",
     model=ModelSettings(
@@ -64,7 +64,7 @@ _ENCODERS = {
 def brief(encoder: str, data: Path, **changes) -> TrainSettings:
     """Six steps on a list of pairs, with augmentation, two batches a step."""
     similarity = MindSettings(points=Sampling(0.0, 200, 200))
-    small = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
+    small = NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5)
     settings = TrainSettings(
         data=str(data),
         model=ModelSettings(
@@ -220,7 +220,7 @@ def test_it_begins_with_the_weights_of_another_model(pairs, tmp_path):
     for name, tensor in other.state_dict().items():
         torch.testing.assert_close(trained[name], tensor, atol=1e-7, rtol=0)
     wider = replace(settings.model, field=replace(settings.model.field, width=24))
-    with pytest.raises(NephiError, match="another field.*width=16.*width=24"):
+    with pytest.raises(NephiError, match="different field.*width=16.*width=24"):
         train(replace(settings, model=wider, start=str(tmp_path / "other.safetensors")), tmp_path / "wider", CPU)
 
 
@@ -399,4 +399,4 @@ def test_a_broken_pair_is_told_once_and_the_rest_is_trained_on(pairs, tmp_path, 
     settings = brief("matching", pairs.parent / "broken.csv", fit=FitSettings(iterations=1))
     told = []
     train(settings, tmp_path, CPU, tell=told.append)
-    assert len(told) == 1 and told[0].startswith("bad is left out: moving image: no such file")
+    assert len(told) == 1 and told[0].startswith("bad is skipped: moving image: no such file")

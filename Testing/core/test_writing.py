@@ -190,8 +190,9 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr", "a.nrrd", "a.mha", "a.vtk", "a.nhdr", "a.h5", "a.tfm"])
-def test_a_full_disk_is_one_line_and_leaves_the_older_file(name, tmp_path, small_files):
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr", "a.nrrd", "a.mha", "a.mhd", "a.vtk", "a.nhdr",
+                                  "a.h5", "a.tfm"])  # fmt: skip
+def test_a_full_disk_is_one_line_and_leaves_the_older_file(name, tmp_path, small_files, capfd):
     noise = np.random.default_rng(0).normal(size=(20, 30, 40)).astype(np.float32)
     (tmp_path / name).write_text("old")
     with pytest.raises(NephiError, match=f"cannot write .*{name}"):
@@ -201,6 +202,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_file(name, tmp_path, small
         else:
             write_image(sitk.GetImageFromArray(noise), tmp_path / name)
     assert contents(tmp_path) == {name: "old"}
+    assert capfd.readouterr().err == ""  # MetaIO and others write lines of their own
 
 
 def test_other_files_on_a_full_disk(tmp_path, small_files):

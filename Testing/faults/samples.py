@@ -34,7 +34,7 @@ from nephi.learning.model import Model
 from nephi.learning.settings import ModelSettings, PublishedSettings, TrainSettings, check_training
 from nephi.measure.report import Folds, LandmarkError, Report, Summary
 from nephi.result import Registration
-from nephi.settings import PRESETS, Features, FieldSettings, IntensitySettings, Level, MindSettings, Sampling, load
+from nephi.settings import PRESETS, Features, IntensitySettings, Level, MindSettings, NeuralSettings, Sampling, load
 from nephi.synthetic.phantom import make_phantom
 
 Make = Callable[[Path, np.random.Generator], Path]
@@ -45,7 +45,7 @@ SHORT = replace(
     similarity=MindSettings(),
     fit=replace(PRESETS["fast"].fit, iterations=2),
 )
-_FIELD = FieldSettings(width=16, frequencies=8, global_code=6, local_code=5)
+_FIELD = NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5)
 SMALL_MODEL = ModelSettings(
     dimension=2,
     field=_FIELD,
@@ -236,13 +236,14 @@ def read_train_settings(path: Path) -> Any:
 
 
 def pairs(folder: Path, rng: np.random.Generator) -> Path:
-    rows = ["name,fixed,moving,fixed_mask", *(f"p{i},a{i}/f.nii.gz,a{i}/m.nii.gz,a{i}/k.nii.gz" for i in range(6))]
+    cells = (f"p{i},a{i}/f.nii.gz,a{i}/m.nii.gz,a{i}/k.nii.gz,1.2.{i} 1.2.9" for i in range(6))
+    rows = ["name,fixed,moving,fixed_mask,series", *cells]
     (folder / "pairs.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder / "pairs.csv"
 
 
 def read_pairs(path: Path) -> Any:
-    return [[case.name, {k: os.path.relpath(v, path.parent) for k, v in case.files.items()}]
+    return [[case.name, list(case.series), {k: os.path.relpath(v, path.parent) for k, v in case.files.items()}]
             for case in nephi_read_pairs(path)]  # fmt: skip
 
 

@@ -205,16 +205,11 @@ def pairs(path: Path) -> Any:
             cells = {key.strip().lower(): (value or "").strip() for key, value in row.items()}
             name = cells.pop("name")
             if name or any(cells.values()):
-                found.append(
-                    [
-                        name,
-                        {
-                            key: os.path.relpath(path.parent / value, path.parent)
-                            for key, value in cells.items()
-                            if value
-                        },
-                    ]
-                )
+                series = cells.pop("series", "").split()
+                files = {
+                    key: os.path.relpath(path.parent / value, path.parent) for key, value in cells.items() if value
+                }
+                found.append([name, series, files])
     return found
 
 

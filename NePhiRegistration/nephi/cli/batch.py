@@ -22,7 +22,7 @@ from typing import Any
 from .. import process
 from ..errors import NephiError
 from ..files.cases import ROLES, Case, fingerprints
-from ..files.folder import ResultFolder
+from ..files.folder import DEFAULT_OUTPUTS, ResultFolder
 from ..files.writing import claim, output_folder, recover, write_csv, write_text
 from ..measure.report import Report
 from ..paths import read_text_file
@@ -49,7 +49,7 @@ def run_batch(
     auto_mask: bool = True,
     device: str = "auto",
     threads: int | None = None,
-    pictures: bool = True,
+    outputs: tuple[str, ...] = DEFAULT_OUTPUTS,
     also: Sequence[str] = (),
     shared: bool = False,
     tell: Callable[[str], None] = print,
@@ -64,7 +64,7 @@ def run_batch(
     options = ["--device", device, "--progress", "none"]
     if threads or jobs > 1:
         options += ["--threads", str(threads or max(1, (os.cpu_count() or 1) // jobs))]
-    options += ["--no-auto-mask"] * (not auto_mask) + ["--no-report"] * (not pictures)
+    options += ["--no-auto-mask"] * (not auto_mask) + ["--outputs", ",".join(outputs)]
     options += [f"--also={name}" for name in also]
     table = _Table(pairs, None if shared else output, tell)
     environments = gpu_environments(jobs if device in ("auto", "cuda") else 1)
@@ -73,7 +73,7 @@ def run_batch(
     running: list[_Run] = []
 
     def finished(pair: Case) -> bool:
-        report = finished_report(output / pair.name, pair, settings, auto_mask)
+        report = finished_report(output / pair.name, pair, settings, auto_mask, outputs)
         if report is not None:
             table.note(pair_row(pair, "done", report), " (earlier)")
         return report is not None
@@ -186,15 +186,22 @@ class _Table:
         self._changed = False
 
 
-def finished_report(folder: Path, pair: Case, settings: Settings, auto_mask: bool) -> Report | None:
-    """The report of a pair that was made from the same files with the same settings, else None."""
+def finished_report(
+    folder: Path, pair: Case, settings: Settings, auto_mask: bool, outputs: tuple[str, ...] = ()
+) -> Report | None:
+    """The report of a pair that was made from the same files with the same settings and has all ``outputs``, or None.
+
+    Reports of before 0.2 do not say what was written; by default it was all.
+    """
     recover(folder)
     report = report_of(folder)
     if report is None:
         return None
-    if report.settings != _plain(settings):
+    if report.settings != _plain(settings) or set(outputs) - set(
+        DEFAULT_OUTPUTS if report.outputs is None else report.outputs
+    ):
         return None
-    inputs = fingerprints(pair.files, auto_mask, settings.align, model=settings.model)
+    inputs = fingerprints(pair.files, auto_mask, settings.align, model=settings.model, series=pair.series)
     return report if report.inputs == inputs else None
 
 
@@ -234,6 +241,8 @@ def _start(
     ]
     for role, path in files.items():
         arguments += [f"--{role.replace('_', '-')}", path]
+    for uid in pair.series:
+        arguments += ["--series", uid]
     with open(ResultFolder(folder).log, "xb") as log:
         command = process.engine_command("register", *arguments, owner=owner)
         return process.start(command, stdout=log, stderr=log, environment=process.engine_environment() | environment)

@@ -6,6 +6,7 @@ it does not matter how a job ended: pairs without a result and without a failure
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -98,7 +99,7 @@ class PairsJob:
 
     def _waiting(self) -> list[Case]:
         """The pairs that have neither a result nor a failure."""
-        return [pair for pair in self.pairs if not _ended(pair, self.output, self.settings, self.how["auto_mask"])]
+        return [pair for pair in self.pairs if not _ended(pair, self.output, self.settings, self.how)]
 
 
 def run_on_cluster(
@@ -117,7 +118,7 @@ def run_on_cluster(
     """
     submitit = _submitit()
     output = output.resolve()
-    pairs = [Case(pair.name, {role: path.resolve() for role, path in pair.files.items()}) for pair in pairs]
+    pairs = [replace(pair, files={role: path.resolve() for role, path in pair.files.items()}) for pair in pairs]
     how = how | {"threads": how["threads"] or max(1, cluster.cpus // how["jobs"])}
     with output_folder(output, patience_s=_PATIENCE_S):
         write_text(output / SETTINGS, settings.to_json() + "\n")
@@ -126,7 +127,7 @@ def run_on_cluster(
         if earlier := _earlier(folder):
             tell("jobs of an earlier start are under way; waiting for them")
             watch.until_ended(lambda: _queued(earlier))
-        waiting = [p for p in pairs if finished_report(output / p.name, p, settings, how["auto_mask"]) is None]
+        waiting = [p for p in pairs if not _finished(p, output, settings, how)]
         for pair in waiting:
             ResultFolder(output / pair.name).failure.unlink(missing_ok=True)
         idle = 0
@@ -137,12 +138,12 @@ def run_on_cluster(
             write_text(folder / _UNDER_WAY, json.dumps([job.job_id for job in jobs] if engine == "slurm" else []))
             tell(f"{len(waiting)} pairs submitted as {count} jobs; their output is in {folder}")
             try:
-                watch.until_ended(lambda jobs=jobs: _under_way(engine, jobs))
+                watch.until_ended(functools.partial(_under_way, engine, jobs))
             except BaseException:
                 for job in jobs if engine == "processes" else ():
                     job.cancel(check=False)
                 raise
-            left = [pair for pair in waiting if not _ended(pair, output, settings, how["auto_mask"])]
+            left = [pair for pair in waiting if not _ended(pair, output, settings, how)]
             idle = idle + 1 if len(left) == len(waiting) else 0
             waiting = left
         (folder / _UNDER_WAY).unlink(missing_ok=True)
@@ -154,9 +155,12 @@ def run_on_cluster(
     return list(rows.values())
 
 
-def _ended(pair: Case, output: Path, settings: Settings, auto_mask: bool) -> bool:
-    folder = output / pair.name
-    return ResultFolder(folder).failure.exists() or finished_report(folder, pair, settings, auto_mask) is not None
+def _ended(pair: Case, output: Path, settings: Settings, how: dict[str, Any]) -> bool:
+    return ResultFolder(output / pair.name).failure.exists() or _finished(pair, output, settings, how)
+
+
+def _finished(pair: Case, output: Path, settings: Settings, how: dict[str, Any]) -> bool:
+    return finished_report(output / pair.name, pair, settings, how["auto_mask"], how["outputs"]) is not None
 
 
 class _Watch:

@@ -10,7 +10,7 @@ from ..errors import NephiError
 from ..files.cases import Case, read_pairs
 from .batch import run_batch
 from .cluster import cluster_settings, run_on_cluster
-from .options import settings_from
+from .options import outputs_from, settings_from
 from .summarise import ended
 
 
@@ -28,7 +28,7 @@ def shard_of(pairs: list[Case], shard: str) -> list[Case]:
 def batch_command(options) -> int:
     settings = settings_from(options)
     if options.jobs < 1:
-        raise NephiError(f"--jobs {options.jobs}: at least 1 pair at a time")
+        raise NephiError(f"--jobs {options.jobs}: must be at least 1")
     cluster = cluster_settings(options)
     if cluster is not None and options.shard:
         raise NephiError("--shard and --engine: the engine shares the pairs out itself; give one of them")
@@ -40,7 +40,7 @@ def batch_command(options) -> int:
         "auto_mask": not options.no_auto_mask,
         "device": options.device,
         "threads": options.threads,
-        "pictures": not options.no_report,
+        "outputs": outputs_from(options),
         "also": tuple(options.also),
     }
 

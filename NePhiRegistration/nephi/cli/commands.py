@@ -36,7 +36,7 @@ from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
 from .convert import TransformFile, export
 from .evaluate import landmark_pair, mask_pair, output_file
-from .options import settings_from
+from .options import outputs_from, settings_from
 from .progress import Progress, tell_notices
 
 
@@ -44,14 +44,14 @@ def register_command(options) -> int:
     started = options.started, 0.0  # CPU time counts from the start of the process
     settings = settings_from(options)
     if options.preview is not None and not options.preview > 0:
-        raise NephiError(f"--preview {options.preview:g}: give the seconds between two previews, above 0")
+        raise NephiError(f"--preview {options.preview:g}: must be a number of seconds above 0")
     tell = Progress(options.progress)
     limit_threads(options.threads)
     tell("reading", 0.0, {})
     # taken before they are read: a file that changes while it is read will not look like the one used
-    inputs = fingerprints(vars(options), not options.no_auto_mask, settings.align, model=settings.model)
+    series = tuple(options.series)
+    inputs = fingerprints(vars(options), not options.no_auto_mask, settings.align, model=settings.model, series=series)
     with collected_notices() as notices:
-        series = tuple(options.series)
         fixed = read_image(options.fixed, "fixed image", series)
         moving = read_image(options.moving, "moving image", series)
         for name in options.also:
@@ -87,7 +87,7 @@ def register_command(options) -> int:
                 names=(str(options.fixed), str(options.moving)),
                 inputs=inputs,
                 started=started,
-                pictures=not options.no_report,
+                outputs=outputs_from(options),
                 progress=tell,
             )
     if options.progress in ("bar", "none"):

@@ -1,10 +1,11 @@
-"""Settings from the command line's options."""
+"""Settings and outputs from the command line's options."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from ..errors import NephiError
+from ..files.folder import DEFAULT_OUTPUTS, check_outputs
 from ..settings import Settings, check, load, preset
 
 
@@ -21,3 +22,12 @@ def settings_from(options) -> Settings:
     settings = replace(settings, fit=replace(settings.fit, **changes))
     check(settings)
     return settings
+
+
+def outputs_from(options) -> tuple[str, ...]:
+    """``--outputs``, less the report where ``--no-report`` is given."""
+    names: tuple[str, ...] = DEFAULT_OUTPUTS
+    if options.outputs is not None:
+        names = tuple(part.strip() for part in options.outputs.split(",") if part.strip())
+        check_outputs(names)
+    return tuple(name for name in names if not (options.no_report and name == "report"))

@@ -12,6 +12,7 @@ from importlib import import_module
 
 from ..errors import NephiError, collected_notices
 from ..files.cases import ROLES
+from ..files.folder import OUTPUTS
 from ..settings import ALIGNMENTS, PRESETS
 from ..version import __version__
 from .console import consoles
@@ -101,15 +102,19 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _add_register(subparsers) -> None:
-    p = subparsers.add_parser("register", help="register a moving to a fixed image and measure the result")
+    p = subparsers.add_parser("register", help="register a moving image to a fixed one and measure the result")
     p.add_argument("fixed", metavar="FIXED", help="image file or DICOM folder (for lungs: exhale)")
     p.add_argument("moving", metavar="MOVING", help="image file or DICOM folder (for lungs: inhale)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for transforms, images and report")
-    p.add_argument("--fixed-mask", metavar="FILE", help="where to compare (lungs); on the fixed image's grid")
+    p.add_argument("--fixed-mask", metavar="FILE", help="region to compare (lungs), on the fixed image's grid")
     p.add_argument("--moving-mask", metavar="FILE")
     p.add_argument("--fixed-landmarks", metavar="FILE", help="csv, fcsv, mrk.json, elastix or DIR-Lab txt, vtk")
     p.add_argument("--moving-landmarks", metavar="FILE")
-    p.add_argument("--regions", metavar="FILE", help="label map on the fixed grid (lobes): volume change of each")
+    p.add_argument(
+        "--regions",
+        metavar="FILE",
+        help="label map on the fixed grid (lobes), for the volume change of each",
+    )
     _add_series(p)
     _add_how(p)
     p.add_argument(
@@ -178,11 +183,11 @@ def _add_devices(subparsers) -> None:
 
 
 def _add_warp(subparsers) -> None:
-    p = subparsers.add_parser("warp", help="carry an image, a label map or points through a registration")
+    p = subparsers.add_parser("warp", help="apply a registration to an image, a label map or points")
     p.add_argument("result", metavar="DIR", help="folder of a registration, or a fixed -> moving transform file")
     p.add_argument("input", metavar="INPUT", help="moving image, label map, or landmark file")
     p.add_argument("--output", required=True, metavar="FILE")
-    p.add_argument("--reference", metavar="IMAGE", help="image whose grid the output gets (default: the fixed grid)")
+    p.add_argument("--reference", metavar="IMAGE", help="image that gives the output grid (default: the fixed image)")
     p.add_argument("--labels", action="store_true", help="nearest neighbour, for label maps")
     p.add_argument(
         "--dicom",
@@ -210,7 +215,7 @@ def _add_evaluate(subparsers) -> None:
     p.add_argument("--fixed", required=True, metavar="IMAGE")
     p.add_argument("--moving", metavar="IMAGE", help="needed for landmarks in voxels and for Dice")
     p.add_argument("--inverse", metavar="TRANSFORM", help="moving -> fixed transform: inverse consistency")
-    p.add_argument("--alignment", metavar="FILE", help="linear fixed -> moving transform that came first: 'before'")
+    p.add_argument("--alignment", metavar="FILE", help="initial linear fixed -> moving transform, for 'before'")
     p.add_argument("--fixed-mask", metavar="FILE")
     p.add_argument("--moving-mask", metavar="FILE")
     p.add_argument("--fixed-landmarks", metavar="FILE")
@@ -235,8 +240,10 @@ def _add_train(subparsers) -> None:
     p.add_argument("settings", metavar="SETTINGS", nargs="?", help="JSON file (see the documentation of training)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the model, the log and the cache")
     p.add_argument("--data", metavar="PAIRS", help="list of pairs as for batch, shapes-solid or shapes-hollow")
-    p.add_argument("--validation", metavar="PAIRS", help="the same, for the pairs that the best model is chosen by")
-    p.add_argument("--start", metavar="NAME", help="begin with the weights of a model: a shipped one's name, or a file")
+    p.add_argument("--validation", metavar="PAIRS", help="list of pairs by which the best model is chosen")
+    p.add_argument(
+        "--start", metavar="NAME", help="start from the weights of a shipped model, by name, or of a model file"
+    )
     p.add_argument("--coarse", metavar="NAME", help="multi-resolution: trained model used, frozen, as the coarse stage")
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
@@ -255,7 +262,7 @@ def _add_breathe(subparsers) -> None:
     p.add_argument(
         "--ct", nargs="*", default=[], metavar="FILE", help="chest CTs to deform (default: procedural chests)"
     )
-    p.add_argument("--masks", nargs="*", default=[], metavar="FILE", help="their lungs, in the same order")
+    p.add_argument("--masks", nargs="*", default=[], metavar="FILE", help="lung masks of these CTs, in the same order")
     p.set_defaults(run=("commands", "breathe_command"))
 
 
@@ -283,15 +290,20 @@ def _add_series(p: argparse.ArgumentParser) -> None:
 
 def _add_how(p: argparse.ArgumentParser) -> None:
     """Options that say how a pair is registered, shared by ``register`` and ``batch``."""
-    p.add_argument("--no-auto-mask", action="store_true", help="do not look for lungs where a CT comes without masks")
+    p.add_argument("--no-auto-mask", action="store_true", help="do not detect lungs in CTs that come without masks")
     p.add_argument("--preset", default=None, metavar="NAME", help=f"{', '.join(PRESETS)} (default balanced)")
     p.add_argument("--settings", metavar="FILE", help="JSON with settings that differ from the preset's")
-    p.add_argument("--model", metavar="NAME", help="start from a trained model: a shipped one's name, or a file")
+    p.add_argument("--model", metavar="NAME", help="start from a shipped model, by name, or from a model file")
     p.add_argument("--align", metavar="HOW", help=f"{', '.join(ALIGNMENTS)}, or a linear transform file")
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads per pair (default: at most 4)")
+    p.add_argument(
+        "--outputs",
+        metavar="LIST",
+        help=f"what to write, separated by commas: {', '.join(OUTPUTS)} (default: all but exact-jacobian)",
+    )
     p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")
     p.add_argument(
         "--also", action="append", default=[], choices=FORMATS, help="write the transforms in this format, too"

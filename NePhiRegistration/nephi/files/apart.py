@@ -64,7 +64,7 @@ def _run(arguments: list[str], path: Path, message: str) -> None:
     if code == _REFUSED:
         raise _Unreadable(message)
     if code:
-        raise NephiError(f"{path} is damaged: its reader ends without an answer")
+        raise NephiError(f"{path} is damaged: its reader stopped without a result")
 
 
 _REFUSED = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ..paths import read_text_file
 ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
 # what only training reads: labels of both images, and points that are known to correspond
 TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
+_SERIES = "series"  # column of the DICOM series to read
 _MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null")  # cells that pandas and spreadsheets leave empty
 
 
@@ -23,17 +24,20 @@ def fingerprints(
     align: str,
     roles: tuple[str, ...] = ROLES,
     model: str | None = None,
+    series: Iterable[str] = (),
 ) -> dict:
     """The entry ``inputs`` of ``report.json``: path, size and modification time of every file given.
 
-    ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files. A file that is missing
-    has only its path.
+    ``files``: by the names in ``roles``; ``align`` and ``model`` count where they are files; ``series``: of DICOM, in
+    any order. A file that is missing has only its path.
     """
     found = {role: _fingerprint(Path(path)) for role in roles if (path := files.get(role))}
     if Path(align).is_file():
         found["align"] = _fingerprint(Path(align))
     if model and Path(model).is_file():
         found["model"] = _fingerprint(Path(model))
+    if named := sorted(set(series)):
+        found[_SERIES] = named
     return {**found, "auto_mask": auto_mask}
 
 
@@ -52,10 +56,11 @@ def _fingerprint(path: Path) -> dict:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the list: a name, which is its folder's, and the files by role."""
+    """A row of the list: a name, which is its folder's, the files by role, and DICOM series, as for ``read_image``."""
 
     name: str
     files: dict[str, Path]
+    series: tuple[str, ...] = ()
 
 
 def read_pairs(path: str | Path) -> list[Case]:
@@ -67,7 +72,7 @@ def read_pairs(path: str | Path) -> list[Case]:
     rows = _rows(path)
     if len(rows) < 2:
         raise NephiError(f"{path} lists no pairs: expected a header line with the column names and one line per pair")
-    head, known = [name.lower() for name in rows[0]], ("name", *ROLES, *TRAINING_ROLES)
+    head, known = [name.lower() for name in rows[0]], ("name", *ROLES, *TRAINING_ROLES, _SERIES)
     wrong = [name for name in head if name not in known] + [name for name in known[:3] if name not in head]
     if wrong or len(set(head)) < len(head):
         columns = f"name, fixed, moving and any of {', '.join(known[3:])}"
@@ -75,9 +80,10 @@ def read_pairs(path: str | Path) -> list[Case]:
     pairs = []
     for row in rows[1:]:
         if len(row) > len(head):
-            raise NephiError(f"{path}: the row of '{row[0]}' has {len(row)} cells, the head {len(head)}")
+            raise NephiError(f"{path}: the row of '{row[0]}' has {len(row)} cells, the header {len(head)}")
         cells = dict(zip(head, row, strict=False))
-        pairs.append(Case(cells.pop("name"), {role: path.parent / cell for role, cell in cells.items() if cell}))
+        name, series = cells.pop("name"), cells.pop(_SERIES, "").split()
+        pairs.append(Case(name, {role: path.parent / cell for role, cell in cells.items() if cell}, tuple(series)))
     seen = set()
     for name in (pair.name for pair in pairs):
         if not name or name.startswith(".") or name.endswith(".") or any(c in '/\\:*?"<>|' for c in name):
@@ -96,7 +102,7 @@ def _rows(path: Path) -> list[list[str]]:
     except UnicodeDecodeError:
         raise NephiError(f"cannot read the list of pairs {path}: it is not UTF-8 text") from None
     if "\0" in text:
-        raise NephiError(f"{path} holds NUL characters: it is no list of pairs in UTF-8, or it is damaged")
+        raise NephiError(f"{path} holds NUL characters: it is not a list of pairs in UTF-8, or it is damaged")
     lines = text.splitlines()
     if lines and lines[0].lower().startswith("sep="):  # what Excel is told the separator by
         lines = lines[1:]

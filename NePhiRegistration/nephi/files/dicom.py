@@ -7,8 +7,10 @@ where it is not certain what to leave out, the folder is refused with the file's
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,8 @@ _OFF, _OFF_MM = 0.15, 0.1  # part of the slice spacing by which a slice may lie 
 _TURNED = 2e-3  # difference of direction cosines from which on slices are oriented differently
 _LEAST = 0.5  # a regular series is preferred to a larger one that is not, down to this part of its slices
 _NO_IMAGE = re.compile(rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(11|66|88|104|481\.[34589])(\.\d+)*)\0?")
+
+_READERS = 8  # headers that are read at once
 
 _OF_FOLDERS = ("DICOMDIR", "THUMBS.DB")  # what lies in many folders of images
 
@@ -90,7 +94,7 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
     largest = max(flaws, key=lambda uid: len(found[uid]), default=None)
     best = max(counts, key=counts.__getitem__, default=None)
     if largest is not None and (best is None or counts[best] < _LEAST * len(found[largest])):
-        raise NephiError(f"{flaws[largest]} (of {len(found)} DICOM series there the largest)")
+        raise NephiError(f"{flaws[largest]} (the largest of {len(found)} DICOM series)")
     assert best is not None  # a series is in order, or has a flaw
     if sum(count == counts[best] for count in counts.values()) > 1:
         raise NephiError(
@@ -104,34 +108,13 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
 def _files(folder: Path, role: str) -> list[_File]:
     """The images among the files; others are skipped where they are marked or named as something else."""
     paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    files, others = [], []
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    for path in paths:
-        reader.SetFileName(str(path))
-        try:
-            if not lengths_fit(path):
-                raise RuntimeError
-            reader.ReadImageInformation()
-        except (RuntimeError, MemoryError):
-            others.append(path)
-            continue
-        tags = {key: reader.GetMetaData(key).strip(" \0") if reader.HasMetaDataKey(key) else "" for key in _TAGS}
-        placed = reader.HasMetaDataKey("0020|0032") or reader.GetSize()[-1] > 1
-        axes = np.reshape(reader.GetDirection(), (len(reader.GetSize()),) * 2)[:3, :2]
-        files.append(
-            _File(
-                path,
-                reader.GetMetaData("0020|000e").strip(" \0") if reader.HasMetaDataKey("0020|000e") else "",
-                reader.GetMetaData("0008|0018").strip(" \0") if reader.HasMetaDataKey("0008|0018") else "",
-                (*reader.GetSize(), 1)[:3],
-                reader.GetPixelID(),
-                np.array(reader.GetSpacing()),
-                axes,
-                np.array(reader.GetOrigin()) if placed else None,
-                tags,
-            )
-        )
+    parts = min(_READERS, os.cpu_count() or 1)
+    found: dict[Path, _File | None] = {}
+    with ThreadPoolExecutor(parts) as pool:
+        for part in pool.map(lambda k: {path: _read_header(path) for path in paths[k::parts]}, range(parts)):
+            found.update(part)
+    files = [file for path in paths if (file := found[path]) is not None]
+    others = [path for path in paths if found[path] is None]
     if not files and not any(_is_dicom(path) for path in others):
         return []
     suffixes = {file.path.suffix.lower() for file in files}
@@ -144,6 +127,36 @@ def _files(folder: Path, role: str) -> list[_File]:
     if strange := [path.name for path in aside if path.name.upper() not in _OF_FOLDERS]:
         notice(f"{role}: {folder}: {_some(strange)} is not a DICOM image and was skipped.")
     return files
+
+
+def _read_header(path: Path) -> _File | None:
+    """What a file says of itself; None where it cannot be read as a DICOM image."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        if not lengths_fit(path):
+            return None
+        reader.ReadImageInformation()
+    except (RuntimeError, MemoryError):
+        return None
+
+    def tag(key: str) -> str:
+        return reader.GetMetaData(key).strip(" \0") if reader.HasMetaDataKey(key) else ""
+
+    size = reader.GetSize()
+    placed = reader.HasMetaDataKey("0020|0032") or size[-1] > 1
+    return _File(
+        path=path,
+        series=tag("0020|000e"),
+        uid=tag("0008|0018"),
+        size=(*size, 1)[:3],
+        pixel=reader.GetPixelID(),
+        spacing_mm=np.array(reader.GetSpacing()),
+        axes=np.reshape(reader.GetDirection(), (len(size),) * 2)[:3, :2],
+        position_lps_mm=np.array(reader.GetOrigin()) if placed else None,
+        tags={key: tag(key) for key in _TAGS},
+    )
 
 
 def _is_dicom(path: Path) -> bool:
@@ -203,7 +216,7 @@ def _stack(files: list[_File], where: str, quiet: bool = False) -> list[_File]:
             raise _Irregular(f"{where}: {_some([f.name for f in odd])} is {what}, {other} and not {usual}")
     turned = _turned(files)
     if turned:
-        raise _Irregular(f"{where}: {_some([f.name for f in turned])} is oriented otherwise than the other slices")
+        raise _Irregular(f"{where}: {_some([f.name for f in turned])} is oriented differently from the other slices")
     return _told(_in_order(files, where), aside, where, quiet)
 
 

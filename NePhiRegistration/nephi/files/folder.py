@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NephiError
-from .writing import output_folder, replaced
+from .writing import output_folder, replaced, whole
 
+# what a registration can write besides its transforms, the maps themselves and report.json
+OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "consistency", "report")
+DEFAULT_OUTPUTS = tuple(name for name in OUTPUTS if name != "exact-jacobian")
 _REGISTRATION = "registration.safetensors"
 _FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alone kept that name
+
+
+def check_outputs(outputs: Collection[str]) -> None:
+    """Raise NephiError for names that are not among ``OUTPUTS``."""
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown:
+        raise NephiError(f"unknown output '{unknown[0]}': choose among {', '.join(OUTPUTS)}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class ResultFolder:
         with output_folder(self.path):
             for file in self.files:
                 if file.is_dir():
-                    raise NephiError(f"cannot write {file}: a folder of that name is there")
+                    raise NephiError(f"cannot write {file}: a folder of that name exists")
             with contextlib.suppress(OSError):
                 self.preview.unlink()  # of a killed run
             yield self
@@ -99,3 +110,22 @@ class ResultFolder:
         gone = [file.name for file in (*self.files, self.failure)]
         with replaced(self.path, gone=gone, last=self.report.name) as scratch:
             yield ResultFolder(scratch)
+
+    @contextmanager
+    def shown_ahead(self, files: list[Path]) -> Iterator[None]:
+        """Copies of finished files of a scratch folder in their places, where no complete result is there.
+
+        They can be used during the block; an exception removes them again.
+        """
+        inner = any(file.parent == self.path for file in files)  # part of a larger whole
+        places = [] if inner or self.report.exists() else [self.path / file.name for file in files]
+        try:
+            for file, place in zip(files, places, strict=False):
+                with whole(place) as copy:
+                    shutil.copyfile(file, copy)
+            yield
+        except BaseException:
+            for place in places:
+                with contextlib.suppress(OSError):
+                    place.unlink(missing_ok=True)
+            raise

@@ -71,7 +71,7 @@ def check_header(path: Path, role: str) -> bool:
     if encoding in ("gzip", "gz", "packed"):
         _check_packed(data, at, size, refuse)
     if encoding == "raw" and held != size:
-        what = "is cut off" if held < size else "holds more than its header names, so that one of both is damaged"
+        what = "is cut off" if held < size else "holds more than its header names, so that one of the two is damaged"
         raise refuse(f"{data.name} {what}: {held} bytes of voxels instead of {size}")
     return True
 
@@ -96,7 +96,7 @@ def _check_packed(path: Path, at: int, size: int, refuse) -> None:
 def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     """Bytes of the voxels, the file that holds them (None: several), where they begin, and how they are packed."""
     if not re.match(rb"NRRD000[1-6]\r?\n", head):
-        raise refuse("this is no NRRD file")
+        raise refuse("this is not an NRRD file")
     end = re.search(rb"\r?\n\r?\n", head)
     fields: dict[str, str] = {}
     for line in head[: end.start() if end else None].splitlines()[1:]:
@@ -104,7 +104,7 @@ def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
         if line.startswith(b"#") or value.startswith(b"=") or name == b"content":
             continue
         if not sign or len(line) > _LONGEST or b"\0" in line:
-            raise refuse(f"the header holds a line that is no field: {line[:40]!r}")
+            raise refuse(f"the header holds a line that is not a field: {line[:40]!r}")
         key = name.decode("latin-1").strip().lower().replace(" ", "")
         if key in fields:
             raise refuse(f"the header names {key} twice")
@@ -148,10 +148,10 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
         line = head[at : stop if stop >= 0 else None]
         key, sign, value = (part.decode("latin-1").strip() for part in line.partition(b"="))
         if stop < 0 and key != "ElementDataFile":
-            raise refuse("this is no MetaImage file, or its header is cut off")
+            raise refuse("this is not a MetaImage file, or its header is cut off")
         if line.strip():
             if not sign or len(line) > _LONGEST or not re.fullmatch(r"\w[\w |-]*", key):
-                raise refuse(f"the header holds a line that is no field: {line[:40]!r}")
+                raise refuse(f"the header holds a line that is not a field: {line[:40]!r}")
             if key in fields:
                 raise refuse(f"the header names {key} twice")
             fields[key] = value

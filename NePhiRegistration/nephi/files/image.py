@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,24 @@ def _quiet() -> Iterator[None]:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
+@contextmanager
+def _mute() -> Iterator[None]:
+    """The standard error output of C++ off: MetaIO writes lines of its own to it, whatever the display of warnings."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
 def check_volume(image: sitk.Image, role: str) -> sitk.Image:
     """The image, unchanged; raises NephiError unless it is scalar, 2D or 3D, and its voxels lie on a sane grid."""
     components, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString()
@@ -109,7 +128,8 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
     with whole(path) as scratch, _quiet():
         step("write", scratch)
         try:
-            sitk.WriteImage(image, str(scratch), True, 1)
+            with _mute():
+                sitk.WriteImage(image, str(scratch), True, 1)
         except RuntimeError:
             scratch.unlink(missing_ok=True)
             reserve(scratch, _bytes(image))  # the reason may be the disk
@@ -146,4 +166,4 @@ def _check_written(path: Path, image: sitk.Image) -> None:
     if found < least:
         path.unlink()
         reserve(path, least)
-        raise OSError(None, "the file was cut; perhaps the disk is full", str(path))
+        raise OSError(None, "the file was truncated; the disk may be full", str(path))

@@ -268,7 +268,7 @@ def _picked(path: Path, rows: list[list[str]], columns: list[int], width: int) -
             raise NephiError(f"Landmark {i + 1} of {path} has {len(row)} columns, too few.")
         if any(cell.strip() for cell in row[width:]):
             raise NephiError(
-                f"Landmark {i + 1} of {path} has {len(row)} columns, the head {width}; numbers may have decimal "
+                f"Landmark {i + 1} of {path} has {len(row)} columns, the header {width}; numbers may have decimal "
                 "commas: save them with points, or the columns with semicolons between them."
             )
     return [[row[column] for column in columns] for row in rows]

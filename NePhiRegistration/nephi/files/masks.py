@@ -28,7 +28,7 @@ def read_regions(path: str | Path, image: sitk.Image, role: str = "regions") -> 
     labels = _on_grid(_without_nan(labels, role), image, role, labels=True)
     array = sitk.GetArrayViewFromImage(labels)
     if array.min() < 0 or array.max() > _HIGHEST_LABEL or (array != np.floor(array)).any():
-        raise NephiError(f"{role}: {path} is no label map: whole numbers from 0 to {_HIGHEST_LABEL} are expected")
+        raise NephiError(f"{role}: {path} is not a label map: whole numbers from 0 to {_HIGHEST_LABEL} are expected")
     if not array.any():
         raise NephiError(f"{role}: the label map is empty")
     return sitk.Cast(labels, sitk.sitkUInt16)

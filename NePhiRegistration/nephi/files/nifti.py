@@ -16,17 +16,18 @@ from typing import BinaryIO
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from .geometry import check_geometry
 from .sizes import check_memory
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
-_KINDS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+KINDS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _OTHER = {1: "bits", 32: "complex numbers", 128: "colours", 1536: "128-bit numbers", 1792: "complex numbers",
           2048: "complex numbers", 2304: "colours"}  # fmt: skip
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 _DISPLACEMENTS = 1006  # intent code
 _SAME = 0.01  # part of a voxel by which two statements of the spacing may differ
+_ROUNDING = 1e-5  # relative; what differs by more was not written as one
 _APART = 0.25  # part of a voxel by which sform and qform may place a corner apart; rounding has been seen at 0.08
 _PART = 2**24
 
@@ -64,7 +65,7 @@ def read_nifti(path: Path, role: str) -> sitk.Image:
         array = _voxels(header, data_path, role)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise NephiError(
-            f"{role}: {path} is cut off or damaged: its compressed data end too early or do not add up"
+            f"{role}: {path} is cut off or damaged: its compressed data end too early or fail their checksum"
         ) from None
     except OSError as error:
         raise NephiError(f"{role}: cannot read {path}: {error.strerror or error}") from None
@@ -103,7 +104,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     second = 540 in orders
     order = orders.get(540 if second else 348)
     if order is None or len(raw) < (540 if second else 348):
-        raise refuse("this is no NIfTI file, or its header is cut off")
+        raise refuse("this is not a NIfTI file, or its header is cut off")
 
     def get(at: int, kind: str, count: int = 1) -> np.ndarray:
         return np.frombuffer(raw, order + kind, count, at).astype(float if kind[0] == "f" else int)
@@ -113,7 +114,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
         raise refuse("the header and the file's name disagree on whether the voxels are in the same file")
     nifti = magic[:1] == b"n" and magic[1:2] in b"+i" and magic[2:3].isdigit()
     if single and not nifti:
-        raise refuse("this is no NIfTI file: the header lacks its mark")
+        raise refuse("this is not a NIfTI file: the header lacks its mark")
     if second:
         dim, code, pixdim = get(16, "i8", 8), get(12, "i2")[0], get(104, "f8", 8)
         offset, (slope, intercept) = get(168, "i8")[0], get(176, "f8", 2)
@@ -135,7 +136,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     size = size[:4]
     while len(size) > 2 and size[-1] == 1:
         size.pop()
-    if code not in _KINDS:
+    if code not in KINDS:
         raise refuse(f"the voxels are {_OTHER.get(int(code), f'of an unknown type ({code})')}; give a scalar image")
     if len(size) > 3:
         raise NephiError(f"{role}: the image is {len(size)}D; give one 2D or 3D volume")
@@ -150,7 +151,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     if slope == 0 or not nifti:
         slope, intercept = 1.0, 0.0
     scale = _UNITS_MM[units] if nifti else 1.0
-    matrix = _matrix(pixdim, quaternion, rows, int(qform), int(sform), size, refuse) if nifti else None
+    matrix = _matrix(pixdim, quaternion, rows, int(qform), int(sform), size, refuse, role) if nifti else None
     spacing = np.abs(pixdim[1:4]) if matrix is None else np.linalg.norm(matrix[:, :3], axis=0)
     matrix = None if matrix is None else matrix * scale
     displacements = intent == _DISPLACEMENTS and components > 1
@@ -158,7 +159,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
         tuple(size),
         components,
         displacements,
-        order + _KINDS[code],
+        order + KINDS[code],
         int(offset),
         slope,
         intercept,
@@ -167,8 +168,11 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     )
 
 
-def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse) -> np.ndarray | None:
-    """Index -> RAS (3, 4): sform, qform and pixdim, which have to agree; None where neither form is set."""
+def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse, role: str) -> np.ndarray | None:
+    """Index -> RAS (3, 4): sform, qform and pixdim, which have to agree; None where neither form is set.
+
+    A small difference is a notice, and sform is taken.
+    """
     d = min(3, len(size))
     used = [pixdim[1 : d + 1], *([quaternion, pixdim[:1]] if qform > 0 else []), *([rows] if sform > 0 else [])]
     if not all(np.isfinite(part).all() for part in used):
@@ -180,14 +184,18 @@ def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse) -> n
     if sform > 0:
         forms["sform"] = rows.reshape(3, 4)
         steps = np.linalg.norm(forms["sform"][:, :d], axis=0)
-        if (np.abs(steps - pixdim[1 : d + 1]) > _SAME * pixdim[1 : d + 1]).any():
-            raise refuse(
-                f"the voxel spacing is {_listed(pixdim[1 : d + 1])} mm by pixdim and {_listed(steps)} mm by sform; "
-                "repair the header"
-            )
+        off = np.abs(steps / pixdim[1 : d + 1] - 1).max()
+        said = f"the voxel spacing is {_listed(pixdim[1 : d + 1])} mm by pixdim and {_listed(steps)} mm by sform"
+        if off > _SAME:
+            raise refuse(f"{said}; repair the header")
+        if off > _ROUNDING:
+            notice(f"{role}: {said}, which is taken.")
     if qform > 0:
         forms["qform"] = _of_quaternion(pixdim, quaternion, refuse)
     if len(forms) == 2:
+        aside = np.abs(forms["sform"][:, 3] - forms["qform"][:, 3])
+        if (aside > _ROUNDING * (np.abs(forms["qform"][:, 3]) + pixdim[1:4])).any():
+            notice(f"{role}: the origin by sform, which is taken, is {np.linalg.norm(aside):.3g} mm off that by qform.")
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in (*size, 1, 1)[:3]], indexing="ij")).reshape(3, -1)
         places = [form[:, :3] @ corners + form[:, 3:] for form in forms.values()]
         apart = np.linalg.norm(places[0] - places[1], axis=0).max()
@@ -196,7 +204,7 @@ def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse) -> n
             raise refuse(
                 f"qform and sform place the image up to {apart:.3g} mm apart"
                 + (f", as sform is sheared by {sheared:.2g} degrees" if sheared > 0.05 else "")
-                + "; set both to the one that holds, or one to code 0"
+                + "; set both to the correct one, or the code of one to 0"
             )
     return forms.get("sform", forms.get("qform"))
 
@@ -211,7 +219,7 @@ def _of_quaternion(pixdim: np.ndarray, quaternion: np.ndarray, refuse) -> np.nda
     b, c, d = quaternion[:3]
     square = b * b + c * c + d * d
     if square > 1 + 1e-4:
-        raise refuse(f"the qform holds no rotation: its quaternion ({b:g}, {c:g}, {d:g}) is longer than 1")
+        raise refuse(f"the qform is not a rotation: its quaternion ({b:g}, {c:g}, {d:g}) is longer than 1")
     a = math.sqrt(max(0.0, 1 - square))
     b, c, d = np.array([b, c, d]) / max(1.0, math.sqrt(square))
     turn = np.array([
@@ -242,7 +250,7 @@ def _voxels(header: Header, path: Path, role: str) -> np.ndarray:
     if len(beyond) >= 4096 or beyond.strip(b"\0") or len(beyond) >= header.bytes // header.size[-1]:
         raise NephiError(
             f"{role}: {path} holds more than the {' x '.join(map(str, header.size))} voxels that its header names; "
-            "one of both is damaged"
+            "one of the two is damaged"
         )
     array = np.frombuffer(parts, header.kind)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -283,4 +291,4 @@ def _placed(array: np.ndarray, header: Header, role: str) -> sitk.Image:
 
 
 def _listed(values: np.ndarray) -> str:
-    return " x ".join(f"{v:.4g}" for v in values)
+    return " x ".join(f"{v:.7g}" for v in values)

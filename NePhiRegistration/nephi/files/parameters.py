@@ -55,7 +55,7 @@ def check_text(path: Path) -> bool:
         if not line.strip() or line.startswith("#"):
             continue
         if not sign or key not in ("Transform", "Parameters", "FixedParameters"):
-            raise NephiError(f"{path} is damaged: '{line[:40]}' is no line of a transform file")
+            raise NephiError(f"{path} is damaged: '{line[:40]}' is not a line of a transform file")
         if key == "Transform":
             blocks.append({})
         if not blocks or key in blocks[-1]:
@@ -105,7 +105,7 @@ def _type(text: str, path: Path) -> tuple[str, int]:
     """The name and the dimension of a transform's type, such as ``AffineTransform_double_3_3``."""
     found = re.fullmatch(r"([^_]*)_(?:double|float)_(\d)_\d", text)
     if found is None:
-        raise NephiError(f"{path} is damaged: '{text[:60]}' is no transform")
+        raise NephiError(f"{path} is damaged: '{text[:60]}' is not a transform")
     return found[1], int(found[2])
 
 
@@ -128,7 +128,7 @@ def _numbers(text: str, path: Path) -> list[float]:
     except ValueError:
         raise NephiError(f"{path} is damaged: '{text[:40]}' holds something other than numbers") from None
     if not all(abs(v) <= _FARTHEST for v in values):
-        raise NephiError(f"{path} holds parameters that are NaN, infinite or beyond all use")
+        raise NephiError(f"{path} holds parameters that are NaN, infinite or far out of range")
     return values
 
 
@@ -141,7 +141,7 @@ def check_mat(path: Path) -> None:
         kind, rows, columns, imaginary, length = struct.unpack_from("<5i", data, at)
         width = {0: 8, 10: 4}.get(kind)
         if width is None or imaginary or not 0 < length < 200 or rows < 0 or not 0 <= columns <= 1:
-            raise NephiError(f"{path} is no ITK transform in MATLAB's form, or it is damaged")
+            raise NephiError(f"{path} is not an ITK transform in MATLAB format, or it is damaged")
         name = data[at + 20 : at + 20 + length].strip(b"\0").decode("latin-1")
         at += 20 + length + width * rows * columns
         if at > len(data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,14 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..errors import NephiError
 from ..paths import check_file
 from .writing import reserve, step, whole
 
+_FEW = 2**22  # values
+_MAKING = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange)
 _DIGEST = "sha256"  # of everything in the file, among its metadata: safetensors itself has no checksum
 
 
@@ -28,11 +32,15 @@ def read_tensors(path: str | Path, what: str) -> tuple[dict[str, str], dict[str,
     """
     path = check_file(path, what)
     try:
-        with safetensors.safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        data = path.read_bytes()  # not mapped: a file that is cut while its tensors are in use would end the process
+        tensors = safetensors.torch.load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    except KeyError as kind:
+        raise NephiError(f"cannot read {path} as {what}: it holds tensors of an unknown type, {kind}") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise NephiError(f"cannot read {path} as {what}: {str(error).splitlines()[0]}") from None
+    except MemoryError:
+        raise NephiError(f"there is too little memory to read {path}") from None
     written = metadata.pop(_DIGEST, None)
     renamed = written is None and any(re.fullmatch("[0-9a-f]{64}", value) for value in metadata.values())
     if renamed or (written is not None and written != _digest(tensors, metadata)):
@@ -48,6 +56,26 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
+class Bounded(TorchFunctionMode):
+    """While it is entered, tensors of no more values than ``tensors`` hold, or a few, are made from settings.
+
+    Raises NephiError for more, before memory is taken. (The meta device, which takes none, loads torch's compiler.)
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], path: Path):
+        super().__init__()
+        self.left = 4 * sum(tensor.numel() for tensor in tensors.values()) + _FEW
+        self.path = path
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _MAKING:
+            sizes = args[0] if args and not isinstance(args[0], int) else args
+            self.left -= math.prod(sizes) ** (2 if func is torch.eye and len(sizes) == 1 else 1)
+            if self.left < 0:
+                raise NephiError(f"{self.path} does not fit its own settings: they ask for more than it holds")
+        return func(*args, **(kwargs or {}))
+
+
 def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
     """Raise NephiError unless ``tensors`` are finite and of the names and shapes of ``wanted`` (of any device)."""
     for name in [*wanted, *tensors]:
@@ -55,7 +83,7 @@ def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], p
         if have != want:
             raise NephiError(f"{path} does not fit its own settings: {name} is {have}, should be {want}")
         if not torch.isfinite(tensors[name]).all():
-            raise NephiError(f"{path} is damaged: {name} holds values that are no numbers")
+            raise NephiError(f"{path} is damaged: {name} holds values that are not numbers")
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -39,7 +39,7 @@ def write_transform(transform: sitk.DisplacementFieldTransform, path: str | Path
         try:
             sitk.WriteTransform(transform, str(scratch))
         except RuntimeError:
-            raise NephiError(f"cannot write {path}: the disk is full, or it is no known type of transform") from None
+            raise NephiError(f"cannot write {path}: the disk is full, or the file type is unknown") from None
 
 
 def read_transform(path: str | Path, dimension: int) -> sitk.Transform:
@@ -123,8 +123,8 @@ def _check_field(field: sitk.Image, path: Path) -> None:
         slopes = (off * (seen - seen.mean(0))).mean(0) / spread**2
         if ((slopes > _ABSOLUTE[0]) & (slopes < _ABSOLUTE[1])).all():
             raise NephiError(
-                f"{path} seems to hold the places where points end, not their displacements (an absolute deformation "
-                "field): its vectors grow as the coordinates do; subtract the voxels' places from it"
+                f"{path} seems to hold the positions of mapped points, not their displacements (an absolute "
+                "deformation field): its vectors grow with the coordinates; subtract the voxels' positions from it"
             )
 
 

@@ -153,7 +153,7 @@ def output_folder(folder: str | Path, patience_s: float = 0.0) -> Iterator[Path]
         raise NephiError(f"cannot write to output folder {folder}: {error.strerror}") from None
     if held is None:
         raise NephiError(
-            f"another run is writing to output folder {folder}: wait for its end, or choose another folder"
+            f"another run is writing to output folder {folder}: wait until it ends, or choose another folder"
         )
     try:
         recover(folder)
@@ -233,7 +233,7 @@ def _commit(scratch: Path, folder: Path, gone: Iterable[str], last: str) -> None
     names = sorted((file.relative_to(scratch).as_posix() for file in files), key=lambda name: name == last)
     for name in names:
         if (folder / name).is_dir():
-            raise IsADirectoryError(None, "a folder of that name is there", str(folder / name))
+            raise IsADirectoryError(None, "a folder of that name exists", str(folder / name))
     mode = _usual_mode(scratch)
     for file in files:
         if sys.platform != "win32":
@@ -279,7 +279,7 @@ def _move(scratch: Path, folder: Path, plan: dict) -> None:
     for name in [*plan["gone"], *waiting]:
         for inner in [folder / parent for parent in PurePosixPath(name).parents if parent.parts]:
             if inner.is_symlink():
-                raise OSError(None, "a link to another folder is there", str(inner))
+                raise OSError(None, "a link to another folder exists", str(inner))
     for name in reversed([*plan["gone"], *waiting]):  # first the one that vouches for the others
         if (folder / name).is_symlink() or (folder / name).exists():
             _replace(folder / name, scratch / _OLD / name)

@@ -18,7 +18,7 @@ from ..images.volume import Volume
 from ..maps.code import FORWARD, INVERSE, LINEAR_CUBE, Code, nodes, points_between
 from ..maps.maps import FieldMap, Map, code_like
 from ..maps.voxel import VoxelFields
-from ..settings import FieldSettings
+from ..settings import VoxelSettings
 
 _VOXELS_PER_NODE = 4  # of the features, between the nodes of the local code: as fine as the features can show
 _SHARE, _LEAST = 0.1, 50_000  # of the voxels that are looked at, and how many at least, where there are as many
@@ -38,7 +38,7 @@ def refined(pair: tuple[Volume, Volume], maps: Map, rounds: int) -> FieldMap:
     nodes' values, too, so that points moved otherwise than least squares takes them to, into folds.
     """
     upper = maps.half_extents_cube
-    settings = FieldSettings(kind="voxel", local_code=2 * len(upper))
+    settings = VoxelSettings(local_code=2 * len(upper))
     code = code_like(maps, settings, nodes(upper, _VOXELS_PER_NODE * pair[FORWARD].spacing))
     found = FieldMap(VoxelFields(settings, len(upper)), code)
     (fixed, moving), seen, back = pair, [_Seen(volume) for volume in pair], found.inverted()

@@ -97,7 +97,7 @@ class Optimisation:
         prediction. Without a linear term those are taken, as published.
         """
         s, seed = self.pair.field_settings, self.settings.fit.seed
-        if predicted is not None and not (s.linear and self.settings.fit.iterations):
+        if predicted is not None and not (s.moves_points and self.settings.fit.iterations):
             own, outer = (predicted.inner, predicted.outer) if isinstance(predicted, Composed) else (predicted, None)
             assert isinstance(own, FieldMap), "a model predicts maps that fields make"
             return own, outer, True

@@ -1,4 +1,4 @@
-"""What a CT's numbers mean: the offset of its Hounsfield units, and the value that pads it."""
+"""What an image's numbers mean: whether they are Hounsfield units, with which offset, and which value pads it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FAR_HU = -1100.0
 _LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
 
 
-def sparse(image: sitk.Image) -> np.ndarray:
-    """About 64 voxels along each axis, evenly spread (z, y, x): enough for what an image's values are like."""
+def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
+    """About ``side`` voxels along each axis, evenly spread (z, y, x): enough for what an image's values are like."""
     array = sitk.GetArrayViewFromImage(image)
-    return array[tuple(slice(None, None, max(1, n // 64)) for n in array.shape)]
+    return array[tuple(slice(None, None, max(1, n // side)) for n in array.shape)]
 
 
 def padding(image: sitk.Image) -> list[float]:
@@ -46,6 +46,11 @@ def hu_offset(image: sitk.Image) -> float | None:
     between = ((sample > 500) & (sample < 824)).mean()
     plain = tissue.mean() > max(0.1, between, 3 * denser.mean()) and air.mean() > 0.05
     return -1024.0 if plain else None
+
+
+def looks_like_ct(image: sitk.Image) -> bool:
+    """Whether the numbers are Hounsfield units, by their range: air well below zero, nothing far below -4000."""
+    return hu_offset(image) == 0
 
 
 def in_hu(image: sitk.Image, offset: float, padding_hu: float = AIR_HU) -> sitk.Image:

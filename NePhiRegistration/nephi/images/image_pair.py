@@ -17,7 +17,8 @@ from ..settings import BODY_MM, Features, FieldSettings, Settings
 from ..space.affine import Affine
 from ..space.cube import Cube, overlap
 from ..space.grid import Grid
-from .masks import choose_window, looks_like_ct, region_lps_mm
+from .hounsfield import looks_like_ct
+from .masks import choose_window, region_lps_mm
 from .resample import DeviceImage, DeviceSlices
 from .slices import Slices
 from .volume import Volume, VolumePair
@@ -97,12 +98,8 @@ class ImagePair:
     @property
     def field_settings(self) -> FieldSettings:
         """The settings of the field, its lengths scaled and its nodes as far apart as the voxels allow."""
-        field = self.settings.field
-        return replace(
-            field,
-            wavelength_mm=field.wavelength_mm * self.scale,
-            code_spacing_mm=max(field.code_spacing_mm * self.scale, _NODES * self.voxel_mm),
-        )
+        field = self.settings.field.scaled(self.scale)
+        return replace(field, code_spacing_mm=max(field.code_spacing_mm, _NODES * self.voxel_mm))
 
     @cached_property
     def _box_cube(self) -> tuple[np.ndarray, np.ndarray]:

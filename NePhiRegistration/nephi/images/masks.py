@@ -1,4 +1,4 @@
-"""Detection of CTs, the intensity window and the lungs."""
+"""The intensity window, and the lungs of a CT."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..settings import BODY_MM
-from ..space.grid import Grid
-from .hounsfield import padding
+from ..space.grid import Box, Grid
+from .hounsfield import looks_like_ct, padding, sparse
 
 CT_WINDOW = (-1000.0, 200.0)
 LUNG_THRESHOLD_HU = -400.0
@@ -17,20 +17,12 @@ _ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room
 _CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung only with a median above it
 
 
-def looks_like_ct(image: sitk.Image) -> bool:
-    """Hounsfield units by their range: air well below zero and nothing far below -4000."""
-    array = sitk.GetArrayViewFromImage(image)[:: max(1, image.GetSize()[-1] // 16)]
-    low, high = np.percentile(array[..., ::4, ::4], (1, 99.5))
-    return bool(-4096 <= low <= -500 and high > -200)
-
-
 def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[float, float]:
     """Intensities to map to 0..1: -1000..200 HU for CT, else the 1st to 99th percentile of the non-zero values."""
     if looks_like_ct(image):
         return CT_WINDOW
-    array = sitk.GetArrayViewFromImage(image)
-    step = tuple(slice(None, None, max(1, n // 128)) for n in array.shape)
-    values = array[step][sitk.GetArrayViewFromImage(mask)[step] != 0] if mask is not None else array[step]
+    array, sample = sitk.GetArrayViewFromImage(image), sparse(image, 128)
+    values = sample[sparse(mask, 128) != 0] if mask is not None else sample
     values = values if values.size else array  # a small mask may slip through the steps
     values = values[values != 0] if (values != 0).any() else values
     low, high = (float(v) for v in np.percentile(values, (1, 99)))
@@ -50,7 +42,7 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     d = grid.dimension
     scale = min(1.0, grid.longest_side_mm / BODY_MM)  # of all lengths, for small bodies
     shrink = [max(1, min(int(3.0 * scale / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
-    small = sitk.BinShrink(sitk.Cast(image, sitk.sitkFloat32), shrink)
+    small = sitk.Cast(sitk.BinShrink(image, shrink), sitk.sitkFloat32)
     floor = 200e3 if d == 3 else 1000.0
     if scale < 1:  # the least part of a field of view that lungs would fill
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
@@ -72,8 +64,21 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     radius = [max(1, round(6.0 * scale / s)) for s in small.GetSpacing()]
     lungs = sitk.BinaryMorphologicalClosing(lungs, radius)
     lungs = sitk.BinaryFillhole(lungs)
-    smooth = grid.resample(sitk.Cast(lungs, sitk.sitkFloat32)) > 0.5
-    return sitk.Cast(smooth, sitk.sitkUInt8)
+    return _on_grid(lungs, grid)
+
+
+def _on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
+    """A mask of coarser voxels on a grid, resampled where it is not 0."""
+    coarse = Grid.of(mask)
+    corners = coarse.to_lps_mm(_box_corners(mask_box(mask), margin=1))
+    index = grid.to_index(corners)
+    low = np.clip(np.floor(index.min(0)), 0, np.array(grid.size) - 1).astype(int)
+    high = np.clip(np.ceil(index.max(0)) + 1, low + 1, grid.size).astype(int)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))[::-1]
+    out = np.zeros(grid.shape, np.uint8)
+    part = grid.part(box).resample(sitk.Cast(mask, sitk.sitkFloat32))
+    np.greater(sitk.GetArrayViewFromImage(part), 0.5, out=out[box].view(bool))
+    return grid.image(out)
 
 
 def _lung_air(image: sitk.Image, air: sitk.Image, edges: np.ndarray, radius: list[int], least_mm3: float) -> sitk.Image:
@@ -110,7 +115,7 @@ def _edges(image: sitk.Image, threshold: float) -> np.ndarray:
     return edges
 
 
-def mask_box(mask: sitk.Image) -> tuple[slice, ...]:
+def mask_box(mask: sitk.Image) -> Box:
     """The box of a mask that is not 0, as slices of its array (z first)."""
     array = sitk.GetArrayViewFromImage(mask)
     planes = np.flatnonzero([plane.any() for plane in array])
@@ -125,9 +130,10 @@ def mask_box(mask: sitk.Image) -> tuple[slice, ...]:
 def region_lps_mm(image: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
     """Corners (n, d) of the mask's bounding box, or of the image."""
     grid = Grid.of(image)
-    if mask is None:
-        return grid.corners_lps_mm()
-    box = mask_box(mask)[::-1]
-    low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
-    corners = np.stack(np.meshgrid(*zip(low, high - 1, strict=True), indexing="ij"), -1)
-    return grid.to_lps_mm(corners.reshape(-1, grid.dimension))
+    return grid.corners_lps_mm() if mask is None else grid.to_lps_mm(_box_corners(mask_box(mask)))
+
+
+def _box_corners(box: Box, margin: int = 0) -> np.ndarray:
+    """(2^d, d) index_xyz of the corner voxels of a box, which is given z first."""
+    ends = [(part.start - margin, part.stop - 1 + margin) for part in reversed(box)]
+    return np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, len(ends))

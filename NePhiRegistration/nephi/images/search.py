@@ -100,12 +100,18 @@ def _prepared(image: sitk.Image) -> sitk.Image:
     return sitk.IntensityWindowing(sitk.Cast(image, sitk.sitkFloat32), low, high, 0.0, 1.0)
 
 
+def _reduced(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """Averaged over blocks of at most this size: much finer voxels would only cost."""
+    grid = Grid.of(image)
+    shrink = [max(1, min(int(spacing_mm / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
+    return sitk.BinShrink(image, shrink) if max(shrink) > 1 else image
+
+
 def _sampled(image: sitk.Image, spacing_mm: float) -> _Sampled:
     """``image``: prepared. Averaged, then resampled over the box that holds anything but its background."""
     grid = Grid.of(image)
     d = grid.dimension
-    shrink = [max(1, min(int(spacing_mm / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
-    small = sitk.BinShrink(image, shrink)
+    small = _reduced(image, spacing_mm)
     corners = grid.corners_lps_mm()
     low, high = corners.min(0), corners.max(0)
     size = np.maximum(np.round((high - low) / spacing_mm), 1).astype(int) + 1
@@ -291,7 +297,7 @@ def search(images: Both[sitk.Image], starts: dict[str, Affine]) -> Found:
     """The best affine map from fixed to moving points, over turns, translations and the given starts."""
     d = images.fixed.GetDimension()
     scale = min(1.0, max(Grid.of(image).longest_side_mm for image in images) / BODY_MM)
-    prepared = images.map(_prepared)
+    prepared = images.map(lambda image: _prepared(_reduced(image, _FINE_MM / 4 * scale)))
     fixed, moving = prepared.map(lambda image: _sampled(image, _COARSE_MM * scale))
     centre, spacing = moving.centre_lps_mm, moving.spacing_mm
     half = (moving.size_xyz - 1) / 2 * spacing

@@ -54,7 +54,9 @@ class Slices(GridSlices[np.ndarray]):
     def __init__(self, image: sitk.Image, grid: Grid, transform: sitk.Transform | None = None, outside: float = 0.0):
         super().__init__(grid)
         factor = averaging(grid, image.GetSpacing(), image.GetSize())
-        self._image = sitk.BinShrink(image, factor) if max(factor) > 1 else image
+        if max(factor) > 1:
+            image = sitk.BinShrink(_seen(image, grid, transform, factor), factor)
+        self._image = image
         self._grid, self._transform, self._outside = grid, transform, outside
 
     def _resampled(self, start: int, stop: int) -> np.ndarray:
@@ -62,3 +64,19 @@ class Slices(GridSlices[np.ndarray]):
         return sitk.GetArrayFromImage(
             part.resample(self._image, self._transform, sitk.sitkLinear, self._outside, sitk.sitkFloat32)
         )
+
+
+def _seen(image: sitk.Image, grid: Grid, transform: sitk.Transform | None, factor: Sequence[int]) -> sitk.Image:
+    """The part of the image that a grid sees through a linear transform, in whole blocks of ``factor`` voxels."""
+    corners, of_image = grid.corners_lps_mm(), Grid.of(image)
+    if transform is not None:
+        if not transform.IsLinear():
+            return image
+        corners = np.array([transform.TransformPoint(corner.tolist()) for corner in corners])
+    index, step = of_image.to_index(corners), np.array(factor)
+    low = (np.floor(index.min(0) / step) - 2) * step
+    high = (np.ceil(index.max(0) / step) + 3) * step
+    low, high = (np.clip(end, 0, of_image.size).astype(int) for end in (low, high))
+    if (high - low < step).any():  # nothing, or too little to average
+        return image
+    return image[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]

@@ -82,7 +82,7 @@ class Pairs:
             try:
                 self.files.append((pair, _kept(pair, settings, cache)))
             except (NephiError, OSError, RuntimeError) as error:
-                tell(f"{pair.name} is left out: {error}")
+                tell(f"{pair.name} is skipped: {error}")
         if not self.files:
             raise NephiError(f"{path}: none of its {len(pairs)} pairs can be read")
         self.settings = settings
@@ -146,7 +146,7 @@ def prepare(pair: Case, settings: ModelSettings) -> PairTensors:
     for role in ROLES:
         if role not in files:
             raise NephiError(f"no {role} image is given")
-    images = ROLES.map(lambda role: read_image(files[role], f"{role} image"))
+    images = ROLES.map(lambda role: read_image(files[role], f"{role} image", pair.series))
     if any(image.GetDimension() != settings.dimension for image in images):
         kinds = " and ".join(f"{image.GetDimension()}D" for image in images)
         raise NephiError(f"the images are {kinds}, the model {settings.dimension}D")
@@ -193,7 +193,7 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) 
     # the alignment and the model's settings decide as much as the files
     made_of = {
         "format": 2,
-        "inputs": fingerprints(pair.files, False, settings.align, roles=tuple(pair.files)),
+        "inputs": fingerprints(pair.files, False, settings.align, roles=tuple(pair.files), series=pair.series),
         "similarity": asdict(settings.similarity),
         "features": asdict(settings.features),
         "margin": settings.cube_margin_mm,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..images.volume import Volume
 from ..maps.code import FORWARD, LINEAR_CUBE, Code, nodes, zero_code
-from ..maps.fields import Fields, moves_points
+from ..maps.fields import Fields
 from ..maps.maps import FieldMap
 from ..settings import FieldSettings
 from .encoder import Encoder
@@ -51,7 +51,7 @@ class MatchingEncoder(Encoder):
         self.join = _block(convolution, 2 * w, w)
         self.local = convolution(w, field.local_code, 3, padding=1)
         self.whole = nn.Linear(2 * w, field.global_code)
-        self.moves = moves_points(field)
+        self.moves = field.moves_points
         if self.moves:
             for last in (self.local, self.whole):  # at first nothing is added to what the comparison found
                 for weights in last.parameters():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import decode
 from ..errors import NephiError
-from ..files.tensors import check_tensors, read_tensors, write_tensors
+from ..files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from ..fitting.gauss_newton import refined
 from ..maps.code import Code
 from ..maps.maps import FieldMap, Map, make_fields
@@ -82,7 +82,9 @@ class Model(nn.Module):
         for part in ("dimension", "field", "encoder"):
             mine, theirs = (getattr(model.settings, part) for model in (self, other))
             if mine != theirs:
-                raise NephiError(f"the model to start from has another {part}: {theirs}; settings ask for {mine}")
+                raise NephiError(
+                    f"the model to start from has a different {part}: {theirs}; the settings ask for {mine}"
+                )
         self.fields.load_state_dict(other.fields.state_dict())
         self.encoder.load_state_dict(other.encoder.state_dict())
 
@@ -99,12 +101,11 @@ class Model(nn.Module):
         metadata, tensors = _read(path)
         try:
             settings = decode(ModelSettings(), json.loads(metadata["settings"]))
-            with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
-                wanted = cls(settings).state_dict()
+            with Bounded(tensors, path):
+                model = cls(settings)
         except (AttributeError, KeyError, ValueError, RecursionError, RuntimeError, NephiError) as error:
-            raise NephiError(f"{path}: the model's settings can't be read ({error})") from None
-        check_tensors(tensors, wanted, path)
-        model = cls(settings)
+            raise NephiError(f"{path}: the model's settings cannot be read ({error})") from None
+        check_tensors(tensors, model.state_dict(), path)
         model.load_state_dict(tensors)
         return model.eval().requires_grad_(False).to(device)
 

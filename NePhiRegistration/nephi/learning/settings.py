@@ -14,6 +14,7 @@ from ..settings import (
     FieldSettings,
     FitSettings,
     MindSettings,
+    NeuralSettings,
     RegularitySettings,
     SimilaritySettings,
 )
@@ -81,7 +82,7 @@ class ModelSettings:
     """Parts of a model, and the preparation of the images that it expects."""
 
     dimension: Annotated[int, OneOf(2, 3)] = 3  # of the images
-    field: FieldSettings = FieldSettings()  # the maps
+    field: FieldSettings = NeuralSettings()  # the maps
     encoder: EncoderSettings = PublishedSettings()  # what predicts their code
     features: Features = Features()  # what the encoder looks at
     similarity: SimilaritySettings = MindSettings()  # what is compared in training
@@ -104,7 +105,7 @@ def check(settings: ModelSettings, where: str = "") -> None:
 def _check_coarse(settings: ModelSettings, coarse: ModelSettings) -> None:
     """Raise NephiError if the two stages need differently prepared images."""
     if coarse.coarse is not None:
-        raise NephiError("settings: the coarse stage of a model can't have a coarse stage of its own")
+        raise NephiError("settings: the coarse stage of a model cannot have a coarse stage of its own")
     theirs = _preparation(coarse)
     for key, mine in _preparation(settings).items():
         if mine != theirs[key]:

@@ -31,12 +31,12 @@ def load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) ->
     """Take up model and optimiser; returns the best validation so far. Raises NephiError for another make's state."""
     if not path.exists():
         raise NephiError(f"there is nothing to resume: no {path}")
-    metadata, tensors = read_tensors(path, "the state of a training")
+    metadata, tensors = read_tensors(path, "the state of a training run")
     try:
         facts = json.loads(metadata["facts"])
         made_with, done, best = facts["settings"], int(facts["done"]), dict(facts["best"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise NephiError(f"cannot read {path} as the state of a training: {error!r}") from None
+        raise NephiError(f"cannot read {path} as the state of a training run: {error!r}") from None
     if made_with != json.loads(json.dumps(asdict(settings))):
         raise NephiError(f"{path} was made with other settings; use those, or another output folder")
     parts = {
@@ -61,7 +61,7 @@ def keep_log(path: Path, done: int) -> None:
         except (ValueError, TypeError, KeyError, RecursionError):
             damaged += 1
     if damaged:
-        notice(f"{path}: {damaged} damaged lines were left out.")
+        notice(f"{path}: {damaged} damaged lines were skipped.")
     write_text(path, "".join(kept))
 
 

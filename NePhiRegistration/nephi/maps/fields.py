@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NephiError
-from ..settings import FIELDS, FieldSettings
+from ..settings import FIELDS, FieldSettings, NeuralSettings, VoxelSettings
 from ..space.interpolate import constant
 from .code import FORWARD, INVERSE, LINEAR_CUBE, Code
 
@@ -18,7 +18,7 @@ from .code import FORWARD, INVERSE, LINEAR_CUBE, Code
 class Fields(nn.Module):
     """The forward and the inverse map as functions of points and a code. Subclasses need ``forward`` alone.
 
-    Subclasses are made from FieldSettings, the half side of the cube in mm, its dimension and a generator.
+    Subclasses are made from their FieldSettings, the half side of the cube in mm, its dimension and a generator.
     """
 
     def __init__(self, settings: FieldSettings):
@@ -49,8 +49,9 @@ class NeuralFields(Fields):
 
     bands: Tensor
     phase: Tensor
+    settings: NeuralSettings
 
-    def __init__(self, settings: FieldSettings, half_size_mm: float, dimension: int = 3, generator=None):
+    def __init__(self, settings: NeuralSettings, half_size_mm: float, dimension: int = 3, generator=None):
         super().__init__(settings)
         s, w = settings, settings.width
         bands = torch.randn(dimension, s.frequencies, generator=generator)
@@ -147,17 +148,16 @@ class NeuralFields(Fields):
         return weight, bias[:, :, None]
 
 
-def moves_points(settings: FieldSettings) -> bool:
-    """Whether the local code moves points by itself: its first channels forward, the next ones backward."""
-    return settings.kind == "voxel" or settings.linear
-
-
 def check_local_code(settings: FieldSettings, dimension: int) -> None:
     """Raise NephiError where the local code should move the points by itself, and has no channels for that."""
-    if settings.kind == "voxel" and settings.local_code != 2 * dimension:
-        raise NephiError(f"settings: field.kind voxel needs field.local_code of {2 * dimension}")
-    if settings.linear and settings.local_code < 2 * dimension:
-        raise NephiError(f"settings: field.linear needs field.local_code of at least {2 * dimension}")
+    channels, needed = settings.local_code, 2 * dimension
+    if isinstance(settings, VoxelSettings) and channels != needed:
+        raise NephiError(f"settings: field.local_code is {channels}, must be {needed} for voxel fields in {dimension}D")
+    if settings.moves_points and channels < needed:
+        raise NephiError(
+            f"settings: field.local_code is {channels}, must be {needed} or more in {dimension}D, where it moves the "
+            "points by itself (field.linear)"
+        )
 
 
 FIELDS.add("neural", NeuralFields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..settings import FIELDS, FieldSettings
+from ..settings import FIELDS, VoxelSettings
 from .code import FORWARD, INVERSE, LINEAR_CUBE, Code, points_between
 from .fields import Fields
 
@@ -16,7 +16,7 @@ class VoxelFields(Fields):
     In the place of ``NeuralFields``; has no weights. Its values, in units of 0.06 of the cube, are spline coefficients.
     """
 
-    def __init__(self, settings: FieldSettings, dimension: int = 3):
+    def __init__(self, settings: VoxelSettings, dimension: int = 3):
         super().__init__(settings)
         self.dimension = dimension
 

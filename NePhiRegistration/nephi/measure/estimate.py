@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..settings import BODY_MM, Settings
+from ..settings import BODY_MM, FieldSettings, NeuralSettings, Settings
 
 _REGION_MM3 = 15e6  # lungs with a margin: what is worked on of a larger volume
 _MASK_PART = 0.3  # of it lies in the lungs
@@ -53,10 +53,8 @@ def estimate(
     finest_mm = settings.similarity.finest * own_mm
     work = [region / max(level.features.spacing_mm * scale, finest_mm) ** dimension for level in settings.levels]
     points = settings.similarity.points.count(int(max(work)))
-    f = settings.field
-    products = 2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2  # per point
-    activations = points * (2 * f.frequencies + 4 * f.width)
-    memory = _BYTES_A_WORK_VOXEL * max(work) + _BYTES_AN_ACTIVATION * activations
+    products, activations = _network(settings.field)
+    memory = _BYTES_A_WORK_VOXEL * max(work) + _BYTES_AN_ACTIVATION * points * activations
     if device.startswith("cuda"):
         memory_mb = memory / 1e6
     else:
@@ -68,3 +66,12 @@ def estimate(
     transforms = _MAP_PRODUCT_S * products * nodes
     jacobian = _JACOBIAN_PRODUCT_S * products * _MASK_PART * region / voxel
     return Estimate(_ONCE_S + _VOXEL_S * voxels + features + steps + transforms + jacobian, memory_mb)
+
+
+def _network(field: FieldSettings) -> tuple[int, int]:
+    """Multiplications and activations of a point; fields without a network read their code, and no more is known."""
+    if not isinstance(field, NeuralSettings):
+        return field.local_code, field.local_code
+    f = field
+    products = 2 * f.frequencies * 2 * f.width + f.local_code * f.width + 2 * f.hidden_layers * f.width**2
+    return products, 2 * f.frequencies + 4 * f.width

@@ -12,12 +12,13 @@ import SimpleITK as sitk
 
 from ..files.transform import read_transform, through
 from ..space.affine import Affine
-from ..space.grid import Grid
+from ..space.grid import Box, Grid
 from . import quality
 from .report import Folds, LandmarkError, Overlap, Report, Summary, VolumeChange
 
 PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
 _CONSISTENCY_POINTS = 20_000
+_OVERLAP_MM = 2.0
 _WORSE, _WORSE_MM = 1.1, 1.0  # a mean error beyond this multiple, and this much, of the unaligned one is suspicious
 
 
@@ -28,6 +29,7 @@ def measure(
     transform: sitk.Transform,
     *,
     exact: bool,
+    box: Box | None = None,
     inverse: PointMap | None = None,
     alignment: Affine | None = None,
     fixed_mask: sitk.Image | None = None,
@@ -36,12 +38,14 @@ def measure(
 ) -> Report:
     """Everything that follows from the maps.
 
-    ``jacobian`` (z, y, x): determinant of the forward map on the fixed image's ``grid``, ``exact`` or by central
-    differences. ``forward`` and ``transform`` are the same map, for points and to resample the moving mask by.
+    ``jacobian`` (z, y, x): determinant of the forward map on the fixed image's ``grid``, or in a ``box`` of it that
+    holds the mask, ``exact`` or by central differences. ``forward`` and ``transform`` are the same map, for points and to resample the moving mask by.
     ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. Inverse consistency is taken at 20,000 random
-    points of the fixed mask (without one, of the image), the same at every call.
+    points of the fixed mask (without one, of the image), the same at every call. Overlap is
+    measured at every voxel, of finer images at every n-th, so that these are about 2 mm apart.
     """
-    mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask) != 0
+    box = tuple(slice(0, n) for n in grid.shape) if box is None else box
+    mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask)[box] != 0
     tre = dice = volume = consistency = None
     if landmarks is not None:
         fixed, moving = landmarks
@@ -53,10 +57,13 @@ def measure(
     if mask is not None:
         volume = VolumeChange(**quality.volume_change(jacobian, mask, grid.voxel_volume_mm3))
         if moving_mask is not None:
+            steps = tuple(max(1, int(_OVERLAP_MM / s)) for s in grid.spacing_mm)
+            seen = grid.every(steps)
+            whole = sitk.GetArrayViewFromImage(fixed_mask)[tuple(slice(None, None, step) for step in reversed(steps))]
 
             def overlap(through: sitk.Transform) -> float:
-                moved = grid.resample(moving_mask, through, sitk.sitkNearestNeighbor)
-                return quality.dice(sitk.GetArrayViewFromImage(moved) != 0, mask)
+                moved = seen.resample(moving_mask, through, sitk.sitkNearestNeighbor)
+                return quality.dice(sitk.GetArrayViewFromImage(moved) != 0, whole != 0)
 
             dice = Overlap(overlap(transform), None if alignment is None else overlap(alignment.transform()))
     if inverse is not None:
@@ -76,7 +83,7 @@ def measure(
             count=int(counted["count"]),
             where="image" if mask is None else "mask",
             exact=exact,
-            regions=quality.fold_regions(jacobian, grid, mask),
+            regions=quality.fold_regions(jacobian, grid.part(box), mask),
         ),
         jacobian=quality.jacobian_statistics(jacobian, mask)
         | {"histogram": quality.jacobian_histogram(jacobian, mask)},

@@ -87,6 +87,7 @@ class Report:
     versions: dict[str, str] | None = None
     files: dict[str, str] | None = None
     inputs: dict[str, Any] | None = None  # see ``fingerprints``
+    outputs: list[str] | None = None  # what was written, of ``nephi.files.folder.OUTPUTS``; None: all by default
     transform_error_mm: dict[str, Any] | None = None  # what writing the maps on grids costs
     jacobian_error: dict[str, float] | None = None  # of the determinant in the mask; None where it is exact
     time_s: dict[str, float] | None = None  # wall and cpu of the whole run, registration_wall

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ import SimpleITK as sitk
 import torch
 
 from ..device import peak_gpu_memory_mb, peak_memory_mb
-from ..files.folder import ResultFolder
+from ..files.folder import DEFAULT_OUTPUTS, OUTPUTS, ResultFolder, check_outputs
 from ..files.image import write_image
+from ..files.nifti_writing import write_slices
 from ..files.transform import displacement_transform, write_transform
 from ..files.writing import write_text
+from ..images.warp import warped_slices
 from ..measure import quality
 from ..measure.evaluate import measure
 from ..measure.quality import region_statistics
 from ..measure.report import Report
-from ..result import Registration
-from ..space.grid import Grid
+from ..result import Registration, lowest
+from ..space.grid import Box, Grid
 from ..version import __version__
 from .page import write_report
 
@@ -43,82 +45,123 @@ def write_all(
     names: tuple[str, str] = ("fixed", "moving"),
     inputs: dict | None = None,
     started: tuple[float, float] | None = None,
-    pictures: bool = True,
-    progress=None,
+    outputs: Collection[str] = DEFAULT_OUTPUTS,
+    progress: Callable[[str, float, dict], None] | None = None,
 ) -> Report:
-    """Measure the registration and write transforms, images, maps and report; returns the report.
+    """Measure the registration and write its transforms, report.json and the other ``outputs``; returns the report.
 
-    ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row. ``regions``: labels on the fixed grid
-    whose volume change is reported. ``inputs``: what the files were, kept in the report. ``started``: wall clock
-    (``time.perf_counter``) and CPU time (``time.process_time``) at the start of the run.
+    The transforms and the registration come first: where the folder holds no complete result, they can be used while
+    the rest is made. An older result stays until the new one is complete. ``landmarks``: fixed and moving points
+    (n, d) in LPS mm, row by row. ``regions``: labels on the fixed grid whose volume change is reported. ``inputs``:
+    what the files were, kept in the report. ``started``: wall clock (``time.perf_counter``) and CPU time
+    (``time.process_time``) at the start of the run. ``progress(stage, fraction, terms)``: ``fraction`` of the stage.
+    Raises NephiError for unknown outputs, and where files cannot be written.
     """
+    check_outputs(outputs)
     tell = progress or (lambda stage, fraction, terms: None)
     wall, cpu = started or (time.perf_counter() - registration.seconds, time.process_time())
-    r, grid = registration, registration.fixed_grid
-    tell("transforms", 0.82, {})
-    inverse_grid, inverse_displacement, inverse_error = r.sampled(r.moving_grid, inverse=True)
-    coarse, displacement, error = r.sampled(grid)
-    transform = displacement_transform(displacement, coarse)
-    outside = float(sitk.GetArrayViewFromImage(moving).min())
-    tell("warping", 0.88, {})
-    warped = grid.resample(moving, transform, sitk.sitkLinear, outside)
-    tell("Jacobian determinant", 0.9, {})
-    jacobian, jacobian_error = r.jacobian_image(displacement, coarse, _united(r.fixed_mask, regions))
-
-    measured = _measured(r, jacobian, transform, landmarks, regions)
-    rough = [*_rough("transform.h5", error, grid), *_rough("inverse_transform.h5", inverse_error, r.moving_grid)]
-    report = replace(
-        measured,
-        warnings=[*measured.warnings, *rough],
-        files={"fixed": names[0], "moving": names[1]},
-        inputs=inputs,
-        transform_error_mm={"forward": error, "inverse": inverse_error},
-        jacobian_error=jacobian_error,
-    )
-    with ResultFolder(folder).replaced() as scratch:
-        tell("writing", 0.94, {})
+    r, grid, target = registration, registration.fixed_grid, ResultFolder(folder)
+    with target.replaced() as scratch:
+        tell("transforms", 0.0, {})
+        coarse, displacement, error = r.sampled(grid)
+        transform = displacement_transform(displacement, coarse)
         write_transform(transform, scratch.transform)
-        inverse = displacement_transform(inverse_displacement, inverse_grid)
-        write_transform(inverse, scratch.inverse_transform)
-        write_image(warped, scratch.warped)
-        jacobian_image = grid.image(jacobian)
-        write_image(jacobian_image, scratch.jacobian)
-        seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
-        consistency = seen.image(inverse_consistency(r, seen))
-        write_image(consistency, scratch.inverse_consistency)
+        tell("transforms", 0.5, {})
+        inverse_error = _write_inverse(r, scratch)
         r.save(scratch.registration)
-        report = replace(
-            report,
-            time_s={
-                "wall": time.perf_counter() - wall,
-                "cpu": time.process_time() - cpu,
-                "registration_wall": r.seconds,
-            },
-            peak_memory_mb=peak_memory_mb(),
-            peak_gpu_memory_mb=peak_gpu_memory_mb(r.device),
-        )
-        tell("report", 0.97, {})
-        if pictures:
-            write_report(
-                scratch.path,
-                report=report.to_dict(),
-                fixed=fixed,
-                warped=warped,
-                moving_before=grid.resample(moving, r.affine.transform(), sitk.sitkLinear, outside),
-                jacobian=jacobian_image,
-                displacement=coarse.image(displacement, vector=True),
-                fixed_mask=r.fixed_mask,
-                history=r.history,
-                landmark_errors=_landmark_errors(r, landmarks),
+        with target.shown_ahead([scratch.transform, scratch.inverse_transform, scratch.registration]):
+            tell("Jacobian determinant", 0.0, {})
+            where = _united(r.fixed_mask, regions)
+            exact = "exact-jacobian" in outputs
+            box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
+            tell("measures", 0.0, {})
+            measured = _measured(r, jacobian, box, transform, landmarks, regions)
+            tell("warping", 0.0, {})
+            outside = lowest(moving)
+            slices = warped_slices(moving, grid, displacement, coarse, outside)
+            warped = None
+            if "report" in outputs:
+                warped = np.stack(list(slices))
+                slices = iter(warped)
+            if "warped" in outputs:
+                kind = sitk.GetArrayViewFromImage(moving).dtype
+                write_slices(_told(slices, grid.shape[0], "warping", tell), kind, grid, scratch.warped)
+            if not {"jacobian", "exact-jacobian"}.isdisjoint(outputs):
+                tell("writing", 0.0, {})
+                spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
+                write_slices(spread, np.float32, grid, scratch.jacobian)
+            if "consistency" in outputs:
+                tell("inverse consistency", 0.0, {})
+                seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
+                write_image(seen.image(inverse_consistency(r, seen)), scratch.inverse_consistency)
+            rough = [
+                *_rough("transform.h5", error, grid),
+                *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
+            ]
+            report = replace(
+                measured,
+                warnings=[*measured.warnings, *rough],
+                files={"fixed": names[0], "moving": names[1]},
+                inputs=inputs,
+                outputs=[name for name in OUTPUTS if name in outputs],
+                transform_error_mm={"forward": error, "inverse": inverse_error},
+                jacobian_error=jacobian_error,
+                time_s={
+                    "wall": time.perf_counter() - wall,
+                    "cpu": time.process_time() - cpu,
+                    "registration_wall": r.seconds,
+                },
+                peak_memory_mb=peak_memory_mb(),
+                peak_gpu_memory_mb=peak_gpu_memory_mb(r.device),
             )
-        write_text(scratch.report, report.to_json())
+            if warped is not None:
+                tell("report", 0.0, {})
+                write_report(
+                    scratch.path,
+                    report=report.to_dict(),
+                    fixed=fixed,
+                    warped=grid.image(warped),
+                    moving_before=grid.resample(moving, r.affine.transform(), sitk.sitkLinear, outside),
+                    jacobian=grid.image(np.stack(list(_spread(jacobian, box, grid)))),
+                    displacement=coarse.image(displacement, vector=True),
+                    fixed_mask=r.fixed_mask,
+                    history=r.history,
+                    landmark_errors=_landmark_errors(r, landmarks),
+                )
+            write_text(scratch.report, report.to_json())
     tell("done", 1.0, {})
     return report
+
+
+def _write_inverse(r: Registration, scratch: ResultFolder) -> dict:
+    """The inverse transform's file; its error."""
+    coarse, displacement, error = r.sampled(r.moving_grid, inverse=True)
+    write_transform(displacement_transform(displacement, coarse), scratch.inverse_transform)
+    return error
+
+
+def _told(slices: Iterator[np.ndarray], many: int, stage: str, tell) -> Iterator[np.ndarray]:
+    for number, values in enumerate(slices):
+        yield values
+        tell(stage, (number + 1) / many, {})
+
+
+def _spread(values: np.ndarray, box: Box, grid: Grid) -> Iterator[np.ndarray]:
+    """Values in a box as slices of the whole grid, 1 around it."""
+    ones = np.ones(grid.shape[1:], values.dtype)
+    for place in range(grid.shape[0]):
+        if not box[0].start <= place < box[0].stop:
+            yield ones
+            continue
+        part = ones.copy()
+        part[box[1:]] = values[place - box[0].start]
+        yield part
 
 
 def _measured(
     r: Registration,
     jacobian: np.ndarray,
+    box: Box,
     transform: sitk.Transform,
     landmarks: tuple[np.ndarray, np.ndarray] | None,
     regions: sitk.Image | None,
@@ -131,6 +174,7 @@ def _measured(
         r.forward,
         transform,
         exact=r.fixed_mask is not None,  # outside the mask differences have to do
+        box=box,
         inverse=r.inverse,
         alignment=r.affine,
         fixed_mask=r.fixed_mask,
@@ -139,7 +183,7 @@ def _measured(
     )
     by_region = None
     if regions is not None:
-        by_region = region_statistics(jacobian, sitk.GetArrayViewFromImage(regions), grid.voxel_volume_mm3)
+        by_region = region_statistics(jacobian, sitk.GetArrayViewFromImage(regions)[box], grid.voxel_volume_mm3)
     return replace(measured, **_facts(r), warnings=[*_warnings(r), *measured.warnings], regions=by_region)
 
 

@@ -14,6 +14,8 @@ from functools import cached_property
 import numpy as np
 import SimpleITK as sitk
 
+Box = tuple[slice, ...]  # of an array, z first, each with its start and stop
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -84,6 +86,18 @@ class Grid:
         """The part of the grid that holds the slices start..stop of the last axis (first of the array)."""
         origin = self.to_lps_mm([0] * (self.dimension - 1) + [start])
         return Grid((*self.size[:-1], stop - start), self.spacing_mm, tuple(map(float, origin)), self.direction)
+
+    def part(self, box: Box) -> Grid:
+        """The part of the grid in a box of its array."""
+        origin = self.to_lps_mm([along.start for along in reversed(box)])
+        size = tuple(along.stop - along.start for along in reversed(box))
+        return Grid(size, self.spacing_mm, tuple(map(float, origin)), self.direction)
+
+    def every(self, steps_xyz: tuple[int, ...]) -> Grid:
+        """Every so many voxels along each axis, from the first one."""
+        size = tuple(-(-n // step) for n, step in zip(self.size, steps_xyz, strict=True))
+        spacing = tuple(s * step for s, step in zip(self.spacing_mm, steps_xyz, strict=True))
+        return Grid(size, spacing, self.origin_lps_mm, self.direction)
 
     def coarsened(self, spacing_mm: float) -> Grid:
         """A grid over the same voxel centres' box with about this spacing, never finer than the grid itself."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import SimpleITK as sitk
@@ -24,6 +25,7 @@ from ..files.landmarks import write_landmarks
 from ..files.masks import check_mask
 from ..files.writing import output_folder, replaced, write_csv, write_text
 from ..images.masks import lung_mask
+from ..limits import AtLeast, AtMost, Count, NotNegative, Seed, Share, check_limits, check_value
 from ..space.grid import Grid
 from .bspline import Breath, Spline, box_grid
 from .chest import procedural
@@ -37,28 +39,43 @@ _REACH_MM = 80.0  # around the lungs of the base, that those of the deformed ima
 _IMAGES = ROLES[:4]
 _PAIRS = "pairs.csv"
 _WRITTEN = (*ROLES[:6], "fixed_points", "moving_points")
+_Spacing = Annotated[float, AtLeast(0.25), AtMost(100)]
+_Length = Annotated[float, AtLeast(0), AtMost(1000)]
+_Knots = Annotated[float, AtLeast(1), AtMost(1000)]
+_Angle = Annotated[float, AtLeast(0), AtMost(180)]
+_Scale = Annotated[float, AtLeast(0.1), AtMost(10)]
 
 
 @dataclass(frozen=True)
 class BreathingSettings:
     """What a pair is drawn from: (low, high) are the ends of a uniform range, a single number a limit or a share."""
 
-    spacing_mm: float | tuple[float, float, float] = 2.5  # of both images
-    tidal: float = 0.2  # share of pairs in quiet breathing
-    still: float = 0.2  # share of pairs that do not breathe, as of two visits; the rest holds breath
-    breath_hold_mm: tuple[float, float] = (10.0, 48.0)  # of the diaphragm
-    tidal_mm: tuple[float, float] = (5.0, 18.0)
-    wall_mm: tuple[float, float] = (0.0, 15.0)  # of the chest wall, to the front and to either side
-    pitch_deg: float = 6.0  # the chest rises more than the belly, or less
-    lift_mm: float = 10.0  # and all of it off the table
-    smooth_mm: tuple[tuple[float, float, float], ...] = ((90, 1, 5), (50, 0.3, 2.2), (30, 0, 1))
-    offset_mm: float = 40.0  # of the scanner's origin, along each axis
-    rotation_deg: float = 4.0
-    scale: tuple[float, float] = (0.8, 1.2)  # of the base, along each axis
-    warp_mm: float = 5.0  # of the base
-    noise_hu: tuple[float, float] = (10.0, 60.0)
-    one_lung: float = 0.15  # share of pairs cropped to one lung
-    cut: float = 0.25  # share of images that end above the base of the lungs, or below the apex
+    spacing_mm: _Spacing | tuple[_Spacing, _Spacing, _Spacing] = 2.5  # of both images, alike or along x, y, z
+    tidal: Share = 0.2  # share of pairs in quiet breathing
+    still: Share = 0.2  # share of pairs that do not breathe, as of two visits; the rest holds breath
+    breath_hold_mm: tuple[_Length, _Length] = (10.0, 48.0)  # motion of the diaphragm between two breath-holds
+    tidal_mm: tuple[_Length, _Length] = (5.0, 18.0)  # motion of the diaphragm in quiet breathing
+    wall_mm: tuple[_Length, _Length] = (0.0, 15.0)  # motion of the chest wall, to the front and to either side
+    pitch_deg: _Angle = 6.0  # the chest rises more than the belly, or less
+    lift_mm: _Length = 10.0  # and all of it off the table
+    # random splines: the distance between their knots, and the range of their root mean square displacement
+    smooth_mm: tuple[tuple[_Knots, _Length, _Length], ...] = ((90, 1, 5), (50, 0.3, 2.2), (30, 0, 1))
+    offset_mm: _Length = 40.0  # of the scanner's origin, along each axis
+    rotation_deg: _Angle = 4.0  # of the patient, about each axis
+    scale: tuple[_Scale, _Scale] = (0.8, 1.2)  # of the base, along each axis
+    warp_mm: _Length = 5.0  # of the base
+    noise_hu: tuple[NotNegative, NotNegative] = (10.0, 60.0)  # standard deviation
+    one_lung: Share = 0.15  # share of pairs cropped to one lung
+    cut: Share = 0.25  # share of images that end above the base of the lungs, or below the apex
+
+    def contradiction(self) -> str:
+        ranges = {name: getattr(self, name) for name in ("breath_hold_mm", "tidal_mm", "wall_mm", "scale", "noise_hu")}
+        ranges |= {f"smooth_mm[{i}][1:]": one[1:] for i, one in enumerate(self.smooth_mm)}
+        for name, (low, high) in ranges.items():
+            if low > high:
+                return f"{name} is {(low, high)}, must be (low, high) with low <= high"
+        share = self.tidal + self.still
+        return f"tidal and still are {share:g} together, must be at most 1" if share > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -141,9 +158,11 @@ def breathe(
 ) -> BreathingPair:
     """A random pair from a chest CT in HU; without a mask its lungs are found by threshold.
 
-    Raises NephiError where the image is not 3D, no lungs are found or the mask does not fit.
+    Raises NephiError where the image is not 3D, no lungs are found, the mask does not fit or a setting is out of range.
     """
     settings = settings or BreathingSettings()
+    check_limits(settings)
+    check_value(seed, Seed, "seed")
     lungs, rng = _lungs(image, lungs), np.random.default_rng(seed)
     volume, grid = _draw_base(image, lungs, rng, settings)
     step = tuple(slice(None, None, max(1, round(_COARSE_MM / s))) for s in grid.spacing_mm[::-1])
@@ -178,7 +197,7 @@ def breathe(
 
 def _lungs(image: sitk.Image, lungs: sitk.Image | None) -> sitk.Image:
     if check_image(image, "template").GetDimension() != 3:
-        raise NephiError("template: a 3D chest CT is needed to breathe")
+        raise NephiError("template: a 3D chest CT is needed")
     lungs = lung_mask(image) if lungs is None else check_mask(lungs, image, "lungs")
     if lungs is None:
         raise NephiError("template: no lungs were found; give a mask of them, or a chest CT in HU")
@@ -331,7 +350,7 @@ def _landmarks(hu, masks, breath: Breath, rng, most: int = 300) -> tuple[np.ndar
     seen[seen] = sitk.GetArrayViewFromImage(masks[1])[tuple(at[seen].T[::-1])] > 0
     moved = moved[seen]
     if len(moved) == 0:
-        raise NephiError("no vessel is in both images' lungs; give a CT that shows more of them")
+        raise NephiError("no vessel lies in the lungs of both images; give a CT that shows more vessels")
     moved = moved[np.sort(rng.permutation(len(moved))[:most])]
     return breath.forward(moved), moved
 
@@ -348,6 +367,8 @@ def generate(
     ``templates`` are CTs and their lungs (None: found by threshold); half of the pairs are made from them where
     there are any, the others from procedural chests. Returns the path of the list. Raises NephiError as ``breathe``.
     """
+    check_value(count, Count, "count")
+    check_value(seed, Seed, "seed")
     folder = Path(folder)
     templates = [(image, _lungs(image, lungs)) for image, lungs in templates]
     rows = []

@@ -18,9 +18,11 @@ from ..errors import NephiError
 from ..files.image import write_image
 from ..files.landmarks import write_landmarks
 from ..files.writing import replaced
+from ..limits import Seed, check_value
 from ..space.grid import Grid
 from .anatomy import KNOTS_MM, Canvas, Motion, draw_motion, draw_waves, grow_trees, on_grid, render
 
+_SIZES, _WIDEST_MM = (8, 4096), 1000
 _DEFAULTS = {2: ((192, 160), 2.0), 3: ((128, 112, 112), 2.5)}
 
 
@@ -72,6 +74,7 @@ def make_phantom(size=None, spacing_mm=None, dimension=3, seed=0, moving_spacing
     """
     if dimension not in _DEFAULTS:
         raise NephiError(f"A phantom has 2 or 3 dimensions, not {dimension}.")
+    check_value(seed, Seed, "seed")
     size, rng = np.array(size or _DEFAULTS[dimension][0]), np.random.default_rng(seed)
     spacing_mm = spacing_mm or _DEFAULTS[dimension][1]
     moving_spacing_mm = moving_spacing_mm or spacing_mm
@@ -94,8 +97,11 @@ def make_phantom(size=None, spacing_mm=None, dimension=3, seed=0, moving_spacing
 def _centred_grid(size, spacing_mm, centre_lps_mm: np.ndarray) -> Grid:
     d = len(centre_lps_mm)
     spacing = np.broadcast_to(spacing_mm, d)
-    if min(size) < 8 or min(spacing) <= 0:
-        raise NephiError("A phantom needs at least 8 voxels along each axis and a spacing above 0 mm.")
+    if not (min(size) >= _SIZES[0] and max(size) <= _SIZES[1] and np.all((spacing > 0) & (spacing <= _WIDEST_MM))):
+        least, most = _SIZES
+        raise NephiError(
+            f"A phantom needs {least} to {most} voxels along each axis and a spacing above 0, at most {_WIDEST_MM} mm."
+        )
     origin = centre_lps_mm - (np.array(size) - 1) / 2 * spacing
     frame = (spacing, origin, np.eye(d).ravel())
     return Grid(tuple(map(int, size)), *(tuple(map(float, values)) for values in frame))

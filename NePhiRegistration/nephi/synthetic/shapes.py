@@ -18,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import NephiError
+from ..limits import Seed, check_value
 
 TRAINING = (10_000, 1)  # count and seed of the pairs: ``shape_pairs(*TRAINING)``
 VALIDATION = (1_000, 2)
@@ -59,6 +60,7 @@ def _draws(count: int, seed: int, size: int) -> np.ndarray:
     """(n, 5) of 0..1, a row an image: kind, centre x and y, radius, orientation."""
     if count < 1 or size < 8:
         raise NephiError(f"shapes: {count} images of {size} pixels per side; at least 1 image of 8 pixels is needed")
+    check_value(seed, Seed, "seed")
     return np.random.default_rng(seed).random((count, 5))
 
 
