@@ -32,6 +32,7 @@ FOLDER = ".jobs"  # in the batch's: submitit's files and the jobs' output; no pa
 _UNDER_WAY = "under_way.json"
 _POLL_S = 2.0
 _PATIENCE_S = 10.0
+_WHOLE_RUN = 0.8  # of a job's time: one that was stopped earlier made way for others
 _ROUNDS = 3  # submissions in which no pair ends, one after another, until the rest is given up
 
 
@@ -72,7 +73,7 @@ def cluster_settings(options) -> ClusterSettings | None:
     return settings
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairsJob:
     """What a job does: a batch of its pairs. submitit calls ``checkpoint`` before the time limit and requeues it."""
 
@@ -80,22 +81,24 @@ class PairsJob:
     output: Path
     settings: Settings
     how: dict[str, Any]
-    minutes: int
-    left: int | None = None  # pairs that were not finished when the job was requeued
+    limit_s: float  # from the job's start to the warning
+    stuck: list[Case] = field(default_factory=list)  # were under way in a whole run of the job in which no pair ended
+    began: tuple[float, int] | None = None  # when the job started, and the pairs that waited then
 
     def __call__(self) -> None:
-        waiting, pairs = self._waiting(), self.pairs
-        if self.left is not None and len(waiting) >= self.left:  # else it would be requeued for ever
-            stuck = waiting[: self.how["jobs"]]
-            for pair in stuck:
-                text = f"it did not end within a job's limit of {self.minutes} minutes; raise --time"
-                failed(pair, self.output / pair.name, text)
-            pairs = [pair for pair in self.pairs if pair not in stuck]
+        self.began = time.time(), len(self._waiting())
+        for pair in self.stuck:  # else the job would be requeued for ever
+            text = f"it did not end within a job's limit of {self.limit_s / 60:.0f} minutes; raise --time"
+            failed(pair, self.output / pair.name, text)
+        pairs = [pair for pair in self.pairs if pair not in self.stuck]
         run_batch(pairs, self.output, self.settings, **self.how, shared=True)
 
     def checkpoint(self) -> Any:
         """What the requeued job does."""
-        return _submitit().helpers.DelayedSubmission(replace(self, left=len(self._waiting())))
+        began, waiting = self.began or (time.time(), 0), self._waiting()
+        idle = time.time() - began[0] > _WHOLE_RUN * self.limit_s and len(waiting) >= began[1]
+        stuck = [*self.stuck, *waiting[: self.how["jobs"] if idle else 0]]
+        return _submitit().helpers.DelayedSubmission(replace(self, stuck=stuck, began=None))
 
     def _waiting(self) -> list[Case]:
         """The pairs that have neither a result nor a failure."""
@@ -133,7 +136,8 @@ def run_on_cluster(
         idle = 0
         while waiting and idle < _ROUNDS:
             count = min(cluster.array, len(waiting))
-            parts = [PairsJob(waiting[k::count], output, settings, how, cluster.minutes) for k in range(count)]
+            limit_s = max(60 * cluster.minutes - cluster.warn_s, 1)
+            parts = [PairsJob(waiting[k::count], output, settings, how, limit_s) for k in range(count)]
             jobs = _submit(submitit, engine, folder, cluster, parts)
             write_text(folder / _UNDER_WAY, json.dumps([job.job_id for job in jobs] if engine == "slurm" else []))
             tell(f"{len(waiting)} pairs submitted as {count} jobs; their output is in {folder}")
