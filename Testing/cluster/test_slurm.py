@@ -215,4 +215,4 @@ def test_a_job_that_is_warned_is_requeued(slurm, tmp_path):
     assert batch.returncode == 0, text
     assert {row["status"] for row in table(output)} == {"done"} and len(table(output)) == 4
     assert {name: changed for name, changed in made(output).items() if name in before} == before
-    assert "Requeued job" in "".join(path.read_text(encoding="utf-8") for path in (output / ".jobs").glob("*.err"))
+    assert "Requeued job" in "".join(path.read_text(encoding="utf-8") for path in (output / ".jobs").glob("*.out"))

@@ -249,7 +249,7 @@ def test_a_job_at_its_limit_is_requeued_and_resumes(study, tmp_path):
         batch.kill()
     assert batch.returncode == 0 and {row["status"] for row in table(output).values()} == {"done"}
     assert {name: changed for name, changed in times(output).items() if name in before} == before
-    assert "Requeued job" in "".join(p.read_text(encoding="utf-8") for p in (output / ".jobs").glob("*.err"))
+    assert "Requeued job" in "".join(p.read_text(encoding="utf-8") for p in (output / ".jobs").glob("*.out"))
 
 
 def job_in(output: Path) -> int:
