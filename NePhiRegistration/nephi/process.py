@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +32,18 @@ def engine_environment(environment: dict[str, str] | None = None) -> dict[str, s
         path = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join([str(_FOLDER), *([path] if path else [])])
     return environment | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What ``CUDA_VISIBLE_DEVICES`` calls the GPUs that a process with this environment sees."""
+    given = environment.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [number.strip() for number in given.split(",") if number.strip() and number.strip() != "-1"]
+    try:
+        listed = answer(["nvidia-smi", "--list-gpus"], timeout_s=30).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(number) for number, _ in enumerate(line for line in listed if line.startswith("GPU "))]
 
 
 def start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -116,7 +117,7 @@ class Registration:
             out[start:stop] = (way(points) - points).reshape(out[start:stop].shape)
         return out
 
-    def sampled(self, grid: Grid, inverse: bool = False) -> tuple[Grid, np.ndarray, dict]:
+    def sampled(self, grid: Grid, inverse: bool = False, good_mm: float | None = None) -> tuple[Grid, np.ndarray, dict]:
         """Displacement on the coarsest grid over ``grid`` that holds the map; see ``coarsest_displacement``.
 
         Its error is measured at 2,000 random points of the image (of the mask, where there is one), between its voxels'
@@ -124,7 +125,8 @@ class Registration:
         """
         points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
         truth = (self.inverse if inverse else self.forward)(points)
-        return coarsest_displacement(lambda g: self.displacement(g, inverse), grid, points, truth, self.length_scale)
+        displacement = functools.partial(self.displacement, inverse=inverse)
+        return coarsest_displacement(displacement, grid, points, truth, self.length_scale, good_mm)
 
     def transform(self, grid: Grid | None = None, inverse: bool = False) -> sitk.DisplacementFieldTransform:
         """The map as an ITK transform of points, fixed -> moving, that resamples a moving image onto ``grid``.

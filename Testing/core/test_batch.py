@@ -196,8 +196,8 @@ def test_the_engines_of_a_killed_batch_end_and_leave_no_part_of_a_result(study, 
         for pid in engines(output):
             os.kill(pid, signal.SIGKILL)
     assert list(temporary.glob("nephi-run-*")) == []
-    left = {p.name for p in output.rglob("*") if p.is_file()}  # the lock of the killed one holds nobody up
-    assert left - {".nephi.lock"} == {"summary.csv", "settings.json", "nephi.log"}
+    left = {p.name for p in output.rglob("*") if p.is_file()}  # the locks of the killed one hold nobody up
+    assert left - {".nephi.lock", ".nephi.batch.lock"} == {"summary.csv", "settings.json", "nephi.log"}
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ ROOMS = (
 # imports that run up and still have to go; one that is gone may not stay in this list
 PENDING: set[tuple[str, str]] = set()
 INSIDE = {  # imports inside functions, and why
+    "cli.cluster": "submitit is optional",
     "report.page": "matplotlib is optional",
     "report.pictures": "matplotlib is optional",
     "learning.state": "TensorBoard is optional",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nephi.cli import main
-from nephi.cli.batch import _row
+from nephi.cli.batch import pair_row
 from nephi.files.cases import Case
 from nephi.files.folder import ResultFolder
 from nephi.files.tensors import read_tensors, write_tensors
@@ -124,7 +124,7 @@ def test_the_command_tells_before_from_the_alignment_s_file(written, registered,
 
 def test_a_batch_s_row_is_of_the_same_numbers(written):
     _, report = written
-    row = _row(Case("a", {}), "done", report)
+    row = pair_row(Case("a", {}), "done", report)
     assert row["tre_before_mm"] == report.tre_mm.before.mean and row["tre_mm"] == report.tre_mm.after.mean
     assert row["dice_before"] == report.dice.before and row["dice"] == report.dice.after
     assert row["folds"] == report.folds.count and row["seconds"] == report.time_s["wall"]

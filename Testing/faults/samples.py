@@ -350,5 +350,5 @@ def read_report(path: Path) -> Any:
     found = finished_report(path.parent, Case("p", {}), SHORT, True)
     if found is None:
         return None
-    batch._line(batch._row(Case("p", {}), "done", found))
+    batch._line(batch.pair_row(Case("p", {}), "done", found))
     return found.to_dict()

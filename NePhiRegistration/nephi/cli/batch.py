@@ -1,36 +1,40 @@
 """Registers many pairs, each in its own process, and keeps one table of all results.
 
-Finished pairs are recognised by their own reports, so that an interrupted batch resumes where it stopped.
+Finished pairs are recognised by their own reports, so that an interrupted batch resumes where it stopped. A pair that
+failed leaves a file with the reason, so that a table can be written by whoever reads the folders.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import process
 from ..errors import NephiError
-from ..files.cases import GUIDES_OF_BOTH, ROLES, Case, fingerprints, read_pairs
+from ..files.cases import GUIDES_OF_BOTH, ROLES, Case, fingerprints
 from ..files.folder import DEFAULT_OUTPUTS, ResultFolder
-from ..files.writing import output_folder, write_csv, write_text
+from ..files.writing import claim, output_folder, write_csv, write_text
 from ..measure.report import Report
 from ..measure.verdict import Tolerances, read_tolerances
 from ..paths import read_text_file
 from ..runfolder import RunFolder, remove_abandoned
 from ..settings import Settings
-from .options import outputs_from, settings_from
 
 SUMMARY, SETTINGS = "summary.csv", "settings.json"
 _ORPHANS_S = 10.0  # the engines of a batch that was killed may need this long to end
+_SHARED_S = 60.0  # and the many jobs of a cluster that begin at the same moment this long to pass one by one
+_POLL_S, _POLL_ELSEWHERE_S = 0.05, 1.0
+_RARELY = 50  # times as long as writing the table takes passes before it is written again
 COLUMNS = (
     "name", "status", "error", "verdict", "reasons", "expected_error_mm", "error_bound_mm",
     "tre_before_mm", "tre_mm", "folds", "folds_percent", "dice_before", "dice",
@@ -49,12 +53,16 @@ def run_batch(
     threads: int | None = None,
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS,
     tolerances: Path | None = None,
+    also: Sequence[str] = (),
+    shared: bool = False,
     tell: Callable[[str], None] = print,
 ) -> list[dict]:
     """Register every pair that is not finished, ``jobs`` at a time; returns the rows of ``output/summary.csv``.
 
     The table is kept up to date as pairs end. An interrupt ends the processes, leaves what is finished, and is
     raised again; where this process is killed, the others end too. ``tolerances``: a file, see ``read_tolerances``.
+    ``shared``: other such batches write into ``output`` at the same time: no table is written, and a pair that another
+    one is at is waited for. Where several GPUs are visible, processes share them out.
     """
     options = ["--device", device, "--progress", "none"]
     if threads or jobs > 1:
@@ -62,51 +70,125 @@ def run_batch(
     options += ["--no-auto-mask"] * (not auto_mask) + ["--outputs", ",".join(outputs)]
     options += [] if tolerances is None else ["--tolerances", str(tolerances)]
     wanted = read_tolerances(tolerances)
-    rows = {pair.name: _row(pair, "waiting") for pair in pairs}
-
-    def note(pair: Case, row: dict, when: str = "") -> None:
-        rows[pair.name] = row
-        with contextlib.suppress(NephiError):  # open in a spreadsheet, say: it is written again at the end
-            write_summary(list(rows.values()), output)
-        ended = sum(r["status"] not in ("waiting", "running") for r in rows.values())
-        if row["status"] != "running":
-            tell(f"[{ended}/{len(pairs)}] {_line(row)}{when}")
-
+    options += [f"--also={name}" for name in also]
+    table = _Table(pairs, None if shared else output, tell)
+    environments = gpu_environments(jobs if device in ("auto", "cuda") else 1)
     temporary = Path(tempfile.gettempdir())
     remove_abandoned(temporary)
-    waiting: list[Case] = []
-    running: dict[subprocess.Popen[bytes], tuple[Case, float]] = {}
-    with output_folder(output):
-        write_text(output / SETTINGS, settings.to_json() + "\n")
+    running: list[_Run] = []
+
+    def finished(pair: Case) -> bool:
+        report = finished_report(output / pair.name, pair, settings, auto_mask, outputs, wanted)
+        if report is not None:
+            table.note(pair_row(pair, "done", report), " (earlier)")
+        return report is not None
+
+    def begin(pair: Case) -> bool:
+        """Whether the pair has begun, or ended; not where another batch is at it."""
+        folder = output / pair.name
+        try:
+            release = claim(folder)
+            if release is None:
+                return False
+            with contextlib.ExitStack() as claimed:
+                claimed.callback(release)
+                if finished(pair):  # meanwhile, by another batch
+                    return True
+                environment = min(environments, key=[run.environment for run in running].count)
+                child = _start(pair, folder, settings, options, owner, environment)
+                running.append(_Run(child, pair, time.perf_counter(), environment, claimed.pop_all().close))
+                table.note(pair_row(pair, "running"))
+        except (NephiError, OSError) as error:
+            table.note(failed(pair, folder, str(error)))
+        return True
+
+    with contextlib.ExitStack() as stack:
+        with output_folder(output, patience_s=_SHARED_S) if shared else contextlib.nullcontext():
+            if not shared:
+                stack.enter_context(output_folder(output))
+            _write_settings(output, settings)
         owner = RunFolder(temporary)
         try:
-            for pair in pairs:
-                report = finished_report(output / pair.name, pair, settings, auto_mask, outputs, wanted)
-                if report is None:
-                    waiting.append(pair)
-                else:
-                    note(pair, _row(pair, "done", report), " (earlier)")
+            waiting = [pair for pair in pairs if not finished(pair)]
             while waiting or running:
+                elsewhere = []
                 while waiting and len(running) < jobs:
                     pair = waiting.pop(0)
-                    try:
-                        child = _start(pair, output / pair.name, settings, options, owner)
-                        running[child] = pair, time.perf_counter()
-                        note(pair, _row(pair, "running"))
-                    except (NephiError, OSError) as error:
-                        note(pair, _row(pair, "failed", error=str(error)))
-                for ended in [child for child in running if child.poll() is not None]:
-                    pair, started = running.pop(ended)
-                    note(pair, _ended(pair, output / pair.name, ended.returncode, time.perf_counter() - started))
-                time.sleep(0.05)
+                    if not begin(pair):
+                        elsewhere.append(pair)
+                waiting += elsewhere
+                for run in [run for run in running if run.child.poll() is not None]:
+                    running.remove(run)
+                    seconds = time.perf_counter() - run.started
+                    table.note(_ended(run.pair, output / run.pair.name, run.child.returncode, seconds))
+                    run.release()
+                table.write_if_due()
+                time.sleep(_POLL_ELSEWHERE_S if elsewhere else _POLL_S)
         finally:
-            for child in running:
-                process.end(child, process.PATIENCE_S)
+            for run in running:
+                process.end(run.child, process.PATIENCE_S)
+                run.release()
+                table.rows[run.pair.name] = pair_row(run.pair, "interrupted")
             owner.remove()
-            for pair, _ in running.values():
-                rows[pair.name] = _row(pair, "interrupted")
-            write_summary(list(rows.values()), output)
-    return list(rows.values())
+            table.write()
+    return list(table.rows.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A pair that is being registered."""
+
+    child: subprocess.Popen[bytes]
+    pair: Case
+    started: float
+    environment: dict[str, str]
+    release: Callable[[], None]  # the claim to the pair's folder
+
+
+def _write_settings(output: Path, settings: Settings) -> None:
+    """Not again where they are there: on the file system of a cluster this takes time."""
+    text = settings.to_json() + "\n"
+    with contextlib.suppress(NephiError):
+        if read_text_file(output / SETTINGS, "settings") == text.encode():
+            return
+    write_text(output / SETTINGS, text)
+
+
+def gpu_environments(jobs: int) -> list[dict[str, str]]:
+    """What to add to the environments of ``jobs`` processes, so that each sees one of the visible GPUs."""
+    numbers = process.visible_gpus() if jobs > 1 else []
+    return [{"CUDA_VISIBLE_DEVICES": number} for number in numbers] if len(numbers) > 1 else [{}]
+
+
+class _Table:
+    """The rows of a batch, told as pairs end, and written to ``output`` where it is not None."""
+
+    def __init__(self, pairs: list[Case], output: Path | None, tell: Callable[[str], None]):
+        self.rows = {pair.name: pair_row(pair, "waiting") for pair in pairs}
+        self._output, self._tell = output, tell
+        self._ended = 0
+        self._changed, self._next = True, 0.0
+
+    def note(self, row: dict, when: str = "") -> None:
+        self.rows[row["name"]] = row
+        self._changed = True
+        if row["status"] != "running":
+            self._ended += 1
+            self._tell(f"[{self._ended}/{len(self.rows)}] {_line(row)}{when}")
+
+    def write_if_due(self) -> None:
+        """Long tables are written less often, so that this takes a small part of the time."""
+        started = time.perf_counter()
+        if self._changed and started >= self._next:
+            with contextlib.suppress(NephiError):  # open in a spreadsheet, say: it is written again at the end
+                self.write()
+            now = time.perf_counter()
+            self._next = now + _RARELY * (now - started)
+
+    def write(self) -> None:
+        if self._output is not None:
+            write_summary(list(self.rows.values()), self._output)
+        self._changed = False
 
 
 def finished_report(
@@ -122,17 +204,25 @@ def finished_report(
     ``tolerances``: those that its verdict has to go by, if that matters.
     Reports of before 0.2 do not say what was written; by default it was all.
     """
-    report = _report(folder)
+    report = report_of(folder)
     if report is None:
         return None
+    if report.settings != _plain(settings) or set(outputs) - set(
+        DEFAULT_OUTPUTS if report.outputs is None else report.outputs
+    ):
+        return None
     inputs = fingerprints(pair.files, auto_mask, settings.align, model=settings.model, series=pair.series)
-    missing = set(outputs) - set(DEFAULT_OUTPUTS if report.outputs is None else report.outputs)
-    same = (report.inputs, report.settings) == (inputs, json.loads(settings.to_json()))
     judged = report.verdict is not None and tolerances is not None and report.verdict.tolerances == tolerances.to_dict()
-    return report if same and not missing and (judged or tolerances is None) else None
+    return report if report.inputs == inputs and (judged or tolerances is None) else None
 
 
-def _report(folder: Path) -> Report | None:
+@functools.lru_cache(maxsize=4)
+def _plain(settings: Settings) -> dict:
+    """As a report holds them."""
+    return json.loads(settings.to_json())
+
+
+def report_of(folder: Path) -> Report | None:
     """The report in a result folder, None where there is none, or what is no report."""
     try:
         return Report.from_json(read_text_file(ResultFolder.opened(folder).report, "report").decode())
@@ -140,13 +230,16 @@ def _report(folder: Path) -> Report | None:
         return None
 
 
-def _start(pair: Case, folder: Path, settings: Settings, options: list[str], owner: RunFolder) -> subprocess.Popen:
+def _start(
+    pair: Case, folder: Path, settings: Settings, options: list[str], owner: RunFolder, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
     for role in ("fixed", "moving"):
         if role not in pair.files:
             raise NephiError(f"no {role} image is given")
     with output_folder(folder, patience_s=_ORPHANS_S):
         write_text(folder / SETTINGS, settings.to_json() + "\n")
         ResultFolder(folder).log.unlink(missing_ok=True)
+        ResultFolder(folder).failure.unlink(missing_ok=True)
     files = {role: str(path) for role, path in pair.files.items() if role in ROLES}
     arguments = [
         files.pop("fixed"),
@@ -168,13 +261,14 @@ def _start(pair: Case, folder: Path, settings: Settings, options: list[str], own
     for uid in pair.series:
         arguments += ["--series", uid]
     with open(ResultFolder(folder).log, "xb") as log:
-        return process.start(process.engine_command("register", *arguments, owner=owner), stdout=log, stderr=log)
+        command = process.engine_command("register", *arguments, owner=owner)
+        return process.start(command, stdout=log, stderr=log, environment=process.engine_environment() | environment)
 
 
 def _ended(pair: Case, folder: Path, code: int, seconds: float) -> dict:
-    report = _report(folder) if code == 0 else None
+    report = report_of(folder) if code == 0 else None
     if report is not None:
-        return _row(pair, "done", report)
+        return pair_row(pair, "done", report)
     lines = []
     if code == 0:
         lines = [f"its report is gone, or damaged: {ResultFolder(folder).report}"]
@@ -186,10 +280,20 @@ def _ended(pair: Case, folder: Path, code: int, seconds: float) -> dict:
         error = f"ended by signal {-code}" + (", perhaps for lack of memory" if code == -signal.SIGKILL else "")
     else:
         error = (complaints or lines or [f"ended with code {code}"])[-1]
-    return _row(pair, "failed", error=error, seconds=seconds)
+    return failed(pair, folder, error, seconds)
 
 
-def _row(pair: Case, status: str, report: Report | None = None, error: str = "", seconds: float | None = None) -> dict:
+def failed(pair: Case, folder: Path, error: str, seconds: float | None = None) -> dict:
+    """The row of a pair without a result; the reason is kept in its folder, if that can be written to."""
+    with contextlib.suppress(NephiError), output_folder(folder):
+        write_text(ResultFolder(folder).failure, json.dumps({"error": error, "seconds": seconds}) + "\n")
+    return pair_row(pair, "failed", error=error, seconds=seconds)
+
+
+def pair_row(
+    pair: Case, status: str, report: Report | None = None, error: str = "", seconds: float | None = None
+) -> dict:
+    """A row of ``summary.csv``; its columns are ``COLUMNS``."""
     row: dict[str, Any] = {"name": pair.name, "status": status, "error": error, "seconds": seconds}
     if report is not None:
         tre, dice, volume, consistency = report.tre_mm, report.dice, report.volume, report.inverse_consistency_mm
@@ -224,32 +328,3 @@ def _line(row: dict) -> str:
 
 def write_summary(rows: list[dict], output: Path) -> None:
     write_csv(output / SUMMARY, [COLUMNS, *([row.get(column) for column in COLUMNS] for row in rows)])
-
-
-def batch_command(options) -> int:
-    settings = settings_from(options)
-    if options.jobs < 1:
-        raise NephiError(f"--jobs {options.jobs}: must be at least 1")
-    outputs = outputs_from(options)
-    pairs, output = read_pairs(options.pairs), Path(options.output)
-    try:
-        rows = run_batch(
-            pairs,
-            output,
-            settings,
-            jobs=options.jobs,
-            auto_mask=not options.no_auto_mask,
-            device=options.device,
-            threads=options.threads,
-            outputs=outputs,
-            tolerances=None if options.tolerances is None else Path(options.tolerances).absolute(),
-            tell=lambda line: print(line, flush=True),
-        )
-    except OSError as error:
-        raise NephiError(f"cannot write to {error.filename or output}: {error.strerror or error}") from None
-    except KeyboardInterrupt:
-        print("nephi: interrupted; the same command resumes with the pairs that are not finished", file=sys.stderr)
-        return 130
-    failed = sum(row["status"] != "done" for row in rows)
-    print(f"{len(rows) - failed} of {len(rows)} pairs done; {output / SUMMARY}")
-    return 1 if failed else 0

@@ -16,7 +16,9 @@ from ..config import decode, read_json
 from ..device import choose_device, devices, limit_threads
 from ..errors import NephiError, collected_notices
 from ..files.cases import fingerprints
+from ..files.dicom_objects import read_series, write_series
 from ..files.folder import ResultFolder
+from ..files.formats import check_format
 from ..files.image import read_image, read_volume, write_image
 from ..files.landmarks import read_landmarks, write_landmarks
 from ..files.masks import read_mask, read_regions
@@ -37,6 +39,7 @@ from ..settings import preset
 from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
+from .convert import TransformFile, export
 from .evaluate import landmark_pair, mask_pair, output_file
 from .guidance import guidance_from
 from .options import outputs_from, settings_from
@@ -58,6 +61,8 @@ def register_command(options) -> int:
     with collected_notices() as notices:
         fixed = read_image(options.fixed, "fixed image", series)
         moving = read_image(options.moving, "moving image", series)
+        for name in options.also:
+            check_format(name, fixed.GetDimension())
         masks = mask_pair(options, fixed, moving)
         landmarks = landmark_pair(options, fixed, moving)
         regions = read_regions(options.regions, fixed) if options.regions else None
@@ -83,11 +88,14 @@ def register_command(options) -> int:
         if preview is not None:
             preview.final(result)
         result.notes = (*notices, *result.notes)
+        if options.also:
+            scratch = stack.enter_context(output.replaced())  # the further formats are part of the result
+            export(result, options.also, scratch.path)
         report = write_all(
             result,
             fixed,
             moving,
-            folder,
+            scratch.path if options.also else folder,
             landmarks=landmarks,
             regions=regions,
             names=(str(options.fixed), str(options.moving)),
@@ -143,16 +151,29 @@ _POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
 
 
 def warp_command(options) -> int:
-    result, target = Registration.load(options.result), output_file(options.output)
+    path, series = Path(options.result), tuple(options.series)
+    if path.is_dir() or path.suffix == ".safetensors" or not path.exists():
+        result: Registration | TransformFile = Registration.load(path)
+    else:
+        reference = options.reference or options.dicom
+        grid = Grid.of(read_volume(reference, "reference image", series)) if reference else None
+        result = TransformFile(path, grid, options.inverse)
+    target = Path(options.output) if options.dicom else output_file(options.output)
     if Path(options.input).suffix.lower() in _POINT_FILES:
         # points go from where they are marked: fixed points forward, moving ones through the inverse
         points = read_landmarks(options.input, result.moving_grid if options.inverse else result.fixed_grid)
         write_landmarks(target, (result.inverse if options.inverse else result.forward)(points))
         return 0
-    series = tuple(options.series)
     image = read_volume(options.input, "input image", series)
-    grid = Grid.of(read_volume(options.reference, "reference image", series)) if options.reference else None
-    write_image(result.warp(image, grid, labels=options.labels, inverse=options.inverse), target)
+    reference = options.reference or options.dicom
+    grid = Grid.of(read_volume(reference, "reference image", series)) if reference else None
+    warped = result.warp(image, grid, labels=options.labels, inverse=options.inverse)
+    if options.dicom:
+        fixed, moving = (read_series(Path(folder), series) for folder in (options.dicom, options.input))
+        with output_folder(target):
+            write_series(warped, target, fixed, moving, "Warped")
+    else:
+        write_image(warped, target)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``nephi register | batch | warp | jacobian | evaluate | demo | devices
+"""The command line: ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | demo | devices
 | dirlab | train | breathe``."""
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .progress import STYLES, tell_notices
 _PACKAGES = {name: f"install it: pip install {name}" for name in ("numpy", "SimpleITK", "safetensors")}
 _PACKAGES["torch"] = "install it: pip install torch (in Slicer: with the PyTorch extension)"
 
+FORMATS = ("itk", "compact", "ants", "nifti", "fsl", "x5", "bids")  # as in files.formats, which imports SimpleITK
 _NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "out of memory")
 
 
@@ -85,8 +86,10 @@ def command_parser() -> argparse.ArgumentParser:
     for add in (
         _add_register,
         _add_batch,
+        _add_summarise,
         _add_devices,
         _add_warp,
+        _add_convert,
         _add_jacobian,
         _add_evaluate,
         _add_demo,
@@ -129,8 +132,50 @@ def _add_batch(subparsers) -> None:
         "--output", required=True, metavar="DIR", help="one folder per pair and summary.csv are written here"
     )
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="pairs at a time (default 1)")
+    p.add_argument("--shard", metavar="I/N", help="only part I (1 to N) of the list; others may run at the same time")
     _add_how(p)
-    p.set_defaults(run=("batch", "batch_command"))
+    _add_engine(p)
+    p.set_defaults(run=("cohort", "batch_command"))
+
+
+def _add_engine(p: argparse.ArgumentParser) -> None:
+    """Options of a batch that other machines work on."""
+    p.add_argument(
+        "--engine",
+        choices=("local", "slurm", "processes"),
+        default="local",
+        help="who registers the pairs: this process, jobs of SLURM, or the same jobs as processes, to try it out",
+    )
+    p.add_argument("--cluster", metavar="FILE", help="JSON with settings of the jobs; the flags below go before it")
+    p.add_argument("--partition", metavar="NAME")
+    p.add_argument("--time", type=int, metavar="MINUTES", help="limit of a job, which is then requeued (default 240)")
+    p.add_argument("--memory", type=float, metavar="GB", help="of a job (default 8)")
+    p.add_argument("--gpus", type=int, metavar="N", help="of a job (default 0)")
+    p.add_argument("--array", type=int, metavar="N", help="jobs at most (default 100)")
+
+
+def _add_convert(subparsers) -> None:
+    p = subparsers.add_parser("convert", help="write a transform in the format of another program")
+    p.add_argument(
+        "transform",
+        nargs="+",
+        metavar="TRANSFORM",
+        help="folder of a registration, or fixed -> moving transforms in the order in which points go through them",
+    )
+    p.add_argument("--to", required=True, choices=(*FORMATS, "dicom"), help="the format")
+    p.add_argument("--output", required=True, metavar="NAME", help="what the files' names begin with, with folder")
+    p.add_argument("--reference", metavar="IMAGE", help="grid of the field; for dicom the folder of the fixed series")
+    p.add_argument("--moving", metavar="IMAGE", help="the moving image, for fsl; for dicom the folder of its series")
+    p.add_argument("--error", type=float, metavar="MM", help="what a coarser grid may cost, of a registration's folder")
+    _add_series(p)
+    p.set_defaults(run=("convert", "convert_command"))
+
+
+def _add_summarise(subparsers) -> None:
+    p = subparsers.add_parser("summarise", help="write the table of a batch from the folders of its pairs")
+    p.add_argument("folder", metavar="DIR", help="where shards or other runs have written the folders of pairs")
+    p.add_argument("--pairs", metavar="PAIRS", help="the list: its order, and what is missing (default: what is there)")
+    p.set_defaults(run=("summarise", "summarise_command"))
 
 
 def _add_devices(subparsers) -> None:
@@ -140,11 +185,16 @@ def _add_devices(subparsers) -> None:
 
 def _add_warp(subparsers) -> None:
     p = subparsers.add_parser("warp", help="apply a registration to an image, a label map or points")
-    p.add_argument("result", metavar="DIR", help="folder of a registration (or its registration.safetensors)")
+    p.add_argument("result", metavar="DIR", help="folder of a registration, or a fixed -> moving transform file")
     p.add_argument("input", metavar="INPUT", help="moving image, label map, or landmark file")
     p.add_argument("--output", required=True, metavar="FILE")
     p.add_argument("--reference", metavar="IMAGE", help="image that gives the output grid (default: the fixed image)")
     p.add_argument("--labels", action="store_true", help="nearest neighbour, for label maps")
+    p.add_argument(
+        "--dicom",
+        metavar="FIXED",
+        help="write a DICOM series into the folder --output: INPUT and FIXED, the fixed image, are folders of series",
+    )
     p.add_argument("--inverse", action="store_true", help="moving -> fixed map: fixed images or moving points")
     _add_series(p)
     p.set_defaults(run=("commands", "warp_command"))
@@ -285,3 +335,6 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--tolerances", metavar="FILE", help="JSON with the verdict's tolerances that a site sets")
     p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")
+    p.add_argument(
+        "--also", action="append", default=[], choices=FORMATS, help="write the transforms in this format, too"
+    )

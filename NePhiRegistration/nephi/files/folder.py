@@ -97,6 +97,11 @@ class ResultFolder:
         return self.path / "nephi.log"
 
     @property
+    def failure(self) -> Path:
+        """Why a pair of a batch has no result: error and seconds, as JSON; gone with the next start."""
+        return self.path / "failure.json"
+
+    @property
     def files(self) -> list[Path]:
         """All of a result."""
         return [
@@ -118,7 +123,8 @@ class ResultFolder:
     @contextmanager
     def replaced(self) -> Iterator[ResultFolder]:
         """A scratch folder whose files replace the older result as one at the end; an exception leaves that."""
-        with replaced(self.path, gone=[file.name for file in self.files], last=self.report.name) as scratch:
+        gone = [file.name for file in (*self.files, self.failure)]
+        with replaced(self.path, gone=gone, last=self.report.name) as scratch:
             yield ResultFolder(scratch)
 
     @contextmanager

@@ -13,6 +13,7 @@ from ..settings import ALIGNMENTS
 from ..space.affine import Affine
 from ..space.grid import Grid
 from .apart import try_transform
+from .dicom_objects import is_dicom, read_registration
 from .geometry import check_geometry
 from .headers import META, NRRD
 from .image import open_image
@@ -63,11 +64,13 @@ def read_transform(path: str | Path, dimension: int) -> sitk.Transform:
 
 
 def open_transform(path: Path) -> sitk.Transform | None:
-    """The transform in an ITK transform file, None where it is none; raises NephiError where it is a damaged one.
+    """The transform in an ITK transform file or a DICOM object, None where it is none; NephiError where it is damaged.
 
     ITK reads a cut text as another transform, and crashes on some damage: text is checked before, and other files are
     tried in a process of their own.
     """
+    if is_dicom(path):
+        return read_registration(path)
     name = path.name.lower()
     known = False
     if name.endswith((".tfm", ".txt")):

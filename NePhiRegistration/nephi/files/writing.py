@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -22,10 +23,10 @@ from ..errors import NephiError
 from ..runfolder import LOCK, RunFolder, take_abandoned, try_lock
 
 PREFIX = ".nephi-"
-FOLDER_LOCK = ".nephi.lock"
+FOLDER_LOCK, BATCH_LOCK = ".nephi.lock", ".nephi.batch.lock"
 _JOURNAL, _OLD = ".journal", ".old"  # in a scratch folder: what is to move; what stood in its place
 _open: set[Path] = set()  # scratch folders of this process: what is written into them is part of their whole
-_locked: set[Path] = set()  # output folders that this process holds
+_locked: set[Path] = set()  # locks that this process holds
 
 
 def step(operation: str, path: Path) -> None:
@@ -161,11 +162,37 @@ def output_folder(folder: str | Path, patience_s: float = 0.0) -> Iterator[Path]
         _release(folder, held)
 
 
-def _hold(folder: Path) -> int | None:
+def claim(folder: Path) -> Callable[[], None] | None:
+    """Take a pair's folder for a batch of this process, until what is returned is called; None where another has it.
+
+    The engine that writes to the folder locks it besides. Raises NephiError where the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _hold(folder, BATCH_LOCK)
+    except OSError as error:
+        raise NephiError(f"cannot write to output folder {folder}: {error.strerror}") from None
+    return None if held is None else functools.partial(_release, folder, held, BATCH_LOCK)
+
+
+def is_held(folder: Path, name: str = FOLDER_LOCK) -> bool:
+    """Whether a process holds the folder's lock of that name."""
+    try:
+        file = os.open(folder / name, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return try_lock(file) is False
+    finally:
+        os.close(file)
+
+
+def _hold(folder: Path, name: str = FOLDER_LOCK) -> int | None:
     """The lock of a folder as an open file, -1 where this process has it already, None where another one does."""
-    if folder.resolve() in _locked:
+    path = folder / name
+    known = folder.resolve() / name
+    if known in _locked:
         return -1
-    path = folder / FOLDER_LOCK
     kind = getattr(os, "O_TEMPORARY", 0) | getattr(os, "O_NOFOLLOW", 0)  # on Windows it goes with its owner
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | kind, 0o666)
@@ -174,18 +201,18 @@ def _hold(folder: Path) -> int | None:
             return None
         with contextlib.suppress(FileNotFoundError):
             if sys.platform == "win32" or os.path.samestat(os.fstat(file), path.stat()):
-                _locked.add(folder.resolve())
+                _locked.add(known)
                 return file
         os.close(file)  # its former owner has just removed it
 
 
-def _release(folder: Path, held: int) -> None:
+def _release(folder: Path, held: int, name: str = FOLDER_LOCK) -> None:
     if held < 0:
         return
-    _locked.discard(folder.resolve())
+    _locked.discard(folder.resolve() / name)
     if sys.platform != "win32":  # while it is held, so that nobody waits at a file that is no longer there
         with contextlib.suppress(OSError):
-            (folder / FOLDER_LOCK).unlink()
+            (folder / name).unlink()
     os.close(held)
 
 

@@ -11,6 +11,7 @@ from ..images.volume import sample_linear
 from ..space.grid import Grid
 
 _SPACINGS_MM = (6.0, 5.0, 4.0, 3.0, 2.0)  # at which the fields are evaluated; the written grid has half of it
+_COARSE_MM = (24.0, 20.0, 16.0, 12.0, 10.0, 8.0)  # before those, where the error may be larger
 _GOOD_MM = 0.025  # what linear interpolation between the nodes of the written transform may cost on average
 _HOPEFUL = 1.15
 
@@ -58,15 +59,17 @@ def coarsest_displacement(
     points_lps_mm: np.ndarray,
     mapped_lps_mm: np.ndarray,
     scale: float = 1.0,
+    good_mm: float | None = None,
 ) -> tuple[Grid, np.ndarray, dict]:
     """The coarsest grid over ``grid`` from which linear interpolation gives a map to 0.025 mm on average.
 
     ``displacement(grid)`` (z, y, x, d) is evaluated at every second node; cubic interpolation gives those between.
     Returns the grid, the displacement on it and the error {mean_mm, max_mm, spacing_mm} measured at ``points_lps_mm``
-    (n, d), which the map takes to ``mapped_lps_mm``. ``scale``: of all lengths, for small bodies.
+    (n, d), which the map takes to ``mapped_lps_mm``. ``scale``: of all lengths, for small bodies. ``good_mm``: another
+    error than 0.025 mm; then coarser grids are tried, too.
     """
-    needed = np.inf
-    for spacing in _SPACINGS_MM:
+    needed, good = np.inf, (_GOOD_MM if good_mm is None else good_mm) * scale
+    for spacing in _SPACINGS_MM if good_mm is None else (*_COARSE_MM, *_SPACINGS_MM):
         if spacing > needed and spacing != _SPACINGS_MM[-1]:
             continue
         coarse = grid.coarsened(spacing * scale)
@@ -75,10 +78,10 @@ def coarsest_displacement(
         if not native:
             coarse, values = halved(coarse, values)
         error = np.linalg.norm(points_lps_mm + interpolate(values, coarse, points_lps_mm) - mapped_lps_mm, axis=-1)
-        if error.mean() <= _GOOD_MM * scale or native:
+        if error.mean() <= good or native:
             break
         # of what is smooth, linear interpolation errs by the square of the spacing: what will not do is not tried
-        needed = _HOPEFUL * spacing * np.sqrt(_GOOD_MM * scale / error.mean())
+        needed = _HOPEFUL * spacing * np.sqrt(good / error.mean())
     measured = {
         "mean_mm": float(error.mean()),
         "max_mm": float(error.max()),

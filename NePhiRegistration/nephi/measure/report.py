@@ -8,6 +8,7 @@ known there is no *before*.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -150,9 +151,12 @@ def _plain(value: Any) -> Any:
     return {name: part for name, part in parts.items() if part is not None}
 
 
+_hints = functools.cache(typing.get_type_hints)  # slow, and the same for every report of a batch
+
+
 def _built(kind: type, data: dict[str, Any]) -> Any:
     """The inverse of ``_plain``: a dataclass, with those nested in it, from plain dictionaries."""
-    kinds, parts = typing.get_type_hints(kind), dict(data)
+    kinds, parts = _hints(kind), dict(data)
     for name, value in parts.items():
         options = typing.get_args(kinds[name]) if isinstance(kinds.get(name), types.UnionType) else (kinds.get(name),)
         inner = next((option for option in options if dataclasses.is_dataclass(option)), None)

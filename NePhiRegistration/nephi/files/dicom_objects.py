@@ -1,0 +1,306 @@
+"""DICOM objects of a registration: Deformable Spatial Registration, read and written, and derived image series.
+
+The direction, about which programs disagree: an object takes points of its *own* frame of reference (the registered
+one, of the fixed image) to the *source* frame of reference (of the moving image), by the matrix before the grid, the
+grid's offsets, and the matrix after it. A Spatial Registration (without a grid) goes the other way: its matrices take
+points of the images they refer to into the object's frame.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import NephiError
+from ..space.affine import Affine
+from ..space.grid import Grid
+from ..version import __version__
+from .writing import replaced, step
+
+DEFORMABLE, RIGID = "1.2.840.10008.5.1.4.1.1.66.3", "1.2.840.10008.5.1.4.1.1.66.1"
+_REFERENCED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
+               "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Series:
+    """Headers of a series' slices, without pixels."""
+
+    headers: list[Any]
+
+    @property
+    def first(self) -> Any:
+        return self.headers[0]
+
+    @property
+    def frame(self) -> str:
+        return str(self.first.FrameOfReferenceUID)
+
+
+def _pydicom() -> Any:
+    try:
+        return importlib.import_module("pydicom")
+    except ModuleNotFoundError:
+        raise NephiError('this needs the package pydicom; install it: pip install "nephi[dicom]"') from None
+
+
+def read_series(folder: Path, uids: tuple[str, ...] = ()) -> Series:
+    """The headers of the one series in a folder, or of that one of ``uids``. Raises NephiError where it is not one."""
+    pydicom = _pydicom()
+    if not folder.is_dir():
+        raise NephiError(f"{folder} is no folder of a DICOM series")
+    found: dict[str, list[Any]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and is_dicom(path):
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            if "ImagePositionPatient" in header and "FrameOfReferenceUID" in header:
+                found.setdefault(str(header.SeriesInstanceUID), []).append(header)
+    named = [uid for uid in found if uid in uids] if len(found) > 1 else list(found)
+    if len(named) != 1:
+        raise NephiError(f"{folder} holds {len(found)} DICOM series with a frame of reference; name one by --series")
+    return Series(found[named[0]])
+
+
+def is_dicom(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+# ---- registration objects -------------------------------------------------------------------------------
+
+
+def read_registration(path: Path) -> sitk.Transform | None:
+    """A (Deformable) Spatial Registration as a transform of points of its frame to the source; None for other objects.
+
+    Raises NephiError for an object that is damaged, or registers several sources.
+    """
+    pydicom = _pydicom()
+    data = pydicom.dcmread(path, stop_before_pixels=True)
+    kind = str(data.get("SOPClassUID", ""))
+    try:
+        if kind == DEFORMABLE:
+            items = [item for item in data.DeformableRegistrationSequence if _grids(item)]
+            if len(items) != 1:
+                raise NephiError(f"{path} holds {len(items)} deformations; one is read")
+            return _deformable(items[0])
+        if kind == RIGID:
+            return _rigid(data, path)
+    except (AttributeError, IndexError, TypeError, ValueError, np.linalg.LinAlgError) as error:
+        raise NephiError(f"{path} is no complete DICOM registration object: {error}") from None
+    return None
+
+
+def _grids(item: Any) -> list[Any]:
+    return list(item.get("DeformableRegistrationGridSequence") or [])
+
+
+def _matrix(item: Any, name: str) -> Affine:
+    found = item.get(name)
+    return _affine(found[0].FrameOfReferenceTransformationMatrix) if found else Affine.identity(3)
+
+
+def _affine(values: Any) -> Affine:
+    matrix = np.array(values, float).reshape(4, 4)
+    if not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6):
+        raise ValueError("its matrix is no affine map")
+    return Affine(matrix[:3, :3], matrix[:3, 3])
+
+
+def _deformable(item: Any) -> sitk.DisplacementFieldTransform:
+    described = _grids(item)[0]
+    row, column = np.array(described.ImageOrientationPatient, float).reshape(2, 3)
+    axes = np.stack([row, column, np.cross(row, column)], 1)
+    size = tuple(int(n) for n in described.GridDimensions)
+    spacing, origin = (tuple(map(float, v)) for v in (described.GridResolution, described.ImagePositionPatient))
+    grid = Grid(size, spacing, origin, tuple(axes.ravel().tolist()))
+    offsets = np.frombuffer(described.VectorGridData, "<f4").astype(float).reshape(*grid.shape, 3)
+    if not np.isfinite(offsets).all():
+        raise ValueError("its grid is undefined in places")
+    before = _matrix(item, "PreDeformationMatrixRegistrationSequence")
+    after = _matrix(item, "PostDeformationMatrixRegistrationSequence")
+    points = grid.slab_lps_mm(0, grid.shape[0]).reshape(*grid.shape, 3)
+    return sitk.DisplacementFieldTransform(grid.image(after(before(points) + offsets) - points, vector=True))
+
+
+def _rigid(data: Any, path: Path) -> sitk.AffineTransform:
+    matrices = {}
+    for item in data.RegistrationSequence:
+        whole = Affine.identity(3)
+        for part in item.MatrixRegistrationSequence[0].MatrixSequence:
+            one = _affine(part.FrameOfReferenceTransformationMatrix)
+            whole = Affine(one.matrix @ whole.matrix, one(whole.offset_mm))
+        matrices[str(item.FrameOfReferenceUID)] = whole
+    own = matrices.pop(str(data.FrameOfReferenceUID), Affine.identity(3))
+    if len(matrices) != 1:
+        raise NephiError(f"{path} registers {len(matrices)} other frames of reference; one is read")
+    (source,) = matrices.values()
+    back = source.inverse()
+    return Affine(back.matrix @ own.matrix, back(own.offset_mm)).transform()
+
+
+def write_registration(
+    path: Path, grid: Grid, offsets: np.ndarray, after: Affine, registered: Series, source: Series
+) -> None:
+    """A Deformable Spatial Registration: points of ``registered`` -> + offsets -> ``after`` -> points of ``source``.
+
+    ``offsets`` (z, y, x, 3) in LPS mm on ``grid``. Raises NephiError where the file cannot be written.
+    """
+    pydicom = _pydicom()
+    if np.linalg.det(grid.axes) < 0:  # the third axis of DICOM is the product of the others
+        grid, offsets = _flipped(grid), offsets[::-1]
+    data = _new(DEFORMABLE, registered, "REG")
+    data.FrameOfReferenceUID = registered.frame
+    data.PositionReferenceIndicator = str(registered.first.get("PositionReferenceIndicator", "") or "")
+    data.ContentLabel, data.ContentDescription = "REGISTRATION", "Deformation of the source into this frame"
+    data.ContentCreatorName = ""
+    item, described = pydicom.Dataset(), pydicom.Dataset()
+    item.SourceFrameOfReferenceUID = source.frame
+    item.ReferencedImageSequence = [_reference(header) for header in source.headers]
+    item.RegistrationTypeCodeSequence = [_code("125024", "DCM", "Image Content-based Alignment")]
+    item.PreDeformationMatrixRegistrationSequence = [_matrix_item(Affine.identity(3))]
+    item.PostDeformationMatrixRegistrationSequence = [_matrix_item(after)]
+    described.ImagePositionPatient = [_decimal(v) for v in grid.origin_lps_mm]
+    described.ImageOrientationPatient = [_decimal(v) for v in (*grid.axes[:, 0], *grid.axes[:, 1])]
+    described.GridDimensions = list(grid.size)
+    described.GridResolution = list(map(float, grid.spacing_mm))
+    described.VectorGridData = np.ascontiguousarray(offsets, "<f4").tobytes()
+    item.DeformableRegistrationGridSequence = [described]
+    data.DeformableRegistrationSequence = [item]
+    own, others = _series_reference(registered), _series_reference(source)
+    if registered.first.StudyInstanceUID == source.first.StudyInstanceUID:
+        data.ReferencedSeriesSequence = [own, others]
+    else:
+        data.ReferencedSeriesSequence = [own]
+        study = pydicom.Dataset()
+        study.StudyInstanceUID, study.ReferencedSeriesSequence = source.first.StudyInstanceUID, [others]
+        data.StudiesContainingOtherReferencedInstancesSequence = [study]
+    with replaced(path.parent) as scratch:
+        _save(data, scratch / path.name)
+
+
+def _flipped(grid: Grid) -> Grid:
+    axes = grid.axes * np.array([1.0, 1.0, -1.0])
+    origin = grid.to_lps_mm([0, 0, grid.size[2] - 1])
+    return Grid(grid.size, grid.spacing_mm, tuple(origin.tolist()), tuple(axes.ravel().tolist()))
+
+
+def _matrix_item(affine: Affine) -> Any:
+    item = _pydicom().Dataset()
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = affine.matrix, affine.offset_mm
+    item.FrameOfReferenceTransformationMatrix = [_decimal(v) for v in matrix.ravel()]
+    rigid = np.allclose(affine.matrix @ affine.matrix.T, np.eye(3), atol=1e-6)
+    item.FrameOfReferenceTransformationMatrixType = "RIGID" if rigid else "AFFINE"
+    return item
+
+
+def _decimal(value: float) -> str:
+    """A decimal string of at most 16 characters."""
+    return _pydicom().valuerep.format_number_as_ds(float(value))
+
+
+def _code(value: str, scheme: str, meaning: str) -> Any:
+    code = _pydicom().Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return code
+
+
+def _reference(header: Any) -> Any:
+    item = _pydicom().Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    return item
+
+
+def _series_reference(series: Series) -> Any:
+    item = _pydicom().Dataset()
+    item.ReferencedInstanceSequence = [_reference(header) for header in series.headers]
+    item.SeriesInstanceUID = series.first.SeriesInstanceUID
+    return item
+
+
+# ---- derived images -------------------------------------------------------------------------------------
+
+
+def write_series(image: sitk.Image, folder: Path, fixed: Series, moving: Series, description: str) -> list[Path]:
+    """A warped image as slices in the fixed image's frame of reference, derived from the moving series.
+
+    Values are stored as int16, with the slope that they need. Raises NephiError where files cannot be written.
+    """
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise NephiError("a DICOM series is written of a 3D image of one component")
+    array = sitk.GetArrayFromImage(image).astype(float)
+    low, high = float(array.min()), float(array.max())
+    whole = np.array_equal(array, np.round(array)) and low >= -32768 and high <= 32767
+    slope = 1.0 if whole else max((high - low) / 65535, 1e-10)
+    shift = 0.0 if whole else low + 32768 * slope
+    slope, shift = float(_decimal(slope)), float(_decimal(shift))
+    stored = np.clip(np.round((array - shift) / slope), -32768, 32767).astype("<i2")
+    grid = Grid.of(image)
+    uid = _pydicom().uid.generate_uid()
+    with replaced(folder) as scratch:
+        for k, slice_ in enumerate(stored):
+            data = _slice(grid, k, slice_, fixed, moving)
+            data.SeriesInstanceUID, data.SeriesDescription = uid, description
+            data.RescaleSlope, data.RescaleIntercept = _decimal(slope), _decimal(shift)
+            _save(data, scratch / f"{k + 1:04d}.dcm")
+    return [folder / f"{k + 1:04d}.dcm" for k in range(len(stored))]
+
+
+def _slice(grid: Grid, k: int, stored: np.ndarray, fixed: Series, moving: Series) -> Any:
+    data = _new(str(moving.first.SOPClassUID), fixed, str(moving.first.Modality))
+    data.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+    data.DerivationDescription = "Deformable registration to the frame of reference of another series"
+    data.SourceImageSequence = [_reference(header) for header in moving.headers]
+    data.FrameOfReferenceUID = fixed.frame
+    data.PositionReferenceIndicator = str(fixed.first.get("PositionReferenceIndicator", "") or "")
+    data.InstanceNumber = k + 1
+    data.ImagePositionPatient = [_decimal(v) for v in grid.to_lps_mm([0, 0, k])]
+    data.ImageOrientationPatient = [_decimal(v) for v in (*grid.axes[:, 0], *grid.axes[:, 1])]
+    data.PixelSpacing = [_decimal(grid.spacing_mm[1]), _decimal(grid.spacing_mm[0])]
+    data.SliceThickness = _decimal(grid.spacing_mm[2])
+    data.Rows, data.Columns = stored.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+    data.RescaleType = "HU" if data.Modality == "CT" else "US"
+    for name in ("KVP", "AcquisitionNumber"):
+        setattr(data, name, moving.first.get(name, None))
+    data.PatientPosition = fixed.first.get("PatientPosition", "") or ""
+    data.PixelData = stored.tobytes()
+    return data
+
+
+def _new(kind: str, of: Series, modality: str) -> Any:
+    """A new object of the patient and study of a series, in a series of its own."""
+    pydicom = _pydicom()
+    data, now = pydicom.Dataset(), datetime.datetime.now()
+    for name in _REFERENCED:
+        setattr(data, name, of.first.get(name, "") or "")
+    data.SOPClassUID, data.SOPInstanceUID = kind, pydicom.uid.generate_uid()
+    data.SeriesInstanceUID, data.Modality = pydicom.uid.generate_uid(), modality
+    data.SeriesNumber, data.InstanceNumber = 9000, 1
+    data.Manufacturer = data.ManufacturerModelName = "NePhi"
+    data.DeviceSerialNumber, data.SoftwareVersions = "1", __version__
+    data.Laterality = of.first.get("Laterality", "") or ""
+    date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    data.SeriesDate = data.ContentDate = data.InstanceCreationDate = date
+    data.SeriesTime = data.ContentTime = data.InstanceCreationTime = time
+    return data
+
+
+def _save(data: Any, path: Path) -> None:
+    pydicom = _pydicom()
+    step("write", path)
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    pydicom.dcmwrite(path, data, enforce_file_format=True)
