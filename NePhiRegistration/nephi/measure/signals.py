@@ -16,8 +16,8 @@ import torch
 
 from ..both import Both
 from ..errors import NephiError
-from ..images.hounsfield import hu_offset, in_hu, sparse
-from ..images.masks import CT_WINDOW, region_lps_mm
+from ..images.hounsfield import CT_WINDOW, hu_offset, in_hu, sparse
+from ..images.masks import region_lps_mm
 from ..settings import BODY_MM
 from ..space.grid import Grid
 from .blockmatch import match
