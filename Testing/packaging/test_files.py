@@ -37,7 +37,8 @@ def test_scripts_are_python_and_resources_are_not():
     assert all(name.endswith(".py") for name in packaged("SCRIPTS"))
     resources = packaged("RESOURCES")
     assert all(
-        name.startswith(("Resources/", "nephi/learning/weights/", "nephi/py.typed")) and not name.endswith(".py")
+        name.startswith(("Resources/", "nephi/learning/weights/", "nephi/measure/calibration.json", "nephi/py.typed"))
+        and not name.endswith(".py")
         for name in resources
     )
 
@@ -65,7 +66,7 @@ def test_the_python_package_has_every_module_of_the_core():
     folders = {path.parent for path in (MODULE / "nephi").rglob("*.py")}
     assert all((folder / "__init__.py").is_file() for folder in folders)  # only then are they found
     assert (MODULE / "nephi" / "py.typed").is_file()
-    assert setup["package-data"]["nephi"] == ["learning/weights/*.safetensors", "py.typed"]
+    assert setup["package-data"]["nephi"] == ["learning/weights/*.safetensors", "measure/calibration.json", "py.typed"]
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
