@@ -30,9 +30,9 @@ def test_it_is_within_a_factor_of_two_of_what_was_measured(name):
 
 
 def test_a_fine_image_too():
-    """The same pair on 0.8 mm: 61 s and 2,232 MB, half of the time for the exact Jacobian determinant."""
-    found = estimate(PRESETS["fast"], *((447, 431, 407), (0.8, 0.8, 0.8)) * 2)
-    assert 30 < found.seconds < 122 and 2232 / 1.5 < found.memory_mb < 1.5 * 2232
+    """A chest of 512 x 512 x 400 voxels: 38 CPU seconds and 1,481 MB (benchmarks/full_size.py)."""
+    found = estimate(PRESETS["fast"], *_CHEST)
+    assert 38 / 2 < found.seconds < 2 * 38 and 1481 / 1.5 < found.memory_mb < 1.5 * 1481
 
 
 def test_more_work_takes_more():
@@ -43,7 +43,7 @@ def test_more_work_takes_more():
     assert large.seconds > small.seconds and large.memory_mb > small.memory_mb
     balanced = PRESETS["balanced"]
     longer = replace(balanced, fit=replace(balanced.fit, iterations=2 * balanced.fit.iterations))
-    assert estimate(longer, *_LUNGS).seconds > 1.3 * small.seconds
+    assert estimate(longer, *_LUNGS).seconds > 1.2 * small.seconds
 
 
 def test_two_dimensions_and_a_gpu():

@@ -90,7 +90,8 @@ def test_register_and_evaluate_mean_the_same(written, registered, phantom_2d, la
     assert measured.dice.before == report.dice.before and measured.dice.after == report.dice.after
     assert measured.dice.before < measured.dice.after
     assert measured.inverse_consistency_mm.n == report.inverse_consistency_mm.n
-    assert measured.inverse_consistency_mm.mean == pytest.approx(report.inverse_consistency_mm.mean, abs=0.05)
+    # of a registration it is that of the two fields; what is written is their consensus, one map and its inverse
+    assert measured.inverse_consistency_mm.mean < 0.05 < report.inverse_consistency_mm.mean
     assert (measured.folds.where, report.folds.where) == ("mask", "mask")
     assert report.folds.exact and not measured.folds.exact
     assert measured.volume.fixed_ml == report.volume.fixed_ml
