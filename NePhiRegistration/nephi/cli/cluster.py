@@ -165,7 +165,7 @@ def _ended(pair: Case, output: Path, settings: Settings, how: dict[str, Any]) ->
 
 
 def _finished(pair: Case, output: Path, settings: Settings, how: dict[str, Any]) -> bool:
-    tolerances = read_tolerances(how["tolerances"])
+    tolerances = read_tolerances(how.get("tolerances"))
     folder = output / pair.name
     return finished_report(folder, pair, settings, how["auto_mask"], how["outputs"], tolerances) is not None
 
