@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 # Once the settings of one kind listed the entries of every kind: by class, entries that such a list always had.
@@ -15,14 +16,21 @@ _OF_ALL_KINDS = {
 
 def renewed(base: Any, data: dict) -> dict:
     """The entries of a settings file of any version as the class of ``base`` has them today; ``data`` is kept."""
-    names = {cls.__name__ for cls in type(base).__mro__}
-    for name in names & _OF_ALL_KINDS.keys():
-        if data.keys() >= _OF_ALL_KINDS[name]:  # those of other kinds meant nothing
-            data = {key: value for key, value in data.items() if hasattr(base, key)}
+    names = {cls.__name__: cls for cls in type(base).__mro__}
+    for name in names.keys() & _OF_ALL_KINDS.keys():
+        if data.keys() >= _OF_ALL_KINDS[name]:  # those of other kinds meant nothing; unknown ones are mistakes
+            known = _OF_ALL_KINDS[name] | _entries(names[name])
+            data = {key: value for key, value in data.items() if hasattr(base, key) or key not in known}
     similarity = data.get("similarity")
-    if names & {"Settings", "ModelSettings"} and isinstance(similarity, dict) and "stages" in similarity:
+    if names.keys() & {"Settings", "ModelSettings"} and isinstance(similarity, dict) and "stages" in similarity:
         return _with_levels(data, dict(similarity), "Settings" in names)
     return data
+
+
+def _entries(cls: Any) -> set[str]:
+    """What the settings of any kind of this class hold."""
+    own = {entry.name for entry in fields(cls)}
+    return own.union(*(_entries(kind) for kind in cls.__subclasses__()))
 
 
 def _with_levels(data: dict, similarity: dict, all_levels: bool) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import struct
 import time
 
@@ -355,6 +356,14 @@ def test_packed_voxels_are_checked_before_itk_reads_them(suffix, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(NephiError, match="damaged|cut off"):
             read_image(path)
+
+
+@pytest.mark.parametrize("stated", [b"94", b"1", b"99999", b"-3", b"many"])
+def test_a_metaimage_that_names_another_length_of_its_packed_voxels(stated, tmp_path):
+    sitk.WriteImage(textured(), str(path := tmp_path / "scan.mha"), True)
+    path.write_bytes(re.sub(rb"CompressedDataSize = \d+", b"CompressedDataSize = " + stated, path.read_bytes()))
+    with pytest.raises(NephiError, match="CompressedDataSize"):
+        read_image(path)
 
 
 def test_a_direction_beyond_all_use_is_refused(tmp_path):

@@ -182,6 +182,15 @@ def test_settings_that_former_models_held_still_load():
             decode(ModelSettings(), {"similarity": {"stages": broken}})
 
 
+@pytest.mark.parametrize("part", ["field", "encoder", "similarity"])
+def test_a_misspelt_entry_among_all_of_them_is_told(part):
+    today = json.loads(json.dumps(dataclasses.asdict(ModelSettings())))
+    for made in (today, read_json(Path(__file__).with_name("former_model.json"))):
+        made[part]["widht"] = 3
+        with pytest.raises(NephiError, match="unknown entry .*widht"):
+            decode(ModelSettings(), made)
+
+
 @pytest.mark.parametrize("name", ["lung", "lung-m", "lung-m-coarse", "shapes2d-hollow", "shapes2d-solid"])
 def test_the_settings_that_the_shipped_models_were_trained_with_still_load(name):
     written = read_json(Path(__file__).parents[2] / "docs" / f"{name}.json")

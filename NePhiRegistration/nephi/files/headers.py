@@ -55,9 +55,9 @@ def check_header(path: Path, role: str) -> bool:
         with open(path, "rb") as file:
             head = file.read(_HEADER)
         if path.name.lower().endswith(NRRD):
-            size, data, at, encoding = _nrrd(head, path, refuse)
+            (size, data, at, encoding), packed = _nrrd(head, path, refuse), None
         else:
-            size, data, at, encoding = _meta(head, path, refuse)
+            (size, data, at, encoding), packed = _meta(head, path, refuse)
         if data is None:
             return False
         if re.search(r"[\x00-\x1f\x7f-\x9f]", data.name):
@@ -69,15 +69,18 @@ def check_header(path: Path, role: str) -> bool:
         raise NephiError(f"{role}: cannot read {path}: {error.strerror or error}") from None
     check_memory(size, data, role)
     if encoding in ("gzip", "gz", "packed"):
-        _check_packed(data, at, size, refuse)
+        _check_packed(data, at, size, packed, refuse)
     if encoding == "raw" and held != size:
         what = "is cut off" if held < size else "holds more than its header names, so that one of the two is damaged"
         raise refuse(f"{data.name} {what}: {held} bytes of voxels instead of {size}")
     return True
 
 
-def _check_packed(path: Path, at: int, size: int, refuse) -> None:
-    """Raise unless the packed voxels unpack to ``size`` bytes and their checksum: ITK crashes or goes on without."""
+def _check_packed(path: Path, at: int, size: int, packed: int | None, refuse) -> None:
+    """Raise unless the packed voxels unpack to ``size`` bytes and their checksum: ITK crashes or goes on without.
+
+    ``packed``: the bytes that the header names; of fewer ITK leaves voxels as they were in memory.
+    """
     unpacker, held = zlib.decompressobj(wbits=47), 0  # gzip or zlib
     try:
         with open(path, "rb") as file:
@@ -86,11 +89,14 @@ def _check_packed(path: Path, at: int, size: int, refuse) -> None:
                 while part and not unpacker.eof and held <= size:
                     held += len(unpacker.decompress(part, _PART))
                     part = unpacker.unconsumed_tail
+            used = file.tell() - at - len(unpacker.unused_data)
             rest = unpacker.unused_data or file.read(1)
     except zlib.error:
         raise refuse(f"the packed voxels of {path.name} are damaged") from None
     if not unpacker.eof or held != size or rest.strip(b"\0\r\n"):
         raise refuse(f"{path.name} is cut off or damaged: its voxels unpack to {held} bytes instead of {size}")
+    if packed is not None and packed != used:
+        raise refuse(f"the header names {packed} bytes of packed voxels (CompressedDataSize), {path.name} holds {used}")
 
 
 def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
@@ -140,7 +146,8 @@ def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     return size, path.parent / elsewhere, 0, encoding
 
 
-def _meta(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
+def _meta(head: bytes, path: Path, refuse) -> tuple[tuple[int, Path | None, int, str], int | None]:
+    """As ``_nrrd``; besides, the bytes of the packed voxels where the header names them."""
     fields: dict[str, str] = {}
     at = 0
     while "ElementDataFile" not in fields:
@@ -180,16 +187,20 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     packed = fields.get("CompressedData", "").lower() in ("true", "1", "t")
     text = fields.get("BinaryData", "true").lower() in ("false", "0", "f")
     encoding = "packed" if packed else "text" if text else "raw" if skip[0] == 0 else "skipped"
+    named = _whole(fields.get("CompressedDataSize", "0"))
+    if packed and (named is None or len(named) != 1):
+        raise refuse(f"the header's CompressedDataSize is {fields['CompressedDataSize'][:20]}")
+    length = named[0] or None if packed and named else None
     if name.upper() == "LOCAL":
-        return size, path, at, encoding
+        return (size, path, at, encoding), length
     if "%" in name or name.upper().startswith("LIST"):
-        return size, None, 0, encoding
-    return size, path.parent / name, 0, encoding
+        return (size, None, 0, encoding), length
+    return (size, path.parent / name, 0, encoding), length
 
 
 def _whole(text: str) -> list[int] | None:
     words = text.split()
-    return [int(w) for w in words] if words and all(re.fullmatch(r"\d{1,9}", w) for w in words) else None
+    return [int(w) for w in words] if words and all(re.fullmatch(r"\d{1,12}", w) for w in words) else None
 
 
 def _number(word: str) -> float | None:
