@@ -128,9 +128,9 @@ class Run:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the result is there, as the engine expects; None where that is not known."""
+        """Until the result is there, as the engine expects, at least 1; None where that is not known."""
         known = self._end is not None and self.state == "running"
-        return max(0.0, self._end - time.monotonic()) if known else None
+        return max(1.0, self._end - time.monotonic()) if known else None
 
     @property
     def stage_text(self) -> str:

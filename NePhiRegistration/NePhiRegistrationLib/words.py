@@ -15,6 +15,8 @@ _STAGES = {
     "transforms": _("Computing the transforms"),
     "warping": _("Warping the moving volume"),
     "Jacobian determinant": _("Computing the volume change"),
+    "measures": _("Measuring the result"),
+    "inverse consistency": _("Comparing both directions"),
     "writing": _("Writing the result"),
     "report": _("Writing the report"),
     "done": _("Done"),

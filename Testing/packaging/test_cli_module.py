@@ -169,8 +169,10 @@ def test_a_registration_as_slicer_calls_it(pair, tmp_path):
         sitk.ReadImage(str(p)) for p in (pair / "fixed.nrrd", pair / "moving.nrrd", tmp_path / "warped.nrrd")
     )
     transform = sitk.ReadTransform(str(tmp_path / "forward.h5"))
-    again = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, float(sitk.GetArrayViewFromImage(moving).min()))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(warped), sitk.GetArrayFromImage(again))
+    lowest = float(sitk.GetArrayViewFromImage(moving).min())
+    again = sitk.Resample(sitk.Cast(moving, sitk.sitkFloat32), fixed, transform, sitk.sitkLinear, lowest)
+    # whole numbers are rounded to the nearest
+    np.testing.assert_allclose(sitk.GetArrayFromImage(warped), sitk.GetArrayFromImage(again), atol=0.502)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["settings"]["fit"]["iterations"] == 30 and report["settings"]["fit"]["seed"] == 1
     assert report["tre_mm"]["after"]["mean"] < 0.5 * report["tre_mm"]["unaligned"]["mean"]

@@ -32,6 +32,7 @@ def batch_command(options) -> int:
     cluster = cluster_settings(options)
     if cluster is not None and options.shard:
         raise NephiError("--shard and --engine: the engine shares the pairs out itself; give one of them")
+    outputs = outputs_from(options)
     pairs, output = read_pairs(options.pairs), Path(options.output)
     if options.shard:
         pairs = shard_of(pairs, options.shard)
@@ -40,7 +41,7 @@ def batch_command(options) -> int:
         "auto_mask": not options.no_auto_mask,
         "device": options.device,
         "threads": options.threads,
-        "outputs": outputs_from(options),
+        "outputs": outputs,
         "tolerances": None if options.tolerances is None else Path(options.tolerances).absolute(),
         "also": tuple(options.also),
     }
