@@ -78,7 +78,7 @@ def register(
         images = images.map(hounsfield, ROLES)
         guidance = (NOTHING if guidance is None else guidance).checked(images)
         if guidance.initial is not None and (settings.align != "auto" or model is not None):
-            raise NephiError("an initial transform takes the place of the alignment and the model: give one of them alone")
+            raise NephiError("an initial transform takes the place of alignment and model: give one of them alone")
         masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)
         report("alignment")
         # what was taken for lungs may be the room: it is no reason to skip the search
