@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -17,10 +16,11 @@ import pytest
 import SimpleITK as sitk
 from files import textured, write_dicom
 from nephi.cli import main
-from nephi.cli.batch import COLUMNS, finished_report
+from nephi.cli.batch import finished_report
 from nephi.errors import NephiError
 from nephi.files.cases import read_pairs
 from nephi.settings import PRESETS
+from tables import table
 
 _HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 _FAST = ["--iterations", "4", "--no-report", "--align", "moments"]
@@ -47,13 +47,6 @@ def study(tmp_path, phantom_2d):
         return path
 
     return pairs
-
-
-def table(output: Path) -> dict[str, dict]:
-    with open(output / "summary.csv", encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames) == COLUMNS
-        return {row["name"]: row for row in reader}
 
 
 def times(output: Path) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -13,11 +12,12 @@ from pathlib import Path
 
 import nephi
 import pytest
+import tables
 from hypothesis import given
 from hypothesis import strategies as st
 from nephi import process
 from nephi.cli import main
-from nephi.cli.batch import COLUMNS, gpu_environments, run_batch
+from nephi.cli.batch import gpu_environments, run_batch
 from nephi.cli.cluster import ClusterSettings, PairsJob
 from nephi.cli.cohort import shard_of
 from nephi.errors import NephiError
@@ -47,10 +47,8 @@ def study(tmp_path, phantom_2d):
 
 def table(output: Path) -> dict[str, dict]:
     """Without the seconds, which no two runs share."""
-    with open(output / "summary.csv", encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames) == COLUMNS
-        return {row["name"]: {k: v for k, v in row.items() if k != "seconds"} for row in reader}
+    rows = tables.table(output)
+    return {name: {k: v for k, v in row.items() if k != "seconds"} for name, row in rows.items()}
 
 
 def times(output: Path) -> dict[str, int]:

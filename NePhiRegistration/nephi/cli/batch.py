@@ -207,9 +207,8 @@ def finished_report(
     report = report_of(folder)
     if report is None:
         return None
-    if report.settings != _plain(settings) or set(outputs) - set(
-        DEFAULT_OUTPUTS if report.outputs is None else report.outputs
-    ):
+    written = DEFAULT_OUTPUTS if report.outputs is None else report.outputs
+    if report.settings != _plain(settings) or not set(outputs) <= set(written):
         return None
     inputs = fingerprints(pair.files, auto_mask, settings.align, model=settings.model, series=pair.series)
     judged = report.verdict is not None and tolerances is not None and report.verdict.tolerances == tolerances.to_dict()

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import NephiError
 from ..files.cases import Case, read_pairs
 from ..files.folder import ResultFolder
-from ..files.writing import is_held, output_folder, recover
+from ..files.writing import is_held, output_folder
 from ..paths import read_text_file
 from .batch import SETTINGS, SUMMARY, pair_row, report_of, write_summary
 
@@ -20,8 +20,7 @@ def row_in(folder: Path, pair: Case, settings: dict | None) -> dict:
 
     The status is done, failed, running, interrupted, or waiting where nothing has begun.
     """
-    recover(folder)
-    files = ResultFolder(folder)
+    files = ResultFolder.opened(folder)
     try:
         failure = json.loads(read_text_file(files.failure, "failure"))
         return pair_row(pair, "failed", error=str(failure["error"]), seconds=failure["seconds"])

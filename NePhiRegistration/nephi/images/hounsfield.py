@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from ..errors import notice
 
 CT_WINDOW = (-1000.0, 200.0)
-AIR_HU = -1000.0
+_AIR_HU = -1000.0
 _DENSE_HU = -500.0  # what pads is seen as such where it is denser than this, or no air at all
 _FAR_HU = -1100.0
 _LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
@@ -54,18 +54,16 @@ def looks_like_ct(image: sitk.Image) -> bool:
     return hu_offset(image) == 0.0
 
 
-def unseen_values(image: sitk.Image) -> list[float]:
-    """In Hounsfield units: the padding that is not the air that the scanner would have seen."""
-    return [value for value in padding(image) if value > _DENSE_HU or value < _FAR_HU]
+def unseen_values(image: sitk.Image, offset: float = 0.0) -> list[float]:
+    """The padding that is not the air that the scanner would have seen; ``offset`` makes values Hounsfield units."""
+    return [value for value in padding(image) if value + offset > _DENSE_HU or value + offset < _FAR_HU]
 
 
-def in_hu(image: sitk.Image, offset: float, padding_hu: float = AIR_HU) -> sitk.Image:
-    """Hounsfield units as float32, with ``padding_hu`` in the place of what pads the image and is not air."""
+def in_hu(image: sitk.Image, offset: float) -> sitk.Image:
+    """Hounsfield units as float32, with air in the place of what pads the image and is not air."""
     array = sitk.GetArrayFromImage(image).astype(np.float32)
-    for value in padding(image):
-        hu = value + offset
-        if hu > _DENSE_HU or hu < _FAR_HU:
-            array[array == value] = padding_hu - offset
+    for value in unseen_values(image, offset):
+        array[array == value] = _AIR_HU - offset
     out = sitk.GetImageFromArray(array + np.float32(offset))
     out.CopyInformation(image)
     return out
