@@ -44,7 +44,7 @@ class Sampled:
 
     def before_affine(self) -> np.ndarray:
         """Displacement (z, y, x, d) of the map without its linear part."""
-        points = _points(self.grid)
+        points = self.grid.points_lps_mm()
         return self.affine.inverse()(points + self.displacement) - points
 
 
@@ -80,10 +80,6 @@ def check_format(name: str, dimension: int) -> None:
         raise NephiError(f"the format {name} is for 3D transforms")
     if name in _PACKAGES:
         _package(*_PACKAGES[name])
-
-
-def _points(grid: Grid) -> np.ndarray:
-    return grid.slab_lps_mm(0, grid.shape[0]).reshape(*grid.shape, grid.dimension)
 
 
 def _both(pair: Pair) -> list[tuple[str, Sampled]]:
@@ -158,7 +154,7 @@ def _fsl(pair: Pair, stem: Path) -> list[Path]:
     """A relative warp of FSL: from the fixed image's FSL coordinates to the moving image's, for ``applywarp``."""
     written = []
     for ending, sampled in _both(pair):
-        points = _points(sampled.grid)
+        points = sampled.grid.points_lps_mm()
         ended = _to_fsl(sampled.target, points + sampled.displacement)
         field = (ended - _to_fsl(sampled.grid, points)).astype(np.float32)
         grid = sampled.grid
@@ -280,7 +276,7 @@ def read_fsl(path: Path, moving: Grid) -> sitk.DisplacementFieldTransform:
     except (RuntimeError, ValueError):
         raise NephiError(f"cannot read {path} as a displacement field of FSL") from None
     grid = Grid.of(image[..., 0])
-    points = _points(grid)
+    points = grid.points_lps_mm()
     ended = _to_fsl(grid, points) + np.moveaxis(sitk.GetArrayFromImage(image), 0, -1)
     index = ended / np.asarray(moving.spacing_mm)
     if np.linalg.det(moving.axes) > 0:

@@ -57,7 +57,7 @@ def outer_map(
     inverse = None
     if isinstance(initial, sitk.Transform):
         grid = fixed.coarsened(spacing_mm)
-        rest = back(_displaced(initial, grid)) - grid.to_lps_mm(_index_xyz(grid))
+        rest = back(_displaced(initial, grid)) - grid.points_lps_mm()
 
         def forward_lps_mm(points: np.ndarray) -> np.ndarray:
             return points + interpolate(rest, grid, points)
@@ -104,15 +104,9 @@ def _forward(initial: sitk.Transform | PointMaps, points_lps_mm: np.ndarray) -> 
     return initial.forward(points_lps_mm)
 
 
-def _index_xyz(grid: Grid) -> np.ndarray:
-    """(z, y, x, d) of all voxels."""
-    index = np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij")
-    return np.stack(index[::-1], -1)
-
-
 def _displaced(transform: sitk.Transform, grid: Grid) -> np.ndarray:
     """(z, y, x, d) points in LPS mm: where the transform takes the voxels of a grid."""
     field = sitk.TransformToDisplacementField(
         transform, sitk.sitkVectorFloat64, grid.size, grid.origin_lps_mm, grid.spacing_mm, grid.direction
     )
-    return grid.to_lps_mm(_index_xyz(grid)) + sitk.GetArrayFromImage(field)
+    return grid.points_lps_mm() + sitk.GetArrayFromImage(field)

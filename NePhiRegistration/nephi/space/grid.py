@@ -76,6 +76,10 @@ class Grid:
         index = np.stack(np.meshgrid(*[(0, n - 1) for n in self.size], indexing="ij"), -1)
         return self.to_lps_mm(index.reshape(-1, self.dimension))
 
+    def points_lps_mm(self) -> np.ndarray:
+        """(z, y, x, d) centres of all voxels."""
+        return self.slab_lps_mm(0, self.shape[0]).reshape(*self.shape, self.dimension)
+
     def slab_lps_mm(self, start: int, stop: int) -> np.ndarray:
         """Points of the slices start..stop of the last axis (first of the array): (n, d)."""
         axes = [np.arange(start, stop), *[np.arange(n) for n in self.shape[1:]]]
