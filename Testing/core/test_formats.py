@@ -30,12 +30,12 @@ def made(direction: np.ndarray, other: np.ndarray) -> tuple[Pair, Grid]:
     fixed = Grid((24, 22, 20), (3.0, 4.0, 5.0), (-40.0, 25.0, 60.0), tuple(direction.ravel()))
     moving = Grid((40, 36, 30), (2.5, 2.5, 3.5), (-60.0, 5.0, 40.0), tuple(other.ravel()))
     affine = Affine(np.array([[1.03, 0.02, 0.0], [-0.01, 0.97, 0.03], [0.0, 0.01, 1.05]]), np.array([4.0, -3.0, 6.0]))
-    points = formats._points(fixed)
+    points = fixed.points_lps_mm()
     bend = np.stack(
         [4 * np.sin(points[..., 1] / 30), 3 * np.cos(points[..., 2] / 40), 5 * np.sin(points[..., 0] / 35)], -1
     )
     forward = Sampled(fixed, affine(points + bend) - points, affine, moving)
-    back = formats._points(moving)
+    back = moving.points_lps_mm()
     inverse = Sampled(moving, affine.inverse()(back) - back - 0.5, affine.inverse(), fixed)
     return Pair(forward, inverse, (-bend).astype(np.float32)), fixed
 
