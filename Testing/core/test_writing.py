@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import nephi
@@ -180,22 +181,24 @@ def test_the_same_tensors_make_the_same_file(tmp_path):
     assert metadata["z"] == "Z" and tensors["x"].tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """Files of more than 20 kB cannot be written, as on a full disk."""
+    """Files of more than 20 kB cannot be written, as on a full disk; nor could what the tests print, if it lasted."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr", "a.nrrd", "a.mha", "a.mhd", "a.vtk", "a.nhdr",
                                   "a.h5", "a.tfm"])  # fmt: skip
-def test_a_full_disk_is_one_line_and_leaves_the_older_file(name, tmp_path, small_files, capfd):
+def test_a_full_disk_is_one_line_and_leaves_the_older_file(name, tmp_path, capfd):
     noise = np.random.default_rng(0).normal(size=(20, 30, 40)).astype(np.float32)
     (tmp_path / name).write_text("old")
-    with pytest.raises(NephiError, match=f"cannot write .*{name}"):
+    with small_files(), pytest.raises(NephiError, match=f"cannot write .*{name}"):
         if name.endswith((".h5", ".tfm")):
             field = sitk.Compose(*[sitk.Cast(sitk.GetImageFromArray(noise), sitk.sitkFloat64)] * 3)
             write_transform(sitk.DisplacementFieldTransform(field), tmp_path / name)
@@ -205,14 +208,14 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_file(name, tmp_path, small
     assert capfd.readouterr().err == ""  # MetaIO and others write lines of their own
 
 
-def test_other_files_on_a_full_disk(tmp_path, small_files):
+def test_other_files_on_a_full_disk(tmp_path):
     for name, write in (
         ("a.safetensors", lambda path: write_tensors(path, {"x": torch.ones(30_000)}, {})),
         ("a.json", lambda path: write_text(path, "x" * 30_000)),
         ("a.csv", lambda path: write_landmarks(path, np.ones((9_000, 3)))),
     ):
         (tmp_path / name).write_text("old")
-        with pytest.raises(NephiError, match=f"cannot write .*{name}.*File too large"):
+        with small_files(), pytest.raises(NephiError, match=f"cannot write .*{name}.*File too large"):
             write(tmp_path / name)
         assert (tmp_path / name).read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 3
