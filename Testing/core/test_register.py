@@ -58,7 +58,7 @@ def test_the_known_map_is_found(registered):
     # and everywhere in the lungs, not only at forks
     points = points_in(phantom.fixed_mask)
     assert np.linalg.norm(result.forward(points) - phantom.forward(points), axis=-1).mean() < 0.4 * before
-    assert result.alignment == "moments"
+    assert result.alignment.method == "moments"
     assert result.history[-1]["similarity"] < 0.6 * result.history[0]["similarity"]
 
 
@@ -251,7 +251,7 @@ def test_grids_do_not_matter_in_3d(phantom_3d, short):
 
 def test_masks_are_found_where_none_are_given(phantom_3d, short):
     result = run(phantom_3d, short(20), masks=False)
-    assert result.found_masks == ("fixed", "moving") and result.alignment == "search"
+    assert result.found_masks == ("fixed", "moving") and result.alignment.method == "search"
     before, after = errors_mm(result, phantom_3d)
     assert after < before
 

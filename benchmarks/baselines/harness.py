@@ -19,6 +19,7 @@ from nephi.files.image import read_image
 from nephi.files.masks import read_mask
 from nephi.fitting.fit import Adam, fit
 from nephi.fitting.similarity import make_similarity
+from nephi.images.align import Alignment
 from nephi.images.image_pair import ImagePair
 from nephi.images.volume import Volume
 from nephi.maps.maps import Map
@@ -115,8 +116,8 @@ def optimise(
 def write_maps(maps: nn.Module, pair: ImagePair, out: Path, inverse: bool) -> None:
     """displacement.mha and, where there is one, inverse_displacement.mha: LPS mm, on the pair's common grid."""
     maps.eval().requires_grad_(False)
-    grid = Grid.of(pair.images[0])
-    result = Registration(maps, pair.cube, pair.affine, grid, Grid.of(pair.images[1]), pair.settings)
+    grid, alignment = Grid.of(pair.images[0]), Alignment(pair.affine, "given")
+    result = Registration(maps, pair.cube, alignment, grid, Grid.of(pair.images[1]), pair.settings)
     for back in (False, True) if inverse else (False,):
         image = grid.image(result.displacement(grid, back), vector=True)
         sitk.WriteImage(image, str(out / f"{'inverse_' if back else ''}displacement.mha"))

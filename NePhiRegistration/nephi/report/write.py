@@ -257,10 +257,10 @@ def _facts(r: Registration) -> dict[str, Any]:
     """Alignment, settings, device and versions of the run."""
     return {
         "alignment": {
-            "method": r.alignment,
-            "start": r.alignment_start,
-            "score": r.alignment_score,
-            "lead": r.alignment_lead,
+            "method": r.alignment.method,
+            "start": r.alignment.start,
+            "score": r.alignment.score,
+            "lead": r.alignment.lead,
             "matrix": r.affine.matrix.tolist(),
             "offset_mm": r.affine.offset_mm.tolist(),
         },
