@@ -23,7 +23,7 @@ FILES = {
     "warped": {"warped.nii.gz"},
     "jacobian": {"jacobian.nii.gz"},
     "exact-jacobian": {"jacobian.nii.gz"},
-    "consistency": {"inverse_consistency.nii.gz"},
+    "disagreement": {"fields_disagreement.nii.gz"},
     "error-map": {"error_map.nii.gz", "error_bound.nii.gz"},
     "report": {"report.html"},
 }
@@ -35,7 +35,7 @@ def result(phantom_2d, short) -> Registration:
     return register(phantom_2d.fixed, phantom_2d.moving, **masks, settings=short(6), device="cpu")
 
 
-@pytest.mark.parametrize("outputs", [(), *((name,) for name in FILES), ("warped", "consistency"), DEFAULT_OUTPUTS])
+@pytest.mark.parametrize("outputs", [(), *((name,) for name in FILES), ("warped", "disagreement"), DEFAULT_OUTPUTS])
 def test_what_is_asked_for_is_written_and_nothing_else(outputs, result, phantom_2d, tmp_path):
     (tmp_path / "warped.nii.gz").write_text("of an older result")
     report = write_all(result, phantom_2d.fixed, phantom_2d.moving, tmp_path, outputs=outputs)

@@ -93,7 +93,8 @@ def test_the_script_takes_every_parameter_of_the_xml_and_no_other():
         p.findtext("name") for p in parameters() if p.find("longflag") is not None or p.find("index") is not None
     }
     simple = {p.findtext("name") for p in parameters() if p.tag not in _FILES and p.findtext("channel") == "output"}
-    lines = module.return_parameters({"folds": {"count": 3}, "inverse_consistency_mm": {"mean": 0.5}}).splitlines()
+    means = {f"{name}_mm": {"mean": 0.5} for name in ("inverse_consistency", "fields_disagreement")}
+    lines = module.return_parameters({"folds": {"count": 3}, **means}).splitlines()
     assert {line.split(" = ")[0] for line in lines} == simple
     assert "landmarkErrorMm = -1" in lines and "foldedVoxels = 3" in lines
 
