@@ -16,6 +16,7 @@ from nephi.files.folder import DEFAULT_OUTPUTS, ResultFolder
 from nephi.report import write
 from nephi.report.write import write_all
 from nephi.result import Registration
+from nephi.synthetic.phantom import make_phantom
 
 ALWAYS = {"transform.h5", "inverse_transform.h5", "registration.safetensors", "report.json"}
 FILES = {
@@ -27,6 +28,11 @@ FILES = {
     "error-map": {"error_map.nii.gz", "error_bound.nii.gz"},
     "report": {"report.html"},
 }
+
+
+@pytest.fixture(scope="module")
+def phantom_2d():
+    return make_phantom((96, 80), 4.0, dimension=2)
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,7 @@ def test_the_engine_is_found_beside_the_module(tmp_path, monkeypatch):
 def pair(tmp_path_factory) -> Path:
     """A small 3D phantom on disk, its images as .nrrd and its landmarks as .mrk.json, as Slicer hands them over."""
     folder = tmp_path_factory.mktemp("pair")
-    phantom = make_phantom((48, 44, 44), 6.5)
+    phantom = make_phantom((36, 32, 32), 8.5)
     phantom.write(folder)
     for name in ("fixed", "moving", "fixed_mask", "moving_mask"):
         sitk.WriteImage(sitk.ReadImage(str(folder / f"{name}.nii.gz")), str(folder / f"{name}.nrrd"))
