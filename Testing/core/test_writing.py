@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nephi import journal
 from nephi.cli import main
 from nephi.cli.console import Console
 from nephi.errors import NephiError
-from nephi.files import writing
 from nephi.files.folder import ResultFolder
 from nephi.files.image import write_image
 from nephi.files.landmarks import write_landmarks
 from nephi.files.tensors import read_tensors, write_tensors
 from nephi.files.transform import write_transform
-from nephi.files.writing import FOLDER_LOCK, output_folder, recover, replaced, visible, whole, write_csv, write_text
+from nephi.files.writing import FOLDER_LOCK, output_folder, replaced, visible, whole, write_csv, write_text
+from nephi.journal import recover
 from nephi.synthetic.phantom import make_phantom
 
 _HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -32,13 +33,13 @@ _POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals, limits and
 _NAMES = ("a.txt", "b.txt", "below/c.txt", "report.json")
 _REPLACE = """
 import itertools, os, signal, sys
-from nephi.files import writing
+from nephi import journal
 from nephi.files.writing import replaced, write_text
 count, at = itertools.count(1), int(sys.argv[2])
 def step(operation, path):
     if next(count) == at:
         os.kill(os.getpid(), signal.SIGKILL)
-writing.step = step
+journal.watch = step
 with replaced(sys.argv[1], gone=["page.html"], last="report.json") as scratch:
     for name in ("a.txt", "b.txt", "below/c.txt", "report.json"):
         write_text(scratch / name, "new")
@@ -69,7 +70,7 @@ NEW = {**dict.fromkeys(_NAMES, "new"), "mine.txt": "old"}
 def steps(monkeypatch, folder: Path) -> list[str]:
     done: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "step", lambda operation, path: done.append(operation))
+        patch.setattr(journal, "watch", lambda operation, path: done.append(operation))
         renew(folder)
     return done
 
@@ -87,7 +88,7 @@ def test_a_failure_at_any_operation_leaves_the_older_files(tmp_path, monkeypatch
                 raise OSError(28, "No space left on device", str(path))
 
         with monkeypatch.context() as patch:
-            patch.setattr(writing, "step", step)
+            patch.setattr(journal, "watch", step)
             with pytest.raises(NephiError, match="cannot write .*No space left"):
                 renew(folder)
         assert contents(folder) == before, f"{at}: {done[at - 1]}"

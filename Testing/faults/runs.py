@@ -1,7 +1,7 @@
 """Runs that are killed, or that find no room, over an older result; and the run after them.
 
-Each runs in a process forked from this one, so that loading torch is paid for once. ``nephi.files.writing.step``, which
-every operation on files passes, is where it is killed or where the disk is full.
+Each runs in a process forked from this one, so that loading torch is paid for once. ``nephi.journal.step``, which every
+operation on files passes, is where it is killed or where the disk is full.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pathlib import Path
 import nephi
 import numpy as np
 import SimpleITK as sitk
+from nephi import journal
 from nephi.cli import commands, main  # noqa: F401 (loaded before the forks)
-from nephi.files import writing
 from nephi.synthetic.phantom import make_phantom
 
 from . import samples
@@ -257,9 +257,8 @@ def _run(
 
 def _hook(at: int, kill: bool, counted: int) -> None:
     count = 0
-    original = writing.step
 
-    def step(operation: str, path: Path) -> None:
+    def watch(operation: str, path: Path) -> None:
         nonlocal count
         count += 1
         if at == 0:
@@ -269,9 +268,7 @@ def _hook(at: int, kill: bool, counted: int) -> None:
         elif count >= at and operation in ("mkdir", "write", "fsync"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("nephi") and getattr(module, "step", None) is original:
-            module.step = step  # type: ignore[attr-defined]
+    journal.watch = watch
 
 
 def _batch(kind: str, seed: int, rng: np.random.Generator, folder: Path) -> Outcome:

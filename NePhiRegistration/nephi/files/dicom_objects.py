@@ -18,10 +18,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
 from ..version import __version__
-from .writing import replaced, step
+from .writing import replaced
 
 DEFORMABLE, RIGID = "1.2.840.10008.5.1.4.1.1.66.3", "1.2.840.10008.5.1.4.1.1.66.1"
 _REFERENCED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",

@@ -19,10 +19,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
 from .transform import displacement_transform, write_transform
-from .writing import replaced, step, write_text
+from .writing import replaced, write_text
 
 _RAS = np.array([-1.0, -1.0, 1.0])
 _DISPLACEMENTS, _FSL_DISPLACEMENTS = 1006, 2006  # intent codes of NIfTI

@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..journal import step
 from ..paths import check_file
 from .apart import read_image_apart
 from .dicom import read_dicom
@@ -20,7 +21,7 @@ from .geometry import check_geometry
 from .headers import META, NRRD, check_header
 from .nifti import SUFFIXES as NIFTI
 from .nifti import read_nifti
-from .writing import reserve, step, whole
+from .writing import reserve, whole
 
 _SMALLEST = 8  # voxels per axis; below this there is nothing to register
 

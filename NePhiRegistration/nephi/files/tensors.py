@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NephiError
+from ..journal import step
 from ..paths import check_file
-from .writing import reserve, step, whole
+from .writing import reserve, whole
 
 _FEW = 2**22  # values
 _MAKING = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange)

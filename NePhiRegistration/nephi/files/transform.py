@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..journal import step
 from ..paths import check_file
 from ..settings import ALIGNMENTS
 from ..space.affine import Affine
@@ -19,7 +20,7 @@ from .headers import META, NRRD
 from .image import open_image
 from .nifti import SUFFIXES as NIFTI
 from .parameters import check_mat, check_text
-from .writing import reserve, step, whole
+from .writing import reserve, whole
 
 _HEADERS = 1 << 16  # bytes of a transform file beside its displacements, at most
 _ABSOLUTE = (0.7, 1.3)  # slope of vectors over places in which they are places and no displacements

@@ -20,9 +20,9 @@ from ..files.image import read_image
 from ..files.landmarks import read_landmarks
 from ..files.masks import read_mask, read_regions
 from ..files.tensors import read_tensors, write_tensors
-from ..files.writing import recover
 from ..images.align import align
 from ..images.image_pair import ImagePair
+from ..journal import recover
 from ..settings import PRESETS, Level
 from ..synthetic.shapes import TRAINING, VALIDATION, shape_pairs
 from .pair_tensors import BOTH, PairTensors, View
