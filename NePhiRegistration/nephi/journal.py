@@ -30,7 +30,7 @@ def step(operation: str, path: Path) -> None:
 def recover(folder: str | Path) -> None:
     """Finish what killed runs had begun to move into ``folder``, and remove what they left there otherwise."""
     folder = Path(folder)
-    with contextlib.suppress(OSError):  # a folder that cannot be written to is read as it stands
+    with contextlib.suppress(OSError, ValueError):  # a folder that cannot be written to is read as it stands
         for scratch in sorted(folder.glob(f"{PREFIX}*")):
             if scratch.is_symlink():
                 continue
@@ -40,6 +40,12 @@ def recover(folder: str | Path) -> None:
                     _move(scratch, folder, plan)
                 if taken:
                     step("rmdir", scratch)
+
+
+def complete(path: Path) -> None:
+    """``recover``, before ``path`` is opened, of the folders whose killed run may have been about to move it."""
+    for folder in dict.fromkeys((path.parent.parent, path.parent, path)):
+        recover(folder)
 
 
 def commit(scratch: Path, folder: Path, gone: Iterable[str], last: str) -> None:

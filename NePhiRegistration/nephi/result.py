@@ -246,8 +246,6 @@ class Registration:
         path = Path(path)
         if path.is_dir():
             path = ResultFolder.opened(path).registration
-        if not path.exists():
-            raise NephiError(f"no such registration file: {path}")
         metadata, tensors = read_tensors(path, "a NePhi registration")
         if metadata.get("format") != _FORMAT:
             raise NephiError(f"{path} is not a NePhi registration (format {metadata.get('format')!r})")

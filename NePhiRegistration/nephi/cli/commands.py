@@ -152,7 +152,7 @@ _POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
 
 def warp_command(options) -> int:
     path, series = Path(options.result), tuple(options.series)
-    if path.is_dir() or path.suffix == ".safetensors" or not path.exists():
+    if path.is_dir() or path.suffix == ".safetensors":
         result: Registration | TransformFile = Registration.load(path)
     else:
         reference = options.reference or options.dicom

@@ -9,8 +9,8 @@ import gzip
 import importlib
 import json
 import re
-import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from ..errors import NephiError
 from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
+from .image import write_image
 from .transform import displacement_transform, write_transform
-from .writing import replaced, write_text
+from .writing import by_library, replaced, write_text
 
 _RAS = np.array([-1.0, -1.0, 1.0])
 _DISPLACEMENTS, _FSL_DISPLACEMENTS = 1006, 2006  # intent codes of NIfTI
@@ -108,8 +109,7 @@ def _compact(pair: Pair, stem: Path) -> list[Path]:
         grid = sampled.grid
         fixed = [*grid.size, *grid.origin_lps_mm, *grid.spacing_mm, *grid.direction]
         values = (np.round(sampled.displacement / _STEP_MM) * _STEP_MM).astype(np.float32).ravel()
-        step("write", path)
-        with h5py.File(path, "w") as file:
+        with _by_hdf5(path, values.nbytes), h5py.File(path, "w") as file:
             text = h5py.string_dtype("ascii")
             for name, value in (("ITKVersion", "5.4.0"), ("HDFVersion", "1.12"), ("OSName", ""), ("OSVersion", "")):
                 file.create_dataset(name, data=[value], dtype=text)
@@ -129,15 +129,13 @@ def _ants(pair: Pair, stem: Path) -> list[Path]:
     """``0GenericAffine.mat``, ``1Warp.nii.gz`` and ``1InverseWarp.nii.gz``, as antsRegistration names them."""
     forward = pair.forward
     written = [_beside(stem, "0GenericAffine.mat"), _beside(stem, "1Warp.nii.gz")]
-    step("write", written[0])
-    sitk.WriteTransform(forward.affine.transform(), str(written[0]))
+    write_transform(forward.affine.transform(), written[0])
     fields = [(written[1], forward.before_affine())]
     if pair.inverse_before is not None:
         written.append(_beside(stem, "1InverseWarp.nii.gz"))
         fields.append((written[2], pair.inverse_before))
     for path, field in fields:
-        step("write", path)
-        sitk.WriteImage(forward.grid.image(field.astype(np.float32), vector=True), str(path))
+        write_image(forward.grid.image(field.astype(np.float32), vector=True), path)
     return written
 
 
@@ -175,11 +173,11 @@ def _to_fsl(grid: Grid, points_lps_mm: np.ndarray) -> np.ndarray:
 
 def _write_nifti(image: sitk.Image, path: Path, intent: int) -> None:
     """SimpleITK writes no intent but its own."""
+    plain = path.with_name(f"plain_{path.name.removesuffix('.gz')}")
+    write_image(image, plain)
+    data = bytearray(plain.read_bytes())
+    plain.unlink()
     step("write", path)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        plain = Path(folder) / "field.nii"
-        sitk.WriteImage(image, str(plain))
-        data = bytearray(plain.read_bytes())
     order = "little" if int.from_bytes(data[:4], "little") == 348 else "big"
     data[68:70] = intent.to_bytes(2, order)  # type: ignore[arg-type]
     with open(path, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
@@ -202,8 +200,8 @@ def _x5(pair: Pair, stem: Path) -> list[Path]:
             dimension_kinds=("space", "space", "space", "vector"),
             domain=x5.X5Domain(grid=True, size=sampled.grid.size, mapping=mapping, coordinates="cartesian"),
         )
-        step("write", path)
-        x5.to_filename(path, [node])
+        with _by_hdf5(path, node.transform.nbytes):
+            x5.to_filename(path, [node])
         written.append(path)
     return written
 
@@ -231,6 +229,10 @@ def _bids(pair: Pair, stem: Path) -> list[Path]:
         write_text(side, json.dumps(sidecar, indent=2) + "\n")
         written += [path, side]
     return written
+
+
+def _by_hdf5(path: Path, size: int) -> AbstractContextManager[None]:
+    return by_library(path, size, f"cannot write {path.name} as an HDF5 file")
 
 
 def _package(module: str, package: str) -> Any:

@@ -19,6 +19,7 @@ from ..journal import PREFIX, commit, recover, step
 from ..runfolder import RunFolder, try_lock
 
 FOLDER_LOCK, BATCH_LOCK = ".nephi.lock", ".nephi.batch.lock"
+_HEADERS = 1 << 16  # bytes of a file beside its values, at most
 _open: set[Path] = set()  # scratch folders of this process: what is written into them is part of their whole
 _locked: set[Path] = set()  # locks that this process holds
 
@@ -98,7 +99,6 @@ def reserve(path: Path, size: int) -> None:
 
     For libraries that do not tell, or crash, when the disk runs full.
     """
-    step("write", path)
     zeros = bytes(1 << 20)
     try:
         with open(path, "wb") as file:
@@ -106,6 +106,44 @@ def reserve(path: Path, size: int) -> None:
                 file.write(zeros[: size - start])
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def by_library(
+    path: Path, size: int, refused: str, errors: tuple[type[Exception], ...] = (RuntimeError, OSError)
+) -> Iterator[None]:
+    """A library, which may name any reason when the disk is full, writes ``path``, of about ``size`` bytes.
+
+    Where it fails with one of ``errors``, OSError is raised if there is no room for the file, and else NephiError with
+    the text ``refused``. What it prints to the standard error output is not shown.
+    """
+    step("write", path)
+    try:
+        with _mute():
+            yield
+    except errors:
+        for part in path.parent.glob(f"{path.name.split('.')[0]}.*"):  # a header may have its voxels beside it
+            part.unlink()
+        reserve(path, size + _HEADERS)
+        raise NephiError(refused) from None
+
+
+@contextmanager
+def _mute() -> Iterator[None]:
+    """The standard error output of C++ off."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 @contextmanager
