@@ -232,7 +232,7 @@ def _bids(pair: Pair, stem: Path) -> list[Path]:
 
 
 def _by_hdf5(path: Path, size: int) -> AbstractContextManager[None]:
-    return by_library(path, size, f"cannot write {path.name} as an HDF5 file")
+    return by_library(path, size, f"cannot write {path.name} as an HDF5 file", crashes=True)
 
 
 def _package(module: str, package: str) -> Any:

@@ -20,9 +20,8 @@ from .headers import META, NRRD
 from .image import open_image
 from .nifti import SUFFIXES as NIFTI
 from .parameters import check_mat, check_text
-from .writing import by_library, reserve, whole
+from .writing import by_library, whole
 
-_HEADERS = 1 << 16  # bytes of a transform file beside its displacements, at most
 _LETTERS = 26  # of a number as text, at most
 _ABSOLUTE = (0.7, 1.3)  # slope of vectors over places in which they are places and no displacements
 
@@ -41,8 +40,8 @@ def write_transform(transform: sitk.Transform, path: str | Path) -> None:
         count = len(transform.GetParameters()) + len(transform.GetFixedParameters())
     size = count * (_LETTERS if path.suffix.lower() in (".tfm", ".txt", ".xfm") else 8)
     with whole(path) as scratch:
-        reserve(scratch, size + _HEADERS)  # where the disk is full HDF5 ends the process, and text is cut
-        with by_library(scratch, size, f"cannot write {path}: use a known transform type such as .h5 or .tfm"):
+        refused = f"cannot write {path}: use a known transform type such as .h5 or .tfm"
+        with by_library(scratch, size, refused, crashes=True):
             sitk.WriteTransform(transform, str(scratch))
 
 

@@ -95,10 +95,7 @@ def visible(text: str, keep: str = "\n\t") -> str:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make and remove a file of ``size`` bytes; raises OSError where there is no room for it.
-
-    For libraries that do not tell, or crash, when the disk runs full.
-    """
+    """Make and remove a file of ``size`` bytes; raises OSError where there is no room for it."""
     zeros = bytes(1 << 20)
     try:
         with open(path, "wb") as file:
@@ -110,14 +107,21 @@ def reserve(path: Path, size: int) -> None:
 
 @contextmanager
 def by_library(
-    path: Path, size: int, refused: str, errors: tuple[type[Exception], ...] = (RuntimeError, OSError)
+    path: Path,
+    size: int,
+    refused: str,
+    errors: tuple[type[Exception], ...] = (RuntimeError, OSError),
+    crashes: bool = False,
 ) -> Iterator[None]:
     """A library, which may name any reason when the disk is full, writes ``path``, of about ``size`` bytes.
 
     Where it fails with one of ``errors``, OSError is raised if there is no room for the file, and else NephiError with
-    the text ``refused``. What it prints to the standard error output is not shown.
+    the text ``refused``. What it prints to the standard error output is not shown. ``crashes``: on a full disk it does
+    not fail, but ends the process or cuts the file; then the room is looked for before.
     """
     step("write", path)
+    if crashes:
+        reserve(path, size + _HEADERS)
     try:
         with _mute():
             yield
