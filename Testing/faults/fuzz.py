@@ -1,7 +1,8 @@
 """Every reader of NePhi with damaged files: read as it was, refused in one line, or wrong.
 
-A file that is accepted with other content than it had is right only if a notice told so, or if another reading of the
-damaged file (``stated``) says the same: then the damage made another valid file, which no reader can tell.
+A file that is accepted with other content than it had is right only if another reading of the damaged file
+(``stated``) says the same: then the damage made another valid file, which no reader can tell, or a notice has told what
+of it was left out or changed, and the other reading does the same. Every notice names the file, its folder or its role.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from nephi.errors import NephiError, collected_notices
 
-from . import samples, stated
+from . import exchanged, samples, stated
 from .damage import damaged
 from .pool import LINE, RIGHT, WRONG, Outcome, limit_memory
 
@@ -82,6 +83,7 @@ READERS: dict[str, Reader] = {
     "training cache": _R(samples.cache, samples.read_cache, None, 2000),
     "training log": _R(samples.log, samples.read_log, stated.log),
     "report .json": _R(samples.report, samples.read_report, stated.report),
+    **{kind: _R(*reader) for kind, reader in exchanged.READ.items()},
 }
 
 
@@ -123,17 +125,29 @@ def fuzz(kind: str, seed: int) -> Outcome:
             return Outcome("fuzz", kind, seed, WRONG, how, f"{type(error).__name__}: {str(error)[:300]}")
         if (peak := _peak()) > _MOST_BYTES:
             return Outcome("fuzz", kind, seed, WRONG, how, f"{peak / 1e9:.1f} GB")
-        if same(whole, found) or notices:
-            return Outcome("fuzz", kind, seed, RIGHT, how, "; ".join(notices)[:200])
+        told = "; ".join(notices)[:300]
+        if not all(_about(path, kind, text) for text in notices):
+            return Outcome("fuzz", kind, seed, WRONG, how, f"a notice of something else: {told}")
+        if same(whole, found):
+            return Outcome("fuzz", kind, seed, RIGHT, how, told)
         try:
-            agree = reader.stated is not None and same(reader.stated(path), found)
+            agree, why = reader.stated is not None and same(again := reader.stated(path), found), ""
         except Exception as error:
-            agree, notices = False, [f"{type(error).__name__}: {error}"]
-        said = "another valid file" if agree else f"silently {_short(found)} instead of {_short(whole)} {notices}"
-        return Outcome("fuzz", kind, seed, RIGHT if agree else WRONG, how, said)
+            agree, why = False, f"{type(error).__name__}: {error}"
+        if agree:
+            return Outcome("fuzz", kind, seed, RIGHT, how, f"another valid file {told}".strip())
+        why = why or (f"stated as {_short(again)}" if reader.stated is not None else "")
+        said = f"{'with the notice ' + told if told else 'silently'} {_short(found)} instead of {_short(whole)}; {why}"
+        return Outcome("fuzz", kind, seed, WRONG, how, said)
     finally:
         os.chdir(here)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _about(path: Path, kind: str, notice: str) -> bool:
+    """Whether a notice names the file, its folder or what the file was given as."""
+    role = kind.partition(" .")[0].partition(",")[0]
+    return any(name in notice for name in (path.name, str(path.parent), f"{role}:", f"The {role} ", f"{role} "))
 
 
 @functools.cache

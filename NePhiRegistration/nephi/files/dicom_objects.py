@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,19 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
 from ..version import __version__
+from .geometry import check_geometry
 from .writing import replaced
 
 DEFORMABLE, RIGID = "1.2.840.10008.5.1.4.1.1.66.3", "1.2.840.10008.5.1.4.1.1.66.1"
 _REFERENCED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
                "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+
+_NEEDED = ("ImagePositionPatient", "FrameOfReferenceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,38 @@ def _pydicom() -> Any:
 
 def read_series(folder: Path, uids: tuple[str, ...] = ()) -> Series:
     """The headers of the one series in a folder, or of that one of ``uids``. Raises NephiError where it is not one."""
-    pydicom = _pydicom()
     if not folder.is_dir():
         raise NephiError(f"{folder} is no folder of a DICOM series")
     found: dict[str, list[Any]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_dicom(path):
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            if "ImagePositionPatient" in header and "FrameOfReferenceUID" in header:
-                found.setdefault(str(header.SeriesInstanceUID), []).append(header)
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        header = _header(path) if is_dicom(path) else None
+        if header is None or any(not header.get(name) for name in _NEEDED):
+            notice(f"{path} is not a DICOM image with a place in a frame of reference; it was left out of the object.")
+        else:
+            found.setdefault(str(header.SeriesInstanceUID), []).append(header)
     named = [uid for uid in found if uid in uids] if len(found) > 1 else list(found)
     if len(named) != 1:
         raise NephiError(f"{folder} holds {len(found)} DICOM series with a frame of reference; name one by --series")
     return Series(found[named[0]])
+
+
+_DAMAGED = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RecursionError,
+    TypeError, ValueError, struct.error,
+)  # fmt: skip
+
+
+def _header(path: Path) -> Any:
+    """All of a DICOM file but its pixels; raises NephiError."""
+    pydicom = _pydicom()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of values that the standard does not allow
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            for name in (*_NEEDED, *_REFERENCED):  # they are decoded as they are asked for
+                header.get(name)
+            return header
+    except (*_DAMAGED, pydicom.errors.InvalidDicomError):
+        raise NephiError(f"{path} is damaged: its DICOM header cannot be read") from None
 
 
 def is_dicom(path: Path) -> bool:
@@ -84,19 +108,23 @@ def read_registration(path: Path) -> sitk.Transform | None:
 
     Raises NephiError for an object that is damaged, or registers several sources.
     """
-    pydicom = _pydicom()
-    data = pydicom.dcmread(path, stop_before_pixels=True)
+    data = _header(path)
     kind = str(data.get("SOPClassUID", ""))
     try:
+        return _transform_of(data, kind, path)
+    except _DAMAGED as error:
+        raise NephiError(f"{path} is no complete DICOM registration object: {' '.join(str(error).split())}") from None
+
+
+def _transform_of(data: Any, kind: str, path: Path) -> sitk.Transform | None:
+    with warnings.catch_warnings(action="ignore"):
         if kind == DEFORMABLE:
             items = [item for item in data.DeformableRegistrationSequence if _grids(item)]
             if len(items) != 1:
                 raise NephiError(f"{path} holds {len(items)} deformations; one is read")
-            return _deformable(items[0])
+            return _deformable(items[0], path)
         if kind == RIGID:
             return _rigid(data, path)
-    except (AttributeError, IndexError, TypeError, ValueError, np.linalg.LinAlgError) as error:
-        raise NephiError(f"{path} is no complete DICOM registration object: {error}") from None
     return None
 
 
@@ -116,12 +144,13 @@ def _affine(values: Any) -> Affine:
     return Affine(matrix[:3, :3], matrix[:3, 3])
 
 
-def _deformable(item: Any) -> sitk.DisplacementFieldTransform:
+def _deformable(item: Any, path: Path) -> sitk.DisplacementFieldTransform:
     described = _grids(item)[0]
     row, column = np.array(described.ImageOrientationPatient, float).reshape(2, 3)
     axes = np.stack([row, column, np.cross(row, column)], 1)
     size = tuple(int(n) for n in described.GridDimensions)
     spacing, origin = (tuple(map(float, v)) for v in (described.GridResolution, described.ImagePositionPatient))
+    check_geometry(spacing, origin, axes.ravel(), str(path))
     grid = Grid(size, spacing, origin, tuple(axes.ravel().tolist()))
     offsets = np.frombuffer(described.VectorGridData, "<f4").astype(float).reshape(*grid.shape, 3)
     if not np.isfinite(offsets).all():
@@ -304,4 +333,7 @@ def _save(data: Any, path: Path) -> None:
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    pydicom.dcmwrite(path, data, enforce_file_format=True)
+    try:
+        pydicom.dcmwrite(path, data, enforce_file_format=True)
+    except (AttributeError, TypeError, ValueError, struct.error) as error:  # what it takes over from the series
+        raise NephiError(f"cannot write {path.name}: {' '.join(str(error).split())}") from None

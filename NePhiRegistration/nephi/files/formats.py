@@ -9,6 +9,7 @@ import gzip
 import importlib
 import json
 import re
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from ..errors import NephiError
 from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
+from .geometry import check_geometry
 from .image import write_image
-from .transform import displacement_transform, write_transform
+from .nifti import read_nifti
+from .transform import check_transform, displacement_transform, write_transform
 from .writing import by_library, replaced, write_text
 
 _RAS = np.array([-1.0, -1.0, 1.0])
@@ -250,13 +253,22 @@ def read_x5(path: Path) -> sitk.DisplacementFieldTransform:
         field, mapping = np.asarray(node.transform, float), np.asarray(node.domain.mapping, float)
         if node.representation != "displacements" or field.shape != (*node.domain.size, 3) or mapping.shape != (4, 4):
             raise ValueError
+        if not np.allclose(mapping[3], (0, 0, 0, 1)):
+            raise ValueError
         matrix = _RAS[:, None] * mapping[:3, :3]
         spacing = np.linalg.norm(matrix, axis=0)
-        origin, direction = _RAS * mapping[:3, 3], (matrix / spacing).ravel()
+        origin, direction = _RAS * mapping[:3, 3], (matrix / np.maximum(spacing, 1e-30)).ravel()
+        check_geometry(spacing, origin, direction, str(path))
         grid = Grid(field.shape[:3], tuple(spacing.tolist()), tuple(origin.tolist()), tuple(direction.tolist()))
-    except (OSError, TypeError, ValueError, KeyError, AttributeError):
+    except (OSError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError):
         raise NephiError(f"cannot read {path} as an X5 file with one displacement field") from None
-    return displacement_transform(np.transpose(field, (2, 1, 0, 3)) * _RAS, grid)
+    return _checked(np.transpose(field, (2, 1, 0, 3)) * _RAS, grid, path)
+
+
+def _checked(displacement: np.ndarray, grid: Grid, path: Path) -> sitk.DisplacementFieldTransform:
+    transform = displacement_transform(displacement, grid)
+    check_transform(transform, path)
+    return transform
 
 
 def is_fsl(path: Path) -> bool:
@@ -264,7 +276,7 @@ def is_fsl(path: Path) -> bool:
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
             head = file.read(70)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
     order = "<" if head[:4] == (348).to_bytes(4, "little") else ">"
     return len(head) == 70 and int(np.frombuffer(head, f"{order}i2", 1, 68)[0]) == _FSL_DISPLACEMENTS
@@ -272,19 +284,16 @@ def is_fsl(path: Path) -> bool:
 
 def read_fsl(path: Path, moving: Grid) -> sitk.DisplacementFieldTransform:
     """A relative warp of FSL to a moving image on the grid ``moving``; raises NephiError where it cannot be read."""
-    try:
-        image = sitk.ReadImage(str(path), sitk.sitkFloat64)
-        if image.GetDimension() != 4 or image.GetSize()[3] != 3:
-            raise ValueError
-    except (RuntimeError, ValueError):
-        raise NephiError(f"cannot read {path} as a displacement field of FSL") from None
-    grid = Grid.of(image[..., 0])
+    image = read_nifti(path, "transform", joined=True)
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+        raise NephiError(f"cannot read {path} as a displacement field of FSL: it does not hold three numbers a voxel")
+    grid = Grid.of(image)
     points = grid.points_lps_mm()
-    ended = _to_fsl(grid, points) + np.moveaxis(sitk.GetArrayFromImage(image), 0, -1)
+    ended = _to_fsl(grid, points) + sitk.GetArrayFromImage(image)
     index = ended / np.asarray(moving.spacing_mm)
     if np.linalg.det(moving.axes) > 0:
         index[..., 0] = moving.size[0] - 1 - index[..., 0]
-    return displacement_transform(moving.to_lps_mm(index) - points, grid)
+    return _checked(moving.to_lps_mm(index) - points, grid, path)
 
 
 FORMATS: dict[str, Callable[[Pair, Path], list[Path]]] = {

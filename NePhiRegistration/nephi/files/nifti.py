@@ -51,8 +51,10 @@ class Header:
         return math.prod(self.size) * self.components * np.dtype(self.kind).itemsize
 
 
-def read_nifti(path: Path, role: str) -> sitk.Image:
+def read_nifti(path: Path, role: str, joined: bool = False) -> sitk.Image:
     """The image in a file, ``.hdr`` or ``.img``, in LPS mm; vectors that are marked as displacements too.
+
+    ``joined``: a fourth axis holds the components of vectors, as in the files of FSL.
 
     Whole numbers stay; with a slope they become float32 (from 32 bits on, float64). Raises NephiError for a file that
     is damaged or contradicts itself, with the reason.
@@ -61,7 +63,7 @@ def read_nifti(path: Path, role: str) -> sitk.Image:
     try:
         with _opened(head_path) as file:
             raw = file.read(544)
-        header = _header(raw, head_path == data_path, role, path)
+        header = _header(raw, head_path == data_path, role, path, joined)
         array = _voxels(header, data_path, role)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise NephiError(
@@ -96,7 +98,7 @@ def _opened(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
 
 
-def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
+def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> Header:
     def refuse(reason: str) -> NephiError:
         return NephiError(f"{role}: cannot read {path}: {reason}")
 
@@ -132,8 +134,9 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
     size = [int(n) for n in dim[1 : dim[0] + 1]]
     if min(size) < 1:
         raise refuse(f"the header names a size of {' x '.join(map(str, size))}")
-    components = math.prod(size[4:])
-    size = size[:4]
+    own = 3 if joined else 4
+    components = math.prod(size[own:])
+    size = size[:own]
     while len(size) > 2 and size[-1] == 1:
         size.pop()
     if code not in KINDS:

@@ -73,7 +73,10 @@ def open_transform(path: Path) -> sitk.Transform | None:
     tried in a process of their own.
     """
     if is_dicom(path):
-        return read_registration(path)
+        made = read_registration(path)
+        if made is not None:
+            check_transform(made, path)
+        return made
     name = path.name.lower()
     known = False
     if name.endswith((".tfm", ".txt")):
@@ -86,16 +89,17 @@ def open_transform(path: Path) -> sitk.Transform | None:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError:
         return None
-    _check(transform, path)
+    check_transform(transform, path)
     return transform
 
 
-def _check(transform: sitk.Transform, path: Path) -> None:
+def check_transform(transform: sitk.Transform, path: Path) -> None:
+    """Raise NephiError where a transform that was read holds what is not finite, or places and no displacements."""
     kind = transform.GetTransformEnum()
     if kind == sitk.sitkComposite:
         parts = sitk.CompositeTransform(transform)
         for i in range(parts.GetNumberOfTransforms()):
-            _check(parts.GetNthTransform(i), path)
+            check_transform(parts.GetNthTransform(i), path)
     elif kind == sitk.sitkDisplacementField:
         _check_field(sitk.DisplacementFieldTransform(transform).GetDisplacementField(), path)
     elif not np.isfinite([*transform.GetParameters(), *transform.GetFixedParameters()]).all():
