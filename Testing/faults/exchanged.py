@@ -124,7 +124,7 @@ def read_slices(path: Path) -> Any:
 
 def slices(path: Path) -> Any:
     found = []
-    for file in path.parent.iterdir():
+    for file in filter(Path.is_file, path.parent.iterdir()):
         try:
             data = pydicom.dcmread(file, stop_before_pixels=True)
             assert len(data.ImagePositionPatient) == 3

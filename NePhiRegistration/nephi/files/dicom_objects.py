@@ -12,6 +12,8 @@ import datetime
 import importlib
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,13 @@ class Series:
         return str(self.first.FrameOfReferenceUID)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom's warnings of values that the standard does not allow off."""
+    with warnings.catch_warnings(action="ignore"):
+        yield
+
+
 def _pydicom() -> Any:
     try:
         return importlib.import_module("pydicom")
@@ -79,15 +88,15 @@ _DAMAGED = (
 )  # fmt: skip
 
 
+@_quiet()
 def _header(path: Path) -> Any:
     """All of a DICOM file but its pixels; raises NephiError."""
     pydicom = _pydicom()
     try:
-        with warnings.catch_warnings(action="ignore"):  # of values that the standard does not allow
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            for name in (*_NEEDED, *_REFERENCED):  # they are decoded as they are asked for
-                header.get(name)
-            return header
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        for name in (*_NEEDED, *_REFERENCED):  # they are decoded as they are asked for
+            header.get(name)
+        return header
     except (*_DAMAGED, pydicom.errors.InvalidDicomError):
         raise NephiError(f"{path} is damaged: its DICOM header cannot be read") from None
 
@@ -116,16 +125,14 @@ def read_registration(path: Path) -> sitk.Transform | None:
         raise NephiError(f"{path} is no complete DICOM registration object: {' '.join(str(error).split())}") from None
 
 
+@_quiet()
 def _transform_of(data: Any, kind: str, path: Path) -> sitk.Transform | None:
-    with warnings.catch_warnings(action="ignore"):
-        if kind == DEFORMABLE:
-            items = [item for item in data.DeformableRegistrationSequence if _grids(item)]
-            if len(items) != 1:
-                raise NephiError(f"{path} holds {len(items)} deformations; one is read")
-            return _deformable(items[0], path)
-        if kind == RIGID:
-            return _rigid(data, path)
-    return None
+    if kind == DEFORMABLE:
+        items = [item for item in data.DeformableRegistrationSequence if _grids(item)]
+        if len(items) != 1:
+            raise NephiError(f"{path} holds {len(items)} deformations; one is read")
+        return _deformable(items[0], path)
+    return _rigid(data, path) if kind == RIGID else None
 
 
 def _grids(item: Any) -> list[Any]:
@@ -177,6 +184,7 @@ def _rigid(data: Any, path: Path) -> sitk.AffineTransform:
     return Affine(back.matrix @ own.matrix, back(own.offset_mm)).transform()
 
 
+@_quiet()
 def write_registration(
     path: Path, grid: Grid, offsets: np.ndarray, after: Affine, registered: Series, source: Series
 ) -> None:
@@ -260,6 +268,7 @@ def _series_reference(series: Series) -> Any:
 # ---- derived images -------------------------------------------------------------------------------------
 
 
+@_quiet()
 def write_series(image: sitk.Image, folder: Path, fixed: Series, moving: Series, description: str) -> list[Path]:
     """A warped image as slices in the fixed image's frame of reference, derived from the moving series.
 
