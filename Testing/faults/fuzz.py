@@ -39,9 +39,9 @@ class Reader:
 
 _R = Reader
 READERS: dict[str, Reader] = {
-    "image .nii": _R(samples.image(".nii"), samples.read_image, stated.by_itk, 352),
-    "image .nii.gz": _R(samples.image(".nii.gz"), samples.read_image, stated.nifti_gz),
-    "image .hdr": _R(samples.image(".hdr"), samples.read_image, stated.by_itk, 352),
+    "image .nii": _R(samples.image(".nii"), samples.read_image, stated.nifti, 352),
+    "image .nii.gz": _R(samples.image(".nii.gz"), samples.read_image, stated.nifti),
+    "image .hdr": _R(samples.image(".hdr"), samples.read_image, stated.nifti, 352),
     "image .nrrd": _R(samples.image(".nrrd"), samples.read_image, stated.nrrd, 500),
     "image .nrrd, packed": _R(samples.image(".nrrd", True), samples.read_image, stated.nrrd, 500),
     "image .nhdr": _R(samples.image(".nhdr"), samples.read_image, stated.nrrd),
@@ -53,7 +53,7 @@ READERS: dict[str, Reader] = {
     "image .tif": _R(samples.tif, samples.read_image, stated.by_itk),
     "DICOM folder": _R(samples.dicom, samples.read_image_beside, stated.dicom, 1500),
     "DICOM file": _R(samples.dicom, samples.read_volume, stated.by_itk, 1500),
-    "mask .nii.gz": _R(samples.mask(".nii.gz"), samples.read_mask, stated.nifti_gz),
+    "mask .nii.gz": _R(samples.mask(".nii.gz"), samples.read_mask, stated.nifti),
     "mask .nrrd": _R(samples.mask(".nrrd"), samples.read_mask, stated.nrrd, 500),
     "regions .mha": _R(samples.mask(".mha"), samples.read_regions, stated.meta, 400),
     **{

@@ -94,7 +94,7 @@ class Pairs:
         pair, path = self.files[k]
         try:
             return _load(path, self.settings)
-        except (NephiError, KeyError, ValueError) as error:
+        except NephiError as error:  # which names the file
             notice(f"{pair.name} is prepared again: {error}")
             return _load(_kept(pair, self.settings, self.cache, anew=True), self.settings)
 
@@ -218,8 +218,14 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) 
 
 
 def _load(path: Path, settings: ModelSettings) -> PairTensors:
-    metadata, t = read_tensors(path, "a prepared pair")
+    metadata, tensors = read_tensors(path, "a prepared pair")
+    try:
+        return _sample(metadata, tensors, settings)
+    except (KeyError, ValueError) as error:
+        raise NephiError(f"{path} is not a prepared pair: it lacks {error}") from None
 
+
+def _sample(metadata: dict[str, str], t: dict[str, torch.Tensor], settings: ModelSettings) -> PairTensors:
     def both(name: str) -> Both[torch.Tensor] | None:
         return complete(t.get(f"{name}.0"), t.get(f"{name}.1"))
 
