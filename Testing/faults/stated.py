@@ -38,7 +38,8 @@ def nifti(path: Path) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             (copy := Path(folder) / "a.nii").write_bytes(raw)
             found = by_itk(copy)
-    if struct.unpack_from("<h", raw, 254)[0] > 0 and len(found["spacing_mm"]) == 3:
+    is_nifti = raw[344:346] in (b"n+", b"ni")
+    if is_nifti and struct.unpack_from("<h", raw, 254)[0] > 0 and len(found["spacing_mm"]) == 3:
         rows = np.array([-1.0, -1.0, 1.0])[:, None] * np.reshape(struct.unpack_from("<12f", raw, 280), (3, 4))
         unit = {1: 1000.0, 3: 1e-3}.get(raw[123] & 7, 1.0)
         spacing = np.linalg.norm(rows[:, :3], axis=0)

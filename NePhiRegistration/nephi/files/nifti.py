@@ -129,6 +129,8 @@ def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> He
         qform, sform = get(252, "i2", 2)
         quaternion, rows, units = get(256, "f4", 6), get(280, "f4", 12), raw[123] & 7
         intent = get(68, "i2")[0]
+    if not nifti:
+        notice(f"{role}: {path} is an Analyze file, which says neither where the image lies nor which side is left.")
     if not 1 <= dim[0] <= 7:
         raise refuse(f"the header names {dim[0]} dimensions")
     size = [int(n) for n in dim[1 : dim[0] + 1]]
