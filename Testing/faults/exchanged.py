@@ -33,7 +33,7 @@ from nephi.space.grid import Grid
 
 from . import samples
 from .samples import GRID, Make, through
-from .stated import _once, _over, meta
+from .stated import _once, _over, meta, nifti
 
 _RAS = np.array([-1.0, -1.0, 1.0])
 _FIELD = Grid((7, 6, 5), (1.0, 1.2, 2.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
@@ -76,6 +76,14 @@ def _through_field(field: np.ndarray, matrix: np.ndarray, origin: np.ndarray) ->
     image.SetOrigin(origin.tolist())
     image.SetDirection((matrix / spacing).ravel().tolist())
     return through(sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64)))
+
+
+def displacements(path: Path) -> Any:
+    """As ITK reads them, which turns to LPS what is marked as displacements in RAS."""
+    found = nifti(path)
+    return _through_field(
+        found["voxels"], found["direction"].reshape(3, 3) * found["spacing_mm"], found["origin_lps_mm"]
+    )
 
 
 def fsl(path: Path) -> Any:
@@ -285,7 +293,7 @@ def row(path: Path) -> Any:
 
 
 READ = {
-    "transform nifti .nii.gz": (written("nifti"), read_part, None, 0),
+    "transform nifti .nii.gz": (written("nifti"), read_part, displacements, 0),
     "transform compact .h5": (written("compact"), read_part, None, 3000),
     "transform .x5": (written("x5"), read_part, x5, 3000),
     "transform fsl .nii.gz": (written("fsl"), read_part, fsl, 0),

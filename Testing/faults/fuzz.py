@@ -173,7 +173,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         a, b = np.asarray(a), np.asarray(b)
         return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True))
-    if isinstance(a, float) and isinstance(b, (int, float)):
+    if isinstance(a, float) and isinstance(b, (int, float)) and abs(b) < 1e300:
         return bool(np.isclose(a, b, rtol=1e-5, atol=1e-9, equal_nan=True))
     return bool(a == b)
 

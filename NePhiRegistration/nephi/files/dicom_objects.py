@@ -82,10 +82,16 @@ def read_series(folder: Path, uids: tuple[str, ...] = ()) -> Series:
     return Series(found[named[0]])
 
 
-_DAMAGED = (
+_FAILURES = (
     ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RecursionError,
     TypeError, ValueError, struct.error,
 )  # fmt: skip
+
+
+def _damaged() -> tuple[type[Exception], ...]:
+    """What pydicom raises where bytes are not what they should be."""
+    errors = _pydicom().errors
+    return (*_FAILURES, errors.InvalidDicomError, errors.BytesLengthException)
 
 
 @_quiet()
@@ -97,7 +103,7 @@ def _header(path: Path) -> Any:
         for name in (*_NEEDED, *_REFERENCED):  # they are decoded as they are asked for
             header.get(name)
         return header
-    except (*_DAMAGED, pydicom.errors.InvalidDicomError):
+    except _damaged():
         raise NephiError(f"{path} is damaged: its DICOM header cannot be read") from None
 
 
@@ -121,7 +127,7 @@ def read_registration(path: Path) -> sitk.Transform | None:
     kind = str(data.get("SOPClassUID", ""))
     try:
         return _transform_of(data, kind, path)
-    except _DAMAGED as error:
+    except _damaged() as error:
         raise NephiError(f"{path} is no complete DICOM registration object: {' '.join(str(error).split())}") from None
 
 
@@ -344,5 +350,7 @@ def _save(data: Any, path: Path) -> None:
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     try:
         pydicom.dcmwrite(path, data, enforce_file_format=True)
-    except (AttributeError, TypeError, ValueError, struct.error) as error:  # what it takes over from the series
+    except OSError:
+        raise
+    except _damaged() as error:  # what it takes over from the series
         raise NephiError(f"cannot write {path.name}: {' '.join(str(error).split())}") from None

@@ -25,7 +25,7 @@ KINDS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 76
 _OTHER = {1: "bits", 32: "complex numbers", 128: "colours", 1536: "128-bit numbers", 1792: "complex numbers",
           2048: "complex numbers", 2304: "colours"}  # fmt: skip
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
-_DISPLACEMENTS = 1006  # intent code
+_DISPLACEMENTS, _VECTORS = 1006, 1007  # intent codes; ITK's own, 1007, are in LPS
 _SAME = 0.01  # part of a voxel by which two statements of the spacing may differ
 _ROUNDING = 1e-5  # relative; what differs by more was not written as one
 _APART = 0.25  # part of a voxel by which sform and qform may place a corner apart; rounding has been seen at 0.08
@@ -141,6 +141,11 @@ def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> He
     size = size[:own]
     while len(size) > 2 and size[-1] == 1:
         size.pop()
+    if components == min(len(size), 3) and not joined and intent not in (_DISPLACEMENTS, _VECTORS):
+        raise refuse(
+            f"it holds {components} values per voxel, but its intent code is neither {_DISPLACEMENTS} (displacements, "
+            f"in RAS) nor {_VECTORS} (vectors, in LPS)"
+        )
     if code not in KINDS:
         raise refuse(f"the voxels are {_OTHER.get(int(code), f'of an unknown type ({code})')}; give a scalar image")
     if len(size) > 3:
