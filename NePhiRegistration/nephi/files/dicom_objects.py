@@ -126,9 +126,21 @@ def read_registration(path: Path) -> sitk.Transform | None:
     data = _header(path)
     kind = str(data.get("SOPClassUID", ""))
     try:
+        if kind in _SEQUENCES and _is_cut(path.read_bytes(), _SEQUENCES[kind]):
+            raise ValueError("it is cut off")
         return _transform_of(data, kind, path)
     except _damaged() as error:
         raise NephiError(f"{path} is no complete DICOM registration object: {' '.join(str(error).split())}") from None
+
+
+_SEQUENCES = {DEFORMABLE: b"\x64\0\x02\0SQ\0\0", RIGID: b"\x70\0\x08\x03SQ\0\0"}
+
+
+def _is_cut(data: bytes, sequence: bytes) -> bool:
+    """Whether the file ends before a sequence does whose length it gives: pydicom reads what is left of it."""
+    at = data.find(sequence) + len(sequence)
+    length = int.from_bytes(data[at : at + 4], "little")
+    return sequence in data and length != 0xFFFFFFFF and at + 4 + length > len(data)
 
 
 @_quiet()
@@ -146,8 +158,7 @@ def _grids(item: Any) -> list[Any]:
 
 
 def _matrix(item: Any, name: str) -> Affine:
-    found = item.get(name)
-    return _affine(found[0].FrameOfReferenceTransformationMatrix) if found else Affine.identity(3)
+    return _affine(item[name][0].FrameOfReferenceTransformationMatrix) if name in item else Affine.identity(3)
 
 
 def _affine(values: Any) -> Affine:
