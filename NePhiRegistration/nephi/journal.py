@@ -42,7 +42,7 @@ def recover(folder: str | Path) -> None:
                     step("rmdir", scratch)
 
 
-def complete(path: Path) -> None:
+def complete_moves(path: Path) -> None:
     """``recover``, before ``path`` is opened, of the folders whose killed run may have been about to move it."""
     for folder in dict.fromkeys((path.parent.parent, path.parent, path)):
         recover(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import NephiError
-from .journal import complete
+from .journal import complete_moves
 
 _MOST_BYTES = 2**26  # of a text: lists, settings, landmarks and reports are far smaller
 
@@ -18,7 +18,7 @@ def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
     if "\0" in str(path):
         raise NephiError(f"{role}: {str(path)!r} is not a file name: it holds a NUL character")
     path = Path(path)
-    complete(path)
+    complete_moves(path)
     try:
         if not path.exists():
             raise NephiError(f"{role}: no such {kind}: {path}")

@@ -21,6 +21,7 @@ from .files.transform import displacement_transform
 from .fitting.guidance import NOTHING, Guidance
 from .images.masks import mask_box
 from .images.warp import warped_slices
+from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
 from .maps.consensus import Consensus
 from .maps.jacobian import exact_jacobian
@@ -246,6 +247,9 @@ class Registration:
         path = Path(path)
         if path.is_dir():
             path = ResultFolder.opened(path).registration
+        complete_moves(path)
+        if not path.exists():
+            raise NephiError(f"no such registration file: {path}")
         metadata, tensors = read_tensors(path, "a NePhi registration")
         if metadata.get("format") != _FORMAT:
             raise NephiError(f"{path} is not a NePhi registration (format {metadata.get('format')!r})")

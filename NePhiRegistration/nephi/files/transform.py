@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
-from ..journal import complete
+from ..journal import complete_moves
 from ..paths import check_file
 from ..settings import ALIGNMENTS
 from ..space.affine import Affine
@@ -141,7 +141,7 @@ def through(transform: sitk.Transform, points_lps_mm: np.ndarray) -> np.ndarray:
 
 def read_affine(path: str, dimension: int) -> Affine:
     """A linear transform file as an affine map; raises NephiError if it is not linear or not invertible."""
-    complete(Path(path))
+    complete_moves(Path(path))
     if not Path(path).exists():
         raise NephiError(f"alignment '{path}' is neither one of {', '.join(ALIGNMENTS)} nor a transform file")
     file = check_file(path, "alignment")
