@@ -22,6 +22,7 @@ from .fitting.guidance import NOTHING, Guidance
 from .images.align import Alignment
 from .images.masks import mask_box
 from .images.warp import warped_slices
+from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
 from .maps.consensus import Consensus
 from .maps.jacobian import exact_jacobian
@@ -248,6 +249,7 @@ class Registration:
         path = Path(path)
         if path.is_dir():
             path = ResultFolder.opened(path).registration
+        complete_moves(path)
         if not path.exists():
             raise NephiError(f"no such registration file: {path}")
         metadata, tensors = read_tensors(path, "a NePhi registration")

@@ -23,6 +23,7 @@ from ..files.image import read_image, read_volume, write_image
 from ..files.landmarks import read_landmarks, write_landmarks
 from ..files.masks import read_mask, read_regions
 from ..files.writing import output_folder
+from ..journal import complete_moves
 from ..learning.settings import TrainSettings
 from ..learning.state import MODEL, RESUME
 from ..learning.train import train
@@ -154,6 +155,7 @@ _POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
 
 def warp_command(options) -> int:
     path, series = Path(options.result), tuple(options.series)
+    complete_moves(path)
     if path.is_dir() or path.suffix == ".safetensors" or not path.exists():
         result: Registration | TransformFile = Registration.load(path)
     else:

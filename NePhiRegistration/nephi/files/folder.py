@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NephiError
-from .writing import output_folder, recover, replaced, whole
+from ..journal import recover
+from .writing import output_folder, replaced, whole
 
 # what a registration can write besides its transforms, the maps themselves and report.json
 OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "disagreement", "error-map", "report")

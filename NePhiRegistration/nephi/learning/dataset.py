@@ -20,9 +20,9 @@ from ..files.image import read_image
 from ..files.landmarks import read_landmarks
 from ..files.masks import read_mask, read_regions
 from ..files.tensors import read_tensors, write_tensors
-from ..files.writing import recover
 from ..images.align import align
 from ..images.image_pair import ImagePair
+from ..journal import recover
 from ..synthetic.shapes import TRAINING, VALIDATION, shape_pairs
 from .pair_tensors import BOTH, PairTensors, View
 from .settings import ModelSettings
@@ -93,7 +93,7 @@ class Pairs:
         pair, path = self.files[k]
         try:
             return _load(path, self.settings)
-        except (NephiError, KeyError, ValueError) as error:
+        except NephiError as error:  # which names the file
             notice(f"{pair.name} is prepared again: {error}")
             return _load(_kept(pair, self.settings, self.cache, anew=True), self.settings)
 
@@ -212,8 +212,14 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) 
 
 
 def _load(path: Path, settings: ModelSettings) -> PairTensors:
-    metadata, t = read_tensors(path, "a prepared pair")
+    metadata, tensors = read_tensors(path, "a prepared pair")
+    try:
+        return _sample(metadata, tensors, settings)
+    except (KeyError, ValueError) as error:
+        raise NephiError(f"{path} is not a prepared pair: it lacks {error}") from None
 
+
+def _sample(metadata: dict[str, str], t: dict[str, torch.Tensor], settings: ModelSettings) -> PairTensors:
     def both(name: str) -> Both[torch.Tensor] | None:
         return complete(t.get(f"{name}.0"), t.get(f"{name}.1"))
 
