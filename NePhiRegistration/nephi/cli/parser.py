@@ -79,9 +79,10 @@ def _keep_freed_memory() -> None:
     """Memory of tensors that come and go is used again: to return it to the system and to clear new pages for the next
     one took up to a fifth of the CPU time. Only where the C library is glibc."""
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD) if mallopt else ():
-            mallopt(*option)
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            library.mallopt(*_MMAP_THRESHOLD)
+            library.mallopt(*_TRIM_THRESHOLD)
 
 
 def _interrupt(*_):

@@ -22,7 +22,7 @@ PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
 
 
 class HeldShift:
-    """A small displacement in the cube, as a spline of degree 2 through its values at nodes; beyond the border it holds.
+    """A small displacement in the cube, as a quadratic spline through its values at nodes and held beyond the border.
 
     ``shift``: points_cube (n, d) -> displacement (n, d), evaluated once at ``size`` nodes along x, y (, z).
     """
