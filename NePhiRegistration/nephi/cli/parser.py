@@ -206,7 +206,8 @@ def _add_warp(subparsers) -> None:
     p.add_argument(
         "--dicom",
         metavar="FIXED",
-        help="write a DICOM series into the folder --output: INPUT and FIXED, the fixed image, are folders of series",
+        help="write DICOM: INPUT, a folder of a series, as a series into the folder --output, or INPUT, a segmentation "
+        "object (SEG), as the file --output; FIXED is the folder of the fixed image's series",
     )
     p.add_argument("--inverse", action="store_true", help="moving -> fixed map: fixed images or moving points")
     _add_series(p)
