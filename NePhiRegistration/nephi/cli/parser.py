@@ -115,6 +115,7 @@ def _add_register(subparsers) -> None:
         metavar="FILE",
         help="label map on the fixed grid (lobes), for the volume change of each",
     )
+    _add_labels(p)
     _add_series(p)
     _add_guides(p)
     _add_how(p)
@@ -221,7 +222,9 @@ def _add_evaluate(subparsers) -> None:
     p.add_argument("--moving-mask", metavar="FILE")
     p.add_argument("--fixed-landmarks", metavar="FILE")
     p.add_argument("--moving-landmarks", metavar="FILE")
+    _add_labels(p)
     p.add_argument("--output", metavar="FILE", help="JSON file (default: standard output)")
+    p.add_argument("--landmark-errors", metavar="FILE", help="CSV file of the error at each landmark")
     _add_series(p)
     p.set_defaults(run=("evaluate", "evaluate_command"))
 
@@ -277,6 +280,12 @@ def _add_dirlab(subparsers) -> None:
     what.add_argument("--pairs", metavar="OUT", help="write images, landmarks and pairs.csv for 'nephi batch' here")
     what.add_argument("--results", metavar="DIR", help="score its copd1/transform.h5, ...; table in DIR/dirlab.csv")
     p.set_defaults(run=("dirlab", "dirlab_command"))
+
+
+def _add_labels(p: argparse.ArgumentParser) -> None:
+    text = "label map on the {} grid (organs): with that of the other image, how well each label is met"
+    for role in ("fixed", "moving"):
+        p.add_argument(f"--{role}-labels", metavar="FILE", help=text.format(f"{role} image's"))
 
 
 def _add_series(p: argparse.ArgumentParser) -> None:

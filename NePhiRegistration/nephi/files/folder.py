@@ -70,6 +70,11 @@ class ResultFolder:
         return self.path / "error_bound.nii.gz"
 
     @property
+    def landmark_errors(self) -> Path:
+        """The error at each landmark, where landmarks were given."""
+        return self.path / "landmark_errors.csv"
+
+    @property
     def registration(self) -> Path:
         """Both maps, to be evaluated again at any resolution; of an older result by the name it had then."""
         former = self.path / _FORMER_REGISTRATION
@@ -106,7 +111,7 @@ class ResultFolder:
         """All of a result."""
         return [
             self.transform, self.inverse_transform, self.warped, self.jacobian, self.inverse_consistency,
-            self.error_map, self.error_bound, self.path / _REGISTRATION, self.page, self.report,
+            self.error_map, self.error_bound, self.landmark_errors, self.path / _REGISTRATION, self.page, self.report,
         ]  # fmt: skip
 
     @contextmanager

@@ -32,32 +32,37 @@ def write_report(
     fixed_mask: sitk.Image | None = None,
     expected_error: sitk.Image | None = None,
     history: Sequence[dict] = (),
-    landmark_errors: dict[str, np.ndarray] | None = None,
 ) -> None:
     """Write ``report.html`` into ``folder``, created if necessary.
 
     fixed, warped (moving image after registration), moving_before (after alignment only), jacobian
     (determinant of the forward map) and fixed_mask lie on the fixed grid; displacement (vectors, LPS
-    mm, forward map) and expected_error (mm) may lie on a coarser one. ``landmark_errors``: (n,) mm,
-    keys before and after. ``history``: dicts of step, loss and terms. Every entry of ``report`` is shown.
+    mm, forward map) and expected_error (mm) may lie on a coarser one. ``history``: dicts of step, loss and terms.
+    Every entry of ``report`` is shown.
     """
     images = Images(fixed, warped, moving_before, jacobian, displacement, fixed_mask, expected_error)
     try:
         import matplotlib.figure  # noqa: F401 (only whether it is there)
 
-        pictures = [*image_sections(images), *curve_sections(history, landmark_errors)]
+        pictures = [*image_sections(images), *curve_sections(history, _landmark_errors(report))]
     except ImportError:
         pictures = [_NO_PICTURES]
-    body = [*_headline(report, landmark_errors), *pictures, *_tables(report)]
+    body = [*_headline(report), *pictures, *_tables(report)]
     write_text(ResultFolder(Path(folder)).page, _PAGE.replace("$BODY", "\n".join(body)))
 
 
-def _headline(report: dict, landmark_errors: dict | None) -> Iterator[str]:
+def _landmark_errors(report: dict) -> dict[str, np.ndarray]:
+    """(n,) mm of every landmark, before (after the alignment alone) and after the registration."""
+    rows = report.get("landmarks") or []
+    return {when: np.array([row[f"{when}_mm"] for row in rows]) for when in ("before", "after") if rows}
+
+
+def _headline(report: dict) -> Iterator[str]:
     fixed, moving = (_name(report.get("files", report).get(k), f"the {k} image") for k in ("fixed", "moving"))
     yield "<h1>Registration report</h1>"
     yield f'<p class="lead"><b>{moving}</b> (moving) was registered to <b>{fixed}</b> (fixed).</p>'
     yield from _verdict(report)
-    yield _list(_summary(report, landmark_errors), "lead")
+    yield _list(_summary(report), "lead")
     if report.get("warnings"):
         yield f'<div class="warning"><b>Warnings</b>{_list(escape(str(w)) for w in report["warnings"])}</div>'
 
@@ -77,15 +82,16 @@ def _verdict(report: dict) -> Iterator[str]:
         return
     outcome = escape(str(verdict["outcome"]))
     reasons, setter = _list(escape(str(r)) for r in verdict["reasons"]), escape(str(verdict["tolerances"]["set_by"]))
+    rows = [
+        (c["name"], c["found"], c["tolerated"], "yes" if c["kept"] else "NO") for c in verdict.get("criteria") or []
+    ]
     yield f"""<div class="verdict {outcome.lower()}"><b>{outcome}</b>{reasons}
         <p>By the tolerances of {setter}. The verdict rests on signals from the images; it does not replace a look at
-        the pictures.</p></div>"""
+        the pictures.</p>{_table("", rows, ("criterion", "found", "tolerated", "kept"))}</div>"""
 
 
-def _summary(report: dict, landmark_errors: dict | None) -> Iterator[str]:
+def _summary(report: dict) -> Iterator[str]:
     tre, expected = report.get("tre_mm") or {}, report.get("error_estimate_mm")
-    for when, errors in (landmark_errors or {}).items():
-        tre = {when: {"mean": float(np.mean(errors)), "max": float(np.max(errors))}} | tre
     before, after = tre.get("before"), tre.get("after")
     if after:
         change = ""
@@ -94,6 +100,11 @@ def _summary(report: dict, landmark_errors: dict | None) -> Iterator[str]:
             change = f"{way} from {before['mean']:.2f} mm (alignment only) to "
         words = (("median", "median"), ("p95", "95 % are below"), ("max", "the worst is"))
         rest = ", ".join(f"{text} {after[key]:.2f} mm" for key, text in words if key in after)
+        if "within_2_mm" in tre:
+            rest += f"; {100 * tre['within_2_mm']:.0f} % of the landmarks are within 2 mm"
+            rest += (
+                f", {100 * tre['within_voxel']:.0f} % within a voxel's diagonal of {tre['voxel_diagonal_mm']:.2f} mm"
+            )
         yield f"""Landmark error (TRE): {change}<b>{after["mean"]:.2f} mm</b> on average ({rest}).
             It holds where the landmarks lie; elsewhere look at the pictures."""
     elif expected:
@@ -128,20 +139,35 @@ def _tables(report: dict) -> Iterator[str]:
     """
     report = {k: v for k, v in report.items() if k != "warnings"}
     tre = report.pop("tre_mm", None) or {}
+    report |= {f"landmarks {k.replace('_', ' ')}": v for k, v in tre.items() if not isinstance(v, dict)}
+    tre = {name: column for name, column in tre.items() if isinstance(column, dict)}
     names = list(dict.fromkeys(name for column in tre.values() for name in column))
     rows = [(name, *(column.get(name, "") for column in tre.values())) for name in names]
     yield _table("Landmark error (TRE) in mm", rows, ("", *tre))
-    regions = report.pop("regions", None) or []
-    yield _table("Regions", [tuple(r.values()) for r in regions], tuple(regions[0]) if regions else ())
+    yield _rows("Labels, moving on fixed", report.pop("labels", None))
+    yield _rows("Regions", report.pop("regions", None))
     folds = dict(report.pop("folds", None) or {})
     regions = folds.pop("regions", None) or []
     title = "Folded regions" + (f" (the largest {_MOST_FOLDS} of {len(regions)})" if len(regions) > _MOST_FOLDS else "")
-    yield _table(title, [tuple(r.values()) for r in regions[:_MOST_FOLDS]], tuple(regions[0]) if regions else ())
+    yield _rows(title, regions[:_MOST_FOLDS])
+    each = _rows("", report.pop("landmarks", None))
+    if each:
+        yield f"<details><summary>Every landmark</summary>{each}</details>"
     jacobian = {k: v for k, v in (report.pop("jacobian", None) or {}).items() if k != "histogram"}
     report |= {"folds": folds, "jacobian": jacobian}
+    verdict = report.get("verdict") or {}
+    report |= {"verdict": {k: v for k, v in verdict.items() if k != "criteria"}} if verdict else {}
+    provenance = dict(report.pop("provenance", None) or {})
+    files = [(role, f.get("path"), f.get("sha256", "not read")) for role, f in provenance.pop("files", {}).items()]
+    yield _table("Provenance", files, ("file", "path", "SHA-256"))
+    yield _table("" if files else "Provenance", list(_flat(provenance)))
     last = {title: report.pop(title, None) or {} for title in ("settings", "versions")}
     for title, content in ({"numbers": report} | last).items():
         yield _table(title.capitalize(), list(_flat(content)))
+
+
+def _rows(title: str, rows: list[dict] | None) -> str:
+    return _table(title, [tuple(row.values()) for row in rows], tuple(rows[0])) if rows else ""
 
 
 def _table(title: str, rows: list[tuple], head: tuple = ()) -> str:
@@ -149,7 +175,8 @@ def _table(title: str, rows: list[tuple], head: tuple = ()) -> str:
         return ""
     cells = ["".join(f"<th>{escape(str(c))}</th>" for c in head)]
     cells += ["".join(f"<td>{number(c)}</td>" for c in row) for row in rows]
-    return f"<h2>{title}</h2><table>{''.join(f'<tr>{row}</tr>' for row in cells if row)}</table>"
+    title = f"<h2>{title}</h2>" if title else ""
+    return f"{title}<table>{''.join(f'<tr>{row}</tr>' for row in cells if row)}</table>"
 
 
 def _flat(content, prefix: str = "") -> Iterator[tuple[str, object]]:
