@@ -1,5 +1,5 @@
 """The command line: ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | demo | devices
-| dirlab | train | breathe``."""
+| dirlab | train | breathe | commission``."""
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ def command_parser() -> argparse.ArgumentParser:
         _add_demo,
         _add_train,
         _add_breathe,
+        _add_commission,
         _add_dirlab,
     ):
         add(subparsers)
@@ -268,6 +269,21 @@ def _add_breathe(subparsers) -> None:
     )
     p.add_argument("--masks", nargs="*", default=[], metavar="FILE", help="lung masks of these CTs, in the same order")
     p.set_defaults(run=("commands", "breathe_command"))
+
+
+def _add_commission(subparsers) -> None:
+    p = subparsers.add_parser("commission", help="register digital phantoms with known maps here and record the errors")
+    p.add_argument("output", metavar="DIR", nargs="?", help="folder for commission.json, commission.html and results")
+    p.add_argument("--check", metavar="FILE", help="tell whether a commission.json was changed since it was written")
+    p.add_argument("--quick", action="store_true", help="coarser phantoms and the preset fast: under two minutes")
+    p.add_argument("--preset", default=None, metavar="NAME", help=f"{', '.join(PRESETS)} (default balanced)")
+    p.add_argument("--limits", metavar="FILE", help="JSON with the limits of the errors that a site sets")
+    p.add_argument("--tolerances", metavar="FILE", help="JSON with the verdict's tolerances that a site sets")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the registrations")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: at most 4)")
+    p.add_argument("--progress", choices=STYLES, default="bar")
+    p.set_defaults(run=("commission", "commission_command"))
 
 
 def _add_dirlab(subparsers) -> None:

@@ -5,7 +5,7 @@ The page says what is known and what is not; matplotlib draws its pictures and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import SimpleITK as sitk
 
 from ..files.folder import ResultFolder
 from ..files.writing import write_text
+from .html import bullets, document, leaves, rows_table, table
 from .pictures import Images, curve_sections, image_sections, number
 
 _MOST_FOLDS = 20  # rows of their table
@@ -48,7 +49,7 @@ def write_report(
     except ImportError:
         pictures = [_NO_PICTURES]
     body = [*_headline(report), *pictures, *_tables(report)]
-    write_text(ResultFolder(Path(folder)).page, _PAGE.replace("$BODY", "\n".join(body)))
+    write_text(ResultFolder(Path(folder)).page, document("Registration report", body))
 
 
 def _landmark_errors(report: dict) -> dict[str, np.ndarray]:
@@ -62,13 +63,9 @@ def _headline(report: dict) -> Iterator[str]:
     yield "<h1>Registration report</h1>"
     yield f'<p class="lead"><b>{moving}</b> (moving) was registered to <b>{fixed}</b> (fixed).</p>'
     yield from _verdict(report)
-    yield _list(_summary(report), "lead")
+    yield bullets(_summary(report), "lead")
     if report.get("warnings"):
-        yield f'<div class="warning"><b>Warnings</b>{_list(escape(str(w)) for w in report["warnings"])}</div>'
-
-
-def _list(lines: Iterable[str], kind: str = "") -> str:
-    return f'<ul class="{kind}">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
+        yield f'<div class="warning"><b>Warnings</b>{bullets(escape(str(w)) for w in report["warnings"])}</div>'
 
 
 def _name(value, otherwise: str) -> str:
@@ -81,13 +78,13 @@ def _verdict(report: dict) -> Iterator[str]:
     if verdict is None:
         return
     outcome = escape(str(verdict["outcome"]))
-    reasons, setter = _list(escape(str(r)) for r in verdict["reasons"]), escape(str(verdict["tolerances"]["set_by"]))
+    reasons, setter = bullets(escape(str(r)) for r in verdict["reasons"]), escape(str(verdict["tolerances"]["set_by"]))
     rows = [
         (c["name"], c["found"], c["tolerated"], "yes" if c["kept"] else "NO") for c in verdict.get("criteria") or []
     ]
     yield f"""<div class="verdict {outcome.lower()}"><b>{outcome}</b>{reasons}
         <p>By the tolerances of {setter}. The verdict rests on signals from the images; it does not replace a look at
-        the pictures.</p>{_table("", rows, ("criterion", "found", "tolerated", "kept"))}</div>"""
+        the pictures.</p>{table("", rows, ("criterion", "found", "tolerated", "kept"))}</div>"""
 
 
 def _summary(report: dict) -> Iterator[str]:
@@ -143,14 +140,14 @@ def _tables(report: dict) -> Iterator[str]:
     tre = {name: column for name, column in tre.items() if isinstance(column, dict)}
     names = list(dict.fromkeys(name for column in tre.values() for name in column))
     rows = [(name, *(column.get(name, "") for column in tre.values())) for name in names]
-    yield _table("Landmark error (TRE) in mm", rows, ("", *tre))
-    yield _rows("Labels, moving on fixed", report.pop("labels", None))
-    yield _rows("Regions", report.pop("regions", None))
+    yield table("Landmark error (TRE) in mm", rows, ("", *tre))
+    yield rows_table("Labels, moving on fixed", report.pop("labels", None))
+    yield rows_table("Regions", report.pop("regions", None))
     folds = dict(report.pop("folds", None) or {})
     regions = folds.pop("regions", None) or []
     title = "Folded regions" + (f" (the largest {_MOST_FOLDS} of {len(regions)})" if len(regions) > _MOST_FOLDS else "")
-    yield _rows(title, regions[:_MOST_FOLDS])
-    each = _rows("", report.pop("landmarks", None))
+    yield rows_table(title, regions[:_MOST_FOLDS])
+    each = rows_table("", report.pop("landmarks", None))
     if each:
         yield f"<details><summary>Every landmark</summary>{each}</details>"
     jacobian = {k: v for k, v in (report.pop("jacobian", None) or {}).items() if k != "histogram"}
@@ -159,56 +156,8 @@ def _tables(report: dict) -> Iterator[str]:
     report |= {"verdict": {k: v for k, v in verdict.items() if k != "criteria"}} if verdict else {}
     provenance = dict(report.pop("provenance", None) or {})
     files = [(role, f.get("path"), f.get("sha256", "not read")) for role, f in provenance.pop("files", {}).items()]
-    yield _table("Provenance", files, ("file", "path", "SHA-256"))
-    yield _table("" if files else "Provenance", list(_flat(provenance)))
+    yield table("Provenance", files, ("file", "path", "SHA-256"))
+    yield table("" if files else "Provenance", list(leaves(provenance)))
     last = {title: report.pop(title, None) or {} for title in ("settings", "versions")}
     for title, content in ({"numbers": report} | last).items():
-        yield _table(title.capitalize(), list(_flat(content)))
-
-
-def _rows(title: str, rows: list[dict] | None) -> str:
-    return _table(title, [tuple(row.values()) for row in rows], tuple(rows[0])) if rows else ""
-
-
-def _table(title: str, rows: list[tuple], head: tuple = ()) -> str:
-    if not rows:
-        return ""
-    cells = ["".join(f"<th>{escape(str(c))}</th>" for c in head)]
-    cells += ["".join(f"<td>{number(c)}</td>" for c in row) for row in rows]
-    title = f"<h2>{title}</h2>" if title else ""
-    return f"{title}<table>{''.join(f'<tr>{row}</tr>' for row in cells if row)}</table>"
-
-
-def _flat(content, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted name, value) of all leaves of nested dicts and of lists of dicts."""
-    many = isinstance(content, (list, tuple)) and any(isinstance(v, (dict, list, tuple)) for v in content)
-    if isinstance(content, dict) or many:
-        for key, value in content.items() if isinstance(content, dict) else enumerate(content, 1):
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, content
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Registration report</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; margin: auto; padding: 1rem }
-h1 { font-size: 1.6rem; margin: 0 0 .5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem }
-p { margin: .3rem 0 .7rem; max-width: 50rem } ul { padding-left: 1.3rem; margin: .3rem 0; max-width: 50rem }
-.lead { font-size: 1.05rem } .warning { background: #fff4d6; border: 1px solid #d98e00; padding: .3rem 1rem }
-img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-size: .85rem; color: #555 }
-.views { display: grid; gap: .6rem; grid-auto-flow: column; grid-auto-columns: minmax(0, 440px) }
-.rows2 { grid-template-rows: auto auto } .views img { width: 100% }
-@media (max-width: 40rem) { .views { grid: none } .rows2 { grid-template-columns: 1fr 1fr } }
-.verdict { border-left: .5rem solid; padding: .4rem 1rem; margin: .6rem 0 } .verdict > b { font-size: 1.3rem }
-.pass { border-color: #1a7f37; background: #e8f5ec } .check { border-color: #d98e00; background: #fff4d6 }
-.fail { border-color: #b3261e; background: #fbe9e7 }
-.legend { display: block; width: 20rem; max-width: 100%; margin-bottom: .4rem; font-size: .85rem }
-.legend img { width: 100%; height: 1rem } .ticks { display: flex; justify-content: space-between }
-.fold { background: #f0f; color: #fff; padding: 0 .3rem; print-color-adjust: exact }
-table { border-collapse: collapse; font-size: .9rem } tr { border-bottom: 1px solid #ddd; text-align: left }
-td, th { padding: .15rem .8rem .15rem 0; overflow-wrap: anywhere } section, figure { break-inside: avoid }
-</style></head><body>
-$BODY
-</body></html>
-"""
+        yield table(title.capitalize(), list(leaves(content)))
