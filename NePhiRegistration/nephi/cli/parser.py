@@ -12,7 +12,7 @@ from importlib import import_module
 
 from ..errors import NephiError, collected_notices
 from ..files.cases import GUIDES_OF_BOTH, ROLES
-from ..files.folder import OUTPUTS
+from ..files.folder import DEFAULT_OUTPUTS, OUTPUTS
 from ..settings import ALIGNMENTS, PRESETS
 from ..version import __version__
 from .console import consoles
@@ -356,7 +356,7 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--outputs",
         metavar="LIST",
-        help=f"what to write, separated by commas: {', '.join(OUTPUTS)} (default: all but exact-jacobian)",
+        help=f"what to write, separated by commas: {', '.join(OUTPUTS)} (default: {','.join(DEFAULT_OUTPUTS)})",
     )
     p.add_argument("--tolerances", metavar="FILE", help="JSON with the verdict's tolerances that a site sets")
     p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")

@@ -13,8 +13,11 @@ from ..errors import NephiError
 from .writing import output_folder, recover, replaced, whole
 
 # what a registration can write besides its transforms, the maps themselves and report.json
-OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "consistency", "error-map", "report")
-DEFAULT_OUTPUTS = tuple(name for name in OUTPUTS if name != "exact-jacobian")
+OUTPUTS = (
+    "transform", "warped", "jacobian", "exact-jacobian", "log-jacobian", "ventilation", "consistency", "error-map",
+    "report",
+)  # fmt: skip
+DEFAULT_OUTPUTS = ("transform", "warped", "jacobian", "consistency", "error-map", "report")
 _REGISTRATION = "registration.safetensors"
 _FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alone kept that name
 
@@ -54,6 +57,20 @@ class ResultFolder:
     @property
     def jacobian(self) -> Path:
         return self.path / "jacobian.nii.gz"
+
+    @property
+    def log_jacobian(self) -> Path:
+        return self.path / "log_jacobian.nii.gz"
+
+    @property
+    def ventilation(self) -> Path:
+        """|J| - 1, 0 outside the mask."""
+        return self.path / "ventilation.nii.gz"
+
+    @property
+    def ventilation_hu(self) -> Path:
+        """The air gained per volume of air, by the images' densities, 0 outside the mask and in vessels."""
+        return self.path / "ventilation_hu.nii.gz"
 
     @property
     def inverse_consistency(self) -> Path:
@@ -110,7 +127,8 @@ class ResultFolder:
     def files(self) -> list[Path]:
         """All of a result."""
         return [
-            self.transform, self.inverse_transform, self.warped, self.jacobian, self.inverse_consistency,
+            self.transform, self.inverse_transform, self.warped, self.jacobian, self.log_jacobian,
+            self.ventilation, self.ventilation_hu, self.inverse_consistency,
             self.error_map, self.error_bound, self.landmark_errors, self.path / _REGISTRATION, self.page, self.report,
         ]  # fmt: skip
 

@@ -34,6 +34,7 @@ from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
 from ..version import __version__
+from .breath import Breath, further_maps
 from .guided import guidance_warnings, measured_guidance
 from .page import write_report
 
@@ -91,6 +92,10 @@ def write_all(
             box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
             tell("measures", 0.0, {})
             measured = _measured(r, jacobian, box, transform, landmarks, labels, regions)
+            wanted = where is not None and (regions is not None or "ventilation" in outputs)
+            breath = Breath.of(Both(fixed, moving), transform, box, where) if wanted else None
+            if breath is not None and measured.regions is not None:
+                measured = replace(measured, regions=breath.of_regions(measured.regions, jacobian, regions))
             tell("expected error", 0.0, {})
             trust = r.trust(fixed, moving, transform)
             measured = judged(measured, trust.estimate(), trust.share_above, _voxel_mm(r), tolerances)
@@ -108,6 +113,8 @@ def write_all(
                 tell("writing", 0.0, {})
                 spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
                 write_slices(spread, np.float32, grid, scratch.jacobian)
+            for values, path in further_maps(jacobian, breath, outputs, scratch):
+                write_slices(_spread(values, box, grid, 0.0), np.float32, grid, path)
             if "consistency" in outputs:
                 tell("inverse consistency", 0.0, {})
                 seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
@@ -175,14 +182,14 @@ def _told(slices: Iterator[np.ndarray], many: int, stage: str, tell) -> Iterator
         tell(stage, (number + 1) / many, {})
 
 
-def _spread(values: np.ndarray, box: Box, grid: Grid) -> Iterator[np.ndarray]:
-    """Values in a box as slices of the whole grid, 1 around it."""
-    ones = np.ones(grid.shape[1:], values.dtype)
+def _spread(values: np.ndarray, box: Box, grid: Grid, around: float = 1.0) -> Iterator[np.ndarray]:
+    """Values in a box as slices of the whole grid, with one value around it."""
+    empty = np.full(grid.shape[1:], around, values.dtype)
     for place in range(grid.shape[0]):
         if not box[0].start <= place < box[0].stop:
-            yield ones
+            yield empty
             continue
-        part = ones.copy()
+        part = empty.copy()
         part[box[1:]] = values[place - box[0].start]
         yield part
 
