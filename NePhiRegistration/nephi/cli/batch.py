@@ -323,7 +323,7 @@ def _of_labels(report: Report) -> dict[str, float | None]:
     """Means over the labels; without any the distances are those of the masks."""
     if not report.labels:
         apart = report.surface_mm
-        return {"surface_mm": apart and apart.mean, "hausdorff_95_mm": apart and apart.hausdorff_95}
+        return {} if apart is None else {"surface_mm": apart.mean, "hausdorff_95_mm": apart.hausdorff_95}
     columns = {"dice_labels": "dice", "surface_mm": "surface_mm", "hausdorff_95_mm": "hausdorff_95_mm"}
     found = {to: [row[name] for row in report.labels if row[name] is not None] for to, name in columns.items()}
     return {name: sum(values) / len(values) if values else None for name, values in found.items()}

@@ -44,8 +44,8 @@ class Case:
         return pair, pair.moving if self.other is None else self._pair(self.other, spacing_mm).moving
 
     def _pair(self, seed: int, spacing_mm: float) -> BreathingPair:
-        factors = np.ravel(self.settings.spacing_mm) * np.ones(3)
-        settings = replace(self.settings, spacing_mm=tuple(float(f * spacing_mm) for f in factors))
+        x, y, z = (float(factor) * spacing_mm for factor in np.ravel(self.settings.spacing_mm) * np.ones(3))
+        settings = replace(self.settings, spacing_mm=(x, y, z))
         return breathe(*procedural(seed, spacing_mm), seed, settings)
 
 

@@ -98,8 +98,8 @@ def stages(
     first, later = part * _FEATURES_S * w.levels[0], part * _FEATURES_S * sum(w.levels[1:])
     find = len(fixed_size) == 3 and not masks
     exact = w.fixed_voxels * (_MASK_PART if len(fixed_size) == 3 else 1.0) if "exact-jacobian" in outputs else 0.0
-    floats = not {"jacobian", "exact-jacobian"}.isdisjoint(outputs)  # volumes of them
-    floats += ("log-jacobian" in outputs) + 2 * ("ventilation" in outputs)
+    jacobian = not {"jacobian", "exact-jacobian"}.isdisjoint(outputs)
+    floats = jacobian + ("log-jacobian" in outputs) + 2 * ("ventilation" in outputs)  # volumes of them
     found = {
         "start": _GPU_START_S if gpu else _START_S,
         "reading": _READING_S * w.voxels,

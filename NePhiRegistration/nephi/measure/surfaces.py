@@ -83,6 +83,6 @@ def label_agreement(
             there = moved == label
             apart = surface_distance(here, there, grid.spacing_mm)
             row[f"{when}dice"] = dice(here, there) if here.any() or there.any() else 0.0
-            row[f"{when}surface_mm"] = apart and apart.mean
-            row[f"{when}hausdorff_95_mm"] = apart and apart.hausdorff_95
+            row[f"{when}surface_mm"] = None if apart is None else apart.mean
+            row[f"{when}hausdorff_95_mm"] = None if apart is None else apart.hausdorff_95
         yield row

@@ -92,9 +92,10 @@ def write_all(
             box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
             tell("measures", 0.0, {})
             measured = _measured(r, jacobian, box, transform, landmarks, labels, regions)
-            wanted = where is not None and (regions is not None or "ventilation" in outputs)
-            breath = Breath.of(Both(fixed, moving), transform, box, where) if wanted else None
-            if breath is not None and measured.regions is not None:
+            breath = None
+            if where is not None and (regions is not None or "ventilation" in outputs):
+                breath = Breath.of(Both(fixed, moving), transform, box, where)
+            if breath is not None and regions is not None and measured.regions is not None:
                 measured = replace(measured, regions=breath.of_regions(measured.regions, jacobian, regions))
             tell("expected error", 0.0, {})
             trust = r.trust(fixed, moving, transform)
