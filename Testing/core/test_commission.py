@@ -31,8 +31,8 @@ def of(**change) -> dict:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Two cases, coarse and with few steps."""
-    few = replace(PRESETS["fast"], fit=replace(PRESETS["fast"].fit, iterations=10))
+    """Two cases, coarse, with few steps and without the search for a start."""
+    few = replace(PRESETS["fast"], fit=replace(PRESETS["fast"].fit, iterations=10), align="centres")
     folder = tmp_path_factory.mktemp("cases")
     wanted = [case for case in CASES if case.name in ("quiet-breathing", "wrong-patient")]
     return folder, [run(case, folder / case.name, SPACING_MM, few, "cpu") for case in wanted]
