@@ -155,3 +155,41 @@ def test_hashes_are_of_the_contents_whatever_the_names(tmp_path):
     file = hashes({"moving": first / "1", "regions": None}, align="auto")
     assert file == {"moving": {"path": str(first / "1"), "sha256": hashlib.sha256(b"one").hexdigest()}}
     assert "sha256" not in hashes({"fixed": tmp_path / "none"})["fixed"]
+
+
+def test_a_registration_says_where_it_comes_from_and_what_became_of_labels_and_lobes(phantom_2d, tmp_path):
+    """One run by the command: labels, landmarks, regions and the maps of ventilation, in JSON, tables and the page."""
+    phantom_2d.write(tmp_path)
+    lobes = sitk.ConnectedComponent(phantom_2d.fixed_mask)
+    sitk.WriteImage(lobes, str(tmp_path / "lobes.nii.gz"))
+    command = ["register", str(tmp_path / "fixed.nii.gz"), str(tmp_path / "moving.nii.gz")]
+    for role in ("fixed", "moving"):
+        command += [f"--{role}-mask", str(tmp_path / f"{role}_mask.nii.gz"),
+                    f"--{role}-labels", str(tmp_path / f"{role}_mask.nii.gz"),
+                    f"--{role}-landmarks", str(tmp_path / f"{role}_landmarks.csv")]  # fmt: skip
+    command += ["--regions", str(tmp_path / "lobes.nii.gz"), "--outputs", "log-jacobian,ventilation,report"]
+    command += ["--output", str(tmp_path / "out"), "--iterations", "6", "--seed", "5", "--progress", "none"]
+    assert main(command) == 0
+    report = Report.from_json((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report.provenance["seed"] == 5 and report.provenance["date"]
+    content = (tmp_path / "fixed.nii.gz").read_bytes()
+    assert report.provenance["files"]["fixed"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert set(report.provenance["files"]) >= {"moving_labels", "regions", "fixed_landmarks"}
+    (label,) = report.labels
+    assert label["label"] == 1 and label["dice"] > label["before_dice"] > 0.5
+    assert 0 <= label["surface_mm"] <= label["hausdorff_95_mm"] < label["before_hausdorff_95_mm"]
+    assert label["dice"] == pytest.approx(report.dice.after, abs=0.02)
+    assert report.surface_mm.mean == pytest.approx(label["surface_mm"], abs=0.3)
+    read = {n: sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / f"{n}.nii.gz")))
+            for n in ("ventilation", "ventilation_hu", "log_jacobian")}  # fmt: skip
+    inside = sitk.GetArrayFromImage(phantom_2d.fixed_mask) > 0
+    np.testing.assert_allclose(np.log1p(read["ventilation"]), read["log_jacobian"], atol=1e-5)
+    assert (read["ventilation"][~inside] == 0).all() and (read["ventilation_hu"][~inside] == 0).all()
+    mean = report.jacobian["mean"]
+    assert read["ventilation"][inside].mean() == pytest.approx(mean - 1, abs=1e-4)
+    for row in report.regions:
+        assert row["ventilation_jacobian"] == pytest.approx(row["mean_jacobian"] - 1, abs=1e-6)
+        assert row["air_fixed_ml"] < row["volume_fixed_ml"] and 0.5 < row["mass_ratio"] < 1.5
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for text in (hashlib.sha256(content).hexdigest(), "hausdorff_95_mm", "mass_ratio", "Every landmark", "tolerated"):
+        assert text in html, text

@@ -18,7 +18,7 @@ from ..both import Both
 from ..images.hounsfield import hu_offset, in_hu
 from ..space.grid import Box, Grid
 
-_SMOOTH_MM = 3.0  # standard deviation within the mask: noise of 20 HU is a tenth of the lungs' density
+SMOOTH_MM = 3.0  # standard deviation within the mask: noise of 20 HU is a tenth of the lungs' density
 _LEAST_AIR, _MOST_AIR = 0.3, 0.99  # part of the volume: below are vessels and walls, whose ventilation is unknown
 _LEAST_JACOBIAN = 1e-9  # as in the statistics of log |J|
 
@@ -45,14 +45,17 @@ class Densities:
             sitk.GetArrayViewFromImage(mask)[box] != 0,
         )
 
-    def ventilation(self, spacing_mm: tuple[float, ...]) -> np.ndarray:
-        """Air gained per volume of air (z, y, x) float32, of images smoothed within the mask.
+    def ventilation(self, spacing_mm: tuple[float, ...], smooth_mm: float = SMOOTH_MM) -> np.ndarray:
+        """Air gained per volume of air (z, y, x) float32, of images smoothed within the mask by ``smooth_mm``.
 
         NaN where less than 30 % of the smoothed volume is air in either state, and outside the mask.
         """
-        weight = _smooth(self.inside.astype(np.float32), spacing_mm)
+        weight = _smooth(self.inside.astype(np.float32), spacing_mm, smooth_mm)
         f, m = (
-            np.minimum(-_smooth(np.where(self.inside, hu, 0), spacing_mm) / np.maximum(weight, 1e-3) / 1000, _MOST_AIR)
+            np.minimum(
+                -_smooth(np.where(self.inside, hu, 0), spacing_mm, smooth_mm) / np.maximum(weight, 1e-3) / 1000,
+                _MOST_AIR,
+            )
             for hu in (self.fixed, self.moving)
         )
         known = self.inside & (f >= _LEAST_AIR) & (m >= _LEAST_AIR)
@@ -93,7 +96,7 @@ def regional_ventilation(
     return rows
 
 
-def _smooth(values: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
+def _smooth(values: np.ndarray, spacing_mm: tuple[float, ...], sd_mm: float) -> np.ndarray:
     image = sitk.GetImageFromArray(values.astype(np.float32))
     image.SetSpacing(spacing_mm)
-    return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image, _SMOOTH_MM))
+    return sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, [sd_mm**2] * values.ndim, 64, 0.01, True))

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from ..both import Both
 from ..files.folder import ResultFolder
-from ..measure.ventilation import Densities, log_jacobian, regional_ventilation
+from ..measure.ventilation import SMOOTH_MM, Densities, log_jacobian, regional_ventilation
 from ..space.grid import Box, Grid
 
 
@@ -25,12 +25,14 @@ class Breath:
     voxel_volume_mm3: float
 
     @classmethod
-    def of(cls, images: Both[sitk.Image], transform: sitk.Transform, box: Box, mask: sitk.Image) -> Breath | None:
-        """None for other images than CTs."""
+    def of(
+        cls, images: Both[sitk.Image], transform: sitk.Transform, box: Box, mask: sitk.Image, scale: float = 1.0
+    ) -> Breath | None:
+        """None for other images than CTs. ``scale``: of lengths, below 1 for small bodies."""
         grid, densities = Grid.of(images.fixed), Densities.of(images, transform, mask, box)
         if densities is None:
             return None
-        return cls(densities, densities.ventilation(grid.spacing_mm), box, grid.voxel_volume_mm3)
+        return cls(densities, densities.ventilation(grid.spacing_mm, SMOOTH_MM * scale), box, grid.voxel_volume_mm3)
 
     def of_regions(self, rows: list[dict], jacobian: np.ndarray, regions: sitk.Image) -> list[dict]:
         """The rows of ``region_statistics`` with the ventilation of each region."""

@@ -94,7 +94,7 @@ def write_all(
             measured = _measured(r, jacobian, box, transform, landmarks, labels, regions)
             breath = None
             if where is not None and (regions is not None or "ventilation" in outputs):
-                breath = Breath.of(Both(fixed, moving), transform, box, where)
+                breath = Breath.of(Both(fixed, moving), transform, box, where, r.length_scale)
             if breath is not None and regions is not None and measured.regions is not None:
                 measured = replace(measured, regions=breath.of_regions(measured.regions, jacobian, regions))
             tell("expected error", 0.0, {})
