@@ -275,7 +275,7 @@ def _add_commission(subparsers) -> None:
     p = subparsers.add_parser("commission", help="register digital phantoms with known maps here and record the errors")
     p.add_argument("output", metavar="DIR", nargs="?", help="folder for commission.json, commission.html and results")
     p.add_argument("--check", metavar="FILE", help="tell whether a commission.json was changed since it was written")
-    p.add_argument("--quick", action="store_true", help="coarser phantoms and the preset fast: under two minutes")
+    p.add_argument("--quick", action="store_true", help="coarser phantoms and the preset fast: two minutes or three")
     p.add_argument("--preset", default=None, metavar="NAME", help=f"{', '.join(PRESETS)} (default balanced)")
     p.add_argument("--limits", metavar="FILE", help="JSON with the limits of the errors that a site sets")
     p.add_argument("--tolerances", metavar="FILE", help="JSON with the verdict's tolerances that a site sets")
