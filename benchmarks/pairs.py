@@ -171,7 +171,22 @@ def prepare(name: str, folder: Path, region: str = "full", spacing_mm: float | N
         masks = [sitk.ReadImage(str(data / f), sitk.sitkUInt8) for f in (pair.fixed_mask, pair.moving_mask)]
     else:
         masks = [lung_mask(i) for i in (fixed, moving)] if pair.masks == "threshold" else []
+    landmarks = fixed_lm, moving_lm
+    return write_prepared(folder, fixed, moving, masks, landmarks, pair.modality == "ct", region, spacing_mm)
 
+
+def write_prepared(
+    folder: Path,
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    masks: list[sitk.Image],
+    landmarks: tuple[np.ndarray, np.ndarray],
+    ct: bool,
+    region: str = "full",
+    spacing_mm: float | None = None,
+) -> Prepared:
+    """The same of images (float32), both masks or none, and landmarks (n, 3) in LPS mm."""
+    fixed_lm, moving_lm = landmarks
     scale, offset, boxes = np.ones(3), np.zeros(3), []
     if masks:
         f, m = (mask_points(mask) for mask in masks)
@@ -181,8 +196,8 @@ def prepare(name: str, folder: Path, region: str = "full", spacing_mm: float | N
     grid = common_grid(fixed, boxes, region, spacing_mm)
     affine = sitk.AffineTransform(np.diag(scale).ravel().tolist(), offset.tolist())
     values = np.concatenate([sitk.GetArrayViewFromImage(i).ravel()[::7] for i in (fixed, moving)])
-    window = CT_WINDOW_HU if pair.modality == "ct" else tuple(np.percentile(values, (0.5, 99.5)))
-    outside = -1000.0 if pair.modality == "ct" else float(values.min())
+    window = CT_WINDOW_HU if ct else tuple(np.percentile(values, (0.5, 99.5)))
+    outside = -1000.0 if ct else float(values.min())
 
     folder.mkdir(parents=True, exist_ok=True)
     identity, nearest = sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor

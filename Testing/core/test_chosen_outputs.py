@@ -24,6 +24,8 @@ FILES = {
     "warped": {"warped.nii.gz"},
     "jacobian": {"jacobian.nii.gz"},
     "exact-jacobian": {"jacobian.nii.gz"},
+    "log-jacobian": {"log_jacobian.nii.gz"},
+    "ventilation": {"ventilation.nii.gz", "ventilation_hu.nii.gz"},
     "disagreement": {"fields_disagreement.nii.gz"},
     "error-map": {"error_map.nii.gz", "error_bound.nii.gz"},
     "report": {"report.html"},

@@ -193,7 +193,7 @@ def test_register_writes_everything(done):
     names = {p.name for p in done.iterdir()}
     assert names == {
         "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "fields_disagreement.nii.gz",
-        "error_map.nii.gz", "error_bound.nii.gz",
+        "error_map.nii.gz", "error_bound.nii.gz", "landmark_errors.csv",
         "registration.safetensors", "report.json"
     }  # fmt: skip
     report = json.loads((done / "report.json").read_text())

@@ -15,7 +15,8 @@ ROOMS = (
     "version", "both", "errors", "runfolder", "journal", "paths", "registry", "limits", "former", "config", "settings",
     "process", "device", "space", "files",
     "images", "maps",
-    "fitting", "measure", "synthetic", "learning", "result", "registration", "report", "cli", "__init__", "__main__",
+    "fitting", "measure", "synthetic", "learning", "result", "registration", "report",
+    "commission", "cli", "__init__", "__main__",
 )  # fmt: skip
 # imports that run up and still have to go; one that is gone may not stay in this list
 PENDING: set[tuple[str, str]] = set()

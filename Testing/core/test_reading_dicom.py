@@ -38,6 +38,21 @@ def test_an_oblique_volume_is_read_in_place_and_nothing_is_said(tmp_path):
     assert same(back, image) and not notices
 
 
+@pytest.mark.parametrize("padding", [None, -2000])
+def test_the_image_keeps_the_series_it_was_read_from(tmp_path, padding):
+    """Also where one of several was chosen, and where what pads the slices was replaced."""
+    image = IMAGE
+    if padding is not None:
+        array = sitk.GetArrayFromImage(IMAGE)
+        array[:, :3] = padding
+        image = Grid.of(IMAGE).image(array)
+    tags = {} if padding is None else {"0028|0120": str(padding)}
+    write_dicom(image, tmp_path / "a", uid="1.2.3.4", tags=tags)
+    assert read(tmp_path / "a")[0].GetMetaData(dicom.SERIES) == "1.2.3.4"
+    write_dicom(image, tmp_path / "a", uid="1.2.3.5", first=50, tags=tags)
+    assert read(tmp_path / "a", ("1.2.3.5",))[0].GetMetaData(dicom.SERIES) == "1.2.3.5"
+
+
 def test_compressed_slices_are_read(tmp_path):
     write_dicom(IMAGE, tmp_path)
     writer = sitk.ImageFileWriter()

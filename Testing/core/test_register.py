@@ -75,7 +75,7 @@ def test_outputs_are_complete_and_measured(written):
     _, result, folder, report = written
     names = {
         "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "fields_disagreement.nii.gz",
-        "error_map.nii.gz", "error_bound.nii.gz",
+        "error_map.nii.gz", "error_bound.nii.gz", "landmark_errors.csv",
         "registration.safetensors", "report.json", "report.html",
     }  # fmt: skip
     assert {p.name for p in folder.iterdir()} == names

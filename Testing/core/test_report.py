@@ -25,6 +25,9 @@ REPORT = {
         "before": {"mean": 9.8765, "median": 8.25, "p95": 17.5, "max": 21.125},
         "after": {"mean": 1.2345, "median": 1.0625, "p95": 2.75, "max": 4.875},
     },
+    "landmarks": [
+        {"number": k + 1, "x_lps_mm": 0.5 * k, "before_mm": 1 + 0.375 * k, "after_mm": 0.09375 * k} for k in range(50)
+    ],
     "folds": {"percent": 0.0, "count": 0},
     "inverse_consistency_mm": {"mean": 0.1234, "max": 1.5},
     "fields_disagreement_mm": {"mean": 0.4321, "max": 2.5},
@@ -55,7 +58,6 @@ def _inputs(dimension: int) -> dict:
         "history": [
             {"step": k, "loss": 1 / (1 + k), "similarity": 0.9 / (1 + k), "regularity": 0.01} for k in range(9)
         ],
-        "landmark_errors": {"before": np.linspace(1, 20, 50), "after": np.linspace(0, 4, 50)},
     }
 
 
@@ -109,15 +111,33 @@ def test_words_follow_the_numbers(tmp_path, inputs2):
         "tre_mm": {"before": {"mean": 1.0}, "after": {"mean": 2.0}},
         "folds": {"percent": 0.5, "count": 7},
     }
-    bad = _written(tmp_path, worse, inputs2 | {"landmark_errors": None})
+    bad = _written(tmp_path, worse, inputs2)
     assert "<b>up</b> from 1.00 mm" in bad
     assert "Folds: 0.5 % (7 voxels)" in bad
     assert "No folds" not in bad
-    unknown = _written(tmp_path, {}, inputs2 | {"landmark_errors": None})
+    unknown = _written(tmp_path, {}, inputs2)
     assert "accuracy is not known" in unknown
     assert "folds" not in unknown.split("<h2>")[0].lower()  # nothing is claimed about what was not measured
-    measured = _written(tmp_path, {}, inputs2)
-    assert "down from 10.50 mm" in measured and "<b>2.00 mm</b>" in measured
+
+
+def test_every_landmark_and_every_criterion_is_on_the_page(tmp_path, inputs2):
+    tre = REPORT["tre_mm"] | {"within_2_mm": 0.44, "within_voxel": 0.5, "voxel_diagonal_mm": 2.8125}
+    criteria = [
+        {"name": "expected error, mean", "found": "1.53 mm", "tolerated": "2 mm or less", "kept": True},
+        {"name": "folded voxels", "found": "7", "tolerated": "0 % or less", "kept": False},
+    ]
+    label = {"label": 3, "fixed_ml": 512.5, "dice": 0.9375, "surface_mm": None, "hausdorff_95_mm": 4.5625}
+    file = {"path": "/data/exhale.nii.gz", "sha256": "ab" * 32}
+    report = REPORT | {"tre_mm": tre, "labels": [label], "verdict": VERDICT | {"criteria": criteria}}
+    report["provenance"] = {"files": {"fixed": file}, "series": {"moving": "1.2.840.99"}, "seed": 1234}
+    html = _written(tmp_path, report, inputs2)
+    assert "44 % of the landmarks are within 2 mm, 50 % within a voxel's diagonal of 2.81 mm" in html
+    details = html[html.index("<details>") : html.index("</details>")]
+    assert details.count("<tr>") == 51 and "<td>4.594</td>" in details
+    top = html[html.index('class="verdict') : html.index("</div>")]
+    assert "<td>1.53 mm</td><td>2 mm or less</td><td>yes</td>" in top and "<td>NO</td>" in top
+    assert "<td>0.9375</td><td>none</td><td>4.562</td>" in html
+    assert "ab" * 32 in html and "1.2.840.99" in html and "<td>1234</td>" in html
 
 
 def test_a_planted_fold_is_loud(tmp_path, inputs3):
@@ -260,7 +280,7 @@ def test_the_verdict_stands_at_the_top_with_its_reasons_and_who_set_the_toleranc
 
 def test_without_landmarks_the_expected_error_is_called_what_it_is(tmp_path, inputs2):
     report = {k: v for k, v in REPORT.items() if k != "tre_mm"} | {"error_estimate_mm": EXPECTED}
-    html = _written(tmp_path, report, inputs2 | {"landmark_errors": None})
+    html = _written(tmp_path, report, inputs2)
     assert "estimated, not measured" in html and "1.25 mm" in html and "accuracy is not known" not in html
 
 

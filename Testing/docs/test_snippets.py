@@ -22,6 +22,7 @@ import nephi
 import pytest
 import SimpleITK as sitk
 from nephi.cli.parser import command_parser, main
+from nephi.commission.record import Limits
 from nephi.config import decode
 from nephi.learning.settings import TrainSettings
 from nephi.measure.verdict import Tolerances
@@ -163,7 +164,7 @@ def test_block_is_well_formed(block):
         compile(block.text, block.place, "exec")
     elif block.language == "json":
         data = json.loads(block.text)
-        kinds = {"data": TrainSettings(), "set_by": Tolerances()}
+        kinds = {"data": TrainSettings(), "p95_mm": Limits(), "set_by": Tolerances()}
         decode(next((kind for entry, kind in kinds.items() if entry in data), Settings()), data)  # every entry exists
     elif block.language == "csv":
         widths = {len(row) for row in csv.reader(block.text.splitlines())}

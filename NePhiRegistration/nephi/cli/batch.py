@@ -37,7 +37,8 @@ _POLL_S, _POLL_ELSEWHERE_S = 0.05, 1.0
 _RARELY = 50  # times as long as writing the table takes passes before it is written again
 COLUMNS = (
     "name", "status", "error", "verdict", "reasons", "expected_error_mm", "error_bound_mm",
-    "tre_before_mm", "tre_mm", "folds", "folds_percent", "dice_before", "dice",
+    "tre_before_mm", "tre_mm", "tre_within_2_mm", "folds", "folds_percent", "dice_before", "dice", "dice_labels",
+    "surface_mm", "hausdorff_95_mm",
     "inverse_consistency_mm", "fields_disagreement_mm", "volume_fixed_ml", "volume_moving_ml", "volume_change_percent",
     "seconds",
 )  # fmt: skip
@@ -305,10 +306,12 @@ def pair_row(
             "error_bound_mm": report.error_estimate_mm and report.error_estimate_mm.bound_mean,
             "tre_before_mm": tre and tre.before and tre.before.mean,
             "tre_mm": tre and tre.after.mean,
+            "tre_within_2_mm": tre and tre.within_2_mm,
             "folds": report.folds.count,
             "folds_percent": report.folds.percent,
             "dice_before": dice and dice.before,
             "dice": dice and dice.after,
+            **_of_labels(report),
             "inverse_consistency_mm": consistency and consistency.mean,
             "fields_disagreement_mm": disagreement and disagreement.mean,
             "volume_fixed_ml": volume and volume.fixed_ml,
@@ -317,6 +320,16 @@ def pair_row(
             "seconds": report.time_s and report.time_s.get("wall"),
         }
     return row
+
+
+def _of_labels(report: Report) -> dict[str, float | None]:
+    """Means over the labels; without any the distances are those of the masks."""
+    if not report.labels:
+        apart = report.surface_mm
+        return {} if apart is None else {"surface_mm": apart.mean, "hausdorff_95_mm": apart.hausdorff_95}
+    columns = {"dice_labels": "dice", "surface_mm": "surface_mm", "hausdorff_95_mm": "hausdorff_95_mm"}
+    found = {to: [row[name] for row in report.labels if row[name] is not None] for to, name in columns.items()}
+    return {name: sum(values) / len(values) if values else None for name, values in found.items()}
 
 
 def _line(row: dict) -> str:

@@ -23,6 +23,7 @@ from ..files.formats import check_format
 from ..files.image import read_image, read_volume, write_image
 from ..files.landmarks import read_landmarks, write_landmarks
 from ..files.masks import read_mask, read_regions
+from ..files.provenance import hashes
 from ..files.writing import output_folder
 from ..journal import complete_moves
 from ..learning.settings import TrainSettings
@@ -42,7 +43,7 @@ from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
 from .convert import TransformFile, export
-from .evaluate import landmark_pair, mask_pair, output_file
+from .evaluate import label_pair, landmark_pair, mask_pair, output_file
 from .guidance import guidance_from
 from .options import outputs_from, settings_from
 from .progress import Progress, tell_notices
@@ -60,13 +61,14 @@ def register_command(options) -> int:
     # taken before they are read: a file that changes while it is read will not look like the one used
     series = tuple(options.series)
     inputs = fingerprints(vars(options), not options.no_auto_mask, settings.align, model=settings.model, series=series)
+    made_of = hashes(vars(options), settings.align, settings.model)
     with collected_notices() as notices:
         fixed = read_image(options.fixed, "fixed image", series)
         moving = read_image(options.moving, "moving image", series)
         for name in options.also:
             check_format(name, fixed.GetDimension())
         masks = mask_pair(options, fixed, moving)
-        landmarks = landmark_pair(options, fixed, moving)
+        landmarks, labels = landmark_pair(options, fixed, moving), label_pair(options, fixed, moving)
         regions = read_regions(options.regions, fixed) if options.regions else None
         guidance = guidance_from(options, fixed, moving)
     tell_notices(notices)  # now, before the work begins; they are in the report, too
@@ -99,9 +101,11 @@ def register_command(options) -> int:
             moving,
             scratch.path if options.also else folder,
             landmarks=landmarks,
+            labels=labels,
             regions=regions,
             names=(str(options.fixed), str(options.moving)),
             inputs=inputs,
+            hashes=made_of,
             started=started,
             outputs=outputs,
             tolerances=tolerances,

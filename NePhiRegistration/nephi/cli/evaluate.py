@@ -12,10 +12,10 @@ from ..both import ROLES, Both
 from ..errors import NephiError, collected_notices, notice
 from ..files.image import read_volume
 from ..files.landmarks import read_landmarks
-from ..files.masks import read_mask
+from ..files.masks import read_mask, read_regions
 from ..files.transform import read_affine
 from ..files.writing import write_text
-from ..measure.evaluate import evaluate
+from ..measure.evaluate import evaluate, write_landmark_errors
 from .progress import tell_notices
 
 
@@ -49,6 +49,16 @@ def mask_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[sit
     return ROLES.map(mask, Both(options.fixed_mask, options.moving_mask), Both(fixed, moving))
 
 
+def label_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[sitk.Image] | None:
+    """The label maps of both images, None if none are given; raises NephiError as ``read_regions``."""
+    paths = Both(options.fixed_labels, options.moving_labels)
+    if not any(paths):
+        return None
+    if not all(paths) or moving is None:
+        raise NephiError("labels are needed for both images: give --fixed-labels, --moving-labels and both images")
+    return paths.map(lambda path, image, role: read_regions(path, image, f"{role} labels"), Both(fixed, moving), ROLES)
+
+
 def output_file(path: str) -> Path:
     """The path, checked: raises NephiError if its folder does not exist, or it is a folder itself."""
     file = Path(path)
@@ -61,6 +71,9 @@ def output_file(path: str) -> Path:
 
 def evaluate_command(options) -> int:
     output = None if options.output is None else output_file(options.output)
+    table = None if options.landmark_errors is None else output_file(options.landmark_errors)
+    if table is not None and not options.fixed_landmarks:
+        raise NephiError("--landmark-errors needs landmarks: give --fixed-landmarks and --moving-landmarks")
     with collected_notices() as notices:
         fixed = read_volume(options.fixed, "fixed image", tuple(options.series))
         moving = read_volume(options.moving, "moving image", tuple(options.series)) if options.moving else None
@@ -69,7 +82,7 @@ def evaluate_command(options) -> int:
         masks = mask_pair(options, fixed, moving)
         if moving is None and options.moving_landmarks:
             read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
-        landmarks = landmark_pair(options, fixed, moving)
+        landmarks, labels = landmark_pair(options, fixed, moving), label_pair(options, fixed, moving)
         alignment = read_affine(options.alignment, fixed.GetDimension()) if options.alignment else None
     report = evaluate(
         options.transform,
@@ -77,11 +90,14 @@ def evaluate_command(options) -> int:
         options.inverse,
         alignment=alignment,
         landmarks=landmarks,
+        labels=labels,
         fixed_mask=masks.fixed,
         moving_mask=masks.moving,
     )
     tell_notices([*notices, *report.warnings])
     report = replace(report, warnings=[*notices, *report.warnings])
+    if table is not None and report.landmarks is not None:
+        write_landmark_errors(table, report.landmarks)
     if output is not None:
         write_text(output, report.to_json())
     else:

@@ -1,5 +1,5 @@
 """The command line: ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | demo | devices
-| dirlab | train | breathe``."""
+| dirlab | train | breathe | commission``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from types import ModuleType
 
 from ..errors import NephiError, collected_notices
 from ..files.cases import GUIDES_OF_BOTH, ROLES
-from ..files.folder import OUTPUTS
+from ..files.folder import DEFAULT_OUTPUTS, OUTPUTS
 from ..settings import ALIGNMENTS, PRESETS
 from ..version import __version__
 from .console import consoles
@@ -121,6 +121,7 @@ def command_parser() -> argparse.ArgumentParser:
         _add_demo,
         _add_train,
         _add_breathe,
+        _add_commission,
         _add_dirlab,
     ):
         add(subparsers)
@@ -141,6 +142,7 @@ def _add_register(subparsers) -> None:
         metavar="FILE",
         help="label map on the fixed grid (lobes), for the volume change of each",
     )
+    _add_labels(p)
     _add_series(p)
     _add_guides(p)
     _add_how(p)
@@ -248,7 +250,9 @@ def _add_evaluate(subparsers) -> None:
     p.add_argument("--moving-mask", metavar="FILE")
     p.add_argument("--fixed-landmarks", metavar="FILE")
     p.add_argument("--moving-landmarks", metavar="FILE")
+    _add_labels(p)
     p.add_argument("--output", metavar="FILE", help="JSON file (default: standard output)")
+    p.add_argument("--landmark-errors", metavar="FILE", help="CSV file of the error at each landmark")
     _add_series(p)
     p.set_defaults(run=("evaluate", "evaluate_command"))
 
@@ -294,6 +298,21 @@ def _add_breathe(subparsers) -> None:
     p.set_defaults(run=("commands", "breathe_command"))
 
 
+def _add_commission(subparsers) -> None:
+    p = subparsers.add_parser("commission", help="register digital phantoms with known maps here and record the errors")
+    p.add_argument("output", metavar="DIR", nargs="?", help="folder for commission.json, commission.html and results")
+    p.add_argument("--check", metavar="FILE", help="tell whether a commission.json was changed since it was written")
+    p.add_argument("--quick", action="store_true", help="coarser phantoms and the preset fast: two minutes or three")
+    p.add_argument("--preset", default=None, metavar="NAME", help=f"{', '.join(PRESETS)} (default balanced)")
+    p.add_argument("--limits", metavar="FILE", help="JSON with the limits of the errors that a site sets")
+    p.add_argument("--tolerances", metavar="FILE", help="JSON with the verdict's tolerances that a site sets")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the registrations")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: at most 4)")
+    p.add_argument("--progress", choices=STYLES, default="bar")
+    p.set_defaults(run=("commission", "commission_command"))
+
+
 def _add_dirlab(subparsers) -> None:
     p = subparsers.add_parser("dirlab", help="convert or score DIR-Lab's lung CT (COPDgene, 4DCT) with 300 landmarks")
     p.add_argument("folder", metavar="FOLDER", help="where DIR-Lab's files are, in folders of any names")
@@ -304,6 +323,12 @@ def _add_dirlab(subparsers) -> None:
     what.add_argument("--pairs", metavar="OUT", help="write images, landmarks and pairs.csv for 'nephi batch' here")
     what.add_argument("--results", metavar="DIR", help="score its copd1/transform.h5, ...; table in DIR/dirlab.csv")
     p.set_defaults(run=("dirlab", "dirlab_command"))
+
+
+def _add_labels(p: argparse.ArgumentParser) -> None:
+    text = "label map on the {} grid (organs): with that of the other image, how well each label is met"
+    for role in ("fixed", "moving"):
+        p.add_argument(f"--{role}-labels", metavar="FILE", help=text.format(f"{role} image's"))
 
 
 def _add_series(p: argparse.ArgumentParser) -> None:
@@ -358,7 +383,7 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--outputs",
         metavar="LIST",
-        help=f"what to write, separated by commas: {', '.join(OUTPUTS)} (default: all but exact-jacobian)",
+        help=f"what to write, separated by commas: {', '.join(OUTPUTS)} (default: {','.join(DEFAULT_OUTPUTS)})",
     )
     p.add_argument("--tolerances", metavar="FILE", help="JSON with the verdict's tolerances that a site sets")
     p.add_argument("--no-report", action="store_true", help="leave out report.html and its pictures")

@@ -16,10 +16,11 @@ GUIDES_OF_BOTH = ("guide_landmarks", "guide_labels")
 GUIDES = ("fixed_exclude", "moving_exclude", "rigid_mask", "volume_mask", "initial")
 ROLES = (
     "fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions",
+    "fixed_labels", "moving_labels",
     *(f"{image}_{kind}" for kind in GUIDES_OF_BOTH for image in ("fixed", "moving")), *GUIDES,
 )  # fmt: skip
-# what only training reads: labels of both images, and points that are known to correspond
-TRAINING_ROLES = ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
+# what only training reads: points that are known to correspond
+TRAINING_ROLES = ("fixed_points", "moving_points")
 _SERIES = "series"  # column of the DICOM series to read
 _MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null")  # cells that pandas and spreadsheets leave empty
 

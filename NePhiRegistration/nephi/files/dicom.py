@@ -18,7 +18,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError, notice
+from ..space.grid import Grid
 from .sizes import lengths_fit
+
+SERIES = "0020|000e"  # the tag of the series' UID, which an image of many files keeps
 
 _OFF, _OFF_MM = 0.15, 0.1  # part of the slice spacing by which a slice may lie off its place, and at most this
 _TURNED = 2e-3  # difference of direction cosines from which on slices are oriented differently
@@ -58,11 +61,9 @@ class _File:
 
 _TAGS = ("0008|0008", "0008|103e", "0020|0012", "0020|0100", "0018|0081", "0018|1060", "0028|0120", "0028|0103",
          "0028|1052", "0028|1053")  # fmt: skip
-
-
 # what has to be alike in all slices for one pass: class, colours, pixel spacing and type, scale, series
 _ALIKE = ("0008|0016", "0028|0002", "0028|0004", "0018|1164", "0028|0030", "0028|0100", "0028|0101", "0028|0103",
-          "0028|1052", "0028|1053", "0020|000e")  # fmt: skip
+          "0028|1052", "0028|1053", SERIES)  # fmt: skip
 _PLACE = ("0020|0032", "0020|0037", "0008|0018")
 
 
@@ -139,13 +140,13 @@ def _at_once(folder: Path) -> sitk.Image | None:
     if not alike or not np.isfinite(stated).all() or not np.allclose(stated[0], itk, rtol=1e-9, atol=1e-6):
         return None
     size, pixel, spacing = (*image.GetSize()[:2], 1), image.GetPixelID(), np.array(image.GetSpacing())
-    files = [_File(path, slice_["0020|000e"], slice_["0008|0018"], size, pixel, spacing, s[:, :2], s[:, 2], slice_)
+    files = [_File(path, slice_[SERIES], slice_["0008|0018"], size, pixel, spacing, s[:, :2], s[:, 2], slice_)
              for path, slice_, s in zip(names, tags, stated, strict=True)]  # fmt: skip
     try:
         in_order = image.GetSize()[2] == len(files) and [f.path for f in _stack(files, "", quiet=True)] == names
     except _Irregular:
         return None
-    return _without_padding(_placed(image, files), files[0].tags) if in_order else None
+    return _placed(_without_padding(image, files[0].tags), files) if in_order else None
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -195,7 +196,7 @@ def _read_header(path: Path) -> _File | None:
     placed = reader.HasMetaDataKey("0020|0032") or size[-1] > 1
     return _File(
         path=path,
-        series=_tag(reader, "0020|000e"),
+        series=_tag(reader, SERIES),
         uid=_tag(reader, "0008|0018"),
         size=(*size, 1)[:3],
         pixel=reader.GetPixelID(),
@@ -353,17 +354,19 @@ def _image(files: list[_File], where: str) -> sitk.Image:
     except RuntimeError as error:
         named = [file.name for file in files if file.name in str(error)]
         raise NephiError(f"{where}: {_some(named) if named else 'a slice'} cannot be read; it is damaged") from None
-    return _without_padding(_placed(image, files) if len(files) > 1 else image, files[0].tags)
+    image = _without_padding(image, files[0].tags)
+    return _placed(image, files) if len(files) > 1 else image
 
 
 def _placed(image: sitk.Image, files: list[_File]) -> sitk.Image:
-    """The image, at the even places that are nearest to its slices'."""
+    """The image, at the even places that are nearest to its slices', with their series."""
     axes = np.c_[files[0].axes, files[0].normal]
     u, _, v = np.linalg.svd(axes)  # cosines of a few digits
     first = np.asarray(files[0].position_lps_mm)
     step, place = _line(np.array([file.position_lps_mm for file in files]) @ files[0].normal)
     image.SetOrigin((first + (place - first @ files[0].normal) * files[0].normal).tolist())
     image.SetSpacing([*files[0].spacing_mm[:2].tolist(), float(step)])
+    image.SetMetaData(SERIES, files[0].series)
     image.SetDirection((u @ v if np.abs(u @ v - axes).max() < 1e-3 else axes).ravel().tolist())
     return image
 
@@ -375,16 +378,13 @@ def _without_padding(image: sitk.Image, tags: dict[str, str]) -> sitk.Image:
         slope, intercept = float(tags["0028|1053"] or 1), float(tags["0028|1052"] or 0)
     except ValueError:
         return image
-    if tags["0028|0103"] == "1" and value >= 2**15:
-        value -= 2**16
+    value -= 2**16 * (tags["0028|0103"] == "1" and value >= 2**15)
     array = sitk.GetArrayFromImage(image)
     padding = np.abs(array - (value * slope + intercept)) < 0.5 * abs(slope)
     if not padding.any() or padding.all():
         return image
     array[padding] = array[~padding].min()
-    made = sitk.GetImageFromArray(array)
-    made.CopyInformation(image)
-    return made
+    return Grid.of(image).image(array)
 
 
 def _listed(found: dict[str, list[_File]]) -> str:

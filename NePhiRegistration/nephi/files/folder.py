@@ -14,8 +14,11 @@ from ..journal import recover
 from .writing import output_folder, replaced, whole
 
 # what a registration can write besides its transforms, the maps themselves and report.json
-OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "disagreement", "error-map", "report")
-DEFAULT_OUTPUTS = tuple(name for name in OUTPUTS if name != "exact-jacobian")
+OUTPUTS = (
+    "transform", "warped", "jacobian", "exact-jacobian", "log-jacobian", "ventilation", "disagreement", "error-map",
+    "report",
+)  # fmt: skip
+DEFAULT_OUTPUTS = ("transform", "warped", "jacobian", "disagreement", "error-map", "report")
 _REGISTRATION = "registration.safetensors"
 _FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alone kept that name
 _FORMER = ("inverse_consistency.nii.gz",)  # what is now called otherwise; a new result replaces it
@@ -63,6 +66,20 @@ class ResultFolder:
         return self.path / "fields_disagreement.nii.gz"
 
     @property
+    def log_jacobian(self) -> Path:
+        return self.path / "log_jacobian.nii.gz"
+
+    @property
+    def ventilation(self) -> Path:
+        """|J| - 1, 0 outside the mask."""
+        return self.path / "ventilation.nii.gz"
+
+    @property
+    def ventilation_hu(self) -> Path:
+        """The air gained per volume of air, by the images' densities, 0 outside the mask and in vessels."""
+        return self.path / "ventilation_hu.nii.gz"
+
+    @property
     def error_map(self) -> Path:
         """Expected error in mm on a coarse grid, 0 outside the mask."""
         return self.path / "error_map.nii.gz"
@@ -71,6 +88,11 @@ class ResultFolder:
     def error_bound(self) -> Path:
         """The bound that 95 % of errors keep, in mm, on the same grid."""
         return self.path / "error_bound.nii.gz"
+
+    @property
+    def landmark_errors(self) -> Path:
+        """The error at each landmark, where landmarks were given."""
+        return self.path / "landmark_errors.csv"
 
     @property
     def registration(self) -> Path:
@@ -108,8 +130,9 @@ class ResultFolder:
     def files(self) -> list[Path]:
         """All of a result."""
         return [
-            self.transform, self.inverse_transform, self.warped, self.jacobian, self.fields_disagreement,
-            self.error_map, self.error_bound, self.path / _REGISTRATION, self.page, self.report,
+            self.transform, self.inverse_transform, self.warped, self.jacobian, self.log_jacobian,
+            self.ventilation, self.ventilation_hu, self.fields_disagreement,
+            self.error_map, self.error_bound, self.landmark_errors, self.path / _REGISTRATION, self.page, self.report,
         ]  # fmt: skip
 
     @contextmanager

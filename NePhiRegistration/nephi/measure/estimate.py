@@ -99,6 +99,7 @@ def stages(
     find = len(fixed_size) == 3 and not masks
     exact = w.fixed_voxels * (_MASK_PART if len(fixed_size) == 3 else 1.0) if "exact-jacobian" in outputs else 0.0
     jacobian = not {"jacobian", "exact-jacobian"}.isdisjoint(outputs)
+    floats = jacobian + ("log-jacobian" in outputs) + 2 * ("ventilation" in outputs)  # volumes of them
     found = {
         "start": _GPU_START_S if gpu else _START_S,
         "reading": _READING_S * w.voxels,
@@ -112,7 +113,7 @@ def stages(
         "measures": 0.2 + _READING_S * w.fixed_voxels,
         "expected error": _TRUST_S * min(1.0, w.determinants / _USUAL_DETERMINANTS),
         "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
-        "writing": _FLOATS_S * w.fixed_voxels * jacobian,
+        "writing": _FLOATS_S * w.fixed_voxels * floats,
         "disagreement": part * 2 * _MAP_PRODUCT_S * w.products * w.disagreement * ("disagreement" in outputs),
         "report": (_PAGE_S + _READING_S * w.fixed_voxels) * ("report" in outputs),
     }

@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from ..both import Both
 from ..files.transform import read_transform, through
+from ..files.writing import write_csv
 from ..space.affine import Affine
 from ..space.grid import Box, Grid
 from . import quality
 from .report import Folds, LandmarkError, Overlap, Report, Summary, VolumeChange
+from .surfaces import label_agreement, surface_distance
 
 PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
 _CONSISTENCY_POINTS = 20_000
 _OVERLAP_MM = 2.0
+_WITHIN_MM = 2.0  # a landmark error that counts as small
 _WORSE, _WORSE_MM = 1.1, 1.0  # a mean error beyond this multiple, and this much, of the unaligned one is suspicious
 
 
@@ -36,6 +40,7 @@ def measure(
     fixed_mask: sitk.Image | None = None,
     moving_mask: sitk.Image | None = None,
     landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+    labels: Both[sitk.Image] | None = None,
 ) -> Report:
     """Everything that follows from the maps.
 
@@ -49,14 +54,10 @@ def measure(
     """
     box = tuple(slice(0, n) for n in grid.shape) if box is None else box
     mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask)[box] != 0
-    tre = dice = volume = None
+    tre = dice = surface = volume = one_by_one = None
     if landmarks is not None:
-        fixed, moving = landmarks
-        tre = LandmarkError(
-            after=_summary(quality.tre_mm(forward(fixed), moving)),
-            unaligned=_summary(quality.tre_mm(fixed, moving)),
-            before=None if alignment is None else _summary(quality.tre_mm(alignment(fixed), moving)),
-        )
+        errors = _landmark_errors(*landmarks, forward, alignment)
+        tre, one_by_one = _landmark_summary(errors, grid), _one_by_one(landmarks[0], errors)
     if mask is not None and fixed_mask is not None:
         volume = VolumeChange(**quality.volume_change(jacobian, mask, grid.voxel_volume_mm3))
         if moving_mask is not None:
@@ -64,11 +65,13 @@ def measure(
             seen = grid.every(steps)
             whole = sitk.GetArrayViewFromImage(fixed_mask)[tuple(slice(None, None, step) for step in reversed(steps))]
 
-            def overlap(through: sitk.Transform) -> float:
-                moved = seen.resample(moving_mask, through, sitk.sitkNearestNeighbor)
-                return quality.dice(sitk.GetArrayViewFromImage(moved) != 0, whole != 0)
+            def moved(through: sitk.Transform) -> np.ndarray:
+                return sitk.GetArrayFromImage(seen.resample(moving_mask, through, sitk.sitkNearestNeighbor)) != 0
 
-            dice = Overlap(overlap(transform), None if alignment is None else overlap(alignment.transform()))
+            after = moved(transform)
+            before = None if alignment is None else quality.dice(moved(alignment.transform()), whole != 0)
+            dice = Overlap(quality.dice(after, whole != 0), before)
+            surface = surface_distance(whole != 0, after, seen.spacing_mm)
     points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
     consistency, disagreement = (
         maps and _summary(quality.inverse_consistency_mm(*maps, points)) for maps in (consistent, fields)
@@ -92,7 +95,12 @@ def measure(
         jacobian=quality.jacobian_statistics(jacobian, mask)
         | {"histogram": quality.jacobian_histogram(jacobian, mask)},
         tre_mm=tre,
+        landmarks=one_by_one,
         dice=dice,
+        surface_mm=surface,
+        labels=None
+        if labels is None
+        else list(label_agreement(*labels, transform, None if alignment is None else alignment.transform())),
         inverse_consistency_mm=consistency,
         fields_disagreement_mm=disagreement,
         volume=volume,
@@ -108,13 +116,15 @@ def evaluate(
     fixed_mask: sitk.Image | None = None,
     moving_mask: sitk.Image | None = None,
     landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+    labels: Both[sitk.Image] | None = None,
 ) -> Report:
     """The report of a transform of points, fixed -> moving: an ITK transform, its file, or a displacement image's.
 
     Folds and determinants are by central differences on the fixed image's grid; the non-diffeomorphic volume comes in
     addition. ``inverse``: moving -> fixed, for the inverse consistency. ``alignment``: the affine map that the method
     began with, fixed -> moving; without it nothing is said of *before*. ``landmarks``: fixed and moving points (n, d)
-    in LPS mm. Raises NephiError for files that are no transforms of the images' dimension.
+    in LPS mm. ``labels``: label maps of both images. Raises NephiError for files that are no transforms of the images'
+    dimension.
     """
     grid = Grid.of(fixed)
     forward = _transform(transform, grid.dimension)
@@ -134,6 +144,7 @@ def evaluate(
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
         landmarks=landmarks,
+        labels=labels,
     )
     mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask) != 0
     return replace(report, non_diffeomorphic=quality.non_diffeomorphic_volume(displacement, grid, mask))
@@ -145,3 +156,34 @@ def _transform(transform: sitk.Transform | str | Path, dimension: int) -> sitk.T
 
 def _summary(values: np.ndarray) -> Summary:
     return Summary(**quality.summary(values))
+
+
+def write_landmark_errors(path: str | Path, landmarks: list[dict]) -> None:
+    """``Report.landmarks`` as a table (CSV)."""
+    write_csv(path, [list(landmarks[0]) if landmarks else [], *(list(row.values()) for row in landmarks)])
+
+
+def _landmark_errors(
+    fixed: np.ndarray, moving: np.ndarray, forward: PointMap, alignment: Affine | None
+) -> dict[str, np.ndarray]:
+    """(n,) mm of every landmark: unaligned, before (after the alignment only, if it is known) and after."""
+    states = {"unaligned": fixed} | ({} if alignment is None else {"before": alignment(fixed)})
+    return {name: quality.tre_mm(there, moving) for name, there in (states | {"after": forward(fixed)}).items()}
+
+
+def _landmark_summary(errors: dict[str, np.ndarray], grid: Grid) -> LandmarkError:
+    after, diagonal = errors["after"], float(np.linalg.norm(grid.spacing_mm))
+    return LandmarkError(
+        **{name: _summary(values) for name, values in errors.items()},
+        within_2_mm=float((after <= _WITHIN_MM).mean()),
+        within_voxel=float((after <= diagonal).mean()),
+        voxel_diagonal_mm=diagonal,
+    )
+
+
+def _one_by_one(fixed_lps_mm: np.ndarray, errors: dict[str, np.ndarray]) -> list[dict]:
+    """A dict for every landmark: its number, counted from 1, its fixed place, and its error in mm at each state."""
+    columns = {f"{axis}_lps_mm": fixed_lps_mm[:, k] for k, axis in enumerate("xyz"[: fixed_lps_mm.shape[1]])}
+    columns |= {f"{name}_mm": values for name, values in errors.items()}
+    rows = zip(*(np.asarray(values, float).tolist() for values in columns.values()), strict=True)
+    return [{"number": k} | dict(zip(columns, row, strict=True)) for k, row in enumerate(rows, 1)]

@@ -34,6 +34,17 @@ class LandmarkError:
     after: Summary
     unaligned: Summary | None = None
     before: Summary | None = None  # after the alignment only
+    within_2_mm: float | None = None  # share of the landmarks whose error is at most 2 mm, after the registration
+    within_voxel: float | None = None  # the same, at most the diagonal of the fixed image's voxel
+    voxel_diagonal_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class SurfaceDistance:
+    """Of two masks in mm: mean distance of their surfaces, and the 95th percentile (see ``surface_distance``)."""
+
+    mean: float
+    hausdorff_95: float
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,7 @@ class Verdict:
     outcome: str
     reasons: list[str]
     tolerances: dict[str, Any]
+    criteria: list[dict] | None = None  # name, found, tolerated (in words) and kept, of each that could be judged
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,10 @@ class Report:
     verdict: Verdict | None = None  # where the images are at hand
     error_estimate_mm: ErrorEstimate | None = None  # where the images are at hand
     tre_mm: LandmarkError | None = None  # where landmarks are given
+    landmarks: list[dict] | None = None  # one by one: number, fixed place (LPS mm) and error in mm at each state
     dice: Overlap | None = None  # where both masks are given
+    surface_mm: SurfaceDistance | None = None  # of the masks, where both are given, after the registration
+    labels: list[dict] | None = None  # where label maps of both images are given, see ``label_agreement``
     inverse_consistency_mm: Summary | None = None  # |inverse(forward(x)) - x| of the transforms, where both are given
     fields_disagreement_mm: Summary | None = None  # the same of a registration's two fields, before their consensus
     volume: VolumeChange | None = None  # where the fixed mask is given
@@ -123,6 +138,7 @@ class Report:
     versions: dict[str, str] | None = None
     files: dict[str, str] | None = None
     inputs: dict[str, Any] | None = None  # see ``fingerprints``
+    provenance: dict[str, Any] | None = None  # where the result comes from: hashes of the files, series, seed, date
     outputs: list[str] | None = None  # what was written, of ``nephi.files.folder.OUTPUTS``; None: all by default
     transform_error_mm: dict[str, Any] | None = None  # what writing the maps on grids costs
     jacobian_error: dict[str, float] | None = None  # of the determinant in the mask; None where it is exact

@@ -82,13 +82,22 @@ def judged(
         *_of_error(estimate, mean_mm, large_mm, share_above(large_mm), t),
         *_of_map(report, consistency_mm, t),
     ]
-    found.sort(key=lambda finding: -OUTCOMES.index(finding[0]))
-    outcome = found[0][0] if found else PASS
-    reasons = [reason for _, reason in found] or [_kept(estimate)]
-    return replace(report, verdict=Verdict(outcome, reasons, t.to_dict()), error_estimate_mm=estimate)
+    criteria = [{"name": f.name, "found": f.found, "tolerated": f.tolerated, "kept": f.outcome == PASS} for f in found]
+    worst = sorted(found, key=lambda finding: -OUTCOMES.index(finding.outcome))
+    reasons = [finding.reason for finding in worst if finding.outcome != PASS] or [_kept(estimate)]
+    verdict = Verdict(worst[0].outcome, reasons, t.to_dict(), criteria)
+    return replace(report, verdict=verdict, error_estimate_mm=estimate)
 
 
-_Finding = tuple[str, str]  # CHECK or FAIL, and why
+@dataclass(frozen=True)
+class _Finding:
+    """What was found of one criterion, beside what is tolerated, and why that is no PASS, if it is none."""
+
+    outcome: str
+    name: str
+    found: str
+    tolerated: str
+    reason: str
 
 
 def _kept(estimate: ErrorEstimate) -> str:
@@ -98,73 +107,109 @@ def _kept(estimate: ErrorEstimate) -> str:
     )
 
 
-def _beyond(value: float, tolerated: float, factor: float) -> str | None:
-    return None if value <= tolerated else FAIL if value > factor * tolerated else CHECK
+def _beyond(value: float, tolerated: float, factor: float) -> str:
+    return PASS if value <= tolerated else FAIL if value > factor * tolerated else CHECK
 
 
 def _of_images(estimate: ErrorEstimate, t: Tolerances) -> Iterator[_Finding]:
     """Whether the images show the same things at the same places at all."""
-    if estimate.agreement < _LEAST_AGREEMENT:
-        yield (
-            FAIL,
-            f"The images do not match under the map: only {100 * estimate.agreement:.0f} % of their blocks fit each "
-            "other. Look whether they show the same patient and region, and at the start.",
-        )
-    elif estimate.agreement < _GOOD_AGREEMENT:
-        yield (
-            CHECK,
-            f"Only {100 * estimate.agreement:.0f} % of the images' blocks fit each other: little structure, much noise "
-            "or a wrong match. Look at the checkerboard.",
-        )
-    outcome = _beyond(estimate.unseen, t.unseen_share, t.fail_factor)
-    if outcome:
-        yield (
-            outcome,
-            f"The moving image does not show {100 * estimate.unseen:.0f} % of the region: nothing is known there.",
-        )
-    if not estimate.calibrated:
-        yield (
-            CHECK,
-            "The expected error was calibrated on 3D CTs of the lungs; of these images it is a guide. "
-            "Look at the pictures.",
-        )
+    agreement = f"{100 * estimate.agreement:.0f} %"
+    poor = estimate.agreement < _LEAST_AGREEMENT
+    yield _Finding(
+        FAIL if poor else CHECK if estimate.agreement < _GOOD_AGREEMENT else PASS,
+        "blocks of the images that fit each other",
+        agreement,
+        f"{100 * _GOOD_AGREEMENT:.0f} % or more",
+        f"The images do not match under the map: only {agreement} of their blocks fit each other. Look whether they "
+        "show the same patient and region, and at the start."
+        if poor
+        else f"Only {agreement} of the images' blocks fit each other: little structure, much noise or a wrong match. "
+        "Look at the checkerboard.",
+    )
+    unseen = f"{100 * estimate.unseen:.0f} %"
+    yield _Finding(
+        _beyond(estimate.unseen, t.unseen_share, t.fail_factor),
+        "region that the moving image does not show",
+        unseen,
+        f"{100 * t.unseen_share:.0f} % or less",
+        f"The moving image does not show {unseen} of the region: nothing is known there.",
+    )
+    yield _Finding(
+        PASS if estimate.calibrated else CHECK,
+        "expected error calibrated for such images",
+        "yes" if estimate.calibrated else "no",
+        "yes",
+        "The expected error was calibrated on 3D CTs of the lungs; of these images it is a guide. "
+        "Look at the pictures.",
+    )
 
 
 def _of_error(
     estimate: ErrorEstimate, mean_mm: float, large_mm: float, share: float, t: Tolerances
 ) -> Iterator[_Finding]:
-    outcome = _beyond(estimate.mean, mean_mm, t.fail_factor)
-    if outcome:
-        yield outcome, f"The expected error is {estimate.mean:.1f} mm on average ({mean_mm:.1f} mm are tolerated)."
-    if share > t.large_share:
-        yield (
-            FAIL if share > _MOSTLY else CHECK,
-            f"The expected error is above {large_mm:.1f} mm in {100 * share:.0f} % of the region "
-            f"({100 * t.large_share:.0f} % are tolerated). Look at the error map.",
-        )
+    yield _Finding(
+        _beyond(estimate.mean, mean_mm, t.fail_factor),
+        "expected error, mean",
+        f"{estimate.mean:.2f} mm",
+        f"{mean_mm:.2f} mm or less",
+        f"The expected error is {estimate.mean:.1f} mm on average ({mean_mm:.1f} mm are tolerated).",
+    )
+    yield _Finding(
+        PASS if share <= t.large_share else FAIL if share > _MOSTLY else CHECK,
+        f"region with an expected error above {large_mm:.1f} mm",
+        f"{100 * share:.1f} %",
+        f"{100 * t.large_share:.0f} % or less",
+        f"The expected error is above {large_mm:.1f} mm in {100 * share:.0f} % of the region "
+        f"({100 * t.large_share:.0f} % are tolerated). Look at the error map.",
+    )
 
 
 def _of_map(report: Report, consistency_mm: float, t: Tolerances) -> Iterator[_Finding]:
-    if report.dice is not None and report.dice.after < t.dice:
-        yield (
-            FAIL if report.dice.after < t.dice - _DICE_APART else CHECK,
-            f"The masks overlap with a Dice coefficient of {report.dice.after:.2f} ({t.dice:.2f} is the least).",
+    if report.dice is not None:
+        found = report.dice.after
+        yield _Finding(
+            PASS if found >= t.dice else FAIL if found < t.dice - _DICE_APART else CHECK,
+            "Dice coefficient of the masks",
+            f"{found:.3f}",
+            f"{t.dice:.2f} or more",
+            f"The masks overlap with a Dice coefficient of {found:.2f} ({t.dice:.2f} is the least).",
         )
     folds = report.folds
-    if folds.percent > t.folded_percent:
-        yield (
-            FAIL if folds.percent > t.folded_percent + _FOLDED_PERCENT else CHECK,
-            f"The map folds in {folds.count} voxels ({folds.percent:.2g} %): tissue is turned inside out there.",
-        )
+    some = folds.percent > t.folded_percent
+    yield _Finding(
+        PASS if not some else FAIL if folds.percent > t.folded_percent + _FOLDED_PERCENT else CHECK,
+        "folded voxels",
+        f"{folds.count} ({folds.percent:.2g} %)",
+        f"{t.folded_percent:g} % or less",
+        f"The map folds in {folds.count} voxels ({folds.percent:.2g} %): tissue is turned inside out there.",
+    )
     low, high = t.jacobian
     least, most = report.jacobian["p1"], report.jacobian["p99"]
-    if least < low or most > high:
-        yield CHECK, f"The volume changes from {least:.2f} to {most:.2f} times: tissue can hardly do so."
-    parts = (
-        ("Forward and inverse transform do not undo each other: they", report.inverse_consistency_mm),
-        ("The two fields disagree: forward and inverse field", report.fields_disagreement_mm),
+    yield _Finding(
+        CHECK if least < low or most > high else PASS,
+        "98 % of the Jacobian determinants",
+        f"{least:.2f} to {most:.2f}",
+        f"{low:g} to {high:g}",
+        f"The volume changes from {least:.2f} to {most:.2f} times: tissue can hardly do so.",
     )
-    for what, apart in parts:
-        outcome = None if apart is None else _beyond(apart.mean, consistency_mm, t.fail_factor)
-        if apart is not None and outcome:
-            yield outcome, f"{what} differ by {apart.mean:.1f} mm on average ({consistency_mm:.1f} mm are tolerated)."
+    parts = (
+        (
+            "inverse-consistency error",
+            "Forward and inverse transform do not undo each other: they",
+            report.inverse_consistency_mm,
+        ),
+        (
+            "disagreement of the fields",
+            "The two fields disagree: forward and inverse field",
+            report.fields_disagreement_mm,
+        ),
+    )
+    for name, what, apart in parts:
+        if apart is not None:
+            yield _Finding(
+                _beyond(apart.mean, consistency_mm, t.fail_factor),
+                f"{name}, mean",
+                f"{apart.mean:.2f} mm",
+                f"{consistency_mm:.2f} mm or less",
+                f"{what} differ by {apart.mean:.1f} mm on average ({consistency_mm:.1f} mm are tolerated).",
+            )

@@ -194,6 +194,14 @@ def _bare_figure(inches):
     return figure, figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=())
 
 
+def picture(rgb: np.ndarray, spacing_mm: tuple[float, float], caption: str) -> str:
+    """Colours (rows, columns, 3) as an HTML figure; spacing: column, row. Raises ImportError without matplotlib."""
+    sides = np.array(rgb.shape[1::-1]) * spacing_mm
+    figure, axes = _bare_figure(sides / sides.max() * _PIXELS / 100)
+    axes.imshow(rgb, aspect="auto", interpolation="nearest")
+    return f'<figure><img src="{_png(figure)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
 def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
     return f"""<section><h2>{title}</h2><p>{text}</p>
 <div class="views rows{rows}">{"".join(panels)}</div></section>"""

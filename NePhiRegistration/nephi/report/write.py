@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from ..both import Both
+from ..both import ROLES, Both
 from ..device import peak_gpu_memory_mb, peak_memory_mb
+from ..files.dicom import SERIES
 from ..files.folder import DEFAULT_OUTPUTS, OUTPUTS, ResultFolder, check_outputs
 from ..files.image import write_image
 from ..files.nifti_writing import write_slices
@@ -25,7 +27,7 @@ from ..files.writing import write_text
 from ..images.warp import warped_slices
 from ..measure import quality
 from ..measure.estimate import beginning, stages
-from ..measure.evaluate import measure
+from ..measure.evaluate import measure, write_landmark_errors
 from ..measure.quality import region_statistics
 from ..measure.report import Report
 from ..measure.timetable import in_stages
@@ -33,6 +35,7 @@ from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
 from ..version import __version__
+from .breath import Breath, further_maps
 from .guided import guidance_warnings, measured_guidance
 from .page import write_report
 
@@ -47,9 +50,11 @@ def write_all(
     folder: Path,
     *,
     landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+    labels: Both[sitk.Image] | None = None,
     regions: sitk.Image | None = None,
     names: tuple[str, str] = ("fixed", "moving"),
     inputs: dict | None = None,
+    hashes: dict[str, dict] | None = None,
     started: tuple[float, float] | None = None,
     outputs: Collection[str] = DEFAULT_OUTPUTS,
     tolerances: Tolerances | None = None,
@@ -59,8 +64,9 @@ def write_all(
 
     The transforms and the registration come first: where the folder holds no complete result, they can be used while
     the rest is made. An older result stays until the new one is complete. ``landmarks``: fixed and moving points
-    (n, d) in LPS mm, row by row. ``regions``: labels on the fixed grid whose volume change is reported. ``inputs``:
-    what the files were, kept in the report. ``tolerances``: what the verdict goes by. ``started``: wall clock
+    (n, d) in LPS mm, row by row. ``labels``: label maps of both images, whose agreement is measured. ``regions``:
+    labels on the fixed grid whose volume change is reported. ``inputs``, ``hashes``: what the files were, kept in the
+    report. ``tolerances``: what the verdict goes by. ``started``: wall clock
     (``time.perf_counter``) and CPU time (``time.process_time``) at the start of the run.
     ``progress(stage, fraction, terms)``: as in ``register``.
     Raises NephiError for unknown outputs, and where files cannot be written.
@@ -86,7 +92,12 @@ def write_all(
             exact = "exact-jacobian" in outputs
             box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
             tell("measures", 0.0, {})
-            measured = _measured(r, jacobian, box, Both(transform, inverse), landmarks, regions)
+            measured = _measured(r, jacobian, box, Both(transform, inverse), landmarks, labels, regions)
+            breath = None
+            if where is not None and (regions is not None or "ventilation" in outputs):
+                breath = Breath.of(Both(fixed, moving), transform, box, where, r.length_scale)
+            if breath is not None and regions is not None and measured.regions is not None:
+                measured = replace(measured, regions=breath.of_regions(measured.regions, jacobian, regions))
             tell("expected error", 0.0, {})
             trust = r.trust(fixed, moving, transform)
             measured = judged(measured, trust.estimate(), trust.share_above, _voxel_mm(r), tolerances)
@@ -104,6 +115,8 @@ def write_all(
                 tell("writing", 0.0, {})
                 spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
                 write_slices(spread, np.float32, grid, scratch.jacobian)
+            for values, path in further_maps(jacobian, breath, outputs, scratch):
+                write_slices(_spread(values, box, grid, 0.0), np.float32, grid, path)
             if "disagreement" in outputs:
                 tell("disagreement", 0.0, {})
                 seen = grid.coarsened(_DISAGREEMENT_MM * r.length_scale)
@@ -111,6 +124,8 @@ def write_all(
             if "error-map" in outputs:
                 write_image(trust.expected, scratch.error_map)
                 write_image(trust.bound, scratch.error_bound)
+            if measured.landmarks is not None:
+                write_landmark_errors(scratch.landmark_errors, measured.landmarks)
             rough = [
                 *_rough("transform.h5", error, grid),
                 *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
@@ -120,6 +135,7 @@ def write_all(
                 warnings=[*measured.warnings, *rough],
                 files={"fixed": names[0], "moving": names[1]},
                 inputs=inputs,
+                provenance=_provenance(r, Both(fixed, moving), hashes),
                 outputs=[name for name in OUTPUTS if name in outputs],
                 transform_error_mm={"forward": error, "inverse": inverse_error},
                 jacobian_error=jacobian_error,
@@ -144,7 +160,6 @@ def write_all(
                     fixed_mask=r.fixed_mask,
                     expected_error=trust.expected,
                     history=r.history,
-                    landmark_errors=_landmark_errors(r, landmarks),
                 )
             write_text(scratch.report, report.to_json())
     tell("done", 1.0, {})
@@ -170,14 +185,14 @@ def _told(slices: Iterator[np.ndarray], many: int, stage: str, tell) -> Iterator
         tell(stage, (number + 1) / many, {})
 
 
-def _spread(values: np.ndarray, box: Box, grid: Grid) -> Iterator[np.ndarray]:
-    """Values in a box as slices of the whole grid, 1 around it."""
-    ones = np.ones(grid.shape[1:], values.dtype)
+def _spread(values: np.ndarray, box: Box, grid: Grid, around: float = 1.0) -> Iterator[np.ndarray]:
+    """Values in a box as slices of the whole grid, with one value around it."""
+    empty = np.full(grid.shape[1:], around, values.dtype)
     for place in range(grid.shape[0]):
         if not box[0].start <= place < box[0].stop:
-            yield ones
+            yield empty
             continue
-        part = ones.copy()
+        part = empty.copy()
         part[box[1:]] = values[place - box[0].start]
         yield part
 
@@ -188,6 +203,7 @@ def _measured(
     box: Box,
     transforms: Both[sitk.Transform],
     landmarks: tuple[np.ndarray, np.ndarray] | None,
+    labels: Both[sitk.Image] | None,
     regions: sitk.Image | None,
 ) -> Report:
     """What is measured of the result and what is known of its making; without what concerns its files.
@@ -208,6 +224,7 @@ def _measured(
         fixed_mask=r.fixed_mask,
         moving_mask=r.moving_mask,
         landmarks=landmarks,
+        labels=labels,
     )
     by_region = None
     if regions is not None:
@@ -215,14 +232,6 @@ def _measured(
     guidance = measured_guidance(r, transforms.fixed)
     warnings = [*_warnings(r), *measured.warnings, *guidance_warnings(r, guidance, landmarks)]
     return replace(measured, **_facts(r), warnings=warnings, regions=by_region, guidance=guidance)
-
-
-def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] | None) -> dict | None:
-    """(n,) mm of every landmark, after the alignment alone and after the registration."""
-    if landmarks is None:
-        return None
-    fixed, moving = landmarks
-    return {"before": quality.tre_mm(r.affine(fixed), moving), "after": quality.tre_mm(r.forward(fixed), moving)}
 
 
 def fields_disagreement(registration: Registration, grid: Grid) -> np.ndarray:
@@ -280,4 +289,20 @@ def _facts(r: Registration) -> dict[str, Any]:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+    }
+
+
+def _provenance(r: Registration, images: Both[sitk.Image], hashes: dict[str, dict] | None) -> dict[str, Any]:
+    """Where the result comes from: files with their SHA-256, DICOM series, seed, date and machine."""
+    series = {
+        role: image.GetMetaData(SERIES)
+        for role, image in zip(ROLES, images, strict=True)
+        if image.HasMetaDataKey(SERIES)
+    }
+    return {
+        "files": hashes or {},
+        "series": series,
+        "seed": r.settings.fit.seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.release()}, {platform.machine()}",
     }

@@ -102,6 +102,12 @@ class BreathingPair:
         """(n, 3) points of the moving image -> the same tissue in the fixed image, exactly."""
         return (self.breath.forward if self.base_is_fixed else self.breath.inverse)(points_lps_mm)
 
+    def jacobian(self, points_lps_mm: np.ndarray) -> np.ndarray:
+        """(n,) Jacobian determinant of ``forward`` at fixed points (n, 3), as exact as that."""
+        if self.base_is_fixed:
+            return 1 / self.breath.determinant(self.breath.inverse(points_lps_mm))
+        return self.breath.determinant(points_lps_mm)
+
     def points(self, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """``count`` random fixed_lps_mm and their moving_lps_mm (count, 3), in and up to 10 mm around the lungs."""
         mask = self.moving_mask if self.base_is_fixed else self.fixed_mask  # of the image that phi starts from

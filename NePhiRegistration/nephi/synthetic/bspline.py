@@ -119,6 +119,12 @@ class Breath:
                 step[left] /= 2
         raise NephiError("The breath was not inverted: ask for points nearer to the lungs.")
 
+    def determinant(self, points_lps_mm: np.ndarray) -> np.ndarray:
+        """(n,) Jacobian determinant of ``forward`` at points (n, 3) of the deformed image."""
+        points = np.asarray(points_lps_mm, float)
+        slopes = np.stack([self.spline(points, axis) for axis in range(3)], -1) + np.eye(3)
+        return np.linalg.det(self.matrix @ slopes)
+
     def on_grid(self, grid: Grid) -> np.ndarray:
         """``forward`` at every voxel, (z, y, x, 3) float32 in LPS mm relative to the centre, which keeps it exact."""
         still = self.centre_lps_mm + self.offset_mm

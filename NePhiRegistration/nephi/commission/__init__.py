@@ -1,0 +1,1 @@
+"""Commissioning: how NePhi does on this machine with digital phantoms whose truth is known exactly."""

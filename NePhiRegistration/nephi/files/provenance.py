@@ -1,0 +1,41 @@
+"""Where a result comes from: hashes of the files that went into it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from .cases import ROLES
+
+_PART = 2**20  # bytes read at a time
+
+
+def hashes(files: Mapping[str, str | Path | None], align: str = "", model: str | None = None) -> dict[str, dict]:
+    """Path and SHA-256 of every file given, by the names in ``ROLES``; ``align`` and ``model`` where they are files.
+
+    Of a folder of DICOM files: of the sorted hashes of its files, each on a line, whatever their names, and how many
+    they are. What cannot be read has only its path.
+    """
+    given = {role: Path(path) for role in ROLES if (path := files.get(role))}
+    given |= {name: Path(path) for name, path in (("align", align), ("model", model)) if path and Path(path).is_file()}
+    return {role: _hashed(path.resolve()) for role, path in given.items()}
+
+
+def _hashed(path: Path) -> dict:
+    try:
+        if not path.is_dir():
+            return {"path": str(path), "sha256": _sha256(path)}
+        parts = [_sha256(part) for part in path.iterdir() if part.is_file() and not part.name.startswith(".")]
+    except OSError:
+        return {"path": str(path)}
+    lines = "".join(f"{part}\n" for part in sorted(parts))
+    return {"path": str(path), "sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": len(parts)}
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(_PART):
+            found.update(part)
+    return found.hexdigest()

@@ -1,0 +1,88 @@
+"""How well labels agree: overlap, and the distance of their surfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..space.grid import Grid
+from .quality import dice
+from .report import SurfaceDistance
+
+_PERCENTILE = 95.0
+
+
+def surface_distance(a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, ...]) -> SurfaceDistance | None:
+    """Distance of the surfaces of two masks (z, y, x) on one grid (spacing x first) in mm; None where one has none.
+
+    A surface is the voxels of a mask with a neighbour outside; where the mask ends with the image, it is cut, and has
+    no surface. ``mean``: over the voxels of both surfaces, of the distance to the other. ``hausdorff_95``: the larger
+    of both directions' 95th percentiles.
+    """
+    either = a | b
+    if not (a.any() and b.any()):
+        return None
+    box = tuple(
+        slice(np.flatnonzero(along)[0], np.flatnonzero(along)[-1] + 1)
+        for along in (either.any(tuple({*range(a.ndim)} - {axis})) for axis in range(a.ndim))
+    )
+    # one voxel around, so that the box's faces are no ends of the image
+    box = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, a.shape, strict=True))
+    surfaces = [_surface(mask[box]) for mask in (a, b)]
+    if not all(surface.any() for surface in surfaces):
+        return None
+    there, back = (_distance_mm(other, spacing_mm)[one] for one, other in (surfaces, reversed(surfaces)))
+    return SurfaceDistance(
+        mean=float(np.concatenate([there, back]).mean()),
+        hausdorff_95=float(max(np.percentile(distances, _PERCENTILE) for distances in (there, back))),
+    )
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    inner = mask.copy()
+    for axis in range(mask.ndim):
+        first, last = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
+        inner[first] &= mask[last]
+        inner[last] &= mask[first]
+    return mask & ~inner
+
+
+def _distance_mm(surface: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
+    image = sitk.GetImageFromArray(surface.astype(np.uint8))
+    image.SetSpacing(spacing_mm)
+    distance = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+    return np.maximum(sitk.GetArrayViewFromImage(distance), 0.0)
+
+
+def label_agreement(
+    fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, alignment: sitk.Transform | None
+) -> Iterator[dict[str, float | None]]:
+    """For every label of either map: its volumes, and the agreement of the moving label, warped, with the fixed one.
+
+    Each is a dict of label, fixed_ml and moving_ml (of the label maps), dice, surface_mm and hausdorff_95_mm, and the
+    same with ``before_``, after the alignment only, where that is known. Distances of what is missing are None.
+    """
+    grid, wanted = Grid.of(fixed), sitk.GetArrayViewFromImage(fixed)
+    whole = sitk.GetArrayViewFromImage(moving)
+    ways = {"before_": alignment, "": transform}
+    warped = {
+        when: sitk.GetArrayFromImage(grid.resample(moving, through, sitk.sitkNearestNeighbor))
+        for when, through in ways.items()
+        if through is not None
+    }
+    for label in sorted({*np.unique(wanted).tolist(), *np.unique(whole).tolist()} - {0}):
+        here = wanted == label
+        row: dict[str, float | None] = {
+            "label": int(label),
+            "fixed_ml": float(here.sum()) * grid.voxel_volume_mm3 / 1000,
+            "moving_ml": float((whole == label).sum()) * Grid.of(moving).voxel_volume_mm3 / 1000,
+        }
+        for when, moved in warped.items():
+            there = moved == label
+            apart = surface_distance(here, there, grid.spacing_mm)
+            row[f"{when}dice"] = dice(here, there) if here.any() or there.any() else 0.0
+            row[f"{when}surface_mm"] = None if apart is None else apart.mean
+            row[f"{when}hausdorff_95_mm"] = None if apart is None else apart.hausdorff_95
+        yield row
