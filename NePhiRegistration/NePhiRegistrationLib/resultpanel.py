@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import qt
 import slicer
 from nephi.errors import NephiError
 
-from . import display, scene, theme
+from . import display, maps, scene, theme
 from .choices import COMPARISONS, OVERLAYS, View
 from .i18n import tr as _
 from .outputs import Outputs
 from .parameters import Parameters
 from .summary import Kind, as_html, summary
 from .tables import UNIT_COLUMN, fold_centre_ras_mm
+from .verdict import FOLDS, Judgement, judgement
+from .words import in_panel_words
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
@@ -25,11 +29,22 @@ _MEANING = {
         "Grey: equal. Bright: {other} is denser than fixed; dark: it is less dense. "
         "A lung with more air differs throughout."
     ),
+    View.ERROR: "",  # as the result is
     View.JACOBIAN: display.JACOBIAN_TEXT,
     View.CONSISTENCY: _(
         "Distance in mm between a point and where it lands when it is mapped to the moving volume and back. "
         "High values: do not trust the match there. The coloured area is the mask that was compared."
     ),
+    View.DISPLACEMENT: _(
+        "How far the tissue moved in mm, without translation and rotation of the patient. "
+        "Only the mask that was compared is coloured."
+    ),
+}
+_MAPS = {
+    View.ERROR: maps.show_error,
+    View.JACOBIAN: display.show_jacobian,
+    View.CONSISTENCY: display.show_inverse_consistency,
+    View.DISPLACEMENT: maps.show_displacement,
 }
 _COLORS = {Kind.GOOD: theme.GREEN, Kind.NEUTRAL: theme.GREY, Kind.NOTICE: theme.BLUE, Kind.ATTENTION: theme.RED}
 _NEEDED = ("inverse", "warped", "jacobian", "inverse_consistency", "statistics", "folds", "report_text")
@@ -47,6 +62,7 @@ class ResultPanel:
         self._flicker.interval = _FLICKER_MS
         self._flicker.connect("timeout()", self._flick)
         ui.resultSelector.addAttribute("vtkMRMLGridTransformNode", RESULT_ATTRIBUTE)
+        ui.verdictLabel.connect("linkActivated(QString)", self._look_at)
         ui.foldsTable.connect("cellClicked(int,int)", self._jump_to_fold)
         ui.histogramButton.connect("clicked(bool)", self._show_histogram)
         ui.saveButton.connect("clicked(bool)", self._save)
@@ -110,31 +126,25 @@ class ResultPanel:
     def _show_view(self, p: Parameters) -> None:
         out, view = self.outputs, p.view
         before = p.before and view in COMPARISONS
-        depends = {
-            View.FADE: (p.opacity,),
-            View.JACOBIAN: (p.opacity, p.legend),
-            View.CONSISTENCY: (p.opacity, p.legend),
-        }
         if view is View.FLICKER:
             if not self._flicker.active:
                 self._flicker.start()
         else:
             self._flicker.stop()
-        wanted = (view, before, *depends.get(view, ()))
+        looks = {"opacity": p.opacity, "legend": p.legend} | ({"beyond_only": p.beyond} if view is View.ERROR else {})
+        fade = (p.opacity,) if view is View.FADE else ()
+        wanted = (view, before, *(looks.values() if view in OVERLAYS else fade))
         if self._shown.get("view") == wanted:
             return
         self._shown["view"] = wanted
         other = out.moving if before else out.warped
-        if view is not View.JACOBIAN:
-            display.show_jacobian(out, False)
-        if view is not View.CONSISTENCY:
-            display.show_inverse_consistency(out, False)
+        for other_view in OVERLAYS:
+            if other_view is not view:
+                _MAPS[other_view](out, False)
         opacity = 1.0 if view is View.FLICKER else p.opacity
         display.show_comparison(out.fixed, other, view.term if view in COMPARISONS else "", opacity)
-        if view is View.JACOBIAN:
-            display.show_jacobian(out, True, p.opacity, p.legend)
-        elif view is View.CONSISTENCY:
-            display.show_inverse_consistency(out, True, p.opacity, p.legend)
+        if view in OVERLAYS:
+            _MAPS[view](out, True, **looks)
 
     def _show_grid(self, p: Parameters) -> None:
         wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
@@ -153,13 +163,21 @@ class ResultPanel:
         ui, view = self.ui, p.view
         ui.qaWidget.visible = self.outputs is not None
         ui.summaryLabel.text = self._summary() if self.outputs else _no_result(p)
+        judged = judgement(self.outputs.report) if self.outputs else None
+        ui.verdictLabel.visible = judged is not None
+        if judged is not None:
+            ui.verdictLabel.styleSheet = _banner(judged.ground_rgb)
+            ui.verdictLabel.text = _as_banner(judged)
         overlay = view in OVERLAYS
         for widget in (ui.opacityLabel, ui.opacitySlider):
             widget.visible = overlay or view is View.FADE
         ui.legendCheckBox.visible = overlay or p.grid
+        ui.beyondCheckBox.visible = view is View.ERROR
         ui.beforeCheckBox.visible = view in COMPARISONS
-        ui.meaningLabel.text = _MEANING[view].format(other=_("moving") if p.before else _("warped"))
-        ui.meaningLabel.visible = bool(_MEANING[view])
+        meaning = _MEANING[view].format(other=_("moving") if p.before else _("warped"))
+        if view is View.ERROR and self.outputs:
+            meaning = maps.error_text(self.outputs)
+        ui.meaningLabel.text, ui.meaningLabel.visible = meaning, bool(meaning)
         for widget in (
             ui.gridModeComboBox,
             ui.gridSpacingLabel,
@@ -194,6 +212,14 @@ class ResultPanel:
         ui.tablesTabWidget.setCurrentIndex(0)
         ui.histogramButton.enabled = out.histogram is not None
 
+    def _look_at(self, place: str) -> None:
+        """A link of the verdict: what its reason can be seen in."""
+        if place == FOLDS:
+            self.ui.tablesTabWidget.setCurrentWidget(self.ui.foldsTab)
+        else:
+            views = [view.term for view in View]
+            self.ui.viewComboBox.setCurrentIndex(views.index(place))
+
     def _jump_to_fold(self, row: int, _column: int) -> None:
         out = self.outputs
         display.jump(out.forward.GetScene(), fold_centre_ras_mm(out.folds, row))
@@ -222,6 +248,23 @@ def readable(widget, rgb: tuple) -> str:
     """The colour as text on the widget's ground, in light and dark themes."""
     ground = widget.palette.window().color()
     return theme.readable(rgb, (ground.red() / 255, ground.green() / 255, ground.blue() / 255))
+
+
+def _banner(ground_rgb: tuple) -> str:
+    return (
+        f"background-color: {theme.as_hex(ground_rgb)}; color: {theme.on(ground_rgb)}; "
+        "padding: 6px; border-radius: 4px;"
+    )
+
+
+def _as_banner(judged: Judgement) -> str:
+    """Rich text: sign and verdict, the reasons, and links to what shows them."""
+    reasons = escape(" ".join(in_panel_words(reason) for reason in judged.reasons), quote=False)
+    text = f"<b>{judged.sign}&nbsp;{judged.title}.</b> {reasons}"
+    link = '<a href="{place}" style="color:{color}">{name}</a>'
+    color = theme.on(judged.ground_rgb)
+    links = [link.format(place=place, color=color, name=judged.place_name(place)) for place in judged.places]
+    return text + ("<br/>" + _("Look at: {places}").format(places=", ".join(links)) if links else "")
 
 
 def _is_whole(outputs: Outputs) -> bool:
