@@ -12,7 +12,7 @@ import slicer
 import vtk
 from nephi import runfolder
 from nephi.errors import NephiError
-from NePhiRegistrationLib import dependencies, parameters, sample, theme
+from NePhiRegistrationLib import dependencies, parameters, remembered, sample, theme
 from NePhiRegistrationLib.inputpanel import InputPanel
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
@@ -139,10 +139,13 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _set_parameters(self, new: Parameters | None) -> None:
         if self._parameters is not None:
+            remembered.keep(self._parameters, slicer.app.userSettings())
             self._parameters.disconnectGui(self._gui_tag)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
         self._parameters = self.inputs.parameters = new
         if new is not None:
+            if not new.expert_of:  # of a new scene
+                remembered.recall(new, slicer.app.userSettings())
             parameters.choose_only_pair(new, slicer.mrmlScene)
             parameters.adopt_preset(new)
             self._gui_tag = new.connectGui(self.ui)
@@ -196,6 +199,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _start(self) -> None:
         p = self._parameters
+        self._ask_devices()  # where PyTorch was installed meanwhile
         self._clear_log()
         try:
             self.run = self.logic.engine.start(parameters.job(p))
@@ -251,6 +255,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         elif self._parameters is not None:
             self.inputs.show(self.logic.devices)
             self._check()
+            self.results.follow(self._parameters)
 
     def _running(self) -> bool:
         return self.run is not None and self.run.state == "running"

@@ -9,17 +9,20 @@ import slicer
 from nephi.errors import NephiError
 
 from . import display, maps, scene, theme
+from .applypanel import ApplyPanel
 from .choices import COMPARISONS, OVERLAYS, View
 from .i18n import tr as _
+from .landmarkpanel import LandmarkPanel
 from .outputs import Outputs
 from .parameters import Parameters
-from .summary import Kind, as_html, summary
+from .summary import Kind, as_html, compared_results, summary
 from .tables import UNIT_COLUMN, fold_centre_ras_mm
 from .verdict import FOLDS, Judgement, judgement
 from .words import in_panel_words
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
+_RESULTS_TAB = 4
 _MEANING = {
     View.FIXED: "",
     View.FADE: _("Where both agree, edges are single."),
@@ -61,6 +64,9 @@ class ResultPanel:
         self._flicker = qt.QTimer()
         self._flicker.interval = _FLICKER_MS
         self._flicker.connect("timeout()", self._flick)
+        self._landmarks, self._use = LandmarkPanel(ui), ApplyPanel(ui)
+        self._results: list = []  # forward transforms, row by row
+        ui.resultsTable.connect("cellClicked(int,int)", self._choose_result)
         ui.resultSelector.addAttribute("vtkMRMLGridTransformNode", RESULT_ATTRIBUTE)
         ui.verdictLabel.connect("linkActivated(QString)", self._look_at)
         ui.foldsTable.connect("cellClicked(int,int)", self._jump_to_fold)
@@ -85,6 +91,8 @@ class ResultPanel:
         """The scene is being closed: its nodes are not touched again."""
         self.rest()
         self.outputs = None
+        self._landmarks.forget()
+        self._use.update(None)
         self._finished.clear()
         self._shown.clear()
 
@@ -104,6 +112,13 @@ class ResultPanel:
             self._show_view(p)
             self._show_grid(p)
         self._say(p)
+        self._use.update(self.outputs)
+        self._list_results(p)
+        self.follow(p)
+
+    def follow(self, p: Parameters) -> None:
+        """What may change without a word from the parameter node, as landmarks that are dragged."""
+        self._landmarks.update(p, self.outputs)
 
     def _find(self, forward) -> Outputs | None:
         """The result of this transform, if all that is shown of it is still in the scene."""
@@ -117,7 +132,7 @@ class ResultPanel:
     def _leave(self) -> None:
         """Take what is shown of the result that is left out of the views, which show its fixed volume alone."""
         self.rest()
-        if self._shown:
+        if "view" in self._shown:
             display.clear(slicer.mrmlScene, slicer.mrmlScene.GetNodeByID(self._fixed_id))
         self._shown.clear()
 
@@ -220,6 +235,26 @@ class ResultPanel:
             views = [view.term for view in View]
             self.ui.viewComboBox.setCurrentIndex(views.index(place))
 
+    def _list_results(self, p: Parameters) -> None:
+        """A row for each result of the scene, to be compared and chosen."""
+        self._parameters = p
+        forwards = scene.of_class(slicer.mrmlScene, "vtkMRMLGridTransformNode")
+        forwards = [node for node in forwards if node.GetAttribute(RESULT_ATTRIBUTE)]
+        wanted = tuple((node.GetID(), node.GetName()) for node in forwards)
+        if self._shown.get("results") == wanted:
+            return
+        self._shown["results"] = wanted
+        found = [self._find(node) for node in forwards]
+        results = [outputs for outputs in found if outputs is not None]
+        self._results = [outputs.forward for outputs in results]
+        titles, rows = compared_results(results)
+        _fill_rows(self.ui.resultsTable, titles, rows)
+        title = _("Results ({count})").format(count=len(rows))
+        self.ui.tablesTabWidget.setTabText(_RESULTS_TAB, title)
+
+    def _choose_result(self, row: int, _column: int) -> None:
+        self._parameters.result = self._results[row]
+
     def _jump_to_fold(self, row: int, _column: int) -> None:
         out = self.outputs
         display.jump(out.forward.GetScene(), fold_centre_ras_mm(out.folds, row))
@@ -284,7 +319,10 @@ def _no_result(p: Parameters) -> str:
 
 def _fill_table(widget, node, unit_column: int | None) -> int:
     """The rows of a table node into a table widget; how many."""
-    titles, rows = _texts(node.GetTable(), unit_column) if node is not None else ([], [])
+    return _fill_rows(widget, *(_texts(node.GetTable(), unit_column) if node is not None else ([], [])))
+
+
+def _fill_rows(widget, titles: list[str], rows: list[list[str]]) -> int:
     widget.setRowCount(len(rows))
     widget.setColumnCount(len(titles))
     widget.setHorizontalHeaderLabels([title.replace(" (", "\n(") for title in titles])

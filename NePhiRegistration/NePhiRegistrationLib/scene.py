@@ -236,13 +236,23 @@ def put_into_folder(name: str, members: list, beside) -> None:
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     neighbour = hierarchy.GetItemByDataNode(beside)
     parent = hierarchy.GetItemParent(neighbour) if neighbour else hierarchy.GetSceneItemID()
-    folder = hierarchy.CreateFolderItem(parent, hierarchy.GenerateUniqueItemName(name))
+    _put(hierarchy, members, hierarchy.CreateFolderItem(parent, hierarchy.GenerateUniqueItemName(name)))
+
+
+def _put(hierarchy, members: list, folder: int) -> None:
     for node in members:
         item = hierarchy.GetItemByDataNode(node)
         if item:
             hierarchy.SetItemParent(item, folder)
         else:
             hierarchy.CreateItem(folder, node)
+
+
+def put_beside(members: list, neighbour) -> None:
+    """Nodes into the folder of the subject hierarchy that ``neighbour`` is in."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(neighbour.GetScene())
+    folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(neighbour))
+    _put(hierarchy, members, folder or hierarchy.GetSceneItemID())
 
 
 def of_class(scene, class_name: str) -> list:

@@ -403,7 +403,7 @@ def test_everything_is_there_again_after_the_scene_was_saved_and_loaded(finished
     file = tmp_path / "scene.mrml"
     save_scene(slicer.mrmlScene, file)
     slicer.mrmlScene.Clear(0)
-    assert finished.p.preset is Preset.BALANCED and not finished.ui.qaWidget.visible
+    assert finished.p.preset is Preset.PAPER and not finished.ui.qaWidget.visible  # remembered
     slicer.mrmlScene.SetURL(str(file))
     assert slicer.mrmlScene.Connect()
     finished.tick()

@@ -178,7 +178,10 @@ def test_parameter_node_wrapper_has_what_is_called():
 
 
 _CPP = {  # what the stand-ins imitate of Slicer's C++, as it is declared there
-    "Base/QTCore/qSlicerCoreApplication.h": ("Q_PROPERTY(QString temporaryPath READ",),
+    "Base/QTCore/qSlicerCoreApplication.h": (
+        "Q_PROPERTY(QString temporaryPath READ",
+        "Q_INVOKABLE QSettings* userSettings() const;",
+    ),
     "Base/QTGUI/qSlicerApplication.h": ("void startupCompleted();",),
     "Base/QTGUI/qSlicerAbstractModuleWidget.h": ("Q_PROPERTY(bool isEntered READ",),
     "Libs/MRML/Widgets/qMRMLNodeComboBox.h": (

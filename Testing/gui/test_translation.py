@@ -25,6 +25,8 @@ _NOT_SHOWN = {  # sentences that are no text of the panel
     "inputpanel.py": {"Selector"},
     "maps.py": {"NePhi expected error", "NePhi displacement"},
     "verdict.py": None,  # finds parts of the engine's English reasons
+    "methods.py": None,  # of a paper, in English
+    "applying.py": {"Fixed", "Moving"},
     "outputs.py": {"Fixed", "Moving"},  # roles of references
 }
 

@@ -1,0 +1,94 @@
+"""The panel's table of landmark pairs: the error of each, which follows the points as they are moved."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+
+from . import display
+from .i18n import tr as _
+from .pairs import Pair, add_pair, pairs
+from .parameters import Parameters
+
+_TAB = 3
+_FIXED_COLUMNS = 3  # from here on a click leads to the moving point
+
+
+class LandmarkPanel:
+    def __init__(self, ui):
+        self.ui = ui
+        self._parameters: Parameters | None = None
+        self._outputs = None
+        self._pairs: list[Pair] = []
+        self._shown: tuple = ()  # what the table was last filled from
+        ui.landmarksTable.connect("cellClicked(int,int)", self._jump)
+        ui.addPairButton.connect("clicked(bool)", self._add)
+
+    def update(self, p: Parameters | None, outputs) -> None:
+        """Fill the table anew where a point or the result is another; cheap where nothing is."""
+        self._parameters, self._outputs = p, outputs
+        lists = (p.fixed_landmarks, p.moving_landmarks) if p is not None and outputs is not None else (None, None)
+        wanted = tuple((node.GetID(), node.GetMTime()) for node in lists if node is not None)
+        wanted = (outputs.forward.GetID() if outputs is not None else "", *wanted)
+        if wanted == self._shown:
+            return
+        self._shown = wanted
+        self._pairs = pairs(outputs, *lists) if None not in lists else []
+        self._fill()
+
+    def forget(self) -> None:
+        self._parameters = self._outputs = None
+        self._pairs, self._shown = [], ()
+
+    def _fill(self) -> None:
+        table = self.ui.landmarksTable
+        titles = (_("Pair"), _("Before\n(mm)"), _("After\n(mm)"), _("Moving\npoint"))
+        table.setColumnCount(len(titles))
+        table.setHorizontalHeaderLabels(list(titles))
+        table.setRowCount(len(self._pairs))
+        for row, pair in enumerate(self._pairs):
+            errors = ["-" if mm is None else f"{mm:.1f}" for mm in (pair.before_mm, pair.after_mm)]
+            for column, text in enumerate((pair.label, *errors, _("show"))):
+                table.setItem(row, column, qt.QTableWidgetItem(text))
+        table.resizeColumnsToContents()
+        table.resizeRowsToContents()
+        self.ui.tablesTabWidget.setTabText(_TAB, _("Landmarks ({count})").format(count=len(self._pairs)))
+        self.ui.landmarksHintLabel.text = self._hint()
+
+    def _hint(self) -> str:
+        measured = [pair for pair in self._pairs if pair.after_mm is not None]
+        text = _(
+            "A click shows the fixed point, or in the last column the moving one. Points can be dragged in the slice "
+            "views. For a new pair hold Shift, move the mouse to a place in the fixed volume, and press Add; correct "
+            "the moving point then."
+        )
+        if not measured:
+            return text
+        worst = max(measured, key=lambda pair: pair.after_mm)
+        mean = sum(pair.after_mm for pair in measured) / len(measured)
+        numbers = {"mean": f"{mean:.1f}", "most": f"{worst.after_mm:.1f}", "label": worst.label}
+        return _("Mean {mean} mm, largest {most} mm at {label}.").format(**numbers) + " " + text
+
+    def _jump(self, row: int, column: int) -> None:
+        pair = self._pairs[row]
+        moving = column >= _FIXED_COLUMNS
+        point = pair.moving_ras_mm if moving else pair.fixed_ras_mm
+        if point is None:
+            return
+        scene = self._outputs.forward.GetScene()
+        if moving:  # where it lies in its own image
+            display.show_comparison(self._outputs.moving, None, "")
+        display.jump(scene, point)
+
+    def _add(self, _checked: bool = False) -> None:
+        p, scene, place = self._parameters, self._outputs.forward.GetScene(), [0.0] * 3
+        crosshair = scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        if crosshair is not None:
+            place = list(crosshair.GetCrosshairRAS())
+        try:
+            made = add_pair(self._outputs, p.fixed_landmarks, p.moving_landmarks, place)
+        except ValueError as error:
+            slicer.util.errorDisplay(str(error))
+            return
+        p.fixed_landmarks, p.moving_landmarks = made
+        self.update(p, self._outputs)
