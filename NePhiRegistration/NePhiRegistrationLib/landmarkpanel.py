@@ -20,25 +20,22 @@ class LandmarkPanel:
         self._parameters: Parameters | None = None
         self._outputs = None
         self._pairs: list[Pair] = []
-        self._shown: tuple = ()  # what the table was last filled from
+        self._filled = False
         ui.landmarksTable.connect("cellClicked(int,int)", self._jump)
         ui.addPairButton.connect("clicked(bool)", self._add)
 
-    def update(self, p: Parameters | None, outputs) -> None:
-        """Fill the table anew where a point or the result is another; cheap where nothing is."""
+    def update(self, p: Parameters, outputs) -> None:
+        """Fill the table anew where an error is another. A markups node does not say when a point is moved."""
         self._parameters, self._outputs = p, outputs
-        lists = (p.fixed_landmarks, p.moving_landmarks) if p is not None and outputs is not None else (None, None)
-        wanted = tuple((node.GetID(), node.GetMTime()) for node in lists if node is not None)
-        wanted = (outputs.forward.GetID() if outputs is not None else "", *wanted)
-        if wanted == self._shown:
-            return
-        self._shown = wanted
-        self._pairs = pairs(outputs, *lists) if None not in lists else []
-        self._fill()
+        lists = (p.fixed_landmarks, p.moving_landmarks) if outputs is not None else (None, None)
+        found = pairs(outputs, *lists) if None not in lists else []
+        if found != self._pairs or not self._filled:
+            self._pairs, self._filled = found, True
+            self._fill()
 
     def forget(self) -> None:
         self._parameters = self._outputs = None
-        self._pairs, self._shown = [], ()
+        self._pairs, self._filled = [], False
 
     def _fill(self) -> None:
         table = self.ui.landmarksTable

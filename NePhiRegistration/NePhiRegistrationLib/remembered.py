@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
-NAMES = ("preset", "device", "auto_mask", "live", "page", "opacity", "legend", "grid_mode", "grid_spacing_mm")
+NAMES = (
+    *("preset", "device", "tolerances_file", "auto_mask", "live", "page"),
+    *("opacity", "legend", "grid_mode", "grid_spacing_mm"),
+)
 _GROUP = "NePhiRegistration/"
 
 

@@ -86,15 +86,19 @@ class ResultPanel:
         self._finished = {key: outputs for key, outputs in self._finished.items() if _is_whole(outputs)}
         if self.outputs is not None and not _is_whole(self.outputs):
             self.outputs, self.stale = None, True
+            self._let_go()
 
     def forget(self) -> None:
         """The scene is being closed: its nodes are not touched again."""
         self.rest()
         self.outputs = None
-        self._landmarks.forget()
-        self._use.update(None)
+        self._let_go()
         self._finished.clear()
         self._shown.clear()
+
+    def _let_go(self) -> None:
+        self._landmarks.forget()
+        self._use.update(None)
 
     def rest(self) -> None:
         """Nothing changes by itself while another module is open."""

@@ -22,9 +22,9 @@ _BOUND = {
     for p in widget.findall("property")
     if p.get("name") == "SlicerParameterName"
 }
-_BY_CODE = {"fixed_segment", "moving_segment", "settings_file", "model", "model_file", "device", "expert_of"} | {
-    f"{mask}_segment" for mask in ("fixed_excluded", "moving_excluded", "rigid", "volume_kept")
-}
+_FILES = {"settings_file", "model_file", "tolerances_file"}
+_MASKS = ("fixed", "moving", "fixed_excluded", "moving_excluded", "rigid", "volume_kept")
+_BY_CODE = {"model", "device", "expert_of"} | _FILES | {f"{mask}_segment" for mask in _MASKS}
 _HOLDS = {  # the pairs that Slicer's connectors accept
     "QCheckBox": (bool,),
     "QSpinBox": (int,),
