@@ -11,26 +11,12 @@ from .choices import COMPARISONS, OVERLAYS, View
 from .i18n import tr as _
 from .outputs import Outputs
 from .parameters import Parameters
+from .shown import Shown, meaning
 from .summary import Kind, as_html, summary
-from .tables import UNIT_COLUMN, fold_centre_ras_mm
+from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
-_MEANING = {
-    View.FIXED: "",
-    View.FADE: _("Where both agree, edges are single."),
-    View.FLICKER: _("Where both agree, nothing jumps."),
-    View.CHECKERBOARD: _("Where both agree, edges continue across the squares."),
-    View.DIFFERENCE: _(
-        "Grey: equal. Bright: {other} is denser than fixed; dark: it is less dense. "
-        "A lung with more air differs throughout."
-    ),
-    View.JACOBIAN: display.JACOBIAN_TEXT,
-    View.CONSISTENCY: _(
-        "Distance in mm between a point and where it lands when it is mapped to the moving volume and back. "
-        "High values: do not trust the match there. The coloured area is the mask that was compared."
-    ),
-}
 _COLORS = {Kind.GOOD: theme.GREEN, Kind.NEUTRAL: theme.GREY, Kind.NOTICE: theme.BLUE, Kind.ATTENTION: theme.RED}
 _NEEDED = ("inverse", "warped", "jacobian", "inverse_consistency", "statistics", "folds", "report_text")
 
@@ -41,8 +27,7 @@ class ResultPanel:
         self.outputs: Outputs | None = None
         self._finished: dict[str, Outputs] = {}  # of this session, with the engine's files, by ID of the transform
         self.stale = False  # whether what is shown has left the scene since the last update
-        self._fixed_id = ""  # of the volume below what is shown
-        self._shown: dict[str, tuple] = {}  # what the views were last told, by topic
+        self._shown: Shown | None = None  # what the views were last told of ``outputs``
         self._flicker = qt.QTimer()
         self._flicker.interval = _FLICKER_MS
         self._flicker.connect("timeout()", self._flick)
@@ -70,7 +55,7 @@ class ResultPanel:
         self.rest()
         self.outputs = None
         self._finished.clear()
-        self._shown.clear()
+        self._shown = None
 
     def rest(self) -> None:
         """Nothing changes by itself while another module is open."""
@@ -81,7 +66,7 @@ class ResultPanel:
         outputs = self._find(p.result)
         if outputs is None or self.outputs is None or outputs.forward is not self.outputs.forward:
             self._leave()
-            self.outputs, self._fixed_id = outputs, outputs.fixed.GetID() if outputs is not None else ""
+            self.outputs, self._shown = outputs, None if outputs is None else Shown(outputs)
             self._fill()
         self.stale = False
         if outputs is not None:
@@ -101,47 +86,21 @@ class ResultPanel:
     def _leave(self) -> None:
         """Take what is shown of the result that is left out of the views, which show its fixed volume alone."""
         self.rest()
-        if self._shown:
-            display.clear(slicer.mrmlScene, slicer.mrmlScene.GetNodeByID(self._fixed_id))
-        self._shown.clear()
+        if self._shown is not None:
+            self._shown.leave()
+            self._shown = None
 
     # what the views show
 
     def _show_view(self, p: Parameters) -> None:
-        out, view = self.outputs, p.view
-        before = p.before and view in COMPARISONS
-        depends = {
-            View.FADE: (p.opacity,),
-            View.JACOBIAN: (p.opacity, p.legend),
-            View.CONSISTENCY: (p.opacity, p.legend),
-        }
-        if view is View.FLICKER:
-            if not self._flicker.active:
-                self._flicker.start()
-        else:
+        if p.view is not View.FLICKER:
             self._flicker.stop()
-        wanted = (view, before, *depends.get(view, ()))
-        if self._shown.get("view") == wanted:
-            return
-        self._shown["view"] = wanted
-        other = out.moving if before else out.warped
-        if view is not View.JACOBIAN:
-            display.show_jacobian(out, False)
-        if view is not View.CONSISTENCY:
-            display.show_inverse_consistency(out, False)
-        opacity = 1.0 if view is View.FLICKER else p.opacity
-        display.show_comparison(out.fixed, other, view.term if view in COMPARISONS else "", opacity)
-        if view is View.JACOBIAN:
-            display.show_jacobian(out, True, p.opacity, p.legend)
-        elif view is View.CONSISTENCY:
-            display.show_inverse_consistency(out, True, p.opacity, p.legend)
+        elif not self._flicker.active:
+            self._flicker.start()
+        self._shown.show(p.view, p.before, p.opacity, p.legend)
 
     def _show_grid(self, p: Parameters) -> None:
-        wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
-        if self._shown.get("grid") != wanted:
-            self._shown["grid"] = wanted
-            out = self.outputs
-            display.show_grid(out.forward, out.fixed, p.grid, p.grid_mode.term, *wanted[2:])
+        self._shown.show_grid(p.grid, p.grid_mode.term, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
 
     def _flick(self) -> None:
         if self.outputs is not None and self.outputs.forward.GetScene() is not None:
@@ -158,8 +117,8 @@ class ResultPanel:
             widget.visible = overlay or view is View.FADE
         ui.legendCheckBox.visible = overlay or p.grid
         ui.beforeCheckBox.visible = view in COMPARISONS
-        ui.meaningLabel.text = _MEANING[view].format(other=_("moving") if p.before else _("warped"))
-        ui.meaningLabel.visible = bool(_MEANING[view])
+        ui.meaningLabel.text = meaning(view, p.before)
+        ui.meaningLabel.visible = bool(ui.meaningLabel.text)
         for widget in (
             ui.gridModeComboBox,
             ui.gridSpacingLabel,
@@ -241,7 +200,7 @@ def _no_result(p: Parameters) -> str:
 
 def _fill_table(widget, node, unit_column: int | None) -> int:
     """The rows of a table node into a table widget; how many."""
-    titles, rows = _texts(node.GetTable(), unit_column) if node is not None else ([], [])
+    titles, rows = texts(node, unit_column) if node is not None else ([], [])
     widget.setRowCount(len(rows))
     widget.setColumnCount(len(titles))
     widget.setHorizontalHeaderLabels([title.replace(" (", "\n(") for title in titles])
@@ -253,15 +212,3 @@ def _fill_table(widget, node, unit_column: int | None) -> int:
     widget.resizeColumnsToContents()
     widget.resizeRowsToContents()
     return len(rows)
-
-
-def _texts(table, unit_column: int | None) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows; a unit goes beside the number in the column before it, as the panel is narrow."""
-    columns = range(table.GetNumberOfColumns())
-    titles = [table.GetColumnName(j) for j in columns]
-    rows = [[table.GetValue(i, j).ToString() for j in columns] for i in range(table.GetNumberOfRows())]
-    if unit_column is not None:
-        j = unit_column
-        rows = [[*row[: j - 1], f"{row[j - 1]} {row[j]}".strip(), *row[j + 1 :]] for row in rows]
-        titles.pop(j)
-    return titles, rows
