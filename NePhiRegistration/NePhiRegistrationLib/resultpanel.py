@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import qt
 import slicer
 from nephi.errors import NephiError
@@ -14,6 +16,8 @@ from .parameters import Parameters
 from .shown import Shown, meaning
 from .summary import Kind, as_html, summary
 from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
+from .verdict import FOLDS, Judgement, judgement
+from .words import in_panel_words
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
@@ -32,6 +36,7 @@ class ResultPanel:
         self._flicker.interval = _FLICKER_MS
         self._flicker.connect("timeout()", self._flick)
         ui.resultSelector.addAttribute("vtkMRMLGridTransformNode", RESULT_ATTRIBUTE)
+        ui.verdictLabel.connect("linkActivated(QString)", self._look_at)
         ui.foldsTable.connect("cellClicked(int,int)", self._jump_to_fold)
         ui.histogramButton.connect("clicked(bool)", self._show_histogram)
         ui.saveButton.connect("clicked(bool)", self._save)
@@ -97,7 +102,7 @@ class ResultPanel:
             self._flicker.stop()
         elif not self._flicker.active:
             self._flicker.start()
-        self._shown.show(p.view, p.before, p.opacity, p.legend)
+        self._shown.show(p.view, p.before, p.opacity, p.legend, p.beyond)
 
     def _show_grid(self, p: Parameters) -> None:
         self._shown.show_grid(p.grid, p.grid_mode.term, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
@@ -112,12 +117,18 @@ class ResultPanel:
         ui, view = self.ui, p.view
         ui.qaWidget.visible = self.outputs is not None
         ui.summaryLabel.text = self._summary() if self.outputs else _no_result(p)
+        judged = judgement(self.outputs.report) if self.outputs else None
+        ui.verdictLabel.visible = judged is not None
+        if judged is not None:
+            ui.verdictLabel.styleSheet = _banner(judged.ground_rgb)
+            ui.verdictLabel.text = _as_banner(judged)
         overlay = view in OVERLAYS
         for widget in (ui.opacityLabel, ui.opacitySlider):
             widget.visible = overlay or view is View.FADE
         ui.legendCheckBox.visible = overlay or p.grid
+        ui.beyondCheckBox.visible = view is View.ERROR
         ui.beforeCheckBox.visible = view in COMPARISONS
-        ui.meaningLabel.text = meaning(view, p.before)
+        ui.meaningLabel.text = meaning(view, p.before, self.outputs)
         ui.meaningLabel.visible = bool(ui.meaningLabel.text)
         for widget in (
             ui.gridModeComboBox,
@@ -153,6 +164,14 @@ class ResultPanel:
         ui.tablesTabWidget.setCurrentIndex(0)
         ui.histogramButton.enabled = out.histogram is not None
 
+    def _look_at(self, place: str) -> None:
+        """A link of the verdict: what its reason can be seen in."""
+        if place == FOLDS:
+            self.ui.tablesTabWidget.setCurrentWidget(self.ui.foldsTab)
+        else:
+            views = [view.term for view in View]
+            self.ui.viewComboBox.setCurrentIndex(views.index(place))
+
     def _jump_to_fold(self, row: int, _column: int) -> None:
         out = self.outputs
         display.jump(out.forward.GetScene(), fold_centre_ras_mm(out.folds, row))
@@ -181,6 +200,23 @@ def readable(widget, rgb: tuple) -> str:
     """The colour as text on the widget's ground, in light and dark themes."""
     ground = widget.palette.window().color()
     return theme.readable(rgb, (ground.red() / 255, ground.green() / 255, ground.blue() / 255))
+
+
+def _banner(ground_rgb: tuple) -> str:
+    return (
+        f"background-color: {theme.as_hex(ground_rgb)}; color: {theme.on(ground_rgb)}; "
+        "padding: 6px; border-radius: 4px;"
+    )
+
+
+def _as_banner(judged: Judgement) -> str:
+    """Rich text: sign and verdict, the reasons, and links to what shows them."""
+    reasons = escape(" ".join(in_panel_words(reason) for reason in judged.reasons), quote=False)
+    text = f"<b>{judged.sign}&nbsp;{judged.title}.</b> {reasons}"
+    link = '<a href="{place}" style="color:{color}">{name}</a>'
+    color = theme.on(judged.ground_rgb)
+    links = [link.format(place=place, color=color, name=judged.place_name(place)) for place in judged.places]
+    return text + ("<br/>" + _("Look at: {places}").format(places=", ".join(links)) if links else "")
 
 
 def _is_whole(outputs: Outputs) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import display
-from .choices import COMPARISONS, View
+from . import display, maps
+from .choices import COMPARISONS, OVERLAYS, View
 from .i18n import tr as _
 from .outputs import Outputs
 
@@ -16,16 +16,29 @@ _MEANING = {
         "Grey: equal. Bright: {other} is denser than fixed; dark: it is less dense. "
         "A lung with more air differs throughout."
     ),
+    View.ERROR: "",  # as the result is
     View.JACOBIAN: display.JACOBIAN_TEXT,
     View.CONSISTENCY: _(
         "Distance in mm between a point and where it lands when it is mapped to the moving volume and back. "
         "High values: do not trust the match there. The coloured area is the mask that was compared."
     ),
+    View.DISPLACEMENT: _(
+        "How far the tissue moved in mm, without translation and rotation of the patient. "
+        "Only the mask that was compared is coloured."
+    ),
+}
+_MAPS = {
+    View.ERROR: maps.show_error,
+    View.JACOBIAN: display.show_jacobian,
+    View.CONSISTENCY: display.show_inverse_consistency,
+    View.DISPLACEMENT: maps.show_displacement,
 }
 
 
-def meaning(view: View, before: bool) -> str:
+def meaning(view: View, before: bool, outputs: Outputs | None) -> str:
     """What to look for in the views, in words."""
+    if view is View.ERROR and outputs is not None:
+        return maps.error_text(outputs)
     return _MEANING[view].format(other=_("moving") if before else _("warped"))
 
 
@@ -37,27 +50,21 @@ class Shown:
         self._scene, self._fixed_id = outputs.forward.GetScene(), outputs.fixed.GetID()
         self._told: dict[str, tuple] = {}  # by topic
 
-    def show(self, view: View, before: bool, opacity: float, legend: bool) -> None:
-        """``before``: compare with the moving volume as it was."""
+    def show(self, view: View, before: bool, opacity: float, legend: bool, beyond_only: bool = False) -> None:
+        """``before``: compare with the moving volume as it was; ``beyond_only``: as in ``maps.show_error``."""
         out, before = self.outputs, before and view in COMPARISONS
-        depends = {
-            View.FADE: (opacity,),
-            View.JACOBIAN: (opacity, legend),
-            View.CONSISTENCY: (opacity, legend),
-        }
-        if not self._is_new("view", view, before, *depends.get(view, ())):
+        looks = {"opacity": opacity, "legend": legend} | ({"beyond_only": beyond_only} if view is View.ERROR else {})
+        fade = (opacity,) if view is View.FADE else ()
+        if not self._is_new("view", view, before, *(looks.values() if view in OVERLAYS else fade)):
             return
-        if view is not View.JACOBIAN:
-            display.show_jacobian(out, False)
-        if view is not View.CONSISTENCY:
-            display.show_inverse_consistency(out, False)
+        for other_view in OVERLAYS:
+            if other_view is not view:
+                _MAPS[other_view](out, False)
         other = out.moving if before else out.warped
         shown_opacity = 1.0 if view is View.FLICKER else opacity
         display.show_comparison(out.fixed, other, view.term if view in COMPARISONS else "", shown_opacity)
-        if view is View.JACOBIAN:
-            display.show_jacobian(out, True, opacity, legend)
-        elif view is View.CONSISTENCY:
-            display.show_inverse_consistency(out, True, opacity, legend)
+        if view in OVERLAYS:
+            _MAPS[view](out, True, **looks)
 
     def show_grid(
         self, on: bool, mode: str, spacing_mm: float, in_2d: bool = True, in_3d: bool = False, legend: bool = True

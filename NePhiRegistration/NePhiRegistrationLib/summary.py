@@ -25,18 +25,16 @@ class Line:
 def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> list[Line]:
     """What a reader wants to know first.
 
-    The verdict, where there is one, comes first. ``spacing_mm``: of the fixed volume; ``hounsfield``: whether it looks
-    like a CT.
+    ``spacing_mm``: of the fixed volume; ``hounsfield``: whether it looks like a CT. The verdict is ``judgement``'s.
     """
-    lines = [_compared(report, hounsfield), _folds(report["folds"])]
+    lines = [_compared(report, hounsfield), _expected(report), _folds(report["folds"])]
     if "tre_mm" in report:
         lines.append(_landmarks(report["tre_mm"], sum(s * s for s in spacing_mm) ** 0.5))
     lines.append(_consistency(report["inverse_consistency_mm"], max(spacing_mm)))
     if "volume" in report:
         lines.append(_volumes(report["volume"]))
     lines += [Line(Kind.NOTICE if is_notice(w) else Kind.ATTENTION, in_panel_words(w)) for w in report["warnings"]]
-    lines = sorted(filter(None, lines), key=lambda line: line.kind is not Kind.ATTENTION)
-    return [_verdict(report["verdict"]), *lines] if "verdict" in report else lines
+    return sorted(filter(None, lines), key=lambda line: line.kind is not Kind.ATTENTION)
 
 
 def as_html(lines: list[Line], colors: dict[Kind, str]) -> str:
@@ -48,13 +46,14 @@ def as_html(lines: list[Line], colors: dict[Kind, str]) -> str:
     )
 
 
-def _verdict(verdict: dict) -> Line:
-    kind, text = {
-        "PASS": (Kind.GOOD, _("Reliable (PASS). {reasons}")),
-        "CHECK": (Kind.ATTENTION, _("To be checked (CHECK). {reasons}")),
-        "FAIL": (Kind.ATTENTION, _("Not reliable (FAIL). {reasons}")),
-    }[verdict["outcome"]]
-    return Line(kind, text.format(reasons=" ".join(verdict["reasons"])))
+def _expected(report: dict) -> Line | None:
+    """Already judged by the verdict."""
+    if "error_estimate_mm" not in report:
+        return None
+    estimate = report["error_estimate_mm"]
+    text = _("Expected error: mean {mean} mm, largest {largest} mm; 95 % of errors below {bound} mm.")
+    numbers = {"mean": f"{estimate['mean']:.1f}", "largest": f"{estimate['max']:.1f}"}
+    return Line(Kind.NEUTRAL, text.format(**numbers, bound=f"{estimate['bound_mean']:.1f}"))
 
 
 def _compared(report: dict, hounsfield: bool) -> Line | None:

@@ -25,7 +25,7 @@ from .views import SLICES, Views, surface_model
 _POLL_S = 0.3
 _FLICKER_S = 0.6
 _INPUTS = ("masks", "preset", "device", "align", "names", "running")
-_LOOKS = ("view", "before", "opacity", "legend", "grid", "grid_mode", "grid_spacing", "grid_3d")
+_LOOKS = ("view", "before", "opacity", "legend", "beyond", "grid", "grid_mode", "grid_spacing", "grid_3d")
 
 
 class Controller:
@@ -176,6 +176,7 @@ class Controller:
             preset=self.state.preset,
             align=self.state.align,
             device=self.state.device,
+            page=True,
         )
 
     def _say_problem(self, **_: Any) -> None:
@@ -304,10 +305,8 @@ class Controller:
             if outputs is None:
                 self.state.verdict, self.state.lines, self.state.tables = {}, [], []
                 return
+            self.state.verdict = state.verdict(outputs)
             lines = summary(outputs.report, outputs.jacobian.GetSpacing(), nodes.in_hounsfield(outputs.warped))
-            verdict = outputs.report.get("verdict")
-            self.state.verdict = {} if verdict is None else {**verdict, "text": _MEANS.get(verdict["outcome"], "")}
-            lines = lines[verdict is not None :]
             self.state.lines = [{"sign": x.kind.value, "kind": x.kind.name, "text": x.text} for x in lines]
             self.state.tables = state.result_tables(outputs, self._landmarks[result])
             self.state.table = "numbers"
@@ -323,14 +322,14 @@ class Controller:
         s, view = self.state, View[self.state.view]
         if again:
             self._shown.forget()
-        self._shown.show(view, s.before, s.opacity, s.legend)
+        self._shown.show(view, s.before, s.opacity, s.legend, s.beyond)
         self._shown.show_grid(s.grid, s.grid_mode, s.grid_spacing, True, s.grid_3d, s.legend)
         grid_text = display.grid_text(self._shown.outputs.forward) if s.grid else ""
         with s:
             s.can_before = view in COMPARISONS
             s.has_opacity = view in OVERLAYS or view is View.FADE
             s.has_legend = view in OVERLAYS or s.grid
-            s.meaning = " ".join(filter(None, [meaning(view, s.before), grid_text]))
+            s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
         self.views.render()
 
     async def _flicker(self) -> None:
@@ -446,9 +445,6 @@ class Controller:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-_MEANS = {"PASS": "Reliable", "CHECK": "To be checked", "FAIL": "Not reliable"}
 
 
 def _cost(estimate: Any) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from NePhiRegistrationLib import tables
 from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View
+from NePhiRegistrationLib.verdict import FOLDS, judgement
+from NePhiRegistrationLib.words import in_panel_words
 from slicer.util import arrayFromVTKMatrix
 
 CT_WINDOWS = {"wide": (-1000, 300), "lung": (-1350, 150), "soft": (-160, 240), "bone": (-450, 1050)}
@@ -73,6 +75,7 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "opacity": 0.5,
         "has_opacity": True,
         "legend": True,
+        "beyond": False,
         "has_legend": False,
         "grid": False,
         "grid_mode": GridMode.GRID.term,
@@ -100,7 +103,23 @@ def windows(hounsfield: bool) -> list[dict]:
 
 
 def looks(outputs: Any) -> list[dict]:
-    return [_item(view.name, view.label()) for view in View]
+    """What the views can show of a result."""
+    return [_item(v.name, v.label()) for v in View if v is not View.ERROR or outputs.error_map is not None]
+
+
+def verdict(outputs: Any) -> dict:
+    """The engine's verdict with its reasons and what to look at; empty where there is none."""
+    judged = judgement(outputs.report)
+    if judged is None:
+        return {}
+    views = {view.term: view.name for view in View}
+    places = [_item(views.get(place, place), judged.place_name(place)) for place in judged.places]
+    return {
+        "outcome": judged.outcome,
+        "text": f"{judged.sign} {judged.title}",
+        "reasons": [in_panel_words(reason) for reason in judged.reasons],
+        "places": [place for place in places if place["value"] != FOLDS],
+    }
 
 
 def result_tables(outputs: Any, landmarks: tuple[Any, Any] | None) -> list[dict]:

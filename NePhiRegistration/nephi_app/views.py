@@ -84,6 +84,10 @@ class Views:
         """All of the background volume in every view."""
         for view in self._app.view_manager.get_views():
             view.reset_view()
+        camera = self._app.view_manager.get_view(THREE_D).get_camera_node().GetCamera()
+        camera.Azimuth(35)
+        camera.Elevation(20)
+        camera.OrthogonalizeViewUp()
 
     def show_slices_in_3d(self, on: bool) -> None:
         for name in SLICES:

@@ -182,7 +182,8 @@ def test_initial_transform_takes_the_place_of_the_alignment(panel, phantom):
     panel.p.initial_transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     assert not panel.ui.alignComboBox.enabled and _why_not(panel) == ""
     panel.p.initial_transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode")
-    assert "not linear" in _why_not(panel)
+    assert _why_not(panel) == "" and parameters.job(panel.p).initial_is_bent()
+    assert parameters.job(panel.p).settings().align == "auto"  # what it takes the place of
 
 
 def test_segments(panel, phantom):

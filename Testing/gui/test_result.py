@@ -12,7 +12,7 @@ import pytest
 import slicer
 from conftest import FOLDS, add_result
 from NePhiRegistrationLib import deformation, display, resultpanel, theme
-from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, Similarity, View
+from NePhiRegistrationLib.choices import OVERLAYS, Alignment, GridMode, Preset, Similarity, View
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.parameters import Parameters
 from PySide6.QtGui import QColor, QPalette
@@ -33,6 +33,12 @@ def _layers() -> tuple:
 def _jacobian():
     """The volume with the colours of the Jacobian determinant."""
     return display.find_masked_jacobian(slicer.mrmlScene)
+
+
+def _drawn(view: View):
+    """The volume that was made for a view, or None."""
+    made = dict(zip((View.JACOBIAN, View.ERROR, View.DISPLACEMENT), display.MADE_OVERLAYS, strict=True))
+    return display.own_volume(slicer.mrmlScene, made[view]) if view in made else None
 
 
 def _legend(volume) -> bool:
@@ -58,9 +64,9 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
         assert background not in (out.fixed, out.warped) and foreground is None
         made.append(slicer.util.arrayFromVolume(background).copy())
     assert (made[0] != made[1]).any()
-    for view in (View.JACOBIAN, View.CONSISTENCY):
+    for view in OVERLAYS:
         _show(finished, view)
-        volume = _jacobian() if view is View.JACOBIAN else out.inverse_consistency
+        volume = _drawn(view) or out.inverse_consistency
         assert _layers() == (out.fixed, volume, 0.3) and _legend(volume)
         ui.legendCheckBox.click()
         assert not _legend(volume)
@@ -69,7 +75,7 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
         assert _layers()[2] == 0.8
         ui.opacitySlider.value = 0.3
     _show(finished, View.FADE)
-    assert _jacobian() is None and not _legend(out.inverse_consistency)
+    assert not any(map(_drawn, OVERLAYS)) and not _legend(out.inverse_consistency)
 
 
 def test_before_shows_the_moving_volume_instead(finished):
@@ -107,15 +113,45 @@ def test_what_is_seen_is_said_in_words(finished, view):
     _show(finished, view)
     ui, text = finished.ui, finished.ui.meaningLabel.text
     assert ui.meaningLabel.visible == bool(text) == (view is not View.FIXED)
-    overlay = view in (View.JACOBIAN, View.CONSISTENCY)
+    overlay = view in OVERLAYS
+    assert ui.beyondCheckBox.visible == (view is View.ERROR)
     assert ui.legendCheckBox.visible == overlay and ui.opacitySlider.visible == (overlay or view is View.FADE)
     assert ui.beforeCheckBox.visible == (not overlay and view is not View.FIXED)
     if view is View.JACOBIAN:
         assert "per volume in the fixed one" in text and "Yellow, 0 or less" in text
-    if view is View.CONSISTENCY:
+    if overlay and view is not View.JACOBIAN:
         assert " mm" in text
     if view is View.DIFFERENCE:
         assert "Bright: warped is denser than fixed" in text
+
+
+@pytest.mark.parametrize("outcome, words", [("PASS", "Reliable."), ("CHECK", "Check."), ("FAIL", "Not reliable.")])
+def test_verdict_stands_on_a_ground_of_its_own_and_leads_to_what_it_means(finished, outcome, words):
+    ui, report = finished.ui, finished.outputs.report
+    reasons = ["The map folds in 9 voxels (2 %).", "The expected error is 9 mm <on average>."]
+    report["verdict"] |= {"outcome": outcome, "reasons": reasons}
+    finished.outputs.report_text.SetText(json.dumps(report))
+    finished.widget._update()
+    text, style = ui.verdictLabel.text, ui.verdictLabel.styleSheet
+    assert ui.verdictLabel.visible and words in text and "&lt;on average&gt;" in text
+    colors = [tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in re.findall(r"#\w{6}", style)]
+    assert theme.contrast(*colors) >= 4.5  # whatever the theme
+    assert re.findall(r'href="(\w+)"', text) == ["folds", "error"]
+    ui.tablesTabWidget.setCurrentIndex(0)
+    finished.widget.results._look_at("folds")
+    assert ui.tablesTabWidget.currentIndex == 1
+    finished.widget.results._look_at("error")
+    assert finished.p.view is View.ERROR and _drawn(View.ERROR) is not None
+    ui.beyondCheckBox.click()
+    assert _drawn(View.ERROR).GetDisplayNode().GetLowerThreshold() > 0
+
+
+def test_result_from_before_there_were_verdicts(finished):
+    report = finished.outputs.report
+    del report["verdict"], report["error_estimate_mm"]
+    finished.outputs.report_text.SetText(json.dumps(report))
+    finished.widget._update()
+    assert not finished.ui.verdictLabel.visible and finished.ui.summaryLabel.text
 
 
 def test_deformation_is_drawn_as_chosen(finished):
@@ -335,6 +371,7 @@ _CHOSEN = {
     "before": True,
     "opacity": 0.7,
     "legend": False,
+    "beyond": True,
     "grid": True,
     "grid_mode": GridMode.CONTOURS,
     "grid_spacing_mm": 8.0,

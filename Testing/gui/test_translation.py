@@ -23,6 +23,8 @@ _NOT_SHOWN = {  # sentences that are no text of the panel
     "NePhiRegistration.py": {"The NePhi developers"},
     "display.py": {"NePhi Jacobian", "NePhi inverse consistency"},  # by which colour tables are found again
     "inputpanel.py": {"Selector"},
+    "maps.py": {"NePhi expected error", "NePhi displacement"},
+    "verdict.py": None,  # finds parts of the engine's English reasons
     "outputs.py": {"Fixed", "Moving"},  # roles of references
 }
 

@@ -54,7 +54,7 @@ def test_topmost_widget_gives_the_scene_to_every_mrml_widget():
         assert c.findtext("signal") == "mrmlSceneChanged(vtkMRMLScene*)"
         assert c.findtext("slot") == "setMRMLScene(vtkMRMLScene*)"
         connected.add(c.findtext("receiver"))
-    assert connected == wanted and len(wanted) == 9
+    assert connected == wanted and len(wanted) == 17
 
 
 def test_custom_widgets_are_declared():
@@ -95,7 +95,7 @@ def test_panel_fits_into_the_width_that_slicer_gives_it(panel):
     """Everything open; wider than this, half of it lies behind a scroll bar."""
     for name in ("inputs", "registration", "result"):
         getattr(panel.ui, f"{name}CollapsibleButton").collapsed = False
-    for name in ("optional", "expert", "log"):
+    for name in ("guides", "optional", "expert", "log"):
         getattr(panel.ui, f"{name}GroupBox").collapsed = False
     for widget in vars(panel.ui).values():
         if "label" in widget.name.lower() or widget.name.endswith(("LineEdit", "CheckBox", "ComboBox", "qaWidget")):
