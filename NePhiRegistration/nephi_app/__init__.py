@@ -2,5 +2,5 @@
 
 ``launcher`` is the only part that the network reaches: it checks who asks and passes requests on to one process a
 session. ``session`` is that process: ``views`` (the only part that knows trame-slicer), ``page`` (what is on the page)
-and ``controller`` (what happens). The registration itself, its results and how they are shown are NePhiRegistrationLib's.
+and ``controller`` (what happens). Registration, results and how they are shown are NePhiRegistrationLib's.
 """

@@ -19,7 +19,7 @@ from NePhiRegistrationLib.shown import Shown, meaning
 from NePhiRegistrationLib.summary import summary
 
 from . import loading, state
-from .files import IMAGES, POINTS, Served, parent
+from .files import IMAGES, POINTS, Served
 from .views import SLICES, Views, surface_model
 
 _POLL_S = 0.3

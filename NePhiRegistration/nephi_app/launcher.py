@@ -132,7 +132,7 @@ class Launcher:
         try:
             line = await asyncio.wait_for(process.stdout.readline(), _READY_S)
             session.port = json.loads(line)["port"]
-        except (ValueError, asyncio.TimeoutError):
+        except (TimeoutError, ValueError):
             await self._end(session)
             raise web.HTTPInternalServerError(text="A session could not be started: see the terminal.") from None
         return session
@@ -143,7 +143,7 @@ class Launcher:
         session.process.stdin.close()
         try:
             await asyncio.wait_for(session.process.wait(), 5)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 session.process.kill()
             await session.process.wait()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from NePhiRegistrationLib import tables
 from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View
-from NePhiRegistrationLib.verdict import FOLDS, judgement
+from NePhiRegistrationLib.verdict import judgement
 from NePhiRegistrationLib.words import in_panel_words
 from slicer.util import arrayFromVTKMatrix
 
@@ -118,7 +118,7 @@ def verdict(outputs: Any) -> dict:
         "outcome": judged.outcome,
         "text": f"{judged.sign} {judged.title}",
         "reasons": [in_panel_words(reason) for reason in judged.reasons],
-        "places": [place for place in places if place["value"] != FOLDS],
+        "places": places,
     }
 
 
