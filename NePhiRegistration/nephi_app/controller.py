@@ -43,6 +43,7 @@ class Controller:
         self._unsaved: set[str] = set()
         self._shown: Shown | None = None
         self._asked = ""
+        self.ended = asyncio.Event()  # by the user
         self._moved: dict[str, float] = {}
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
         for name in ("browse", "enter", "choose", "drop", "register", "cancel", "jump", "fit", "save", "ask", "answer"):
@@ -124,7 +125,7 @@ class Controller:
             self.state.dialog = ""
             self.state.error = ""
         if role in ("fixed", "moving"):
-            self._show_scan(node)
+            self._show_scans()
 
     async def _read(self, role: str, path: Path, name: str) -> Any:
         words = state.ROLES[role].lower()
@@ -164,7 +165,7 @@ class Controller:
             for role, node in zip(("fixed_landmarks", "moving_landmarks"), made[4:], strict=True):
                 self._take(role, node)
             self.state.masks, self.state.busy, self.state.error = "files", "", ""
-        self._show_scan(made[0])
+        self._show_scans()
 
     # a run
 
@@ -241,9 +242,12 @@ class Controller:
 
     # the views
 
-    def _show_scan(self, node: Any) -> None:
-        hounsfield = nodes.in_hounsfield(node)
-        display.show_comparison(node, None, "")
+    def _show_scans(self) -> None:
+        """The scan that is there, or both as they lie."""
+        fixed, moving = (self.nodes.get(role) for role in ("fixed", "moving"))
+        shown = moving if fixed is None else fixed
+        display.show_comparison(shown, moving, display.FADE if shown is not moving and moving is not None else "")
+        hounsfield = any(volume is not None and nodes.in_hounsfield(volume) for volume in (fixed, moving))
         with self.state:
             self.state.has_images = True
             self.state.windows = state.windows(hounsfield)
@@ -330,6 +334,7 @@ class Controller:
             s.has_opacity = view in OVERLAYS or view is View.FADE
             s.has_legend = view in OVERLAYS or s.grid
             s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
+        self.views.tidy_legends()
         self.views.render()
 
     async def _flicker(self) -> None:
@@ -417,7 +422,10 @@ class Controller:
             await self._open_phantom()
         elif yes and asked == "end":
             self.cancel()
-            await self.server.stop()
+            with self.state:
+                self.state.ended = True
+            await asyncio.sleep(0.5)  # until the page has it
+            self.ended.set()
         elif yes and asked.startswith("open "):
             _, role, path = asked.split(" ", 2)
             await self._open(role, path)

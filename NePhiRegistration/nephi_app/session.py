@@ -58,8 +58,9 @@ async def _serve(start: Start, told: Any) -> None:
         port=0, host="127.0.0.1", exec_mode="coroutine", open_browser=False, show_connection_info=False, timeout=0,
         thread=True,
     )  # fmt: skip
+    ends = (ended, asyncio.ensure_future(serving), asyncio.ensure_future(controller.ended.wait()))
     try:
-        await asyncio.wait([ended, asyncio.ensure_future(serving)], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
         controller.cancel()
         controller.results.clear()

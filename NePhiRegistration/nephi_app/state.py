@@ -33,6 +33,7 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "error": "",
         "note": "",
         "busy": "",
+        "ended": False,
         # inputs
         "inputs_open": True,
         "names": dict.fromkeys(ROLES, ""),

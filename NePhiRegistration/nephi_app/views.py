@@ -47,17 +47,19 @@ class Views:
             "Yellow": ViewLayoutDefinition.sagittal_view(),
             THREE_D: ViewLayoutDefinition.threed_view(),
         }
-        vtk.vtkObject.GlobalWarningDisplayOff()  # each new view warns of an event that VTK 9.6 renamed
+        # what VTK prints while nodes come and go would fill the terminal; what fails is told by who asked for it
+        vtk.vtkObject.GlobalWarningDisplayOff()
         for key, names in _LAYOUTS.items():
             rows: list = [definitions[name] for name in names]
             if len(rows) == 4:
                 rows = [Layout(LayoutDirection.Horizontal, rows[:2]), Layout(LayoutDirection.Horizontal, rows[2:])]
             self._layout.register_layout(key, Layout(LayoutDirection.Vertical, rows))
-        vtk.vtkObject.GlobalWarningDisplayOn()
         self._layout.set_layout("four")
         for factory in self._app.view_manager._factories:
             for view in factory._views.values():
                 view.view_adapter.max_pixel_count = _MOST_PIXELS
+        renderer_3d = self._app.view_manager.get_view(THREE_D).renderer()
+        renderer_3d.SetUseDepthPeeling(False)  # with Mesa's software renderer it leaves out what is translucent
         self._app.app_logic.SetIntersectingSlicesEnabled(
             slicer.vtkMRMLApplicationLogic.IntersectingSlicesVisibility, True
         )
@@ -93,6 +95,18 @@ class Views:
         for name in SLICES:
             self.slice_view(name).set_visible_in_3d(on)
 
+    def tidy_legends(self) -> None:
+        """Colour legends small, and in the slices alone."""
+        slices = [self.slice_view(name).get_view_node_id() for name in SLICES]
+        size = max(9, self.slice_view("Red").render_window().GetSize()[1] // 36)
+        for i in range(self.scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode")):
+            legend = self.scene.GetNthNodeByClass(i, "vtkMRMLColorLegendDisplayNode")
+            legend.SetViewNodeIDs(slices)
+            legend.SetSize(0.1, 0.45)
+            for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
+                text.SetFontSize(size)
+            legend.Modified()
+
     def render(self) -> None:
         """Draw anew in every view, as after a change that no view observes."""
         for view in self._app.view_manager.get_views():
@@ -108,6 +122,8 @@ def surface_model(scene: Any, inside: np.ndarray, ijk_to_world: np.ndarray, name
     surface = vtk.vtkFlyingEdges3D()
     surface.SetInputData(image)
     surface.SetValue(0, 0.5)
+    surface.ComputeScalarsOff()
+    surface.ComputeNormalsOff()
     smooth = vtk.vtkWindowedSincPolyDataFilter()
     smooth.SetInputConnection(surface.GetOutputPort())
     smooth.SetNumberOfIterations(15)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import BrowserContext, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 PATIENCE_MS = 300_000  # on a busy machine
@@ -81,11 +81,16 @@ class Browser:
 class Panel:
     """What a user does on the page."""
 
-    def __init__(self, page: Page, address: str):
-        self.page, self.errors = page, []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(address)
-        page.wait_for_selector("#phantom")
+    def __init__(self, context: BrowserContext, address: str):
+        self.context, self.address, self.errors = context, address, []
+        self.open()
+
+    def open(self) -> None:
+        """The address in a new tab."""
+        self.page = self.context.new_page()
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(self.address)
+        self.page.wait_for_selector("#phantom")
 
     def choose(self, role: str, *path: str) -> None:
         """Through the dialog, folder by folder."""
@@ -131,6 +136,11 @@ class Panel:
             if difference(before, after) > 0.5:
                 return after
         raise AssertionError(f"the view {name} has not changed")
+
+
+def colourful(pixels: np.ndarray) -> float:
+    """The share of a view that is not grey."""
+    return float(((pixels.max(2) - pixels.min(2)) > 40).mean())
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
