@@ -98,7 +98,7 @@ class Controller:
         role = self.state.dialog
         if role not in state.ROLES or self.state.busy or self.run is not None:
             return
-        if role in ("fixed", "moving") and self.results and not self._asked:
+        if role in ("fixed", "moving") and self.results:
             self._question(f"open {role} {path}", self._loss("Opening another scan"), "Open")
             return
         await self._open(role, path)

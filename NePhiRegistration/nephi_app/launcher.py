@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -148,7 +150,7 @@ class Launcher:
                 session.process.kill()
             await session.process.wait()
         remove_abandoned(session.folder)
-        await asyncio.to_thread(_remove, session.folder)
+        await asyncio.to_thread(shutil.rmtree, session.folder, True)
 
     async def _watch(self) -> None:
         """Forget sessions that have ended, and end those that nobody has looked at for long."""
@@ -220,12 +222,6 @@ def _refusal(text: str, status: int = 403) -> web.Response:
     return web.Response(status=status, text=page, content_type="text/html", headers=HEADERS)
 
 
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def run(root: Path, host: str = "127.0.0.1", port: int | None = None, browser: bool = True, most: int = 4) -> int:
     """Serve until it is interrupted; raises NephiError for a folder or an address that cannot be served."""
     if not root.is_dir():
@@ -248,6 +244,11 @@ def _listen(host: str, port: int | None) -> socket.socket:
     raise NephiError(f"cannot listen on {host}, port {port if port is not None else FIRST_PORT}: {reason}")
 
 
+def _has_screen() -> bool:
+    """Where there is none, a browser of the terminal would take that over."""
+    return not sys.platform.startswith("linux") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+
+
 async def _run(launcher: Launcher, listening: socket.socket, browser: bool) -> int:
     port = listening.getsockname()[1]
     launcher.cookie = f"nephi-{port}"  # browsers share cookies between the ports of a host
@@ -266,7 +267,7 @@ async def _run(launcher: Launcher, listening: socket.socket, browser: bool) -> i
         print(f"NePhi serves {launcher.root}\nOpen {address}\nCtrl-C ends it.")
         if not launcher.access.only_here:
             print("The connection is not encrypted: use it in a network that you trust, or through an SSH tunnel.")
-        if browser:
+        if browser and _has_screen():
             webbrowser.open(address)
         await ended.wait()
     finally:

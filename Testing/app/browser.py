@@ -92,9 +92,13 @@ class Panel:
         self.page.goto(self.address)
         self.page.wait_for_selector("#phantom")
 
+    def browse(self, role: str) -> None:
+        self.page.click(f"#choose-{role}")
+        self.page.wait_for_selector("dialog[open] .listing button")
+
     def choose(self, role: str, *path: str) -> None:
         """Through the dialog, folder by folder."""
-        self.page.click(f"#choose-{role}")
+        self.browse(role)
         for part in path:
             self.page.get_by_role("button", name=part, exact=True).click()
         self.page.wait_for_selector("dialog", state="detached")

@@ -63,7 +63,7 @@ def test_a_stranger_gets_nothing(app, browser, panel):
 def test_bad_input_is_told_in_one_line_and_nothing_outside_is_reached(panel):
     page = panel.page
     assert page.locator("#register").is_disabled() and "Choose the fixed" in page.inner_text(".hint")
-    page.click("#choose-fixed")
+    panel.browse("fixed")
     names = page.locator(".listing button").all_inner_texts()
     assert names == ["dicom/", "scans/", "damaged.nii.gz"]  # no links that lead out
     page.get_by_role("button", name="damaged.nii.gz").click()
@@ -82,14 +82,14 @@ def test_bad_input_is_told_in_one_line_and_nothing_outside_is_reached(panel):
 
 def test_a_dicom_folder_is_a_scan(panel):
     page = panel.page
-    page.click("#choose-fixed")
+    panel.browse("fixed")
     page.get_by_role("button", name="dicom/").click()
     page.get_by_role("button", name="Open this folder").click()
     page.wait_for_selector("dialog", state="detached")
     assert page.inner_text("output >> nth=0") == "dicom"
     series = panel.view("Red")
     assert series.std() > 20
-    page.click("#choose-fixed")
+    panel.browse("fixed")
     page.locator(".path button").panel.click()
     page.keyboard.press("Escape")
 
