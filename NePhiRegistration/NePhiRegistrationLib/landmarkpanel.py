@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import qt
 import slicer
 
@@ -15,8 +17,9 @@ _FIXED_COLUMNS = 3  # from here on a click leads to the moving point
 
 
 class LandmarkPanel:
-    def __init__(self, ui):
-        self.ui = ui
+    def __init__(self, ui, show_fixed: Callable[[], None]):
+        """``show_fixed`` brings back what the views showed before a moving point was looked at."""
+        self.ui, self._show_fixed = ui, show_fixed
         self._parameters: Parameters | None = None
         self._outputs = None
         self._pairs: list[Pair] = []
@@ -75,6 +78,8 @@ class LandmarkPanel:
         scene = self._outputs.forward.GetScene()
         if moving:  # where it lies in its own image
             display.show_comparison(self._outputs.moving, None, "")
+        else:
+            self._show_fixed()
         display.jump(scene, point)
 
     def _add(self, _checked: bool = False) -> None:

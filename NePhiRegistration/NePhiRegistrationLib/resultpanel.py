@@ -8,47 +8,22 @@ import qt
 import slicer
 from nephi.errors import NephiError
 
-from . import display, maps, scene, theme
+from . import display, scene, theme
 from .applypanel import ApplyPanel
 from .choices import COMPARISONS, OVERLAYS, View
 from .i18n import tr as _
 from .landmarkpanel import LandmarkPanel
 from .outputs import Outputs
 from .parameters import Parameters
+from .shown import Shown, meaning
 from .summary import Kind, as_html, compared_results, summary
-from .tables import UNIT_COLUMN, fold_centre_ras_mm
+from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
 from .verdict import FOLDS, Judgement, judgement
 from .words import in_panel_words
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
 _RESULTS_TAB = 4
-_MEANING = {
-    View.FIXED: "",
-    View.FADE: _("Where both agree, edges are single."),
-    View.FLICKER: _("Where both agree, nothing jumps."),
-    View.CHECKERBOARD: _("Where both agree, edges continue across the squares."),
-    View.DIFFERENCE: _(
-        "Grey: equal. Bright: {other} is denser than fixed; dark: it is less dense. "
-        "A lung with more air differs throughout."
-    ),
-    View.ERROR: "",  # as the result is
-    View.JACOBIAN: display.JACOBIAN_TEXT,
-    View.CONSISTENCY: _(
-        "Distance in mm between a point and where it lands when it is mapped to the moving volume and back. "
-        "High values: do not trust the match there. The coloured area is the mask that was compared."
-    ),
-    View.DISPLACEMENT: _(
-        "How far the tissue moved in mm, without translation and rotation of the patient. "
-        "Only the mask that was compared is coloured."
-    ),
-}
-_MAPS = {
-    View.ERROR: maps.show_error,
-    View.JACOBIAN: display.show_jacobian,
-    View.CONSISTENCY: display.show_inverse_consistency,
-    View.DISPLACEMENT: maps.show_displacement,
-}
 _COLORS = {Kind.GOOD: theme.GREEN, Kind.NEUTRAL: theme.GREY, Kind.NOTICE: theme.BLUE, Kind.ATTENTION: theme.RED}
 _NEEDED = ("inverse", "warped", "jacobian", "inverse_consistency", "statistics", "folds", "report_text")
 
@@ -59,13 +34,14 @@ class ResultPanel:
         self.outputs: Outputs | None = None
         self._finished: dict[str, Outputs] = {}  # of this session, with the engine's files, by ID of the transform
         self.stale = False  # whether what is shown has left the scene since the last update
-        self._fixed_id = ""  # of the volume below what is shown
-        self._shown: dict[str, tuple] = {}  # what the views were last told, by topic
+        self._shown: Shown | None = None  # what the views were last told of ``outputs``
         self._flicker = qt.QTimer()
         self._flicker.interval = _FLICKER_MS
         self._flicker.connect("timeout()", self._flick)
-        self._landmarks, self._use = LandmarkPanel(ui), ApplyPanel(ui)
+        self._landmarks, self._use = LandmarkPanel(ui, self._show_again), ApplyPanel(ui)
+        self._parameters: Parameters | None = None
         self._results: list = []  # forward transforms, row by row
+        self._listed: tuple = ()
         ui.resultsTable.connect("cellClicked(int,int)", self._choose_result)
         ui.resultSelector.addAttribute("vtkMRMLGridTransformNode", RESULT_ATTRIBUTE)
         ui.verdictLabel.connect("linkActivated(QString)", self._look_at)
@@ -94,11 +70,13 @@ class ResultPanel:
         self.outputs = None
         self._let_go()
         self._finished.clear()
-        self._shown.clear()
+        self._shown, self._results, self._listed = None, [], ()
 
     def _let_go(self) -> None:
         self._landmarks.forget()
         self._use.update(None)
+        if self._shown is not None:
+            self._shown.let_go()
 
     def rest(self) -> None:
         """Nothing changes by itself while another module is open."""
@@ -106,10 +84,11 @@ class ResultPanel:
 
     def update(self, p: Parameters) -> None:
         """Show what the parameters say; what has not changed is left as the user may have arranged it."""
+        self._parameters = p
         outputs = self._find(p.result)
         if outputs is None or self.outputs is None or outputs.forward is not self.outputs.forward:
             self._leave()
-            self.outputs, self._fixed_id = outputs, outputs.fixed.GetID() if outputs is not None else ""
+            self.outputs, self._shown = outputs, None if outputs is None else Shown(outputs)
             self._fill()
         self.stale = False
         if outputs is not None:
@@ -136,41 +115,26 @@ class ResultPanel:
     def _leave(self) -> None:
         """Take what is shown of the result that is left out of the views, which show its fixed volume alone."""
         self.rest()
-        if "view" in self._shown:
-            display.clear(slicer.mrmlScene, slicer.mrmlScene.GetNodeByID(self._fixed_id))
-        self._shown.clear()
+        if self._shown is not None:
+            self._shown.leave()
+            self._shown = None
 
     # what the views show
 
     def _show_view(self, p: Parameters) -> None:
-        out, view = self.outputs, p.view
-        before = p.before and view in COMPARISONS
-        if view is View.FLICKER:
-            if not self._flicker.active:
-                self._flicker.start()
-        else:
+        if p.view is not View.FLICKER:
             self._flicker.stop()
-        looks = {"opacity": p.opacity, "legend": p.legend} | ({"beyond_only": p.beyond} if view is View.ERROR else {})
-        fade = (p.opacity,) if view is View.FADE else ()
-        wanted = (view, before, *(looks.values() if view in OVERLAYS else fade))
-        if self._shown.get("view") == wanted:
-            return
-        self._shown["view"] = wanted
-        other = out.moving if before else out.warped
-        for other_view in OVERLAYS:
-            if other_view is not view:
-                _MAPS[other_view](out, False)
-        opacity = 1.0 if view is View.FLICKER else p.opacity
-        display.show_comparison(out.fixed, other, view.term if view in COMPARISONS else "", opacity)
-        if view in OVERLAYS:
-            _MAPS[view](out, True, **looks)
+        elif not self._flicker.active:
+            self._flicker.start()
+        self._shown.show(p.view, p.before, p.opacity, p.legend, p.beyond)
+
+    def _show_again(self) -> None:
+        """After something else was in the views."""
+        self._shown.forget()
+        self.update(self._parameters)
 
     def _show_grid(self, p: Parameters) -> None:
-        wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
-        if self._shown.get("grid") != wanted:
-            self._shown["grid"] = wanted
-            out = self.outputs
-            display.show_grid(out.forward, out.fixed, p.grid, p.grid_mode.term, *wanted[2:])
+        self._shown.show_grid(p.grid, p.grid_mode.term, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
 
     def _flick(self) -> None:
         if self.outputs is not None and self.outputs.forward.GetScene() is not None:
@@ -193,10 +157,8 @@ class ResultPanel:
         ui.legendCheckBox.visible = overlay or p.grid
         ui.beyondCheckBox.visible = view is View.ERROR
         ui.beforeCheckBox.visible = view in COMPARISONS
-        meaning = _MEANING[view].format(other=_("moving") if p.before else _("warped"))
-        if view is View.ERROR and self.outputs:
-            meaning = maps.error_text(self.outputs)
-        ui.meaningLabel.text, ui.meaningLabel.visible = meaning, bool(meaning)
+        ui.meaningLabel.text = meaning(view, p.before, self.outputs)
+        ui.meaningLabel.visible = bool(ui.meaningLabel.text)
         for widget in (
             ui.gridModeComboBox,
             ui.gridSpacingLabel,
@@ -241,13 +203,12 @@ class ResultPanel:
 
     def _list_results(self, p: Parameters) -> None:
         """A row for each result of the scene, to be compared and chosen."""
-        self._parameters = p
         forwards = scene.of_class(slicer.mrmlScene, "vtkMRMLGridTransformNode")
         forwards = [node for node in forwards if node.GetAttribute(RESULT_ATTRIBUTE)]
         wanted = tuple((node.GetID(), node.GetName()) for node in forwards)
-        if self._shown.get("results") == wanted:
+        if self._listed == wanted:
             return
-        self._shown["results"] = wanted
+        self._listed = wanted
         found = [self._find(node) for node in forwards]
         results = [outputs for outputs in found if outputs is not None]
         self._results = [outputs.forward for outputs in results]
@@ -323,7 +284,7 @@ def _no_result(p: Parameters) -> str:
 
 def _fill_table(widget, node, unit_column: int | None) -> int:
     """The rows of a table node into a table widget; how many."""
-    return _fill_rows(widget, *(_texts(node.GetTable(), unit_column) if node is not None else ([], [])))
+    return _fill_rows(widget, *(texts(node, unit_column) if node is not None else ([], [])))
 
 
 def _fill_rows(widget, titles: list[str], rows: list[list[str]]) -> int:
@@ -338,15 +299,3 @@ def _fill_rows(widget, titles: list[str], rows: list[list[str]]) -> int:
     widget.resizeColumnsToContents()
     widget.resizeRowsToContents()
     return len(rows)
-
-
-def _texts(table, unit_column: int | None) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows; a unit goes beside the number in the column before it, as the panel is narrow."""
-    columns = range(table.GetNumberOfColumns())
-    titles = [table.GetColumnName(j) for j in columns]
-    rows = [[table.GetValue(i, j).ToString() for j in columns] for i in range(table.GetNumberOfRows())]
-    if unit_column is not None:
-        j = unit_column
-        rows = [[*row[: j - 1], f"{row[j - 1]} {row[j]}".strip(), *row[j + 1 :]] for row in rows]
-        titles.pop(j)
-    return titles, rows

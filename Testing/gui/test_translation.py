@@ -102,9 +102,10 @@ slicer.app.translate = lambda context, text: asked.append(context) or "<" + text
 if not {source!r}:
     import slicer.i18n
     slicer.i18n.tr = lambda text: slicer.app.translate("", text)
-from NePhiRegistrationLib import choices, display, job, resultpanel, words
+from NePhiRegistrationLib import choices, display, job, words
+from NePhiRegistrationLib import shown as looks
 shown = [member.label() for c in choices.Choice.__subclasses__() for member in c]
-shown += [text for text in resultpanel._MEANING.values() if text]
+shown += [text for text in looks._MEANING.values() if text]
 shown += [job.Job().problem(), words.stage_text("optimising"), words.failure(3, [])]
 assert len(shown) > 30 and all(t[0] == "<" and t[-1] == ">" for t in shown), shown
 if {source!r}:

@@ -56,6 +56,9 @@ def test_click_on_a_landmark_shows_it(landmarks):
         assert _place() == pytest.approx(place, abs=1e-6)
     composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
     assert {node.GetBackgroundVolumeID() for node in composites} == {p.moving.GetID()}
+    send(ui.landmarksTable, "cellClicked", 1, 0)
+    shown = {(node.GetBackgroundVolumeID(), node.GetForegroundVolumeID()) for node in composites}
+    assert shown == {(p.fixed.GetID(), landmarks.outputs.warped.GetID())}
 
 
 def test_pair_is_added_at_the_crosshair(finished):
