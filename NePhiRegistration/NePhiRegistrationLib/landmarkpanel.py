@@ -12,7 +12,6 @@ from .i18n import tr as _
 from .pairs import Pair, add_pair, pairs
 from .parameters import Parameters
 
-_TAB = 3
 _FIXED_COLUMNS = 3  # from here on a click leads to the moving point
 
 
@@ -52,7 +51,6 @@ class LandmarkPanel:
                 table.setItem(row, column, qt.QTableWidgetItem(text))
         table.resizeColumnsToContents()
         table.resizeRowsToContents()
-        self.ui.tablesTabWidget.setTabText(_TAB, _("Landmarks ({count})").format(count=len(self._pairs)))
         self.ui.landmarksHintLabel.text = self._hint()
 
     def _hint(self) -> str:

@@ -16,14 +16,13 @@ from .landmarkpanel import LandmarkPanel
 from .outputs import Outputs
 from .parameters import Parameters
 from .shown import Shown, meaning
-from .summary import Kind, as_html, compared_results, summary
+from .summary import Kind, as_html, compared_results, summary, unbroken
 from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
 from .verdict import FOLDS, Judgement, judgement
 from .words import in_panel_words
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
-_RESULTS_TAB = 4
 _COLORS = {Kind.GOOD: theme.GREEN, Kind.NEUTRAL: theme.GREY, Kind.NOTICE: theme.BLUE, Kind.ATTENTION: theme.RED}
 _NEEDED = ("inverse", "warped", "jacobian", "inverse_consistency", "statistics", "folds", "report_text")
 
@@ -214,8 +213,6 @@ class ResultPanel:
         self._results = [outputs.forward for outputs in results]
         titles, rows = compared_results(results)
         _fill_rows(self.ui.resultsTable, titles, rows)
-        title = _("Results ({count})").format(count=len(rows))
-        self.ui.tablesTabWidget.setTabText(_RESULTS_TAB, title)
 
     def _choose_result(self, row: int, _column: int) -> None:
         self._parameters.result = self._results[row]
@@ -259,7 +256,7 @@ def _banner(ground_rgb: tuple) -> str:
 
 def _as_banner(judged: Judgement) -> str:
     """Rich text: sign and verdict, the reasons, and links to what shows them."""
-    reasons = escape(" ".join(in_panel_words(reason) for reason in judged.reasons), quote=False)
+    reasons = escape(unbroken(" ".join(in_panel_words(reason) for reason in judged.reasons)), quote=False)
     text = f"<b>{judged.sign}&nbsp;{judged.title}.</b> {reasons}"
     link = '<a href="{place}" style="color:{color}">{name}</a>'
     color = theme.on(judged.ground_rgb)

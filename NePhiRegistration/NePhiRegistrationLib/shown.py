@@ -30,7 +30,7 @@ _MEANING = {
 _MAPS = {
     View.ERROR: maps.show_error,
     View.JACOBIAN: display.show_jacobian,
-    View.CONSISTENCY: display.show_inverse_consistency,
+    View.CONSISTENCY: maps.show_inverse_consistency,
     View.DISPLACEMENT: maps.show_displacement,
 }
 

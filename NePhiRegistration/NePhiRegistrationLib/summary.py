@@ -58,9 +58,14 @@ def as_html(lines: list[Line], colors: dict[Kind, str]) -> str:
     """Rich text for a label; ``colors``: of the signs."""
     sign = '<div><span style="color:{color}">{sign}</span>&nbsp;{text}</div>'
     return "".join(
-        sign.format(color=colors[line.kind], sign=line.kind.value, text=escape(line.text, quote=False))
+        sign.format(color=colors[line.kind], sign=line.kind.value, text=escape(unbroken(line.text), quote=False))
         for line in lines
     )
+
+
+def unbroken(text: str) -> str:
+    """With its percentages kept on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _expected(report: dict) -> Line | None:

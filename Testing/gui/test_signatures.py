@@ -187,6 +187,7 @@ _CPP = {  # what the stand-ins imitate of Slicer's C++, as it is declared there
     "Libs/MRML/Widgets/qMRMLNodeComboBox.h": (
         "Q_INVOKABLE qMRMLSortFilterProxyModel* sortFilterProxyModel() const;",
         "Q_INVOKABLE void addAttribute(const QString& nodeType, const QString& attributeName",
+        "Q_INVOKABLE vtkMRMLNode* currentNode() const;",
         "void currentNodeChanged(vtkMRMLNode* node);",
     ),
     "Libs/MRML/Widgets/qMRMLSortFilterProxyModel.h": ("Q_PROPERTY(QStringList hiddenNodeIDs READ",),

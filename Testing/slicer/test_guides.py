@@ -163,6 +163,7 @@ def test_what_cannot_guide_is_said_in_words(scene, phantom):
         (Guides(*points), "2 fixed and 3 moving"),
         (Guides(fixed_labels=labels), "choose a label map for each"),
         (Guides(fixed_labels=one, moving_labels=other), "liver, right lung"),
+        (Guides(fixed_labels=one, moving_labels=labels), "not one of each"),
         (Guides(fixed_labels=empty, moving_labels=one), "fixed regions has no segments"),
         (Guides(moving_excluded=empty), "moving region to leave out has no segments"),
         (Guides(rigid=one, rigid_segment="gone"), "rigid region is no longer in one"),
