@@ -8,14 +8,6 @@ import slicer
 from helpers import points_in, transformed
 from NePhiRegistrationLib import display, maps
 from slicer.util import arrayFromVolume, arrayFromVolumeModified
-from views import SliceView
-
-
-@pytest.fixture(scope="module")
-def coronal(finished):
-    view = SliceView(finished.views, "Coronal")
-    yield view
-    view.close()
 
 
 @pytest.fixture
