@@ -21,14 +21,13 @@ CHECKERBOARD, DIFFERENCE, FLICKER, FADE = COMPARISONS = ("checkerboard", "differ
 GRID_MODES = ("grid", "glyphs", "contours")
 
 _JACOBIAN_COLORS = "NePhi Jacobian"
-_ERROR_COLORS = "NePhi inverse consistency"
 _COLORS = 256  # entries that a scalar display maps its window to
 _JACOBIAN_WINDOW = 3.0
 # 0 is the lower border of a colour and what is exactly 0 falls below it: only what is folded is loud
 _JACOBIAN_LOW = -42 * _JACOBIAN_WINDOW / (_COLORS - 1) + 1e-6
 _NOT_COMPARED = -1e4  # no Jacobian determinant is so low
 _COMPARISON, _MASKED_JACOBIAN = "NePhi.Comparison", "NePhi.MaskedJacobian"  # attributes of volumes made for display
-MADE_OVERLAYS = (_MASKED_JACOBIAN, "NePhi.ErrorShown", "NePhi.DisplacementShown")
+MADE_OVERLAYS = (_MASKED_JACOBIAN, "NePhi.ErrorShown", "NePhi.DisplacementShown", "NePhi.ConsistencyShown")
 _LIVE = "NePhi.Live"
 
 
@@ -105,22 +104,6 @@ def show_jacobian(outputs, on: bool, opacity: float = 0.5, legend: bool = True) 
     show_overlay(outputs.fixed, volume, on, opacity, _("Volume ratio\nmoving / fixed") if legend else "", "%.1f", 7)
     if not on:
         nodes.remove(volume.GetScene(), volume)
-
-
-def show_inverse_consistency(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
-    """The inverse-consistency error in mm, in colour over the fixed volume; nothing at 0."""
-    volume = outputs.inverse_consistency
-    display, scene = volume.GetDisplayNode(), volume.GetScene()
-    values = slicer.util.arrayFromVolume(volume)
-    values = values[values > 0]  # outside the mask it is 0
-    largest = max(1.0, float(np.ceil(np.percentile(values, 99)))) if len(values) else 1.0
-    display.SetAutoWindowLevel(False)
-    display.SetWindowLevelMinMax(0.0, largest)
-    display.SetThreshold(1e-6, 1e6)
-    display.SetApplyThreshold(True)
-    display.SetAndObserveColorNodeID(color_node(scene, _ERROR_COLORS, _error_colors()).GetID())
-    title = _("Inverse-consistency\nerror (mm)") if legend else ""
-    show_overlay(outputs.fixed, volume, on, opacity, title, "%.3g", 5)
 
 
 def find_masked_jacobian(scene):
@@ -333,9 +316,3 @@ def _jacobian_colors() -> np.ndarray:
     colors = np.stack([np.interp(lower, anchors, channel) for channel in rgb.T], 1)
     colors[lower < -1e-3] = FOLD_COLOR
     return colors
-
-
-def _error_colors() -> np.ndarray:
-    position = np.linspace(0, 1, _COLORS)
-    rgb = np.array([(0.1, 0.15, 0.35), (0.1, 0.6, 0.55), (0.98, 0.85, 0.2), (0.9, 0.15, 0.1)])
-    return np.stack([np.interp(position, np.linspace(0, 1, 4), channel) for channel in rgb.T], 1)

@@ -15,7 +15,8 @@ from .i18n import tr as _
 class Guides:
     """Each may be None. Masks are label maps or segmentations, of which a segment ID may name one segment.
 
-    Label maps of both sides are matched by the names of their segments, or by number where both are label maps.
+    Regions that correspond are two segmentations, matched by the names of their segments, or two label maps, matched by
+    their numbers.
     """
 
     fixed_landmarks: object = None  # vtkMRMLMarkupsFiducialNode; they steer, row by row
@@ -51,7 +52,10 @@ class Guides:
         for role, labels in zip((_("fixed regions"), _("moving regions")), pair, strict=True):
             if reason := mask_problem(role, labels, ""):
                 return reason
-        if not _both_label_maps(*pair):
+        kinds = {_is_segmentation(labels) for labels in pair}
+        if len(kinds) == 2:
+            return _("Regions that correspond must be two segmentations or two label maps, not one of each.")
+        if kinds == {True}:
             fixed, moving = (nodes.label_names(labels) for labels in pair)
             alone = sorted(set(fixed.values()) ^ set(moving.values()))
             if alone:
@@ -88,7 +92,7 @@ class Guides:
     def _write_labels(self, fixed, moving, folder: Path) -> list[str]:
         paths = [folder / "fixed_labels.nrrd", folder / "moving_labels.nrrd"]
         number_of: Callable[[str], int] | None = None
-        if not _both_label_maps(self.fixed_labels, self.moving_labels):
+        if _is_segmentation(self.fixed_labels):
             numbers = {name: i for i, name in enumerate(sorted(nodes.label_names(self.fixed_labels).values()), 1)}
             number_of = numbers.__getitem__
         for labels, volume, path in zip((self.fixed_labels, self.moving_labels), (fixed, moving), paths, strict=True):
@@ -96,5 +100,5 @@ class Guides:
         return list(map(str, paths))
 
 
-def _both_label_maps(fixed, moving) -> bool:
-    return not any(labels.IsA("vtkMRMLSegmentationNode") for labels in (fixed, moving))
+def _is_segmentation(labels) -> bool:
+    return bool(labels.IsA("vtkMRMLSegmentationNode"))

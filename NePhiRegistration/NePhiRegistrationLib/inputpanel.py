@@ -26,7 +26,11 @@ class InputPanel:
     def __init__(self, ui):
         self.ui = ui
         self.parameters: Parameters | None = None  # while the module is open
-        self._files = {"settings_file": ui.settingsFilePathLineEdit, "model_file": ui.modelFilePathLineEdit}
+        self._files = {
+            "settings_file": ui.settingsFilePathLineEdit,
+            "model_file": ui.modelFilePathLineEdit,
+            "tolerances_file": ui.tolerancesFilePathLineEdit,
+        }
         ui.deviceComboBox.connect("activated(int)", lambda index: self._choose("device", ui.deviceComboBox, index))
         ui.modelComboBox.connect("activated(int)", lambda index: self._choose("model", ui.modelComboBox, index))
         for box_name, mask in _SEGMENTS.items():
@@ -43,7 +47,7 @@ class InputPanel:
         for name, line in self._files.items():
             if line.currentPath != getattr(p, name):
                 line.currentPath = getattr(p, name)
-        models = [("", _("None: start from scratch")), *((name, name) for name in shipped_models())]
+        models = [("", _("None: start from scratch")), *((name, name) for name in _models())]
         models.append((parameters.MODEL_FILE, _("Model file")))
         _fill_combo(ui.modelComboBox, models, p.model, _("{name} (not found here)"))
         ui.alignComboBox.enabled = p.initial_transform is None
@@ -78,6 +82,11 @@ class InputPanel:
     def _on_file(self, name: str, path: str) -> None:
         if self.parameters is not None and getattr(self.parameters, name) != path:
             setattr(self.parameters, name, path)
+
+
+def _models() -> list[str]:
+    """The shipped ones but those for pictures: volumes are always 3D here."""
+    return [name for name in shipped_models() if "2d" not in name]
 
 
 def _segment_of(mask_name: str) -> str:

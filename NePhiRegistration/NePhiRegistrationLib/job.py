@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nephi.errors import NephiError
 from nephi.learning.shipped import find_model
+from nephi.measure.verdict import read_tolerances
 from nephi.settings import ALIGNMENTS, Settings, from_dict, load, preset
 
 from .checks import landmark_problem, mask_problem, volume_problem
@@ -40,6 +41,7 @@ class Job:
     model: str = ""  # a shipped model's name or a model file; "": what the settings file says, else none
     overrides: dict = field(default_factory=dict)  # nested as in the settings file
     device: str = "auto"
+    tolerances_file: str = ""  # of the site, for the verdict
     page: bool = False  # whether the report with pictures, report.html, is written too
 
     def settings(self) -> Settings:
@@ -88,6 +90,8 @@ class Job:
         if self.settings_file and not Path(self.settings_file).is_file():
             yield _("The settings file {file} does not exist.").format(file=self.settings_file)
         try:
+            if self.tolerances_file:
+                read_tolerances(self.tolerances_file)
             settings = self.settings()
             if settings.model:
                 find_model(settings.model)

@@ -264,6 +264,8 @@ def _write_inputs(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
     arguments += job.guides.write(job.fixed, job.moving, folder)
     option("settings", "settings.json").write_text(job.settings().to_json(), encoding="utf-8")
     option("output", "result")
+    if job.tolerances_file:
+        arguments += ["--tolerances", job.tolerances_file]
     if not job.auto_mask:
         arguments.append("--no-auto-mask")
     arguments += ["--outputs", ",".join(_outputs(job))]

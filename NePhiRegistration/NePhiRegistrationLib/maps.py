@@ -1,4 +1,7 @@
-"""Maps in mm over the fixed volume, coloured only where the images were compared: expected error, displacement."""
+"""Maps in mm over the fixed volume, coloured only where the images were compared.
+
+The expected error, the displacement, and the inverse-consistency error.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from . import scene as nodes
 from .i18n import tr as _
 from .verdict import tolerated_mm
 
-_ERROR, _DISPLACEMENT = display.MADE_OVERLAYS[1:]
+_ERROR, _DISPLACEMENT, _CONSISTENCY = display.MADE_OVERLAYS[1:]
 _ERROR_COLORS, _LENGTH_COLORS = "NePhi expected error", "NePhi displacement"
+_CONSISTENCY_COLORS = "NePhi inverse consistency"
 _NOT_COMPARED = -1e4
 _SHOWN_MM = 2.0  # voxels of a shown map, at least
 _INSIDE = 0.1  # share of the mask from which on a voxel of the shown map is coloured
@@ -32,8 +36,8 @@ def show_error(outputs, on: bool, opacity: float = 0.5, legend: bool = True, bey
         tolerated = error_tolerance_mm(outputs)
         _set_colors(made, 0.0, 2 * tolerated, _ERROR_COLORS, _error_colors())
         made.GetDisplayNode().SetThreshold(tolerated if beyond_only else 0.0, -_NOT_COMPARED)
-        title = _("Expected error (mm)\ntolerated: {mm}").format(mm=f"{tolerated:.3g}") if legend else ""
-        display.show_overlay(outputs.fixed, made, True, opacity, title, "%.3g", 5)
+        title = _("Expected error\n({mm} mm tolerated)").format(mm=f"{tolerated:.3g}") if legend else ""
+        display.show_overlay(outputs.fixed, made, True, opacity, title, "%.1f", 5)
     elif made is not None:
         _take_away(outputs, made)
 
@@ -59,6 +63,20 @@ def error_text(outputs) -> str:
     return text.format(**mm, set_by=set_by)
 
 
+def show_inverse_consistency(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
+    """The inverse-consistency error in mm."""
+    made = display.own_volume(outputs.fixed.GetScene(), _CONSISTENCY)
+    if on:
+        made = _shown(outputs, outputs.inverse_consistency, _CONSISTENCY, made)
+        values = slicer.util.arrayFromVolume(outputs.inverse_consistency)
+        _set_colors(made, 0.0, _most(values[values > 0]), _CONSISTENCY_COLORS, _consistency_colors())
+        made.GetDisplayNode().SetThreshold(0.0, -_NOT_COMPARED)
+        title = _("Inverse-consistency\nerror (mm)") if legend else ""
+        display.show_overlay(outputs.fixed, made, True, opacity, title, "%.3g", 5)
+    elif made is not None:
+        _take_away(outputs, made)
+
+
 def show_displacement(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
     """How far the tissue moved in mm, without the patient's translation and rotation."""
     scene = outputs.fixed.GetScene()
@@ -77,9 +95,7 @@ def show_displacement(outputs, on: bool, opacity: float = 0.5, legend: bool = Tr
         made.SetAttribute(_DISPLACEMENT, made_from)
         made.CreateDefaultDisplayNodes()
     values = slicer.util.arrayFromVolume(made)
-    values = values[values >= 0]
-    most = max(1.0, float(np.ceil(np.percentile(values, 99)))) if len(values) else 1.0
-    _set_colors(made, 0.0, most, _LENGTH_COLORS, _length_colors())
+    _set_colors(made, 0.0, _most(values[values >= 0]), _LENGTH_COLORS, _length_colors())
     made.GetDisplayNode().SetInterpolate(False)
     made.GetDisplayNode().SetThreshold(0.0, -_NOT_COMPARED)
     display.show_overlay(outputs.fixed, made, True, opacity, _("Displacement\n(mm)") if legend else "", "%.1f", 5)
@@ -127,6 +143,11 @@ def _spread(values: np.ndarray, times: int = 3) -> np.ndarray:
     return values
 
 
+def _most(values_mm: np.ndarray) -> float:
+    """The upper end of a scale: all but the largest hundredth, at least 1 mm."""
+    return max(1.0, float(np.ceil(np.percentile(values_mm, 99)))) if len(values_mm) else 1.0
+
+
 def _take_away(outputs, made) -> None:
     display.show_overlay(outputs.fixed, made, False, 0.0, "", "", 0)
     nodes.remove(made.GetScene(), made)
@@ -144,6 +165,10 @@ def _error_colors() -> np.ndarray:
     """Half of them for what is within the tolerance, with a jump to the other half."""
     halves = (_ramp(_WITHIN, _COLORS // 2), _ramp(_BEYOND, _COLORS // 2))
     return np.concatenate(halves)
+
+
+def _consistency_colors() -> np.ndarray:
+    return _ramp(((0.1, 0.15, 0.35), (0.1, 0.6, 0.55), (0.98, 0.85, 0.2), (0.9, 0.15, 0.1)), _COLORS)
 
 
 def _length_colors() -> np.ndarray:

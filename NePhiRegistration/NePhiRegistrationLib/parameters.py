@@ -64,6 +64,7 @@ class Parameters:
     seed: Annotated[int, WithinRange(0, 2**31 - 1)] = 0
     expert_of: str = ""  # the preset or file whose values the expert fields were filled with
     live: bool = True
+    tolerances_file: str = ""  # of the site; "": the defaults
     page: bool = False  # the report with pictures too
 
     result: slicer.vtkMRMLGridTransformNode  # the forward transform, which refers to the rest
@@ -91,7 +92,7 @@ _NODES = [
     "regions",
     "initial_transform",
 ]
-_PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device", "page"]
+_PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device", "tolerances_file", "page"]
 _GUIDES = {part.name: part.name for part in fields(Guides)} | {  # of a job, and the parameter
     "fixed_landmarks": "fixed_guide_points",
     "moving_landmarks": "moving_guide_points",

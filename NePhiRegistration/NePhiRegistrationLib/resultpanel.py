@@ -9,12 +9,14 @@ import slicer
 from nephi.errors import NephiError
 
 from . import display, scene, theme
+from .applypanel import ApplyPanel
 from .choices import COMPARISONS, OVERLAYS, View
 from .i18n import tr as _
+from .landmarkpanel import LandmarkPanel
 from .outputs import Outputs
 from .parameters import Parameters
 from .shown import Shown, meaning
-from .summary import Kind, as_html, summary
+from .summary import Kind, as_html, compared_results, summary, unbroken
 from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
 from .verdict import FOLDS, Judgement, judgement
 from .words import in_panel_words
@@ -35,6 +37,11 @@ class ResultPanel:
         self._flicker = qt.QTimer()
         self._flicker.interval = _FLICKER_MS
         self._flicker.connect("timeout()", self._flick)
+        self._landmarks, self._use = LandmarkPanel(ui, self._show_again), ApplyPanel(ui)
+        self._parameters: Parameters | None = None
+        self._results: list = []  # forward transforms, row by row
+        self._listed: tuple = ()
+        ui.resultsTable.connect("cellClicked(int,int)", self._choose_result)
         ui.resultSelector.addAttribute("vtkMRMLGridTransformNode", RESULT_ATTRIBUTE)
         ui.verdictLabel.connect("linkActivated(QString)", self._look_at)
         ui.foldsTable.connect("cellClicked(int,int)", self._jump_to_fold)
@@ -54,13 +61,21 @@ class ResultPanel:
         self._finished = {key: outputs for key, outputs in self._finished.items() if _is_whole(outputs)}
         if self.outputs is not None and not _is_whole(self.outputs):
             self.outputs, self.stale = None, True
+            self._let_go()
 
     def forget(self) -> None:
         """The scene is being closed: its nodes are not touched again."""
         self.rest()
         self.outputs = None
+        self._let_go()
         self._finished.clear()
-        self._shown = None
+        self._shown, self._results, self._listed = None, [], ()
+
+    def _let_go(self) -> None:
+        self._landmarks.forget()
+        self._use.update(None)
+        if self._shown is not None:
+            self._shown.let_go()
 
     def rest(self) -> None:
         """Nothing changes by itself while another module is open."""
@@ -68,6 +83,7 @@ class ResultPanel:
 
     def update(self, p: Parameters) -> None:
         """Show what the parameters say; what has not changed is left as the user may have arranged it."""
+        self._parameters = p
         outputs = self._find(p.result)
         if outputs is None or self.outputs is None or outputs.forward is not self.outputs.forward:
             self._leave()
@@ -78,6 +94,13 @@ class ResultPanel:
             self._show_view(p)
             self._show_grid(p)
         self._say(p)
+        self._use.update(self.outputs)
+        self._list_results(p)
+        self.follow(p)
+
+    def follow(self, p: Parameters) -> None:
+        """What may change without a word from the parameter node, as landmarks that are dragged."""
+        self._landmarks.update(p, self.outputs)
 
     def _find(self, forward) -> Outputs | None:
         """The result of this transform, if all that is shown of it is still in the scene."""
@@ -103,6 +126,11 @@ class ResultPanel:
         elif not self._flicker.active:
             self._flicker.start()
         self._shown.show(p.view, p.before, p.opacity, p.legend, p.beyond)
+
+    def _show_again(self) -> None:
+        """After something else was in the views."""
+        self._shown.forget()
+        self.update(self._parameters)
 
     def _show_grid(self, p: Parameters) -> None:
         self._shown.show_grid(p.grid, p.grid_mode.term, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
@@ -172,6 +200,23 @@ class ResultPanel:
             views = [view.term for view in View]
             self.ui.viewComboBox.setCurrentIndex(views.index(place))
 
+    def _list_results(self, p: Parameters) -> None:
+        """A row for each result of the scene, to be compared and chosen."""
+        forwards = scene.of_class(slicer.mrmlScene, "vtkMRMLGridTransformNode")
+        forwards = [node for node in forwards if node.GetAttribute(RESULT_ATTRIBUTE)]
+        wanted = tuple((node.GetID(), node.GetName()) for node in forwards)
+        if self._listed == wanted:
+            return
+        self._listed = wanted
+        found = [self._find(node) for node in forwards]
+        results = [outputs for outputs in found if outputs is not None]
+        self._results = [outputs.forward for outputs in results]
+        titles, rows = compared_results(results)
+        _fill_rows(self.ui.resultsTable, titles, rows)
+
+    def _choose_result(self, row: int, _column: int) -> None:
+        self._parameters.result = self._results[row]
+
     def _jump_to_fold(self, row: int, _column: int) -> None:
         out = self.outputs
         display.jump(out.forward.GetScene(), fold_centre_ras_mm(out.folds, row))
@@ -211,7 +256,7 @@ def _banner(ground_rgb: tuple) -> str:
 
 def _as_banner(judged: Judgement) -> str:
     """Rich text: sign and verdict, the reasons, and links to what shows them."""
-    reasons = escape(" ".join(in_panel_words(reason) for reason in judged.reasons), quote=False)
+    reasons = escape(unbroken(" ".join(in_panel_words(reason) for reason in judged.reasons)), quote=False)
     text = f"<b>{judged.sign}&nbsp;{judged.title}.</b> {reasons}"
     link = '<a href="{place}" style="color:{color}">{name}</a>'
     color = theme.on(judged.ground_rgb)
@@ -236,7 +281,10 @@ def _no_result(p: Parameters) -> str:
 
 def _fill_table(widget, node, unit_column: int | None) -> int:
     """The rows of a table node into a table widget; how many."""
-    titles, rows = texts(node, unit_column) if node is not None else ([], [])
+    return _fill_rows(widget, *(texts(node, unit_column) if node is not None else ([], [])))
+
+
+def _fill_rows(widget, titles: list[str], rows: list[list[str]]) -> int:
     widget.setRowCount(len(rows))
     widget.setColumnCount(len(titles))
     widget.setHorizontalHeaderLabels([title.replace(" (", "\n(") for title in titles])

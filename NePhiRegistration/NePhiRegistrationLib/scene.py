@@ -5,7 +5,7 @@ Reading and writing goes through nodes of a scratch scene, so that the user's sc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,16 +85,11 @@ def write_labels(
     return names
 
 
-def label_names(node, labels: list[int] | None = None) -> dict[int, str]:
-    """What the labels of a label map, or the segments of a segmentation from 1 on, are called.
-
-    ``labels``: of a label map, the ones that are asked for, by default all that it has.
-    """
+def label_names(node, labels: Sequence[int] = ()) -> dict[int, str]:
+    """What the segments of a segmentation, from 1 on, or these ``labels`` of a label map are called."""
     if node.IsA("vtkMRMLSegmentationNode"):
         segmentation = node.GetSegmentation()
         return {i: segmentation.GetSegment(key).GetName() for i, key in enumerate(segmentation.GetSegmentIDs(), 1)}
-    if labels is None:
-        labels = [label for label in np.unique(arrayFromVolume(node)).tolist() if label]
     colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
     names = {label: colors.GetColorName(label) if colors else None for label in labels}
     return {label: name or _("label {number}").format(number=label) for label, name in names.items()}
@@ -236,13 +231,23 @@ def put_into_folder(name: str, members: list, beside) -> None:
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     neighbour = hierarchy.GetItemByDataNode(beside)
     parent = hierarchy.GetItemParent(neighbour) if neighbour else hierarchy.GetSceneItemID()
-    folder = hierarchy.CreateFolderItem(parent, hierarchy.GenerateUniqueItemName(name))
+    _put(hierarchy, members, hierarchy.CreateFolderItem(parent, hierarchy.GenerateUniqueItemName(name)))
+
+
+def _put(hierarchy, members: list, folder: int) -> None:
     for node in members:
         item = hierarchy.GetItemByDataNode(node)
         if item:
             hierarchy.SetItemParent(item, folder)
         else:
             hierarchy.CreateItem(folder, node)
+
+
+def put_beside(members: list, neighbour) -> None:
+    """Nodes into the folder of the subject hierarchy that ``neighbour`` is in."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(neighbour.GetScene())
+    folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(neighbour))
+    _put(hierarchy, members, folder or hierarchy.GetSceneItemID())
 
 
 def of_class(scene, class_name: str) -> list:

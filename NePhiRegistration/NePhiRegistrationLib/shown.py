@@ -30,7 +30,7 @@ _MEANING = {
 _MAPS = {
     View.ERROR: maps.show_error,
     View.JACOBIAN: display.show_jacobian,
-    View.CONSISTENCY: display.show_inverse_consistency,
+    View.CONSISTENCY: maps.show_inverse_consistency,
     View.DISPLACEMENT: maps.show_displacement,
 }
 
@@ -46,7 +46,7 @@ class Shown:
     """Tells the views what has changed since the last call; the rest is left as the user may have arranged it."""
 
     def __init__(self, outputs: Outputs):
-        self.outputs = outputs
+        self.outputs: Outputs | None = outputs
         self._scene, self._fixed_id = outputs.forward.GetScene(), outputs.fixed.GetID()
         self._told: dict[str, tuple] = {}  # by topic
 
@@ -76,6 +76,10 @@ class Shown:
     def forget(self) -> None:
         """Something else has changed the views: the next call tells them all."""
         self._told.clear()
+
+    def let_go(self) -> None:
+        """The result is no longer whole and must not be kept; only ``leave`` may follow."""
+        self.outputs = None
 
     def leave(self) -> None:
         """Take the result out of the views, which show its fixed volume alone, if that is still there."""

@@ -7,6 +7,7 @@ from enum import Enum
 from html import escape
 
 from .i18n import tr as _
+from .verdict import judgement
 from .words import in_panel_words, is_notice
 
 
@@ -37,13 +38,34 @@ def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> li
     return sorted(filter(None, lines), key=lambda line: line.kind is not Kind.ATTENTION)
 
 
+def compared_results(results: list) -> tuple[list[str], list[list[str]]]:
+    """Titles and a row of texts for each of several ``Outputs``, best told apart by their names."""
+    titles = [_("Result"), _("Verdict"), _("Expected (mm)"), _("TRE (mm)"), _("Folds (%)"), _("Preset")]
+    rows = []
+    for outputs in results:
+        report, judged = outputs.report, judgement(outputs.report)
+        expected = report.get("error_estimate_mm", {}).get("mean")
+        tre = report.get("tre_mm", {}).get("after", {}).get("mean")
+        numbers = ["-" if mm is None else f"{mm:.2f}" for mm in (expected, tre)]
+        verdict = "-" if judged is None else f"{judged.sign} {judged.title}"
+        folds = f"{report['folds']['percent']:.3g}"
+        preset = str(report.get("settings", {}).get("preset", "-"))
+        rows.append([outputs.forward.GetName(), verdict, *numbers, folds, preset])
+    return titles, rows
+
+
 def as_html(lines: list[Line], colors: dict[Kind, str]) -> str:
     """Rich text for a label; ``colors``: of the signs."""
     sign = '<div><span style="color:{color}">{sign}</span>&nbsp;{text}</div>'
     return "".join(
-        sign.format(color=colors[line.kind], sign=line.kind.value, text=escape(line.text, quote=False))
+        sign.format(color=colors[line.kind], sign=line.kind.value, text=escape(unbroken(line.text), quote=False))
         for line in lines
     )
+
+
+def unbroken(text: str) -> str:
+    """With its percentages kept on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _expected(report: dict) -> Line | None:

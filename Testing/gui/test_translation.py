@@ -21,10 +21,12 @@ _NOT_SHOWN = {  # sentences that are no text of the panel
     "summary.py": {'<div><span style="color:{color}">{sign}</span>&nbsp;{text}</div>'},
     "words.py": None,  # replaces parts of the engine's English messages
     "NePhiRegistration.py": {"The NePhi developers"},
-    "display.py": {"NePhi Jacobian", "NePhi inverse consistency"},  # by which colour tables are found again
+    "display.py": {"NePhi Jacobian"},  # by which colour tables are found again
     "inputpanel.py": {"Selector"},
-    "maps.py": {"NePhi expected error", "NePhi displacement"},
+    "maps.py": {"NePhi expected error", "NePhi displacement", "NePhi inverse consistency"},
     "verdict.py": None,  # finds parts of the engine's English reasons
+    "methods.py": None,  # of a paper, in English
+    "applying.py": {"Fixed", "Moving"},
     "outputs.py": {"Fixed", "Moving"},  # roles of references
 }
 

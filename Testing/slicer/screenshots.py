@@ -22,7 +22,7 @@ import numpy as np
 import SimpleITK as sitk
 import vtk
 from helpers import markups_node, volume_node
-from NePhiRegistrationLib import display
+from NePhiRegistrationLib import display, maps
 from NePhiRegistrationLib.job import Job
 from NePhiRegistrationLib.logic import Logic
 from NePhiRegistrationLib.outputs import Outputs
@@ -82,9 +82,15 @@ def draw_views(data: Path, result: Path, preset: str) -> None:
     display.show_jacobian(outputs, True, 0.6)
     picture("jacobian", now())
     display.show_jacobian(outputs, False)
-    display.show_inverse_consistency(outputs, True, 0.6)
+    maps.show_inverse_consistency(outputs, True, 0.6)
     picture("inverse_consistency", now())
-    display.show_inverse_consistency(outputs, False)
+    maps.show_inverse_consistency(outputs, False)
+    maps.show_error(outputs, True, 0.6)
+    picture("expected_error", now())
+    maps.show_error(outputs, False)
+    maps.show_displacement(outputs, True, 0.6)
+    picture("displacement", now())
+    maps.show_displacement(outputs, False)
     grids(views, outputs, coronal, job.fixed_mask)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -20,6 +22,7 @@ from helpers import (
     transformed,
     volume_node,
 )
+from NePhiRegistrationLib import maps
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.guides import Guides
 from NePhiRegistrationLib.logic import Logic
@@ -47,7 +50,7 @@ def box(image: sitk.Image, z, y, x) -> sitk.Image:
 
 
 @pytest.fixture(scope="module")
-def guided(phantom):
+def guided(phantom, tmp_path_factory):
     """A run of few iterations with everything that can guide it; the segments come in other orders on either side."""
     scene = slicer.vtkMRMLScene()
     job = phantom_job(scene, phantom, overrides={"fit": {"iterations": 30}})
@@ -67,8 +70,11 @@ def guided(phantom):
     bone = box(phantom.fixed, np.s_[30:34], np.s_[8:14], np.s_[30:34])
     guides.rigid = volume_node(scene, 7 * bone, "bone", labels)
     guides.volume_kept = volume_node(scene, 5 * lesion, "tumour", labels)
+    job.tolerances_file = str(tmp_path_factory.mktemp("site") / "clinic.json")
+    Path(job.tolerances_file).write_text('{"set_by": "Physics", "mean_mm": 7.5}')
     run = finish(Logic(scene).start(job))
     assert run.state == "done", run.error
+    assert maps.error_tolerance_mm(run.outputs) == 7.5 and "Physics" in maps.error_text(run.outputs)
     return run.outputs.report["guidance"], len(fixed)
 
 
@@ -157,6 +163,7 @@ def test_what_cannot_guide_is_said_in_words(scene, phantom):
         (Guides(*points), "2 fixed and 3 moving"),
         (Guides(fixed_labels=labels), "choose a label map for each"),
         (Guides(fixed_labels=one, moving_labels=other), "liver, right lung"),
+        (Guides(fixed_labels=one, moving_labels=labels), "not one of each"),
         (Guides(fixed_labels=empty, moving_labels=one), "fixed regions has no segments"),
         (Guides(moving_excluded=empty), "moving region to leave out has no segments"),
         (Guides(rigid=one, rigid_segment="gone"), "rigid region is no longer in one"),

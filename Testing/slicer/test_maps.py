@@ -86,7 +86,7 @@ def test_error_legend_names_the_tolerance(finished, view):
     maps.show_error(finished.outputs, True)
     made = display.own_volume(finished.scene, display.MADE_OVERLAYS[1])
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(made)
-    assert legend.GetVisibility() and "tolerated: 5" in legend.GetTitleText()
+    assert legend.GetVisibility() and "5 mm tolerated" in legend.GetTitleText()
     assert legend.GetNumberOfLabels() % 2 == 1  # one of them stands at the tolerance, in the middle
     assert display.nodes.is_map(made) and not made.GetSaveWithScene()
 
