@@ -89,14 +89,16 @@ def test_a_dicom_folder_is_a_scan(panel):
     assert page.inner_text("output >> nth=0") == "dicom"
     series = panel.view("Red")
     assert series.std() > 20
-    panel.browse("fixed")
-    page.locator(".path button").panel.click()
+    page.click("#choose-fixed")
+    page.locator(".path button").first.click()
+    page.wait_for_selector("dialog .folder")
     page.keyboard.press("Escape")
 
 
 def test_cancelling_ends_the_engine_and_changes_nothing(app, panel):
     page = panel.page
     panel.open_pair()
+    page.wait_for_function("document.querySelectorAll('#device option').length > 1")  # a process has told them
     before, processes = panel.view("Green"), set(app.processes())
     page.select_option("#preset", "accurate")
     page.wait_for_selector("#register:enabled")
@@ -129,12 +131,9 @@ def test_a_registration_survives_a_closed_tab_and_is_seen_in_the_views(app, brow
     panel.open()  # leads to the session that this browser has
     page = panel.page
     assert page.url == session
-    page.wait_for_selector(".running, .verdict")
-    moving = panel.view("Green") if page.locator(".running").count() else None
     panel.finish()
     page.wait_for_function("document.querySelectorAll('#view option').length > 5")
     together = panel.until_changed(apart, "Green")
-    assert moving is None or moving.shape == together.shape
     assert page.inner_text(".verdict strong") in ("PASS", "CHECK")
     assert "TRE" in page.inner_text(".lines") and "mm" in page.inner_text(".table")
     shown, grey = together, colourful(together)
