@@ -68,7 +68,7 @@ class Controller:
 
     def browse(self, role: str) -> None:
         if role == SAVE and self.state.result in self.results:
-            self.dialog.open(role, _folder_name(self._outputs().moving.GetName()))
+            self.dialog.open(role, f"{self._outputs().moving.GetName()} registered".replace("/", "_"))
         elif role in state.ROLES:
             self.dialog.open(role)
 
@@ -87,7 +87,7 @@ class Controller:
         with self.state:
             self.state.busy = f"Opening {name}"
         try:
-            node = await self._read(role, self.served.path(path), name)
+            node = await loading.node(self.scene, role, self.served.path(path), name, self.nodes)
         except (NephiError, nodes.FrameError) as error:
             self._fail(str(error))
             return
@@ -105,16 +105,6 @@ class Controller:
             self.state.error = ""
         if role in ("fixed", "moving"):
             self._show_scans()
-
-    async def _read(self, role: str, path: Path, name: str) -> Any:
-        words = state.ROLES[role].lower()
-        if role in ("fixed", "moving"):
-            image = await asyncio.to_thread(loading.read_scan, path, words)
-            return loading.scan_node(self.scene, image, name)
-        volume = self.nodes["moving" if role.startswith("moving") else "fixed"]
-        if role.endswith("landmarks"):
-            return loading.points_node(self.scene, path, volume)
-        return loading.labels_node(self.scene, path, volume, "regions" if role == "regions" else words)
 
     def drop(self, role: str) -> None:
         """No longer use this mask, list or label map."""
@@ -163,7 +153,7 @@ class Controller:
         job = self.job()
         self.state.reason = self.logic.problem(job)
         estimate = None if self.state.reason else self.logic.estimate(job)
-        self.state.estimate = "" if estimate is None else _cost(estimate)
+        self.state.estimate = "" if estimate is None else state.cost(estimate)
 
     def register(self) -> None:
         if self.run is not None or self.state.busy:
@@ -188,7 +178,7 @@ class Controller:
         while run.poll():
             with self.state:
                 self.state.stage, self.state.percent = run.stage_text, round(100 * run.fraction)
-                self.state.left = "" if run.seconds_left is None else f"about {_seconds(run.seconds_left)} left"
+                self.state.left = "" if run.seconds_left is None else f"about {state.duration(run.seconds_left)} left"
             self.views.render()
             await asyncio.sleep(_POLL_S)
         self.run = None
@@ -405,16 +395,3 @@ class Controller:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _cost(estimate: Any) -> str:
-    memory_gb = estimate.memory_mb / 1000
-    return f"About {_seconds(estimate.seconds)} and {memory_gb:.1f} GB of memory."
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _folder_name(name: str) -> str:
-    return f"{name} registered".replace("/", "_")

@@ -149,6 +149,14 @@ def _landmarks(outputs: Any, fixed: Any, moving: Any) -> dict:
     return _table("landmarks", f"Landmarks ({len(rows)})", columns, rows, [list(pair.fixed_ras_mm) for pair in found])
 
 
+def cost(estimate: Any) -> str:
+    return f"About {duration(estimate.seconds)} and {estimate.memory_mb / 1000:.1f} GB of memory."
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 def letters(slice_node: Any) -> str:
     """What of the patient lies left, right, at the top and at the bottom of a slice view."""
     axes_ras = arrayFromVTKMatrix(slice_node.GetSliceToRAS())[:3, :2]
