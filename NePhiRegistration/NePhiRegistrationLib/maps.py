@@ -17,7 +17,7 @@ _ERROR, _DISPLACEMENT, _CONSISTENCY = display.MADE_OVERLAYS[1:]
 _ERROR_COLORS, _LENGTH_COLORS = "NePhi expected error", "NePhi displacement"
 _CONSISTENCY_COLORS = "NePhi inverse consistency"
 _NOT_COMPARED = -1e4
-_SHOWN_MM = 2.0  # voxels of a shown map, at least
+_SHOWN_MM = 2.0  # sides of the voxels of a shown map, about
 _INSIDE = 0.1  # share of the mask from which on a voxel of the shown map is coloured
 _COLORS = 256
 _WITHIN = ((0.08, 0.16, 0.45), (0.55, 0.85, 0.97))  # from 0 to the tolerance
@@ -37,7 +37,7 @@ def show_error(outputs, on: bool, opacity: float = 0.5, legend: bool = True, bey
         _set_colors(made, 0.0, 2 * tolerated, _ERROR_COLORS, _error_colors())
         made.GetDisplayNode().SetThreshold(tolerated if beyond_only else 0.0, -_NOT_COMPARED)
         title = _("Expected error\n({mm} mm tolerated)").format(mm=f"{tolerated:.3g}") if legend else ""
-        display.show_overlay(outputs.fixed, made, True, opacity, title, "%.1f", 5)
+        display.show_overlay(outputs.fixed, made, True, opacity, title, "%.2f", 5)
     elif made is not None:
         _take_away(outputs, made)
 
@@ -88,33 +88,34 @@ def show_displacement(outputs, on: bool, opacity: float = 0.5, legend: bool = Tr
     made_from = outputs.forward.GetID()
     if made is None or made.GetAttribute(_DISPLACEMENT) != made_from:
         values_mm, inside, to_ras = deformation.magnitude(outputs.forward)
-        name = _("Displacement {name} (mm)").format(name=outputs.forward.GetName())
-        made = made or display.add_own_volume(scene, name, _DISPLACEMENT)
-        slicer.util.updateVolumeFromArray(made, np.where(inside, values_mm, _NOT_COMPARED).astype(np.float32))
-        made.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(to_ras))
-        made.SetAttribute(_DISPLACEMENT, made_from)
-        made.CreateDefaultDisplayNodes()
+        source = slicer.vtkMRMLScalarVolumeNode()
+        slicer.util.updateVolumeFromArray(source, np.where(inside, values_mm, 0.0).astype(np.float32))
+        source.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(to_ras))
+        source.SetName(_("Displacement {name} (mm)").format(name=outputs.forward.GetName()))
+        made = _shown(outputs, source, _DISPLACEMENT, made, made_from)
     values = slicer.util.arrayFromVolume(made)
     _set_colors(made, 0.0, _most(values[values >= 0]), _LENGTH_COLORS, _length_colors())
-    made.GetDisplayNode().SetInterpolate(False)
     made.GetDisplayNode().SetThreshold(0.0, -_NOT_COMPARED)
     display.show_overlay(outputs.fixed, made, True, opacity, _("Displacement\n(mm)") if legend else "", "%.1f", 5)
 
 
-def _shown(outputs, source, attribute: str, made):
-    """A map that is 0 outside the mask on finer voxels, so that it is smooth up to the mask's border."""
-    made_from = f"{source.GetID()} {source.GetImageData().GetMTime()}"
+def _shown(outputs, source, attribute: str, made, made_from: str = ""):
+    """A map that is 0 outside the mask on finer voxels, so that it is smooth up to the mask's border.
+
+    ``made`` is what was made before, from what ``made_from`` or the source itself tells.
+    """
+    made_from = made_from or f"{source.GetID()} {source.GetImageData().GetMTime()}"
     if made is not None and made.GetAttribute(attribute) == made_from:
         return made
-    scene, fixed = source.GetScene(), outputs.fixed
+    fixed, scene = outputs.fixed, outputs.fixed.GetScene()
     name = _("{name}, where compared").format(name=source.GetName())
     made = made or display.add_own_volume(scene, name, attribute)
-    to_world = nodes.ijk_to_world(fixed)
-    steps = [max(1, round(_SHOWN_MM / spacing)) for spacing in np.linalg.norm(to_world[:3, :3], axis=0)]
-    to_world[:3, 3] += to_world[:3, :3] @ ((np.array(steps) - 1) / 2)
+    to_world, size = nodes.ijk_to_world(fixed), np.array(fixed.GetImageData().GetDimensions())
+    finer = np.maximum(1, np.rint(size * np.linalg.norm(to_world[:3, :3], axis=0) / _SHOWN_MM)).astype(int)
+    steps = size / finer  # in voxels of the fixed volume, which fills the same box
+    to_world[:3, 3] += to_world[:3, :3] @ ((steps - 1) / 2)
     to_world[:3, :3] *= steps
-    sizes = [-(-n // step) for n, step in zip(fixed.GetImageData().GetDimensions(), steps, strict=True)]
-    slicer.util.updateVolumeFromArray(made, np.zeros(sizes[::-1], np.float32))
+    slicer.util.updateVolumeFromArray(made, np.zeros(finer[::-1], np.float32))
     made.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(to_world))
     values = slicer.util.arrayFromVolume(source).astype(np.float32)
     # the mask where it is known, which is finer; else where the map itself has values

@@ -156,7 +156,7 @@ class ResultPanel:
         ui.legendCheckBox.visible = overlay or p.grid
         ui.beyondCheckBox.visible = view is View.ERROR
         ui.beforeCheckBox.visible = view in COMPARISONS
-        ui.meaningLabel.text = meaning(view, p.before, self.outputs)
+        ui.meaningLabel.text = unbroken(meaning(view, p.before, self.outputs))
         ui.meaningLabel.visible = bool(ui.meaningLabel.text)
         for widget in (
             ui.gridModeComboBox,

@@ -263,7 +263,7 @@ def remove(scene, node) -> None:
         own += [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
     if node.IsA("vtkMRMLStorableNode"):
         own += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
-    for extra in [*own, node]:
+    for extra in [*reversed(own), node]:  # a legend before the display node that it is of
         if extra is not None:
             scene.RemoveNode(extra)
 

@@ -88,9 +88,6 @@ def draw_views(data: Path, result: Path, preset: str) -> None:
     maps.show_error(outputs, True, 0.6)
     picture("expected_error", now())
     maps.show_error(outputs, False)
-    maps.show_displacement(outputs, True, 0.6)
-    picture("displacement", now())
-    maps.show_displacement(outputs, False)
     grids(views, outputs, coronal, job.fixed_mask)
 
 

@@ -10,17 +10,10 @@ import slicer
 from helpers import put_under, volume_node
 from NePhiRegistrationLib import compared, deformation, display, maps
 from slicer.util import arrayFromVolume, arrayFromVolumeModified, vtkMatrixFromArray
-from views import SliceView, ThreeDView
+from views import ThreeDView
 from vtk.util.numpy_support import vtk_to_numpy
 
 YELLOW = np.array([255, 242, 0])
-
-
-@pytest.fixture(scope="module")
-def coronal(finished):
-    view = SliceView(finished.views, "Coronal")
-    yield view
-    view.close()
 
 
 @pytest.fixture

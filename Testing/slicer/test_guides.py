@@ -25,7 +25,7 @@ from helpers import (
 from NePhiRegistrationLib import maps
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.guides import Guides
-from NePhiRegistrationLib.logic import Logic
+from NePhiRegistrationLib.logic import Logic, _outputs
 from slicer.util import vtkMatrixFromArray
 
 HALVES = {"right lung": np.s_[..., :32], "left lung": np.s_[..., 32:]}
@@ -174,3 +174,10 @@ def test_what_cannot_guide_is_said_in_words(scene, phantom):
         assert words in job.problem(), job.problem()
     job.guides = Guides(fixed_labels=labels, moving_labels=job.moving_mask)
     assert job.problem() == "" and node_list(scene) == before
+
+
+def test_report_with_pictures_is_written_where_it_is_asked_for(scene, phantom):
+    job, logic = phantom_job(scene, phantom), Logic(scene)
+    seconds = logic.estimate(job).seconds
+    job.page = True
+    assert logic.estimate(job).seconds > seconds and "report" in _outputs(job)

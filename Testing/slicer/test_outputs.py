@@ -157,7 +157,6 @@ def test_save_writes_what_can_be_read_elsewhere(finished, tmp_path):
         "inverse_transform.h5",
         "registration.safetensors",
         "report.json",
-        "report.html",
         "warped.nii.gz",
         "jacobian.nii.gz",
         "inverse_consistency.nii.gz",
