@@ -9,7 +9,7 @@ from typing import Any
 
 from nephi.errors import NephiError
 from nephi.synthetic.phantom import make_phantom
-from NePhiRegistrationLib import display, sample
+from NePhiRegistrationLib import compared, display, sample
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.choices import COMPARISONS, OVERLAYS, View
 from NePhiRegistrationLib.job import Job, LogicError
@@ -19,8 +19,10 @@ from NePhiRegistrationLib.shown import Shown, meaning
 from NePhiRegistrationLib.summary import summary
 
 from . import loading, state
-from .files import IMAGES, POINTS, Served
-from .views import SLICES, Views, surface_model
+from .dialog import SAVE, Dialog
+from .files import Served
+from .slices import Slices
+from .views import Views, surface_model
 
 _POLL_S = 0.3
 _FLICKER_S = 0.6
@@ -35,6 +37,7 @@ class Controller:
         self.server, self.state, self.served, self.views = server, server.state, served, views
         self.scene = views.scene
         self.logic = Logic(self.scene, temporary=temporary)
+        self.dialog, self.slices = Dialog(self.state, served), Slices(self.state, views)
         self.nodes: dict[str, Any] = {}  # the inputs, by role
         self.run: Run | None = None
         self.results: dict[str, Outputs] = {}
@@ -44,18 +47,17 @@ class Controller:
         self._shown: Shown | None = None
         self._asked = ""
         self.ended = asyncio.Event()  # by the user
-        self._moved: dict[str, float] = {}
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
-        for name in ("browse", "enter", "choose", "drop", "register", "cancel", "jump", "fit", "save", "ask", "answer"):
+        for name in ("browse", "choose", "drop", "register", "cancel", "jump", "save", "ask", "answer"):
             server.trigger(name)(getattr(self, name))
+        server.trigger("enter")(self.dialog.enter)
+        server.trigger("fit")(self.slices.fit)
         self.state.change(*_INPUTS)(self._say_problem)
         self.state.change(*_LOOKS)(self._show)
         self.state.change("result")(self._choose_result)
         self.state.change("layout")(lambda layout, **_: views.choose(layout))
         self.state.change("ct_window")(lambda **_: self._set_window())
         self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
-        self.state.change(*(f"slice_{name}" for name in SLICES))(self._scroll)
-        views.on_moved(self._say_slice)
 
     def begin(self) -> None:
         """What needs the server's loop: the list of devices and the watch over runs."""
@@ -65,33 +67,10 @@ class Controller:
     # files
 
     def browse(self, role: str) -> None:
-        if role != "save" and role not in state.ROLES:
-            return
-        self.state.dialog, self.state.dialog_title = role, state.ROLES.get(role, "Save the result")
-        if role == "save":
-            self.state.save_name = _folder_name(self._outputs().moving.GetName())
-        self._list(self.state.dialog_path)
-
-    def enter(self, path: str) -> None:
-        self._list(path)
-
-    def _list(self, path: str) -> None:
-        endings = {"save": (), "fixed_landmarks": POINTS, "moving_landmarks": POINTS}.get(self.state.dialog, IMAGES)
-        try:
-            entries, more = self.served.entries(path, endings)
-        except NephiError as error:
-            self.state.dialog_error = str(error)
-            if path:
-                self._list("")
-            return
-        parts = [Path(*Path(path).parts[: i + 1]).as_posix() for i in range(len(Path(path).parts))] if path else []
-        with self.state:
-            self.state.dialog_path, self.state.dialog_error = path, ""
-            self.state.dialog_parts = [{"name": self.state.root_name, "path": ""}] + [
-                {"name": Path(part).name, "path": part} for part in parts
-            ]
-            self.state.entries = [{"name": e.name, "path": e.path, "folder": e.folder} for e in entries]
-            self.state.more_entries = more
+        if role == SAVE and self.state.result in self.results:
+            self.dialog.open(role, f"{self._outputs().moving.GetName()} registered".replace("/", "_"))
+        elif role in state.ROLES:
+            self.dialog.open(role)
 
     async def choose(self, path: str) -> None:
         """Open what was chosen in the dialog for its role."""
@@ -108,7 +87,7 @@ class Controller:
         with self.state:
             self.state.busy = f"Opening {name}"
         try:
-            node = await self._read(role, self.served.path(path), name)
+            node = await loading.node(self.scene, role, self.served.path(path), name, self.nodes)
         except (NephiError, nodes.FrameError) as error:
             self._fail(str(error))
             return
@@ -126,16 +105,6 @@ class Controller:
             self.state.error = ""
         if role in ("fixed", "moving"):
             self._show_scans()
-
-    async def _read(self, role: str, path: Path, name: str) -> Any:
-        words = state.ROLES[role].lower()
-        if role in ("fixed", "moving"):
-            image = await asyncio.to_thread(loading.read_scan, path, words)
-            return loading.scan_node(self.scene, image, name)
-        volume = self.nodes["moving" if role.startswith("moving") else "fixed"]
-        if role.endswith("landmarks"):
-            return loading.points_node(self.scene, path, volume)
-        return loading.labels_node(self.scene, path, volume, "regions" if role == "regions" else words)
 
     def drop(self, role: str) -> None:
         """No longer use this mask, list or label map."""
@@ -184,7 +153,7 @@ class Controller:
         job = self.job()
         self.state.reason = self.logic.problem(job)
         estimate = None if self.state.reason else self.logic.estimate(job)
-        self.state.estimate = "" if estimate is None else _cost(estimate)
+        self.state.estimate = "" if estimate is None else state.cost(estimate)
 
     def register(self) -> None:
         if self.run is not None or self.state.busy:
@@ -209,7 +178,7 @@ class Controller:
         while run.poll():
             with self.state:
                 self.state.stage, self.state.percent = run.stage_text, round(100 * run.fraction)
-                self.state.left = "" if run.seconds_left is None else f"about {_seconds(run.seconds_left)} left"
+                self.state.left = "" if run.seconds_left is None else f"about {state.duration(run.seconds_left)} left"
             self.views.render()
             await asyncio.sleep(_POLL_S)
         self.run = None
@@ -253,32 +222,7 @@ class Controller:
             self.state.windows = state.windows(hounsfield)
         self._set_window()
         self.views.show_slices_in_3d(True)
-        self.fit()
-
-    def fit(self) -> None:
-        self.views.fit()
-        with self.state:
-            self.state.letters = {
-                name: state.letters(self.views.slice_view(name).get_view_node()) for name in SLICES
-            } | {"ThreeD": ""}
-        for name in SLICES:
-            self._say_slice(name)
-
-    def _say_slice(self, name: str) -> None:
-        view = self.views.slice_view(name)
-        value, step = view.get_slice_value(), view.get_slice_step()
-        low, high = view.get_slice_range()
-        self._moved[name] = value
-        with self.state:
-            self.state[f"range_{name}"] = [low, high, step]
-            self.state[f"slice_{name}"] = value
-
-    def _scroll(self, **_: Any) -> None:
-        for name in SLICES:
-            wanted = self.state[f"slice_{name}"]
-            if wanted is not None and wanted != self._moved.get(name):
-                self._moved[name] = wanted
-                self.views.slice_view(name).set_slice_value(wanted)
+        self.slices.fit()
 
     def _set_window(self) -> None:
         low_high = state.CT_WINDOWS[self.state.ct_window]
@@ -345,8 +289,6 @@ class Controller:
 
     def _add_surface(self, outputs: Outputs) -> None:
         """What was compared, in 3D."""
-        from NePhiRegistrationLib import compared
-
         inside, key = compared.in_mask(outputs), outputs.forward.GetID()
         if inside is None or key in self._models:
             return
@@ -453,16 +395,3 @@ class Controller:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _cost(estimate: Any) -> str:
-    memory_gb = estimate.memory_mb / 1000
-    return f"About {_seconds(estimate.seconds)} and {memory_gb:.1f} GB of memory."
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _folder_name(name: str) -> str:
-    return f"{name} registered".replace("/", "_")

@@ -58,6 +58,7 @@ class Launcher:
         app.router.add_get("/", self._enter)
         app.router.add_route("*", "/s/{session}/{path:.*}", self._pass_on)
         app.cleanup_ctx.append(self._life)
+        app.on_shutdown.append(self._end_all)
         return app
 
     async def _life(self, _app: web.Application) -> AsyncIterator[None]:
@@ -66,12 +67,15 @@ class Launcher:
         watch = asyncio.ensure_future(self._watch())
         yield
         watch.cancel()
+        await self._client.close()
+        self.folder.remove()
+
+    async def _end_all(self, _app: web.Application) -> None:
+        """Before the server waits for open connections, which end with their sessions."""
         started = [] if self._spare is None else [self._spare]
         found = await asyncio.gather(*started, return_exceptions=True)
         spare = [session for session in found if isinstance(session, Session)]
         await asyncio.gather(*map(self._end, [*self.sessions.values(), *spare]))
-        await self._client.close()
-        self.folder.remove()
 
     # who asks
 
@@ -252,7 +256,7 @@ def _has_screen() -> bool:
 async def _run(launcher: Launcher, listening: socket.socket, browser: bool) -> int:
     port = listening.getsockname()[1]
     launcher.cookie = f"nephi-{port}"  # browsers share cookies between the ports of a host
-    runner = web.AppRunner(launcher.app(), access_log=None)
+    runner = web.AppRunner(launcher.app(), access_log=None, shutdown_timeout=3)
     await runner.setup()
     ended, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):

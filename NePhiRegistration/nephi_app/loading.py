@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,21 @@ from nephi.files.masks import read_mask, read_regions
 from NePhiRegistrationLib import scene as nodes
 from vtk.util.numpy_support import numpy_to_vtk
 
+from .state import ROLES
+
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0])
 _CT_WINDOW_HU = (-1000, 300)
+
+
+async def node(scene: Any, role: str, path: Path, name: str, others: dict[str, Any]) -> Any:
+    """A file as the node that its role asks for, beside those that are there; raises NephiError."""
+    words = ROLES[role].lower()
+    if role in ("fixed", "moving"):
+        return scan_node(scene, await asyncio.to_thread(read_scan, path, words), name)
+    volume = others["moving" if role.startswith("moving") else "fixed"]
+    if role.endswith("landmarks"):
+        return points_node(scene, path, volume)
+    return labels_node(scene, path, volume, "regions" if role == "regions" else words)
 
 
 def read_scan(path: Path, role: str) -> sitk.Image:

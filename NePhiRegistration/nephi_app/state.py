@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from NePhiRegistrationLib import tables
 from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View
+from NePhiRegistrationLib.pairs import pairs
 from NePhiRegistrationLib.verdict import judgement
 from NePhiRegistrationLib.words import in_panel_words
 from slicer.util import arrayFromVTKMatrix
@@ -141,28 +142,19 @@ def result_tables(outputs: Any, landmarks: tuple[Any, Any] | None) -> list[dict]
 
 
 def _landmarks(outputs: Any, fixed: Any, moving: Any) -> dict:
-    """Each pair with its distance in mm after the alignment alone and after the registration."""
-    fixed_ras_mm, moving_ras_mm = _points_ras_mm(fixed), _points_ras_mm(moving)
-    transform = outputs.forward.GetTransformFromParent()
-    mapped = np.array([transform.TransformPoint(point) for point in fixed_ras_mm.tolist()])
-    ras_lps = np.diag([-1.0, -1.0, 1.0])
-    alignment = outputs.report["alignment"]
-    aligned = fixed_ras_mm @ (ras_lps @ np.array(alignment["matrix"]) @ ras_lps).T
-    aligned = aligned + ras_lps @ np.array(alignment["offset_mm"])
-    before, after = (np.linalg.norm(points - moving_ras_mm, axis=1) for points in (aligned, mapped))
-    rows = [[str(i + 1), f"{b:.2f}", f"{a:.2f}"] for i, (b, a) in enumerate(zip(before, after, strict=True))]
-    worst_first = np.argsort(-after).tolist()
+    """Each pair with its distance in mm after the alignment alone and after the registration, the worst first."""
+    found = sorted(pairs(outputs, fixed, moving), key=lambda pair: -(pair.after_mm or 0))
+    rows = [[pair.label, f"{pair.before_mm:.2f}", f"{pair.after_mm:.2f}"] for pair in found]
     columns = ["Pair", "Before (mm)", "After (mm)"]
-    points = [fixed_ras_mm[i].tolist() for i in worst_first]
-    return _table("landmarks", f"Landmarks ({len(rows)})", columns, [rows[i] for i in worst_first], points)
+    return _table("landmarks", f"Landmarks ({len(rows)})", columns, rows, [list(pair.fixed_ras_mm) for pair in found])
 
 
-def _points_ras_mm(markups: Any) -> np.ndarray:
-    position, points = [0.0] * 3, []
-    for i in range(markups.GetNumberOfControlPoints()):
-        markups.GetNthControlPointPositionWorld(i, position)
-        points.append(tuple(position))
-    return np.array(points)
+def cost(estimate: Any) -> str:
+    return f"About {duration(estimate.seconds)} and {estimate.memory_mb / 1000:.1f} GB of memory."
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def letters(slice_node: Any) -> str:
