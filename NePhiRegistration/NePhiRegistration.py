@@ -12,7 +12,7 @@ import slicer
 import vtk
 from nephi import runfolder
 from nephi.errors import NephiError
-from NePhiRegistrationLib import dependencies, parameters, sample, theme
+from NePhiRegistrationLib import dependencies, parameters, remembered, sample, theme
 from NePhiRegistrationLib.inputpanel import InputPanel
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
@@ -68,6 +68,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._parameters: Parameters | None = None
         self._gui_tag = None
         self._devices: threading.Thread | None = None  # while it asks what there is to compute on
+        self._installation: dependencies.Installation | None = None  # while it lasts
         self._note = ""  # how the last run ended, or why it could not begin
         self._failed = False  # whether that is a failure
         self._logged = 0  # lines of its log that are shown
@@ -112,7 +113,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def exit(self) -> None:
         self._set_parameters(None)
         self.results.rest()
-        if not self._running():
+        if not self._running() and self._installation is None:
             self._timer.stop()
 
     def onReload(self) -> None:
@@ -138,10 +139,13 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _set_parameters(self, new: Parameters | None) -> None:
         if self._parameters is not None:
+            remembered.keep(self._parameters, slicer.app.userSettings())
             self._parameters.disconnectGui(self._gui_tag)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
         self._parameters = self.inputs.parameters = new
         if new is not None:
+            if not new.expert_of:  # of a new scene
+                remembered.recall(new, slicer.app.userSettings())
             parameters.choose_only_pair(new, slicer.mrmlScene)
             parameters.adopt_preset(new)
             self._gui_tag = new.connectGui(self.ui)
@@ -162,7 +166,9 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def _check(self) -> None:
         """Whether Apply may be pressed, and what it will take; else why not."""
         ui, p, running = self.ui, self._parameters, self._running()
-        problem = parameters.problem(p)
+        problem, installing = parameters.problem(p), self._installation
+        if installing is not None:
+            problem = installing.text
         ui.applyButton.enabled = not running and not problem
         ui.applyButton.toolTip = problem or _("Start the registration; Slicer stays usable while it runs.")
         ui.cancelButton.enabled = running
@@ -182,21 +188,39 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     # what the user does
 
     def _on_apply(self, _checked: bool = False) -> None:
-        p = self._parameters
-        missing = dependencies.ensure()
-        self._say(missing, failed=bool(missing))
-        if not missing:
-            self._ask_devices()  # where PyTorch was installed just now
-            self.ui.logTextEdit.setPlainText("")
-            self._logged = 0
-            try:
-                self.run = self.logic.engine.start(parameters.job(p))
-            except LogicError as error:
-                self._say(str(error), failed=True)
-            else:
-                self.run.show_live(p.live)
-                self._timer.interval = _RUNNING_MS
+        reason = dependencies.problem()
+        missing = [] if reason else dependencies.missing()
+        self._say(reason, failed=bool(reason))
+        if missing:
+            self._install(missing)
+        elif not reason:
+            self._start()
         self._check()
+
+    def _start(self) -> None:
+        p = self._parameters
+        self._ask_devices()  # where PyTorch was installed meanwhile
+        self._clear_log()
+        try:
+            self.run = self.logic.engine.start(parameters.job(p))
+        except LogicError as error:
+            self._say(str(error), failed=True)
+        else:
+            self.run.show_live(p.live)
+            self._timer.interval = _RUNNING_MS
+
+    def _install(self, names: list[str]) -> None:
+        """The user presses Apply again when it is done: until then, anything may have been changed."""
+        if dependencies.confirm(names):
+            self._clear_log()
+            self._installation = dependencies.Installation(names)
+        else:
+            text = _("The registration needs {names}, which was not installed.")
+            self._say(text.format(names=", ".join(names)), failed=True)
+
+    def _clear_log(self) -> None:
+        self.ui.logTextEdit.setPlainText("")
+        self._logged = 0
 
     def _on_cancel(self, _checked: bool = False) -> None:
         self.run.cancel()
@@ -217,9 +241,13 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             if not self._devices.is_alive():
                 self._devices = None
                 self._update()
+        if self._installation is not None:
+            self._log(self._installation.log)
+            if not self._installation.running:
+                self._end_installation()
         if self._running():
             going_on = self.run.poll()
-            self._log()
+            self._log(self.run.log)
             if not going_on:
                 self._end()
         if self.results.stale:
@@ -227,14 +255,26 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         elif self._parameters is not None:
             self.inputs.show(self.logic.devices)
             self._check()
+            self.results.follow(self._parameters)
 
     def _running(self) -> bool:
         return self.run is not None and self.run.state == "running"
 
-    def _log(self) -> None:
-        for line in self.run.log[self._logged :]:
+    def _log(self, lines: list[str]) -> None:
+        for line in lines[self._logged :]:
             self.ui.logTextEdit.appendPlainText(line)
-        self._logged = len(self.run.log)
+        self._logged = len(lines)
+
+    def _end_installation(self) -> None:
+        installation, self._installation = self._installation, None
+        if installation.error:
+            self._say(installation.error, failed=True)
+            self.ui.logGroupBox.collapsed = False
+        else:
+            self._say(_("All that is needed is installed: press Apply to register."))
+            self._ask_devices()
+        if self._parameters is None:
+            self._timer.stop()
 
     def _end(self) -> None:
         """The run has ended, one way or the other. Only its result is kept, by the result section."""

@@ -44,8 +44,10 @@ class View(Choice):
     FLICKER = "flicker", _("Flicker between fixed and warped")
     CHECKERBOARD = "checkerboard", _("Checkerboard of fixed and warped")
     DIFFERENCE = "difference", _("Difference, warped minus fixed")
+    ERROR = "error", _("Expected error")
     JACOBIAN = "jacobian", _("Volume change (Jacobian determinant)")
     CONSISTENCY = "consistency", _("Disagreement of the fields (reliability)")
+    DISPLACEMENT = "displacement", _("Displacement in mm")
 
 
 class GridMode(Choice):
@@ -55,4 +57,4 @@ class GridMode(Choice):
 
 
 COMPARISONS = (View.FADE, View.FLICKER, View.CHECKERBOARD, View.DIFFERENCE)
-OVERLAYS = (View.JACOBIAN, View.CONSISTENCY)
+OVERLAYS = (View.ERROR, View.JACOBIAN, View.CONSISTENCY, View.DISPLACEMENT)

@@ -44,15 +44,8 @@ def make(forward):
     made = find(forward)
     if made is not None:
         return made
-    grid = forward.GetTransformFromParentAs("vtkOrientedGridTransform", False)
+    grid, points_ras_mm, shift, outputs = _shift(forward)
     image = grid.GetDisplacementGrid()
-    outputs = Outputs.find(forward)
-    rigid_ras = np.eye(4) if outputs is None else _rigid_part(outputs.report["alignment"], _centre(grid))
-    points_ras_mm = _points_ras_mm(grid)
-    moved = points_ras_mm + vtk_to_numpy(image.GetPointData().GetScalars())
-    # (moved - t) @ R is the inverse of points @ R.T + t
-    shift = (moved - rigid_ras[:3, 3]) @ rigid_ras[:3, :3] - points_ras_mm
-
     shown = vtk.vtkImageData()
     shown.CopyStructure(image)
     shown.GetPointData().SetScalars(vtk.util.numpy_support.numpy_to_vtk(shift, deep=True))
@@ -71,6 +64,31 @@ def make(forward):
     inside = np.ones(len(length_mm), bool) if outputs is None else compared.at_points(outputs, points_ras_mm)
     _scale(node.GetDisplayNode(), length_mm[inside] if inside.any() else length_mm)
     return node
+
+
+def magnitude(forward) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Length of the shown deformation in mm at the nodes of its grid (z, y, x), whether each lies where the images
+
+    were compared, and index_xyz -> RAS mm (4, 4).
+    """
+    grid, points_ras_mm, shift, outputs = _shift(forward)
+    shape_zyx = grid.GetDisplacementGrid().GetDimensions()[::-1]
+    inside = np.ones(len(shift), bool) if outputs is None else compared.at_points(outputs, points_ras_mm)
+    to_ras = np.eye(4)
+    to_ras[:3, :3] = _direction(grid) * grid.GetDisplacementGrid().GetSpacing()
+    to_ras[:3, 3] = grid.GetDisplacementGrid().GetOrigin()
+    return np.linalg.norm(shift, axis=1).reshape(shape_zyx), inside.reshape(shape_zyx), to_ras
+
+
+def _shift(forward) -> tuple:
+    """The transform's grid, its nodes (n, 3) in RAS mm, their shift without the rigid part, and the result."""
+    grid = forward.GetTransformFromParentAs("vtkOrientedGridTransform", False)
+    outputs = Outputs.find(forward)
+    rigid_ras = np.eye(4) if outputs is None else _rigid_part(outputs.report["alignment"], _centre(grid))
+    points_ras_mm = _points_ras_mm(grid)
+    moved = points_ras_mm + vtk_to_numpy(grid.GetDisplacementGrid().GetPointData().GetScalars())
+    # (moved - t) @ R is the inverse of points @ R.T + t
+    return grid, points_ras_mm, (moved - rigid_ras[:3, 3]) @ rigid_ras[:3, :3] - points_ras_mm, outputs
 
 
 def _scale(display, length_mm: np.ndarray) -> None:
@@ -102,10 +120,12 @@ def _points_ras_mm(grid) -> np.ndarray:
     image = grid.GetDisplacementGrid()
     steps = [np.arange(n) * spacing for n, spacing in zip(image.GetDimensions(), image.GetSpacing(), strict=True)]
     z, y, x = np.meshgrid(*steps[::-1], indexing="ij")
-    direction = (
-        arrayFromVTKMatrix(grid.GetGridDirectionMatrix())[:3, :3] if grid.GetGridDirectionMatrix() else np.eye(3)
-    )
-    return np.stack([x.ravel(), y.ravel(), z.ravel()], 1) @ direction.T + np.array(image.GetOrigin())
+    return np.stack([x.ravel(), y.ravel(), z.ravel()], 1) @ _direction(grid).T + np.array(image.GetOrigin())
+
+
+def _direction(grid) -> np.ndarray:
+    matrix = grid.GetGridDirectionMatrix()
+    return arrayFromVTKMatrix(matrix)[:3, :3] if matrix else np.eye(3)
 
 
 def _centre(grid) -> np.ndarray:

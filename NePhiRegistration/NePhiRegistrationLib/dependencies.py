@@ -1,7 +1,11 @@
-"""Python packages the engine needs beyond what Slicer has: looked for, and offered, when Apply is pressed."""
+"""Python packages the engine needs beyond what Slicer has: looked for, and offered, when Apply is pressed.
+
+They are installed by processes of their own, so that Slicer stays usable meanwhile and PyTorch is not loaded into it.
+"""
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -11,12 +15,102 @@ from .i18n import tr as _
 
 TORCH = ">=2.4"
 OTHERS = {"safetensors": ">=0.4"}
+_LIGHT_THE_TORCH = "light-the-torch>=0.5"  # finds the build of PyTorch for the graphics card; the PyTorch extension's
 MISSING, BROKEN, OLD, READY = "missing", "broken", "old", "ready"
 
 
-def ensure() -> str:
-    """Install what is missing if the user agrees; why the registration can't run yet, or ""."""
-    return _ensure_torch() or _ensure_others()
+def problem() -> str:
+    """Why the registration cannot run, and nothing that is installed here would help; "" where something would."""
+    found = state("torch", TORCH)
+    if found == OLD:
+        text = _(
+            "PyTorch {installed} is installed, but version {needed} is needed: uninstall it in the module "
+            "PyTorch Utils, restart Slicer and press Apply again."
+        )
+        return text.format(installed=version("torch"), needed=TORCH)
+    if found == BROKEN:
+        return _(
+            "The installation of PyTorch is damaged: uninstall it in the module PyTorch Utils, "
+            "restart Slicer and press Apply again."
+        )
+    if found == MISSING:
+        try:
+            import PyTorchUtils  # noqa: F401 with which it can be uninstalled again
+        except ImportError:
+            return _(
+                "The registration needs PyTorch: install the extension PyTorch from the Extensions Manager, "
+                "restart Slicer and press Apply again."
+            )
+    return ""
+
+
+def missing() -> list[str]:
+    """Names of the packages to be installed before the registration can run."""
+    needed = {"torch": TORCH, **OTHERS}
+    return [name for name, required in needed.items() if state(name, required) != READY]
+
+
+def confirm(names: list[str]) -> bool:
+    """Ask the user whether to install these."""
+    if "torch" in names:
+        text = _(
+            "The registration needs PyTorch. Up to 3 GB are downloaded and installed, for your graphics card or the "
+            "CPU. It takes several minutes. You can go on working in Slicer meanwhile.\n\nInstall it now?"
+        )
+    else:
+        text = _("The registration needs the Python packages {names}.\n\nInstall them now?")
+        text = text.format(names=", ".join(names))
+    return slicer.util.confirmOkCancelDisplay(text)
+
+
+class Installation:
+    """Packages that are being installed, one after the other; its callbacks come from Slicer's event loop."""
+
+    def __init__(self, names: list[str]):
+        self.running, self.error = True, ""
+        self.log: list[str] = []
+        self._steps = _steps(names)
+        self._next()
+
+    @property
+    def text(self) -> str:
+        """What is going on, in one line."""
+        last = self.log[-1].strip()[:80] if self.log else ""
+        return _("Installing Python packages: {line}").format(line=last or "...")
+
+    def _next(self) -> None:
+        if not self._steps:
+            importlib.invalidate_caches()
+            self.running = False
+            return
+        module, arguments = self._steps.pop(0)
+        try:
+            slicer.util.executePythonModule(
+                module, arguments, blocking=False, logCallback=self.log.append, completedCallback=self._done
+            )
+        except (OSError, RuntimeError) as error:  # without PythonSlicer
+            self._fail(str(error))
+
+    def _done(self, code: int) -> None:
+        if code == 0:
+            self._next()
+        else:
+            self._fail(next((line for line in reversed(self.log) if line.strip()), _("no reason was given")))
+
+    def _fail(self, reason: str) -> None:
+        self.running = False
+        self.error = _("The Python packages could not be installed: {reason}").format(reason=reason)
+
+
+def _steps(names: list[str]) -> list[tuple[str, list[str]]]:
+    """Python modules to run, with their arguments."""
+    steps: list[tuple[str, list[str]]] = []
+    if "torch" in names:
+        if find_spec("light_the_torch") is None:
+            steps.append(("pip", ["install", _LIGHT_THE_TORCH]))
+        steps.append(("light_the_torch", ["install", f"torch{TORCH}", "torchvision"]))  # as PyTorchUtils does
+    others = [f"{name}{OTHERS[name]}" for name in names if name in OTHERS]
+    return [*steps, *([("pip", ["install", *others])] if others else [])]
 
 
 def state(name: str, requirement: str) -> str:
@@ -34,52 +128,3 @@ def state(name: str, requirement: str) -> str:
     if spec is None or spec.origin is None or installed is None:
         return BROKEN
     return READY if SpecifierSet(requirement).contains(installed, prereleases=True) else OLD
-
-
-def _ensure_torch() -> str:
-    found = state("torch", TORCH)
-    if found == READY:
-        return ""
-    if found == OLD:
-        text = _(
-            "PyTorch {installed} is installed, but version {needed} is needed: uninstall it in the module "
-            "PyTorch Utils, restart Slicer and press Apply again."
-        )
-        return text.format(installed=version("torch"), needed=TORCH)
-    if found == BROKEN:
-        return _(
-            "The installation of PyTorch is damaged: uninstall it in the module PyTorch Utils, "
-            "restart Slicer and press Apply again."
-        )
-    try:
-        from PyTorchUtils import PyTorchUtilsLogic
-    except ImportError:
-        return _(
-            "The registration needs PyTorch: install the extension PyTorch from the Extensions Manager, "
-            "restart Slicer and press Apply again."
-        )
-    question = _(
-        "The registration needs PyTorch. Up to 3 GB are downloaded and installed, for your graphics card or the CPU. "
-        "It takes several minutes, and Slicer does not respond in the meantime.\n\nInstall it now?"
-    )
-    if not slicer.util.confirmOkCancelDisplay(question):
-        return _("The registration needs PyTorch, which was not installed.")
-    try:
-        torch = PyTorchUtilsLogic().installTorch(torchVersionRequirement=TORCH)
-    except Exception as error:  # whatever an installer meets: no network, no space, no wheel
-        return _("PyTorch could not be installed: {reason}").format(reason=error)
-    return "" if torch is not None else _("The registration needs PyTorch, which was not installed.")
-
-
-def _ensure_others() -> str:
-    missing = [f"{name}{required}" for name, required in OTHERS.items() if state(name, required) != READY]
-    if not missing:
-        return ""
-    try:
-        from slicer.packaging import pip_ensure
-
-        pip_ensure(missing, requester="NePhi")
-    except Exception as error:  # declined, or whatever an installer meets
-        text = _("The Python package {names} could not be installed: {reason}")
-        return text.format(names=", ".join(missing), reason=error)
-    return ""

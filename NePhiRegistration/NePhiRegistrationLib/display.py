@@ -21,13 +21,13 @@ CHECKERBOARD, DIFFERENCE, FLICKER, FADE = COMPARISONS = ("checkerboard", "differ
 GRID_MODES = ("grid", "glyphs", "contours")
 
 _JACOBIAN_COLORS = "NePhi Jacobian"
-_ERROR_COLORS = "NePhi disagreement of the fields"
 _COLORS = 256  # entries that a scalar display maps its window to
 _JACOBIAN_WINDOW = 3.0
 # 0 is the lower border of a colour and what is exactly 0 falls below it: only what is folded is loud
 _JACOBIAN_LOW = -42 * _JACOBIAN_WINDOW / (_COLORS - 1) + 1e-6
 _NOT_COMPARED = -1e4  # no Jacobian determinant is so low
 _COMPARISON, _MASKED_JACOBIAN = "NePhi.Comparison", "NePhi.MaskedJacobian"  # attributes of volumes made for display
+MADE_OVERLAYS = (_MASKED_JACOBIAN, "NePhi.ErrorShown", "NePhi.DisplacementShown", "NePhi.ConsistencyShown")
 _LIVE = "NePhi.Live"
 
 
@@ -83,7 +83,8 @@ def grid_text(forward) -> str:
 def clear(scene, background=None) -> None:
     """Take every drawn deformation out of the views, and what lies over ``background`` where that is given."""
     deformation.remove_all(scene)
-    nodes.remove(scene, find_masked_jacobian(scene))
+    for attribute in MADE_OVERLAYS:
+        nodes.remove(scene, own_volume(scene, attribute))
     if background is not None:
         show_comparison(background, None, "")
 
@@ -100,30 +101,14 @@ def show_jacobian(outputs, on: bool, opacity: float = 0.5, legend: bool = True) 
     display.SetThreshold(_NOT_COMPARED / 2, -_NOT_COMPARED)
     display.SetApplyThreshold(True)
     display.SetAndObserveColorNodeID(jacobian_color_node(volume.GetScene()).GetID())
-    _show_overlay(outputs.fixed, volume, on, opacity, _("Volume ratio\nmoving / fixed") if legend else "", "%.1f", 7)
+    show_overlay(outputs.fixed, volume, on, opacity, _("Volume ratio\nmoving / fixed") if legend else "", "%.1f", 7)
     if not on:
         nodes.remove(volume.GetScene(), volume)
 
 
-def show_fields_disagreement(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
-    """What the two fields disagree on in mm, in colour over the fixed volume; nothing at 0."""
-    volume = outputs.fields_disagreement
-    display, scene = volume.GetDisplayNode(), volume.GetScene()
-    values = slicer.util.arrayFromVolume(volume)
-    values = values[values > 0]  # outside the mask it is 0
-    largest = max(1.0, float(np.ceil(np.percentile(values, 99)))) if len(values) else 1.0
-    display.SetAutoWindowLevel(False)
-    display.SetWindowLevelMinMax(0.0, largest)
-    display.SetThreshold(1e-6, 1e6)
-    display.SetApplyThreshold(True)
-    display.SetAndObserveColorNodeID(_color_node(scene, _ERROR_COLORS, _error_colors()).GetID())
-    title = _("Disagreement of\nthe fields (mm)") if legend else ""
-    _show_overlay(outputs.fixed, volume, on, opacity, title, "%.3g", 5)
-
-
 def find_masked_jacobian(scene):
     """The volume that ``show_jacobian`` lays over the fixed one, or None."""
-    return _own_volume(scene, _MASKED_JACOBIAN)
+    return own_volume(scene, _MASKED_JACOBIAN)
 
 
 def _masked_jacobian(outputs, make: bool):
@@ -136,7 +121,7 @@ def _masked_jacobian(outputs, make: bool):
     values, inside = slicer.util.arrayFromVolume(source), compared.on_grid_of(outputs, source)
     if inside is not None:
         values = np.where(inside, values, np.float32(_NOT_COMPARED))
-    made = made or _add_own_volume(scene, _("{name}, where compared").format(name=source.GetName()), _MASKED_JACOBIAN)
+    made = made or add_own_volume(scene, _("{name}, where compared").format(name=source.GetName()), _MASKED_JACOBIAN)
     slicer.util.updateVolumeFromArray(made, values)
     made.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(nodes.ijk_to_world(source)))
     made.SetAttribute(_MASKED_JACOBIAN, made_from)
@@ -151,9 +136,9 @@ def show_comparison(fixed, other, kind: str, opacity: float = 0.5, squares_mm: f
     ``checkerboard`` and ``difference`` show a volume made for it.
     """
     scene = fixed.GetScene()
-    made = _own_volume(scene, _COMPARISON)
+    made = own_volume(scene, _COMPARISON)
     if kind in (CHECKERBOARD, DIFFERENCE):
-        made = made or _add_own_volume(scene, _("Comparison"), _COMPARISON)
+        made = made or add_own_volume(scene, _("Comparison"), _COMPARISON)
         _compare(made, fixed, other, kind, squares_mm)
         _set_layers(scene, made, None, 0.0)
         return
@@ -174,7 +159,7 @@ def jump(scene, point_ras_mm) -> None:
 
 def jacobian_color_node(scene):
     """The scene's colour table for |J|: loud at 0 or less, blue below 1, grey at 1, red above."""
-    return _color_node(scene, _JACOBIAN_COLORS, _jacobian_colors())
+    return color_node(scene, _JACOBIAN_COLORS, _jacobian_colors())
 
 
 def show_live(forward, fixed, moving):
@@ -214,7 +199,7 @@ def hide_live(live) -> None:
     nodes.remove(scene, live)
 
 
-def _show_overlay(fixed, volume, on: bool, opacity: float, title: str, label_format: str, labels: int) -> None:
+def show_overlay(fixed, volume, on: bool, opacity: float, title: str, label_format: str, labels: int) -> None:
     scene = volume.GetScene()
     for composite in _composites(scene):
         if on:
@@ -298,18 +283,18 @@ def _composites(scene) -> list:
     return nodes.of_class(scene, "vtkMRMLSliceCompositeNode")
 
 
-def _own_volume(scene, attribute: str):
+def own_volume(scene, attribute: str):
     volumes = nodes.of_class(scene, "vtkMRMLScalarVolumeNode")
     return next((volume for volume in volumes if volume.GetAttribute(attribute)), None)
 
 
-def _add_own_volume(scene, name: str, attribute: str):
+def add_own_volume(scene, name: str, attribute: str):
     volume = nodes.add_for_display(scene, name)
     volume.SetAttribute(attribute, "1")
     return volume
 
 
-def _color_node(scene, name: str, colors: np.ndarray):
+def color_node(scene, name: str, colors: np.ndarray):
     """The scene's colour table of this name, made on first use from rgb (n, 3)."""
     tables = nodes.of_class(scene, "vtkMRMLColorTableNode")
     found = next((table for table in tables if table.GetName() == name), None)
@@ -331,9 +316,3 @@ def _jacobian_colors() -> np.ndarray:
     colors = np.stack([np.interp(lower, anchors, channel) for channel in rgb.T], 1)
     colors[lower < -1e-3] = FOLD_COLOR
     return colors
-
-
-def _error_colors() -> np.ndarray:
-    position = np.linspace(0, 1, _COLORS)
-    rgb = np.array([(0.1, 0.15, 0.35), (0.1, 0.6, 0.55), (0.98, 0.85, 0.2), (0.9, 0.15, 0.1)])
-    return np.stack([np.interp(position, np.linspace(0, 1, 4), channel) for channel in rgb.T], 1)

@@ -12,17 +12,29 @@ from .i18n import tr as _
 from .parameters import Parameters
 
 _SIDES = ("fixed", "moving")
+_SEGMENTS = {  # the box of a mask's segments, and the mask
+    "fixedSegmentComboBox": "fixed_mask",
+    "movingSegmentComboBox": "moving_mask",
+    "fixedExcludedSegmentComboBox": "fixed_excluded",
+    "movingExcludedSegmentComboBox": "moving_excluded",
+    "rigidSegmentComboBox": "rigid",
+    "volumeKeptSegmentComboBox": "volume_kept",
+}
 
 
 class InputPanel:
     def __init__(self, ui):
         self.ui = ui
         self.parameters: Parameters | None = None  # while the module is open
-        self._files = {"settings_file": ui.settingsFilePathLineEdit, "model_file": ui.modelFilePathLineEdit}
+        self._files = {
+            "settings_file": ui.settingsFilePathLineEdit,
+            "model_file": ui.modelFilePathLineEdit,
+            "tolerances_file": ui.tolerancesFilePathLineEdit,
+        }
         ui.deviceComboBox.connect("activated(int)", lambda index: self._choose("device", ui.deviceComboBox, index))
         ui.modelComboBox.connect("activated(int)", lambda index: self._choose("model", ui.modelComboBox, index))
-        for side in _SIDES:
-            box, name = getattr(ui, f"{side}SegmentComboBox"), f"{side}_segment"
+        for box_name, mask in _SEGMENTS.items():
+            box, name = getattr(ui, box_name), _segment_of(mask)
             box.connect("activated(int)", lambda index, box=box, name=name: self._choose(name, box, index))
         for name, line in self._files.items():
             line.connect("currentPathChanged(QString)", lambda path, name=name: self._on_file(name, path))
@@ -35,25 +47,26 @@ class InputPanel:
         for name, line in self._files.items():
             if line.currentPath != getattr(p, name):
                 line.currentPath = getattr(p, name)
-        models = [("", _("None: start from scratch")), *((name, name) for name in shipped_models())]
+        models = [("", _("None: start from scratch")), *((name, name) for name in _models())]
         models.append((parameters.MODEL_FILE, _("Model file")))
         _fill_combo(ui.modelComboBox, models, p.model, _("{name} (not found here)"))
         ui.alignComboBox.enabled = p.initial_transform is None
+        for box_name, mask in _SEGMENTS.items():
+            self._show_segments(getattr(ui, box_name), mask)
         for side in _SIDES:
-            self._show_segments(side)
             self._offer_no_results(getattr(ui, f"{side}Selector"), getattr(p, side))
         known = [("auto", _("Automatic")), *((device["name"], device["label"]) for device in devices)]
         _fill_combo(ui.deviceComboBox, known, p.device, _("{name} (not found here)"))
 
-    def _show_segments(self, side: str) -> None:
-        box, mask = getattr(self.ui, f"{side}SegmentComboBox"), getattr(self.parameters, f"{side}_mask")
+    def _show_segments(self, box, mask_name: str) -> None:
+        mask = getattr(self.parameters, mask_name)
         has_segments = mask is not None and mask.IsA("vtkMRMLSegmentationNode")
         box.visible = has_segments
         if has_segments:
             segmentation = mask.GetSegmentation()
             known = [("", _("All segments"))]
             known += [(key, segmentation.GetSegment(key).GetName()) for key in segmentation.GetSegmentIDs()]
-            _fill_combo(box, known, getattr(self.parameters, f"{side}_segment"), _("(removed)"))
+            _fill_combo(box, known, getattr(self.parameters, _segment_of(mask_name)), _("(removed)"))
 
     def _offer_no_results(self, selector, chosen) -> None:
         """Jacobian and error maps are volumes, but not to be registered."""
@@ -69,6 +82,16 @@ class InputPanel:
     def _on_file(self, name: str, path: str) -> None:
         if self.parameters is not None and getattr(self.parameters, name) != path:
             setattr(self.parameters, name, path)
+
+
+def _models() -> list[str]:
+    """The shipped ones but those for pictures: volumes are always 3D here."""
+    return [name for name in shipped_models() if "2d" not in name]
+
+
+def _segment_of(mask_name: str) -> str:
+    """The parameter that names the mask's segment."""
+    return f"{mask_name.removesuffix('_mask')}_segment"
 
 
 def _fill_combo(box, items: list[tuple[str, str]], chosen: str, unknown: str) -> None:

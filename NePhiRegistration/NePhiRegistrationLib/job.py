@@ -7,9 +7,11 @@ from pathlib import Path
 
 from nephi.errors import NephiError
 from nephi.learning.shipped import find_model
+from nephi.measure.verdict import read_tolerances
 from nephi.settings import ALIGNMENTS, Settings, from_dict, load, preset
 
-from . import scene as nodes
+from .checks import landmark_problem, mask_problem, volume_problem
+from .guides import Guides
 from .i18n import tr as _
 
 
@@ -31,13 +33,16 @@ class Job:
     fixed_landmarks: object = None  # vtkMRMLMarkupsFiducialNode
     moving_landmarks: object = None
     regions: object = None  # segmentation or label map over the fixed volume, such as lobes; None: the mask's segments
-    initial_transform: object = None  # linear, as one would put the moving volume under it: moving -> fixed
+    guides: Guides = field(default_factory=Guides)
+    initial_transform: object = None  # of any kind, as one would put the moving volume under it: moving -> fixed
     align: str = "auto"  # where there is no initial transform; "auto" leaves what the settings file says
     preset: str = "balanced"
     settings_file: str = ""
     model: str = ""  # a shipped model's name or a model file; "": what the settings file says, else none
     overrides: dict = field(default_factory=dict)  # nested as in the settings file
     device: str = "auto"
+    tolerances_file: str = ""  # of the site, for the verdict
+    page: bool = False  # whether the report with pictures, report.html, is written too
 
     def settings(self) -> Settings:
         """Preset, then settings file, then overrides and alignment; raises NephiError for what makes no sense."""
@@ -45,8 +50,20 @@ class Job:
         if self.settings_file:
             settings = load(self.settings_file, settings)
         settings = from_dict(self.overrides, settings)
-        given = {"model": self.model} if self.model else {}
-        return replace(settings, **given, **({} if self.align == "auto" else {"align": self.align}))
+        given: dict = {"model": self.model} if self.model else {}
+        if self.initial_is_bent():
+            given["align"] = "auto"  # what it takes the place of
+        elif self.align != "auto":
+            given["align"] = self.align
+        if self.guides.fixed_landmarks is not None:
+            deviation = {"guidance": {"landmarks_sd_mm": self.guides.landmarks_sd_mm}}
+            settings = from_dict(deviation, settings)
+        return replace(settings, **given)
+
+    def initial_is_bent(self) -> bool:
+        """Whether there is an initial transform that is not linear, which is refined rather than kept."""
+        initial = self.initial_transform
+        return initial is not None and not initial.IsTransformToWorldLinear()
 
     def measured_regions(self):
         """The node whose regions are measured one by one, or None: where none is chosen, a mask of several segments."""
@@ -61,41 +78,29 @@ class Job:
 
     def _problems(self):
         for role, volume in ((_("fixed volume"), self.fixed), (_("moving volume"), self.moving)):
-            yield _volume_problem(role, volume)
+            yield volume_problem(role, volume)
         if self.fixed is self.moving:
             yield _("The fixed and the moving volume are the same: choose two.")
-        yield _mask_problem(_("fixed mask"), self.fixed_mask, self.fixed_segment)
-        yield _mask_problem(_("moving mask"), self.moving_mask, self.moving_segment)
-        yield _mask_problem(_("regions"), self.regions, "")
-        yield self._landmark_problem()
+        yield mask_problem(_("fixed mask"), self.fixed_mask, self.fixed_segment)
+        yield mask_problem(_("moving mask"), self.moving_mask, self.moving_segment)
+        yield mask_problem(_("regions"), self.regions, "")
+        yield landmark_problem(self.fixed_landmarks, self.moving_landmarks)
+        yield from self.guides.problems()
         yield self._alignment_problem()
         if self.settings_file and not Path(self.settings_file).is_file():
             yield _("The settings file {file} does not exist.").format(file=self.settings_file)
         try:
+            if self.tolerances_file:
+                read_tolerances(self.tolerances_file)
             settings = self.settings()
             if settings.model:
                 find_model(settings.model)
+                if self.initial_is_bent():
+                    yield _(
+                        "A trained model and a nonlinear initial transform both say where to start: choose one of them."
+                    )
         except NephiError as error:
             yield str(error)
-
-    def _landmark_problem(self) -> str:
-        if self.fixed_landmarks is None and self.moving_landmarks is None:
-            return ""
-        if self.moving_landmarks is None:
-            return _("Landmarks are needed in both volumes: choose a list for the moving volume too, or none.")
-        if self.fixed_landmarks is None:
-            return _("Landmarks are needed in both volumes: choose a list for the fixed volume too, or none.")
-        for points in (self.fixed_landmarks, self.moving_landmarks):
-            if points.GetNumberOfControlPoints() == 0:
-                return _("The landmark list {name} is empty.").format(name=points.GetName())
-            if points.GetNumberOfDefinedControlPoints() < points.GetNumberOfControlPoints():
-                text = _("A landmark of {name} has no position yet: place it or delete it.")
-                return text.format(name=points.GetName())
-        fixed, moving = (p.GetNumberOfControlPoints() for p in (self.fixed_landmarks, self.moving_landmarks))
-        if fixed != moving:
-            text = _("There are {fixed} fixed and {moving} moving landmarks; they must match one by one.")
-            return text.format(fixed=fixed, moving=moving)
-        return ""
 
     def _alignment_problem(self) -> str:
         initial = self.initial_transform
@@ -103,9 +108,6 @@ class Job:
             if self.align in ALIGNMENTS:
                 return ""
             return _("'{name}' is not an alignment: {known}.").format(name=self.align, known=", ".join(ALIGNMENTS))
-        if not initial.IsTransformToWorldLinear():
-            text = _("The initial transform {name} is not linear: choose a rigid or affine one.")
-            return text.format(name=initial.GetName())
         parent = self.moving.GetParentTransformNode()
         while parent is not None:
             if parent is initial:
@@ -116,36 +118,3 @@ class Job:
                 return text.format(name=initial.GetName())
             parent = parent.GetParentTransformNode()
         return ""
-
-
-def _volume_problem(role: str, volume) -> str:
-    if volume is None:
-        return _("Choose the {role}.").format(role=role)
-    image = volume.GetImageData()
-    if image is None:
-        return _("The {role} {name} holds no image.").format(role=role, name=volume.GetName())
-    if min(image.GetDimensions()) < nodes.FEWEST_VOXELS:
-        size = " x ".join(map(str, image.GetDimensions()))
-        text = _("The {role} has {size} voxels; at least {fewest} along each side are needed.")
-        return text.format(role=role, size=size, fewest=nodes.FEWEST_VOXELS)
-    if image.GetNumberOfScalarComponents() != 1:
-        return _("The {role} is a colour or vector volume; choose a scalar one.").format(role=role)
-    try:
-        nodes.ijk_to_world(volume)
-    except nodes.FrameError as error:
-        return _("The {role} {reason}").format(role=role, reason=error)
-    return ""
-
-
-def _mask_problem(role: str, mask, segment: str) -> str:
-    if mask is None:
-        return ""
-    if mask.IsA("vtkMRMLSegmentationNode"):
-        segmentation = mask.GetSegmentation()
-        if segmentation.GetNumberOfSegments() == 0:
-            return _("The segmentation for the {role} has no segments.").format(role=role)
-        if segment and segmentation.GetSegment(segment) is None:
-            text = _("The segment chosen for the {role} is no longer in {name}.")
-            return text.format(role=role, name=mask.GetName())
-        return ""
-    return "" if mask.GetImageData() is not None else _("The label map for the {role} is empty.").format(role=role)

@@ -23,6 +23,7 @@ from .runner import EngineProcess, find_python
 from .words import failure, in_panel_words, stage_text
 
 PREVIEW_SECONDS = 1.0
+_LOADED = ("transform", "warped", "jacobian", "disagreement", "error-map")  # outputs of which nodes are made
 _POLL_SECONDS = 0.1
 
 
@@ -60,7 +61,7 @@ class Logic:
         geometry = []
         for volume in (job.fixed, job.moving):
             geometry += [volume.GetImageData().GetDimensions(), volume.GetSpacing()]
-        return estimate(job.settings(), *geometry, job.device)
+        return estimate(job.settings(), *geometry, job.device, _outputs(job))
 
     def devices(self) -> list[dict]:
         """What ``Job.device`` may be besides "auto": name and label, of GPUs memory_mb. Asked of the engine once."""
@@ -230,6 +231,11 @@ class Run:
         self.state, self.error = state, error
 
 
+def _outputs(job: Job) -> tuple[str, ...]:
+    """What the engine is to write."""
+    return (*_LOADED, "report") if job.page else _LOADED
+
+
 def _write_inputs(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
     """The engine's arguments for files written into ``folder``, and what the labels of the regions are called."""
     arguments, region_names = [], {}
@@ -251,11 +257,17 @@ def _write_inputs(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
     if job.fixed_landmarks is not None:
         nodes.write_points(job.fixed_landmarks, option("fixed-landmarks", "fixed_landmarks.csv"))
         nodes.write_points(job.moving_landmarks, option("moving-landmarks", "moving_landmarks.csv"))
-    if job.initial_transform is not None:
+    if job.initial_is_bent():
+        nodes.write_bent_transform(job.initial_transform, job.fixed, option("initial", "initial_transform.h5"))
+    elif job.initial_transform is not None:
         nodes.write_linear_transform(job.initial_transform, option("align", "initial_transform.h5"))
+    arguments += job.guides.write(job.fixed, job.moving, folder)
     option("settings", "settings.json").write_text(job.settings().to_json(), encoding="utf-8")
     option("output", "result")
+    if job.tolerances_file:
+        arguments += ["--tolerances", job.tolerances_file]
     if not job.auto_mask:
         arguments.append("--no-auto-mask")
+    arguments += ["--outputs", ",".join(_outputs(job))]
     arguments += ["--device", job.device, "--progress", "json", "--preview", f"{PREVIEW_SECONDS:g}"]
     return arguments, region_names

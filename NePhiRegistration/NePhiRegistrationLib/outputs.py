@@ -29,8 +29,9 @@ from .scene import (
 
 _ROLE = "NePhi."  # of node references: what was registered to what, and what belongs to the same result
 _TRANSFORMS = {"forward": "transform", "inverse": "inverse_transform"}  # parts, and their files in a ResultFolder
-_VOLUMES = ("warped", "jacobian", "fields_disagreement")  # called the same there
-_ENGINE_FILES = (*_TRANSFORMS.values(), *_VOLUMES, "registration", "page", "report")  # there; two are not in the scene
+_VOLUMES = ("warped", "jacobian", "fields_disagreement", "error_map")  # called the same there
+# there; some are not in the scene
+_ENGINE_FILES = (*_TRANSFORMS.values(), *_VOLUMES, "error_bound", "registration", "page", "report")
 _FORMER = {"fields_disagreement": "inverse_consistency"}  # parts by other names in scenes of before
 _TABLES = {name: f"{name}.csv" for name in ("statistics", "folds", "ventilation")}
 
@@ -44,6 +45,7 @@ class Outputs:
     warped: object = None  # moving on the fixed volume's voxels
     jacobian: object = None  # determinant of fixed -> moving on the fixed volume's voxels
     fields_disagreement: object = None  # mm, on the transform's coarse grid
+    error_map: object = None  # expected error in mm on a coarse grid; None where none was written
     statistics: object = None
     folds: object = None
     ventilation: object = None  # None where no regions were given
@@ -92,7 +94,7 @@ class Outputs:
             # Slicer's own roles, which the export of DICOM spatial registrations asks for
             transform.SetNodeReferenceID(transform.GetMovingNodeReferenceRole(), source.GetID())
             transform.SetNodeReferenceID(transform.GetFixedNodeReferenceRole(), target.GetID())
-        for volume in (out.jacobian, out.fields_disagreement):
+        for volume in filter(None, (out.jacobian, out.fields_disagreement, out.error_map)):
             mark_as_map(volume)
         show_like(out.warped, moving)
         name = _("Registration {name}").format(name=forward.GetName())
@@ -110,7 +112,10 @@ class Outputs:
             "warped": _("{moving} on {fixed}"),
             "jacobian": _("Jacobian {fixed} to {moving}"),
             "fields_disagreement": _("Disagreement of the fields {fixed} to {moving} (mm)"),
+            "error_map": _("Expected error {fixed} to {moving} (mm)"),
         }
+        if not files.error_map.is_file():  # of an older engine
+            del volumes["error_map"]
         for part, name in volumes.items():
             node = add(scene, "vtkMRMLScalarVolumeNode", name.format(**names))
             setattr(self, part, node)
@@ -170,7 +175,7 @@ class Outputs:
             if not getattr(files, name).exists():
                 write_transform(getattr(self, part), getattr(files, name))
         for name in _VOLUMES:
-            if not getattr(files, name).exists():
+            if not getattr(files, name).exists() and getattr(self, name) is not None:
                 write_image_file(getattr(self, name), getattr(files, name))
         if not files.report.exists():
             files.report.write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")

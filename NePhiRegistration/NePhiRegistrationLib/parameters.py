@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Union
 
 import slicer
@@ -11,6 +12,7 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 from . import scene as nodes
 from .choices import Alignment, GridMode, Preset, Similarity, View
+from .guides import Guides
 from .i18n import tr as _
 from .job import Job
 
@@ -36,6 +38,20 @@ class Parameters:
     align: Alignment = Alignment.AUTO
     initial_transform: slicer.vtkMRMLTransformNode
 
+    fixed_guide_points: _Landmarks
+    moving_guide_points: _Landmarks
+    guide_sd_mm: Annotated[float, WithinRange(0.1, 20.0)] = 1.0
+    fixed_labels: _Mask
+    moving_labels: _Mask
+    fixed_excluded: _Mask
+    moving_excluded: _Mask
+    rigid: _Mask
+    volume_kept: _Mask
+    fixed_excluded_segment: str = ""
+    moving_excluded_segment: str = ""
+    rigid_segment: str = ""
+    volume_kept_segment: str = ""
+
     preset: Preset = Preset.BALANCED
     settings_file: str = ""
     model: str = ""  # a shipped model's name, or MODEL_FILE; "": none
@@ -48,12 +64,15 @@ class Parameters:
     seed: Annotated[int, WithinRange(0, 2**31 - 1)] = 0
     expert_of: str = ""  # the preset or file whose values the expert fields were filled with
     live: bool = True
+    tolerances_file: str = ""  # of the site; "": the defaults
+    page: bool = False  # the report with pictures too
 
     result: slicer.vtkMRMLGridTransformNode  # the forward transform, which refers to the rest
     view: View = View.FADE
     before: bool = False  # compare with the moving volume as it was
     opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
     legend: bool = True
+    beyond: bool = False  # of the expected error, only what is beyond the tolerance
     grid: bool = False
     grid_mode: GridMode = GridMode.GRID
     grid_spacing_mm: Annotated[float, WithinRange(2.0, 50.0)] = 12.0
@@ -73,7 +92,12 @@ _NODES = [
     "regions",
     "initial_transform",
 ]
-_PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device"]
+_PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device", "tolerances_file", "page"]
+_GUIDES = {part.name: part.name for part in fields(Guides)} | {  # of a job, and the parameter
+    "fixed_landmarks": "fixed_guide_points",
+    "moving_landmarks": "moving_guide_points",
+    "landmarks_sd_mm": "guide_sd_mm",
+}
 
 
 def choose_only_pair(p: Parameters, scene) -> None:
@@ -126,6 +150,7 @@ def problem(p: Parameters) -> str:
 
 def job(p: Parameters) -> Job:
     own = {name: getattr(p, name) for name in _NODES + _PLAIN}
+    own["guides"] = Guides(**{name: getattr(p, parameter) for name, parameter in _GUIDES.items()})
     file = p.settings_file if p.preset is Preset.FILE else ""
     name = Preset.BALANCED.term if p.preset is Preset.FILE else p.preset.term
     model = p.model_file if p.model == MODEL_FILE else p.model

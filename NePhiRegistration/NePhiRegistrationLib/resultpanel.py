@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import qt
 import slicer
 from nephi.errors import NephiError
 
 from . import display, scene, theme
+from .applypanel import ApplyPanel
 from .choices import COMPARISONS, OVERLAYS, View
 from .i18n import tr as _
+from .landmarkpanel import LandmarkPanel
 from .outputs import Outputs
 from .parameters import Parameters
-from .summary import Kind, as_html, summary
-from .tables import UNIT_COLUMN, fold_centre_ras_mm
+from .shown import Shown, meaning
+from .summary import Kind, as_html, compared_results, summary, unbroken
+from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
+from .verdict import FOLDS, Judgement, judgement
+from .words import in_panel_words
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
-_MEANING = {
-    View.FIXED: "",
-    View.FADE: _("Where both agree, edges are single."),
-    View.FLICKER: _("Where both agree, nothing jumps."),
-    View.CHECKERBOARD: _("Where both agree, edges continue across the squares."),
-    View.DIFFERENCE: _(
-        "Grey: equal. Bright: {other} is denser than fixed; dark: it is less dense. "
-        "A lung with more air differs throughout."
-    ),
-    View.JACOBIAN: display.JACOBIAN_TEXT,
-    View.CONSISTENCY: _(
-        "Distance in mm between a point and where it lands when it is mapped to the moving volume and back. "
-        "High values: do not trust the match there. The coloured area is the mask that was compared."
-    ),
-}
 _COLORS = {Kind.GOOD: theme.GREEN, Kind.NEUTRAL: theme.GREY, Kind.NOTICE: theme.BLUE, Kind.ATTENTION: theme.RED}
 _NEEDED = ("inverse", "warped", "jacobian", "fields_disagreement", "statistics", "folds", "report_text")
 
@@ -41,12 +33,17 @@ class ResultPanel:
         self.outputs: Outputs | None = None
         self._finished: dict[str, Outputs] = {}  # of this session, with the engine's files, by ID of the transform
         self.stale = False  # whether what is shown has left the scene since the last update
-        self._fixed_id = ""  # of the volume below what is shown
-        self._shown: dict[str, tuple] = {}  # what the views were last told, by topic
+        self._shown: Shown | None = None  # what the views were last told of ``outputs``
         self._flicker = qt.QTimer()
         self._flicker.interval = _FLICKER_MS
         self._flicker.connect("timeout()", self._flick)
+        self._landmarks, self._use = LandmarkPanel(ui, self._show_again), ApplyPanel(ui)
+        self._parameters: Parameters | None = None
+        self._results: list = []  # forward transforms, row by row
+        self._listed: tuple = ()
+        ui.resultsTable.connect("cellClicked(int,int)", self._choose_result)
         ui.resultSelector.addAttribute("vtkMRMLGridTransformNode", RESULT_ATTRIBUTE)
+        ui.verdictLabel.connect("linkActivated(QString)", self._look_at)
         ui.foldsTable.connect("cellClicked(int,int)", self._jump_to_fold)
         ui.histogramButton.connect("clicked(bool)", self._show_histogram)
         ui.saveButton.connect("clicked(bool)", self._save)
@@ -64,13 +61,21 @@ class ResultPanel:
         self._finished = {key: outputs for key, outputs in self._finished.items() if _is_whole(outputs)}
         if self.outputs is not None and not _is_whole(self.outputs):
             self.outputs, self.stale = None, True
+            self._let_go()
 
     def forget(self) -> None:
         """The scene is being closed: its nodes are not touched again."""
         self.rest()
         self.outputs = None
+        self._let_go()
         self._finished.clear()
-        self._shown.clear()
+        self._shown, self._results, self._listed = None, [], ()
+
+    def _let_go(self) -> None:
+        self._landmarks.forget()
+        self._use.update(None)
+        if self._shown is not None:
+            self._shown.let_go()
 
     def rest(self) -> None:
         """Nothing changes by itself while another module is open."""
@@ -78,16 +83,24 @@ class ResultPanel:
 
     def update(self, p: Parameters) -> None:
         """Show what the parameters say; what has not changed is left as the user may have arranged it."""
+        self._parameters = p
         outputs = self._find(p.result)
         if outputs is None or self.outputs is None or outputs.forward is not self.outputs.forward:
             self._leave()
-            self.outputs, self._fixed_id = outputs, outputs.fixed.GetID() if outputs is not None else ""
+            self.outputs, self._shown = outputs, None if outputs is None else Shown(outputs)
             self._fill()
         self.stale = False
         if outputs is not None:
             self._show_view(p)
             self._show_grid(p)
         self._say(p)
+        self._use.update(self.outputs)
+        self._list_results(p)
+        self.follow(p)
+
+    def follow(self, p: Parameters) -> None:
+        """What may change without a word from the parameter node, as landmarks that are dragged."""
+        self._landmarks.update(p, self.outputs)
 
     def _find(self, forward) -> Outputs | None:
         """The result of this transform, if all that is shown of it is still in the scene."""
@@ -101,47 +114,26 @@ class ResultPanel:
     def _leave(self) -> None:
         """Take what is shown of the result that is left out of the views, which show its fixed volume alone."""
         self.rest()
-        if self._shown:
-            display.clear(slicer.mrmlScene, slicer.mrmlScene.GetNodeByID(self._fixed_id))
-        self._shown.clear()
+        if self._shown is not None:
+            self._shown.leave()
+            self._shown = None
 
     # what the views show
 
     def _show_view(self, p: Parameters) -> None:
-        out, view = self.outputs, p.view
-        before = p.before and view in COMPARISONS
-        depends = {
-            View.FADE: (p.opacity,),
-            View.JACOBIAN: (p.opacity, p.legend),
-            View.CONSISTENCY: (p.opacity, p.legend),
-        }
-        if view is View.FLICKER:
-            if not self._flicker.active:
-                self._flicker.start()
-        else:
+        if p.view is not View.FLICKER:
             self._flicker.stop()
-        wanted = (view, before, *depends.get(view, ()))
-        if self._shown.get("view") == wanted:
-            return
-        self._shown["view"] = wanted
-        other = out.moving if before else out.warped
-        if view is not View.JACOBIAN:
-            display.show_jacobian(out, False)
-        if view is not View.CONSISTENCY:
-            display.show_fields_disagreement(out, False)
-        opacity = 1.0 if view is View.FLICKER else p.opacity
-        display.show_comparison(out.fixed, other, view.term if view in COMPARISONS else "", opacity)
-        if view is View.JACOBIAN:
-            display.show_jacobian(out, True, p.opacity, p.legend)
-        elif view is View.CONSISTENCY:
-            display.show_fields_disagreement(out, True, p.opacity, p.legend)
+        elif not self._flicker.active:
+            self._flicker.start()
+        self._shown.show(p.view, p.before, p.opacity, p.legend, p.beyond)
+
+    def _show_again(self) -> None:
+        """After something else was in the views."""
+        self._shown.forget()
+        self.update(self._parameters)
 
     def _show_grid(self, p: Parameters) -> None:
-        wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
-        if self._shown.get("grid") != wanted:
-            self._shown["grid"] = wanted
-            out = self.outputs
-            display.show_grid(out.forward, out.fixed, p.grid, p.grid_mode.term, *wanted[2:])
+        self._shown.show_grid(p.grid, p.grid_mode.term, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)
 
     def _flick(self) -> None:
         if self.outputs is not None and self.outputs.forward.GetScene() is not None:
@@ -153,13 +145,19 @@ class ResultPanel:
         ui, view = self.ui, p.view
         ui.qaWidget.visible = self.outputs is not None
         ui.summaryLabel.text = self._summary() if self.outputs else _no_result(p)
+        judged = judgement(self.outputs.report) if self.outputs else None
+        ui.verdictLabel.visible = judged is not None
+        if judged is not None:
+            ui.verdictLabel.styleSheet = _banner(judged.ground_rgb)
+            ui.verdictLabel.text = _as_banner(judged)
         overlay = view in OVERLAYS
         for widget in (ui.opacityLabel, ui.opacitySlider):
             widget.visible = overlay or view is View.FADE
         ui.legendCheckBox.visible = overlay or p.grid
+        ui.beyondCheckBox.visible = view is View.ERROR
         ui.beforeCheckBox.visible = view in COMPARISONS
-        ui.meaningLabel.text = _MEANING[view].format(other=_("moving") if p.before else _("warped"))
-        ui.meaningLabel.visible = bool(_MEANING[view])
+        ui.meaningLabel.text = unbroken(meaning(view, p.before, self.outputs))
+        ui.meaningLabel.visible = bool(ui.meaningLabel.text)
         for widget in (
             ui.gridModeComboBox,
             ui.gridSpacingLabel,
@@ -194,6 +192,31 @@ class ResultPanel:
         ui.tablesTabWidget.setCurrentIndex(0)
         ui.histogramButton.enabled = out.histogram is not None
 
+    def _look_at(self, place: str) -> None:
+        """A link of the verdict: what its reason can be seen in."""
+        if place == FOLDS:
+            self.ui.tablesTabWidget.setCurrentWidget(self.ui.foldsTab)
+        else:
+            views = [view.term for view in View]
+            self.ui.viewComboBox.setCurrentIndex(views.index(place))
+
+    def _list_results(self, p: Parameters) -> None:
+        """A row for each result of the scene, to be compared and chosen."""
+        forwards = scene.of_class(slicer.mrmlScene, "vtkMRMLGridTransformNode")
+        forwards = [node for node in forwards if node.GetAttribute(RESULT_ATTRIBUTE)]
+        wanted = tuple((node.GetID(), node.GetName()) for node in forwards)
+        if self._listed == wanted:
+            return
+        self._listed = wanted
+        found = [self._find(node) for node in forwards]
+        results = [outputs for outputs in found if outputs is not None]
+        self._results = [outputs.forward for outputs in results]
+        titles, rows = compared_results(results)
+        _fill_rows(self.ui.resultsTable, titles, rows)
+
+    def _choose_result(self, row: int, _column: int) -> None:
+        self._parameters.result = self._results[row]
+
     def _jump_to_fold(self, row: int, _column: int) -> None:
         out = self.outputs
         display.jump(out.forward.GetScene(), fold_centre_ras_mm(out.folds, row))
@@ -224,6 +247,23 @@ def readable(widget, rgb: tuple) -> str:
     return theme.readable(rgb, (ground.red() / 255, ground.green() / 255, ground.blue() / 255))
 
 
+def _banner(ground_rgb: tuple) -> str:
+    return (
+        f"background-color: {theme.as_hex(ground_rgb)}; color: {theme.on(ground_rgb)}; "
+        "padding: 6px; border-radius: 4px;"
+    )
+
+
+def _as_banner(judged: Judgement) -> str:
+    """Rich text: sign and verdict, the reasons, and links to what shows them."""
+    reasons = escape(unbroken(" ".join(in_panel_words(reason) for reason in judged.reasons)), quote=False)
+    text = f"<b>{judged.sign}&nbsp;{judged.title}.</b> {reasons}"
+    link = '<a href="{place}" style="color:{color}">{name}</a>'
+    color = theme.on(judged.ground_rgb)
+    links = [link.format(place=place, color=color, name=judged.place_name(place)) for place in judged.places]
+    return text + ("<br/>" + _("Look at: {places}").format(places=", ".join(links)) if links else "")
+
+
 def _is_whole(outputs: Outputs) -> bool:
     """Whether all that is shown of a result, and what it was made from, is still in the scene."""
     scene = outputs.forward.GetScene()
@@ -241,7 +281,10 @@ def _no_result(p: Parameters) -> str:
 
 def _fill_table(widget, node, unit_column: int | None) -> int:
     """The rows of a table node into a table widget; how many."""
-    titles, rows = _texts(node.GetTable(), unit_column) if node is not None else ([], [])
+    return _fill_rows(widget, *(texts(node, unit_column) if node is not None else ([], [])))
+
+
+def _fill_rows(widget, titles: list[str], rows: list[list[str]]) -> int:
     widget.setRowCount(len(rows))
     widget.setColumnCount(len(titles))
     widget.setHorizontalHeaderLabels([title.replace(" (", "\n(") for title in titles])
@@ -253,15 +296,3 @@ def _fill_table(widget, node, unit_column: int | None) -> int:
     widget.resizeColumnsToContents()
     widget.resizeRowsToContents()
     return len(rows)
-
-
-def _texts(table, unit_column: int | None) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows; a unit goes beside the number in the column before it, as the panel is narrow."""
-    columns = range(table.GetNumberOfColumns())
-    titles = [table.GetColumnName(j) for j in columns]
-    rows = [[table.GetValue(i, j).ToString() for j in columns] for i in range(table.GetNumberOfRows())]
-    if unit_column is not None:
-        j = unit_column
-        rows = [[*row[: j - 1], f"{row[j - 1]} {row[j]}".strip(), *row[j + 1 :]] for row in rows]
-        titles.pop(j)
-    return titles, rows

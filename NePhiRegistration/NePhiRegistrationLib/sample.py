@@ -43,10 +43,15 @@ def add_phantom(scene, size=None, spacing_mm=None) -> list:
 
     size (x, y, z) and spacing are as in ``nephi.synthetic.phantom.make_phantom``.
     """
-    import SimpleITK as sitk
     from nephi.synthetic.phantom import make_phantom
 
-    phantom = make_phantom(size, spacing_mm)
+    return add_nodes(scene, make_phantom(size, spacing_mm))
+
+
+def add_nodes(scene, phantom) -> list:
+    """The same from a phantom that is there."""
+    import SimpleITK as sitk
+
     made = []
     with tempfile.TemporaryDirectory(prefix="nephi-") as folder:
         path = Path(folder) / "image.nrrd"

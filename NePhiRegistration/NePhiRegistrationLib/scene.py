@@ -5,6 +5,7 @@ Reading and writing goes through nodes of a scratch scene, so that the user's sc
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from .i18n import tr as _
 FEWEST_VOXELS = 8  # along a side, as the engine wants it
 _MAP = "NePhi.Map"  # attribute of volumes that are no images
 _AIR_HU = -200.0
+_BENT_MM = 3.0  # between the nodes at which a nonlinear transform is handed on, at most
 _ORTHOGONAL = 1e-3  # cosine between two axes of a volume above which it counts as sheared
 
 
@@ -51,28 +53,46 @@ def write_volume(volume, path: Path) -> None:
     _write_image(volume.GetImageData(), ijk_to_world(volume), path)
 
 
-def write_labels(node, reference, path: Path, segment: str = "") -> dict[int, str]:
+def write_labels(
+    node, reference, path: Path, segment: str = "", number_of: Callable[[str], int] | None = None
+) -> dict[int, str]:
     """A label map or segmentation on the reference volume's voxels, by nearest neighbour; what each label is called.
 
-    ``segment``: only this one of a segmentation. Of segments that overlap, the later one is kept.
+    ``segment``: only this one of a segmentation. Of segments that overlap, the later one is kept. ``number_of``: the
+    label that a name gets, by default its own or the segment's place.
     """
-    names = {}
-    labels = np.zeros(reference.GetImageData().GetDimensions()[::-1], np.uint16)
+    found = np.zeros(reference.GetImageData().GetDimensions()[::-1], np.uint16)
     if node.IsA("vtkMRMLSegmentationNode"):
-        segmentation = node.GetSegmentation()
-        for label, key in enumerate([segment] if segment else segmentation.GetSegmentIDs(), 1):
+        names = label_names(node)
+        keys = dict(zip(names, node.GetSegmentation().GetSegmentIDs(), strict=True))
+        if segment:
+            (own,) = (label for label, key in keys.items() if key == segment)
+            names, keys = {1: names[own]}, {1: segment}
+        for label, key in keys.items():
             oriented = slicer.vtkOrientedImageData()
             slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(node, key, oriented)
-            labels[_on_grid(oriented, reference) != 0] = label
-            names[label] = segmentation.GetSegment(key).GetName()
+            found[_on_grid(oriented, reference) != 0] = label
     else:
-        labels[:] = _on_grid(_oriented(node), reference)
-        colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
-        for label in np.unique(labels[labels != 0]).tolist():
-            name = colors.GetColorName(label) if colors else None
-            names[label] = name or _("label {number}").format(number=label)
+        found[:] = _on_grid(_oriented(node), reference)
+        names = label_names(node, np.unique(found[found != 0]).tolist())
+    labels = found
+    if number_of is not None:
+        labels = np.zeros_like(found)
+        for label, name in names.items():
+            labels[found == label] = number_of(name)
+        names = {number_of(name): name for name in names.values()}
     _write_image(_image_data(labels), ijk_to_world(reference), path)
     return names
+
+
+def label_names(node, labels: Sequence[int] = ()) -> dict[int, str]:
+    """What the segments of a segmentation, from 1 on, or these ``labels`` of a label map are called."""
+    if node.IsA("vtkMRMLSegmentationNode"):
+        segmentation = node.GetSegmentation()
+        return {i: segmentation.GetSegment(key).GetName() for i, key in enumerate(segmentation.GetSegmentIDs(), 1)}
+    colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
+    names = {label: colors.GetColorName(label) if colors else None for label in labels}
+    return {label: name or _("label {number}").format(number=label) for label, name in names.items()}
 
 
 def write_points(markups, path: Path) -> None:
@@ -90,6 +110,39 @@ def write_linear_transform(node, path: Path) -> None:
     node.GetMatrixTransformToWorld(matrix)
     copy = slicer.vtkMRMLLinearTransformNode()
     copy.SetMatrixTransformToParent(matrix)
+    _store(slicer.vtkMRMLTransformStorageNode(), copy, path)
+
+
+def write_bent_transform(node, reference, path: Path) -> None:
+    """A transform node of any kind, to world, as displacements from fixed to moving over the reference volume.
+
+    An ITK file, whichever direction the node holds and whatever it lies under.
+    """
+    to_world = ijk_to_world(reference)
+    spacings = np.linalg.norm(to_world[:3, :3], axis=0)
+    extents = spacings * (np.array(reference.GetImageData().GetDimensions()) - 1)
+    sizes = np.ceil(extents / _BENT_MM).astype(int) + 1
+    steps_mm = np.maximum(extents, 1e-3) / np.maximum(sizes - 1, 1)
+    axes = to_world[:3, :3] / spacings
+    index_zyx = np.indices(sizes[::-1]).reshape(3, -1)[::-1].T
+    points_ras_mm = (index_zyx * steps_mm) @ axes.T + to_world[:3, 3]
+    general, given, moved = vtk.vtkGeneralTransform(), vtk.vtkPoints(), vtk.vtkPoints()
+    node.GetTransformFromWorld(general)
+    given.SetData(numpy_to_vtk(points_ras_mm, deep=True))
+    moved.SetDataTypeToDouble()
+    general.TransformPoints(given, moved)
+    image = vtk.vtkImageData()
+    image.SetDimensions(*sizes.tolist())
+    image.SetSpacing(*steps_mm)
+    image.SetOrigin(*to_world[:3, 3])
+    image.GetPointData().SetScalars(numpy_to_vtk(vtk_to_numpy(moved.GetData()) - points_ras_mm, deep=True))
+    directions = np.eye(4)
+    directions[:3, :3] = axes
+    grid = slicer.vtkOrientedGridTransform()
+    grid.SetDisplacementGridData(image)
+    grid.SetGridDirectionMatrix(vtkMatrixFromArray(directions))
+    copy = slicer.vtkMRMLGridTransformNode()
+    copy.SetAndObserveTransformFromParent(grid)
     _store(slicer.vtkMRMLTransformStorageNode(), copy, path)
 
 
@@ -178,13 +231,23 @@ def put_into_folder(name: str, members: list, beside) -> None:
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     neighbour = hierarchy.GetItemByDataNode(beside)
     parent = hierarchy.GetItemParent(neighbour) if neighbour else hierarchy.GetSceneItemID()
-    folder = hierarchy.CreateFolderItem(parent, hierarchy.GenerateUniqueItemName(name))
+    _put(hierarchy, members, hierarchy.CreateFolderItem(parent, hierarchy.GenerateUniqueItemName(name)))
+
+
+def _put(hierarchy, members: list, folder: int) -> None:
     for node in members:
         item = hierarchy.GetItemByDataNode(node)
         if item:
             hierarchy.SetItemParent(item, folder)
         else:
             hierarchy.CreateItem(folder, node)
+
+
+def put_beside(members: list, neighbour) -> None:
+    """Nodes into the folder of the subject hierarchy that ``neighbour`` is in."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(neighbour.GetScene())
+    folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(neighbour))
+    _put(hierarchy, members, folder or hierarchy.GetSceneItemID())
 
 
 def of_class(scene, class_name: str) -> list:
@@ -200,7 +263,7 @@ def remove(scene, node) -> None:
         own += [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
     if node.IsA("vtkMRMLStorableNode"):
         own += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
-    for extra in [*own, node]:
+    for extra in [*reversed(own), node]:  # a legend before the display node that it is of
         if extra is not None:
             scene.RemoveNode(extra)
 

@@ -7,6 +7,7 @@ from enum import Enum
 from html import escape
 
 from .i18n import tr as _
+from .verdict import judgement
 from .words import in_panel_words, is_notice
 
 
@@ -25,36 +26,56 @@ class Line:
 def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> list[Line]:
     """What a reader wants to know first.
 
-    The verdict, where there is one, comes first. ``spacing_mm``: of the fixed volume; ``hounsfield``: whether it looks
-    like a CT.
+    ``spacing_mm``: of the fixed volume; ``hounsfield``: whether it looks like a CT. The verdict is ``judgement``'s.
     """
-    lines = [_compared(report, hounsfield), _folds(report["folds"])]
+    lines = [_compared(report, hounsfield), _expected(report), _folds(report["folds"])]
     if "tre_mm" in report:
         lines.append(_landmarks(report["tre_mm"], sum(s * s for s in spacing_mm) ** 0.5))
     lines.append(_disagreement(report["fields_disagreement_mm"], max(spacing_mm)))
     if "volume" in report:
         lines.append(_volumes(report["volume"]))
     lines += [Line(Kind.NOTICE if is_notice(w) else Kind.ATTENTION, in_panel_words(w)) for w in report["warnings"]]
-    lines = sorted(filter(None, lines), key=lambda line: line.kind is not Kind.ATTENTION)
-    return [_verdict(report["verdict"]), *lines] if "verdict" in report else lines
+    return sorted(filter(None, lines), key=lambda line: line.kind is not Kind.ATTENTION)
+
+
+def compared_results(results: list) -> tuple[list[str], list[list[str]]]:
+    """Titles and a row of texts for each of several ``Outputs``, best told apart by their names."""
+    titles = [_("Result"), _("Verdict"), _("Expected (mm)"), _("TRE (mm)"), _("Folds (%)"), _("Preset")]
+    rows = []
+    for outputs in results:
+        report, judged = outputs.report, judgement(outputs.report)
+        expected = report.get("error_estimate_mm", {}).get("mean")
+        tre = report.get("tre_mm", {}).get("after", {}).get("mean")
+        numbers = ["-" if mm is None else f"{mm:.2f}" for mm in (expected, tre)]
+        verdict = "-" if judged is None else f"{judged.sign} {judged.title}"
+        folds = f"{report['folds']['percent']:.3g}"
+        preset = str(report.get("settings", {}).get("preset", "-"))
+        rows.append([outputs.forward.GetName(), verdict, *numbers, folds, preset])
+    return titles, rows
 
 
 def as_html(lines: list[Line], colors: dict[Kind, str]) -> str:
     """Rich text for a label; ``colors``: of the signs."""
     sign = '<div><span style="color:{color}">{sign}</span>&nbsp;{text}</div>'
     return "".join(
-        sign.format(color=colors[line.kind], sign=line.kind.value, text=escape(line.text, quote=False))
+        sign.format(color=colors[line.kind], sign=line.kind.value, text=escape(unbroken(line.text), quote=False))
         for line in lines
     )
 
 
-def _verdict(verdict: dict) -> Line:
-    kind, text = {
-        "PASS": (Kind.GOOD, _("Reliable (PASS). {reasons}")),
-        "CHECK": (Kind.ATTENTION, _("To be checked (CHECK). {reasons}")),
-        "FAIL": (Kind.ATTENTION, _("Not reliable (FAIL). {reasons}")),
-    }[verdict["outcome"]]
-    return Line(kind, text.format(reasons=" ".join(verdict["reasons"])))
+def unbroken(text: str) -> str:
+    """With its percentages kept on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _expected(report: dict) -> Line | None:
+    """Already judged by the verdict."""
+    if "error_estimate_mm" not in report:
+        return None
+    estimate = report["error_estimate_mm"]
+    text = _("Expected error: mean {mean} mm, largest {largest} mm; 95 % of errors below {bound} mm.")
+    numbers = {"mean": f"{estimate['mean']:.1f}", "largest": f"{estimate['max']:.1f}"}
+    return Line(Kind.NEUTRAL, text.format(**numbers, bound=f"{estimate['bound_mean']:.1f}"))
 
 
 def _compared(report: dict, hounsfield: bool) -> Line | None:

@@ -89,6 +89,19 @@ def make_table(scene, name: str, columns: dict[str, list]):
     return node
 
 
+def texts(node, unit_column: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows; a unit goes beside the number in the column before it, as a panel is narrow."""
+    table = node.GetTable()
+    columns = range(table.GetNumberOfColumns())
+    titles = [table.GetColumnName(j) for j in columns]
+    rows = [[table.GetValue(i, j).ToString() for j in columns] for i in range(table.GetNumberOfRows())]
+    if unit_column is not None:
+        j = unit_column
+        rows = [[*row[: j - 1], f"{row[j - 1]} {row[j]}".strip(), *row[j + 1 :]] for row in rows]
+        titles.pop(j)
+    return titles, rows
+
+
 def write_table(node, path: Path) -> None:
     table = node.GetTable()
     columns = [table.GetColumn(i) for i in range(table.GetNumberOfColumns())]

@@ -36,6 +36,7 @@ def app():
     slicer.mrmlScene.Clear(True)
     APP.add_views()
     APP.said, APP.answer = [], True
+    APP.userSettings().clear()
     slicer.modules.plots.shown = None
     return APP
 

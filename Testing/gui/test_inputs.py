@@ -182,7 +182,8 @@ def test_initial_transform_takes_the_place_of_the_alignment(panel, phantom):
     panel.p.initial_transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     assert not panel.ui.alignComboBox.enabled and _why_not(panel) == ""
     panel.p.initial_transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode")
-    assert "not linear" in _why_not(panel)
+    assert _why_not(panel) == "" and parameters.job(panel.p).initial_is_bent()
+    assert parameters.job(panel.p).settings().align == "auto"  # what it takes the place of
 
 
 def test_segments(panel, phantom):
@@ -252,7 +253,8 @@ def test_trained_model(panel, phantom, tmp_path):
     box, line = panel.ui.modelComboBox, panel.ui.modelFilePathLineEdit
     assert box.currentText.startswith("None") and not line.visible
     assert parameters.job(panel.p).settings().model is None
-    for name in shipped_models():
+    assert not any("2d" in box.itemText(i) for i in range(box.count))  # volumes are 3D
+    for name in (name for name in shipped_models() if "2d" not in name):
         panel.choose(box, name)
         assert _why_not(panel) == "" and parameters.job(panel.p).settings().model == name
     panel.choose(box, "Model file")
@@ -263,3 +265,16 @@ def test_trained_model(panel, phantom, tmp_path):
     line.currentPath = str(tmp_path / "mine.safetensors")
     assert _why_not(panel) == ""
     assert parameters.job(panel.p).settings().model == str(tmp_path / "mine.safetensors")
+
+
+def test_tolerances_of_the_site(panel, phantom, tmp_path):
+    panel.p.fixed, panel.p.moving = phantom[:2]
+    line, file = panel.ui.tolerancesFilePathLineEdit, tmp_path / "clinic.json"
+    line.currentPath = str(tmp_path / "absent.json")
+    assert "absent.json" in _why_not(panel)
+    file.write_text('{"mean_mm": -1}')
+    line.currentPath = str(file)
+    assert "mean_mm" in _why_not(panel)
+    file.write_text('{"mean_mm": 1.5}')
+    panel.tick()
+    assert _why_not(panel) == "" and parameters.job(panel.p).tolerances_file == str(file)

@@ -12,7 +12,7 @@ import pytest
 import slicer
 from conftest import FOLDS, add_result
 from NePhiRegistrationLib import deformation, display, resultpanel, theme
-from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, Similarity, View
+from NePhiRegistrationLib.choices import OVERLAYS, Alignment, GridMode, Preset, Similarity, View
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.parameters import Parameters
 from PySide6.QtGui import QColor, QPalette
@@ -33,6 +33,12 @@ def _layers() -> tuple:
 def _jacobian():
     """The volume with the colours of the Jacobian determinant."""
     return display.find_masked_jacobian(slicer.mrmlScene)
+
+
+def _drawn(view: View):
+    """The volume that was made for a view, or None."""
+    views = (View.JACOBIAN, View.ERROR, View.DISPLACEMENT, View.CONSISTENCY)
+    return display.own_volume(slicer.mrmlScene, dict(zip(views, display.MADE_OVERLAYS, strict=True))[view])
 
 
 def _legend(volume) -> bool:
@@ -58,9 +64,9 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
         assert background not in (out.fixed, out.warped) and foreground is None
         made.append(slicer.util.arrayFromVolume(background).copy())
     assert (made[0] != made[1]).any()
-    for view in (View.JACOBIAN, View.CONSISTENCY):
+    for view in OVERLAYS:
         _show(finished, view)
-        volume = _jacobian() if view is View.JACOBIAN else out.fields_disagreement
+        volume = _drawn(view)
         assert _layers() == (out.fixed, volume, 0.3) and _legend(volume)
         ui.legendCheckBox.click()
         assert not _legend(volume)
@@ -69,7 +75,7 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
         assert _layers()[2] == 0.8
         ui.opacitySlider.value = 0.3
     _show(finished, View.FADE)
-    assert _jacobian() is None and not _legend(out.fields_disagreement)
+    assert not any(map(_drawn, OVERLAYS))
 
 
 def test_before_shows_the_moving_volume_instead(finished):
@@ -107,12 +113,13 @@ def test_what_is_seen_is_said_in_words(finished, view):
     _show(finished, view)
     ui, text = finished.ui, finished.ui.meaningLabel.text
     assert ui.meaningLabel.visible == bool(text) == (view is not View.FIXED)
-    overlay = view in (View.JACOBIAN, View.CONSISTENCY)
+    overlay = view in OVERLAYS
+    assert ui.beyondCheckBox.visible == (view is View.ERROR)
     assert ui.legendCheckBox.visible == overlay and ui.opacitySlider.visible == (overlay or view is View.FADE)
     assert ui.beforeCheckBox.visible == (not overlay and view is not View.FIXED)
     if view is View.JACOBIAN:
         assert "per volume in the fixed one" in text and "Yellow, 0 or less" in text
-    if view is View.CONSISTENCY:
+    if overlay and view is not View.JACOBIAN:
         assert " mm" in text
     if view is View.DIFFERENCE:
         assert "Bright: warped is denser than fixed" in text
@@ -335,6 +342,7 @@ _CHOSEN = {
     "before": True,
     "opacity": 0.7,
     "legend": False,
+    "beyond": True,
     "grid": True,
     "grid_mode": GridMode.CONTOURS,
     "grid_spacing_mm": 8.0,
@@ -366,7 +374,7 @@ def test_everything_is_there_again_after_the_scene_was_saved_and_loaded(finished
     file = tmp_path / "scene.mrml"
     save_scene(slicer.mrmlScene, file)
     slicer.mrmlScene.Clear(0)
-    assert finished.p.preset is Preset.BALANCED and not finished.ui.qaWidget.visible
+    assert finished.p.preset is Preset.PAPER and not finished.ui.qaWidget.visible  # remembered
     slicer.mrmlScene.SetURL(str(file))
     assert slicer.mrmlScene.Connect()
     finished.tick()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import gc
 import importlib
-import inspect
 import os
 import shutil
 import sys
-import types
 from pathlib import Path
 
 import pytest
 import slicer
 from conftest import DEVICES, Panel
-from NePhiRegistrationLib import dependencies
 from NePhiRegistrationLib.choices import Preset
 from NePhiRegistrationLib.job import LogicError
 
@@ -159,7 +156,7 @@ def test_scene_closed_during_a_run(endless):
         "",
         "Choose the fixed volume.",
     ) and not endless.ui.cancelButton.enabled
-    assert endless.p.preset is Preset.BALANCED and not endless.ui.qaWidget.visible
+    assert endless.p.fixed is None and endless.p.iterations < 100_000 and not endless.ui.qaWidget.visible
 
 
 def test_scene_closed_after_a_run_or_a_failure(ready, tmp_path):
@@ -220,60 +217,6 @@ def test_cleanup_ends_the_run(endless):
     assert not _alive(pid)
 
 
-@pytest.fixture
-def installed(monkeypatch) -> dict:
-    """Versions of packages by name, as they seem to be installed; None: nothing but an empty folder is left."""
-    versions, spec, version = {}, dependencies.find_spec, dependencies.version
-
-    def find_spec(name):
-        if name not in versions:
-            return spec(name)
-        there = versions[name] != "absent"
-        return types.SimpleNamespace(origin=versions[name] and "file") if there else None
-
-    def find_version(name):
-        if versions.get(name, "") in ("absent", None):
-            raise dependencies.PackageNotFoundError(name)
-        return versions.get(name) or version(name)
-
-    monkeypatch.setattr(dependencies, "find_spec", find_spec)
-    monkeypatch.setattr(dependencies, "version", find_version)
-    return versions
-
-
-def test_missing_torch_is_offered_when_apply_is_pressed(ready, monkeypatch, installed):
-    """``installTorch`` has the stand-in's, thus Slicer's, signature."""
-    note, asked, answer = ready.ui.noteLabel, [], []
-    utils = sys.modules["PyTorchUtils"]
-    installed["torch"] = "absent"
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
-    ready.ui.applyButton.click()
-    assert "install the extension PyTorch" in note.text and ready.widget.run is None and note.styleSheet
-
-    def install(self, *arguments, **options):
-        asked.append(signature.bind(self, *arguments, **options).arguments)
-        if isinstance(answer[0], Exception):
-            raise answer[0]
-        return answer[0]
-
-    signature = inspect.signature(utils.PyTorchUtilsLogic.installTorch)
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", utils)
-    monkeypatch.setattr(utils.PyTorchUtilsLogic, "installTorch", install)
-    slicer.app.answer = False
-    ready.ui.applyButton.click()
-    assert note.text == "The registration needs PyTorch, which was not installed." and asked == []
-    assert "several minutes" in slicer.app.said[-1] and "does not respond" in slicer.app.said[-1]
-    slicer.app.answer = True
-    answer[:] = [OSError("no network")]
-    ready.ui.applyButton.click()
-    assert note.text == "PyTorch could not be installed: no network"
-    answer[:] = [utils]
-    ready.ui.applyButton.click()
-    assert ready.widget._running()
-    assert [options["torchVersionRequirement"] for options in asked] == [">=2.4"] * 2
-    ready.ui.cancelButton.click()
-
-
 def test_devices_are_asked_for_again_after_torch_was_installed(app, monkeypatch, phantom):
     """The module stays open; its list had the CPU only."""
     found = []
@@ -294,39 +237,3 @@ def test_devices_are_asked_for_again_after_torch_was_installed(app, monkeypatch,
     panel.wait(lambda: panel.ui.deviceComboBox.count == 3)
     panel.ui.cancelButton.click()
     panel.close()
-
-
-@pytest.mark.parametrize("version, words", [("1.13.1", "1.13.1 is installed, but version >=2.4"), (None, "damaged")])
-def test_old_or_damaged_torch_is_recognised(ready, installed, version, words):
-    installed["torch"] = version
-    ready.ui.applyButton.click()
-    assert words in ready.ui.noteLabel.text and "uninstall it in the module PyTorch Utils" in ready.ui.noteLabel.text
-    assert ready.widget.run is None
-
-
-@pytest.mark.parametrize("version", ["2.4.0", "2.9.1+cu128", "2.10.0a0+git123"])
-def test_recent_torch_is_taken(installed, version):
-    installed["torch"] = version
-    assert dependencies.state("torch", dependencies.TORCH) == dependencies.READY
-
-
-@pytest.mark.parametrize("version", ["absent", "0.3.1", None])
-def test_missing_package_is_offered(ready, monkeypatch, installed, version):
-    """``pip_ensure`` has the stand-in's, thus Slicer's, signature, and asks by itself."""
-    packaging, asked = sys.modules["slicer.packaging"], []
-    signature = inspect.signature(packaging.pip_ensure)
-
-    def pip_ensure(*arguments, **options):
-        asked.append(signature.bind(*arguments, **options).arguments["requirements"])
-        if not slicer.app.answer:
-            raise RuntimeError("declined")
-
-    monkeypatch.setattr(packaging, "pip_ensure", pip_ensure)
-    installed["safetensors"] = version
-    slicer.app.answer = False
-    ready.ui.applyButton.click()
-    assert "safetensors" in ready.ui.noteLabel.text and ready.widget.run is None
-    slicer.app.answer = True
-    ready.ui.applyButton.click()
-    assert ready.widget._running() and asked[-1] == ["safetensors>=0.4"]
-    ready.ui.cancelButton.click()

@@ -24,12 +24,10 @@ _BASE = "Base/Python/slicer"
 _FILES = {  # where the source of what is called lies in the checkouts
     "slicer.util": (SOURCE, f"{_BASE}/util.py"),
     "slicer.i18n": (SOURCE, f"{_BASE}/i18n.py"),
-    "slicer.packaging": (SOURCE, f"{_BASE}/packaging.py"),
     "slicer.cli": (SOURCE, f"{_BASE}/cli.py"),
     "slicer.parameterNodeWrapper": (SOURCE, f"{_BASE}/parameterNodeWrapper/validators.py"),
     "slicer.ScriptedLoadableModule": (SOURCE, f"{_BASE}/ScriptedLoadableModule.py"),
     "SampleData": (SOURCE, "Modules/Scripted/SampleData/SampleData.py"),
-    "PyTorchUtils": (PYTORCH_SOURCE, "PyTorchUtils/PyTorchUtils.py"),
 }
 _WRAPPER = ("connectGui", "disconnectGui", "AddObserver", "RemoveObserver", "StartModify", "EndModify")
 _BASES = {  # of the module's classes: what is called on self and not defined there
@@ -122,8 +120,7 @@ def test_the_calls_are_found():
     assert homes == set(_FILES), set(_FILES) - homes
     expected = {
         ("SampleData", "SampleDataLogic.registerCustomSampleDataSource"),
-        ("PyTorchUtils", "PyTorchUtilsLogic.installTorch"),
-        ("slicer.packaging", "pip_ensure"),
+        ("slicer.util", "executePythonModule"),
         ("slicer.cli", "runSync"),
         ("slicer.i18n", "tr"),
         ("slicer.util", "VTKObservationMixin.addObserver"),
@@ -181,12 +178,16 @@ def test_parameter_node_wrapper_has_what_is_called():
 
 
 _CPP = {  # what the stand-ins imitate of Slicer's C++, as it is declared there
-    "Base/QTCore/qSlicerCoreApplication.h": ("Q_PROPERTY(QString temporaryPath READ",),
+    "Base/QTCore/qSlicerCoreApplication.h": (
+        "Q_PROPERTY(QString temporaryPath READ",
+        "Q_INVOKABLE QSettings* userSettings() const;",
+    ),
     "Base/QTGUI/qSlicerApplication.h": ("void startupCompleted();",),
     "Base/QTGUI/qSlicerAbstractModuleWidget.h": ("Q_PROPERTY(bool isEntered READ",),
     "Libs/MRML/Widgets/qMRMLNodeComboBox.h": (
         "Q_INVOKABLE qMRMLSortFilterProxyModel* sortFilterProxyModel() const;",
         "Q_INVOKABLE void addAttribute(const QString& nodeType, const QString& attributeName",
+        "Q_INVOKABLE vtkMRMLNode* currentNode() const;",
         "void currentNodeChanged(vtkMRMLNode* node);",
     ),
     "Libs/MRML/Widgets/qMRMLSortFilterProxyModel.h": ("Q_PROPERTY(QStringList hiddenNodeIDs READ",),

@@ -21,8 +21,12 @@ _NOT_SHOWN = {  # sentences that are no text of the panel
     "summary.py": {'<div><span style="color:{color}">{sign}</span>&nbsp;{text}</div>'},
     "words.py": None,  # replaces parts of the engine's English messages
     "NePhiRegistration.py": {"The NePhi developers"},
-    "display.py": {"NePhi Jacobian", "NePhi disagreement of the fields"},  # by which colour tables are found again
+    "display.py": {"NePhi Jacobian"},  # by which colour tables are found again
     "inputpanel.py": {"Selector"},
+    "maps.py": {"NePhi expected error", "NePhi displacement", "NePhi disagreement of the fields"},
+    "verdict.py": None,  # finds parts of the engine's English reasons
+    "methods.py": None,  # of a paper, in English
+    "applying.py": {"Fixed", "Moving"},
     "outputs.py": {"Fixed", "Moving"},  # roles of references
 }
 
@@ -98,9 +102,10 @@ slicer.app.translate = lambda context, text: asked.append(context) or "<" + text
 if not {source!r}:
     import slicer.i18n
     slicer.i18n.tr = lambda text: slicer.app.translate("", text)
-from NePhiRegistrationLib import choices, display, job, resultpanel, words
+from NePhiRegistrationLib import choices, display, job, words
+from NePhiRegistrationLib import shown as looks
 shown = [member.label() for c in choices.Choice.__subclasses__() for member in c]
-shown += [text for text in resultpanel._MEANING.values() if text]
+shown += [text for text in looks._MEANING.values() if text]
 shown += [job.Job().problem(), words.stage_text("optimising"), words.failure(3, [])]
 assert len(shown) > 30 and all(t[0] == "<" and t[-1] == ">" for t in shown), shown
 if {source!r}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import typing
@@ -22,7 +23,9 @@ _BOUND = {
     for p in widget.findall("property")
     if p.get("name") == "SlicerParameterName"
 }
-_BY_CODE = {"fixed_segment", "moving_segment", "settings_file", "model", "model_file", "device", "expert_of"}
+_FILES = {"settings_file", "model_file", "tolerances_file"}
+_MASKS = ("fixed", "moving", "fixed_excluded", "moving_excluded", "rigid", "volume_kept")
+_BY_CODE = {"model", "device", "expert_of"} | _FILES | {f"{mask}_segment" for mask in _MASKS}
 _HOLDS = {  # the pairs that Slicer's connectors accept
     "QCheckBox": (bool,),
     "QSpinBox": (int,),
@@ -54,7 +57,7 @@ def test_topmost_widget_gives_the_scene_to_every_mrml_widget():
         assert c.findtext("signal") == "mrmlSceneChanged(vtkMRMLScene*)"
         assert c.findtext("slot") == "setMRMLScene(vtkMRMLScene*)"
         connected.add(c.findtext("receiver"))
-    assert connected == wanted and len(wanted) == 9
+    assert connected == wanted and len(wanted) == 18
 
 
 def test_custom_widgets_are_declared():
@@ -83,6 +86,17 @@ def test_widget_can_hold_its_parameter(name):
     assert properties["text" if _WIDGETS[name].get("class") == "QCheckBox" else "toolTip"].text
 
 
+_TOUCHED = ("QCheckBox", "QPushButton", "QComboBox", "QSpinBox", "QDoubleSpinBox", "QTableWidget", "QPlainTextEdit")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, w in _WIDGETS.items() if w.get("class") in _TOUCHED or w.get("class").endswith(("Box", "Edit"))]
+)
+def test_everything_that_can_be_touched_has_a_tool_tip(name):
+    if not name.endswith("GroupBox"):  # titles say what is in them
+        assert _properties(name)["toolTip"].text
+
+
 @pytest.mark.parametrize("name", [n for n, k in _HINTS.items() if hasattr(k, "__metadata__")])
 def test_limits_and_decimals_can_hold_the_default(panel, name):
     widget = next(getattr(panel.ui, w) for w, p in _BOUND.items() if p == name)
@@ -95,7 +109,7 @@ def test_panel_fits_into_the_width_that_slicer_gives_it(panel):
     """Everything open; wider than this, half of it lies behind a scroll bar."""
     for name in ("inputs", "registration", "result"):
         getattr(panel.ui, f"{name}CollapsibleButton").collapsed = False
-    for name in ("optional", "expert", "log"):
+    for name in ("guides", "optional", "expert", "log"):
         getattr(panel.ui, f"{name}GroupBox").collapsed = False
     for widget in vars(panel.ui).values():
         if "label" in widget.name.lower() or widget.name.endswith(("LineEdit", "CheckBox", "ComboBox", "qaWidget")):
@@ -105,7 +119,7 @@ def test_panel_fits_into_the_width_that_slicer_gives_it(panel):
 
 def test_code_uses_widgets_that_exist():
     code = "".join(
-        path.read_text()
+        path.read_text(encoding="utf-8")
         for path in (
             MODULE_FOLDER / "NePhiRegistration.py",
             *(MODULE_FOLDER / "NePhiRegistrationLib").glob("*panel.py"),
@@ -119,6 +133,7 @@ def test_code_uses_widgets_that_exist():
 
 def test_the_stand_in_s_signals_lose_no_reference(panel):
     """Where some do, Python before 3.12 aborts when it ends, with every test passed."""
+    gc.collect()  # what earlier tests have left
     before = sys.getrefcount(True)
     for i in range(20):
         panel.leave()

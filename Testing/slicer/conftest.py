@@ -6,6 +6,7 @@ import pytest
 import slicer
 from helpers import Finished
 from nephi.synthetic.phantom import make_phantom
+from views import SliceView
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,11 @@ def scene():
 @pytest.fixture(scope="session")
 def finished(phantom) -> Finished:
     return Finished(phantom)
+
+
+@pytest.fixture(scope="session")
+def coronal(finished) -> SliceView:
+    """One for all: a second view of the same slice node would draw its layers in the first one's place."""
+    view = SliceView(finished.views, "Coronal")
+    yield view
+    view.close()

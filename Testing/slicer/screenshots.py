@@ -22,7 +22,7 @@ import numpy as np
 import SimpleITK as sitk
 import vtk
 from helpers import markups_node, volume_node
-from NePhiRegistrationLib import display
+from NePhiRegistrationLib import display, maps
 from NePhiRegistrationLib.job import Job
 from NePhiRegistrationLib.logic import Logic
 from NePhiRegistrationLib.outputs import Outputs
@@ -82,9 +82,12 @@ def draw_views(data: Path, result: Path, preset: str) -> None:
     display.show_jacobian(outputs, True, 0.6)
     picture("jacobian", now())
     display.show_jacobian(outputs, False)
-    display.show_fields_disagreement(outputs, True, 0.6)
+    maps.show_fields_disagreement(outputs, True, 0.6)
     picture("fields_disagreement", now())
-    display.show_fields_disagreement(outputs, False)
+    maps.show_fields_disagreement(outputs, False)
+    maps.show_error(outputs, True, 0.6)
+    picture("expected_error", now())
+    maps.show_error(outputs, False)
     grids(views, outputs, coronal, job.fixed_mask)
 
 

@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 import slicer
 from helpers import put_under, volume_node
-from NePhiRegistrationLib import compared, deformation, display
+from NePhiRegistrationLib import compared, deformation, display, maps
 from slicer.util import arrayFromVolume, arrayFromVolumeModified, vtkMatrixFromArray
-from views import SliceView, ThreeDView
+from views import ThreeDView
 from vtk.util.numpy_support import vtk_to_numpy
 
 YELLOW = np.array([255, 242, 0])
-
-
-@pytest.fixture(scope="module")
-def coronal(finished):
-    view = SliceView(finished.views, "Coronal")
-    yield view
-    view.close()
 
 
 @pytest.fixture
@@ -32,7 +25,7 @@ def view(finished, coronal):
     yield coronal
     display.show_grid(outputs.forward, outputs.fixed, False)
     display.show_jacobian(outputs, False)
-    display.show_fields_disagreement(outputs, False)
+    maps.show_fields_disagreement(outputs, False)
     display.show_comparison(outputs.fixed, outputs.warped, "")
 
 
@@ -271,7 +264,7 @@ def test_flicker_shows_one_and_then_the_other(finished, view):
 
 
 def test_fields_disagreement_colours_the_lungs_only(finished, view):
-    display.show_fields_disagreement(finished.outputs, True, opacity=1.0, legend=False)
+    maps.show_fields_disagreement(finished.outputs, True, opacity=1.0, legend=False)
     shown = view.pixels()
     share = colored(shown).mean()
     assert 0.02 < share < 0.6
@@ -292,7 +285,7 @@ def test_jacobian_colours_what_was_compared_only(finished, view):
     jacobian = colored(view.pixels())
     display.show_jacobian(outputs, False)
     assert display.find_masked_jacobian(finished.scene) is None
-    display.show_fields_disagreement(outputs, True, opacity=1.0, legend=False)
+    maps.show_fields_disagreement(outputs, True, opacity=1.0, legend=False)
     consistency = colored(view.pixels())
     assert jacobian.sum() > 500 and not (jacobian & ~_grown(consistency)).any()
 
@@ -342,8 +335,9 @@ def test_scales_are_those_of_the_mask(finished, view):
     errors[errors > 0] = 2.5
     place = tuple(np.argwhere(errors > 0)[0])
     errors[place] = 90.0  # a single one
-    display.show_fields_disagreement(outputs, True)
-    assert outputs.fields_disagreement.GetDisplayNode().GetWindowLevelMax() == 3.0
+    maps.show_fields_disagreement(outputs, True)
+    made = display.own_volume(finished.scene, display.MADE_OVERLAYS[3])
+    assert made.GetDisplayNode().GetWindowLevelMax() == 3.0
     errors[:] = before
 
 

@@ -42,6 +42,11 @@ def _nonlinear_initial(job):
     job.initial_transform = job.fixed.GetScene().AddNewNodeByClass("vtkMRMLGridTransformNode")
 
 
+def _model_and_bent_initial(job):
+    _nonlinear_initial(job)
+    job.model = "lung"
+
+
 def _nonlinear_parent(job):
     _nonlinear_initial(job)
     job.moving.SetAndObserveTransformNodeID(job.initial_transform.GetID())
@@ -69,7 +74,7 @@ def _sheared(job):
         (_unplaced, "no position"),
         (_one_landmark_list, "moving volume too"),
         (_double_initial, "twice"),
-        (_nonlinear_initial, "not linear"),
+        (_model_and_bent_initial, "choose one of them"),
         (_nonlinear_parent, "nonlinear"),
         (_sheared, "sheared"),
     ],

@@ -157,10 +157,11 @@ def test_save_writes_what_can_be_read_elsewhere(finished, tmp_path):
         "inverse_transform.h5",
         "registration.safetensors",
         "report.json",
-        "report.html",
         "warped.nii.gz",
         "jacobian.nii.gz",
         "fields_disagreement.nii.gz",
+        "error_map.nii.gz",
+        "error_bound.nii.gz",
         "statistics.csv",
         "folds.csv",
         "ventilation.csv",
@@ -221,7 +222,7 @@ def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tm
     assert np.abs(transformed(outputs.forward, points) - transformed(finished.outputs.forward, points)).max() < 1e-3
 
     assert outputs.save(tmp_path / "again") == (tmp_path / "again", ["registration.safetensors"])
-    for name in ("warped", "jacobian", "fields_disagreement"):
+    for name in ("warped", "jacobian", "fields_disagreement", "error_map"):
         written, engines = (
             sitk.ReadImage(str(folder / f"{name}.nii.gz")) for folder in (tmp_path / "again", finished.outputs.folder)
         )

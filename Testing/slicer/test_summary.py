@@ -40,15 +40,10 @@ def tre(before: float, after: float, largest: float) -> dict:
     return {"tre_mm": {"before": {"mean": before, "max": 20.0}, "after": {"mean": after, "max": largest}}}
 
 
-@pytest.mark.parametrize(
-    "outcome, word, kind",
-    [("PASS", "Reliable", Kind.GOOD), ("CHECK", "To be checked", Kind.ATTENTION), ("FAIL", "Not rel", Kind.ATTENTION)],
-)
-def test_the_verdict_comes_first_with_all_its_reasons(outcome, word, kind):
-    verdict = {"outcome": outcome, "reasons": ["The masks differ.", "Look at the map."]}
-    made = summary(report(verdict=verdict, **tre(10.0, 11.0, 20.0)), SPACING_MM, True)
-    assert made[0].kind is kind and made[0].text.startswith(word)
-    assert made[0].text.endswith("The masks differ. Look at the map.")
+def test_expected_error_is_a_number_among_others():
+    estimate = {"mean": 0.62, "max": 4.0, "bound_mean": 1.31}
+    text = "Expected error: mean 0.6 mm, largest 4.0 mm; 95 % of errors below 1.3 mm."
+    assert lines({"error_estimate_mm": estimate})[text] is Kind.NEUTRAL
 
 
 @pytest.mark.parametrize(

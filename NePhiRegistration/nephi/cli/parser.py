@@ -1,5 +1,5 @@
 """The command line: ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | demo | devices
-| dirlab | train | breathe | commission``."""
+| dirlab | train | breathe | commission | app``."""
 
 from __future__ import annotations
 
@@ -123,6 +123,7 @@ def command_parser() -> argparse.ArgumentParser:
         _add_breathe,
         _add_commission,
         _add_dirlab,
+        _add_app,
     ):
         add(subparsers)
     return parser
@@ -311,6 +312,18 @@ def _add_commission(subparsers) -> None:
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: at most 4)")
     p.add_argument("--progress", choices=STYLES, default="bar")
     p.set_defaults(run=("commission", "commission_command"))
+
+
+def _add_app(subparsers) -> None:
+    p = subparsers.add_parser("app", help="the registration panel in a browser")
+    p.add_argument(
+        "folder", nargs="?", default=".", metavar="FOLDER", help="whose files can be opened (default: this one)"
+    )
+    p.add_argument("--host", default="127.0.0.1", metavar="NAME", help="listen here, so that others reach it, too")
+    p.add_argument("--port", type=int, metavar="N", help="default: the first free one from 8650")
+    p.add_argument("--sessions", type=int, default=4, metavar="N", help="at most so many side by side (default 4)")
+    p.add_argument("--no-browser", action="store_true", help="only print the address")
+    p.set_defaults(run=("app", "app_command"))
 
 
 def _add_dirlab(subparsers) -> None:

@@ -9,8 +9,6 @@ import types
 
 import slicer
 
-TESTS_DO_NOT_INSTALL = "the stand-in installs nothing"
-
 
 def errorDisplay(text, windowTitle=None, parent=None, standardButtons=None, **kwargs):
     slicer.app.say(text)
@@ -44,39 +42,8 @@ def translate(context, text):
     return text
 
 
-def pip_ensure(
-    requirements,
-    constraints=None,
-    skip_packages=None,
-    prompt_install=True,
-    prompt_restart=True,
-    requester=None,
-    skip_in_testing=True,
-    show_progress=True,
-):
-    """Asks; where the user declines it raises, as Slicer's does."""
-    if not slicer.app.say(f"{requester}: {requirements}"):
-        raise RuntimeError("declined")
-    raise RuntimeError(TESTS_DO_NOT_INSTALL)
-
-
 def runSync(module, node=None, parameters=None, delete_temporary_files=True, update_display=True, hide_window=True):
     raise RuntimeError("there are no command-line modules")
-
-
-class PyTorchUtilsLogic:
-    """Of the PyTorch extension: returns the module torch, or None where the user declines."""
-
-    def installTorch(
-        self,
-        askConfirmation=False,
-        forceComputationBackend=None,
-        torchVersionRequirement=None,
-        torchvisionVersionRequirement=None,
-    ):
-        if askConfirmation and not slicer.app.say("install?"):
-            return None
-        raise RuntimeError(TESTS_DO_NOT_INSTALL)
 
 
 class SampleDataSource:
@@ -154,8 +121,7 @@ def make_module(name: str, *members) -> types.ModuleType:
 UTIL = (errorDisplay, infoDisplay, warningDisplay, confirmOkCancelDisplay, delayDisplay, showStatusMessage)
 MODULES = {
     "slicer.i18n": (tr, translate),
-    "slicer.packaging": (pip_ensure,),
     "slicer.cli": (runSync,),
-    "PyTorchUtils": (PyTorchUtilsLogic,),
+    "PyTorchUtils": (),  # only asked whether it is there
     "SampleData": (SampleDataSource, SampleDataLogic),
 }

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import slicer
-from PySide6 import QtWidgets
+from PySide6 import QtCore, QtWidgets
 
 from . import api, pythonqt, widgets
 
@@ -32,6 +32,8 @@ class Application:
         atexit.register(shutil.rmtree, self.temporaryPath, ignore_errors=True)
         self.qt = QtWidgets.QApplication.instance() or QtWidgets.QApplication(["slicer"])
         self.qt.setStyle("Fusion")
+        self._settings = QtCore.QSettings(f"{self.temporaryPath}.ini", QtCore.QSettings.IniFormat)
+        atexit.register(Path(f"{self.temporaryPath}.ini").unlink, missing_ok=True)
         self.said: list[str] = []
         self.answer = True
         self.connected: dict = {}
@@ -50,6 +52,12 @@ class Application:
                 node.SetLayoutName(name)
                 node.SetSingletonTag(name)
                 self.scene.AddNode(node)
+
+    def userSettings(self) -> QtCore.QSettings:
+        return self._settings
+
+    def clipboard(self):
+        return self.qt.clipboard()
 
     def testingEnabled(self) -> bool:
         return False

@@ -1,0 +1,397 @@
+"""What happens in a session: files become nodes, a registration runs, its result is shown and saved."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from nephi.errors import NephiError
+from nephi.synthetic.phantom import make_phantom
+from NePhiRegistrationLib import compared, display, sample
+from NePhiRegistrationLib import scene as nodes
+from NePhiRegistrationLib.choices import COMPARISONS, OVERLAYS, View
+from NePhiRegistrationLib.job import Job, LogicError
+from NePhiRegistrationLib.logic import Logic, Run
+from NePhiRegistrationLib.outputs import Outputs
+from NePhiRegistrationLib.shown import Shown, meaning
+from NePhiRegistrationLib.summary import summary
+
+from . import loading, state
+from .dialog import SAVE, Dialog
+from .files import Served
+from .slices import Slices
+from .views import Views, surface_model
+
+_POLL_S = 0.3
+_FLICKER_S = 0.6
+_INPUTS = ("masks", "preset", "device", "align", "names", "running")
+_LOOKS = ("view", "before", "opacity", "legend", "beyond", "grid", "grid_mode", "grid_spacing", "grid_3d")
+
+
+class Controller:
+    """One scene and what is done with it; ``temporary``: where the runs' folders are made."""
+
+    def __init__(self, server: Any, served: Served, temporary: Path, views: Views):
+        self.server, self.state, self.served, self.views = server, server.state, served, views
+        self.scene = views.scene
+        self.logic = Logic(self.scene, temporary=temporary)
+        self.dialog, self.slices = Dialog(self.state, served), Slices(self.state, views)
+        self.nodes: dict[str, Any] = {}  # the inputs, by role
+        self.run: Run | None = None
+        self.results: dict[str, Outputs] = {}
+        self._landmarks: dict[str, tuple[Any, Any] | None] = {}
+        self._models: dict[str, Any] = {}  # the surface of what was compared, by result
+        self._unsaved: set[str] = set()
+        self._shown: Shown | None = None
+        self._asked = ""
+        self.ended = asyncio.Event()  # by the user
+        self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
+        for name in ("browse", "choose", "drop", "register", "cancel", "jump", "save", "ask", "answer"):
+            server.trigger(name)(getattr(self, name))
+        server.trigger("enter")(self.dialog.enter)
+        server.trigger("fit")(self.slices.fit)
+        self.state.change(*_INPUTS)(self._say_problem)
+        self.state.change(*_LOOKS)(self._show)
+        self.state.change("result")(self._choose_result)
+        self.state.change("layout")(lambda layout, **_: views.choose(layout))
+        self.state.change("ct_window")(lambda **_: self._set_window())
+        self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
+
+    def begin(self) -> None:
+        """What needs the server's loop: the list of devices and the watch over runs."""
+        self._start(self._list_devices())
+        self._start(self._flicker())
+
+    # files
+
+    def browse(self, role: str) -> None:
+        if role == SAVE and self.state.result in self.results:
+            self.dialog.open(role, f"{self._outputs().moving.GetName()} registered".replace("/", "_"))
+        elif role in state.ROLES:
+            self.dialog.open(role)
+
+    async def choose(self, path: str) -> None:
+        """Open what was chosen in the dialog for its role."""
+        role = self.state.dialog
+        if role not in state.ROLES or self.state.busy or self.run is not None:
+            return
+        if role in ("fixed", "moving") and self.results:
+            self._question(f"open {role} {path}", self._loss("Opening another scan"), "Open")
+            return
+        await self._open(role, path)
+
+    async def _open(self, role: str, path: str) -> None:
+        name = Path(path).name or self.state.root_name
+        with self.state:
+            self.state.busy = f"Opening {name}"
+        try:
+            node = await loading.node(self.scene, role, self.served.path(path), name, self.nodes)
+        except (NephiError, nodes.FrameError) as error:
+            self._fail(str(error))
+            return
+        finally:
+            with self.state:
+                self.state.busy = ""
+        if role in ("fixed", "moving"):
+            self._drop_results()
+            for other in (r for r in state.ROLES if r.startswith(f"{role}_") or (role == "fixed" and r == "regions")):
+                self._forget(other)
+        self._forget(role)
+        with self.state:
+            self._take(role, node)
+            self.state.dialog = ""
+            self.state.error = ""
+        if role in ("fixed", "moving"):
+            self._show_scans()
+
+    def drop(self, role: str) -> None:
+        """No longer use this mask, list or label map."""
+        if role in state.ROLES and role not in ("fixed", "moving") and self.run is None:
+            self._forget(role)
+
+    def _take(self, role: str, node: Any) -> None:
+        self.nodes[role] = node
+        self.state.names = {**self.state.names, role: node.GetName()}
+
+    def _forget(self, role: str) -> None:
+        nodes.remove(self.scene, self.nodes.pop(role, None))
+        with self.state:
+            self.state.names = {**self.state.names, role: ""}
+
+    async def _open_phantom(self) -> None:
+        with self.state:
+            self.state.busy = "Generating the chest"
+        phantom = await asyncio.to_thread(make_phantom)
+        self._drop_results()
+        for role in state.ROLES:
+            self._forget(role)
+        made = sample.add_nodes(self.scene, phantom)
+        with self.state:
+            for role, node in zip(("fixed", "moving", "fixed_mask", "moving_mask"), made, strict=False):
+                self._take(role, node)
+            for role, node in zip(("fixed_landmarks", "moving_landmarks"), made[4:], strict=True):
+                self._take(role, node)
+            self.state.masks, self.state.busy, self.state.error = "files", "", ""
+        self._show_scans()
+
+    # a run
+
+    def job(self) -> Job:
+        chosen = {role: node for role, node in self.nodes.items() if self.state.masks == "files" or "mask" not in role}
+        return Job(
+            **chosen,
+            auto_mask=self.state.masks == "auto",
+            preset=self.state.preset,
+            align=self.state.align,
+            device=self.state.device,
+            page=True,
+        )
+
+    def _say_problem(self, **_: Any) -> None:
+        job = self.job()
+        self.state.reason = self.logic.problem(job)
+        estimate = None if self.state.reason else self.logic.estimate(job)
+        self.state.estimate = "" if estimate is None else state.cost(estimate)
+
+    def register(self) -> None:
+        if self.run is not None or self.state.busy:
+            return
+        try:
+            self.run = self.logic.start(self.job())
+        except LogicError as error:
+            self._fail(str(error))
+            return
+        self.run.show_live(self.state.live)
+        with self.state:
+            self.state.error = self.state.note = ""
+            self.state.running, self.state.percent, self.state.left = True, 0, ""
+            self.state.stage = self.run.stage_text
+        self._start(self._watch(self.run))
+
+    def cancel(self) -> None:
+        if self.run is not None:
+            self.run.cancel()
+
+    async def _watch(self, run: Run) -> None:
+        while run.poll():
+            with self.state:
+                self.state.stage, self.state.percent = run.stage_text, round(100 * run.fraction)
+                self.state.left = "" if run.seconds_left is None else f"about {state.duration(run.seconds_left)} left"
+            self.views.render()
+            await asyncio.sleep(_POLL_S)
+        self.run = None
+        with self.state:
+            self.state.running = False
+            if run.outputs is None:
+                self.state.error = run.error
+                self.state.note = "" if run.error else "The registration was cancelled; nothing was changed."
+        if run.outputs is not None:
+            self._add(run.outputs)
+        else:
+            self._restore()
+        self.views.render()
+
+    def _add(self, outputs: Outputs) -> None:
+        key = outputs.forward.GetID()
+        lists = tuple(self.nodes.get(role) for role in ("fixed_landmarks", "moving_landmarks"))
+        self.results[key] = outputs
+        self._landmarks[key] = None if None in lists else lists  # type: ignore[assignment]
+        self._unsaved.add(key)
+        text = f"{time.strftime('%H:%M')}, {self.state.preset}, masks: {self.state.masks}"
+        with self.state:
+            self.state.results = [*self.state.results, {"value": key, "text": text}]
+            self.state.inputs_open = False
+            self.state.result = key
+
+    def _restore(self) -> None:
+        if self.results:
+            self._show(again=True)
+
+    # the views
+
+    def _show_scans(self) -> None:
+        """The scan that is there, or both as they lie."""
+        fixed, moving = (self.nodes.get(role) for role in ("fixed", "moving"))
+        shown = moving if fixed is None else fixed
+        display.show_comparison(shown, moving, display.FADE if shown is not moving and moving is not None else "")
+        hounsfield = any(volume is not None and nodes.in_hounsfield(volume) for volume in (fixed, moving))
+        with self.state:
+            self.state.has_images = True
+            self.state.windows = state.windows(hounsfield)
+        self._set_window()
+        self.views.show_slices_in_3d(True)
+        self.slices.fit()
+
+    def _set_window(self) -> None:
+        low_high = state.CT_WINDOWS[self.state.ct_window]
+        results = [outputs.warped for outputs in self.results.values()]
+        for volume in (self.nodes.get("fixed"), self.nodes.get("moving"), *results):
+            if volume is not None and nodes.in_hounsfield(volume):
+                volume.GetDisplayNode().SetAutoWindowLevel(False)
+                volume.GetDisplayNode().SetWindowLevelMinMax(*low_high)
+        self.views.render()
+
+    def jump(self, point_ras_mm: list[float]) -> None:
+        display.jump(self.scene, [float(value) for value in point_ras_mm])
+
+    # a result
+
+    def _outputs(self) -> Outputs:
+        return self.results[self.state.result]
+
+    def _choose_result(self, result: str, **_: Any) -> None:
+        outputs = self.results.get(result)
+        if self._shown is not None:
+            self._shown.leave()
+            self._shown = None
+        for key, model in self._models.items():
+            model.GetDisplayNode().SetVisibility(key == result)
+        with self.state:
+            self.state.has_result = outputs is not None
+            if outputs is None:
+                self.state.verdict, self.state.lines, self.state.tables = {}, [], []
+                return
+            self.state.verdict = state.verdict(outputs)
+            lines = summary(outputs.report, outputs.jacobian.GetSpacing(), nodes.in_hounsfield(outputs.warped))
+            self.state.lines = [{"sign": x.kind.value, "kind": x.kind.name, "text": x.text} for x in lines]
+            self.state.tables = state.result_tables(outputs, self._landmarks[result])
+            self.state.table = "numbers"
+            self.state.looks = state.looks(outputs)
+            self.state.has_page = self.page_file() is not None
+        self._shown = Shown(outputs)
+        self._show()
+        self._add_surface(outputs)
+
+    def _show(self, again: bool = False, **_: Any) -> None:
+        if self._shown is None:
+            return
+        s, view = self.state, View[self.state.view]
+        if again:
+            self._shown.forget()
+        self._shown.show(view, s.before, s.opacity, s.legend, s.beyond)
+        self._shown.show_grid(s.grid, s.grid_mode, s.grid_spacing, True, s.grid_3d, s.legend)
+        grid_text = display.grid_text(self._shown.outputs.forward) if s.grid else ""
+        with s:
+            s.can_before = view in COMPARISONS
+            s.has_opacity = view in OVERLAYS or view is View.FADE
+            s.has_legend = view in OVERLAYS or s.grid
+            s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
+        self.views.tidy_legends()
+        self.views.render()
+
+    async def _flicker(self) -> None:
+        while True:
+            await asyncio.sleep(_FLICKER_S)
+            if self._shown is not None and self.state.view == View.FLICKER.name and self.run is None:
+                display.flicker(self.scene)
+
+    def _add_surface(self, outputs: Outputs) -> None:
+        """What was compared, in 3D."""
+        inside, key = compared.in_mask(outputs), outputs.forward.GetID()
+        if inside is None or key in self._models:
+            return
+        to_world = nodes.ijk_to_world(outputs.fields_disagreement)
+        self._models[key] = surface_model(self.scene, inside, to_world, "Compared region")
+        self.views.render()
+
+    def _drop_results(self) -> None:
+        with self.state:
+            self.state.result, self.state.results = "", []
+        self._choose_result("")
+        for model in self._models.values():
+            nodes.remove(self.scene, model)
+        for outputs in self.results.values():
+            for node in outputs.nodes():
+                nodes.remove(self.scene, node)
+        for held in (self._models, self.results, self._landmarks, self._unsaved):
+            held.clear()
+
+    # saving
+
+    def page_file(self) -> Path | None:
+        """The report with pictures of the result that is shown; None where there is none."""
+        outputs = self.results.get(self.state.result)
+        page = None if outputs is None or outputs.folder is None else outputs.folder / "report.html"
+        return page if page is not None and page.is_file() else None
+
+    def save(self) -> None:
+        key = self.state.result
+        if key not in self.results:
+            return
+        try:
+            folder = self.served.new_folder(self.state.dialog_path, self.state.save_name)
+            place, _missing = self.results[key].save(folder)
+        except (NephiError, OSError) as error:
+            with self.state:
+                self.state.dialog_error = f"The result could not be saved: {error}"
+            return
+        self._unsaved.discard(key)
+        with self.state:
+            self.state.dialog, self.state.note = "", f"Saved in {self.served.relative(place)}."
+
+    # questions
+
+    def ask(self, what: str) -> None:
+        """Do what loses something after a question, and at once where nothing is lost."""
+        texts = {"phantom": ("Opening the generated chest", "Open"), "end": ("Ending the session", "End")}
+        if what not in texts:
+            return
+        text, yes = texts[what]
+        if what == "end" or self.results:
+            self._question(what, self._loss(text), yes)
+        else:
+            self._start(self._open_phantom())
+
+    def _question(self, what: str, text: str, yes: str) -> None:
+        self._asked = what
+        with self.state:
+            self.state.dialog, self.state.question, self.state.question_yes = "", text, yes
+
+    def _loss(self, doing: str) -> str:
+        running = " and stops the registration" if self.run is not None else ""
+        unsaved = len(self._unsaved)
+        which = "the result that has not been saved" if unsaved == 1 else f"{unsaved} results that have not been saved"
+        lost = f" discards {which}{running}." if unsaved else f" closes the scans that are open{running}."
+        return doing + lost
+
+    async def answer(self, yes: bool) -> None:
+        asked = self._asked
+        with self.state:
+            self.state.question = ""
+        if yes and asked == "phantom" and self.run is None:
+            await self._open_phantom()
+        elif yes and asked == "end":
+            self.cancel()
+            with self.state:
+                self.state.ended = True
+            await asyncio.sleep(0.5)  # until the page has it
+            self.ended.set()
+        elif yes and asked.startswith("open "):
+            _, role, path = asked.split(" ", 2)
+            await self._open(role, path)
+        self._asked = ""
+
+    # helpers
+
+    async def _list_devices(self) -> None:
+        try:
+            found = await asyncio.to_thread(self.logic.devices)
+        except LogicError as error:
+            self._fail(str(error))
+            return
+        with self.state:
+            self.state.devices = [
+                *self.state.devices,
+                *({"value": device["name"], "text": device["label"]} for device in found),
+            ]
+
+    def _fail(self, text: str) -> None:
+        with self.state:
+            self.state["dialog_error" if self.state.dialog else "error"] = text
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

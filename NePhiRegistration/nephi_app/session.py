@@ -1,0 +1,149 @@
+"""One session: a process with a scene of its own, reached only through the launcher that started it.
+
+Slicer's view code keeps one application logic a process, so that two scenes cannot live in one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .access import SECRET_HEADER, Start
+from .files import Served
+
+PAGE = Path(__file__).parent / "page"
+_TITLES = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal", "ThreeD": "3D"}
+
+
+def main() -> int:
+    """Read how to start from standard input, say where this listens on standard output, end when input ends."""
+    start = Start(**json.loads(sys.stdin.readline()))
+    told = os.fdopen(os.dup(1), "w")  # trame and VTK write to standard output, too
+    os.dup2(2, 1)
+    os.environ["TMPDIR"] = tempfile.tempdir = start.temporary
+    sys.argv = sys.argv[:1]  # trame reads it
+    asyncio.run(_serve(start, told))
+    return 0
+
+
+async def _serve(start: Start, told: Any) -> None:
+    from trame_server.core import Server
+
+    server = Server("nephi")
+    server.client_type = "vue3"
+    controller = build(server, start)
+
+    def bind(web: Any) -> None:
+        _guard(web.app, start.secret)
+        _add_files(web.app, controller, Path(start.temporary))
+
+    server.controller.on_server_bind.add(bind)
+
+    def ready(**_: Any) -> None:
+        controller.begin()
+        told.write(json.dumps({"port": server.port}) + "\n")
+        told.flush()
+
+    server.controller.on_server_ready.add(ready)
+    ended = asyncio.ensure_future(asyncio.to_thread(sys.stdin.read))  # the launcher holds the other end
+    serving = server.start(
+        port=0, host="127.0.0.1", exec_mode="coroutine", open_browser=False, show_connection_info=False, timeout=0,
+        thread=True,
+    )  # fmt: skip
+    ends = (ended, asyncio.ensure_future(serving), asyncio.ensure_future(controller.ended.wait()))
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        controller.cancel()
+        controller.results.clear()
+        shutil.rmtree(start.temporary, ignore_errors=True)
+        os._exit(0)  # the thread that reads standard input and VTK's objects would hold it up
+
+
+def build(server: Any, start: Start) -> Any:
+    """The page and what moves it; imported here, as it takes a second."""
+    from trame_client.ui.core import AbstractLayout
+    from trame_client.widgets import client, html
+
+    from . import state
+    from .controller import Controller
+    from .views import SLICES, Views
+
+    served = Served(Path(start.root))
+    view_html = (PAGE / "view.html").read_text(encoding="utf-8")
+    server.state.update(state.first(served.root.name or str(served.root), str(served.root)))
+    for name in SLICES:
+        server.state.update({f"slice_{name}": 0, f"range_{name}": [0, 1, 1]})
+
+    def gutter(name: str) -> None:
+        text = view_html.replace("NAME", name).replace("TITLE", _TITLES[name])
+        html.Div(text if name in SLICES else _TITLE_ONLY.replace("TITLE", _TITLES[name]), classes="gutter")
+
+    views = Views(server, gutter)
+    with AbstractLayout(server, html.Div(trame_server=server, style="height: 100%"), template_name="views") as grid:
+        views.place(grid)
+    with AbstractLayout(server, html.Div(trame_server=server), template_name="main"):
+        client.Style((PAGE / "page.css").read_text(encoding="utf-8"))
+        html.Div((PAGE / "page.html").read_text(encoding="utf-8"))
+    return Controller(server, served, Path(start.temporary), views)
+
+
+_TITLE_ONLY = '<div class="over" v-show="has_images"><span class="title">TITLE</span></div>'
+
+
+def _guard(app: Any, secret: str) -> None:
+    """Answer the launcher alone: anybody on this computer can reach the port."""
+    from aiohttp import web
+
+    @web.middleware
+    async def check(request: Any, handler: Any) -> Any:
+        given = request.headers.get(SECRET_HEADER, "")
+        if not hmac.compare_digest(given.encode(), secret.encode()):
+            raise web.HTTPForbidden
+        return await handler(request)
+
+    app.middlewares.append(check)
+
+
+def _add_files(app: Any, controller: Any, temporary: Path) -> None:
+    from aiohttp import web
+
+    async def report(_request: Any) -> Any:
+        page = controller.page_file()
+        if page is None:
+            raise web.HTTPNotFound
+        return web.FileResponse(page, headers={"Content-Security-Policy": "sandbox allow-scripts"})
+
+    async def result(request: Any) -> Any:
+        if not controller.state.has_result:
+            raise web.HTTPNotFound
+        folder = Path(tempfile.mkdtemp(dir=temporary))
+        try:
+            outputs = controller.results[controller.state.result]
+            place, _missing = outputs.save(folder / "result")
+            archive = await asyncio.to_thread(shutil.make_archive, str(folder / "archive"), "zip", str(place))
+            headers = {"Content-Disposition": 'attachment; filename="nephi-result.zip"'}
+            response = web.StreamResponse(headers={**headers, "Content-Type": "application/zip"})
+            await response.prepare(request)
+            with Path(archive).open("rb") as file:
+                while block := file.read(1 << 20):
+                    await response.write(block)
+            return response
+        finally:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(folder)
+
+    app.router.add_get("/report.html", report)
+    app.router.add_get("/result.zip", result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

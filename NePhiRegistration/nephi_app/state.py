@@ -1,0 +1,178 @@
+"""What the page knows at first, and the tables that it shows of a result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from NePhiRegistrationLib import tables
+from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View
+from NePhiRegistrationLib.pairs import pairs
+from NePhiRegistrationLib.verdict import judgement
+from NePhiRegistrationLib.words import in_panel_words
+from slicer.util import arrayFromVTKMatrix
+
+CT_WINDOWS = {"wide": (-1000, 300), "lung": (-1350, 150), "soft": (-160, 240), "bone": (-450, 1050)}
+ROLES = {
+    "fixed": "Fixed scan",
+    "moving": "Moving scan",
+    "fixed_mask": "Fixed mask",
+    "moving_mask": "Moving mask",
+    "fixed_landmarks": "Landmarks in the fixed scan",
+    "moving_landmarks": "Landmarks in the moving scan",
+    "regions": "Regions such as lobes, on the fixed scan",
+}
+_EXTRAS = {"fixed_landmarks": "fixed", "moving_landmarks": "moving", "regions": "fixed"}
+
+
+def first(root_name: str, root_path: str) -> dict[str, Any]:
+    return {
+        "trame__title": "NePhi",
+        "theme": "dark",
+        "root_name": root_name,
+        "root_path": root_path,
+        "error": "",
+        "note": "",
+        "busy": "",
+        "ended": False,
+        # inputs
+        "inputs_open": True,
+        "names": dict.fromkeys(ROLES, ""),
+        "extras": [{"role": role, "text": ROLES[role], "needs": needs} for role, needs in _EXTRAS.items()],
+        "masks": "auto",
+        "preset": Preset.BALANCED.term,
+        "presets": [_item(p.term, p.label()) for p in Preset if p is not Preset.FILE],
+        "device": "auto",
+        "devices": [_item("auto", "Automatic")],
+        "align": Alignment.AUTO.term,
+        "alignments": [_item(a.term, a.label()) for a in Alignment],
+        "reason": "",
+        "estimate": "",
+        # a run
+        "running": False,
+        "stage": "",
+        "percent": 0,
+        "left": "",
+        "live": True,
+        # the views
+        "has_images": False,
+        "layout": "four",
+        "ct_window": "wide",
+        "windows": [],
+        "letters": {},
+        # a result
+        "has_result": False,
+        "has_page": False,
+        "results": [],
+        "result": "",
+        "verdict": {},
+        "lines": [],
+        "table": "numbers",
+        "tables": [],
+        "view": View.FADE.name,
+        "looks": [],
+        "meaning": "",
+        "before": False,
+        "can_before": True,
+        "opacity": 0.5,
+        "has_opacity": True,
+        "legend": True,
+        "beyond": False,
+        "has_legend": False,
+        "grid": False,
+        "grid_mode": GridMode.GRID.term,
+        "grid_modes": [_item(m.term, m.label()) for m in GridMode],
+        "grid_spacing": 12,
+        "grid_3d": False,
+        # dialogs
+        "dialog": "",
+        "dialog_title": "",
+        "dialog_path": "",
+        "dialog_parts": [],
+        "dialog_error": "",
+        "entries": [],
+        "more_entries": False,
+        "save_name": "",
+        "question": "",
+        "question_yes": "",
+    }
+
+
+def windows(hounsfield: bool) -> list[dict]:
+    """The windows that are offered for a CT; none for other images, which keep what fits their values."""
+    texts = {"wide": "Chest, wide", "lung": "Lung", "soft": "Soft tissue", "bone": "Bone"}
+    return [_item(*pair) for pair in texts.items()] if hounsfield else []
+
+
+def looks(outputs: Any) -> list[dict]:
+    """What the views can show of a result."""
+    return [_item(v.name, v.label()) for v in View if v is not View.ERROR or outputs.error_map is not None]
+
+
+def verdict(outputs: Any) -> dict:
+    """The engine's verdict with its reasons and what to look at; empty where there is none."""
+    judged = judgement(outputs.report)
+    if judged is None:
+        return {}
+    views = {view.term: view.name for view in View}
+    places = [_item(views.get(place, place), judged.place_name(place)) for place in judged.places]
+    return {
+        "outcome": judged.outcome,
+        "text": f"{judged.sign} {judged.title}",
+        "reasons": [in_panel_words(reason) for reason in judged.reasons],
+        "places": places,
+    }
+
+
+def result_tables(outputs: Any, landmarks: tuple[Any, Any] | None) -> list[dict]:
+    """Name, title, columns, rows of text and, where a row is a place, the points in RAS mm to jump to."""
+    numbers_columns, numbers = tables.texts(outputs.statistics, tables.UNIT_COLUMN)
+    folds_columns, folds = tables.texts(outputs.folds)
+    count = len(folds)
+    made = [
+        _table("numbers", "Numbers", numbers_columns, numbers),
+        _table("folds", f"Folds ({count})" if count else "Folds (none)", folds_columns, folds,
+               [list(tables.fold_centre_ras_mm(outputs.folds, row)) for row in range(count)]),
+    ]  # fmt: skip
+    if landmarks is not None:
+        made.append(_landmarks(outputs, *landmarks))
+    if outputs.ventilation is not None:
+        made.append(_table("regions", "Regions", *tables.texts(outputs.ventilation)))
+    return made
+
+
+def _landmarks(outputs: Any, fixed: Any, moving: Any) -> dict:
+    """Each pair with its distance in mm after the alignment alone and after the registration, the worst first."""
+    found = sorted(pairs(outputs, fixed, moving), key=lambda pair: -(pair.after_mm or 0))
+    rows = [[pair.label, f"{pair.before_mm:.2f}", f"{pair.after_mm:.2f}"] for pair in found]
+    columns = ["Pair", "Before (mm)", "After (mm)"]
+    return _table("landmarks", f"Landmarks ({len(rows)})", columns, rows, [list(pair.fixed_ras_mm) for pair in found])
+
+
+def cost(estimate: Any) -> str:
+    return f"About {duration(estimate.seconds)} and {estimate.memory_mb / 1000:.1f} GB of memory."
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def letters(slice_node: Any) -> str:
+    """What of the patient lies left, right, at the top and at the bottom of a slice view."""
+    axes_ras = arrayFromVTKMatrix(slice_node.GetSliceToRAS())[:3, :2]
+    right, top = (_letter(axes_ras[:, i]) for i in (0, 1))
+    left, bottom = (_letter(-axes_ras[:, i]) for i in (0, 1))
+    return left + right + top + bottom
+
+
+def _letter(direction_ras: np.ndarray) -> str:
+    axis = int(np.abs(direction_ras).argmax())
+    return ("RL", "AP", "SI")[axis][0 if direction_ras[axis] > 0 else 1]
+
+
+def _table(name: str, title: str, columns: list, rows: list, points: list | None = None) -> dict:
+    return {"name": name, "title": title, "columns": columns, "rows": rows, "points": points or []}
+
+
+def _item(value: str, text: str) -> dict:
+    return {"value": value, "text": text}

@@ -1,0 +1,147 @@
+"""Slice and 3D views of one MRML scene in a page, by trame-slicer; nothing else here knows that package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+if sys.platform.startswith("linux"):
+    os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")  # read when vtk makes its first window
+
+import numpy as np
+import slicer
+import vtk
+from trame_slicer.core import LayoutManager, SlicerApp
+from trame_slicer.rca_view import register_rca_factories
+from trame_slicer.views import Layout, LayoutDirection, ViewLayoutDefinition
+from vtk.util.numpy_support import numpy_to_vtk
+
+SLICES = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}  # names of the views and their orientation
+THREE_D = "ThreeD"
+_MOST_PIXELS = 1_500_000  # of a view that are drawn; on larger screens they are enlarged
+_LAYOUTS = {"four": [*SLICES, THREE_D]} | {name: [name] for name in (*SLICES, THREE_D)}
+
+
+class Views:
+    """The scene and its views; ``gutter(view name)`` adds what lies over a view."""
+
+    def __init__(self, server: Any, gutter: Callable[[str], None]):
+        self._app = SlicerApp()
+        self.scene = self._app.scene
+        # trame-slicer's colour logic does not register it
+        self.scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+        slicer.mrmlScene = self.scene  # where slicer.util looks
+
+        def over(_server: Any, name: str, _view: Any) -> None:
+            gutter(name)
+
+        register_rca_factories(
+            self._app.view_manager, server, slice_view_ui_f=over, three_d_view_ui_f=over, interactive_quality=70
+        )
+        self._layout = LayoutManager(self.scene, self._app.view_manager, server)
+        definitions = {
+            "Red": ViewLayoutDefinition.axial_view(),
+            "Green": ViewLayoutDefinition.coronal_view(),
+            "Yellow": ViewLayoutDefinition.sagittal_view(),
+            THREE_D: ViewLayoutDefinition.threed_view(),
+        }
+        # what VTK prints while nodes come and go would fill the terminal; what fails is told by who asked for it
+        vtk.vtkObject.GlobalWarningDisplayOff()
+        for key, names in _LAYOUTS.items():
+            rows: list = [definitions[name] for name in names]
+            if len(rows) == 4:
+                rows = [Layout(LayoutDirection.Horizontal, rows[:2]), Layout(LayoutDirection.Horizontal, rows[2:])]
+            self._layout.register_layout(key, Layout(LayoutDirection.Vertical, rows))
+        self._layout.set_layout("four")
+        for factory in self._app.view_manager._factories:
+            for view in factory._views.values():
+                view.view_adapter.max_pixel_count = _MOST_PIXELS
+        renderer_3d = self._app.view_manager.get_view(THREE_D).renderer()
+        renderer_3d.SetUseDepthPeeling(False)  # with Mesa's software renderer it leaves out what is translucent
+        self._app.app_logic.SetIntersectingSlicesEnabled(
+            slicer.vtkMRMLApplicationLogic.IntersectingSlicesVisibility, True
+        )
+        crosshair = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        crosshair.SetCrosshairBehavior(slicer.vtkMRMLCrosshairNode.OffsetJumpSlice)
+
+    def place(self, page: Any) -> None:
+        """The grid of views, here in the page."""
+        self._layout.initialize_layout_grid(page)
+
+    def choose(self, layout: str) -> None:
+        """``four``, or one view by its name."""
+        self._layout.set_layout(layout)
+
+    def slice_view(self, name: str) -> Any:
+        return self._app.view_manager.get_view(name)
+
+    def on_moved(self, call: Callable[[str], None]) -> None:
+        """``call(name)`` whenever the slice of a view has changed."""
+        for name in SLICES:
+            self.slice_view(name).modified.connect(lambda _view, name=name: call(name))
+
+    def fit(self) -> None:
+        """All of the background volume in every view."""
+        for view in self._app.view_manager.get_views():
+            view.reset_view()
+        camera = self._app.view_manager.get_view(THREE_D).get_camera_node().GetCamera()
+        camera.Azimuth(35)
+        camera.Elevation(20)
+        camera.OrthogonalizeViewUp()
+
+    def show_slices_in_3d(self, on: bool) -> None:
+        for name in SLICES:
+            self.slice_view(name).set_visible_in_3d(on)
+
+    def tidy_legends(self) -> None:
+        """Colour legends small, and in the slices alone."""
+        slices = [self.slice_view(name).get_view_node_id() for name in SLICES]
+        size = max(9, self.slice_view("Red").render_window().GetSize()[1] // 36)
+        for i in range(self.scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode")):
+            legend = self.scene.GetNthNodeByClass(i, "vtkMRMLColorLegendDisplayNode")
+            legend.SetViewNodeIDs(slices)
+            legend.SetSize(0.1, 0.45)
+            for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
+                text.SetFontSize(size)
+            legend.Modified()
+
+    def render(self) -> None:
+        """Draw anew in every view, as after a change that no view observes."""
+        for view in self._app.view_manager.get_views():
+            view.schedule_render()
+
+
+def surface_model(scene: Any, inside: np.ndarray, ijk_to_world: np.ndarray, name: str) -> Any:
+    """The surface of a mask (z, y, x) as a translucent model; ``ijk_to_world`` as in NePhiRegistrationLib.scene."""
+    image = vtk.vtkImageData()
+    padded = np.pad(inside.astype(np.uint8), 1)
+    image.SetDimensions(padded.shape[::-1])
+    image.GetPointData().SetScalars(numpy_to_vtk(padded.ravel(), deep=True))
+    surface = vtk.vtkFlyingEdges3D()
+    surface.SetInputData(image)
+    surface.SetValue(0, 0.5)
+    surface.ComputeScalarsOff()
+    surface.ComputeNormalsOff()
+    smooth = vtk.vtkWindowedSincPolyDataFilter()
+    smooth.SetInputConnection(surface.GetOutputPort())
+    smooth.SetNumberOfIterations(15)
+    smooth.SetPassBand(0.1)
+    place = vtk.vtkTransform()
+    place.SetMatrix(ijk_to_world.ravel().tolist())
+    place.Translate(-1, -1, -1)  # of the padding
+    moved = vtk.vtkTransformPolyDataFilter()
+    moved.SetTransform(place)
+    moved.SetInputConnection(smooth.GetOutputPort())
+    normals = vtk.vtkPolyDataNormals()
+    normals.SetInputConnection(moved.GetOutputPort())
+    normals.Update()
+    model = scene.AddNewNodeByClass("vtkMRMLModelNode", name)
+    model.SetAndObservePolyData(normals.GetOutput())
+    model.CreateDefaultDisplayNodes()
+    display = model.GetDisplayNode()
+    display.SetColor(0.75, 0.55, 0.5)
+    display.SetOpacity(0.35)
+    display.SetVisibility2D(False)
+    return model

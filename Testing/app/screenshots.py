@@ -1,0 +1,69 @@
+"""The pictures of docs/app.md: python Testing/app/screenshots.py, in the environment of the browser application."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from browser import App, Browser, Panel, colourful
+from PIL import Image
+
+PLACE = Path(__file__).parents[2] / "Resources" / "Screenshots"
+_COLORS = 200
+
+
+def main() -> int:
+    browser = Browser()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, temporary = Path(scratch) / "scans", Path(scratch) / "temporary"
+        for made in (folder, temporary):
+            made.mkdir()
+        app = App(folder, temporary)
+        panel = Panel(browser.context(), app.address)
+        page = panel.page
+        page.click("#phantom")
+        page.wait_for_selector("#register:enabled")
+        panel.view("ThreeD")
+        _save(page, "app_scans")
+        panel.register()
+        page.wait_for_function("document.querySelector('.running progress')?.value > 55")
+        time.sleep(2)
+        _save(page, "app_running")
+        panel.finish()
+        panel.view("ThreeD")
+        grey = colourful(panel.view("Green"))
+        page.select_option("#view", "ERROR")
+        _until_coloured(panel, grey)
+        panel.view("ThreeD")
+        _save(page, "app_error")
+        page.select_option("#view", "FIXED")
+        page.get_by_role("button", name="Light", exact=True).click()
+        page.check("#grid")
+        page.get_by_text("Cyan: 0 mm").wait_for()
+        _until_coloured(panel, grey)
+        panel.view("ThreeD")
+        _save(page, "app_grid")
+        browser.close()
+        app.end()
+    return 0
+
+
+def _until_coloured(panel: Panel, grey: float) -> None:
+    while colourful(panel.view("Green")) < grey + 0.05:
+        pass
+
+
+def _save(page, name: str) -> None:
+    """In few colours, so that the files are small."""
+    path = PLACE / f"{name}.png"
+    page.screenshot(path=path)
+    with Image.open(path) as image:
+        few = image.convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+    print(path, path.stat().st_size // 1024, "kB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""The browser application as its users have it: the real command, real runs, a real browser."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+VIEWS = {  # and words that explain them
+    "CHECKERBOARD": "edges continue",
+    "DIFFERENCE": "Grey: equal",
+    "ERROR": "within the tolerance",
+    "JACOBIAN": "expands",
+    "CONSISTENCY": "mapped to the moving volume and back",
+}
+
+
+def answer(url: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as reply:
+            return reply.status, reply.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def panel(app, browser):
+    """The first user's page; the tests go on where the last one stopped."""
+    from browser import Panel
+
+    context = browser.context()
+    yield Panel(context, app.address)
+    context.close()
+
+
+def test_a_stranger_gets_nothing(app, browser, panel):
+    session = panel.page.url
+    for url in (app.origin, f"{app.origin}/?token=wrong", session, session.replace("index.html", "report.html")):
+        status, text = answer(url)
+        assert status == 403 and "token" in text, url
+    for name in ("evil.example", "127.0.0.1.evil.example"):
+        assert answer(app.address, Host=name)[0] == 403  # a page elsewhere whose name leads here
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "MTIzNDU2Nzg5MDEyMzQ1Ng==",
+    }
+    websocket = session.replace("index.html", "ws")
+    assert answer(websocket, **upgrade)[0] == 403
+    cookie = "; ".join(f"{c['name']}={c['value']}" for c in panel.page.context.cookies())
+    assert answer(websocket, **upgrade, Cookie=cookie, Origin="http://evil.example")[0] == 403
+    assert answer(session, Cookie=cookie)[0] == 200
+    cookies = panel.page.context.cookies()
+    assert all(c["httpOnly"] and c["sameSite"] == "Lax" for c in cookies) and cookies
+
+
+def test_bad_input_is_told_in_one_line_and_nothing_outside_is_reached(panel):
+    page = panel.page
+    assert page.locator("#register").is_disabled() and "Choose the fixed" in page.inner_text(".hint")
+    panel.browse("fixed")
+    names = page.locator(".listing button").all_inner_texts()
+    assert names == ["dicom/", "scans/", "damaged.nii.gz"]  # no links that lead out
+    page.get_by_role("button", name="damaged.nii.gz").click()
+    told = page.locator("dialog [role=alert]")
+    told.wait_for()
+    assert "damaged.nii.gz" in told.inner_text() and len(told.inner_text().splitlines()) == 1
+    for path in ("../outside0/secret.nii.gz", "/etc/passwd", "away.nii.gz", "scans/../../x"):
+        before = told.inner_text()
+        page.evaluate("path => window.trame.trigger('choose', [path])", path)
+        page.wait_for_function("text => document.querySelector('dialog [role=alert]').innerText !== text", arg=before)
+        assert "does not exist in the folder" in told.inner_text(), path
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    assert page.inner_text("output >> nth=0") == "none"
+
+
+def test_a_dicom_folder_is_a_scan(panel):
+    page = panel.page
+    panel.browse("fixed")
+    page.get_by_role("button", name="dicom/").click()
+    page.get_by_role("button", name="Open this folder").click()
+    page.wait_for_selector("dialog", state="detached")
+    assert page.inner_text("output >> nth=0") == "dicom"
+    series = panel.view("Red")
+    assert series.std() > 20
+    page.click("#choose-fixed")
+    page.locator(".path button").first.click()
+    page.wait_for_selector("dialog .folder")
+    page.keyboard.press("Escape")
+
+
+def test_cancelling_ends_the_engine_and_changes_nothing(app, panel):
+    page = panel.page
+    panel.open_pair()
+    page.wait_for_function("document.querySelectorAll('#device option').length > 1")  # a process has told them
+    before, processes = panel.view("Green"), set(app.processes())
+    page.select_option("#preset", "accurate")
+    page.wait_for_selector("#register:enabled")
+    page.click("#register")
+    page.wait_for_function("document.querySelector('.running progress')?.value > 1")
+    assert set(app.processes()) > processes
+    page.click("#cancel")
+    page.wait_for_selector(".running", state="detached")
+    assert "cancelled" in page.inner_text(".message")
+    assert page.locator("#register").is_enabled() and page.locator(".verdict").count() == 0
+    end = time.monotonic() + 30
+    while set(app.processes()) - processes and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not set(app.processes()) - processes
+    assert np.abs(panel.view("Green") - before).mean() < 0.5
+
+
+def test_a_registration_survives_a_closed_tab_and_is_seen_in_the_views(app, browser, panel):
+    from browser import colourful, difference
+
+    page = panel.page
+    page.click("text=Landmarks, regions")
+    panel.choose("fixed_landmarks", "fixed.csv")
+    panel.choose("moving_landmarks", "moving.csv")
+    apart = panel.view("Green")
+    panel.register()
+    page.wait_for_selector("text=/about .* left/")
+    session = page.url
+    page.close()
+    panel.open()  # leads to the session that this browser has
+    page = panel.page
+    assert page.url == session
+    panel.finish()
+    page.wait_for_function("document.querySelectorAll('#view option').length > 5")
+    together = panel.until_changed(apart, "Green")
+    assert page.inner_text(".verdict strong") in ("PASS", "CHECK")
+    assert "TRE" in page.inner_text(".lines") and "mm" in page.inner_text(".table")
+    shown, grey = together, colourful(together)
+    for name, words in VIEWS.items():
+        page.select_option("#view", name)
+        page.get_by_text(words).wait_for()
+        shown = panel.until_changed(shown, "Green")
+        assert (colourful(shown) > grey + 0.05) is (name not in ("CHECKERBOARD", "DIFFERENCE")), name
+    page.select_option("#view", "FADE")
+    shown = panel.until_changed(shown, "Green")
+    page.check("#before")
+    before = panel.until_changed(shown, "Green")
+    assert difference(before, apart) < difference(together, apart)
+    page.uncheck("#before")
+    shown = panel.until_changed(before, "Green")
+    page.check("#grid")
+    page.get_by_text("Cyan: 0 mm").wait_for()
+    end = time.monotonic() + 60
+    while colourful(panel.view("Green")) < grey + 0.05:
+        assert time.monotonic() < end, "no deformation is drawn"
+    page.uncheck("#grid")
+    assert not panel.errors
+
+
+def test_a_landmark_is_jumped_to_and_all_slices_follow(app, browser, panel):
+    page = panel.page
+    page.get_by_role("tab", name="Landmarks").click()
+    errors = [float(text) for text in page.locator(".table tbody td:last-child").all_inner_texts()]
+    assert len(errors) > 20 and errors == sorted(errors, reverse=True) and errors[0] < 10
+    slices = lambda: [page.input_value(f"#slice-{name}") for name in ("Red", "Green", "Yellow")]  # noqa: E731
+    before = slices()
+    page.get_by_role("button", name="Show place 1", exact=True).click()
+    page.wait_for_function("old => document.querySelector('#slice-Red').value !== old", arg=before[0])
+    page.wait_for_timeout(1000)
+    assert all(one != other for one, other in zip(before, slices(), strict=True))
+
+
+def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_path, panel):
+    page = panel.page
+    page.click("#save")
+    page.fill("#save-name", "../away")
+    page.click("#save-here")
+    assert "special characters" in page.locator("dialog [role=alert]").inner_text()
+    page.fill("#save-name", "result")
+    page.click("#save-here")
+    page.wait_for_selector("dialog", state="detached")
+    place = folder / page.inner_text(".message").split("Saved in ")[1].split("\n")[0].rstrip(". ✕")
+    names = {file.name for file in place.iterdir()}
+    assert names >= {"transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "report.json"}
+    report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+    assert report["tre_mm"]["after"]["mean"] < report["tre_mm"]["before"]["mean"]
+    with page.expect_download() as download:
+        page.click("#download")
+    archive = tmp_path / "result.zip"
+    download.value.save_as(archive)
+    with zipfile.ZipFile(archive) as packed:
+        assert packed.testzip() is None and set(packed.namelist()) >= names - {"report.html"}
+    with page.context.expect_page() as opened:
+        page.click("#report")
+    opened.value.wait_for_load_state()
+    assert report["verdict"]["outcome"] in opened.value.inner_text("body")
+    opened.value.close()
+
+
+def test_the_keyboard_is_enough(app, browser, panel):
+    """Focus is visible; a slice is moved, a choice changed, a dialog opened and left without the mouse."""
+    page = panel.page
+    before = panel.view("Red")
+    reached = []
+    page.get_by_role("tab", name="Numbers").click()
+    page.focus(".skip")
+    for _step in range(90):
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
+        if reached[-1] == "slice-Red":
+            break
+        page.keyboard.press("Tab")
+    assert {"save", "download", "report", "view", "slice-Red"} <= set(reached), reached
+    style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert style != "none"
+    page.focus(".skip")  # past a long table
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.closest('.toolbar')")
+    page.focus("#slice-Red")
+    for _step in range(3):
+        page.keyboard.press("ArrowRight")
+    panel.until_changed(before, "Red")
+    page.focus("#save")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open]")
+    assert page.evaluate("document.querySelector('dialog').contains(document.activeElement)")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    assert page.evaluate("document.activeElement.id") == "save"
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (3840, 2160)])
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_it_is_readable_on_small_and_large_screens(app, browser, panel, size, theme):
+    page = panel.page
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    if page.get_attribute(".nephi", "data-theme") != theme:
+        page.get_by_role("button", name="Light" if theme == "light" else "Dark", exact=True).click()
+        page.wait_for_selector(f".nephi[data-theme={theme}]")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for view in page.locator(".layout-grid-item").all():
+        box = view.bounding_box()
+        assert box["width"] > 0.25 * size[0] and box["height"] > 0.3 * size[1]
+    assert contrast(page, ".verdict p") > 4.5 and contrast(page, ".verdict strong") > 4.5
+    assert contrast(page, ".panel .hint, .lines li") > 4.5
+    if size[0] > 2000:
+        height = page.locator("#save").bounding_box()["height"]
+        assert height > 36  # larger, as such screens are
+
+
+def contrast(page, selector: str) -> float:
+    """WCAG contrast of an element's text with what lies behind it."""
+    from NePhiRegistrationLib.theme import contrast
+
+    colors = page.evaluate(
+        """selector => {
+            const element = document.querySelector(selector);
+            let behind = element;
+            while (getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)') behind = behind.parentElement;
+            return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+        }""",
+        selector,
+    )
+    rgb = [tuple(int(part) / 255 for part in text.split("(")[1].rstrip(")").split(",")[:3]) for text in colors]
+    return contrast(*rgb)
+
+
+def test_two_users_have_nothing_in_common(app, browser, panel):
+    from browser import Panel
+
+    context = browser.context()
+    second = Panel(context, app.address)
+    assert second.page.url != panel.page.url
+    assert second.page.inner_text("output >> nth=0") == "none" and second.page.locator(".verdict").count() == 0
+    second.choose("fixed", "scans/", "moving.nii.gz")
+    assert panel.page.locator(".verdict").count() == 1
+    second.page.goto(panel.page.url)  # of another's session: to one's own
+    second.page.wait_for_selector("#phantom")
+    assert second.page.url != panel.page.url
+    second.page.get_by_role("button", name="End", exact=True).click()
+    second.page.get_by_role("dialog").get_by_role("button", name="End").click()
+    second.page.wait_for_selector("text=This session has ended")
+    context.close()
+    panel.page.reload()
+    panel.page.wait_for_selector(".verdict")
+
+
+def test_nothing_stays_behind(app, panel):
+    """After Ctrl-C: no process, no temporary file, no half-written folder."""
+    processes = {pid: Path(f"/proc/{pid}/cmdline") for pid in app.processes()}
+    assert processes and any(app.temporary.iterdir())
+    assert app.end() == 0
+    assert not any(app.temporary.iterdir())
+    end = time.monotonic() + 30  # a question for the devices may be under way
+    while left := [path for path in processes.values() if path.exists()]:
+        assert time.monotonic() < end, [path.read_text(encoding="utf-8") for path in left]
+        time.sleep(0.2)
