@@ -11,7 +11,6 @@ from browser import App, Browser, Panel, colourful
 from PIL import Image
 
 PLACE = Path(__file__).parents[2] / "Resources" / "Screenshots"
-_COLORS = 200
 
 
 def main() -> int:
@@ -60,7 +59,7 @@ def _save(page, name: str) -> None:
     path = PLACE / f"{name}.png"
     page.screenshot(path=path)
     with Image.open(path) as image:
-        few = image.convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
+        few = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
     print(path, path.stat().st_size // 1024, "kB")
 
