@@ -32,12 +32,18 @@ def keep(p, settings) -> None:
         value = getattr(p, name)
         if isinstance(value, Enum) and value.name == "FILE":
             continue
-        settings.setValue(_GROUP + name, value.name if isinstance(value, Enum) else str(value))
+        settings.setValue(_GROUP + name, _text(value))
+
+
+def _text(value) -> str:
+    if isinstance(value, Enum):
+        return value.name
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _value(text: str, default):
     if isinstance(default, Enum):
         return type(default)[text]
     if isinstance(default, bool):
-        return {"True": True, "False": False}[text]
+        return bool(int(text))
     return type(default)(text)

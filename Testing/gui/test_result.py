@@ -125,35 +125,6 @@ def test_what_is_seen_is_said_in_words(finished, view):
         assert "Bright: warped is denser than fixed" in text
 
 
-@pytest.mark.parametrize("outcome, words", [("PASS", "Reliable."), ("CHECK", "Check."), ("FAIL", "Not reliable.")])
-def test_verdict_stands_on_a_ground_of_its_own_and_leads_to_what_it_means(finished, outcome, words):
-    ui, report = finished.ui, finished.outputs.report
-    reasons = ["The map folds in 9 voxels (2 %).", "The expected error is 9 mm <on average>."]
-    report["verdict"] |= {"outcome": outcome, "reasons": reasons}
-    finished.outputs.report_text.SetText(json.dumps(report))
-    finished.widget._update()
-    text, style = ui.verdictLabel.text, ui.verdictLabel.styleSheet
-    assert ui.verdictLabel.visible and words in text and "&lt;on average&gt;" in text
-    colors = [tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in re.findall(r"#\w{6}", style)]
-    assert theme.contrast(*colors) >= 4.5  # whatever the theme
-    assert re.findall(r'href="(\w+)"', text) == ["folds", "error"]
-    ui.tablesTabWidget.setCurrentIndex(0)
-    finished.widget.results._look_at("folds")
-    assert ui.tablesTabWidget.currentIndex == 1
-    finished.widget.results._look_at("error")
-    assert finished.p.view is View.ERROR and _drawn(View.ERROR) is not None
-    ui.beyondCheckBox.click()
-    assert _drawn(View.ERROR).GetDisplayNode().GetLowerThreshold() > 0
-
-
-def test_result_from_before_there_were_verdicts(finished):
-    report = finished.outputs.report
-    del report["verdict"], report["error_estimate_mm"]
-    finished.outputs.report_text.SetText(json.dumps(report))
-    finished.widget._update()
-    assert not finished.ui.verdictLabel.visible and finished.ui.summaryLabel.text
-
-
 def test_deformation_is_drawn_as_chosen(finished):
     out, ui = finished.outputs, finished.ui
     assert deformation.find(out.forward) is None and not ui.gridModeComboBox.visible
