@@ -190,7 +190,7 @@ class Controller:
         if run.outputs is not None:
             self._add(run.outputs)
         else:
-            self._restore()
+            self._show(again=True)
         self.views.render()
 
     def _add(self, outputs: Outputs) -> None:
@@ -204,10 +204,6 @@ class Controller:
             self.state.results = [*self.state.results, {"value": key, "text": text}]
             self.state.inputs_open = False
             self.state.result = key
-
-    def _restore(self) -> None:
-        if self.results:
-            self._show(again=True)
 
     # the views
 
@@ -278,8 +274,13 @@ class Controller:
             s.has_opacity = view in OVERLAYS or view is View.FADE
             s.has_legend = view in OVERLAYS or s.grid
             s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
-        self.views.tidy_legends()
-        self.views.render()
+        self._start(self._tidy())
+
+    async def _tidy(self) -> None:
+        for _time in range(2):  # a legend that has just been made takes its size when it has been drawn
+            self.views.tidy_legends()
+            self.views.render()
+            await asyncio.sleep(_POLL_S)
 
     async def _flicker(self) -> None:
         while True:

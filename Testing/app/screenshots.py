@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from browser import App, Browser, Panel, colourful
 from PIL import Image
 
 PLACE = Path(__file__).parents[2] / "Resources" / "Screenshots"
-_COLORS = 200
 
 
 def main() -> int:
@@ -28,8 +26,7 @@ def main() -> int:
         panel.view("ThreeD")
         _save(page, "app_scans")
         panel.register()
-        page.wait_for_function("document.querySelector('.running progress')?.value > 55")
-        time.sleep(2)
+        page.wait_for_function("document.querySelector('.running progress')?.value > 25")
         _save(page, "app_running")
         panel.finish()
         panel.view("ThreeD")
@@ -56,12 +53,10 @@ def _until_coloured(panel: Panel, grey: float) -> None:
 
 
 def _save(page, name: str) -> None:
-    """In few colours, so that the files are small."""
     path = PLACE / f"{name}.png"
     page.screenshot(path=path)
     with Image.open(path) as image:
-        few = image.convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
+        image.convert("RGB").save(path, optimize=True)  # in all its colours: a palette would change the maps'
     print(path, path.stat().st_size // 1024, "kB")
 
 

@@ -73,3 +73,15 @@ def test_the_estimate_knows_model_device_outputs_and_masks():
     assert list(beginning(plain)) == ["masks", "alignment", "features", "optimising"]
     cost = estimate(fast, CT[0], CT[1], CT[2], CT[1], "cpu", ("transform",))
     assert cost.seconds == pytest.approx(sum(few.values()))
+
+
+def test_a_run_whose_stages_are_not_known_yet_is_not_taken_for_done():
+    """As the command line begins: it reads the images before it knows what they will cost."""
+    told: list[float] = []
+    now = iter([0.0, 1.0, 2.0, 4.0])
+    table = Timetable({}, lambda stage, fraction, terms: told.append(fraction), clock=lambda: next(now))
+    table("reading", 0.0, {})
+    table.expect({"optimising": 10.0})
+    table("optimising", 0.0, {})
+    table("optimising", 0.2, {})
+    assert told[0] == 0.0 and 0 < told[1] < 0.5 and told[1] <= told[2] < 0.6

@@ -48,6 +48,8 @@ class Timetable:
 
     def _of_all(self, stage: str, part: float, now: float) -> float:
         """Seconds so far, as a part of those and of the seconds left."""
+        if stage not in self.expected:  # what comes after it is not known, and the fraction never falls again
+            return 0.0
         names, here, within = list(self.expected), self.expected.get(stage, 0.0), now - self._since
         told = part >= _SEEN  # else it may not have told of its progress for a while
         pace = _pace([*self._finished, *([(here * part, within)] if told else [])])
