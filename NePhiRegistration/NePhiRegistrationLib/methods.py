@@ -31,8 +31,8 @@ def methods_text(report: dict) -> str:
     jacobian, folds = report["jacobian"], report["folds"]
     sentences.append(
         f"The Jacobian determinant was {jacobian['mean']:.3f} on average ({jacobian['min']:.3f} to "
-        f"{jacobian['max']:.3f}); {folds['percent']:.3g} % of the voxels were folded. Forward and inverse field differed "
-        f"by {report['fields_disagreement_mm']['mean']:.2f} mm on average."
+        f"{jacobian['max']:.3f}); {folds['percent']:.3g} % of the voxels were folded. Forward and inverse field "
+        f"differed by {report['fields_disagreement_mm']['mean']:.2f} mm on average."
     )
     if "error_estimate_mm" in report and "verdict" in report:
         estimate, verdict = report["error_estimate_mm"], report["verdict"]
