@@ -168,7 +168,7 @@ def _start(pair: Pair) -> Affine:
     """A good alignment, to be spoilt."""
     images = pair.images.map(hounsfield, Both("fixed", "moving"))
     masks = complete(*pair.masks) or complete(*images.map(lung_mask)) if images.fixed.GetDimension() == 3 else None
-    return align(images, masks or Both(None, None), "auto")[0]
+    return align(images, masks or Both(None, None), "auto").affine
 
 
 def _spoilt(affine: Affine, grid: Grid, shift_mm=(0, 0, 0), turn_deg=0.0, axis=0, mirror=False) -> Affine:
