@@ -244,6 +244,14 @@ def test_the_worst_reason_comes_first_and_large_errors_count_by_their_share():
     assert verdict.outcome == FAIL and "Dice" in verdict.reasons[0] and len(verdict.reasons) == 3
 
 
+@pytest.mark.parametrize(
+    ("above_half", "above", "wanted"), [(0.1, 0.0, PASS), (0.2, 0.01, CHECK), (0.9, 0.4, CHECK), (0.9, 0.6, FAIL)]
+)
+def test_a_part_with_half_of_a_large_error_is_to_be_checked(above_half, above, wanted):
+    verdict = judged(GOOD, SURE, lambda mm: above_half if mm < 5.0 else above, 1.0).verdict
+    assert verdict.outcome == wanted and (wanted == PASS or "2.5 mm" in verdict.reasons[0])
+
+
 def test_coarse_voxels_widen_what_is_tolerated_in_mm():
     assert judged(GOOD, replace(SURE, mean=4.0), none_above, 6.0).verdict.outcome == PASS
 

@@ -17,7 +17,7 @@ from .calibration import MODEL
 from .report import ErrorEstimate
 from .signals import Signals
 
-_POOL_MM, _WIDE_MM = 6.0, 12.0  # standard deviations of the weights around a place
+_POOL_MM = 6.0  # standard deviation of the weights around a place; of the wider ones twice as much
 _LEAST_MM, _LEAST_RATIO = 0.1, 0.02  # below these differences do not count
 _ROWS = 2048  # places worked on at a time
 _MAP_MM = 5.0  # between the voxels of the map
@@ -51,8 +51,7 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
         near = _near(places_lps_mm[rows], s.points_lps_mm, _POOL_MM * s.scale)
         plain[rows] = _mean(near, np.column_stack([s.asymmetry_mm, s.strain]))
         trusted[rows] = _mean(near * trust, np.column_stack([s.shifts_mm, shift]))
-        near **= (_POOL_MM / _WIDE_MM) ** 2
-        wide[rows] = _mean(near * trust, shift[:, None])
+        wide[rows] = _mean(np.sqrt(np.sqrt(near)) * trust, shift[:, None])  # a fourth root is a Gaussian twice as wide
         near = _near(places_lps_mm[rows], s.coarse_points_lps_mm, _POOL_MM * s.scale)
         coarse[rows] = _mean(near, coarse_shift[:, None])
     lengths = np.column_stack([np.linalg.norm(trusted[:, :-1], axis=1), trusted[:, -1:], wide, plain[:, :1], coarse])
