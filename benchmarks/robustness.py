@@ -61,15 +61,14 @@ def measure(scans: Both[Scan], preset: str | None, masks: bool) -> tuple[np.ndar
     given: Both[sitk.Image | None] = scans.map(lambda scan: scan.mask if masks else None)
     if preset is None:
         start = align(images.map(hounsfield, ROLES), given, "auto")
-        forward, how, score, lead = start.affine, start.method, start.score, start.lead
+        forward = start.affine
     else:
         result = register(*images, fixed_mask=given.fixed, moving_mask=given.moving, settings=PRESETS[preset])
-        forward, how = result.forward, result.alignment
-        score, lead = result.alignment_score, result.alignment_lead
+        forward, start = result.forward, result.alignment
     seconds = time.process_time() - began
     points = scans.map(lambda scan: scan.points_lps_mm)
     errors_mm = np.linalg.norm(forward(points.fixed) - points.moving, axis=1)
-    return errors_mm, {"alignment": how, "score": score, "lead": lead, "cpu_s": round(seconds, 2)}
+    return errors_mm, {"alignment": start.method, "score": start.score, "lead": start.lead, "cpu_s": round(seconds, 2)}
 
 
 def row(plain: Both[Scan], reference_mm: np.ndarray, disturbance: Disturbance, preset: str | None) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _measured(pair, r) -> Measured:
         folds=Folds(counted["percent"], int(counted["count"])),
         jacobian={"p1": float(low), "p99": float(high)},
         dice=overlap,
-        inverse_consistency_mm=Summary(**summary(np.linalg.norm(r.inverse(r.forward(points)) - points, axis=1))),
+        fields_disagreement_mm=Summary(**summary(np.linalg.norm(r.inverse(r.forward(points)) - points, axis=1))),
     )
     error, places = None, points[:300]
     if pair.points_lps_mm is not None:

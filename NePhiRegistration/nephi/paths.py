@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import NephiError
+from .journal import complete_moves
 
 _MOST_BYTES = 2**26  # of a text: lists, settings, landmarks and reports are far smaller
 
 
 def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
-    """The path; raises NephiError unless it is a folder or a regular file that is not empty."""
+    """The path; raises NephiError unless it is a folder or a regular file that is not empty.
+
+    What a killed run had begun to replace there, such as a result of which it is a part, is completed first.
+    """
     if "\0" in str(path):
         raise NephiError(f"{role}: {str(path)!r} is not a file name: it holds a NUL character")
     path = Path(path)
+    complete_moves(path)
     try:
         if not path.exists():
             raise NephiError(f"{role}: no such {kind}: {path}")

@@ -94,22 +94,19 @@ def register(
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
         elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
-    pair = ImagePair.of(images, masks, alignment.affine, settings, trusted=not found, excluded=Both(*guidance.excluded))
+    excluded = Both(*guidance.excluded)
+    pair = ImagePair.of(images, masks, alignment.affine, settings.similarity, trusted=not found, excluded=excluded)
     if model is not None:
         report("prediction")
-    prediction, flaws = _predict(model, pair, target)
-    optimisation = Optimisation(pair, prediction, similarity, regulariser, target, guidance)
+    prediction, flaws = _predict(settings.model, model, pair, target)
+    optimisation = Optimisation(pair, settings, prediction, similarity, regulariser, target, guidance)
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
-        affine=alignment.affine,
+        alignment=alignment,
         fixed_grid=Grid.of(images.fixed),
         moving_grid=Grid.of(images.moving),
         settings=settings,
-        alignment=alignment.method,
-        alignment_start=alignment.start,
-        alignment_score=alignment.score,
-        alignment_lead=alignment.lead,
         fixed_mask=masks.fixed,
         moving_mask=masks.moving,
         found_masks=found,
@@ -183,11 +180,13 @@ def _masks(
     return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
 
 
-def _predict(model: Model | None, pair: ImagePair, device: torch.device) -> tuple[Prediction | None, tuple[str, ...]]:
+def _predict(
+    name: str | None, model: Model | None, pair: ImagePair, device: torch.device
+) -> tuple[Prediction | None, tuple[str, ...]]:
     """A model's prediction, if it is any good, and what a user should know of it."""
     if model is None:
         return None, ()
     prediction = predict(model, pair, device)
     if not prediction.flaw:
         return prediction, ()
-    return None, (f"The prediction of model '{pair.settings.model}' was not used: {prediction.flaw}.",)
+    return None, (f"The prediction of model '{name}' was not used: {prediction.flaw}.",)

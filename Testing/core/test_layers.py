@@ -12,8 +12,8 @@ import pytest
 CORE = Path(nephi.__file__).parent
 # from the bottom to the top: a room imports from itself and from those before it
 ROOMS = (
-    "version", "both", "errors", "paths", "registry", "limits", "former", "config", "settings", "runfolder", "process",
-    "device", "space", "files",
+    "version", "both", "errors", "runfolder", "journal", "paths", "registry", "limits", "former", "config", "settings",
+    "process", "device", "space", "files",
     "images", "maps",
     "fitting", "measure", "synthetic", "learning", "result", "registration", "report", "cli", "__init__", "__main__",
 )  # fmt: skip

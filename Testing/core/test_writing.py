@@ -15,16 +15,21 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nephi import journal
 from nephi.cli import main
 from nephi.cli.console import Console
 from nephi.errors import NephiError
-from nephi.files import writing
 from nephi.files.folder import ResultFolder
+from nephi.files.formats import FORMATS, Pair, Sampled, write_format
 from nephi.files.image import write_image
-from nephi.files.landmarks import write_landmarks
+from nephi.files.landmarks import read_landmarks, write_landmarks
 from nephi.files.tensors import read_tensors, write_tensors
-from nephi.files.transform import write_transform
-from nephi.files.writing import FOLDER_LOCK, output_folder, recover, replaced, visible, whole, write_csv, write_text
+from nephi.files.transform import read_affine, read_transform, write_transform
+from nephi.files.writing import FOLDER_LOCK, output_folder, replaced, visible, whole, write_csv, write_text
+from nephi.journal import recover
+from nephi.paths import check_file
+from nephi.space.affine import Affine
+from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
 
 _HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -32,13 +37,13 @@ _POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals, limits and
 _NAMES = ("a.txt", "b.txt", "below/c.txt", "report.json")
 _REPLACE = """
 import itertools, os, signal, sys
-from nephi.files import writing
+from nephi import journal
 from nephi.files.writing import replaced, write_text
 count, at = itertools.count(1), int(sys.argv[2])
 def step(operation, path):
     if next(count) == at:
         os.kill(os.getpid(), signal.SIGKILL)
-writing.step = step
+journal.watch = step
 with replaced(sys.argv[1], gone=["page.html"], last="report.json") as scratch:
     for name in ("a.txt", "b.txt", "below/c.txt", "report.json"):
         write_text(scratch / name, "new")
@@ -69,7 +74,7 @@ NEW = {**dict.fromkeys(_NAMES, "new"), "mine.txt": "old"}
 def steps(monkeypatch, folder: Path) -> list[str]:
     done: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "step", lambda operation, path: done.append(operation))
+        patch.setattr(journal, "watch", lambda operation, path: done.append(operation))
         renew(folder)
     return done
 
@@ -87,7 +92,7 @@ def test_a_failure_at_any_operation_leaves_the_older_files(tmp_path, monkeypatch
                 raise OSError(28, "No space left on device", str(path))
 
         with monkeypatch.context() as patch:
-            patch.setattr(writing, "step", step)
+            patch.setattr(journal, "watch", step)
             with pytest.raises(NephiError, match="cannot write .*No space left"):
                 renew(folder)
         assert contents(folder) == before, f"{at}: {done[at - 1]}"
@@ -106,6 +111,31 @@ def test_a_kill_at_any_operation_leaves_old_or_new_once_somebody_looks(tmp_path,
         assert len({seen[name] for name in seen if name in _NAMES}) <= 1, f"{at}: a mixture"
         recover(folder)
         assert contents(folder) in (before, NEW), at
+
+
+@pytest.mark.parametrize("name", ["result/transform.tfm", "list/pair0/points.csv", "series"])
+def test_whoever_reads_one_file_completes_what_a_killed_run_had_begun(name, tmp_path):
+    """The older files are away already, the new ones are not in their places, the run's lock is free."""
+    top = tmp_path / name.partition("/")[0]
+    scratch, inner = top / ".nephi-killed", name.partition("/")[2]
+    files = [inner, "other.txt"] if inner else ["0.dcm", "other.txt"]
+    for file in files:
+        (scratch / file).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / file).write_text("new")
+    (scratch / "owner.lock").touch()
+    if inner.endswith(".tfm"):
+        sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), str(scratch / inner))
+    elif inner:
+        (scratch / inner).write_text("1,2,3\n")
+    (scratch / ".journal").write_text(json.dumps({"names": files, "gone": []}))
+    if inner.endswith(".tfm"):
+        assert read_transform(tmp_path / name, 3).TransformPoint((0.0, 0.0, 0.0)) == (1.0, 2.0, 3.0)
+        assert read_affine(str(tmp_path / name), 3).offset_mm.tolist() == [1.0, 2.0, 3.0]
+    elif inner:
+        assert read_landmarks(tmp_path / name).tolist() == [[1.0, 2.0, 3.0]]
+    else:
+        assert check_file(tmp_path / name, "series").is_dir()
+    assert contents(top)["other.txt"] == "new" and not scratch.exists() and (top / files[0]).exists()
 
 
 def test_a_foreign_journal_moves_nothing_out_of_its_folder(tmp_path):
@@ -198,7 +228,7 @@ def small_files():
 def test_a_full_disk_is_one_line_and_leaves_the_older_file(name, tmp_path, capfd):
     noise = np.random.default_rng(0).normal(size=(20, 30, 40)).astype(np.float32)
     (tmp_path / name).write_text("old")
-    with small_files(), pytest.raises(NephiError, match=f"cannot write .*{name}"):
+    with small_files(), pytest.raises(NephiError, match=f"cannot write .*{name}: File too large"):
         if name.endswith((".h5", ".tfm")):
             field = sitk.Compose(*[sitk.Cast(sitk.GetImageFromArray(noise), sitk.sitkFloat64)] * 3)
             write_transform(sitk.DisplacementFieldTransform(field), tmp_path / name)
@@ -206,6 +236,23 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_file(name, tmp_path, capfd
             write_image(sitk.GetImageFromArray(noise), tmp_path / name)
     assert contents(tmp_path) == {name: "old"}
     assert capfd.readouterr().err == ""  # MetaIO and others write lines of their own
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_no_format_of_other_programs_gives_another_reason_than_the_disk(to, tmp_path, capfd):
+    pytest.importorskip("h5py")
+    pytest.importorskip("nitransforms") if to == "x5" else None
+    grid = Grid((20, 30, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
+    field = np.random.default_rng(0).normal(size=(*grid.shape, 3)).astype(np.float32)
+    pair = Pair(Sampled(grid, field, Affine.identity(3), grid))
+    with small_files(), pytest.raises(NephiError, match="cannot write .*: File too large"):
+        write_format(to, pair, tmp_path / "made")
+    assert contents(tmp_path) == {} and capfd.readouterr().err == ""
+
+
+def test_an_unknown_type_is_told_from_a_full_disk(tmp_path):
+    with pytest.raises(NephiError, match="use a known image type"):
+        write_image(sitk.Image((9, 9, 9), sitk.sitkFloat32), tmp_path / "a.xyz")
 
 
 def test_other_files_on_a_full_disk(tmp_path):

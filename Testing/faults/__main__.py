@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .parts import KINDS, PARTS
-from .pool import LINE, RIGHT, WRONG, Outcome, run
+from .pool import LINE, RIGHT, SKIPPED, WRONG, Outcome, run
 
 
 def cases_of(counts: dict[str, int], seed: int, only: str = "") -> list[tuple[str, str, int]]:
@@ -28,14 +28,15 @@ def cases_of(counts: dict[str, int], seed: int, only: str = "") -> list[tuple[st
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Tries, right, one line, wrong of every kind and in all, as a table in Markdown."""
-    lines = ["| kind | tries | right | one line | wrong |", "|---|---:|---:|---:|---:|"]
+    """Tries, right, one line, not tried, wrong of every kind and in all, as a table in Markdown."""
+    lines = ["| kind | tries | right | one line | not tried | wrong |", "|---|---:|---:|---:|---:|---:|"]
     rows: dict[str, Counter[str]] = {}
     for outcome in outcomes:
         for name in (f"{outcome.part}: {outcome.kind}", f"**{outcome.part}, all**"):
             rows.setdefault(name, Counter())[outcome.result] += 1
     for name, row in sorted(rows.items(), key=lambda item: item[0].strip("*").replace(", all", "~")):
-        lines.append(f"| {name} | {row.total()} | {row[RIGHT]} | {row[LINE]} | {row[WRONG]} |")
+        tries = row.total() - row[SKIPPED]
+        lines.append(f"| {name} | {tries} | {row[RIGHT]} | {row[LINE]} | {row[SKIPPED]} | {row[WRONG]} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,9 @@
 """Runs that are killed, or that find no room, over an older result; and the run after them.
 
-Each runs in a process forked from this one, so that loading torch is paid for once. ``nephi.files.writing.step``, which
-every operation on files passes, is where it is killed or where the disk is full.
+"No room" is an error at an operation on files, a limit on their size, or a small file system (tmpfs) that is full.
+
+Each runs in a process forked from this one, so that loading torch is paid for once. ``nephi.journal.step``, which every
+operation on files passes, is where it is killed or where the disk is full.
 """
 
 from __future__ import annotations
@@ -26,14 +28,15 @@ from pathlib import Path
 import nephi
 import numpy as np
 import SimpleITK as sitk
+from nephi import journal
 from nephi.cli import commands, main  # noqa: F401 (loaded before the forks)
-from nephi.files import writing
 from nephi.synthetic.phantom import make_phantom
 
 from . import samples
-from .pool import LIMIT_S, LINE, RIGHT, WRONG, Outcome
+from .pool import LIMIT_S, LINE, RIGHT, SKIPPED, WRONG, Outcome
 
 _CRASHED = 77
+_REASONS = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG))
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,16 @@ def _inputs() -> Path:
         fit = replace(samples.TRAINING.fit, iterations=6)
         training = replace(samples.TRAINING, data=str(folder / "pairs.csv"), fit=fit, save_every=2, validate_every=3)
         (folder / "train.json").write_text(json.dumps(asdict(training)), encoding="utf-8")
-        return main(_register(folder, folder / "result", 5))
+        make_phantom((28, 24, 24), 8.0).write(folder / "volume")
+        return main(_register(folder, folder / "result", 5)) or main(_register(folder, folder / "other", 6))
 
     code, said, _ = _run(make)
     assert code == 0, said
     return folder
 
 
-def _register(inputs: Path, output: Path, seed: int) -> list[str]:
-    names = [str(inputs / f"{role}.nii.gz") for role in ("fixed", "moving")]
+def _register(inputs: Path, output: Path, seed: int, below: str = "") -> list[str]:
+    names = [str(inputs / below / f"{role}.nii.gz") for role in ("fixed", "moving")]
     return ["register", *names, "--output", str(output), "--settings", str(inputs / "settings.json"), "--seed",
     str(seed),
             "--no-report", "--threads", "1", "--progress", "none", "--no-auto-mask", "--device", "cpu"]  # fmt: skip
@@ -81,6 +85,18 @@ def _of_result(command: str, output: str, *more: str) -> Callable[[Path, int], l
         return [command, str(inputs / "result"), *given, "--output", str(folder / output), *flags]
 
     return arguments
+
+
+def _convert(to: str) -> Callable[[Path, int], list[str]]:
+    def arguments(folder: Path, variant: int) -> list[str]:
+        source = str(_inputs() / ("result", "other")[variant])
+        return ["convert", source, "--to", to, "--output", str(folder / "converted")]
+
+    return arguments
+
+
+def _breathe(folder: Path, variant: int) -> list[str]:
+    return ["breathe", "--count", "1", "--seed", str(variant), "--output", str(folder)]
 
 
 def _evaluate(folder: Path, variant: int) -> list[str]:
@@ -101,6 +117,11 @@ COMMANDS = {
     "warp .nii.gz": Command(_of_result("warp", "warped.nii.gz", "moving.nii.gz")),
     "warp .mhd": Command(_of_result("warp", "warped.mhd", "moving.nii.gz")),
     "warp points": Command(_of_result("warp", "points.csv", "fixed_landmarks.csv")),
+    "warp labels": Command(_of_result("warp", "labels.nii.gz", "moving_mask.nii.gz", "--labels")),
+    "convert ants": Command(_convert("ants")),
+    "convert bids": Command(_convert("bids")),
+    "convert compact": Command(_convert("compact")),
+    "register 3D": Command(lambda folder, variant: _register(_inputs(), folder, variant, "volume")),
     "jacobian .nrrd": Command(_of_result("jacobian", "jacobian.nrrd")),
     "evaluate": Command(_evaluate),
     "train": Command(
@@ -108,10 +129,14 @@ COMMANDS = {
                                  str(variant), "--device", "cpu", "--threads", "1", "--progress", "none"],
         again=("--resume",), several=True,
     ),
+    "breathe": Command(_breathe),
 }  # fmt: skip
-_HOWS = ("killed at an operation", "killed at a moment", "no room at an operation", "files that may not grow")
-# each command comes twice among the first 14, which are the quick part
-FAULTS = [f"{command}, {_HOWS[(i + k) % 4]}" for k in range(4) for i, command in enumerate(COMMANDS)]
+_HOWS = (
+    "killed at an operation", "killed at a moment", "no room at an operation", "files that may not grow",
+    "a full file system",
+)  # fmt: skip
+# each command comes once among the first 13, which are the quick part
+FAULTS = [f"{command}, {_HOWS[(i + k) % len(_HOWS)]}" for k in range(len(_HOWS)) for i, command in enumerate(COMMANDS)]
 FAULTS += ["batch, killed at a moment"]
 
 
@@ -123,12 +148,31 @@ def fault(kind: str, seed: int) -> Outcome:
     try:
         if name == "batch":
             return _batch(kind, seed, rng, folder)
+        if "system" in how and (reason := _mounted(folder, 64 << 20)):
+            return Outcome("fault", kind, seed, SKIPPED, said=reason)
         older = not COMMANDS[name].several and rng.random() < 0.7
         if older:
             shutil.copytree(_reference(name, 0)[0], folder, dirs_exist_ok=True)
         return _judged(kind, seed, name, how, rng, folder, older)
     finally:
+        if folder.is_mount():
+            subprocess.run(["umount", str(folder)], check=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mounted(folder: Path, size: int) -> str:
+    """Make the folder a file system of so many bytes, or resize it; returns why that is not possible, else ""."""
+    options = f"{'remount,' * folder.is_mount()}size={size}"
+    try:
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+    except OSError as error:
+        return f"mount: {error.strerror}"
+    return made.stderr.decode(errors="replace").strip()
+
+
+def _bytes(folder: Path) -> int:
+    """What the files of a folder, and it itself, take on a file system with pages of 4 kB."""
+    return sum(4096 + -(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
 def _judged(kind: str, seed: int, name: str, how: str, rng, folder: Path, older: bool) -> Outcome:
@@ -138,20 +182,29 @@ def _judged(kind: str, seed: int, name: str, how: str, rng, folder: Path, older:
     at = int(rng.integers(1, operations + 1)) if "operation" in how else 0
     limit = int(rng.integers(1, 40_000)) if "grow" in how else 0
     moment_s = float(rng.uniform(0, seconds)) if "moment" in how else 0.0
-    done = f"{'over an older result, ' * older}{f'operation {at} of {operations}' if at else ''}" + (
-        f"{limit} bytes" if limit else f"{moment_s:.3f} of {seconds:.2f} s" if moment_s else "")  # fmt: skip
+    room = 0
+    if "system" in how:
+        wanted_bytes = _bytes(wanted)
+        room = _bytes(folder) + int(rng.uniform(0.0, 1.3) * wanted_bytes) + 8192
+        _mounted(folder, room)
+    where = f"operation {at} of {operations}" if at else f"{limit or room} bytes"
+    done = "over an older result, " * older + (f"{moment_s:.3f} of {seconds:.2f} s" if moment_s else where)
 
     def outcome(result: str, said: str = "") -> Outcome:
         return Outcome("fault", kind, seed, result, done, said)
 
     arguments = command.arguments(folder, 1)
     code, said, _ = _run(lambda: main(arguments), at, "killed" in how, limit, moment_s)
+    if room:
+        _mounted(folder, 64 << 20)
     killed = code == -signal.SIGKILL
     if not killed and code not in (0, 2):
         return outcome(WRONG, f"code {code}: {said[-500:]}")
     complaint = [line for line in said.splitlines() if line.strip()]
     if code == 2 and (len(complaint) != 1 or not complaint[0].startswith("nephi: ")):
         return outcome(WRONG, f"not one line: {said[-500:]}")
+    if code == 2 and not any(word in complaint[0] for word in _REASONS):
+        return outcome(WRONG, f"another reason than the disk: {complaint[0]}")
     now = snapshot(folder)
     if not command.several:
         if code == 2 and now != before:
@@ -257,9 +310,8 @@ def _run(
 
 def _hook(at: int, kill: bool, counted: int) -> None:
     count = 0
-    original = writing.step
 
-    def step(operation: str, path: Path) -> None:
+    def watch(operation: str, path: Path) -> None:
         nonlocal count
         count += 1
         if at == 0:
@@ -269,9 +321,7 @@ def _hook(at: int, kill: bool, counted: int) -> None:
         elif count >= at and operation in ("mkdir", "write", "fsync"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("nephi") and getattr(module, "step", None) is original:
-            module.step = step  # type: ignore[attr-defined]
+    journal.watch = watch
 
 
 def _batch(kind: str, seed: int, rng: np.random.Generator, folder: Path) -> Outcome:

@@ -25,16 +25,27 @@ def by_itk(path: Path) -> Any:
     return samples.plain(sitk.ReadImage(str(path)))
 
 
-def nifti_gz(path: Path) -> Any:
-    """Of a compressed file the checksum decides; its content may then state another image."""
+def nifti(path: Path) -> Any:
+    """The voxels as ITK reads them, placed by sform where there is one, which a notice says if qform differs a little.
+
+    Of a compressed file the checksum decides; its content may then state another image.
+    """
     raw = path.read_bytes()
     raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    with tempfile.TemporaryDirectory() as folder:
-        (copy := Path(folder) / "a.nii").write_bytes(raw)
-        found = by_itk(copy)
-    if path.name.startswith("mask"):
-        found["voxels"] = (found["voxels"] != 0).astype(float)
-    return found
+    if path.suffix == ".hdr":
+        found = by_itk(path)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            (copy := Path(folder) / "a.nii").write_bytes(raw)
+            found = by_itk(copy)
+    is_nifti = raw[344:346] in (b"n+", b"ni")
+    if is_nifti and struct.unpack_from("<h", raw, 254)[0] > 0 and len(found["spacing_mm"]) == 3:
+        rows = np.array([-1.0, -1.0, 1.0])[:, None] * np.reshape(struct.unpack_from("<12f", raw, 280), (3, 4))
+        unit = {1: 1000.0, 3: 1e-3}.get(raw[123] & 7, 1.0)
+        spacing = np.linalg.norm(rows[:, :3], axis=0)
+        if np.abs(spacing * unit / found["spacing_mm"] - 1).max() < 0.01:
+            found |= {"spacing_mm": spacing * unit, "origin_lps_mm": rows[:, 3] * unit}
+    return _as_given(path, found)
 
 
 _NRRD_KINDS = {"short": "<i2", "float": "<f4", "double": "<f8", "unsigned char": "u1", "uchar": "u1", "uint8": "u1",
@@ -68,9 +79,30 @@ def nrrd(path: Path) -> Any:
 
 def _placed(path: Path, array: np.ndarray, axes: np.ndarray, origin: np.ndarray) -> dict[str, Any]:
     spacing = np.linalg.norm(axes, axis=0)
-    if path.name.startswith("mask"):
-        array = (array != 0).astype(float)
-    return {"spacing_mm": spacing, "origin_lps_mm": origin, "direction": (axes / spacing).ravel(), "voxels": array}
+    place = {"spacing_mm": spacing, "origin_lps_mm": origin, "direction": (axes / spacing).ravel()}
+    return _as_given(path, {**place, "voxels": array})
+
+
+def _as_given(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Masks and label maps count on their image's grid: inside from 0.5 on, or all labels; outside where NaN."""
+    if not path.name.startswith(("mask", "regions", "labels")):
+        return found
+    array, is_mask = np.nan_to_num(found["voxels"]), path.name.startswith("mask")
+    if is_mask:
+        array = (array >= 0.5 if (array % 1).any() else array != 0).astype(float)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(found["spacing_mm"].tolist())
+    image.SetOrigin(found["origin_lps_mm"].tolist())
+    image.SetDirection(found["direction"].tolist())
+    wanted = samples.plain(samples.GRID)
+    if all(np.allclose(found[key], wanted[key], rtol=1e-5, atol=1e-5) for key in found if key != "voxels") and (
+        image.GetSize() == samples.GRID.GetSize()
+    ):
+        return {**found, "voxels": array}
+    shrunk = image.GetSize() != samples.GRID.GetSize() and is_mask
+    how = sitk.sitkLinear if shrunk else sitk.sitkNearestNeighbor
+    array = sitk.GetArrayFromImage(sitk.Resample(image, samples.GRID, sitk.Transform(), how, 0.0))
+    return {**wanted, "voxels": (array >= 0.5).astype(float) if shrunk else array}
 
 
 _META_KINDS = {"MET_SHORT": "<i2", "MET_FLOAT": "<f4", "MET_UCHAR": "u1", "MET_CHAR": "i1", "MET_USHORT": "<u2",
@@ -214,12 +246,15 @@ def pairs(path: Path) -> Any:
 
 
 def log(path: Path) -> Any:
-    """Every line of the steps to keep."""
+    """Every line of the steps to keep that is whole."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        entry = json.loads(line)
-        if entry["step"] <= 12:
-            found.append(entry)
+        try:
+            entry = json.loads(line)
+            if entry["step"] <= 12:
+                found.append(entry)
+        except (ValueError, TypeError, KeyError):
+            pass
     return found
 
 

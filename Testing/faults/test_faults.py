@@ -19,7 +19,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    "counts", [{"fuzz": 2 * len(fuzz.READERS)}, {"property": 15}, {"fault": 14}], ids=["fuzz", "property", "fault"]
+    "counts", [{"fuzz": 2 * len(fuzz.READERS)}, {"property": 15}, {"fault": 13}], ids=["fuzz", "property", "fault"]
 )
 def test_nothing_is_wrong(counts, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the children are many

@@ -23,6 +23,7 @@ from ..files.image import read_image, read_volume, write_image
 from ..files.landmarks import read_landmarks, write_landmarks
 from ..files.masks import read_mask, read_regions
 from ..files.writing import output_folder
+from ..journal import complete_moves
 from ..learning.settings import TrainSettings
 from ..learning.state import MODEL, RESUME
 from ..learning.train import train
@@ -128,7 +129,9 @@ def summary_lines(report: Report, folder: Path) -> str:
     lines.append(f"folds        {folds.count} voxels ({folds.percent:.4f} %) in the {folds.where}")
     lines.append(f"|J|          {jacobian['min']:.2f} min, {jacobian['mean']:.2f} mean, {jacobian['max']:.2f} max")
     if report.inverse_consistency_mm is not None:
-        lines.append(f"inverse      {report.inverse_consistency_mm.mean:.2f} mm mean inconsistency")
+        lines.append(f"inverse      {report.inverse_consistency_mm.mean:.2f} mm mean inconsistency of the transforms")
+    if report.fields_disagreement_mm is not None:
+        lines.append(f"fields       {report.fields_disagreement_mm.mean:.2f} mm mean disagreement")
     if report.dice is not None:
         start = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
         lines.append(f"Dice         {start}{report.dice.after:.3f} (masks)")
@@ -152,6 +155,7 @@ _POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
 
 def warp_command(options) -> int:
     path, series = Path(options.result), tuple(options.series)
+    complete_moves(path)
     if path.is_dir() or path.suffix == ".safetensors" or not path.exists():
         result: Registration | TransformFile = Registration.load(path)
     else:

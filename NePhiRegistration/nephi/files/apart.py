@@ -9,16 +9,20 @@ The copy is an NRRD file, read again by the parent; of a transform it is only tr
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import SimpleITK as sitk
 
 from .. import process
 from ..errors import NephiError
+from .writing import reserve
 
 try:
     import resource
@@ -26,12 +30,13 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _BASE_BYTES, _TIMES = 3 * 2**30, 20  # address space of the process: this, and this many times the file
+_HEADER = 1 << 16
 _BASE_S, _BYTES_PER_S = 40, 5_000_000
 
 
 def read_image_apart(path: Path, role: str) -> sitk.Image:
     """An image in any format that ITK knows; raises NephiError."""
-    with tempfile.TemporaryDirectory(prefix="nephi-") as folder:
+    with _room(path), tempfile.TemporaryDirectory(prefix="nephi-") as folder:
         copy = Path(folder) / "copy.nrrd"
         _run(["image", str(path), str(copy)], path, f"{role}: cannot read {path} as an image")
         return sitk.ReadImage(str(copy))
@@ -40,7 +45,8 @@ def read_image_apart(path: Path, role: str) -> sitk.Image:
 def try_transform(path: Path) -> bool:
     """Whether ITK reads a transform file; raises NephiError where it crashes or runs out of memory on it."""
     try:
-        _run(["transform", str(path)], path, "")
+        with _room(path):
+            _run(["transform", str(path)], path, "")
     except _Unreadable:
         return False
     return True
@@ -48,6 +54,14 @@ def try_transform(path: Path) -> bool:
 
 class _Unreadable(NephiError):
     """ITK itself refused the file."""
+
+
+@contextlib.contextmanager
+def _room(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NephiError(f"no room for temporary files, to read {path}: {error.strerror or error}") from None
 
 
 def _run(arguments: list[str], path: Path, message: str) -> None:
@@ -63,11 +77,13 @@ def _run(arguments: list[str], path: Path, message: str) -> None:
             process.end(child)
     if code == _REFUSED:
         raise _Unreadable(message)
+    if code == _FULL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if code:
         raise NephiError(f"{path} is damaged: its reader stopped without a result")
 
 
-_REFUSED = 3
+_REFUSED, _FULL = 3, 4
 
 
 def _main(what: str, path: str, *copy: str) -> int:
@@ -81,11 +97,18 @@ def _main(what: str, path: str, *copy: str) -> int:
         if what == "image":
             if _cut(path):
                 return _REFUSED
-            sitk.WriteImage(sitk.ReadImage(path), copy[0])
+            image = sitk.ReadImage(path)
         else:
             sitk.ReadTransform(path)
+            return 0
     except (RuntimeError, MemoryError):
         return _REFUSED
+    try:
+        size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+        reserve(Path(copy[0]), size + _HEADER)  # a full disk, of which ITK does not always tell
+        sitk.WriteImage(image, copy[0])
+    except (RuntimeError, OSError):
+        return _FULL
     return 0
 
 

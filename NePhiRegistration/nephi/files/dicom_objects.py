@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +21,19 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import NephiError
+from ..errors import NephiError, notice
+from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
 from ..version import __version__
-from .writing import replaced, step
+from .geometry import check_geometry
+from .writing import replaced
 
 DEFORMABLE, RIGID = "1.2.840.10008.5.1.4.1.1.66.3", "1.2.840.10008.5.1.4.1.1.66.1"
 _REFERENCED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
                "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+
+_NEEDED = ("ImagePositionPatient", "FrameOfReferenceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,13 @@ class Series:
         return str(self.first.FrameOfReferenceUID)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom's warnings of values that the standard does not allow off."""
+    with warnings.catch_warnings(action="ignore"):
+        yield
+
+
 def _pydicom() -> Any:
     try:
         return importlib.import_module("pydicom")
@@ -52,19 +67,44 @@ def _pydicom() -> Any:
 
 def read_series(folder: Path, uids: tuple[str, ...] = ()) -> Series:
     """The headers of the one series in a folder, or of that one of ``uids``. Raises NephiError where it is not one."""
-    pydicom = _pydicom()
     if not folder.is_dir():
         raise NephiError(f"{folder} is no folder of a DICOM series")
     found: dict[str, list[Any]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_dicom(path):
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            if "ImagePositionPatient" in header and "FrameOfReferenceUID" in header:
-                found.setdefault(str(header.SeriesInstanceUID), []).append(header)
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        header = _header(path) if is_dicom(path) else None
+        if header is None or any(not header.get(name) for name in _NEEDED):
+            notice(f"{path} is not a DICOM image with a place in a frame of reference; it was left out of the object.")
+        else:
+            found.setdefault(str(header.SeriesInstanceUID), []).append(header)
     named = [uid for uid in found if uid in uids] if len(found) > 1 else list(found)
     if len(named) != 1:
         raise NephiError(f"{folder} holds {len(found)} DICOM series with a frame of reference; name one by --series")
     return Series(found[named[0]])
+
+
+_FAILURES = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RecursionError,
+    TypeError, ValueError, struct.error,
+)  # fmt: skip
+
+
+def _damaged() -> tuple[type[Exception], ...]:
+    """What pydicom raises where bytes are not what they should be."""
+    errors = _pydicom().errors
+    return (*_FAILURES, errors.InvalidDicomError, errors.BytesLengthException)
+
+
+@_quiet()
+def _header(path: Path) -> Any:
+    """All of a DICOM file but its pixels; raises NephiError."""
+    pydicom = _pydicom()
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        for name in (*_NEEDED, *_REFERENCED):  # they are decoded as they are asked for
+            header.get(name)
+        return header
+    except _damaged():
+        raise NephiError(f"{path} is damaged: its DICOM header cannot be read") from None
 
 
 def is_dicom(path: Path) -> bool:
@@ -83,20 +123,34 @@ def read_registration(path: Path) -> sitk.Transform | None:
 
     Raises NephiError for an object that is damaged, or registers several sources.
     """
-    pydicom = _pydicom()
-    data = pydicom.dcmread(path, stop_before_pixels=True)
+    data = _header(path)
     kind = str(data.get("SOPClassUID", ""))
     try:
-        if kind == DEFORMABLE:
-            items = [item for item in data.DeformableRegistrationSequence if _grids(item)]
-            if len(items) != 1:
-                raise NephiError(f"{path} holds {len(items)} deformations; one is read")
-            return _deformable(items[0])
-        if kind == RIGID:
-            return _rigid(data, path)
-    except (AttributeError, IndexError, TypeError, ValueError, np.linalg.LinAlgError) as error:
-        raise NephiError(f"{path} is no complete DICOM registration object: {error}") from None
-    return None
+        if kind in _SEQUENCES and _is_cut(path.read_bytes(), _SEQUENCES[kind]):
+            raise ValueError("it is cut off")
+        return _transform_of(data, kind, path)
+    except _damaged() as error:
+        raise NephiError(f"{path} is no complete DICOM registration object: {' '.join(str(error).split())}") from None
+
+
+_SEQUENCES = {DEFORMABLE: b"\x64\0\x02\0SQ\0\0", RIGID: b"\x70\0\x08\x03SQ\0\0"}
+
+
+def _is_cut(data: bytes, sequence: bytes) -> bool:
+    """Whether the file ends before a sequence does whose length it gives: pydicom reads what is left of it."""
+    at = data.find(sequence) + len(sequence)
+    length = int.from_bytes(data[at : at + 4], "little")
+    return sequence in data and length != 0xFFFFFFFF and at + 4 + length > len(data)
+
+
+@_quiet()
+def _transform_of(data: Any, kind: str, path: Path) -> sitk.Transform | None:
+    if kind == DEFORMABLE:
+        items = [item for item in data.DeformableRegistrationSequence if _grids(item)]
+        if len(items) != 1:
+            raise NephiError(f"{path} holds {len(items)} deformations; one is read")
+        return _deformable(items[0], path)
+    return _rigid(data, path) if kind == RIGID else None
 
 
 def _grids(item: Any) -> list[Any]:
@@ -104,8 +158,7 @@ def _grids(item: Any) -> list[Any]:
 
 
 def _matrix(item: Any, name: str) -> Affine:
-    found = item.get(name)
-    return _affine(found[0].FrameOfReferenceTransformationMatrix) if found else Affine.identity(3)
+    return _affine(item[name][0].FrameOfReferenceTransformationMatrix) if name in item else Affine.identity(3)
 
 
 def _affine(values: Any) -> Affine:
@@ -115,12 +168,13 @@ def _affine(values: Any) -> Affine:
     return Affine(matrix[:3, :3], matrix[:3, 3])
 
 
-def _deformable(item: Any) -> sitk.DisplacementFieldTransform:
+def _deformable(item: Any, path: Path) -> sitk.DisplacementFieldTransform:
     described = _grids(item)[0]
     row, column = np.array(described.ImageOrientationPatient, float).reshape(2, 3)
     axes = np.stack([row, column, np.cross(row, column)], 1)
     size = tuple(int(n) for n in described.GridDimensions)
     spacing, origin = (tuple(map(float, v)) for v in (described.GridResolution, described.ImagePositionPatient))
+    check_geometry(spacing, origin, axes.ravel(), str(path))
     grid = Grid(size, spacing, origin, tuple(axes.ravel().tolist()))
     offsets = np.frombuffer(described.VectorGridData, "<f4").astype(float).reshape(*grid.shape, 3)
     if not np.isfinite(offsets).all():
@@ -147,6 +201,7 @@ def _rigid(data: Any, path: Path) -> sitk.AffineTransform:
     return Affine(back.matrix @ own.matrix, back(own.offset_mm)).transform()
 
 
+@_quiet()
 def write_registration(
     path: Path, grid: Grid, offsets: np.ndarray, after: Affine, registered: Series, source: Series
 ) -> None:
@@ -230,6 +285,7 @@ def _series_reference(series: Series) -> Any:
 # ---- derived images -------------------------------------------------------------------------------------
 
 
+@_quiet()
 def write_series(image: sitk.Image, folder: Path, fixed: Series, moving: Series, description: str) -> list[Path]:
     """A warped image as slices in the fixed image's frame of reference, derived from the moving series.
 
@@ -303,4 +359,9 @@ def _save(data: Any, path: Path) -> None:
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    pydicom.dcmwrite(path, data, enforce_file_format=True)
+    try:
+        pydicom.dcmwrite(path, data, enforce_file_format=True)
+    except OSError:
+        raise
+    except _damaged() as error:  # what it takes over from the series
+        raise NephiError(f"cannot write {path.name}: {' '.join(str(error).split())}") from None

@@ -9,8 +9,9 @@ import gzip
 import importlib
 import json
 import re
-import tempfile
+import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
-from .transform import displacement_transform, write_transform
-from .writing import replaced, step, write_text
+from .geometry import check_geometry
+from .image import write_image
+from .nifti import read_nifti
+from .transform import check_transform, displacement_transform, write_transform
+from .writing import by_library, replaced, write_text
 
 _RAS = np.array([-1.0, -1.0, 1.0])
 _DISPLACEMENTS, _FSL_DISPLACEMENTS = 1006, 2006  # intent codes of NIfTI
@@ -107,8 +112,7 @@ def _compact(pair: Pair, stem: Path) -> list[Path]:
         grid = sampled.grid
         fixed = [*grid.size, *grid.origin_lps_mm, *grid.spacing_mm, *grid.direction]
         values = (np.round(sampled.displacement / _STEP_MM) * _STEP_MM).astype(np.float32).ravel()
-        step("write", path)
-        with h5py.File(path, "w") as file:
+        with _by_hdf5(path, values.nbytes), h5py.File(path, "w") as file:
             text = h5py.string_dtype("ascii")
             for name, value in (("ITKVersion", "5.4.0"), ("HDFVersion", "1.12"), ("OSName", ""), ("OSVersion", "")):
                 file.create_dataset(name, data=[value], dtype=text)
@@ -128,15 +132,13 @@ def _ants(pair: Pair, stem: Path) -> list[Path]:
     """``0GenericAffine.mat``, ``1Warp.nii.gz`` and ``1InverseWarp.nii.gz``, as antsRegistration names them."""
     forward = pair.forward
     written = [_beside(stem, "0GenericAffine.mat"), _beside(stem, "1Warp.nii.gz")]
-    step("write", written[0])
-    sitk.WriteTransform(forward.affine.transform(), str(written[0]))
+    write_transform(forward.affine.transform(), written[0])
     fields = [(written[1], forward.before_affine())]
     if pair.inverse_before is not None:
         written.append(_beside(stem, "1InverseWarp.nii.gz"))
         fields.append((written[2], pair.inverse_before))
     for path, field in fields:
-        step("write", path)
-        sitk.WriteImage(forward.grid.image(field.astype(np.float32), vector=True), str(path))
+        write_image(forward.grid.image(field.astype(np.float32), vector=True), path)
     return written
 
 
@@ -174,11 +176,11 @@ def _to_fsl(grid: Grid, points_lps_mm: np.ndarray) -> np.ndarray:
 
 def _write_nifti(image: sitk.Image, path: Path, intent: int) -> None:
     """SimpleITK writes no intent but its own."""
+    plain = path.with_name(f"plain_{path.name.removesuffix('.gz')}")
+    write_image(image, plain)
+    data = bytearray(plain.read_bytes())
+    plain.unlink()
     step("write", path)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        plain = Path(folder) / "field.nii"
-        sitk.WriteImage(image, str(plain))
-        data = bytearray(plain.read_bytes())
     order = "little" if int.from_bytes(data[:4], "little") == 348 else "big"
     data[68:70] = intent.to_bytes(2, order)  # type: ignore[arg-type]
     with open(path, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
@@ -201,8 +203,8 @@ def _x5(pair: Pair, stem: Path) -> list[Path]:
             dimension_kinds=("space", "space", "space", "vector"),
             domain=x5.X5Domain(grid=True, size=sampled.grid.size, mapping=mapping, coordinates="cartesian"),
         )
-        step("write", path)
-        x5.to_filename(path, [node])
+        with _by_hdf5(path, node.transform.nbytes):
+            x5.to_filename(path, [node])
         written.append(path)
     return written
 
@@ -232,6 +234,10 @@ def _bids(pair: Pair, stem: Path) -> list[Path]:
     return written
 
 
+def _by_hdf5(path: Path, size: int) -> AbstractContextManager[None]:
+    return by_library(path, size, f"cannot write {path.name} as an HDF5 file", crashes=True)
+
+
 def _package(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
@@ -247,13 +253,22 @@ def read_x5(path: Path) -> sitk.DisplacementFieldTransform:
         field, mapping = np.asarray(node.transform, float), np.asarray(node.domain.mapping, float)
         if node.representation != "displacements" or field.shape != (*node.domain.size, 3) or mapping.shape != (4, 4):
             raise ValueError
+        if not np.allclose(mapping[3], (0, 0, 0, 1)):
+            raise ValueError
         matrix = _RAS[:, None] * mapping[:3, :3]
         spacing = np.linalg.norm(matrix, axis=0)
-        origin, direction = _RAS * mapping[:3, 3], (matrix / spacing).ravel()
+        origin, direction = _RAS * mapping[:3, 3], (matrix / np.maximum(spacing, 1e-30)).ravel()
+        check_geometry(spacing, origin, direction, str(path))
         grid = Grid(field.shape[:3], tuple(spacing.tolist()), tuple(origin.tolist()), tuple(direction.tolist()))
-    except (OSError, TypeError, ValueError, KeyError, AttributeError):
+    except (OSError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError):
         raise NephiError(f"cannot read {path} as an X5 file with one displacement field") from None
-    return displacement_transform(np.transpose(field, (2, 1, 0, 3)) * _RAS, grid)
+    return _checked(np.transpose(field, (2, 1, 0, 3)) * _RAS, grid, path)
+
+
+def _checked(displacement: np.ndarray, grid: Grid, path: Path) -> sitk.DisplacementFieldTransform:
+    transform = displacement_transform(displacement, grid)
+    check_transform(transform, path)
+    return transform
 
 
 def is_fsl(path: Path) -> bool:
@@ -261,7 +276,7 @@ def is_fsl(path: Path) -> bool:
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
             head = file.read(70)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
     order = "<" if head[:4] == (348).to_bytes(4, "little") else ">"
     return len(head) == 70 and int(np.frombuffer(head, f"{order}i2", 1, 68)[0]) == _FSL_DISPLACEMENTS
@@ -269,19 +284,16 @@ def is_fsl(path: Path) -> bool:
 
 def read_fsl(path: Path, moving: Grid) -> sitk.DisplacementFieldTransform:
     """A relative warp of FSL to a moving image on the grid ``moving``; raises NephiError where it cannot be read."""
-    try:
-        image = sitk.ReadImage(str(path), sitk.sitkFloat64)
-        if image.GetDimension() != 4 or image.GetSize()[3] != 3:
-            raise ValueError
-    except (RuntimeError, ValueError):
-        raise NephiError(f"cannot read {path} as a displacement field of FSL") from None
-    grid = Grid.of(image[..., 0])
+    image = read_nifti(path, "transform", joined=True)
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+        raise NephiError(f"cannot read {path} as a displacement field of FSL: it does not hold three numbers a voxel")
+    grid = Grid.of(image)
     points = grid.points_lps_mm()
-    ended = _to_fsl(grid, points) + np.moveaxis(sitk.GetArrayFromImage(image), 0, -1)
+    ended = _to_fsl(grid, points) + sitk.GetArrayFromImage(image)
     index = ended / np.asarray(moving.spacing_mm)
     if np.linalg.det(moving.axes) > 0:
         index[..., 0] = moving.size[0] - 1 - index[..., 0]
-    return displacement_transform(moving.to_lps_mm(index) - points, grid)
+    return _checked(moving.to_lps_mm(index) - points, grid, path)
 
 
 FORMATS: dict[str, Callable[[Pair, Path], list[Path]]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from .geometry import check_geometry
 from .headers import META, NRRD, check_header
 from .nifti import SUFFIXES as NIFTI
 from .nifti import read_nifti
-from .writing import reserve, step, whole
+from .writing import by_library, reserve, whole
 
 _SMALLEST = 8  # voxels per axis; below this there is nothing to register
 
@@ -74,24 +73,6 @@ def _quiet() -> Iterator[None]:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
-@contextmanager
-def _mute() -> Iterator[None]:
-    """The standard error output of C++ off: MetaIO writes lines of its own to it, whatever the display of warnings."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
-
-
 def check_volume(image: sitk.Image, role: str) -> sitk.Image:
     """The image, unchanged; raises NephiError unless it is scalar, 2D or 3D, and its voxels lie on a sane grid."""
     components, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString()
@@ -126,14 +107,9 @@ def check_image(image: sitk.Image, role: str) -> sitk.Image:
 def write_image(image: sitk.Image, path: str | Path) -> None:
     """Write an image in the format of the file's name; raises NephiError where that is not possible."""
     with whole(path) as scratch, _quiet():
-        step("write", scratch)
-        try:
-            with _mute():
-                sitk.WriteImage(image, str(scratch), True, 1)
-        except RuntimeError:
-            scratch.unlink(missing_ok=True)
-            reserve(scratch, _bytes(image))  # the reason may be the disk
-            raise NephiError(f"cannot write {path}: use a known image type such as .nii.gz, .nrrd or .mha") from None
+        refused = f"cannot write {path}: use a known image type such as .nii.gz, .nrrd or .mha"
+        with by_library(scratch, _bytes(image), refused):
+            sitk.WriteImage(image, str(scratch), True, 1)
         for file in scratch.parent.glob(f"{scratch.name.split('.')[0]}.*"):
             _check_written(file, image)
 

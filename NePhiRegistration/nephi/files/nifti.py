@@ -25,7 +25,7 @@ KINDS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 76
 _OTHER = {1: "bits", 32: "complex numbers", 128: "colours", 1536: "128-bit numbers", 1792: "complex numbers",
           2048: "complex numbers", 2304: "colours"}  # fmt: skip
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
-_DISPLACEMENTS = 1006  # intent code
+_DISPLACEMENTS, _VECTORS = 1006, 1007  # intent codes; ITK's own, 1007, are in LPS
 _SAME = 0.01  # part of a voxel by which two statements of the spacing may differ
 _ROUNDING = 1e-5  # relative; what differs by more was not written as one
 _APART = 0.25  # part of a voxel by which sform and qform may place a corner apart; rounding has been seen at 0.08
@@ -51,8 +51,10 @@ class Header:
         return math.prod(self.size) * self.components * np.dtype(self.kind).itemsize
 
 
-def read_nifti(path: Path, role: str) -> sitk.Image:
+def read_nifti(path: Path, role: str, joined: bool = False) -> sitk.Image:
     """The image in a file, ``.hdr`` or ``.img``, in LPS mm; vectors that are marked as displacements too.
+
+    ``joined``: a fourth axis holds the components of vectors, as in the files of FSL.
 
     Whole numbers stay; with a slope they become float32 (from 32 bits on, float64). Raises NephiError for a file that
     is damaged or contradicts itself, with the reason.
@@ -61,7 +63,7 @@ def read_nifti(path: Path, role: str) -> sitk.Image:
     try:
         with _opened(head_path) as file:
             raw = file.read(544)
-        header = _header(raw, head_path == data_path, role, path)
+        header = _header(raw, head_path == data_path, role, path, joined)
         array = _voxels(header, data_path, role)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise NephiError(
@@ -96,7 +98,7 @@ def _opened(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
 
 
-def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
+def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> Header:
     def refuse(reason: str) -> NephiError:
         return NephiError(f"{role}: cannot read {path}: {reason}")
 
@@ -127,15 +129,23 @@ def _header(raw: bytes, single: bool, role: str, path: Path) -> Header:
         qform, sform = get(252, "i2", 2)
         quaternion, rows, units = get(256, "f4", 6), get(280, "f4", 12), raw[123] & 7
         intent = get(68, "i2")[0]
+    if not nifti:
+        notice(f"{role}: {path} is an Analyze file, which says neither where the image lies nor which side is left.")
     if not 1 <= dim[0] <= 7:
         raise refuse(f"the header names {dim[0]} dimensions")
     size = [int(n) for n in dim[1 : dim[0] + 1]]
     if min(size) < 1:
         raise refuse(f"the header names a size of {' x '.join(map(str, size))}")
-    components = math.prod(size[4:])
-    size = size[:4]
+    own = 3 if joined else 4
+    components = math.prod(size[own:])
+    size = size[:own]
     while len(size) > 2 and size[-1] == 1:
         size.pop()
+    if components == min(len(size), 3) and not joined and intent not in (_DISPLACEMENTS, _VECTORS):
+        raise refuse(
+            f"it holds {components} values per voxel, but its intent code is neither {_DISPLACEMENTS} (displacements, "
+            f"in RAS) nor {_VECTORS} (vectors, in LPS)"
+        )
     if code not in KINDS:
         raise refuse(f"the voxels are {_OTHER.get(int(code), f'of an unknown type ({code})')}; give a scalar image")
     if len(size) > 3:

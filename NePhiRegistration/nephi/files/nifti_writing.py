@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..journal import step
 from ..space.grid import Grid
 from .nifti import KINDS
-from .writing import step, whole
+from .writing import whole
 
 _CODES = {kind: code for code, kind in KINDS.items()}
 _MM = 2

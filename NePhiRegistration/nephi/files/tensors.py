@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import NephiError
 from ..paths import check_file
-from .writing import reserve, step, whole
+from .writing import by_library, whole
 
 _FEW = 2**22  # values
 _MAKING = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange)
@@ -91,13 +91,9 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, _DIGEST: _digest(tensors, metadata)}
     with whole(path) as scratch:
-        step("write", scratch)
-        try:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        with by_library(scratch, size, f"cannot write {path}", (safetensors.SafetensorError,)):
             safetensors.torch.save_file(tensors, str(scratch), metadata)
-        except safetensors.SafetensorError as error:
-            scratch.unlink(missing_ok=True)
-            reserve(scratch, sum(tensor.nbytes for tensor in tensors.values()))
-            raise OSError(None, str(error), str(path)) from None
         _in_order(scratch)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..journal import complete_moves
 from ..paths import check_file
 from ..settings import ALIGNMENTS
 from ..space.affine import Affine
@@ -19,9 +20,9 @@ from .headers import META, NRRD
 from .image import open_image
 from .nifti import SUFFIXES as NIFTI
 from .parameters import check_mat, check_text
-from .writing import reserve, step, whole
+from .writing import by_library, whole
 
-_HEADERS = 1 << 16  # bytes of a transform file beside its displacements, at most
+_LETTERS = 26  # of a number as text, at most
 _ABSOLUTE = (0.7, 1.3)  # slope of vectors over places in which they are places and no displacements
 
 
@@ -29,17 +30,19 @@ def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.Displac
     return sitk.DisplacementFieldTransform(grid.image(displacement.astype(np.float64), vector=True))
 
 
-def write_transform(transform: sitk.DisplacementFieldTransform, path: str | Path) -> None:
+def write_transform(transform: sitk.Transform, path: str | Path) -> None:
     """Write a transform in the format of the file's name; raises NephiError where that is not possible."""
-    field = transform.GetDisplacementField()
-    size = 8 * field.GetNumberOfPixels() * field.GetNumberOfComponentsPerPixel()
+    path = Path(path)
+    if transform.GetTransformEnum() == sitk.sitkDisplacementField:
+        field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
+        count = field.GetNumberOfPixels() * field.GetNumberOfComponentsPerPixel()
+    else:
+        count = len(transform.GetParameters()) + len(transform.GetFixedParameters())
+    size = count * (_LETTERS if path.suffix.lower() in (".tfm", ".txt", ".xfm") else 8)
     with whole(path) as scratch:
-        reserve(scratch, size + _HEADERS)  # HDF5 ends the process where it finds the disk full
-        step("write", scratch)
-        try:
+        refused = f"cannot write {path}: use a known transform type such as .h5 or .tfm"
+        with by_library(scratch, size, refused, crashes=True):
             sitk.WriteTransform(transform, str(scratch))
-        except RuntimeError:
-            raise NephiError(f"cannot write {path}: the disk is full, or the file type is unknown") from None
 
 
 def read_transform(path: str | Path, dimension: int) -> sitk.Transform:
@@ -70,7 +73,10 @@ def open_transform(path: Path) -> sitk.Transform | None:
     tried in a process of their own.
     """
     if is_dicom(path):
-        return read_registration(path)
+        made = read_registration(path)
+        if made is not None:
+            check_transform(made, path)
+        return made
     name = path.name.lower()
     known = False
     if name.endswith((".tfm", ".txt")):
@@ -83,16 +89,17 @@ def open_transform(path: Path) -> sitk.Transform | None:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError:
         return None
-    _check(transform, path)
+    check_transform(transform, path)
     return transform
 
 
-def _check(transform: sitk.Transform, path: Path) -> None:
+def check_transform(transform: sitk.Transform, path: Path) -> None:
+    """Raise NephiError where a transform that was read holds what is not finite, or places and no displacements."""
     kind = transform.GetTransformEnum()
     if kind == sitk.sitkComposite:
         parts = sitk.CompositeTransform(transform)
         for i in range(parts.GetNumberOfTransforms()):
-            _check(parts.GetNthTransform(i), path)
+            check_transform(parts.GetNthTransform(i), path)
     elif kind == sitk.sitkDisplacementField:
         _check_field(sitk.DisplacementFieldTransform(transform).GetDisplacementField(), path)
     elif not np.isfinite([*transform.GetParameters(), *transform.GetFixedParameters()]).all():
@@ -134,6 +141,7 @@ def through(transform: sitk.Transform, points_lps_mm: np.ndarray) -> np.ndarray:
 
 def read_affine(path: str, dimension: int) -> Affine:
     """A linear transform file as an affine map; raises NephiError if it is not linear or not invertible."""
+    complete_moves(Path(path))
     if not Path(path).exists():
         raise NephiError(f"alignment '{path}' is neither one of {', '.join(ALIGNMENTS)} nor a transform file")
     file = check_file(path, "alignment")

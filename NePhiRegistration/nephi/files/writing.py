@@ -1,8 +1,4 @@
-"""How files come into being: whole or not at all, several of them as one, by one run at a time.
-
-Files are made in a scratch folder beside their place, reach the disk, and move. Where several move, a journal in the
-scratch folder is the decision: from then on the next run, or whoever reads, finishes what a killed run began.
-"""
+"""How files come into being: whole or not at all, several of them as one (``journal.py``), by one run at a time."""
 
 from __future__ import annotations
 
@@ -10,30 +6,22 @@ import contextlib
 import csv
 import functools
 import io
-import json
 import os
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import NephiError
-from ..runfolder import LOCK, RunFolder, take_abandoned, try_lock
+from ..journal import PREFIX, commit, recover, step
+from ..runfolder import RunFolder, try_lock
 
-PREFIX = ".nephi-"
 FOLDER_LOCK, BATCH_LOCK = ".nephi.lock", ".nephi.batch.lock"
-_JOURNAL, _OLD = ".journal", ".old"  # in a scratch folder: what is to move; what stood in its place
+_HEADERS = 1 << 16  # bytes of a file beside its values, at most
 _open: set[Path] = set()  # scratch folders of this process: what is written into them is part of their whole
 _locked: set[Path] = set()  # locks that this process holds
-
-
-def step(operation: str, path: Path) -> None:
-    """Called before every operation on a file (mkdir, write, fsync, replace, unlink, rmdir); does nothing.
-
-    Tests put a function of their own in its place, to fail or to be killed at that very point.
-    """
 
 
 @contextmanager
@@ -69,7 +57,7 @@ def replaced(folder: str | Path, gone: Iterable[str] = (), last: str = "") -> It
         _open.add(scratch.path)
         try:
             yield scratch.path
-            _commit(scratch.path, folder, gone, last)
+            commit(scratch.path, folder, gone, last)
         finally:
             _open.discard(scratch.path)
             with contextlib.suppress(OSError):  # the next run removes it
@@ -107,11 +95,7 @@ def visible(text: str, keep: str = "\n\t") -> str:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make and remove a file of ``size`` bytes; raises OSError where there is no room for it.
-
-    For libraries that do not tell, or crash, when the disk runs full.
-    """
-    step("write", path)
+    """Make and remove a file of ``size`` bytes; raises OSError where there is no room for it."""
     zeros = bytes(1 << 20)
     try:
         with open(path, "wb") as file:
@@ -121,19 +105,49 @@ def reserve(path: Path, size: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def recover(folder: str | Path) -> None:
-    """Finish what killed runs had begun to move into ``folder``, and remove what they left there otherwise."""
-    folder = Path(folder)
-    with contextlib.suppress(OSError):  # a folder that cannot be written to is read as it stands
-        for scratch in sorted(folder.glob(f"{PREFIX}*")):
-            if scratch.is_symlink():
-                continue
-            with take_abandoned(scratch) as taken:
-                plan = _plan(scratch) if taken else None
-                if plan is not None:
-                    _move(scratch, folder, plan)
-                if taken:
-                    step("rmdir", scratch)
+@contextmanager
+def by_library(
+    path: Path,
+    size: int,
+    refused: str,
+    errors: tuple[type[Exception], ...] = (RuntimeError, OSError),
+    crashes: bool = False,
+) -> Iterator[None]:
+    """A library, which may name any reason when the disk is full, writes ``path``, of about ``size`` bytes.
+
+    Where it fails with one of ``errors``, OSError is raised if there is no room for the file, and else NephiError with
+    the text ``refused``. What it prints to the standard error output is not shown. ``crashes``: on a full disk it does
+    not fail, but ends the process or cuts the file; then the room is looked for before.
+    """
+    step("write", path)
+    if crashes:
+        reserve(path, size + _HEADERS)
+    try:
+        with _mute():
+            yield
+    except errors:
+        for part in path.parent.glob(f"{path.name.split('.')[0]}.*"):  # a header may have its voxels beside it
+            part.unlink()
+        reserve(path, size + _HEADERS)
+        raise NephiError(refused) from None
+
+
+@contextmanager
+def _mute() -> Iterator[None]:
+    """The standard error output of C++ off."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 @contextmanager
@@ -225,106 +239,3 @@ def _told(path: Path) -> Iterator[None]:
         place = error.filename2 or error.filename or path
         parts = [part for part in Path(str(place)).parts if not part.startswith(PREFIX)]
         raise NephiError(f"cannot write {Path(*parts)}: {error.strerror or error}") from error
-
-
-def _commit(scratch: Path, folder: Path, gone: Iterable[str], last: str) -> None:
-    """Everything in the scratch folder to the disk, and then to its place."""
-    files = [file for file in sorted(scratch.rglob("*")) if file.is_file() and file != scratch / LOCK]
-    names = sorted((file.relative_to(scratch).as_posix() for file in files), key=lambda name: name == last)
-    for name in names:
-        if (folder / name).is_dir():
-            raise IsADirectoryError(None, "a folder of that name exists", str(folder / name))
-    mode = _usual_mode(scratch)
-    for file in files:
-        if sys.platform != "win32":
-            file.chmod(mode)  # some libraries write for their user alone
-        sync(file)
-    for inner in {file.parent for file in files}:
-        sync(inner)
-    if len(names) == 1 and not any((folder / name).exists() for name in gone) and "/" not in names[0]:
-        step("replace", folder / names[0])
-        os.replace(scratch / names[0], folder / names[0])
-        with contextlib.suppress(OSError):  # the file is there; a refusal now would be wrong
-            sync(folder)
-        return
-    plan = {"names": names, "gone": [name for name in gone if name not in names]}
-    draft = scratch / f"{_JOURNAL}.part"
-    step("write", draft)
-    draft.write_text(json.dumps(plan), encoding="utf-8")
-    sync(draft)
-    step("replace", scratch / _JOURNAL)
-    os.replace(draft, scratch / _JOURNAL)
-    try:
-        sync(scratch)
-        _move(scratch, folder, plan)
-    except BaseException:
-        _move_back(scratch, folder, plan)
-        raise
-
-
-def _plan(scratch: Path) -> dict | None:
-    """The journal of a scratch folder; None where there is none, or none that this module has written."""
-    try:
-        plan = json.loads((scratch / _JOURNAL).read_text(encoding="utf-8"))
-        names = [PurePosixPath(name) for name in [*plan["names"], *plan["gone"]]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    inside = all(name.parts and not name.is_absolute() and ".." not in name.parts for name in names)
-    return plan if inside and not any("\\" in str(name) or ":" in str(name) for name in names) else None
-
-
-def _move(scratch: Path, folder: Path, plan: dict) -> None:
-    """The new files to their places, whatever part of them is there; at no moment do older files stand beside new."""
-    waiting = [name for name in plan["names"] if (scratch / name).exists()]
-    for name in [*plan["gone"], *waiting]:
-        for inner in [folder / parent for parent in PurePosixPath(name).parents if parent.parts]:
-            if inner.is_symlink():
-                raise OSError(None, "a link to another folder exists", str(inner))
-    for name in reversed([*plan["gone"], *waiting]):  # first the one that vouches for the others
-        if (folder / name).is_symlink() or (folder / name).exists():
-            _replace(folder / name, scratch / _OLD / name)
-    for name in waiting:
-        _replace(scratch / name, folder / name)
-    for inner in {folder, *((folder / name).parent for name in plan["names"])}:
-        sync(inner)
-    step("unlink", scratch / _JOURNAL)
-    (scratch / _JOURNAL).unlink()
-
-
-def _move_back(scratch: Path, folder: Path, plan: dict) -> None:
-    with contextlib.suppress(OSError):  # where even this fails, the journal stays and the next run goes forward
-        for name in plan["names"]:
-            if not (scratch / name).exists():
-                _replace(folder / name, scratch / name)
-        for name in [*plan["gone"], *plan["names"]]:
-            if (scratch / _OLD / name).is_symlink() or (scratch / _OLD / name).exists():
-                _replace(scratch / _OLD / name, folder / name)
-        with contextlib.suppress(FileNotFoundError):
-            (scratch / _JOURNAL).unlink()
-
-
-def _replace(source: Path, target: Path) -> None:
-    step("replace", target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(source, target)
-
-
-def sync(path: Path) -> None:
-    """A file's content, or a folder's entries, to the disk."""
-    step("fsync", path)
-    if path.is_dir() and sys.platform == "win32":  # it keeps its folders itself
-        return
-    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _usual_mode(scratch: Path) -> int:
-    """Permissions of a new file here."""
-    probe = scratch / f"{_JOURNAL}.mode"
-    probe.touch(0o666)
-    mode = probe.stat().st_mode & 0o777
-    probe.unlink()
-    return mode

@@ -20,10 +20,9 @@ from ..files.image import read_image
 from ..files.landmarks import read_landmarks
 from ..files.masks import read_mask, read_regions
 from ..files.tensors import read_tensors, write_tensors
-from ..files.writing import recover
 from ..images.align import align
 from ..images.image_pair import ImagePair
-from ..settings import PRESETS, Level
+from ..journal import recover
 from ..synthetic.shapes import TRAINING, VALIDATION, shape_pairs
 from .pair_tensors import BOTH, PairTensors, View
 from .settings import ModelSettings
@@ -94,7 +93,7 @@ class Pairs:
         pair, path = self.files[k]
         try:
             return _load(path, self.settings)
-        except (NephiError, KeyError, ValueError) as error:
+        except NephiError as error:  # which names the file
             notice(f"{pair.name} is prepared again: {error}")
             return _load(_kept(pair, self.settings, self.cache, anew=True), self.settings)
 
@@ -122,19 +121,14 @@ def tensors_of(
 
     Raises NephiError for images that cannot be aligned or do not overlap.
     """
-    return PairTensors.of(aligned_pair(Both(fixed, moving), Both(fixed_mask, moving_mask), settings), name)
+    pair = aligned_pair(Both(fixed, moving), Both(fixed_mask, moving_mask), settings)
+    return PairTensors.of(pair, settings.features, name)
 
 
 def aligned_pair(images: Both[sitk.Image], masks: Both[sitk.Image | None], settings: ModelSettings) -> ImagePair:
     """Two images in the cube that a model works in; raises NephiError as ``tensors_of``."""
-    made = replace(
-        PRESETS["balanced"],
-        levels=(Level(features=settings.features),),
-        similarity=settings.similarity,
-        align=settings.align,
-    )
     affine = align(images, masks, settings.align).affine
-    return ImagePair.of(images, masks, affine, made, cube_margin_mm=settings.cube_margin_mm)
+    return ImagePair.of(images, masks, affine, settings.similarity, cube_margin_mm=settings.cube_margin_mm)
 
 
 # ---- preparing ------------------------------------------------------------------------------------------
@@ -158,7 +152,7 @@ def prepare(pair: Case, settings: ModelSettings) -> PairTensors:
         lambda path, image, role: None if path is None else read_mask(path, image, f"{role} mask"), images, ROLES
     )
     seen = aligned_pair(images, masks, settings)
-    affine, sample = seen.affine, PairTensors.of(seen, pair.name)
+    affine, sample = seen.affine, PairTensors.of(seen, settings.features, pair.name)
 
     def points(kind: str) -> Both[torch.Tensor] | None:
         given = complete(*paths(kind))
@@ -218,8 +212,14 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) 
 
 
 def _load(path: Path, settings: ModelSettings) -> PairTensors:
-    metadata, t = read_tensors(path, "a prepared pair")
+    metadata, tensors = read_tensors(path, "a prepared pair")
+    try:
+        return _sample(metadata, tensors, settings)
+    except (KeyError, ValueError) as error:
+        raise NephiError(f"{path} is not a prepared pair: it lacks {error}") from None
 
+
+def _sample(metadata: dict[str, str], t: dict[str, torch.Tensor], settings: ModelSettings) -> PairTensors:
     def both(name: str) -> Both[torch.Tensor] | None:
         return complete(t.get(f"{name}.0"), t.get(f"{name}.1"))
 

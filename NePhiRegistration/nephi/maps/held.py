@@ -1,23 +1,43 @@
-"""Maps of any kind, held at nodes of the cube as splines, so that they are composed, differentiated and saved."""
+"""What is defined at any point, held at nodes of the cube as splines: cheap to evaluate, to differentiate, to save."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..settings import VoxelSettings
+from ..space.interpolate import constant, interpolate
 from .code import LINEAR_CUBE, HybridCode, points_between, zero_code
 from .maps import FieldMap
 from .voxel import VoxelFields
 
-_PARTS = 65536  # points at a time
+_PARTS = 16384  # points at a time
 _ROUNDS = 40  # of the inversion, at most
 _SPLINE_ROUNDS = 12  # each halves what the spline misses at its nodes, at least
 _WEIGHTS = 1 / 8, 3 / 4  # of a quadratic spline's neighbours and its own node, at a node
 
 PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
+
+
+class HeldShift:
+    """A small displacement in the cube, as a quadratic spline through its values at nodes and held beyond the border.
+
+    ``shift``: points_cube (n, d) -> displacement (n, d), evaluated once at ``size`` nodes along x, y (, z).
+    """
+
+    @torch.no_grad()
+    def __init__(self, shift: PointMap, half_extents_cube: Tensor, size: Sequence[int]):
+        nodes = points_between(half_extents_cube, size).to(half_extents_cube.dtype)
+        self.half_extents_cube, self.size = half_extents_cube, tuple(size)
+        self.table = _table(torch.cat([shift(part) for part in nodes.split(_PARTS)]), self.size)
+
+    def __call__(self, points_cube: Tensor) -> Tensor:
+        """The displacement (n, d) at points (n, d)."""
+        half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
+        position = torch.addcmul(half, points_cube / self.half_extents_cube, half)
+        return interpolate([self.table], position[None], self.size, 2)[0]
 
 
 @torch.no_grad()
@@ -52,6 +72,11 @@ def _inverted(forward: PointMap, points: Tensor, good: float) -> Tensor:
         if gap.abs().max() < good:
             break
     return found
+
+
+def _table(values: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Values (n, c) at nodes, x fastest -> coefficients of their spline, likewise."""
+    return _spline(values.T.reshape(-1, *reversed(size))).flatten(1).T.contiguous()
 
 
 def _spline(values: Tensor) -> Tensor:

@@ -1,0 +1,151 @@
+"""Several files that come into their places as one, and what finishes that where a run was killed.
+
+Files are made in a scratch folder beside their place, reach the disk, and move. Where several move, a journal in the
+scratch folder is the decision: from then on the next run, or whoever opens a file there, finishes what a killed run
+began.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+
+from .runfolder import LOCK, take_abandoned
+
+PREFIX = ".nephi-"
+_JOURNAL, _OLD = ".journal", ".old"  # in a scratch folder: what is to move; what stood in its place
+watch: Callable[[str, Path], None] | None = None  # tests put a function here, to fail or be killed at that very point
+
+
+def step(operation: str, path: Path) -> None:
+    """Called before every operation on a file (mkdir, write, fsync, replace, unlink, rmdir)."""
+    if watch is not None:
+        watch(operation, path)
+
+
+def recover(folder: str | Path) -> None:
+    """Finish what killed runs had begun to move into ``folder``, and remove what they left there otherwise."""
+    folder = Path(folder)
+    with contextlib.suppress(OSError, ValueError):  # a folder that cannot be written to is read as it stands
+        for scratch in sorted(folder.glob(f"{PREFIX}*")):
+            if scratch.is_symlink():
+                continue
+            with take_abandoned(scratch) as taken:
+                plan = _plan(scratch) if taken else None
+                if plan is not None:
+                    _move(scratch, folder, plan)
+                if taken:
+                    step("rmdir", scratch)
+
+
+def complete_moves(path: Path) -> None:
+    """``recover``, before ``path`` is opened, of the folders whose killed run may have been about to move it."""
+    for folder in dict.fromkeys((path.parent.parent, path.parent, path)):
+        recover(folder)
+
+
+def commit(scratch: Path, folder: Path, gone: Iterable[str], last: str) -> None:
+    """Everything in the scratch folder to the disk, and then to its place."""
+    files = [file for file in sorted(scratch.rglob("*")) if file.is_file() and file != scratch / LOCK]
+    names = sorted((file.relative_to(scratch).as_posix() for file in files), key=lambda name: name == last)
+    for name in names:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(None, "a folder of that name exists", str(folder / name))
+    mode = _usual_mode(scratch)
+    for file in files:
+        if sys.platform != "win32":
+            file.chmod(mode)  # some libraries write for their user alone
+        sync(file)
+    for inner in {file.parent for file in files}:
+        sync(inner)
+    if len(names) == 1 and not any((folder / name).exists() for name in gone) and "/" not in names[0]:
+        step("replace", folder / names[0])
+        os.replace(scratch / names[0], folder / names[0])
+        with contextlib.suppress(OSError):  # the file is there; a refusal now would be wrong
+            sync(folder)
+        return
+    plan = {"names": names, "gone": [name for name in gone if name not in names]}
+    draft = scratch / f"{_JOURNAL}.part"
+    step("write", draft)
+    draft.write_text(json.dumps(plan), encoding="utf-8")
+    sync(draft)
+    step("replace", scratch / _JOURNAL)
+    os.replace(draft, scratch / _JOURNAL)
+    try:
+        sync(scratch)
+        _move(scratch, folder, plan)
+    except BaseException:
+        _move_back(scratch, folder, plan)
+        raise
+
+
+def _plan(scratch: Path) -> dict | None:
+    """The journal of a scratch folder; None where there is none, or none that this module has written."""
+    try:
+        plan = json.loads((scratch / _JOURNAL).read_text(encoding="utf-8"))
+        names = [PurePosixPath(name) for name in [*plan["names"], *plan["gone"]]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    inside = all(name.parts and not name.is_absolute() and ".." not in name.parts for name in names)
+    return plan if inside and not any("\\" in str(name) or ":" in str(name) for name in names) else None
+
+
+def _move(scratch: Path, folder: Path, plan: dict) -> None:
+    """The new files to their places, whatever part of them is there; at no moment do older files stand beside new."""
+    waiting = [name for name in plan["names"] if (scratch / name).exists()]
+    for name in [*plan["gone"], *waiting]:
+        for inner in [folder / parent for parent in PurePosixPath(name).parents if parent.parts]:
+            if inner.is_symlink():
+                raise OSError(None, "a link to another folder exists", str(inner))
+    for name in reversed([*plan["gone"], *waiting]):  # first the one that vouches for the others
+        if (folder / name).is_symlink() or (folder / name).exists():
+            _replace(folder / name, scratch / _OLD / name)
+    for name in waiting:
+        _replace(scratch / name, folder / name)
+    for inner in {folder, *((folder / name).parent for name in plan["names"])}:
+        sync(inner)
+    step("unlink", scratch / _JOURNAL)
+    (scratch / _JOURNAL).unlink()
+
+
+def _move_back(scratch: Path, folder: Path, plan: dict) -> None:
+    with contextlib.suppress(OSError):  # where even this fails, the journal stays and the next run goes forward
+        for name in plan["names"]:
+            if not (scratch / name).exists():
+                _replace(folder / name, scratch / name)
+        for name in [*plan["gone"], *plan["names"]]:
+            if (scratch / _OLD / name).is_symlink() or (scratch / _OLD / name).exists():
+                _replace(scratch / _OLD / name, folder / name)
+        with contextlib.suppress(FileNotFoundError):
+            (scratch / _JOURNAL).unlink()
+
+
+def _replace(source: Path, target: Path) -> None:
+    step("replace", target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(source, target)
+
+
+def sync(path: Path) -> None:
+    """A file's content, or a folder's entries, to the disk."""
+    step("fsync", path)
+    if path.is_dir() and sys.platform == "win32":  # it keeps its folders itself
+        return
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _usual_mode(scratch: Path) -> int:
+    """Permissions of a new file here."""
+    probe = scratch / f"{_JOURNAL}.mode"
+    probe.touch(0o666)
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode

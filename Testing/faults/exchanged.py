@@ -1,0 +1,308 @@
+"""Files that NePhi exchanges with other programs, and those of guidance, verdicts and cohorts, as the samples.
+
+What a damaged one states is read by pydicom, h5py or the few lines here, not by NePhi.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from nephi.both import Both
+from nephi.cli.convert import _part
+from nephi.cli.summarise import row_in
+from nephi.files.cases import Case
+from nephi.files.dicom_objects import read_series, write_registration
+from nephi.files.formats import Pair, Sampled, write_format
+from nephi.files.image import open_image
+from nephi.files.landmarks import read_deviations
+from nephi.fitting.guidance import Guidance
+from nephi.fitting.initial import affine_part
+from nephi.measure.verdict import Tolerances, read_tolerances
+from nephi.space.affine import Affine
+from nephi.space.grid import Grid
+
+from . import samples
+from .samples import GRID, Make, through
+from .stated import _once, _over, meta, nifti
+
+_RAS = np.array([-1.0, -1.0, 1.0])
+_FIELD = Grid((7, 6, 5), (1.0, 1.2, 2.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
+_MOVING = Grid((9, 8, 7), (1.1, 0.9, 1.7), (-1.0, 2.0, 0.5), tuple(np.eye(3).ravel().tolist()))
+
+
+def _sampled(rng: np.random.Generator) -> Sampled:
+    return Sampled(_FIELD, rng.normal(0, 1, (*_FIELD.shape, 3)).astype("f4"), Affine.identity(3), _MOVING)
+
+
+def written(name: str) -> Make:
+    """A transform in one of the formats of ``nephi convert``."""
+
+    def make(folder: Path, rng: np.random.Generator) -> Path:
+        return write_format(name, Pair(_sampled(rng)), folder / "made")[0]
+
+    return make
+
+
+def read_part(path: Path) -> Any:
+    """As ``nephi convert`` reads it."""
+    return through(_part(path, _MOVING, 3))
+
+
+def x5(path: Path) -> Any:
+    """The numbers that the file holds, on the grid that it names."""
+    with h5py.File(path) as file:
+        (node,) = file["TransformGroup"].values()
+        field, mapping = np.array(node["Transform"], float), np.array(node["Domain/Mapping"], float)
+        assert tuple(np.array(node["Domain/Size"]).tolist()) == field.shape[:3]
+    return _through_field(
+        np.transpose(field, (2, 1, 0, 3)) * _RAS, _RAS[:, None] * mapping[:3, :3], _RAS * mapping[:3, 3]
+    )
+
+
+def _through_field(field: np.ndarray, matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(field), isVector=True)
+    spacing = np.linalg.norm(matrix, axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(origin.tolist())
+    image.SetDirection((matrix / spacing).ravel().tolist())
+    return through(sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64)))
+
+
+def displacements(path: Path) -> Any:
+    """As ITK reads them, which turns to LPS what is marked as displacements in RAS."""
+    found = nifti(path)
+    return _through_field(
+        found["voxels"], found["direction"].reshape(3, 3) * found["spacing_mm"], found["origin_lps_mm"]
+    )
+
+
+def fsl(path: Path) -> Any:
+    """Of the four axes that ITK reads, in FSL's coordinates: the voxels' places counted from the other end of x."""
+    raw = path.read_bytes()
+    (plain := path.with_name("plain.nii")).write_bytes(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+    image = sitk.ReadImage(str(plain), sitk.sitkFloat64)
+    plain.unlink()
+    own, grid = image[..., 0], Grid.of(image[..., 0])
+    offsets = np.moveaxis(sitk.GetArrayFromImage(image), 0, -1)
+    points, field = grid.points_lps_mm(), np.empty((*grid.shape, 3))
+    sizes = np.array(own.GetSpacing())
+    right = np.linalg.det(grid.axes) > 0
+    for at in np.ndindex(*grid.shape):
+        here = np.array(at[::-1], float)
+        here[0] = own.GetSize()[0] - 1 - here[0] if right else here[0]
+        there = (here * sizes + offsets[at]) / np.array(_MOVING.spacing_mm)
+        there[0] = _MOVING.size[0] - 1 - there[0]
+        field[at] = _MOVING.to_lps_mm(there) - points[at]
+    return _through_field(field, grid.axes * sizes, np.array(grid.origin_lps_mm))
+
+
+# ---- DICOM ----------------------------------------------------------------------------------------------
+
+
+def series(folder: Path, rng: np.random.Generator) -> Path:
+    """The file in the middle of a series with a frame of reference."""
+    path = samples.dicom(folder, rng)
+    for file in path.parent.iterdir():
+        data = pydicom.dcmread(file)
+        data.FrameOfReferenceUID, data.PatientName, data.PatientBirthDate = "1.2.3.4", "Doe^Jane", "19500101"
+        data.save_as(file)
+    return path
+
+
+def read_slices(path: Path) -> Any:
+    """The headers that a registration object refers to, once it is written."""
+    found = read_series(path.parent)
+    write_registration(
+        path.parent.parent / "made.dcm", _FIELD, np.zeros((*_FIELD.shape, 3)), Affine.identity(3), found, found
+    )
+    return sorted(
+        [str(one.SOPInstanceUID), str(one.SeriesInstanceUID), str(one.FrameOfReferenceUID)] for one in found.headers
+    )
+
+
+def slices(path: Path) -> Any:
+    found = []
+    for file in filter(Path.is_file, path.parent.iterdir()):
+        try:
+            data = pydicom.dcmread(file, stop_before_pixels=True)
+            assert len(data.ImagePositionPatient) == 3
+            found.append([str(data.SOPInstanceUID), str(data.SeriesInstanceUID), str(data.FrameOfReferenceUID)])
+        except Exception:
+            assert file == path
+    return sorted(found)
+
+
+@functools.cache
+def _series_of_object() -> Any:
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="nephi-faults-series-"))
+    return read_series(series(folder, np.random.default_rng(1)).parent)
+
+
+def deformable(folder: Path, rng: np.random.Generator) -> Path:
+    own = _series_of_object()
+    affine = Affine(np.eye(3) + rng.normal(0, 0.05, (3, 3)), rng.normal(0, 5, 3))
+    write_registration(folder / "object.dcm", _FIELD, _sampled(rng).displacement, affine, own, own)
+    return folder / "object.dcm"
+
+
+def rigid(folder: Path, rng: np.random.Generator) -> Path:
+    """A Spatial Registration of two frames of reference."""
+    data = pydicom.dcmread(deformable(folder, rng))
+    del data.DeformableRegistrationSequence
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.1"
+    items = []
+    for frame, shift in (("1.2.3.4", np.zeros(3)), ("1.2.3.5", rng.normal(0, 5, 3))):
+        item, matrices, one = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        matrix = np.eye(4)
+        matrix[:3, 3] = shift
+        one.FrameOfReferenceTransformationMatrix = [f"{v:.6f}" for v in matrix.ravel()]
+        one.FrameOfReferenceTransformationMatrixType = "RIGID"
+        matrices.MatrixSequence = [one]
+        item.FrameOfReferenceUID, item.MatrixRegistrationSequence = frame, [matrices]
+        items.append(item)
+    data.RegistrationSequence = items
+    data.save_as(folder / "object.dcm")
+    return folder / "object.dcm"
+
+
+def registration_object(path: Path) -> Any:
+    """PS3.3, C.20.3.1.1: matrix before, the grid's offsets, matrix after; or the inverse of the source's matrix."""
+    data = pydicom.dcmread(path)
+
+    def matrix(values: Any) -> np.ndarray:
+        return np.array(values, float).reshape(4, 4)
+
+    if "RegistrationSequence" in data:
+        whole = {
+            str(item.FrameOfReferenceUID): matrix(
+                item.MatrixRegistrationSequence[0].MatrixSequence[0].FrameOfReferenceTransformationMatrix
+            )
+            for item in data.RegistrationSequence
+        }
+        own = whole.pop(str(data.FrameOfReferenceUID), np.eye(4))
+        (source,) = whole.values()
+        back = np.linalg.inv(source) @ own
+        return samples._PROBES @ back[:3, :3].T + back[:3, 3]
+    (item,) = data.DeformableRegistrationSequence
+    (grid,) = item.DeformableRegistrationGridSequence
+    size = [int(n) for n in grid.GridDimensions]
+    offsets = np.frombuffer(grid.VectorGridData, "<f4").astype(float).reshape(*size[::-1], 3)
+    row, column = np.array(grid.ImageOrientationPatient, float).reshape(2, 3)
+    step = np.stack([row, column, np.cross(row, column)], 1) * np.array(grid.GridResolution)
+    origin = np.array(grid.ImagePositionPatient, float)
+    index = np.stack(np.meshgrid(*map(np.arange, size[::-1]), indexing="ij"), -1)[..., ::-1]
+    points = index @ step.T + origin
+    parts = [np.eye(4), np.eye(4)]
+    for k, name in enumerate(("PreDeformationMatrixRegistrationSequence", "PostDeformationMatrixRegistrationSequence")):
+        if name in item:
+            parts[k] = matrix(item[name].value[0].FrameOfReferenceTransformationMatrix)
+    moved = points @ parts[0][:3, :3].T + parts[0][:3, 3] + offsets
+    return _through_field(moved @ parts[1][:3, :3].T + parts[1][:3, 3] - points, step, origin)
+
+
+# ---- guidance, verdicts, cohorts ------------------------------------------------------------------------
+
+
+def deviations(folder: Path, rng: np.random.Generator) -> Path:
+    rows = [f"{x:.3f},{y:.3f},{z:.3f},{sd:.2f}" for x, y, z, sd in rng.uniform(1, 8, (7, 4))]
+    (folder / "guides.csv").write_text("\n".join(["x,y,z,sd", *rows]) + "\n", encoding="utf-8")
+    return folder / "guides.csv"
+
+
+def read_guides(path: Path) -> Any:
+    """Points and deviations, as they guide a registration of images that hold all of them."""
+    grid = sitk.Image((40, 40, 40), sitk.sitkInt16)
+    grid.SetOrigin((-10.0, -10.0, -10.0))
+    points = samples.nephi_read_landmarks(path, grid)
+    found = Guidance((points, points), read_deviations(path)).checked(Both(grid, grid))
+    return [found.landmarks_lps_mm[0], found.landmarks_sd_mm]
+
+
+def guides(path: Path) -> Any:
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        rows = list(csv.DictReader(file))
+    points = np.array([[float(row[axis]) for axis in "xyz"] for row in rows])
+    return [points, np.array([float(row["sd"]) for row in rows]) if "sd" in rows[0] else None]
+
+
+def guide_labels(folder: Path, rng: np.random.Generator) -> Path:
+    image = sitk.GetImageFromArray(rng.integers(0, 3, GRID.GetSize()[::-1]).astype("u1"))
+    image.CopyInformation(GRID)
+    for name in ("labels", "other"):
+        sitk.WriteImage(image, str(folder / f"{name}.mha"))
+    return folder / "labels.mha"
+
+
+def read_guide_labels(path: Path) -> Any:
+    given = open_image(path, "fixed guide labels"), open_image(path.with_name("other.mha"), "moving guide labels")
+    return samples.plain(Guidance(labels=given).checked(Both(GRID, GRID)).labels[0])
+
+
+def read_initial(path: Path) -> Any:
+    """The affine part of an initial transform, where it can be inverted."""
+    found = affine_part(samples.nephi_read_transform(path, 3), _FIELD, None)
+    return found(samples._PROBES)
+
+
+def initial(path: Path) -> Any:
+    made = sitk.AffineTransform(sitk.ReadTransform(str(path)))
+    assert np.linalg.det(np.reshape(made.GetMatrix(), (3, 3))) > 0
+    return through(made)
+
+
+def tolerances(folder: Path, rng: np.random.Generator) -> Path:
+    entries = {**Tolerances("a site").to_dict(), "mean_mm": round(float(rng.uniform(0.5, 3)), 2)}
+    (folder / "tolerances.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    return folder / "tolerances.json"
+
+
+def tolerances_stated(path: Path) -> Any:
+    data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+    return _over({**asdict(Tolerances()), "set_by": path.name, "jacobian": [0.1, 6.0]}, data)
+
+
+def failure(folder: Path, rng: np.random.Generator) -> Path:
+    """Of a pair of a batch, which the table of a cohort is made from."""
+    (folder / "failure.json").write_text(json.dumps({"error": "one reason", "seconds": 2.5}), encoding="utf-8")
+    return folder / "failure.json"
+
+
+def read_row(path: Path) -> Any:
+    return {k: v for k, v in row_in(path.parent, Case("p", {}), None).items() if v not in (None, "")}
+
+
+def row(path: Path) -> Any:
+    """A damaged one counts as a pair that has not ended."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {"name": "p", "status": "failed", "error": str(data["error"]), "seconds": data["seconds"]}
+    except Exception:
+        return {"name": "p", "status": "waiting"}
+
+
+READ = {
+    "transform nifti .nii.gz": (written("nifti"), read_part, displacements, 0),
+    "transform compact .h5": (written("compact"), read_part, None, 3000),
+    "transform .x5": (written("x5"), read_part, x5, 3000),
+    "transform fsl .nii.gz": (written("fsl"), read_part, fsl, 0),
+    "DICOM deformable registration": (deformable, samples.read_transform, registration_object, 3000),
+    "DICOM spatial registration": (rigid, samples.read_transform, registration_object, 0),
+    "DICOM headers": (series, read_slices, slices, 1500),
+    "guide landmarks .csv": (deviations, read_guides, guides, 0),
+    "guide labels .mha": (guide_labels, read_guide_labels, meta, 400),
+    "initial transform .tfm": (samples.transform("affine.tfm"), read_initial, initial, 0),
+    "tolerances .json": (tolerances, lambda path: read_tolerances(path).to_dict(), tolerances_stated, 0),
+    "failure .json": (failure, read_row, row, 0),
+}
