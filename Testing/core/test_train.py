@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,7 +33,6 @@ from nephi.settings import (
 )
 
 CPU = torch.device("cpu")
-_HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 STILL = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
 _FIELD = NeuralSettings(width=32, frequencies=16, wavelength_mm=200.0)
 SHAPES = TrainSettings(
@@ -250,31 +247,6 @@ def test_the_points_that_are_known_count(pairs, tmp_path):
 
 
 # ---- several processes ---------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_two_processes_make_the_steps_of_one(pairs, tmp_path):
-    settings = brief("matching", pairs, fit=FitSettings(iterations=2, learning_rate=1e-3))
-    single, shared = tmp_path / "single", tmp_path / "shared"
-    single.mkdir()
-    train(settings, single, CPU)
-    (tmp_path / "settings.json").write_text(json.dumps(asdict(settings)))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "nephi", "train", str(tmp_path / "settings.json"), "--output", str(shared)]
-    command += ["--device", "cpu", "--progress", "none", "--threads", "1"]
-    run = subprocess.run(command, capture_output=True, text=True, env=_HERE, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("written to") == 1  # by the first alone
-    expected, found = state_of(single), state_of(shared)
-    assert set(found) == set(expected)
-    # the first moments are the gradients; weights that have none move by noise
-    gradients = [name for name in expected if name.endswith("exp_avg")]
-    largest = max(float(expected[name].abs().max()) for name in gradients)
-    for name in gradients:
-        torch.testing.assert_close(found[name], expected[name], atol=1e-4 * largest, rtol=1e-3, msg=name)
-    differing = [((found[n] - expected[n]).abs() > 1e-5).flatten() for n in expected if n.startswith("model.")]
-    assert largest > 1e-3 and torch.cat(differing).float().mean() < 0.01
-    assert [e["step"] for e in log_of(shared)] == [e["step"] for e in log_of(single)]
 
 
 def test_work_that_processes_cannot_share(pairs, tmp_path, monkeypatch):

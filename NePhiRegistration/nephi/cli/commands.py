@@ -17,6 +17,7 @@ from ..device import choose_device, devices, limit_threads
 from ..errors import NephiError, collected_notices
 from ..files.cases import fingerprints
 from ..files.dicom_objects import read_series, write_series
+from ..files.dicom_segmentations import is_segmentation, read_segmentation, write_segmentation
 from ..files.folder import ResultFolder
 from ..files.formats import check_format
 from ..files.image import read_image, read_volume, write_image
@@ -162,17 +163,22 @@ def warp_command(options) -> int:
         reference = options.reference or options.dicom
         grid = Grid.of(read_volume(reference, "reference image", series)) if reference else None
         result = TransformFile(path, grid, options.inverse)
-    target = Path(options.output) if options.dicom else output_file(options.output)
+    segmented = is_segmentation(Path(options.input))
+    into_folder = options.dicom and not segmented
+    target = Path(options.output) if into_folder else output_file(options.output)
     if Path(options.input).suffix.lower() in _POINT_FILES:
         # points go from where they are marked: fixed points forward, moving ones through the inverse
         points = read_landmarks(options.input, result.moving_grid if options.inverse else result.fixed_grid)
         write_landmarks(target, (result.inverse if options.inverse else result.forward)(points))
         return 0
-    image = read_volume(options.input, "input image", series)
+    found = read_segmentation(Path(options.input)) if segmented else None
+    image = found.labels if found is not None else read_volume(options.input, "input image", series)
     reference = options.reference or options.dicom
     grid = Grid.of(read_volume(reference, "reference image", series)) if reference else None
-    warped = result.warp(image, grid, labels=options.labels, inverse=options.inverse)
-    if options.dicom:
+    warped = result.warp(image, grid, labels=options.labels or segmented, inverse=options.inverse)
+    if found is not None and options.dicom:
+        write_segmentation(warped, found.segments, target, read_series(Path(options.dicom), series))
+    elif options.dicom:
         fixed, moving = (read_series(Path(folder), series) for folder in (options.dicom, options.input))
         with output_folder(target):
             write_series(warped, target, fixed, moving, "Warped")

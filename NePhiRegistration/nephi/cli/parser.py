@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
+import gc
 import os
 import signal
 import sys
 import time
 from importlib import import_module
+from types import ModuleType
 
 from ..errors import NephiError, collected_notices
 from ..files.cases import GUIDES_OF_BOTH, ROLES
@@ -43,6 +46,7 @@ def _main(arguments: list[str] | None) -> int:
     # before torch loads OpenMP: threads that wait longer than this sleep, else they slow a busy machine tenfold
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     _keep_freed_memory()
+    atexit.register(gc.freeze)  # the process's memory goes at once: no search for garbage in it, half a second long
     try:
         module, command = options.run
         output = getattr(options, "output", None)
@@ -50,7 +54,7 @@ def _main(arguments: list[str] | None) -> int:
             raise NephiError(f"--output {output!r} names no file or folder")
         # imported when it is known that it is needed: torch and SimpleITK take seconds, ``--help`` answers at once
         with collected_notices() as notices:
-            code = getattr(import_module(f".{module}", __package__), command)(options) or 0
+            code = getattr(_imported(module), command)(options) or 0
         tell_notices(notices)
         return code
     except NephiError as error:
@@ -83,6 +87,15 @@ def _keep_freed_memory() -> None:
         if hasattr(library, "mallopt"):
             library.mallopt(*_MMAP_THRESHOLD)
             library.mallopt(*_TRIM_THRESHOLD)
+
+
+def _imported(module: str) -> ModuleType:
+    """A module of commands, without looking for garbage among the objects of torch: that takes a quarter as long."""
+    gc.disable()
+    try:
+        return import_module(f".{module}", __package__)
+    finally:
+        gc.enable()
 
 
 def _interrupt(*_):
@@ -206,7 +219,8 @@ def _add_warp(subparsers) -> None:
     p.add_argument(
         "--dicom",
         metavar="FIXED",
-        help="write a DICOM series into the folder --output: INPUT and FIXED, the fixed image, are folders of series",
+        help="write DICOM: INPUT, a folder of a series, as a series into the folder --output, or INPUT, a segmentation "
+        "object (SEG), as the file --output; FIXED is the folder of the fixed image's series",
     )
     p.add_argument("--inverse", action="store_true", help="moving -> fixed map: fixed images or moving points")
     _add_series(p)

@@ -58,7 +58,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _pydicom() -> Any:
+def pydicom_module() -> Any:
+    """The package pydicom; raises NephiError where it is not installed."""
     try:
         return importlib.import_module("pydicom")
     except ModuleNotFoundError:
@@ -90,14 +91,14 @@ _FAILURES = (
 
 def _damaged() -> tuple[type[Exception], ...]:
     """What pydicom raises where bytes are not what they should be."""
-    errors = _pydicom().errors
+    errors = pydicom_module().errors
     return (*_FAILURES, errors.InvalidDicomError, errors.BytesLengthException)
 
 
 @_quiet()
 def _header(path: Path) -> Any:
     """All of a DICOM file but its pixels; raises NephiError."""
-    pydicom = _pydicom()
+    pydicom = pydicom_module()
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         for name in (*_NEEDED, *_REFERENCED):  # they are decoded as they are asked for
@@ -108,6 +109,7 @@ def _header(path: Path) -> Any:
 
 
 def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -209,28 +211,28 @@ def write_registration(
 
     ``offsets`` (z, y, x, 3) in LPS mm on ``grid``. Raises NephiError where the file cannot be written.
     """
-    pydicom = _pydicom()
+    pydicom = pydicom_module()
     if np.linalg.det(grid.axes) < 0:  # the third axis of DICOM is the product of the others
         grid, offsets = _flipped(grid), offsets[::-1]
-    data = _new(DEFORMABLE, registered, "REG")
+    data = new_object(DEFORMABLE, registered, "REG")
     data.FrameOfReferenceUID = registered.frame
     data.PositionReferenceIndicator = str(registered.first.get("PositionReferenceIndicator", "") or "")
     data.ContentLabel, data.ContentDescription = "REGISTRATION", "Deformation of the source into this frame"
     data.ContentCreatorName = ""
     item, described = pydicom.Dataset(), pydicom.Dataset()
     item.SourceFrameOfReferenceUID = source.frame
-    item.ReferencedImageSequence = [_reference(header) for header in source.headers]
-    item.RegistrationTypeCodeSequence = [_code("125024", "DCM", "Image Content-based Alignment")]
+    item.ReferencedImageSequence = [reference(header) for header in source.headers]
+    item.RegistrationTypeCodeSequence = [coded("125024", "DCM", "Image Content-based Alignment")]
     item.PreDeformationMatrixRegistrationSequence = [_matrix_item(Affine.identity(3))]
     item.PostDeformationMatrixRegistrationSequence = [_matrix_item(after)]
-    described.ImagePositionPatient = [_decimal(v) for v in grid.origin_lps_mm]
-    described.ImageOrientationPatient = [_decimal(v) for v in (*grid.axes[:, 0], *grid.axes[:, 1])]
+    described.ImagePositionPatient = [decimal(v) for v in grid.origin_lps_mm]
+    described.ImageOrientationPatient = [decimal(v) for v in (*grid.axes[:, 0], *grid.axes[:, 1])]
     described.GridDimensions = list(grid.size)
     described.GridResolution = list(map(float, grid.spacing_mm))
     described.VectorGridData = np.ascontiguousarray(offsets, "<f4").tobytes()
     item.DeformableRegistrationGridSequence = [described]
     data.DeformableRegistrationSequence = [item]
-    own, others = _series_reference(registered), _series_reference(source)
+    own, others = series_reference(registered), series_reference(source)
     if registered.first.StudyInstanceUID == source.first.StudyInstanceUID:
         data.ReferencedSeriesSequence = [own, others]
     else:
@@ -239,7 +241,7 @@ def write_registration(
         study.StudyInstanceUID, study.ReferencedSeriesSequence = source.first.StudyInstanceUID, [others]
         data.StudiesContainingOtherReferencedInstancesSequence = [study]
     with replaced(path.parent) as scratch:
-        _save(data, scratch / path.name)
+        save_object(data, scratch / path.name)
 
 
 def _flipped(grid: Grid) -> Grid:
@@ -249,35 +251,38 @@ def _flipped(grid: Grid) -> Grid:
 
 
 def _matrix_item(affine: Affine) -> Any:
-    item = _pydicom().Dataset()
+    item = pydicom_module().Dataset()
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = affine.matrix, affine.offset_mm
-    item.FrameOfReferenceTransformationMatrix = [_decimal(v) for v in matrix.ravel()]
+    item.FrameOfReferenceTransformationMatrix = [decimal(v) for v in matrix.ravel()]
     rigid = np.allclose(affine.matrix @ affine.matrix.T, np.eye(3), atol=1e-6)
     item.FrameOfReferenceTransformationMatrixType = "RIGID" if rigid else "AFFINE"
     return item
 
 
-def _decimal(value: float) -> str:
+def decimal(value: float) -> str:
     """A decimal string of at most 16 characters."""
-    return _pydicom().valuerep.format_number_as_ds(float(value))
+    return pydicom_module().valuerep.format_number_as_ds(float(value))
 
 
-def _code(value: str, scheme: str, meaning: str) -> Any:
-    code = _pydicom().Dataset()
+def coded(value: str, scheme: str, meaning: str) -> Any:
+    """An item of a code sequence."""
+    code = pydicom_module().Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
     return code
 
 
-def _reference(header: Any) -> Any:
-    item = _pydicom().Dataset()
+def reference(header: Any) -> Any:
+    """An item that names a slice."""
+    item = pydicom_module().Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
     return item
 
 
-def _series_reference(series: Series) -> Any:
-    item = _pydicom().Dataset()
-    item.ReferencedInstanceSequence = [_reference(header) for header in series.headers]
+def series_reference(series: Series) -> Any:
+    """An item that names a series with its slices."""
+    item = pydicom_module().Dataset()
+    item.ReferencedInstanceSequence = [reference(header) for header in series.headers]
     item.SeriesInstanceUID = series.first.SeriesInstanceUID
     return item
 
@@ -298,31 +303,31 @@ def write_series(image: sitk.Image, folder: Path, fixed: Series, moving: Series,
     whole = np.array_equal(array, np.round(array)) and low >= -32768 and high <= 32767
     slope = 1.0 if whole else max((high - low) / 65535, 1e-10)
     shift = 0.0 if whole else low + 32768 * slope
-    slope, shift = float(_decimal(slope)), float(_decimal(shift))
+    slope, shift = float(decimal(slope)), float(decimal(shift))
     stored = np.clip(np.round((array - shift) / slope), -32768, 32767).astype("<i2")
     grid = Grid.of(image)
-    uid = _pydicom().uid.generate_uid()
+    uid = pydicom_module().uid.generate_uid()
     with replaced(folder) as scratch:
         for k, slice_ in enumerate(stored):
             data = _slice(grid, k, slice_, fixed, moving)
             data.SeriesInstanceUID, data.SeriesDescription = uid, description
-            data.RescaleSlope, data.RescaleIntercept = _decimal(slope), _decimal(shift)
-            _save(data, scratch / f"{k + 1:04d}.dcm")
+            data.RescaleSlope, data.RescaleIntercept = decimal(slope), decimal(shift)
+            save_object(data, scratch / f"{k + 1:04d}.dcm")
     return [folder / f"{k + 1:04d}.dcm" for k in range(len(stored))]
 
 
 def _slice(grid: Grid, k: int, stored: np.ndarray, fixed: Series, moving: Series) -> Any:
-    data = _new(str(moving.first.SOPClassUID), fixed, str(moving.first.Modality))
+    data = new_object(str(moving.first.SOPClassUID), fixed, str(moving.first.Modality))
     data.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
     data.DerivationDescription = "Deformable registration to the frame of reference of another series"
-    data.SourceImageSequence = [_reference(header) for header in moving.headers]
+    data.SourceImageSequence = [reference(header) for header in moving.headers]
     data.FrameOfReferenceUID = fixed.frame
     data.PositionReferenceIndicator = str(fixed.first.get("PositionReferenceIndicator", "") or "")
     data.InstanceNumber = k + 1
-    data.ImagePositionPatient = [_decimal(v) for v in grid.to_lps_mm([0, 0, k])]
-    data.ImageOrientationPatient = [_decimal(v) for v in (*grid.axes[:, 0], *grid.axes[:, 1])]
-    data.PixelSpacing = [_decimal(grid.spacing_mm[1]), _decimal(grid.spacing_mm[0])]
-    data.SliceThickness = _decimal(grid.spacing_mm[2])
+    data.ImagePositionPatient = [decimal(v) for v in grid.to_lps_mm([0, 0, k])]
+    data.ImageOrientationPatient = [decimal(v) for v in (*grid.axes[:, 0], *grid.axes[:, 1])]
+    data.PixelSpacing = [decimal(grid.spacing_mm[1]), decimal(grid.spacing_mm[0])]
+    data.SliceThickness = decimal(grid.spacing_mm[2])
     data.Rows, data.Columns = stored.shape
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
@@ -334,9 +339,9 @@ def _slice(grid: Grid, k: int, stored: np.ndarray, fixed: Series, moving: Series
     return data
 
 
-def _new(kind: str, of: Series, modality: str) -> Any:
+def new_object(kind: str, of: Series, modality: str) -> Any:
     """A new object of the patient and study of a series, in a series of its own."""
-    pydicom = _pydicom()
+    pydicom = pydicom_module()
     data, now = pydicom.Dataset(), datetime.datetime.now()
     for name in _REFERENCED:
         setattr(data, name, of.first.get(name, "") or "")
@@ -352,8 +357,9 @@ def _new(kind: str, of: Series, modality: str) -> Any:
     return data
 
 
-def _save(data: Any, path: Path) -> None:
-    pydicom = _pydicom()
+def save_object(data: Any, path: Path) -> None:
+    """Write an object with the header that a file of it has."""
+    pydicom = pydicom_module()
     step("write", path)
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian

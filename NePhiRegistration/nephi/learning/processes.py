@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -27,13 +29,28 @@ def join(device: torch.device) -> tuple[int, int, torch.device]:
     return int(os.environ.get("RANK", "0")), world, device
 
 
+def wait() -> None:
+    """For all other processes to come here; raises NephiError where one of them has ended."""
+    with _together():
+        torch.distributed.barrier()
+
+
 def average(adam: Adam, world: int) -> None:
-    """The gradients' mean over all processes, in one message."""
+    """The gradients' mean over all processes, in one message; raises NephiError where one of them has ended."""
     if world == 1:
         return
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in adam.parameters]
     flat = torch.cat([g.reshape(-1) for g in grads])
-    torch.distributed.all_reduce(flat)
+    with _together():
+        torch.distributed.all_reduce(flat)
     flat /= world
     for p, part in zip(adam.parameters, flat.split([g.numel() for g in grads]), strict=True):
         p.grad = part.view_as(p)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise NephiError("another process of the training has ended; its own output says why") from error

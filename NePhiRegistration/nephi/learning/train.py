@@ -1,7 +1,7 @@
 """Training: all weights of a model over many pairs, by the loop that also optimises one pair.
 
-``torchrun --nproc-per-node N -m nephi train ...`` shares the pairs of each step among N processes, each on its own
-GPU where there are some; the gradient is that of one process.
+``torchrun --nproc-per-node N -m nephi train ...`` shares the pairs of each step among N processes, on one machine or
+several, each on its own GPU where there are some; the gradient is that of one process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .augment import Augmentation
 from .dataset import Dataset, open_data
 from .model import Model
 from .pair_tensors import PairTensors
-from .processes import average, join
+from .processes import average, join, wait
 from .settings import TrainSettings, check_training
 from .state import LOG, MODEL, RESUME, keep_log, load_state, peak_mb, save_state, tensorboard
 from .validate import validate
@@ -70,7 +70,7 @@ def train(
         with run.logging():
             fit(run.step, run.adam, run.record, settings.accumulate // world, run.before, run.after)
             if world > 1:  # nobody leaves while the first still validates and writes
-                torch.distributed.barrier()
+                wait()
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()
@@ -212,14 +212,14 @@ def _open(
 ) -> tuple[Dataset, Dataset]:
     """The pairs to train on and to validate with; the first process prepares them, the others find them prepared."""
     if rank:
-        torch.distributed.barrier()
+        wait()
     checks = validation if validation is not None else data
     if data is None:
         data = open_data(settings.data, settings.model, cache, False, _silent if rank else tell)
     if checks is None:
         checks = open_data(settings.validation or settings.data, settings.model, cache, True, _silent)
     if world > 1 and not rank:
-        torch.distributed.barrier()
+        wait()
     return data, checks
 
 
@@ -291,9 +291,3 @@ def _draws(count: int, settings: TrainSettings, done: int, rank: int, world: int
                 orders = {turn: np.random.default_rng((settings.fit.seed, turn)).permutation(count)}
             indices.append(int(orders[turn][place % count]))
         yield int(np.random.SeedSequence((settings.fit.seed, number)).generate_state(1)[0]), indices
-
-
-# ---- several processes ----------------------------------------------------------------------------------
-
-
-# ---- files ----------------------------------------------------------------------------------------------

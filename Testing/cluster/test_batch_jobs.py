@@ -4,130 +4,23 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import nephi
 import pytest
 from nephi.synthetic.phantom import make_phantom
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux"),
-    pytest.mark.skipif(
-        not all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged", "sbatch")),
-        reason="SLURM is not installed (Debian: slurmctld slurmd slurm-client munge)",
-    ),
-    pytest.mark.skipif(sys.platform == "linux" and os.geteuid() != 0, reason="slurmd has to be started by root"),
-]
+from Testing.cluster.slurm import wait_for
+
+pytest.importorskip("submitit")
+pytestmark = pytest.mark.slow
 PHANTOMS = 5
 PAIRS = int(os.environ.get("NEPHI_SLURM_PAIRS", "10"))
 _HOW = ["--iterations", "2", "--no-report", "--align", "moments", "--threads", "1"]
 _ROLES = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks")
-_CONFIG = """
-ClusterName=nephi
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
-SlurmUser=root
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SlurmdParameters=config_overrides
-ReturnToService=2
-MpiDefault=none
-KillWait=10
-AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/none
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes=node1 Default=YES MaxTime=INFINITE State=UP
-"""
-
-
-class Slurm:
-    """A controller, a node and what they authenticate with, as children of this process."""
-
-    def __init__(self, folder: Path):
-        self.folder, self._running = folder, {}
-        for name in ("munge", "state", "spool"):
-            (folder / name).mkdir(parents=True, mode=0o700)
-        (folder / "munge" / "key").write_bytes(os.urandom(1024))
-        (folder / "munge" / "key").chmod(0o400)
-        sockets = [socket.socket() for _ in range(2)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        config = _CONFIG.format(
-            host=socket.gethostname(), folder=folder, ports=[one.getsockname()[1] for one in sockets]
-        )
-        for one in sockets:
-            one.close()
-        (folder / "slurm.conf").write_text(config, encoding="utf-8")
-        core = str(Path(nephi.__file__).parents[1])
-        self.environment = {
-            **os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PYTHONPATH": core, "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        parts = [f"--{name}={folder}/munge/{name.partition('-')[0]}" for name in ("socket", "key-file", "pid-file")]
-        parts += [f"--log-file={folder}/munge/log", f"--seed-file={folder}/munge/seed"]
-        self.start("munged", "--force", "--foreground", *parts)
-        wait_for((folder / "munge" / "socket").exists)
-        self.start("slurmctld", "-D")
-        self.start("slurmd", "-D", "-N", "node1")
-        wait_for(lambda: "idle" in self("sinfo", "-h", "-o", "%T"))
-
-    def start(self, name: str, *arguments: str) -> None:
-        with open(self.folder / f"{name}.log", "ab") as log:
-            self._running[name] = subprocess.Popen(
-                [shutil.which(name), *arguments], env=self.environment, stdout=log, stderr=log
-            )
-
-    def stop(self, name: str) -> None:
-        self._running[name].terminate()
-        self._running.pop(name).wait(30)
-
-    def __call__(self, *command: str) -> str:
-        answer = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
-        return answer.stdout
-
-    def jobs(self, *states: str) -> list[str]:
-        """The jobs of arrays in these states, as NUMBER_INDEX."""
-        lines = [line.split() for line in self("squeue", "-h", "-r", "-o", "%F_%K %T").splitlines()]
-        return [line[0].removesuffix("_N/A") for line in lines if line[1] in states]
-
-    def end(self) -> None:
-        self("scancel", "--user=root")
-        for name in reversed(list(self._running)):
-            self.stop(name)
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    pytest.importorskip("submitit")
-    cluster = None
-    try:
-        cluster = Slurm(tmp_path / "slurm")
-        yield cluster
-    finally:
-        if cluster is not None:
-            cluster.end()
 
 
 def pairs_of_phantoms(folder: Path, count: int) -> Path:
@@ -209,10 +102,36 @@ def test_a_job_that_is_warned_is_requeued(slurm, tmp_path):
         wait_for(lambda: batch.poll() is not None or made(output), 300)
         before = made(output)
         slurm("scancel", "--signal=USR2", *slurm.jobs("RUNNING"))
-        text, _ = batch.communicate(timeout=600)
+        wait_for(lambda: slurm.without_delay() or batch.poll() is not None, 300)
+        text, _ = batch.communicate()
     finally:
         batch.kill()
     assert batch.returncode == 0, text
     assert {row["status"] for row in table(output)} == {"done"} and len(table(output)) == 4
     assert {name: changed for name, changed in made(output).items() if name in before} == before
     assert "Requeued job" in "".join(path.read_text(encoding="utf-8") for path in (output / ".jobs").glob("*.out"))
+
+
+@pytest.mark.skipif(PAIRS < 100, reason="takes minutes: set NEPHI_SLURM_PAIRS=100")
+def test_a_job_that_reaches_its_time_limit_goes_on(slurm, tmp_path):
+    """SLURM itself warns the job, of a limit of one minute, again and again until all pairs are done."""
+    pairs, output = pairs_of_phantoms(tmp_path, 20), tmp_path / "out"
+    (tmp_path / "cluster.json").write_text('{"array": 1, "minutes": 1, "cpus": 1, "memory_gb": 0.5, "warn_s": 15}')
+    command = [sys.executable, "-m", "nephi", "batch", str(pairs), "--output", str(output), *_HOW]
+    command += ["--engine", "slurm", "--cluster", str(tmp_path / "cluster.json")]
+    batch = subprocess.Popen(command, env=slurm.environment, stdout=subprocess.PIPE, text=True)
+    seen: dict[str, set[int]] = {}
+    try:
+        while batch.poll() is None:
+            for name, changed in made(output).items():
+                seen.setdefault(name, set()).add(changed)
+            slurm.without_delay()
+            time.sleep(0.5)
+        text, _ = batch.communicate()
+    finally:
+        batch.kill()
+    assert batch.returncode == 0, text
+    assert {row["status"] for row in table(output)} == {"done"} and len(table(output)) == 20
+    assert all(len(times) == 1 for times in seen.values()), seen  # none is made twice
+    printed = "".join(path.read_text(encoding="utf-8") for path in (output / ".jobs").glob("*.out"))
+    assert "Requeued job" in printed, printed
