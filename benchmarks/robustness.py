@@ -55,19 +55,20 @@ def base(name: str) -> Both[Scan]:
 
 
 def measure(scans: Both[Scan], preset: str | None, masks: bool) -> tuple[np.ndarray, dict[str, Any]]:
-    """TRE (n,) in mm at all landmarks; the alignment's name, the search's lead and the CPU seconds."""
+    """TRE (n,) in mm at all landmarks; the alignment's name, the search's score and lead and the CPU
+    seconds."""
     images, began = scans.map(lambda scan: scan.image), time.process_time()
     given: Both[sitk.Image | None] = scans.map(lambda scan: scan.mask if masks else None)
     if preset is None:
         start = align(images.map(hounsfield, ROLES), given, "auto")
-        forward, how, lead = start.affine, start.method, start.lead
+        forward = start.affine
     else:
         result = register(*images, fixed_mask=given.fixed, moving_mask=given.moving, settings=PRESETS[preset])
-        forward, how, lead = result.forward, result.alignment.method, result.alignment.lead
+        forward, start = result.forward, result.alignment
     seconds = time.process_time() - began
     points = scans.map(lambda scan: scan.points_lps_mm)
     errors_mm = np.linalg.norm(forward(points.fixed) - points.moving, axis=1)
-    return errors_mm, {"alignment": how, "lead": lead, "cpu_s": round(seconds, 2)}
+    return errors_mm, {"alignment": start.method, "score": start.score, "lead": start.lead, "cpu_s": round(seconds, 2)}
 
 
 def row(plain: Both[Scan], reference_mm: np.ndarray, disturbance: Disturbance, preset: str | None) -> dict[str, Any]:
@@ -108,10 +109,10 @@ def main() -> None:
                 continue
             figures[name][label] = got
             mark = "" if got["held"] else "  <- lost"
-            lead = "" if got["lead"] is None else f"lead {got['lead']:.3f}"
+            lead = "" if got["lead"] is None else f"score {got['score']:.3f} lead {got['lead']:.3f}"
             print(
                 f"  {label:28} {got['tre_mm']:7.2f} mm (limit {got['limit_mm']:5.2f}) at {got['landmarks']:3d}  "
-                f"{got['alignment']:8} {lead:10} {got['cpu_s']:5.1f} s{mark}",
+                f"{got['alignment']:8} {lead:22} {got['cpu_s']:5.1f} s{mark}",
                 flush=True,
             )
         held = [entry["held"] for label, entry in figures[name].items() if label != "with masks"]

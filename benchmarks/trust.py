@@ -21,7 +21,7 @@ from pathlib import Path
 import nephi.measure.calibration
 import numpy as np
 import SimpleITK as sitk
-from nephi.measure.calibration import LEAST_MM, MODEL, Model
+from nephi.measure.calibration import BLUR, LEAST_MM, MODEL, Model
 from nephi.measure.quality import dice, fold_summary, summary
 from nephi.measure.report import Folds, Overlap, Report, Summary
 from nephi.measure.signals import Signals
@@ -35,6 +35,8 @@ UNRELATED_MM = 20.0  # stands in for the error where nothing corresponds
 MOST_MM = 40.0  # an error beyond it counts as this one
 RIGHT_MM, WRONG_MM, LARGE_MM = 2.0, 3.0, 5.0
 RIGHT_SHARE, WRONG_SHARE = 0.05, 0.1
+_FOLDS = 7  # of the pairs of the calibration
+_LEAST_TIMES = 1.5  # the expected error is the bound: a voxel does not explain as much where voxels are finer
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _measured(pair, r) -> Measured:
         folds=Folds(counted["percent"], int(counted["count"])),
         jacobian={"p1": float(low), "p99": float(high)},
         dice=overlap,
-        inverse_consistency_mm=Summary(**summary(trust.signals.inconsistency_mm)),
+        fields_disagreement_mm=Summary(**summary(np.linalg.norm(r.inverse(r.forward(points)) - points, axis=1))),
     )
     error, places = None, points[:300]
     if pair.points_lps_mm is not None:
@@ -98,24 +100,36 @@ def _measured(pair, r) -> Measured:
 # ---- calibration -------------------------------------------------------------------------------------------------
 
 
-def calibrated(cases: list[Measured]) -> Model:
-    """The model that fits these results: their errors' logarithms by least squares, and the quantiles of what is left.
+def calibrated(pairs: dict[str, list[Measured]]) -> Model:
+    """The model that fits these results, by pair: their errors' logarithms by least squares, and quantiles of what is
+    left where a pair took no part in the fit.
 
     Each case counts alike. No weight is negative: more of a signal never means less error.
     """
+    expected, errors, voxels_mm = [], [], []
+    for fold in range(_FOLDS):
+        kept = [m for i, name in enumerate(sorted(pairs)) for m in pairs[name] if i % _FOLDS != fold]
+        model = _fitted(kept)
+        for m in (m for i, name in enumerate(sorted(pairs)) for m in pairs[name] if i % _FOLDS == fold):
+            expected.append(model.errors(features(m.signals, m.points_lps_mm), FEATURES, 0.0)[0])
+            errors.append(_true(m) if m.error_mm is None else m.error_mm)
+            voxels_mm.append(np.full(len(errors[-1]), m.signals.voxel_mm))
+    knots = _knots(*map(np.concatenate, (expected, errors, voxels_mm)))
+    return Model(_fitted([m for cases in pairs.values() for m in cases]).weights, knots)
+
+
+def _fitted(cases: list[Measured]) -> Model:
+    """Without a bound."""
     x = np.concatenate([features(m.signals, m.points_lps_mm) for m in cases])
     errors = [_true(m) for m in cases]
     y = np.log(np.concatenate(errors) + LEAST_MM)
     rows = np.concatenate([np.full(len(e), 1 / len(e)) for e in errors])
     weights, one = _least_squares(x, y, rows / rows.sum())
-    # what exp(mean of logarithms) misses of the mean, and the bound, by the size of the expected error
+    # what exp(mean of logarithms) misses of the mean
     expected = np.exp(x @ weights + one)
     one += float(np.log(np.average(np.clip(np.concatenate(errors) / expected, 0, 10), weights=rows)))
     names = dict(zip(FEATURES, (round(float(w), 4) for w in weights), strict=True))
-    rough = Model({**names, "one": round(one, 4)}, ((1.0, 1.0), (2.0, 1.0)))
-    expected, _ = rough.errors(x, FEATURES)
-    known = np.concatenate([_true(m) if m.error_mm is None else m.error_mm for m in cases])
-    return Model(rough.weights, _knots(expected, known))
+    return Model({**names, "one": round(one, 4)}, ((1.0, 1.0), (2.0, 1.0)))
 
 
 def _true(m: Measured) -> np.ndarray:
@@ -138,14 +152,17 @@ def _least_squares(x: np.ndarray, y: np.ndarray, rows: np.ndarray, ridge: float 
     return w, float(mean - middle @ w)
 
 
-def _knots(expected: np.ndarray, errors: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """Expected errors, and the 95 % quantile of the true error in units of them, smoothed over a third of the range."""
+def _knots(expected: np.ndarray, errors: np.ndarray, voxels_mm: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Expected errors, and the 95 % quantile of the true error, as far as the voxel does not explain it, in units of
+    them, smoothed over a third of the range."""
     order = np.argsort(expected)
-    expected, ratio = expected[order], (errors / expected)[order]
+    unexplained = np.sqrt(np.maximum(errors**2 - (BLUR * voxels_mm) ** 2, 0))
+    expected, ratio = expected[order], (unexplained / expected)[order]
     knots = []
     for share in np.linspace(0.05, 0.95, 10):
         part = slice(int(max(0, share - 0.08) * len(order)), int(min(1, share + 0.08) * len(order)))
-        knots.append((round(float(np.median(expected[part])), 3), round(float(np.quantile(ratio[part], 0.95)), 3)))
+        times = max(_LEAST_TIMES, float(np.quantile(ratio[part], 0.95)))
+        knots.append((round(float(np.median(expected[part])), 3), round(times, 3)))
     return tuple(knots)
 
 
@@ -227,8 +244,11 @@ def main() -> None:
     options = parser.parse_args()
     model = MODEL
     if options.calibrate:
-        found = [measured(case, options.cache) for case in CALIBRATION]
-        model = calibrated([m for m in found if m is not None])
+        pairs: dict[str, list[Measured]] = {}
+        for case in CALIBRATION:
+            found = measured(case, options.cache)
+            pairs.setdefault(case.pair, []).extend([] if found is None else [found])
+        model = calibrated(pairs)
         target = Path(nephi.measure.calibration.__file__).with_suffix(".json")
         text = {"made_by": "python -m benchmarks.trust --calibrate", "weights": model.weights, "knots": model.knots}
         target.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")

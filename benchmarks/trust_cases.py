@@ -168,7 +168,7 @@ def _start(pair: Pair) -> Affine:
     """A good alignment, to be spoilt."""
     images = pair.images.map(hounsfield, Both("fixed", "moving"))
     masks = complete(*pair.masks) or complete(*images.map(lung_mask)) if images.fixed.GetDimension() == 3 else None
-    return align(images, masks or Both(None, None), "auto")[0]
+    return align(images, masks or Both(None, None), "auto").affine
 
 
 def _spoilt(affine: Affine, grid: Grid, shift_mm=(0, 0, 0), turn_deg=0.0, axis=0, mirror=False) -> Affine:
@@ -276,6 +276,7 @@ JUDGED = [
     *_cases("popi:60>10", "fast, balanced, shifted, turned, very few steps, no steps, mirrored, cut"),
     *_cases(_PHASES, "fast"),
     *_cases(_BACK, "fast, mirrored"),
+    *_cases("popi:10>60, popi:00>50, popi:50>10", "no steps"),
     *_cases(_SEEDS, "fast, shifted a little, no steps, mirrored"),
     *_cases("phantom:221, phantom:222, phantom:223", "fast, shifted, no steps, mirrored"),
     *_cases("breathhold_case01|fnndsc:201, breathhold_case02|popi:60>10, popi:60>10|breathhold_case01, "

@@ -147,7 +147,7 @@ class Registration:
         image shows nothing of the region.
         """
         transform = self.transform() if transform is None else transform
-        signals = measure_signals(Both(fixed, moving), self.fixed_mask, transform, self.forward, self.inverse)
+        signals = measure_signals(Both(fixed, moving), self.fixed_mask, transform, self.forward)
         return Trust.of(signals, self.fixed_grid, self.fixed_mask)
 
     def warp(

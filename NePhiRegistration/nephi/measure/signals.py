@@ -29,6 +29,7 @@ _HALF = 3  # of a block, in voxels of its scale
 _FINE_MM, _COARSER = 1.5, 8 / 3  # spacing of the fine scale, at least, and of the coarse one in units of it
 _VOXELS = 0.8  # of the coarser image: no block is compared on a finer grid
 _REACH = 3, 5  # voxels: of the fine and of the coarse scale
+_STEP_MM = 2.0  # of the difference quotients of the map
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Signals:
     """What was seen at n points of the fixed mask that the moving image shows, and at m of them at the coarse scale.
 
     Lengths are in mm, shifts (n, d) in the frame of the fixed image. ``asymmetry_mm`` (n,): the distance of a block's
-    way there and its way back; ``here`` and ``best`` (n,): correlation without and with the shift. ``unseen``: share of
+    way there and its way back; ``here`` and ``best`` (n,): correlation without and with the shift. ``strain`` (n,): how
+    far the map's matrix is from its mean over all points (Frobenius norm). ``unseen``: share of
     the mask's points that the moving image does not show. ``ct``: both images are CTs. ``voxel_mm``: side of the
     coarser image's voxel. ``scale``: of all lengths, below 1 for small bodies.
     """
@@ -46,7 +48,7 @@ class Signals:
     asymmetry_mm: np.ndarray
     here: np.ndarray
     best: np.ndarray
-    inconsistency_mm: np.ndarray  # (n,) inverse-consistency error
+    strain: np.ndarray
     coarse_points_lps_mm: np.ndarray  # (m, d), and what was seen there
     coarse_shifts_mm: np.ndarray
     coarse_asymmetry_mm: np.ndarray
@@ -64,7 +66,6 @@ def measure_signals(
     mask: sitk.Image | None,
     transform: sitk.Transform,
     forward: PointMap,
-    inverse: PointMap,
 ) -> Signals:
     """``transform`` and ``forward`` are the same map, fixed -> moving; ``mask``: of the fixed image.
 
@@ -86,7 +87,7 @@ def measure_signals(
     fine = _matched(prepared, transform, points, box, fine_mm, _REACH[0])
     coarse = _matched(prepared, transform, some, box, _COARSER * fine_mm, _REACH[1])
     return Signals(
-        points, *fine, np.linalg.norm(inverse(there) - points, axis=1), some, *coarse,
+        points, *fine, _strain(forward, points, _STEP_MM * scale), some, *coarse,
         unseen=float(1 - seen.mean()), ct=all(offset is not None for offset in offsets),
         coarse_voxel_mm=_COARSER * fine_mm, voxel_mm=voxel_mm, scale=scale,
     )  # fmt: skip
@@ -114,6 +115,14 @@ def _points(fixed: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
         inside = np.flatnonzero(sitk.GetArrayViewFromImage(mask))
         chosen = rng.choice(inside, min(_POINTS, len(inside)), replace=False)
     return grid.to_lps_mm(np.stack(np.unravel_index(chosen, grid.shape)[::-1], -1))
+
+
+def _strain(forward: PointMap, points_lps_mm: np.ndarray, step_mm: float) -> np.ndarray:
+    steps = step_mm * np.eye(points_lps_mm.shape[1])
+    ends = forward(np.concatenate([points_lps_mm + sign * step for step in steps for sign in (1, -1)]))
+    ahead, behind = np.split(ends.reshape(len(steps), 2, *points_lps_mm.shape), 2, axis=1)
+    matrices = (ahead - behind)[:, 0] / (2 * step_mm)  # (d, n, d)
+    return np.sqrt(((matrices - matrices.mean(1, keepdims=True)) ** 2).sum((0, 2)))
 
 
 def _matched(

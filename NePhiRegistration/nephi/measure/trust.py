@@ -17,17 +17,15 @@ from .calibration import MODEL
 from .report import ErrorEstimate
 from .signals import Signals
 
-_POOL_MM = 6.0  # standard deviation of the weights around a place
-_LEAST_MM, _LEAST_UNLIKE = 0.1, 0.02  # below these differences do not count
+_POOL_MM = 6.0  # standard deviation of the weights around a place; of the wider ones twice as much
+_LEAST_MM, _LEAST_RATIO = 0.1, 0.02  # below these differences do not count
 _ROWS = 2048  # places worked on at a time
 _MAP_MM = 5.0  # between the voxels of the map
 _LARGE_MM = 5.0
 _SAME = 1.0  # voxels of the coarse scale: two shifts that are nearer are the same
 FEATURES = (
-    "mean shift", "shift", "asymmetry", "inconsistency", "coarse shift", "gain", "unlike", "coarse unlike",
-    "all: mean of shift", "all: median of shift", "all: median of asymmetry", "all: median of inconsistency",
-    "all: median of coarse shift", "all: median of coarse asymmetry", "all: median of unlike",
-    "all: median of coarse unlike", "voxel",
+    "mean shift", "shift", "wide shift", "asymmetry", "coarse shift", "strain",
+    "all: median of shift", "all: median of coarse asymmetry", "all: median of coarse unlike",
 )  # fmt: skip
 
 
@@ -47,41 +45,31 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     s = signals
     shift, coarse_shift = (np.linalg.norm(v, axis=1) for v in (s.shifts_mm, s.coarse_shifts_mm))
     trust = np.clip(s.best, 0.0, 1.0) ** 2 / (1 + (s.asymmetry_mm / s.scale) ** 2) + 1e-3
-    trusted, plain, coarse = (np.empty((len(places_lps_mm), k)) for k in (s.shifts_mm.shape[1] + 1, 4, 2))
+    trusted, wide, plain, coarse = (np.empty((len(places_lps_mm), k)) for k in (s.shifts_mm.shape[1] + 1, 1, 2, 1))
     for start in range(0, len(places_lps_mm), _ROWS):
         rows = slice(start, start + _ROWS)
-        near = _near(places_lps_mm[rows], s.points_lps_mm, s.scale)
-        plain[rows] = _mean(near, np.column_stack([s.asymmetry_mm, s.inconsistency_mm, s.best - s.here, 1 - s.best]))
+        near = _near(places_lps_mm[rows], s.points_lps_mm, _POOL_MM * s.scale)
+        plain[rows] = _mean(near, np.column_stack([s.asymmetry_mm, s.strain]))
         trusted[rows] = _mean(near * trust, np.column_stack([s.shifts_mm, shift]))
-        near = _near(places_lps_mm[rows], s.coarse_points_lps_mm, s.scale)
-        coarse[rows] = _mean(near, np.column_stack([coarse_shift, 1 - s.coarse_best]))
-    lengths = np.column_stack(
-        [np.linalg.norm(trusted[:, :-1], axis=1), trusted[:, -1], plain[:, 0], plain[:, 1], coarse[:, 0]]
-    )
-    unlike = np.column_stack([plain[:, 2], plain[:, 3], coarse[:, 1]])
-    whole = [shift.mean(), *map(np.median, (shift, s.asymmetry_mm, s.inconsistency_mm, coarse_shift,
-                                            s.coarse_asymmetry_mm))]  # fmt: skip
-    whole_unlike = [np.median(1 - s.best), np.median(1 - s.coarse_best)]
-    everywhere = np.concatenate(
-        [
-            np.log(np.array(whole) / s.scale + _LEAST_MM),
-            np.log(np.array(whole_unlike) + _LEAST_UNLIKE),
-            np.log([s.voxel_mm / s.scale]),
-        ]
-    )
+        wide[rows] = _mean(np.sqrt(np.sqrt(near)) * trust, shift[:, None])  # a fourth root is a Gaussian twice as wide
+        near = _near(places_lps_mm[rows], s.coarse_points_lps_mm, _POOL_MM * s.scale)
+        coarse[rows] = _mean(near, coarse_shift[:, None])
+    lengths = np.column_stack([np.linalg.norm(trusted[:, :-1], axis=1), trusted[:, -1:], wide, plain[:, :1], coarse])
+    whole = np.array([np.median(shift), np.median(s.coarse_asymmetry_mm)])
+    everywhere = [*np.log(whole / s.scale + _LEAST_MM), np.log(np.median(1 - s.coarse_best) + _LEAST_RATIO)]
     return np.column_stack(
         [
             np.log(lengths / s.scale + _LEAST_MM),
-            np.log(unlike + _LEAST_UNLIKE),
+            np.log(plain[:, 1:] + _LEAST_RATIO),
             np.broadcast_to(everywhere, (len(lengths), len(everywhere))),
         ]
     )
 
 
-def _near(places_lps_mm: np.ndarray, points_lps_mm: np.ndarray, scale: float) -> np.ndarray:
+def _near(places_lps_mm: np.ndarray, points_lps_mm: np.ndarray, deviation_mm: float) -> np.ndarray:
     """(n, m) weights of the points around each place; the nearest has 1."""
     squares = (places_lps_mm**2).sum(1)[:, None] + (points_lps_mm**2).sum(1) - 2 * places_lps_mm @ points_lps_mm.T
-    squares /= 2 * (_POOL_MM * scale) ** 2
+    squares /= 2 * deviation_mm**2
     return np.exp(squares.min(1, keepdims=True) - squares)
 
 
@@ -157,5 +145,5 @@ class Trust:
 
 
 def _errors(signals: Signals, places_lps_mm: np.ndarray) -> Errors:
-    expected, bound = MODEL.errors(features(signals, places_lps_mm), FEATURES)
+    expected, bound = MODEL.errors(features(signals, places_lps_mm), FEATURES, signals.voxel_mm / signals.scale)
     return Errors(expected * signals.scale, bound * signals.scale)
