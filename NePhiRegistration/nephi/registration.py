@@ -15,6 +15,7 @@ from .device import choose_device
 from .errors import NephiError, collected_notices, notice
 from .files.image import check_image
 from .files.masks import check_mask
+from .fitting.configure import configured
 from .fitting.guidance import NOTHING, Guidance
 from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
@@ -95,6 +96,10 @@ def register(
         elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
     pair = ImagePair.of(images, masks, alignment.affine, settings, trusted=not found, excluded=Both(*guidance.excluded))
+    pair, decided = _configured(pair)
+    if pair.settings.similarity != settings.similarity:
+        similarity = make_similarity(pair.settings.similarity)
+    report.iterations = max(1, pair.settings.fit.iterations)
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(model, pair, target)
@@ -105,7 +110,8 @@ def register(
         affine=alignment.affine,
         fixed_grid=Grid.of(images.fixed),
         moving_grid=Grid.of(images.moving),
-        settings=settings,
+        settings=pair.settings,
+        configured=decided,
         alignment=alignment.method,
         alignment_start=alignment.start,
         alignment_score=alignment.score,
@@ -154,6 +160,12 @@ def _checked(
     check(settings, names=False)
     similarity = similarity or make_similarity(settings.similarity)
     return settings, similarity, regulariser or make_regulariser(settings.regularity)
+
+
+def _configured(pair: ImagePair) -> tuple[ImagePair, tuple[str, ...]]:
+    """The pair with settings that follow it, and in words what was decided."""
+    settings, decided = configured(pair)
+    return replace(pair, settings=settings), decided
 
 
 def _check_images(images: Both[sitk.Image]) -> Both[sitk.Image]:

@@ -1,0 +1,148 @@
+"""Settings that follow the pair: what is measured of both images, and what a preset becomes by it.
+
+A preset says how much is spent and how smooth the maps are; which similarity, nodes, levels, points and steps that takes
+depends on the images. Pairs of CTs keep the preset's own values, which were chosen on chests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..both import Both
+from ..config import of_kind
+from ..images.coarse import blurred
+from ..images.hounsfield import looks_like_ct
+from ..images.image_pair import ImagePair
+from ..settings import EVERY_ENTRY, PRESETS, Features, FieldSettings, Level, Sampling, Settings, SimilaritySettings
+
+_RELATED_MM = 6.0  # at which the intensities are compared: what is still misaligned blurs their relation
+_SHOWN = 0.08  # of the window: what is darker in both images is taken for background
+_BINS = 16
+_NOT_LINEAR = 0.05  # share of the variance that a curve explains and no rising line does: 0.03 at most in one contrast
+_BLURS = (0.0, 1.0, 3.0)  # voxels: thin structures attract each other over some distance, too
+_APART = 4.0  # voxels between two nodes
+_FINEST_MM = 1.0
+_NODES_A_POINT = 4
+_MANY_NODES = 10_000
+_WEIGHT = 0.4  # of the preset's regularity: that similarity is steeper than MIND
+
+
+@dataclass(frozen=True)
+class Character:
+    """What is measured of a pair after its alignment, lengths as of a large body.
+
+    ``ct``: which images are in Hounsfield units. ``linear``, ``curved``: share of the variance of one image's
+    intensities that a rising line, or any curve, over the other's explains; the latter of whichever explains more.
+    ``nodes``: how many fit into what is compared, four voxels apart.
+    """
+
+    ct: Both[bool]
+    linear: float
+    curved: float
+    voxel_mm: float
+    nodes: int
+
+    @classmethod
+    def of(cls, pair: ImagePair) -> Character:
+        sides_mm = np.ptp(pair.cube.to_cube(pair.region_lps_mm), axis=0) * pair.cube.unit_mm
+        nodes = int(np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
+        return cls(pair.images.map(looks_like_ct), *_related(pair), pair.voxel_mm / pair.scale, nodes)
+
+    @property
+    def contrasts_differ(self) -> bool:
+        return self.ct.fixed != self.ct.moving or self.curved - self.linear > _NOT_LINEAR
+
+
+def configured(pair: ImagePair) -> tuple[Settings, tuple[str, ...]]:
+    """The pair's settings as it needs them, and in words what was decided, and why.
+
+    What was set by hand stays: entries that ``kept`` lists, and those that differ from the preset's. So do all entries
+    of the preset ``paper``, for pairs of CTs, and where a model predicts.
+    """
+    s = pair.settings
+    if s.preset not in PRESETS or s.preset == "paper" or s.model is not None or EVERY_ENTRY in s.kept:
+        return s, ()
+    if all(pair.images.map(looks_like_ct)):
+        return replace(s, kept=(EVERY_ENTRY,)), ("both images are CTs: all values are the preset's",)
+    out, said = s, []
+    for entry, value, why in _decisions(Character.of(pair), s):
+        if _is_free(s, entry):
+            out = _changed(out, entry, value)
+            said.append(why)
+    return replace(out, kept=(EVERY_ENTRY,)), tuple(said)
+
+
+def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
+    """Entry, value and reason in words."""
+    if is_.contrasts_differ:
+        kinds = "a CT and another image" if is_.ct.fixed != is_.ct.moving else "of different contrast"
+        name, why = "mi", f"the images are {kinds} (a curve explains {is_.curved:.2f}, a line {is_.linear:.2f})"
+    else:
+        name, why = "ncc", f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance)"
+    yield "similarity.name", name, f"similarity {name}: {why}"
+    apart = min(PRESETS[s.preset].field.code_spacing_mm, _APART * is_.voxel_mm)
+    yield "field.code_spacing_mm", apart, f"nodes {apart:.3g} mm apart: voxels of {is_.voxel_mm:.2g} mm"
+    finest = min(s.levels[-1].features.spacing_mm, max(_FINEST_MM, is_.voxel_mm))
+    levels = tuple(
+        Level(start, Features(max(mm, finest), 1), factor)
+        for start, mm, factor in ((0.0, 8.0, 4.0), (0.1, 4.0, 4.0), (0.25, 2.0, 2.0), (0.5, finest, 1.0))
+    )
+    yield "levels", levels, f"levels of 8, 4, 2 and {finest:.3g} mm"
+    fast = s.fit.iterations < PRESETS["balanced"].fit.iterations
+    points = int(np.clip(is_.nodes // _NODES_A_POINT, s.similarity.points.least, 1500 if fast else 3000))
+    yield "similarity.points", Sampling.of_number(points), f"{points} points a step: room for {is_.nodes} nodes"
+    weight = _WEIGHT * s.regularity.weight
+    yield "regularity.weight", weight, f"regularity {weight:.2g}: as {name} needs it"
+    if is_.nodes > _MANY_NODES and not fast:
+        steps = max(s.fit.iterations, 800)
+        yield "fit.iterations", steps, f"{steps} steps: that many nodes"
+
+
+def _is_free(s: Settings, entry: str) -> bool:
+    """Whether an entry was left to the preset."""
+    if any(entry == one or entry.startswith(f"{one}.") or one.startswith(f"{entry}.") for one in s.kept):
+        return False
+    base = PRESETS[s.preset]
+    if entry == "similarity.name":  # another kind would lose what was set of this one
+        same = replace(s.similarity, points=base.similarity.points) == base.similarity
+        shared = {f"similarity.{name}" for name in SimilaritySettings.__dataclass_fields__}
+        return same and not any(one.startswith("similarity.") and one not in shared for one in s.kept)
+    part, _, name = entry.partition(".")
+    mine, its = getattr(s, part), getattr(base, part)
+    return (getattr(mine, name, None) == getattr(its, name)) if name else mine == its
+
+
+def _changed(s: Settings, entry: str, value: Any) -> Settings:
+    part, _, name = entry.partition(".")
+    if not name:
+        return replace(s, **{part: value})
+    inner = getattr(s, part)
+    if entry == "similarity.name":
+        return replace(s, similarity=replace(of_kind(inner, value), blurs=_BLURS))
+    return replace(s, **{part: replace(inner, **{name: value})})
+
+
+def _related(pair: ImagePair) -> tuple[float, float]:
+    """Shares of the variance that a rising line and a curve explain, over places that both images show."""
+    grid = pair.working_grid(_RELATED_MM)
+    values = [torch.from_numpy(np.asarray(pair.seen_on(grid, way, 0.0)[0][:])) for way in (0, 1)]
+    smooth = blurred(torch.stack(values))
+    use = (smooth.amax(0) > _SHOWN) & torch.from_numpy(pair.both_see(grid))
+    a, b = smooth[:, use].double().numpy()
+    if len(a) < _BINS**2 or a.std() == 0 or b.std() == 0:
+        return 1.0, 1.0  # nothing tells them apart
+    linear = max(0.0, float(np.corrcoef(a, b)[0, 1])) ** 2
+    return linear, max(linear, _explained(a, b), _explained(b, a))
+
+
+def _explained(x: np.ndarray, y: np.ndarray) -> float:
+    """Share of y's variance that lies between the means of bins of x: the correlation ratio."""
+    bins = np.digitize(x, np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)[1:-1])))
+    counts = np.bincount(bins)
+    means = np.bincount(bins, y) / np.maximum(counts, 1)
+    return float((counts * (means - y.mean()) ** 2).sum() / (len(y) * y.var()))
