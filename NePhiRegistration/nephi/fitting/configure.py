@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 
 from ..both import Both
 from ..config import of_kind
 from ..images.coarse import blurred
-from ..images.hounsfield import looks_like_ct
+from ..images.hounsfield import background, looks_like_ct, sparse
 from ..images.image_pair import ImagePair
 from ..settings import EVERY_ENTRY, PRESETS, Features, FieldSettings, Level, Sampling, Settings, SimilaritySettings
 
@@ -28,8 +29,7 @@ _BLURS = (0.0, 1.0, 3.0)  # voxels: thin structures attract each other over some
 _APART = 4.0  # voxels between two nodes
 _FINEST_MM = 1.0
 _NODES_A_POINT = 4
-_MANY_NODES = 10_000
-_WEIGHT = 0.4  # of the preset's regularity: that similarity is steeper than MIND
+_WEIGHT, _CHECKED = 1.0, 256  # of regularity, and its points a step, where many nodes follow an organ alone
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,25 @@ class Character:
 
     ``ct``: which images are in Hounsfield units. ``linear``, ``curved``: share of the variance of one image's
     intensities that a rising line, or any curve, over the other's explains; the latter of whichever explains more.
-    ``nodes``: how many fit into what is compared, four voxels apart.
+    ``alone``: both show an organ and nothing around it, as brains without their skulls. ``nodes``: how many fit into
+    what is compared, four voxels apart.
     """
 
     ct: Both[bool]
     linear: float
     curved: float
+    alone: bool
     voxel_mm: float
     nodes: int
 
     @classmethod
     def of(cls, pair: ImagePair) -> Character:
         sides_mm = np.ptp(pair.cube.to_cube(pair.region_lps_mm), axis=0) * pair.cube.unit_mm
-        nodes = int(np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
-        return cls(pair.images.map(looks_like_ct), *_related(pair), pair.voxel_mm / pair.scale, nodes)
+        values = pair.images.map(background)
+        shown = min(_shown(image, value) for image, value in zip(pair.images, values, strict=True))
+        nodes = int(shown * np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
+        alone = None not in values
+        return cls(pair.images.map(looks_like_ct), *_related(pair), alone, pair.voxel_mm / pair.scale, nodes)
 
     @property
     def contrasts_differ(self) -> bool:
@@ -73,34 +78,34 @@ def configured(pair: ImagePair) -> tuple[Settings, tuple[str, ...]]:
     for entry, value, why in _decisions(Character.of(pair), s):
         if _is_free(s, entry):
             out = _changed(out, entry, value)
-            said.append(why)
+            said += [why] if why else []
     return replace(out, kept=(EVERY_ENTRY,)), tuple(said)
 
 
 def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     """Entry, value and reason in words."""
+    base, fast = PRESETS[s.preset], s.fit.iterations < PRESETS["balanced"].fit.iterations
     if is_.contrasts_differ:
         kinds = "a CT and another image" if is_.ct.fixed != is_.ct.moving else "of different contrast"
-        name, why = "mi", f"the images are {kinds} (a curve explains {is_.curved:.2f}, a line {is_.linear:.2f})"
-    else:
-        name, why = "ncc", f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance)"
-    yield "similarity.name", name, f"similarity {name}: {why}"
-    apart = min(PRESETS[s.preset].field.code_spacing_mm, _APART * is_.voxel_mm)
+        measured = f"a curve explains {is_.curved:.2f} of the variance, a line {is_.linear:.2f}"
+        yield "similarity.name", "mi", f"similarity mi: the images are {kinds} ({measured})"
+    elif is_.alone:
+        why = f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance), an organ alone"
+        yield "similarity.name", "ncc", f"similarity ncc: {why}"
+    apart = min(base.field.code_spacing_mm, _APART * is_.voxel_mm)
     yield "field.code_spacing_mm", apart, f"nodes {apart:.3g} mm apart: voxels of {is_.voxel_mm:.2g} mm"
-    finest = min(s.levels[-1].features.spacing_mm, max(_FINEST_MM, is_.voxel_mm))
-    levels = tuple(
-        Level(start, Features(max(mm, finest), 1), factor)
-        for start, mm, factor in ((0.0, 8.0, 4.0), (0.1, 4.0, 4.0), (0.25, 2.0, 2.0), (0.5, finest, 1.0))
-    )
-    yield "levels", levels, f"levels of 8, 4, 2 and {finest:.3g} mm"
-    fast = s.fit.iterations < PRESETS["balanced"].fit.iterations
-    points = int(np.clip(is_.nodes // _NODES_A_POINT, s.similarity.points.least, 1500 if fast else 3000))
+    points = int(np.clip(is_.nodes // _NODES_A_POINT, base.similarity.points.least, 1500 if fast else 3000))
     yield "similarity.points", Sampling.of_number(points), f"{points} points a step: room for {is_.nodes} nodes"
-    weight = _WEIGHT * s.regularity.weight
-    yield "regularity.weight", weight, f"regularity {weight:.2g}: as {name} needs it"
-    if is_.nodes > _MANY_NODES and not fast:
-        steps = max(s.fit.iterations, 800)
-        yield "fit.iterations", steps, f"{steps} steps: that many nodes"
+    if is_.alone:
+        finest = min(base.levels[-1].features.spacing_mm, max(_FINEST_MM, is_.voxel_mm))
+        yield "levels", _levels(finest), f"levels of 8, 4, 2 and {finest:.3g} mm"
+        yield "regularity.weight", _WEIGHT, f"regularity {_WEIGHT:g}, at {_CHECKED} points: as that many nodes need it"
+        yield "regularity.points", Sampling.of_number(_CHECKED), ""
+
+
+def _levels(finest_mm: float) -> tuple[Level, ...]:
+    each = ((0.0, 8.0, 4.0), (0.1, 4.0, 4.0), (0.25, 2.0, 2.0), (0.5, finest_mm, 1.0))
+    return tuple(Level(start, Features(max(mm, finest_mm), 1), factor) for start, mm, factor in each)
 
 
 def _is_free(s: Settings, entry: str) -> bool:
@@ -127,6 +132,11 @@ def _changed(s: Settings, entry: str, value: Any) -> Settings:
     return replace(s, **{part: replace(inner, **{name: value})})
 
 
+def _shown(image: sitk.Image, value: float | None) -> float:
+    """Part of an image that is not its background."""
+    return 1.0 if value is None else float((sparse(image) != value).mean())
+
+
 def _related(pair: ImagePair) -> tuple[float, float]:
     """Shares of the variance that a rising line and a curve explain, over places that both images show."""
     grid = pair.working_grid(_RELATED_MM)
@@ -134,7 +144,7 @@ def _related(pair: ImagePair) -> tuple[float, float]:
     smooth = blurred(torch.stack(values))
     use = (smooth.amax(0) > _SHOWN) & torch.from_numpy(pair.both_see(grid))
     a, b = smooth[:, use].double().numpy()
-    if len(a) < _BINS**2 or a.std() == 0 or b.std() == 0:
+    if len(a) < _BINS**2 or not (a.std() > 0 and b.std() > 0):
         return 1.0, 1.0  # nothing tells them apart
     linear = max(0.0, float(np.corrcoef(a, b)[0, 1])) ** 2
     return linear, max(linear, _explained(a, b), _explained(b, a))
