@@ -25,7 +25,8 @@ _RELATED_MM = 6.0  # at which the intensities are compared: what is still misali
 _SHOWN = 0.08  # of the window: what is darker in both images is taken for background
 _BINS = 16
 _NOT_LINEAR = 0.05  # share of the variance that a curve explains and no rising line does: 0.03 at most in one contrast
-_BLURS = (0.0, 1.0, 3.0)  # voxels: thin structures attract each other over some distance, too
+# voxels: thin structures attract each other over some distance, too
+_BLURS = {"ncc": (0.0, 1.0, 3.0), "mi": (0.0, 2.0)}
 _APART = 4.0  # voxels between two nodes
 _FINEST_MM = 1.0
 _NODES_A_POINT = 4
@@ -48,6 +49,7 @@ class Character:
     alone: bool
     voxel_mm: float
     nodes: int
+    dimension: int
 
     @classmethod
     def of(cls, pair: ImagePair) -> Character:
@@ -56,7 +58,7 @@ class Character:
         shown = min(_shown(image, value) for image, value in zip(pair.images, values, strict=True))
         nodes = int(shown * np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
         alone = None not in values
-        return cls(pair.images.map(looks_like_ct), *_related(pair), alone, pair.voxel_mm / pair.scale, nodes)
+        return cls(pair.images.map(looks_like_ct), *_related(pair), alone, pair.voxel_mm / pair.scale, nodes, len(sides_mm))
 
     @property
     def contrasts_differ(self) -> bool:
@@ -86,17 +88,21 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     """Entry, value and reason in words."""
     base, fast = PRESETS[s.preset], s.fit.iterations < PRESETS["balanced"].fit.iterations
     if is_.contrasts_differ:
+        name = "mi" if is_.dimension == 2 else "mind"
         kinds = "a CT and another image" if is_.ct.fixed != is_.ct.moving else "of different contrast"
         measured = f"a curve explains {is_.curved:.2f} of the variance, a line {is_.linear:.2f}"
-        yield "similarity.name", "mi", f"similarity mi: the images are {kinds} ({measured})"
+        yield "similarity.name", name, f"similarity {name}: the images are {kinds} ({measured})"
     elif is_.alone:
         why = f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance), an organ alone"
         yield "similarity.name", "ncc", f"similarity ncc: {why}"
+    else:
+        why = f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance)"
+        yield "similarity.name", s.similarity.name, f"similarity {s.similarity.name}: {why}"
     apart = min(base.field.code_spacing_mm, _APART * is_.voxel_mm)
     yield "field.code_spacing_mm", apart, f"nodes {apart:.3g} mm apart: voxels of {is_.voxel_mm:.2g} mm"
     points = int(np.clip(is_.nodes // _NODES_A_POINT, base.similarity.points.least, 1500 if fast else 3000))
     yield "similarity.points", Sampling.of_number(points), f"{points} points a step: room for {is_.nodes} nodes"
-    if is_.alone:
+    if is_.alone and not is_.contrasts_differ:
         finest = min(base.levels[-1].features.spacing_mm, max(_FINEST_MM, is_.voxel_mm))
         yield "levels", _levels(finest), f"levels of 8, 4, 2 and {finest:.3g} mm"
         yield "regularity.weight", _WEIGHT, f"regularity {_WEIGHT:g}, at {_CHECKED} points: as that many nodes need it"
@@ -128,7 +134,8 @@ def _changed(s: Settings, entry: str, value: Any) -> Settings:
         return replace(s, **{part: value})
     inner = getattr(s, part)
     if entry == "similarity.name":
-        return replace(s, similarity=replace(of_kind(inner, value), blurs=_BLURS))
+        other = inner if value == inner.name else of_kind(inner, value)
+        return replace(s, similarity=replace(other, blurs=_BLURS[value]) if value in _BLURS else other)
     return replace(s, **{part: replace(inner, **{name: value})})
 
 
