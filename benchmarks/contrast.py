@@ -4,7 +4,8 @@
 
 The moving image of a pair gets another contrast after the alignment; motion and landmarks stay those of the pair.
 
-- ``brain_t1``, ``brain_t2``, ``brain_shaded``: a T1 brain and a copy of it moved by a known smooth map (2 mm voxels, about 4 mm, error at 2,000 points of the brain), as T1, with the contrast of T2, and with that under a coil's shading.
+- ``brain_t1``, ``brain_t2``, ``brain_shaded``: a T1 brain of 2 mm voxels and a copy of it moved by 4 mm by a known
+  smooth map (error at 2,000 points of the brain): as T1, with the contrast of T2, and with that under a coil's shading.
 - ``lungs_mr``: the breath-hold CT ``breathhold_case01`` and its inhale with the contrast of an MR image.
 - ``liver_mixed``: a liver MR pair, the moving intensities folded, so that two tissues share each.
 - ``thorax_cbct``: phases 60 and 10 of ``popi_4dct``, the moving one with a cone beam's scatter, noise and offset.
@@ -59,7 +60,9 @@ def as_mr(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def folded(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return 200 * np.abs(np.sin(2.2 * np.pi * values / np.percentile(values, 99.5))) + 3 * rng.standard_normal(values.shape)
+    return 200 * np.abs(np.sin(2.2 * np.pi * values / np.percentile(values, 99.5))) + 3 * rng.standard_normal(
+        values.shape
+    )
 
 
 def as_cone_beam(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -144,7 +147,12 @@ def main() -> int:
                    **peers.summary([run]), "command": command, "all_runs": [run]}  # fmt: skip
             rows.append(row)
             peers.write_tables(options.out, rows, facts)
-            print(name, method, row.get("error") or " ".join(f"{k}={peers.cell(row, k)}" for k in peers.COLUMNS), flush=True)
+            print(
+                name,
+                method,
+                row.get("error") or " ".join(f"{k}={peers.cell(row, k)}" for k in peers.COLUMNS),
+                flush=True,
+            )
     return int(any("error" in row for row in rows))
 
 

@@ -146,7 +146,7 @@ ELASTIX = {
 
 
 def elastix(job: Job, metric: str = ELASTIX["Metric"][0]) -> None:
-    """elastix: the first B-spline stage of Staring et al. (EMPIRE10, Par0011), with both masks; or by another metric."""
+    """elastix: the first B-spline stage of Staring et al. (EMPIRE10, Par0011), with both masks."""
     import itk
 
     for name in ("fixed", "moving"):

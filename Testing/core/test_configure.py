@@ -99,7 +99,9 @@ def test_cts_keep_the_presets_values(preset, phantom_3d):
 
 def test_small_bodies_are_configured_as_large_ones():
     one, small = (configured(pair(organ(), spacing_mm=mm))[0] for mm in (4.0, 0.4))
-    assert one.levels == small.levels and one.field.code_spacing_mm == pytest.approx(small.field.code_spacing_mm, rel=0.05)
+    assert one.levels == small.levels and one.field.code_spacing_mm == pytest.approx(
+        small.field.code_spacing_mm, rel=0.05
+    )
 
 
 def test_a_run_follows_the_pair_and_says_so():

@@ -1,7 +1,7 @@
 """Settings that follow the pair: what is measured of both images, and what a preset becomes by it.
 
-A preset says how much is spent and how smooth the maps are; which similarity, nodes, levels, points and steps that takes
-depends on the images. Pairs of CTs keep the preset's own values, which were chosen on chests.
+A preset says how much is spent; which similarity, nodes, levels, points and weight of regularity that takes depends on
+the images. Pairs of CTs keep the preset's own values, which were chosen on chests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..config import of_kind
 from ..images.coarse import blurred
 from ..images.hounsfield import background, looks_like_ct, sparse
 from ..images.image_pair import ImagePair
-from ..settings import EVERY_ENTRY, PRESETS, Features, FieldSettings, Level, Sampling, Settings, SimilaritySettings
+from ..settings import EVERY_ENTRY, PRESETS, Features, Level, Sampling, Settings, SimilaritySettings
 
 _RELATED_MM = 6.0  # at which the intensities are compared: what is still misaligned blurs their relation
 _SHOWN = 0.08  # of the window: what is darker in both images is taken for background
@@ -58,7 +58,9 @@ class Character:
         shown = min(_shown(image, value) for image, value in zip(pair.images, values, strict=True))
         nodes = int(shown * np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
         alone = None not in values
-        return cls(pair.images.map(looks_like_ct), *_related(pair), alone, pair.voxel_mm / pair.scale, nodes, len(sides_mm))
+        return cls(
+            pair.images.map(looks_like_ct), *_related(pair), alone, pair.voxel_mm / pair.scale, nodes, len(sides_mm)
+        )
 
     @property
     def contrasts_differ(self) -> bool:

@@ -167,7 +167,9 @@ class NGF(Similarity):
         slopes = slopes / (squares + edge.square()).sqrt()
         d = len(slopes)
         # off the diagonal a product counts twice
-        return torch.stack([slopes[i] * slopes[j] * (1 if i == j else 2**0.5) for i in range(d) for j in range(i, d)], -1)
+        return torch.stack(
+            [slopes[i] * slopes[j] * (1 if i == j else 2**0.5) for i in range(d) for j in range(i, d)], -1
+        )
 
     def compare(self, values: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
         squares = F.mse_loss(values, reference, reduction="none").sum(-1, keepdim=True)
