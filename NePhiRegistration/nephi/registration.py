@@ -110,7 +110,7 @@ def register(
         affine=alignment.affine,
         fixed_grid=Grid.of(images.fixed),
         moving_grid=Grid.of(images.moving),
-        settings=pair.settings,
+        settings=settings,
         configured=decided,
         alignment=alignment.method,
         alignment_start=alignment.start,

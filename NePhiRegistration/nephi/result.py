@@ -50,7 +50,7 @@ class Registration:
     affine: Affine
     fixed_grid: Grid
     moving_grid: Grid
-    settings: Settings
+    settings: Settings  # as asked for; ``configured`` says what was done instead
     length_scale: float = 1.0
     alignment: str = "none"
     alignment_start: str | None = None  # of a search, in words

@@ -322,7 +322,8 @@ def from_dict(data: dict, base: Settings | None = None, names: bool = True) -> S
     name = data.get("preset")
     start = PRESETS.get(name) if isinstance(name, str) else None
     settings = decode(start or base or PRESETS["balanced"], data, "")
-    settings = replace(settings, kept=tuple(dict.fromkeys((*settings.kept, *_entries(data)))))
+    if "kept" not in data:  # as in all that was written from settings, which holds every entry
+        settings = replace(settings, kept=tuple(dict.fromkeys((*settings.kept, *_entries(data)))))
     check(settings, names)
     return settings
 

@@ -77,13 +77,13 @@ def configured(pair: ImagePair) -> tuple[Settings, tuple[str, ...]]:
     if s.preset not in PRESETS or s.preset == "paper" or s.model is not None or EVERY_ENTRY in s.kept:
         return s, ()
     if all(pair.images.map(looks_like_ct)):
-        return replace(s, kept=(EVERY_ENTRY,)), ("both images are CTs: all values are the preset's",)
+        return s, ("both images are CTs: all values are the preset's",)
     out, said = s, []
     for entry, value, why in _decisions(Character.of(pair), s):
         if _is_free(s, entry):
             out = _changed(out, entry, value)
             said += [why] if why else []
-    return replace(out, kept=(EVERY_ENTRY,)), tuple(said)
+    return out, tuple(said)
 
 
 def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
