@@ -34,7 +34,7 @@ def organ(shape: tuple[int, ...] = (N, N, N), seed: int = 0) -> np.ndarray:
     return np.where(away < 0.8, 0.2 + 0.8 * ranks, 0.0)
 
 
-def pair(moving, fixed=None, settings=PRESETS["balanced"], spacing_mm: float = 4.0) -> ImagePair:
+def pair(moving, fixed=None, settings=PRESETS["balanced"], spacing_mm: float = 2.0) -> ImagePair:
     images = Both(image(organ() if fixed is None else fixed, spacing_mm), image(moving, spacing_mm))
     return ImagePair.of(images, Both(None, None), Affine.identity(images.fixed.GetDimension()), settings)
 
@@ -103,7 +103,7 @@ def test_cts_keep_the_presets_values(preset, phantom_3d):
 
 
 def test_small_bodies_are_configured_as_large_ones():
-    one, small = (configured(pair(organ(), spacing_mm=mm))[0] for mm in (4.0, 0.4))
+    one, small = (configured(pair(organ(), spacing_mm=mm))[0] for mm in (3.2, 0.32))
     assert one.levels == small.levels and one.field.code_spacing_mm == pytest.approx(
         small.field.code_spacing_mm, rel=0.05
     )

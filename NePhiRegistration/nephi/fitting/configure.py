@@ -29,6 +29,7 @@ _NOT_LINEAR = 0.05  # share of the variance that a curve explains and no rising 
 _BLURS = {"ncc": (0.0, 1.0, 3.0), "mi": (0.0, 2.0)}
 _APART = 4.0  # voxels between two nodes
 _FINEST_MM = 1.0
+_FINE_MM = 2.5  # voxels from which on finer nodes tell nothing
 _NODES_A_POINT = 4
 _WEIGHT, _CHECKED = 1.0, 256  # of regularity, and its points a step, where many nodes follow an organ alone
 
@@ -39,8 +40,8 @@ class Character:
 
     ``ct``: which images are in Hounsfield units. ``linear``, ``curved``: share of the variance of one image's
     intensities that a rising line, or any curve, over the other's explains; the latter of whichever explains more.
-    ``alone``: both show an organ and nothing around it, as brains without their skulls. ``nodes``: how many fit into
-    what is compared, four voxels apart.
+    ``alone``: both show an organ and nothing around it, as brains without their skulls, in fine voxels. ``nodes``: how
+    many fit into what is compared, four voxels apart.
     """
 
     ct: Both[bool]
@@ -57,7 +58,7 @@ class Character:
         values = pair.images.map(background)
         shown = min(_shown(image, value) for image, value in zip(pair.images, values, strict=True))
         nodes = int(shown * np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
-        alone = None not in values
+        alone = None not in values and pair.voxel_mm <= _FINE_MM * pair.scale
         return cls(
             pair.images.map(looks_like_ct), *_related(pair), alone, pair.voxel_mm / pair.scale, nodes, len(sides_mm)
         )
