@@ -98,6 +98,7 @@ def return_parameters(report: dict) -> str:
     values = {
         "foldedVoxels": report["folds"]["count"],
         "inverseConsistencyMm": report["inverse_consistency_mm"]["mean"],
+        "fieldsDisagreementMm": report["fields_disagreement_mm"]["mean"],
         "landmarkErrorMm": report["tre_mm"]["after"]["mean"] if "tre_mm" in report else -1,
     }
     return "".join(f"{name} = {value}\n" for name, value in values.items())

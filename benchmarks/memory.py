@@ -76,7 +76,7 @@ def run(method: str, size: int, iterations: int) -> dict:
     if method == "nephi":
         register(fixed, moving, settings=settings, auto_mask=False, device="cpu")
     else:
-        pair = ImagePair.of(Both(fixed, moving), Both(None, None), Affine.identity(3), settings)
+        pair = ImagePair.of(Both(fixed, moving), Both(None, None), Affine.identity(3), similarity)
         volumes = pair.volumes(levels[0].features, make_similarity(similarity).prepare, "cpu")
         if method == "voxel":
             upper = torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32)

@@ -63,7 +63,7 @@ def measure(scans: Both[Scan], preset: str | None, masks: bool) -> tuple[np.ndar
         forward, how, lead = start.affine, start.method, start.lead
     else:
         result = register(*images, fixed_mask=given.fixed, moving_mask=given.moving, settings=PRESETS[preset])
-        forward, how, lead = result.forward, result.alignment, result.alignment_lead
+        forward, how, lead = result.forward, result.alignment.method, result.alignment.lead
     seconds = time.process_time() - began
     points = scans.map(lambda scan: scan.points_lps_mm)
     errors_mm = np.linalg.norm(forward(points.fixed) - points.moving, axis=1)

@@ -47,7 +47,7 @@ class View(Choice):
     CHECKERBOARD = "checkerboard", _("Checkerboard of fixed and warped")
     DIFFERENCE = "difference", _("Difference, warped minus fixed")
     JACOBIAN = "jacobian", _("Volume change (Jacobian determinant)")
-    CONSISTENCY = "consistency", _("Inverse-consistency error")
+    CONSISTENCY = "consistency", _("Disagreement of the fields (reliability)")
 
 
 class GridMode(Choice):

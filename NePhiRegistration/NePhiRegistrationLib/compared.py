@@ -1,6 +1,6 @@
 """Where the images were compared: the mask that the engine used, given or detected.
 
-It is known from the inverse-consistency volume, which is 0 outside the mask, on a grid of a few millimetres.
+It is known from the volume of the fields' disagreement, which is 0 outside the mask, on a grid of a few millimetres.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from . import scene as nodes
 
 
 def in_mask(outputs) -> np.ndarray | None:
-    """The mask (z, y, x) on the inverse-consistency volume's grid; None where there was none, or it is not known."""
-    volume, report = outputs.inverse_consistency, outputs.report
+    """The mask (z, y, x) on that volume's grid; None where there was none, or it is not known."""
+    volume, report = outputs.fields_disagreement, outputs.report
     if volume is None or "volume" not in report:
         return None
     inside = arrayFromVolume(volume) > 0
     volume_ml = np.count_nonzero(inside) * np.prod(volume.GetSpacing()) / 1000
-    # maps that undo each other exactly leave 0 inside the mask too
+    # fields that undo each other exactly leave 0 inside the mask too
     return inside if volume_ml > report["volume"]["fixed_ml"] / 2 else None
 
 
@@ -27,7 +27,7 @@ def at_points(outputs, points_ras_mm: np.ndarray) -> np.ndarray:
     inside = in_mask(outputs)
     if inside is None:
         return np.ones(len(points_ras_mm), bool)
-    to_index = np.linalg.inv(nodes.ijk_to_world(outputs.inverse_consistency))
+    to_index = np.linalg.inv(nodes.ijk_to_world(outputs.fields_disagreement))
     index_zyx = np.rint(points_ras_mm @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)[:, ::-1]
     there = ((index_zyx >= 0) & (index_zyx < inside.shape)).all(1)
     there[there] = inside[tuple(index_zyx[there].T)]
@@ -39,4 +39,4 @@ def on_grid_of(outputs, reference) -> np.ndarray | None:
     inside = in_mask(outputs)
     if inside is None:
         return None
-    return nodes.resampled_array(100 * inside.astype(np.uint8), outputs.inverse_consistency, reference) > 50
+    return nodes.resampled_array(100 * inside.astype(np.uint8), outputs.fields_disagreement, reference) > 50

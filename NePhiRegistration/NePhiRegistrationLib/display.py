@@ -21,7 +21,7 @@ CHECKERBOARD, DIFFERENCE, FLICKER, FADE = COMPARISONS = ("checkerboard", "differ
 GRID_MODES = ("grid", "glyphs", "contours")
 
 _JACOBIAN_COLORS = "NePhi Jacobian"
-_ERROR_COLORS = "NePhi inverse consistency"
+_ERROR_COLORS = "NePhi disagreement of the fields"
 _COLORS = 256  # entries that a scalar display maps its window to
 _JACOBIAN_WINDOW = 3.0
 # 0 is the lower border of a colour and what is exactly 0 falls below it: only what is folded is loud
@@ -105,9 +105,9 @@ def show_jacobian(outputs, on: bool, opacity: float = 0.5, legend: bool = True) 
         nodes.remove(volume.GetScene(), volume)
 
 
-def show_inverse_consistency(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
-    """The inverse-consistency error in mm, in colour over the fixed volume; nothing at 0."""
-    volume = outputs.inverse_consistency
+def show_fields_disagreement(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
+    """What the two fields disagree on in mm, in colour over the fixed volume; nothing at 0."""
+    volume = outputs.fields_disagreement
     display, scene = volume.GetDisplayNode(), volume.GetScene()
     values = slicer.util.arrayFromVolume(volume)
     values = values[values > 0]  # outside the mask it is 0
@@ -117,7 +117,7 @@ def show_inverse_consistency(outputs, on: bool, opacity: float = 0.5, legend: bo
     display.SetThreshold(1e-6, 1e6)
     display.SetApplyThreshold(True)
     display.SetAndObserveColorNodeID(_color_node(scene, _ERROR_COLORS, _error_colors()).GetID())
-    title = _("Inverse-consistency\nerror (mm)") if legend else ""
+    title = _("Disagreement of\nthe fields (mm)") if legend else ""
     _show_overlay(outputs.fixed, volume, on, opacity, title, "%.3g", 5)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nephi.files.folder import ResultFolder
+from nephi.measure.report import current
 
 from . import tables
 from .i18n import tr as _
@@ -28,8 +29,9 @@ from .scene import (
 
 _ROLE = "NePhi."  # of node references: what was registered to what, and what belongs to the same result
 _TRANSFORMS = {"forward": "transform", "inverse": "inverse_transform"}  # parts, and their files in a ResultFolder
-_VOLUMES = ("warped", "jacobian", "inverse_consistency")  # called the same there
+_VOLUMES = ("warped", "jacobian", "fields_disagreement")  # called the same there
 _ENGINE_FILES = (*_TRANSFORMS.values(), *_VOLUMES, "registration", "page", "report")  # there; two are not in the scene
+_FORMER = {"fields_disagreement": "inverse_consistency"}  # parts by other names in scenes of before
 _TABLES = {name: f"{name}.csv" for name in ("statistics", "folds", "ventilation")}
 
 
@@ -41,7 +43,7 @@ class Outputs:
     inverse: object  # the same for the other way
     warped: object = None  # moving on the fixed volume's voxels
     jacobian: object = None  # determinant of fixed -> moving on the fixed volume's voxels
-    inverse_consistency: object = None  # mm, on the transform's coarse grid
+    fields_disagreement: object = None  # mm, on the transform's coarse grid
     statistics: object = None
     folds: object = None
     ventilation: object = None  # None where no regions were given
@@ -54,7 +56,7 @@ class Outputs:
 
     @property
     def report(self) -> dict:
-        return json.loads(self.report_text.GetText())
+        return current(json.loads(self.report_text.GetText()))
 
     @property
     def fixed(self):
@@ -90,7 +92,7 @@ class Outputs:
             # Slicer's own roles, which the export of DICOM spatial registrations asks for
             transform.SetNodeReferenceID(transform.GetMovingNodeReferenceRole(), source.GetID())
             transform.SetNodeReferenceID(transform.GetFixedNodeReferenceRole(), target.GetID())
-        for volume in (out.jacobian, out.inverse_consistency):
+        for volume in (out.jacobian, out.fields_disagreement):
             mark_as_map(volume)
         show_like(out.warped, moving)
         name = _("Registration {name}").format(name=forward.GetName())
@@ -107,7 +109,7 @@ class Outputs:
         volumes = {
             "warped": _("{moving} on {fixed}"),
             "jacobian": _("Jacobian {fixed} to {moving}"),
-            "inverse_consistency": _("Inverse consistency {fixed} to {moving} (mm)"),
+            "fields_disagreement": _("Disagreement of the fields {fixed} to {moving} (mm)"),
         }
         for part, name in volumes.items():
             node = add(scene, "vtkMRMLScalarVolumeNode", name.format(**names))
@@ -131,7 +133,7 @@ class Outputs:
         if forward is None or forward.GetNodeReference(f"{_ROLE}report_text") is None:
             return None
         parts = [name for name in _node_fields() if name != "forward"]
-        found = cls(forward=forward, **{part: forward.GetNodeReference(_ROLE + part) for part in parts})
+        found = cls(forward=forward, **{part: _part(forward, part) for part in parts})
         for transform in (found.forward, found.inverse):  # a scene that is loaded makes it cubic
             interpolate_linearly(transform)
         return found
@@ -176,6 +178,11 @@ class Outputs:
             if getattr(self, part) is not None:
                 tables.write_table(getattr(self, part), files.path / name)
         return [] if files.registration.exists() else [files.registration.name]  # without matplotlib there is no page
+
+
+def _part(forward, name: str):
+    former = _FORMER.get(name, name)
+    return forward.GetNodeReference(_ROLE + name) or forward.GetNodeReference(_ROLE + former)
 
 
 def _node_fields() -> list[str]:

@@ -32,7 +32,7 @@ _MEANING = {
     ),
 }
 _COLORS = {Kind.GOOD: theme.GREEN, Kind.NEUTRAL: theme.GREY, Kind.NOTICE: theme.BLUE, Kind.ATTENTION: theme.RED}
-_NEEDED = ("inverse", "warped", "jacobian", "inverse_consistency", "statistics", "folds", "report_text")
+_NEEDED = ("inverse", "warped", "jacobian", "fields_disagreement", "statistics", "folds", "report_text")
 
 
 class ResultPanel:
@@ -128,13 +128,13 @@ class ResultPanel:
         if view is not View.JACOBIAN:
             display.show_jacobian(out, False)
         if view is not View.CONSISTENCY:
-            display.show_inverse_consistency(out, False)
+            display.show_fields_disagreement(out, False)
         opacity = 1.0 if view is View.FLICKER else p.opacity
         display.show_comparison(out.fixed, other, view.term if view in COMPARISONS else "", opacity)
         if view is View.JACOBIAN:
             display.show_jacobian(out, True, p.opacity, p.legend)
         elif view is View.CONSISTENCY:
-            display.show_inverse_consistency(out, True, p.opacity, p.legend)
+            display.show_fields_disagreement(out, True, p.opacity, p.legend)
 
     def _show_grid(self, p: Parameters) -> None:
         wanted = (p.grid, p.grid_mode, p.grid_spacing_mm, p.grid_2d, p.grid_3d, p.legend)

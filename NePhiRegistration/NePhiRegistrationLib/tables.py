@@ -127,8 +127,11 @@ def _numbers(report: dict) -> Iterable[tuple[str, float, int, str, str]]:
         yield _("TRE after, mean"), after["mean"], 2, "mm", _("registered")
         yield _("TRE after, max"), after["max"], 2, "mm", _("registered")
     error = report["inverse_consistency_mm"]
-    yield _("Inverse consistency, mean"), error["mean"], 2, "mm", _("inverse after forward map")
-    yield _("Inverse consistency, max"), error["max"], 2, "mm", _("inverse after forward map")
+    yield _("Inverse consistency, mean"), error["mean"], 2, "mm", _("forward, then inverse")
+    yield _("Inverse consistency, max"), error["max"], 2, "mm", _("forward, then inverse")
+    error = report["fields_disagreement_mm"]
+    yield _("Disagreement of the fields, mean"), error["mean"], 2, "mm", _("of both directions")
+    yield _("Disagreement of the fields, max"), error["max"], 2, "mm", _("of both directions")
     if "dice" in report:
         yield _("Dice before"), report["dice"]["before"], 3, "", _("aligned only")
         yield _("Dice after"), report["dice"]["after"], 3, "", _("masks overlap")

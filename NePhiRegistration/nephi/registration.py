@@ -95,27 +95,23 @@ def register(
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
         elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
-    pair = ImagePair.of(images, masks, alignment.affine, settings, trusted=not found, excluded=Both(*guidance.excluded))
-    pair, decided = _configured(pair)
-    if pair.settings.similarity != settings.similarity:
-        similarity = make_similarity(pair.settings.similarity)
-    report.iterations = max(1, pair.settings.fit.iterations)
+    excluded = Both(*guidance.excluded)
+    pair = ImagePair.of(images, masks, alignment.affine, settings.similarity, trusted=not found, excluded=excluded)
+    used, decided = configured(pair, settings)
+    if used.similarity != settings.similarity:
+        pair, similarity = replace(pair, similarity=used.similarity), make_similarity(used.similarity)
     if model is not None:
         report("prediction")
-    prediction, flaws = _predict(model, pair, target)
-    optimisation = Optimisation(pair, prediction, similarity, regulariser, target, guidance)
+    prediction, flaws = _predict(settings.model, model, pair, target)
+    optimisation = Optimisation(pair, used, prediction, similarity, regulariser, target, guidance)
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
-        affine=alignment.affine,
+        alignment=alignment,
         fixed_grid=Grid.of(images.fixed),
         moving_grid=Grid.of(images.moving),
         settings=settings,
         configured=decided,
-        alignment=alignment.method,
-        alignment_start=alignment.start,
-        alignment_score=alignment.score,
-        alignment_lead=alignment.lead,
         fixed_mask=masks.fixed,
         moving_mask=masks.moving,
         found_masks=found,
@@ -162,12 +158,6 @@ def _checked(
     return settings, similarity, regulariser or make_regulariser(settings.regularity)
 
 
-def _configured(pair: ImagePair) -> tuple[ImagePair, tuple[str, ...]]:
-    """The pair with settings that follow it, and in words what was decided."""
-    settings, decided = configured(pair)
-    return replace(pair, settings=settings), decided
-
-
 def _check_images(images: Both[sitk.Image]) -> Both[sitk.Image]:
     fixed, moving = images = images.map(lambda image, role: check_image(image, f"{role} image"), ROLES)
     if fixed.GetDimension() != moving.GetDimension():
@@ -195,11 +185,13 @@ def _masks(
     return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
 
 
-def _predict(model: Model | None, pair: ImagePair, device: torch.device) -> tuple[Prediction | None, tuple[str, ...]]:
+def _predict(
+    name: str | None, model: Model | None, pair: ImagePair, device: torch.device
+) -> tuple[Prediction | None, tuple[str, ...]]:
     """A model's prediction, if it is any good, and what a user should know of it."""
     if model is None:
         return None, ()
     prediction = predict(model, pair, device)
     if not prediction.flaw:
         return prediction, ()
-    return None, (f"The prediction of model '{pair.settings.model}' was not used: {prediction.flaw}.",)
+    return None, (f"The prediction of model '{name}' was not used: {prediction.flaw}.",)

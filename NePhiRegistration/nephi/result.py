@@ -19,6 +19,7 @@ from .files.folder import ResultFolder
 from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
 from .fitting.guidance import NOTHING, Guidance
+from .images.align import Alignment
 from .images.masks import mask_box
 from .images.warp import warped_slices
 from .maps.code import HybridCode, zero_code
@@ -47,15 +48,11 @@ class Registration:
 
     maps: Map  # in the cube
     cube: Cube
-    affine: Affine
+    alignment: Alignment
     fixed_grid: Grid
     moving_grid: Grid
     settings: Settings  # as asked for; ``configured`` says what was done instead
     length_scale: float = 1.0
-    alignment: str = "none"
-    alignment_start: str | None = None  # of a search, in words
-    alignment_score: float | None = None  # of its result, 0..1
-    alignment_lead: float | None = None  # of its score over the best start elsewhere
     history: list[dict] = field(default_factory=list)
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None
@@ -65,6 +62,11 @@ class Registration:
     notes: tuple[str, ...] = ()  # for the user, on how the result was obtained
     device: str = "cpu"
     seconds: float = 0.0
+
+    @property
+    def affine(self) -> Affine:
+        """The alignment's map, fixed -> moving, which the fields begin with."""
+        return self.alignment.affine
 
     def forward(self, points_lps_mm) -> np.ndarray:
         """Fixed points (n, d) in LPS mm -> the same anatomy in the moving image."""
@@ -236,7 +238,7 @@ class Registration:
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
             "consensus": isinstance(self.maps, Consensus),
             "length_scale": self.length_scale,
-            "alignment": self.alignment,
+            "alignment": self.alignment.method,
         }
         metadata = {"format": _FORMAT, "settings": self.settings.to_json(), "geometry": json.dumps(geometry)}
         write_tensors(path, tensors, metadata)
@@ -279,16 +281,15 @@ class Registration:
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
         maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
-        affine = geometry["affine"]
+        affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))
         return cls(
             maps=Consensus(maps) if geometry.get("consensus") else maps,  # files of former versions have no such entry
             cube=cube,
-            affine=Affine(np.array(affine["matrix"]), np.array(affine["offset_mm"])),
+            alignment=Alignment(affine, geometry["alignment"]),
             fixed_grid=_grid(geometry["fixed_grid"]),
             moving_grid=_grid(geometry["moving_grid"]),
             settings=from_dict(json.loads(metadata["settings"]), names=False),
             length_scale=geometry["length_scale"],
-            alignment=geometry["alignment"],
             device=device,
         )
 

@@ -128,7 +128,7 @@ def test_a_prediction_is_written_in_millimetres(prepared, tmp_path):
     networks.save(_Known(), tmp_path / "known.safetensors", 16)
     job = Job(prepared, tmp_path, threads=2, seed=1, quick=False, networks=tmp_path)
     networks.predict(lambda size: _Known(), "known", job)
-    pair = read_pair(prepared, PRESETS["paper"], networks.SEEN.cube_margin_mm)
+    pair = read_pair(prepared, PRESETS["paper"].similarity, networks.SEEN.cube_margin_mm)
     written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "displacement.mha")))
     expected = np.array([0.1, -0.2, 0.3]) * pair.cube.half_sides_mm
     np.testing.assert_allclose(written.reshape(-1, 3), np.broadcast_to(expected, (written.size // 3, 3)), atol=1e-3)
@@ -146,8 +146,8 @@ def test_a_voxel_field_reads_each_axis_along_its_own_side():
 
 def _learned(method: str, size: int, prepared: Path, folder: Path) -> dict:
     """Two training steps on the phantom, then a prediction from the file of weights."""
-    pair = read_pair(prepared, PRESETS["paper"], networks.SEEN.cube_margin_mm)
-    seen = networks.images(networks.PairTensors.of(pair), size)
+    pair = read_pair(prepared, PRESETS["paper"].similarity, networks.SEEN.cube_margin_mm)
+    seen = networks.images(networks.PairTensors.of(pair, networks.SEEN.features), size)
     network, history = train(method, [seen], size, steps=2, rate=1e-3, seed=1)
     assert all(np.isfinite(entry["loss"]) for entry in history) and len(history) == 2
     networks.save(network, folder / "weights" / f"{method}.safetensors", size)

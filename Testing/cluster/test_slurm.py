@@ -178,7 +178,7 @@ def test_nothing_is_lost_on_a_troubled_cluster(slurm, tmp_path):
         slurm("scontrol", "update", "nodename=node1", "state=drain", "reason=test")
         slurm.stop("slurmctld")
         batch.send_signal(signal.SIGKILL)  # jobs run on without it
-        batch.communicate()
+        batch.communicate(timeout=60)
         before = made(output)
         time.sleep(3)
         slurm.start("slurmctld", "-D")
@@ -193,7 +193,7 @@ def test_nothing_is_lost_on_a_troubled_cluster(slurm, tmp_path):
     assert {name: changed for name, changed in made(output).items() if name in before} == before  # none repeated
     few = pairs_of_phantoms(tmp_path, PHANTOMS)  # the same files again from there on
     local_batch = [*command[:4], str(few), *_HOW, "--output", str(local)]
-    subprocess.run(local_batch, env=slurm.environment, check=True)
+    subprocess.run(local_batch, env=slurm.environment, check=True, timeout=limit)
     expected = [row | {"name": f"pair{k:03}"} for k in range(PAIRS) for row in [table(local)[k % PHANTOMS]]]
     assert table(output) == expected
 

@@ -12,15 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import SimpleITK as sitk
 import torch
 from nephi.config import of_kind
+from nephi.device import limit_threads
 from nephi.files.landmarks import write_landmarks
 from nephi.settings import PRESETS, Features, Level, SimilaritySettings
 from nephi.synthetic.phantom import Phantom, make_phantom
 
-torch.set_num_threads(2)
-sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(2)
+limit_threads(min(2, torch.get_num_threads()))  # one with OMP_NUM_THREADS=1, as where several processes run the tests
 
 
 @pytest.fixture(scope="session")

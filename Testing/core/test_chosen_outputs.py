@@ -16,6 +16,7 @@ from nephi.files.folder import DEFAULT_OUTPUTS, ResultFolder
 from nephi.report import write
 from nephi.report.write import write_all
 from nephi.result import Registration
+from nephi.synthetic.phantom import make_phantom
 
 ALWAYS = {"transform.h5", "inverse_transform.h5", "registration.safetensors", "report.json"}
 FILES = {
@@ -23,10 +24,15 @@ FILES = {
     "warped": {"warped.nii.gz"},
     "jacobian": {"jacobian.nii.gz"},
     "exact-jacobian": {"jacobian.nii.gz"},
-    "consistency": {"inverse_consistency.nii.gz"},
+    "disagreement": {"fields_disagreement.nii.gz"},
     "error-map": {"error_map.nii.gz", "error_bound.nii.gz"},
     "report": {"report.html"},
 }
+
+
+@pytest.fixture(scope="module")
+def phantom_2d():
+    return make_phantom((96, 80), 4.0, dimension=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def result(phantom_2d, short) -> Registration:
     return register(phantom_2d.fixed, phantom_2d.moving, **masks, settings=short(6), device="cpu")
 
 
-@pytest.mark.parametrize("outputs", [(), *((name,) for name in FILES), ("warped", "consistency"), DEFAULT_OUTPUTS])
+@pytest.mark.parametrize("outputs", [(), *((name,) for name in FILES), ("warped", "disagreement"), DEFAULT_OUTPUTS])
 def test_what_is_asked_for_is_written_and_nothing_else(outputs, result, phantom_2d, tmp_path):
     (tmp_path / "warped.nii.gz").write_text("of an older result")
     report = write_all(result, phantom_2d.fixed, phantom_2d.moving, tmp_path, outputs=outputs)

@@ -192,7 +192,7 @@ def done(folder, tmp_path_factory) -> Path:
 def test_register_writes_everything(done):
     names = {p.name for p in done.iterdir()}
     assert names == {
-        "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz",
+        "transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "fields_disagreement.nii.gz",
         "error_map.nii.gz", "error_bound.nii.gz",
         "registration.safetensors", "report.json"
     }  # fmt: skip

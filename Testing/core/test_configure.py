@@ -34,9 +34,11 @@ def organ(shape: tuple[int, ...] = (N, N, N), seed: int = 0) -> np.ndarray:
     return np.where(away < 0.8, 0.2 + 0.8 * ranks, 0.0)
 
 
-def pair(moving, fixed=None, settings=PRESETS["balanced"], spacing_mm: float = 2.0) -> ImagePair:
+def pair(moving, fixed=None, spacing_mm: float = 2.0) -> ImagePair:
     images = Both(image(organ() if fixed is None else fixed, spacing_mm), image(moving, spacing_mm))
-    return ImagePair.of(images, Both(None, None), Affine.identity(images.fixed.GetDimension()), settings)
+    return ImagePair.of(
+        images, Both(None, None), Affine.identity(images.fixed.GetDimension()), PRESETS["balanced"].similarity
+    )
 
 
 CHANGES = {
@@ -66,7 +68,7 @@ def test_what_was_set_by_hand_stays():
         (organ(), CHANGES["folded"](organ()), "mind"),
         (organ(), CHANGES["gain"](organ()), "ncc"),
     ):
-        free, said = configured(pair(moving, fixed=fixed))
+        free, said = configured(pair(moving, fixed=fixed), PRESETS["balanced"])
         assert free.similarity.name == name and f"similarity {name}" in said[0]
     moving = CHANGES["gain"](organ())
     by_file = {
@@ -77,11 +79,11 @@ def test_what_was_set_by_hand_stays():
         "fit": {"iterations": 500},
     }
     for settings in (from_dict(by_file), replace(PRESETS["balanced"], kept=(EVERY_ENTRY,))):
-        got, _ = configured(pair(moving, settings=settings))
+        got, _ = configured(pair(moving), settings)
         assert got == settings
     b = PRESETS["balanced"]
     changed = replace(b, similarity=replace(b.similarity, noise=0.1, points=Sampling.of_number(77)))
-    assert configured(pair(moving, settings=changed))[0].similarity == changed.similarity
+    assert configured(pair(moving), changed)[0].similarity == changed.similarity
 
 
 def test_written_settings_leave_free_what_was_free():
@@ -90,7 +92,7 @@ def test_written_settings_leave_free_what_was_free():
     for settings in (PRESETS["balanced"], from_dict({"levels": [{}], "similarity": {"points": 1000}})):
         again = from_dict(json.loads(settings.to_json()))
         assert again == settings and again.kept == settings.kept
-        assert configured(pair(moving, settings=again)) == configured(pair(moving, settings=settings))
+        assert configured(pair(moving), again) == configured(pair(moving), settings)
     assert set(again.kept) == {"levels", "similarity.points"}
 
 
@@ -99,11 +101,11 @@ def test_cts_keep_the_presets_values(preset, phantom_3d):
     images = Both(phantom_3d.fixed, phantom_3d.moving)
     settings = PRESETS[preset]
     for masks in (Both(None, None), Both(phantom_3d.fixed_mask, phantom_3d.moving_mask)):
-        assert configured(ImagePair.of(images, masks, Affine.identity(3), settings))[0] == settings
+        assert configured(ImagePair.of(images, masks, Affine.identity(3), settings.similarity), settings)[0] == settings
 
 
 def test_small_bodies_are_configured_as_large_ones():
-    one, small = (configured(pair(organ(), spacing_mm=mm))[0] for mm in (3.2, 0.32))
+    one, small = (configured(pair(organ(), spacing_mm=mm), PRESETS["balanced"])[0] for mm in (3.2, 0.32))
     assert one.levels == small.levels and one.field.code_spacing_mm == pytest.approx(
         small.field.code_spacing_mm, rel=0.05
     )

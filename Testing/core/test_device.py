@@ -77,19 +77,22 @@ def operations_of_a_step(preset: str, monkeypatch, guide=lambda *images: None) -
     update = fit.Adam.update
 
     def counted_step(self, number):
-        if number == 25:
+        if number == 13:
             seen.__enter__()
         return step(self, number)
 
     def counted_update(self):
         update(self)
-        if self.done == 25:
+        if self.done == 13:
             seen.__exit__(None, None, None)
 
     monkeypatch.setattr(Optimisation, "_evaluate", counted_step)
     monkeypatch.setattr(fit.Adam, "update", counted_update)
     images = smooth_pair()
-    register(*images, settings=short(preset, 30), guidance=guide(*images), auto_mask=False, device="cpu")
+    settings, guidance = short(preset, 15), guide(*images)
+    if guidance is None:
+        settings = replace(settings, align="none")
+    register(*images, settings=settings, guidance=guidance, auto_mask=False, device="cpu")
     return seen.counts
 
 

@@ -12,6 +12,7 @@ from geometry import points_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nephi.errors import NephiError
+from nephi.images.align import Alignment
 from nephi.maps.code import FORWARD, INVERSE, LINEAR_CUBE, Code, HybridCode, zero_code
 from nephi.maps.fields import NeuralFields
 from nephi.maps.jacobian import exact_jacobian
@@ -305,7 +306,7 @@ def registration(d: int, preset: str = "balanced") -> Registration:
         for p in (fields.out, code.global_code, code.local_code):
             p.copy_(0.02 * torch.randn(p.shape, generator=generator))
     affine = Affine(np.diag([1.1, 0.9, 1.05][:d]), np.array([3.0, -2.0, 1.0][:d]))
-    return Registration(FieldMap(fields, code), cube, affine, fixed, moving, settings, alignment="given")
+    return Registration(FieldMap(fields, code), cube, Alignment(affine, "given"), fixed, moving, settings)
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -319,8 +320,11 @@ def test_model_file_gives_the_same_maps(d, preset, tmp_path):
     for name in ("forward", "inverse", "jacobian_determinant"):
         values = (getattr(result, name)(points) for result in (after, before))
         np.testing.assert_allclose(*values, rtol=0, atol=1e-5)  # the order of sums may differ
-    for name in ("cube", "fixed_grid", "moving_grid", "settings", "alignment", "length_scale"):
+    for name in ("cube", "fixed_grid", "moving_grid", "settings", "length_scale"):
         assert getattr(after, name) == getattr(before, name), name
+    assert after.alignment.method == before.alignment.method
+    np.testing.assert_array_equal(after.affine.matrix, before.affine.matrix)
+    np.testing.assert_array_equal(after.affine.offset_mm, before.affine.offset_mm)
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from nephi.fitting.guides import bodies_lps_mm, determinant, rigidly_moved
 from nephi.measure.report import Report
 from nephi.report.write import write_all
 from nephi.space.grid import Grid
+from nephi.synthetic.phantom import make_phantom
 
 
 def run(phantom, settings, guidance=None, **options):
@@ -54,20 +55,24 @@ def middle_of(phantom) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
-def phantom(request, phantom_2d, phantom_3d):
-    return {2: phantom_2d, 3: phantom_3d}[request.param]
+def phantom(request, phantom_2d):
+    return phantom_2d if request.param == 2 else make_phantom((56, 50, 50), 5.7)
+
+
+@pytest.fixture(scope="module")
+def plain(phantom, short) -> Registration:
+    """Without guidance."""
+    return run(phantom, short(80))
 
 
 # ---- landmarks ------------------------------------------------------------------------------------------
 
 
-def test_given_landmarks_end_within_their_deviation_and_the_others_are_no_worse(phantom, short):
+def test_given_landmarks_end_within_their_deviation_and_the_others_are_no_worse(phantom, plain, short):
     a, b = phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm
     given, sd_mm = np.arange(len(a)) % 3 == 0, 0.6
-    plain = run(phantom, short(60))
-    guided = run(
-        phantom, short(60), Guidance(landmarks_lps_mm=(a[given], b[given]), landmarks_sd_mm=np.full(given.sum(), sd_mm))
-    )
+    guidance = Guidance(landmarks_lps_mm=(a[given], b[given]), landmarks_sd_mm=np.full(given.sum(), sd_mm))
+    guided = run(phantom, short(80), guidance)
     before, after = (distances(result.forward(a), b) for result in (plain, guided))
     assert before[given].max() > sd_mm >= after[given].max()
     assert after[~given].mean() <= before[~given].mean()
@@ -84,7 +89,7 @@ def nothing_to_see(image: sitk.Image) -> sitk.Image:
 def test_images_that_show_nothing_are_registered_by_landmarks_alone(phantom, short):
     a, b = phantom.fixed_landmarks_lps_mm[:20], phantom.moving_landmarks_lps_mm[:20]
     blank = {"fixed": nothing_to_see(phantom.fixed), "moving": nothing_to_see(phantom.moving)}
-    result = run(phantom, short(150), Guidance(landmarks_lps_mm=(a, b)), **blank)
+    result = run(phantom, short(100), Guidance(landmarks_lps_mm=(a, b)), **blank)
     assert distances(result.affine(a), b).max() > 2
     assert distances(result.forward(a), b).max() <= 1 and distances(result.inverse(b), a).max() <= 1
 
@@ -130,8 +135,8 @@ def mean_dice(result, labels, inverse: bool = False) -> float:
 def test_labels_register_images_that_show_nothing(phantom, short):
     labels = label_maps(phantom, 5)
     blank = {"fixed": nothing_to_see(phantom.fixed), "moving": nothing_to_see(phantom.moving)}
-    plain = run(phantom, short(100), **blank)
-    guided = run(phantom, short(100), Guidance(labels=labels), **blank)
+    plain = run(phantom, short(80), **blank)
+    guided = run(phantom, short(80), Guidance(labels=labels), **blank)
     assert mean_dice(guided, labels) > max(0.93, mean_dice(plain, labels) + 0.03)
     assert mean_dice(guided, labels, inverse=True) > 0.93
 
@@ -157,11 +162,11 @@ def test_nothing_of_an_excluded_lesion_reaches_the_result(phantom, role, short):
     noise = np.random.default_rng(0).normal(0, 100, int(sitk.GetArrayFromImage(lesion).sum()))
     points = points_in(phantom.fixed_mask)
     ends = [
-        run(phantom, short(25), Guidance(excluded=excluded), **{role: painted(image, lesion, values)}).forward(points)
+        run(phantom, short(8), Guidance(excluded=excluded), **{role: painted(image, lesion, values)}).forward(points)
         for values in (40, noise)
     ]
     assert np.array_equal(*ends)
-    seen = run(phantom, short(25), **{role: painted(image, lesion, 40)}).forward(points)
+    seen = run(phantom, short(8), **{role: painted(image, lesion, 40)}).forward(points)
     assert not np.array_equal(seen, ends[0])
 
 
@@ -175,7 +180,7 @@ def test_a_lesion_that_shrinks_keeps_the_volume_of_its_surroundings(phantom, sho
     inside = points_in(lesion.fixed)
     truth = phantom.jacobian(inside).mean()
     plain, excluding = (
-        run(phantom, short(100), guidance, **images).jacobian_determinant(inside).mean()
+        run(phantom, short(60), guidance, **images).jacobian_determinant(inside).mean()
         for guidance in (None, Guidance(excluded=lesion))
     )
     assert plain < 0.85 * truth
@@ -202,7 +207,9 @@ def two_bodies(phantom) -> sitk.Image:
     return sitk.Cast(ball(phantom.fixed, left, 20.0) + ball(phantom.fixed, right, 20.0) > 0, sitk.sitkUInt8) * 7
 
 
-def test_a_rigid_region_moves_rigidly_each_part_by_itself(phantom, short):
+@pytest.mark.parametrize("d", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_rigid_region_moves_rigidly_each_part_by_itself(d, phantom_2d, phantom_3d, short):
+    phantom = {2: phantom_2d, 3: phantom_3d}[d]
     labels = two_bodies(phantom)
     bodies = bodies_lps_mm(labels)
     assert [label for label, _ in bodies] == [7, 7]
@@ -219,13 +226,12 @@ def test_a_rigid_region_moves_rigidly_each_part_by_itself(phantom, short):
     assert distances(rigid.forward(a), b)[far].mean() < 1.3 * distances(plain.forward(a), b)[far].mean()
 
 
-def test_a_region_keeps_its_volume(phantom, short):
+def test_a_region_keeps_its_volume(phantom, plain, short):
     region = ball(phantom.fixed, middle_of(phantom), 22.0)
     points = points_in(region)
-    plain, kept = (
-        run(phantom, short(150), g).jacobian_determinant(points) for g in (None, Guidance(volume_kept=region))
-    )
-    assert abs(plain.mean() - 1) > 0.05
+    free = plain.jacobian_determinant(points)
+    kept = run(phantom, short(80), Guidance(volume_kept=region)).jacobian_determinant(points)
+    assert abs(free.mean() - 1) > 0.05
     assert abs(kept.mean() - 1) < 0.01 and np.abs(kept - 1).max() < 0.1
 
 
@@ -260,7 +266,7 @@ def transform_of(phantom, spoilt_mm: float = 0.0) -> sitk.Transform:
 def test_an_initial_transform_is_the_result_of_no_iteration(phantom, short):
     result = run(phantom, short(0), Guidance(initial=transform_of(phantom)))
     points = points_in(phantom.fixed_mask)
-    assert result.alignment == "initial"
+    assert result.alignment.method == "initial"
     assert distances(result.forward(points), phantom.forward(points)).mean() < 0.15
     assert distances(result.inverse(phantom.forward(points)), points).mean() < 0.15
     assert distances(result.inverse(result.forward(points)), points).max() < 0.3
@@ -269,7 +275,7 @@ def test_an_initial_transform_is_the_result_of_no_iteration(phantom, short):
 def test_a_spoilt_transform_is_refined_saved_and_loaded(phantom, short, tmp_path):
     start = transform_of(phantom, 3.0)
     points = points_in(phantom.fixed_mask)
-    spoilt, refined = (run(phantom, short(n), Guidance(initial=start)) for n in (0, 80))
+    spoilt, refined = (run(phantom, short(n), Guidance(initial=start)) for n in (0, 60))
     before, after = (distances(r.forward(points), phantom.forward(points)).mean() for r in (spoilt, refined))
     assert before > 2 and after < 0.4 * before
     assert distances(refined.inverse(refined.forward(points)), points).mean() < 0.5

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nephi import PRESETS
+from nephi.images.align import Alignment
 from nephi.maps.code import Code, zero_code
 from nephi.maps.maps import FieldMap, make_fields
 from nephi.maps.sampled import nodes_around
@@ -25,7 +26,7 @@ def registration(strength: float) -> tuple[Registration, sitk.Image]:
     local = strength * torch.randn(code.local_code.shape, generator=generator)
     fields = make_fields(settings.field, cube.unit_mm, 3, generator)
     maps = FieldMap(fields, Code(code.global_code, local, code.half_extents_cube))
-    result = Registration(maps, cube, Affine.identity(3), grid, grid, settings)
+    result = Registration(maps, cube, Alignment(Affine.identity(3), "none"), grid, grid, settings)
     inside = np.zeros(grid.shape, np.uint8)
     inside[5:40, 3:50, 10:61] = 1
     return result, grid.image(inside)

@@ -42,7 +42,7 @@ def written(registered, phantom_2d, landmarks, tmp_path_factory) -> tuple[Result
         phantom_2d.moving,
         folder,
         landmarks=landmarks,
-        outputs=["warped", "jacobian", "consistency"],
+        outputs=["warped", "jacobian", "disagreement"],
     )
     return ResultFolder(folder), report
 
@@ -53,6 +53,18 @@ def test_a_report_comes_back_from_its_file(written):
     assert again == report and again.to_json() == report.to_json()
     assert isinstance(again.tre_mm, LandmarkError) and isinstance(again.tre_mm.before, Summary)
     assert isinstance(again.dice, Overlap) and isinstance(again.folds, Folds)
+
+
+def test_a_report_of_before_tells_the_fields_disagreement_by_its_name(written):
+    data = json.loads(written[1].to_json())
+    disagreement = data.pop("fields_disagreement_mm")
+    older = {**data, "inverse_consistency_mm": disagreement, "outputs": ["jacobian", "consistency"]}
+    report = Report.from_json(json.dumps(older))
+    assert report.fields_disagreement_mm == written[1].fields_disagreement_mm
+    assert report.inverse_consistency_mm is None and report.outputs == ["jacobian", "disagreement"]
+    evaluated = {k: older[k] for k in ("folds", "jacobian", "inverse_consistency_mm")}  # of transforms then as now
+    report = Report.from_json(json.dumps(evaluated))
+    assert report.inverse_consistency_mm.mean == disagreement["mean"] and report.fields_disagreement_mm is None
 
 
 def test_a_report_of_another_make_is_no_report(written):
@@ -90,8 +102,10 @@ def test_register_and_evaluate_mean_the_same(written, registered, phantom_2d, la
     assert measured.dice.before == report.dice.before and measured.dice.after == report.dice.after
     assert measured.dice.before < measured.dice.after
     assert measured.inverse_consistency_mm.n == report.inverse_consistency_mm.n
-    # of a registration it is that of the two fields; what is written is their consensus, one map and its inverse
-    assert measured.inverse_consistency_mm.mean < 0.05 < report.inverse_consistency_mm.mean
+    assert measured.inverse_consistency_mm.mean == pytest.approx(report.inverse_consistency_mm.mean, abs=1e-3)
+    # what is written is the fields' consensus, one map and its inverse: they disagree on more
+    assert report.inverse_consistency_mm.mean < 0.05 < report.fields_disagreement_mm.mean
+    assert measured.fields_disagreement_mm is None
     assert (measured.folds.where, report.folds.where) == ("mask", "mask")
     assert report.folds.exact and not measured.folds.exact
     assert measured.volume.fixed_ml == report.volume.fixed_ml

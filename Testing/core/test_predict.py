@@ -57,9 +57,8 @@ def model_file(images, tmp_path):
     """A model that moves every point by as much, in mm, and what else is asked for."""
 
     def write(shift_mm=SHIFT_MM, settings: ModelSettings = FLAT, change=lambda model: None):
-        seen = replace(PRESETS["balanced"], levels=(Level(features=settings.features),), similarity=settings.similarity)
-        affine = Affine.identity(2)
-        pair = ImagePair.of(Both(*images), Both(None, None), affine, seen, cube_margin_mm=settings.cube_margin_mm)
+        margin_mm = settings.cube_margin_mm
+        pair = ImagePair.of(Both(*images), Both(None, None), Affine.identity(2), settings.similarity, True, margin_mm)
         unit_mm = pair.cube.unit_mm
         torch.manual_seed(0)
         model = Model(settings, torch.Generator().manual_seed(0))

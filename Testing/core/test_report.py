@@ -27,6 +27,7 @@ REPORT = {
     },
     "folds": {"percent": 0.0, "count": 0},
     "inverse_consistency_mm": {"mean": 0.1234, "max": 1.5},
+    "fields_disagreement_mm": {"mean": 0.4321, "max": 2.5},
     "jacobian": {"min": 0.4321, "max": 1.876},
     "volume": {"ratio": 1.1357},
     "dice": 0.9731,

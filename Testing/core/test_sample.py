@@ -17,18 +17,20 @@ from nephi.learning.pair_tensors import PairTensors
 from nephi.maps.code import LINEAR_CUBE, Code
 from nephi.maps.maps import FieldMap
 from nephi.maps.voxel import VoxelFields
-from nephi.settings import PRESETS, Features, IntensitySettings, Level, MindSettings, VoxelSettings
+from nephi.settings import Features, IntensitySettings, MindSettings, VoxelSettings
 from nephi.space.affine import Affine
 
 NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, apart_deg=0, apart_scale=0, apart_shift=0, swap=0)
 
 
+SEEN = Features(5.0, 1, 0.5)
+
 # ---- from a pair ---------------------------------------------------------------------------------------
 
 
 def features(pair: ImagePair, scale: Features):
-    """What is compared at a stage, by the similarity of the pair's settings."""
-    return pair.volumes(scale, make_similarity(pair.settings.similarity).prepare, "cpu")
+    """What is compared at a stage, by the pair's similarity."""
+    return pair.volumes(scale, make_similarity(pair.similarity).prepare, "cpu")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -39,11 +41,9 @@ def seen(request, phantom_2d, phantom_3d):
     centre = phantom.fixed_landmarks_lps_mm.mean(0)
     matrix = rotation(d, 7.0) @ np.diag([1.05, 0.95, 1.1][:d])
     affine = Affine(matrix, phantom.moving_landmarks_lps_mm.mean(0) - matrix @ centre)
-    levels = (Level(features=Features(5.0, 1, 0.5)),)
-    settings = replace(PRESETS["balanced"], levels=levels, similarity=MindSettings())
     images, masks = Both(phantom.fixed, phantom.moving), Both(phantom.fixed_mask, phantom.moving_mask)
-    pair = ImagePair.of(images, masks, affine, settings, cube_margin_mm=10.0)
-    return phantom, pair, PairTensors.of(pair, "phantom")
+    pair = ImagePair.of(images, masks, affine, MindSettings(), cube_margin_mm=10.0)
+    return phantom, pair, PairTensors.of(pair, SEEN, "phantom")
 
 
 def cube_points(pair: ImagePair, n: int = 300) -> np.ndarray:
@@ -57,9 +57,7 @@ def tensor(values) -> torch.Tensor:
 def test_its_voxels_are_the_images_in_their_window(seen):
     """Both, and the moving one through the alignment; averaged over a voxel of the grid, so nearly."""
     phantom, pair, _ = seen
-    levels = (Level(features=Features(5.0, 1, outside=0.0)),)  # nothing is replaced outside the masks
-    plain = replace(pair.settings, levels=levels)
-    sample = PairTensors.of(ImagePair.of(pair.images, pair.masks, pair.affine, plain, cube_margin_mm=10.0))
+    sample = PairTensors.of(pair, replace(SEEN, outside=0.0))  # nothing is replaced outside the masks
     points = cube_points(pair, 600)
     places = pair.cube.to_lps_mm(points), pair.affine(pair.cube.to_lps_mm(points))
     for way, image in enumerate((phantom.fixed, phantom.moving)):
@@ -121,7 +119,7 @@ def test_a_swapped_sample_has_all_of_both_images_exchanged(seen):
 
 def test_what_is_compared_is_what_a_registration_compares(seen):
     _, pair, sample = seen
-    for mine, theirs in zip(sample.volumes, features(pair, pair.settings.levels[0].features), strict=True):
+    for mine, theirs in zip(sample.volumes, features(pair, SEEN), strict=True):
         assert torch.equal(mine.volume, theirs.volume) and torch.equal(mine.chosen, theirs.chosen)
         assert torch.equal(mine.lower, theirs.lower) and mine.spacing == theirs.spacing
         points = tensor(cube_points(pair))

@@ -26,7 +26,8 @@ GOOD = Report(
     folds=Folds(0.0, 0),
     jacobian={"p1": 0.8, "p99": 1.5},
     dice=Overlap(0.97),
-    inverse_consistency_mm=Summary(0.2, 0.2, 0.5, 1.0, 1000.0),
+    inverse_consistency_mm=Summary(0.01, 0.01, 0.02, 0.05, 1000.0),
+    fields_disagreement_mm=Summary(0.2, 0.2, 0.5, 1.0, 1000.0),
 )
 SURE = ErrorEstimate(0.5, 0.4, 1.0, 2.0, 1.2, 2.0, 0.0, 0.98, 0.98, 0.0, True)
 
@@ -219,7 +220,9 @@ def test_another_patient_s_scan_does_not_pass(phantom_3d):
         ({"dice": Overlap(0.8)}, "Dice", CHECK),
         ({"dice": Overlap(0.3)}, "Dice", FAIL),
         ({"jacobian": {"p1": 0.01, "p99": 1.2}}, "volume", CHECK),
-        ({"inverse_consistency_mm": Summary(3.0, 3.0, 4.0, 5.0, 10.0)}, "inverse map", CHECK),
+        ({"inverse_consistency_mm": Summary(3.0, 3.0, 4.0, 5.0, 10.0)}, "inverse transform", CHECK),
+        ({"fields_disagreement_mm": Summary(3.0, 3.0, 4.0, 5.0, 10.0)}, "fields disagree", CHECK),
+        ({"fields_disagreement_mm": Summary(5.0, 5.0, 6.0, 7.0, 10.0)}, "fields disagree", FAIL),
     ],
 )
 def test_each_tolerance_counts_and_is_named(change, word, worst):

@@ -60,7 +60,7 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
     assert (made[0] != made[1]).any()
     for view in (View.JACOBIAN, View.CONSISTENCY):
         _show(finished, view)
-        volume = _jacobian() if view is View.JACOBIAN else out.inverse_consistency
+        volume = _jacobian() if view is View.JACOBIAN else out.fields_disagreement
         assert _layers() == (out.fixed, volume, 0.3) and _legend(volume)
         ui.legendCheckBox.click()
         assert not _legend(volume)
@@ -69,7 +69,7 @@ def test_every_view_lays_its_volumes_over_each_other(finished):
         assert _layers()[2] == 0.8
         ui.opacitySlider.value = 0.3
     _show(finished, View.FADE)
-    assert _jacobian() is None and not _legend(out.inverse_consistency)
+    assert _jacobian() is None and not _legend(out.fields_disagreement)
 
 
 def test_before_shows_the_moving_volume_instead(finished):

@@ -21,7 +21,7 @@ _NOT_SHOWN = {  # sentences that are no text of the panel
     "summary.py": {'<div><span style="color:{color}">{sign}</span>&nbsp;{text}</div>'},
     "words.py": None,  # replaces parts of the engine's English messages
     "NePhiRegistration.py": {"The NePhi developers"},
-    "display.py": {"NePhi Jacobian", "NePhi inverse consistency"},  # by which colour tables are found again
+    "display.py": {"NePhi Jacobian", "NePhi disagreement of the fields"},  # by which colour tables are found again
     "inputpanel.py": {"Selector"},
     "outputs.py": {"Fixed", "Moving"},  # roles of references
 }

@@ -93,7 +93,8 @@ def test_the_script_takes_every_parameter_of_the_xml_and_no_other():
         p.findtext("name") for p in parameters() if p.find("longflag") is not None or p.find("index") is not None
     }
     simple = {p.findtext("name") for p in parameters() if p.tag not in _FILES and p.findtext("channel") == "output"}
-    lines = module.return_parameters({"folds": {"count": 3}, "inverse_consistency_mm": {"mean": 0.5}}).splitlines()
+    means = {f"{name}_mm": {"mean": 0.5} for name in ("inverse_consistency", "fields_disagreement")}
+    lines = module.return_parameters({"folds": {"count": 3}, **means}).splitlines()
     assert {line.split(" = ")[0] for line in lines} == simple
     assert "landmarkErrorMm = -1" in lines and "foldedVoxels = 3" in lines
 
@@ -132,7 +133,7 @@ def test_the_engine_is_found_beside_the_module(tmp_path, monkeypatch):
 def pair(tmp_path_factory) -> Path:
     """A small 3D phantom on disk, its images as .nrrd and its landmarks as .mrk.json, as Slicer hands them over."""
     folder = tmp_path_factory.mktemp("pair")
-    phantom = make_phantom((48, 44, 44), 6.5)
+    phantom = make_phantom((36, 32, 32), 8.5)
     phantom.write(folder)
     for name in ("fixed", "moving", "fixed_mask", "moving_mask"):
         sitk.WriteImage(sitk.ReadImage(str(folder / f"{name}.nii.gz")), str(folder / f"{name}.nrrd"))

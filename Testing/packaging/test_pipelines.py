@@ -84,7 +84,7 @@ def test_options_of_the_test_profile_exist(path):
 
 
 def pairs(folder: Path) -> Path:
-    make_phantom(dimension=2).write(folder / "data")
+    make_phantom((96, 80), 4.0, dimension=2).write(folder / "data")
     rows = ["name,fixed,moving", *(f"{name},data/fixed.nii.gz,data/moving.nii.gz" for name in "abc")]
     (folder / "pairs.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder / "pairs.csv"

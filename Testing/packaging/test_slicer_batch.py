@@ -32,7 +32,7 @@ def command(*arguments: str) -> list[str]:
 
 @pytest.fixture
 def pairs(tmp_path) -> Path:
-    phantom = make_phantom(dimension=2)
+    phantom = make_phantom((96, 80), 4.0, dimension=2)
     phantom.write(tmp_path)
     rows = "name,fixed,moving\ngood,fixed.nii.gz,moving.nii.gz\nbad,fixed.nii.gz,absent.nii.gz\n"
     (tmp_path / "pairs.csv").write_text(rows)

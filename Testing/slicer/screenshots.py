@@ -82,9 +82,9 @@ def draw_views(data: Path, result: Path, preset: str) -> None:
     display.show_jacobian(outputs, True, 0.6)
     picture("jacobian", now())
     display.show_jacobian(outputs, False)
-    display.show_inverse_consistency(outputs, True, 0.6)
-    picture("inverse_consistency", now())
-    display.show_inverse_consistency(outputs, False)
+    display.show_fields_disagreement(outputs, True, 0.6)
+    picture("fields_disagreement", now())
+    display.show_fields_disagreement(outputs, False)
     grids(views, outputs, coronal, job.fixed_mask)
 
 

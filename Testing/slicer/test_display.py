@@ -32,7 +32,7 @@ def view(finished, coronal):
     yield coronal
     display.show_grid(outputs.forward, outputs.fixed, False)
     display.show_jacobian(outputs, False)
-    display.show_inverse_consistency(outputs, False)
+    display.show_fields_disagreement(outputs, False)
     display.show_comparison(outputs.fixed, outputs.warped, "")
 
 
@@ -66,7 +66,7 @@ def planted(finished):
     array = arrayFromVolume(volume)
     before = array.copy()
     array[:] = 1.0
-    compared = arrayFromVolume(finished.outputs.inverse_consistency)
+    compared = arrayFromVolume(finished.outputs.fields_disagreement)
     mask = compared.copy()
     compared[:] = 1.0  # everywhere
     boxes = {}
@@ -270,8 +270,8 @@ def test_flicker_shows_one_and_then_the_other(finished, view):
     assert np.array_equal(view.pixels(), alone)
 
 
-def test_inverse_consistency_colours_the_lungs_only(finished, view):
-    display.show_inverse_consistency(finished.outputs, True, opacity=1.0, legend=False)
+def test_fields_disagreement_colours_the_lungs_only(finished, view):
+    display.show_fields_disagreement(finished.outputs, True, opacity=1.0, legend=False)
     shown = view.pixels()
     share = colored(shown).mean()
     assert 0.02 < share < 0.6
@@ -292,7 +292,7 @@ def test_jacobian_colours_what_was_compared_only(finished, view):
     jacobian = colored(view.pixels())
     display.show_jacobian(outputs, False)
     assert display.find_masked_jacobian(finished.scene) is None
-    display.show_inverse_consistency(outputs, True, opacity=1.0, legend=False)
+    display.show_fields_disagreement(outputs, True, opacity=1.0, legend=False)
     consistency = colored(view.pixels())
     assert jacobian.sum() > 500 and not (jacobian & ~_grown(consistency)).any()
 
@@ -337,13 +337,13 @@ def test_scales_are_those_of_the_mask(finished, view):
     assert float(again.GetContourLevelsMmAsString().split()[-1]) < 60
     deformation.remove_all(finished.scene)
 
-    errors = arrayFromVolume(outputs.inverse_consistency)
+    errors = arrayFromVolume(outputs.fields_disagreement)
     before = errors.copy()
     errors[errors > 0] = 2.5
     place = tuple(np.argwhere(errors > 0)[0])
     errors[place] = 90.0  # a single one
-    display.show_inverse_consistency(outputs, True)
-    assert outputs.inverse_consistency.GetDisplayNode().GetWindowLevelMax() == 3.0
+    display.show_fields_disagreement(outputs, True)
+    assert outputs.fields_disagreement.GetDisplayNode().GetWindowLevelMax() == 3.0
     errors[:] = before
 
 

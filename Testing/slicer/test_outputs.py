@@ -97,7 +97,7 @@ def test_damaged_result_leaves_no_node(finished, scene, tmp_path):
     job = phantom_job(scene, finished.phantom)
     forward = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
     before = {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())}
-    read = ("transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz")
+    read = ("transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "fields_disagreement.nii.gz")
     for name in (*read, "report.json"):
         for cut in (False, True):
             folder = shutil.copytree(finished.outputs.folder, tmp_path / f"{name} {cut}")
@@ -160,7 +160,7 @@ def test_save_writes_what_can_be_read_elsewhere(finished, tmp_path):
         "report.html",
         "warped.nii.gz",
         "jacobian.nii.gz",
-        "inverse_consistency.nii.gz",
+        "fields_disagreement.nii.gz",
         "statistics.csv",
         "folds.csv",
         "ventilation.csv",
@@ -208,6 +208,11 @@ def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tm
     forward = next(n for n in display.nodes.of_class(scene, "vtkMRMLGridTransformNode") if Outputs.find(n))
     outputs = Outputs.find(forward)
     assert outputs.fixed.GetName() == "Exhale" and outputs.folder is None
+    disagreement = outputs.fields_disagreement
+    assert disagreement is not None
+    forward.SetNodeReferenceID("NePhi.fields_disagreement", None)
+    forward.SetNodeReferenceID("NePhi.inverse_consistency", disagreement.GetID())  # as scenes of before have it
+    assert Outputs.find(forward).fields_disagreement is disagreement
     assert outputs.report == finished.outputs.report
     display.show_jacobian(outputs, True)
     assert display.jacobian_color_node(scene).GetNumberOfColors() == 256
@@ -216,7 +221,7 @@ def test_result_is_found_and_saved_after_the_scene_was_loaded_again(finished, tm
     assert np.abs(transformed(outputs.forward, points) - transformed(finished.outputs.forward, points)).max() < 1e-3
 
     assert outputs.save(tmp_path / "again") == (tmp_path / "again", ["registration.safetensors"])
-    for name in ("warped", "jacobian", "inverse_consistency"):
+    for name in ("warped", "jacobian", "fields_disagreement"):
         written, engines = (
             sitk.ReadImage(str(folder / f"{name}.nii.gz")) for folder in (tmp_path / "again", finished.outputs.folder)
         )

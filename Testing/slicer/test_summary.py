@@ -23,7 +23,7 @@ def report(**changes) -> dict:
     """Of an ordinary run with masks, without anything to remark."""
     return {
         "folds": {"count": 0, "percent": 0.0, "regions": []},
-        "inverse_consistency_mm": {"mean": 0.2, "max": 1.5},
+        "fields_disagreement_mm": {"mean": 0.2, "max": 1.5},
         "volume": {"fixed_ml": 2000.0, "moving_ml": 3000.0},
         "dice": {"before": 0.8, "after": 0.98},
         "inputs": {"auto_mask": True},
@@ -107,10 +107,10 @@ def test_what_is_a_notice_is_what_the_engine_says():
     assert {s for s in stages - {"phantom"} if stage_text(s) == s[:1].upper() + s[1:]} <= {"optimising", "done"}
 
 
-def test_inverse_consistency_above_a_voxel_is_no_detail():
-    assert lines({})["Inverse-consistency error: mean 0.2 mm, largest 1.5 mm."] is Kind.NEUTRAL
-    found = lines({"inverse_consistency_mm": {"mean": 5.9, "max": 13.0}})
-    (text,) = [text for text in found if "Inverse-consistency" in text]
+def test_a_disagreement_above_a_voxel_is_no_detail():
+    assert lines({})["Disagreement of the fields: mean 0.2 mm, largest 1.5 mm."] is Kind.NEUTRAL
+    found = lines({"fields_disagreement_mm": {"mean": 5.9, "max": 13.0}})
+    (text,) = [text for text in found if "Disagreement" in text]
     assert found[text] is Kind.ATTENTION and "do not trust the match" in text
 
 

@@ -102,7 +102,7 @@ class BSpline(OneWay):
 
 def run(job) -> None:
     settings = PRESETS["balanced"]
-    pair = read_pair(job.prepared, settings)
+    pair = read_pair(job.prepared, settings.similarity)
     maps = BSpline(pair.cube, COARSEST_MM, half_extents_cube(pair))
     generator = torch.Generator().manual_seed(job.seed)
     similarity = replace(settings.similarity, points=Sampling(0.0, POINTS, POINTS))

@@ -19,6 +19,7 @@ from nephi.files.image import read_image
 from nephi.files.masks import read_mask
 from nephi.fitting.fit import Adam, fit
 from nephi.fitting.similarity import make_similarity
+from nephi.images.align import Alignment
 from nephi.images.image_pair import ImagePair
 from nephi.images.volume import Volume
 from nephi.maps.maps import Map
@@ -52,13 +53,13 @@ class OneWay(Map, nn.Module):
         raise ValueError("this map has no inverse")
 
 
-def read_pair(prepared: Path, settings: Settings, cube_margin_mm: float | None = None) -> ImagePair:
+def read_pair(prepared: Path, similarity: SimilaritySettings, cube_margin_mm: float | None = None) -> ImagePair:
     """The prepared files of a pair (``pairs.prepare``), which are aligned already."""
     images = ROLES.map(lambda role: read_image(prepared / f"{role}.nii.gz", f"{role} image"))
     masks, paths = Both(None, None), ROLES.map(lambda role: prepared / f"{role}_mask.nii.gz")
     if all(path.exists() for path in paths):
         masks = paths.map(lambda path, image, role: read_mask(path, image, f"{role} mask"), images, ROLES)
-    return ImagePair.of(images, masks, Affine.identity(3), settings, cube_margin_mm=cube_margin_mm)
+    return ImagePair.of(images, masks, Affine.identity(3), similarity, cube_margin_mm=cube_margin_mm)
 
 
 def half_extents_cube(pair: ImagePair) -> Tensor:
@@ -105,7 +106,7 @@ def optimise(
         if level.features != features:
             features, volumes = (
                 level.features,
-                pair.volumes(level.features, make_similarity(pair.settings.similarity).prepare, "cpu"),
+                pair.volumes(level.features, make_similarity(pair.similarity).prepare, "cpu"),
             )
         iterations = 5 if quick else level.iterations
         adam = Adam(maps.parameters(), FitSettings(iterations=iterations, learning_rate=level.learning_rate))
@@ -115,8 +116,8 @@ def optimise(
 def write_maps(maps: nn.Module, pair: ImagePair, out: Path, inverse: bool) -> None:
     """displacement.mha and, where there is one, inverse_displacement.mha: LPS mm, on the pair's common grid."""
     maps.eval().requires_grad_(False)
-    grid = Grid.of(pair.images[0])
-    result = Registration(maps, pair.cube, pair.affine, grid, Grid.of(pair.images[1]), pair.settings)
+    grid, alignment = Grid.of(pair.images[0]), Alignment(pair.affine, "given")
+    result = Registration(maps, pair.cube, alignment, grid, Grid.of(pair.images[1]), Settings())
     for back in (False, True) if inverse else (False,):
         image = grid.image(result.displacement(grid, back), vector=True)
         sitk.WriteImage(image, str(out / f"{'inverse_' if back else ''}displacement.mha"))

@@ -53,7 +53,7 @@ class Sines(OneWay):
 
 def run(job) -> None:
     settings = PRESETS["balanced"]
-    pair = read_pair(job.prepared, settings)
+    pair = read_pair(job.prepared, settings.similarity)
     torch.manual_seed(job.seed)  # the layers start from it
     maps, upper = Sines(), half_extents_cube(pair)
     generator = torch.Generator().manual_seed(job.seed)

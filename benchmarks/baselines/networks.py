@@ -16,7 +16,7 @@ from nephi.files.tensors import read_tensors
 from nephi.learning.dataset import Pairs
 from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import ModelSettings
-from nephi.settings import PRESETS, Settings
+from nephi.settings import PRESETS
 from torch import Tensor, nn
 
 from ..voxel_maps import VoxelMaps
@@ -61,13 +61,11 @@ def predict(
     improve: Callable[[nn.Module, Tensor, Tensor], None] = lambda network, moving, fixed: None,
 ) -> None:
     """One pass of a trained network over a pair, after ``improve``, which may optimise its weights for the pair."""
-    pair = read_pair(
-        job.prepared, Settings(levels=PRESETS["paper"].levels, similarity=SEEN.similarity), SEEN.cube_margin_mm
-    )
+    pair = read_pair(job.prepared, SEEN.similarity, SEEN.cube_margin_mm)
     if pair.masks[0] is None:
         raise SystemExit(f"{name} was trained on lungs: the pair needs masks")
     network, size = load(build, Path(job.networks or "networks") / f"{name}.safetensors")
-    moving, fixed = images(PairTensors.of(pair), size)
+    moving, fixed = images(PairTensors.of(pair, SEEN.features), size)
     improve(network, moving, fixed)
     with torch.no_grad():
         displacement = network.displacement(moving, fixed)

@@ -44,7 +44,7 @@ class _Refined(VoxelMaps):
 
 def run(job) -> None:
     settings = PRESETS["balanced"]
-    pair = read_pair(job.prepared, settings)
+    pair = read_pair(job.prepared, settings.similarity)
     maps = _Refined(pair.cube, half_extents_cube(pair))
     generator = torch.Generator().manual_seed(job.seed)
     similarity = replace(settings.similarity, points=Sampling(0.0, POINTS, POINTS))

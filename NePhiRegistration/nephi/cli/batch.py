@@ -38,7 +38,8 @@ _RARELY = 50  # times as long as writing the table takes passes before it is wri
 COLUMNS = (
     "name", "status", "error", "verdict", "reasons", "expected_error_mm", "error_bound_mm",
     "tre_before_mm", "tre_mm", "folds", "folds_percent", "dice_before", "dice",
-    "inverse_consistency_mm", "volume_fixed_ml", "volume_moving_ml", "volume_change_percent", "seconds",
+    "inverse_consistency_mm", "fields_disagreement_mm", "volume_fixed_ml", "volume_moving_ml", "volume_change_percent",
+    "seconds",
 )  # fmt: skip
 
 
@@ -295,7 +296,8 @@ def pair_row(
     """A row of ``summary.csv``; its columns are ``COLUMNS``."""
     row: dict[str, Any] = {"name": pair.name, "status": status, "error": error, "seconds": seconds}
     if report is not None:
-        tre, dice, volume, consistency = report.tre_mm, report.dice, report.volume, report.inverse_consistency_mm
+        tre, dice, volume = report.tre_mm, report.dice, report.volume
+        consistency, disagreement = report.inverse_consistency_mm, report.fields_disagreement_mm
         row |= {
             "verdict": report.verdict and report.verdict.outcome,
             "reasons": report.verdict and " ".join(report.verdict.reasons),
@@ -308,6 +310,7 @@ def pair_row(
             "dice_before": dice and dice.before,
             "dice": dice and dice.after,
             "inverse_consistency_mm": consistency and consistency.mean,
+            "fields_disagreement_mm": disagreement and disagreement.mean,
             "volume_fixed_ml": volume and volume.fixed_ml,
             "volume_moving_ml": volume and volume.moving_ml,
             "volume_change_percent": volume and 100 * (volume.ratio - 1),

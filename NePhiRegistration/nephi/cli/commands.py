@@ -128,7 +128,9 @@ def summary_lines(report: Report, folder: Path) -> str:
     lines.append(f"folds        {folds.count} voxels ({folds.percent:.4f} %) in the {folds.where}")
     lines.append(f"|J|          {jacobian['min']:.2f} min, {jacobian['mean']:.2f} mean, {jacobian['max']:.2f} max")
     if report.inverse_consistency_mm is not None:
-        lines.append(f"inverse      {report.inverse_consistency_mm.mean:.2f} mm mean inconsistency")
+        lines.append(f"inverse      {report.inverse_consistency_mm.mean:.2f} mm mean inconsistency of the transforms")
+    if report.fields_disagreement_mm is not None:
+        lines.append(f"fields       {report.fields_disagreement_mm.mean:.2f} mm mean disagreement")
     if report.dice is not None:
         start = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
         lines.append(f"Dice         {start}{report.dice.after:.3f} (masks)")

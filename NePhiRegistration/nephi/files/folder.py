@@ -13,10 +13,11 @@ from ..errors import NephiError
 from .writing import output_folder, recover, replaced, whole
 
 # what a registration can write besides its transforms, the maps themselves and report.json
-OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "consistency", "error-map", "report")
+OUTPUTS = ("transform", "warped", "jacobian", "exact-jacobian", "disagreement", "error-map", "report")
 DEFAULT_OUTPUTS = tuple(name for name in OUTPUTS if name != "exact-jacobian")
 _REGISTRATION = "registration.safetensors"
 _FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alone kept that name
+_FORMER = ("inverse_consistency.nii.gz",)  # what is now called otherwise; a new result replaces it
 
 
 def check_outputs(outputs: Collection[str]) -> None:
@@ -56,8 +57,9 @@ class ResultFolder:
         return self.path / "jacobian.nii.gz"
 
     @property
-    def inverse_consistency(self) -> Path:
-        return self.path / "inverse_consistency.nii.gz"
+    def fields_disagreement(self) -> Path:
+        """How far a point is from itself after the forward and the inverse field, in mm; 0 outside the mask."""
+        return self.path / "fields_disagreement.nii.gz"
 
     @property
     def error_map(self) -> Path:
@@ -105,7 +107,7 @@ class ResultFolder:
     def files(self) -> list[Path]:
         """All of a result."""
         return [
-            self.transform, self.inverse_transform, self.warped, self.jacobian, self.inverse_consistency,
+            self.transform, self.inverse_transform, self.warped, self.jacobian, self.fields_disagreement,
             self.error_map, self.error_bound, self.path / _REGISTRATION, self.page, self.report,
         ]  # fmt: skip
 
@@ -123,7 +125,7 @@ class ResultFolder:
     @contextmanager
     def replaced(self) -> Iterator[ResultFolder]:
         """A scratch folder whose files replace the older result as one at the end; an exception leaves that."""
-        gone = [file.name for file in (*self.files, self.failure)]
+        gone = [*(file.name for file in (*self.files, self.failure)), *_FORMER]
         with replaced(self.path, gone=gone, last=self.report.name) as scratch:
             yield ResultFolder(scratch)
 

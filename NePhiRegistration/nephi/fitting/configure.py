@@ -24,6 +24,7 @@ from ..settings import EVERY_ENTRY, PRESETS, Features, Level, Sampling, Settings
 _RELATED_MM = 6.0  # at which the intensities are compared: what is still misaligned blurs their relation
 _SHOWN = 0.08  # of the window: what is darker in both images is taken for background
 _BINS = 16
+_LEAST_PLACES = 8 * _BINS
 _NOT_LINEAR = 0.05  # share of the variance that a curve explains and no rising line does: 0.03 at most in one contrast
 # voxels: thin structures attract each other over some distance, too
 _BLURS = {"ncc": (0.0, 1.0, 3.0), "mi": (0.0, 2.0)}
@@ -31,7 +32,7 @@ _APART = 4.0  # voxels between two nodes
 _FINEST_MM = 1.0
 _FINE_MM = 2.5  # voxels from which on finer nodes tell nothing
 _NODES_A_POINT = 4
-_WEIGHT, _CHECKED = 1.0, 256  # of regularity, and its points a step, where many nodes follow an organ alone
+_WEIGHT, _CHECKED = 2.0, 512  # of regularity, and its points a step, where many nodes follow an organ alone
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,13 @@ class Character:
         return self.ct.fixed != self.ct.moving or self.curved - self.linear > _NOT_LINEAR
 
 
-def configured(pair: ImagePair) -> tuple[Settings, tuple[str, ...]]:
-    """The pair's settings as it needs them, and in words what was decided, and why.
+def configured(pair: ImagePair, settings: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """The settings as the pair needs them, and in words what was decided, and why.
 
     What was set by hand stays: entries that ``kept`` lists, and those that differ from the preset's. So do all entries
     of the preset ``paper``, for pairs of CTs, and where a model predicts.
     """
-    s = pair.settings
+    s = settings
     if s.preset not in PRESETS or s.preset == "paper" or s.model is not None or EVERY_ENTRY in s.kept:
         return s, ()
     if all(pair.images.map(looks_like_ct)):
@@ -154,15 +155,16 @@ def _related(pair: ImagePair) -> tuple[float, float]:
     smooth = blurred(torch.stack(values))
     use = (smooth.amax(0) > _SHOWN) & torch.from_numpy(pair.both_see(grid))
     a, b = smooth[:, use].double().numpy()
-    if len(a) < _BINS**2 or not (a.std() > 0 and b.std() > 0):
+    if len(a) < _LEAST_PLACES or not (a.std() > 0 and b.std() > 0):
         return 1.0, 1.0  # nothing tells them apart
     linear = max(0.0, float(np.corrcoef(a, b)[0, 1])) ** 2
     return linear, max(linear, _explained(a, b), _explained(b, a))
 
 
 def _explained(x: np.ndarray, y: np.ndarray) -> float:
-    """Share of y's variance that lies between the means of bins of x: the correlation ratio."""
+    """Share of y's variance that lies between the means of bins of x: the correlation ratio, adjusted for its bins."""
     bins = np.digitize(x, np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)[1:-1])))
     counts = np.bincount(bins)
     means = np.bincount(bins, y) / np.maximum(counts, 1)
-    return float((counts * (means - y.mean()) ** 2).sum() / (len(y) * y.var()))
+    between = (counts * (means - y.mean()) ** 2).sum() / (len(y) * y.var())
+    return float(1 - (1 - between) * (len(y) - 1) / (len(y) - len(counts)))

@@ -15,7 +15,7 @@ from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
-from ..settings import Features, Level
+from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
 from ..space.grid import Grid
 from .fit import Adam, fit
@@ -47,17 +47,18 @@ class Optimisation:
     def __init__(
         self,
         pair: ImagePair,
+        settings: Settings,
         prediction: Start | None,
         similarity: Similarity,
         regulariser: Regulariser,
         device: torch.device,
         guidance: Guidance = NOTHING,
     ):
-        s, predicted = pair.settings, None if prediction is None else prediction.maps
+        s, predicted = settings, None if prediction is None else prediction.maps
         self.levels = _schedule(s.levels, s.fit.iterations, predicted is not None)
         self.cube = cube = pair.cube if prediction is None else prediction.cube
-        self.pair, self.device, self.settings = pair.in_cube(cube), device, s
-        start, outer, self.keep_nodes = self._start(predicted)
+        self.pair, self.device, self.field = pair.in_cube(cube), device, pair.fitted(s.field)
+        start, outer, self.keep_nodes = self._start(predicted, s.fit)
         if guidance.initial is not None:
             grid = Grid.of(pair.images.fixed)
             outer = outer_map(guidance.initial, pair.affine, grid, pair.masks.fixed, cube, pair.scale, device)
@@ -98,7 +99,7 @@ class Optimisation:
             module.eval().requires_grad_(False)
         return history
 
-    def _start(self, predicted: Map | None) -> tuple[FieldMap, Map | None, bool]:
+    def _start(self, predicted: Map | None, settings: FitSettings) -> tuple[FieldMap, Map | None, bool]:
         """The maps to refine, what they are composed with, and whether their code stays on its nodes.
 
         Without a prediction: identity maps, zero code.
@@ -107,17 +108,17 @@ class Optimisation:
         nodes. This ends nearer to the truth than the model's own fields and code do, which keep what is wrong with a
         prediction. Without a linear term those are taken, as published.
         """
-        s, seed = self.pair.field_settings, self.settings.fit.seed
-        if predicted is not None and not (s.moves_points and self.settings.fit.iterations):
+        if predicted is not None and not (self.field.moves_points and settings.iterations):
             own, outer = (predicted.inner, predicted.outer) if isinstance(predicted, Composed) else (predicted, None)
             assert isinstance(own, FieldMap), "a model predicts maps that fields make"
             return own, outer, True
-        fields = make_fields(s, self.cube.unit_mm, self.cube.dimension, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(settings.seed)
+        fields = make_fields(self.field, self.cube.unit_mm, self.cube.dimension, generator)
         size = self._code_size(self.levels[0][0])
         if predicted is not None:
-            return FieldMap(fields, code_like(predicted, s, size)), None, False
+            return FieldMap(fields, code_like(predicted, self.field, size)), None, False
         half_extents = torch.tensor(self.cube.half_extents_cube, dtype=torch.float32)
-        return FieldMap(fields, zero_code(s, half_extents, size)), None, False
+        return FieldMap(fields, zero_code(self.field, half_extents, size)), None, False
 
     @property
     def volumes(self) -> VolumePair:
@@ -154,7 +155,7 @@ class Optimisation:
             )
         size = self._code_size(level)
         if self.begin and not self.keep_nodes and size != self.code.size:
-            self.adam.replace(*self.code.refine(size, self.pair.field_settings.code_degree))
+            self.adam.replace(*self.code.refine(size, self.field.code_degree))
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes)
         torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))
@@ -168,7 +169,7 @@ class Optimisation:
 
     def _code_size(self, level: Level) -> tuple[int, ...]:
         """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""
-        return nodes(self.cube.half_sides_mm, self.pair.field_settings.code_spacing_mm * level.node_spacing_factor)
+        return nodes(self.cube.half_sides_mm, self.field.code_spacing_mm * level.node_spacing_factor)
 
 
 def _schedule(levels: tuple[Level, ...], iterations: int, predicted: bool) -> list[tuple[Level, int]]:

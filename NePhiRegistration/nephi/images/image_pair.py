@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..both import Both, complete
 from ..errors import NephiError
-from ..settings import BODY_MM, Features, FieldSettings, Settings
+from ..settings import BODY_MM, Features, FieldSettings, SimilaritySettings
 from ..space.affine import Affine
 from ..space.cube import Cube, overlap
 from ..space.grid import Grid
@@ -47,7 +47,7 @@ class ImagePair:
     images: Both[sitk.Image]
     masks: Both[sitk.Image | None]
     affine: Affine
-    settings: Settings
+    similarity: SimilaritySettings
     trusted: bool
     cube: Cube
     region_lps_mm: np.ndarray
@@ -63,7 +63,7 @@ class ImagePair:
         images: Both[sitk.Image],
         masks: Both[sitk.Image | None],
         affine: Affine,
-        settings: Settings,
+        similarity: SimilaritySettings,
         trusted: bool = True,
         cube_margin_mm: float | None = None,
         excluded: Both[sitk.Image | None] = _NEITHER,
@@ -85,9 +85,8 @@ class ImagePair:
             cube = Cube.around(np.concatenate([grid.corners_lps_mm(), region]), grid.direction)
         else:
             cube = Cube.around(region, grid.direction, cube_margin_mm * scale)
-        chosen = settings.similarity.window
-        windows = images.map(lambda image, mask: chosen or choose_window(image, mask), masks)
-        pair = cls(images, masks, affine, settings, trusted, cube, region, scale, windows, excluded)
+        windows = images.map(lambda image, mask: similarity.window or choose_window(image, mask), masks)
+        pair = cls(images, masks, affine, similarity, trusted, cube, region, scale, windows, excluded)
         if given and not pair._masks_meet(given):
             raise NephiError(_MASKS_APART)
         return pair
@@ -101,10 +100,9 @@ class ImagePair:
         """Side of a voxel of the finer image, if it were a cube."""
         return min(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in self.images.map(Grid.of))
 
-    @property
-    def field_settings(self) -> FieldSettings:
-        """The settings of the field, its lengths scaled and its nodes as far apart as the voxels allow."""
-        field = self.settings.field.scaled(self.scale)
+    def fitted(self, field: FieldSettings) -> FieldSettings:
+        """The settings of a field of this pair, its lengths scaled and its nodes as far apart as the voxels allow."""
+        field = field.scaled(self.scale)
         return replace(field, code_spacing_mm=max(field.code_spacing_mm, _NODES * self.voxel_mm))
 
     @cached_property
@@ -210,7 +208,7 @@ class ImagePair:
 
     def working_grid(self, spacing_mm: float) -> Grid:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
-        return self.covering_grid(max(spacing_mm * self.scale, self.settings.similarity.finest * self.voxel_mm))
+        return self.covering_grid(max(spacing_mm * self.scale, self.similarity.finest * self.voxel_mm))
 
     def seen_on(self, grid: Grid, way: int, outside: float, device: torch.device = _CPU):
         """The image in its window (0..1) and where its points are drawn, read by slices, and its mask's distance map.
@@ -219,7 +217,7 @@ class ImagePair:
 
         ``outside``: how far what lies outside the mask is replaced, as ``Features`` says.
         """
-        s, image, mask = self.settings.similarity, self.images[way], self.masks[way]
+        s, image, mask = self.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]
         scaled = self._on(grid, image, way, low, device)
         scaled.then(lambda values, _: ((values - low) / (high - low)).clip(0, 1))

@@ -23,7 +23,6 @@ from ..files.tensors import read_tensors, write_tensors
 from ..files.writing import recover
 from ..images.align import align
 from ..images.image_pair import ImagePair
-from ..settings import PRESETS, Level
 from ..synthetic.shapes import TRAINING, VALIDATION, shape_pairs
 from .pair_tensors import BOTH, PairTensors, View
 from .settings import ModelSettings
@@ -122,19 +121,14 @@ def tensors_of(
 
     Raises NephiError for images that cannot be aligned or do not overlap.
     """
-    return PairTensors.of(aligned_pair(Both(fixed, moving), Both(fixed_mask, moving_mask), settings), name)
+    pair = aligned_pair(Both(fixed, moving), Both(fixed_mask, moving_mask), settings)
+    return PairTensors.of(pair, settings.features, name)
 
 
 def aligned_pair(images: Both[sitk.Image], masks: Both[sitk.Image | None], settings: ModelSettings) -> ImagePair:
     """Two images in the cube that a model works in; raises NephiError as ``tensors_of``."""
-    made = replace(
-        PRESETS["balanced"],
-        levels=(Level(features=settings.features),),
-        similarity=settings.similarity,
-        align=settings.align,
-    )
     affine = align(images, masks, settings.align).affine
-    return ImagePair.of(images, masks, affine, made, cube_margin_mm=settings.cube_margin_mm)
+    return ImagePair.of(images, masks, affine, settings.similarity, cube_margin_mm=settings.cube_margin_mm)
 
 
 # ---- preparing ------------------------------------------------------------------------------------------
@@ -158,7 +152,7 @@ def prepare(pair: Case, settings: ModelSettings) -> PairTensors:
         lambda path, image, role: None if path is None else read_mask(path, image, f"{role} mask"), images, ROLES
     )
     seen = aligned_pair(images, masks, settings)
-    affine, sample = seen.affine, PairTensors.of(seen, pair.name)
+    affine, sample = seen.affine, PairTensors.of(seen, settings.features, pair.name)
 
     def points(kind: str) -> Both[torch.Tensor] | None:
         given = complete(*paths(kind))

@@ -59,9 +59,8 @@ class PairTensors:
                 object.__setattr__(self, name, Both(*value))
 
     @classmethod
-    def of(cls, pair: ImagePair, name: str = "", device="cpu") -> PairTensors:
-        """From the two images in their cube."""
-        features = pair.settings.levels[0].features
+    def of(cls, pair: ImagePair, features: Features, name: str = "", device="cpu") -> PairTensors:
+        """From the two images in their cube, on the grid of these features."""
         grid = pair.working_grid(features.spacing_mm)
         device = torch.device(device)
         images, inside, distances = (Both(*of_both) for of_both in zip(
@@ -80,7 +79,7 @@ class PairTensors:
             half_extents_cube=torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32),
             lower_cube=torch.tensor(pair.lower_cube, dtype=torch.float32),
             spacing_cube=grid.spacing_mm[0] / pair.cube.unit_mm,
-            similarity=pair.settings.similarity,
+            similarity=pair.similarity,
             dilation=features.dilation,
             views=pair.views,
             to_moving_mm=torch.tensor(step, dtype=torch.float32),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -10,7 +10,7 @@ from ..errors import NephiError
 from ..fitting.objective import Objective
 from ..images.image_pair import ImagePair
 from ..maps.maps import Map
-from ..settings import Level, RegularitySettings, Settings
+from ..settings import RegularitySettings
 from ..space.cube import Cube
 from .model import Model
 from .pair_tensors import PairTensors
@@ -39,11 +39,10 @@ def predict(model: Model, pair: ImagePair, device: torch.device) -> Prediction:
     s = model.settings
     if pair.cube.dimension != s.dimension:
         raise NephiError(f"the model is for {s.dimension}D images; these are {pair.cube.dimension}D")
-    seen = replace(pair.settings, levels=(Level(features=s.features),), similarity=s.similarity)
-    own = ImagePair.of(pair.images, pair.masks, pair.affine, seen, pair.trusted, s.cube_margin_mm)
-    sample = PairTensors.of(own, device=device)
+    own = ImagePair.of(pair.images, pair.masks, pair.affine, s.similarity, pair.trusted, s.cube_margin_mm)
+    sample = PairTensors.of(own, s.features, device=device)
     maps = model.predict(sample)
-    before, after = _misfits(maps, sample, seen)
+    before, after = _misfits(maps, sample)
     flaw = ""
     if not after < before:
         flaw = f"it fits no better than the alignment alone ({after:.4f} against {before:.4f})"
@@ -53,8 +52,8 @@ def predict(model: Model, pair: ImagePair, device: torch.device) -> Prediction:
 
 
 @torch.no_grad()
-def _misfits(maps: Map, sample: PairTensors, settings: Settings) -> list[float]:
+def _misfits(maps: Map, sample: PairTensors) -> list[float]:
     """Mean difference of the features at random points, both ways: through the alignment alone, and the maps."""
     generator = torch.Generator(sample.half_extents_cube.device).manual_seed(0)
-    objective = Objective(settings.similarity, RegularitySettings("none"), 1.0, generator)
+    objective = Objective(sample.similarity, RegularitySettings("none"), 1.0, generator)
     return objective.misfits([None, maps], sample.volumes, _POINTS)

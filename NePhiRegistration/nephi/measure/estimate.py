@@ -52,7 +52,7 @@ class _Work:
     products: int  # multiplications of the network at a point
     nodes: float  # of the transforms' grids, both together
     determinants: float
-    consistency: float  # points of its map
+    disagreement: float  # points of its map
 
     @classmethod
     def of(cls, settings: Settings, fixed_size, fixed_spacing_mm, moving_size) -> _Work:
@@ -113,7 +113,7 @@ def stages(
         "expected error": _TRUST_S * min(1.0, w.determinants / _USUAL_DETERMINANTS),
         "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
         "writing": _FLOATS_S * w.fixed_voxels * jacobian,
-        "inverse consistency": part * 2 * _MAP_PRODUCT_S * w.products * w.consistency * ("consistency" in outputs),
+        "disagreement": part * 2 * _MAP_PRODUCT_S * w.products * w.disagreement * ("disagreement" in outputs),
         "report": (_PAGE_S + _READING_S * w.fixed_voxels) * ("report" in outputs),
     }
     return {name: seconds for name, seconds in found.items() if seconds}

@@ -31,6 +31,7 @@ def measure(
     exact: bool,
     box: Box | None = None,
     consistent: tuple[PointMap, PointMap] | None = None,
+    fields: tuple[PointMap, PointMap] | None = None,
     alignment: Affine | None = None,
     fixed_mask: sitk.Image | None = None,
     moving_mask: sitk.Image | None = None,
@@ -41,13 +42,14 @@ def measure(
     ``jacobian`` (z, y, x): determinant of the forward map on the fixed image's ``grid``, or in a ``box`` of it that
     holds the mask, ``exact`` or by central differences. ``forward`` and ``transform`` are the same map, for points
     and to resample the moving mask by. ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row.
-    ``consistent``: the forward and the inverse map of which the inverse consistency is taken, at 20,000 random points
-    of the fixed mask (without one, of the image), the same at every call. Overlap is measured at every voxel, of finer
-    images at every n-th, so that these are about 2 mm apart.
+    ``consistent``: the forward and the inverse transform, whose inverse consistency is measured; ``fields``: the two
+    fields that they come from, whose disagreement is; both at 20,000 random points of the fixed mask (without one, of
+    the image), the same at every call. Overlap is measured at every voxel, of finer images at every n-th, so that these
+    are about 2 mm apart.
     """
     box = tuple(slice(0, n) for n in grid.shape) if box is None else box
     mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask)[box] != 0
-    tre = dice = volume = consistency = None
+    tre = dice = volume = None
     if landmarks is not None:
         fixed, moving = landmarks
         tre = LandmarkError(
@@ -67,9 +69,10 @@ def measure(
                 return quality.dice(sitk.GetArrayViewFromImage(moved) != 0, whole != 0)
 
             dice = Overlap(overlap(transform), None if alignment is None else overlap(alignment.transform()))
-    if consistent is not None:
-        points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
-        consistency = _summary(quality.inverse_consistency_mm(*consistent, points))
+    points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
+    consistency, disagreement = (
+        maps and _summary(quality.inverse_consistency_mm(*maps, points)) for maps in (consistent, fields)
+    )
     counted = quality.fold_summary(jacobian, mask)
     warnings = []
     if tre is not None and tre.unaligned is not None and tre.after.mean > _WORSE * tre.unaligned.mean + _WORSE_MM:
@@ -91,6 +94,7 @@ def measure(
         tre_mm=tre,
         dice=dice,
         inverse_consistency_mm=consistency,
+        fields_disagreement_mm=disagreement,
         volume=volume,
     )
 

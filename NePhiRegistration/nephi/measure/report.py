@@ -110,7 +110,8 @@ class Report:
     error_estimate_mm: ErrorEstimate | None = None  # where the images are at hand
     tre_mm: LandmarkError | None = None  # where landmarks are given
     dice: Overlap | None = None  # where both masks are given
-    inverse_consistency_mm: Summary | None = None  # |inverse(forward(x)) - x|, where the inverse is given
+    inverse_consistency_mm: Summary | None = None  # |inverse(forward(x)) - x| of the transforms, where both are given
+    fields_disagreement_mm: Summary | None = None  # the same of a registration's two fields, before their consensus
     volume: VolumeChange | None = None  # where the fixed mask is given
     non_diffeomorphic: dict[str, float] | None = None  # see ``non_diffeomorphic_volume``; of transform files alone
     regions: list[dict] | None = None  # volume change by label, see ``region_statistics``
@@ -140,9 +141,20 @@ class Report:
     def from_json(cls, text: str) -> Report:
         """Raises ValueError for text that is no report."""
         try:
-            return _built(cls, json.loads(text))
+            return _built(cls, current(json.loads(text)))
         except (AttributeError, RecursionError, TypeError) as error:
             raise ValueError(f"not a report: {error}") from None
+
+
+def current(data: dict[str, Any]) -> dict[str, Any]:
+    """A registration's report under today's names: it used to call what the fields disagree on inverse consistency."""
+    if "settings" not in data or "fields_disagreement_mm" in data or "inverse_consistency_mm" not in data:
+        return data
+    data = dict(data)
+    data["fields_disagreement_mm"] = data.pop("inverse_consistency_mm")
+    if data.get("outputs") is not None:
+        data["outputs"] = ["disagreement" if name == "consistency" else name for name in data["outputs"]]
+    return data
 
 
 def _plain(value: Any) -> Any:

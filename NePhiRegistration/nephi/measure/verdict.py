@@ -31,7 +31,7 @@ class Tolerances:
     mean_mm: Positive = 2.0  # expected error on average; where a voxel is longer, its longest side
     large_mm: Positive = 5.0  # an error that is large; where a voxel is longer, its longest side
     large_share: Share = 0.05  # of the region whose expected error may be large
-    consistency_mm: Positive = 2.0  # inverse-consistency error on average; where a voxel is longer, its longest side
+    consistency_mm: Positive = 2.0  # of both transforms, and of both fields, on average; or a voxel's longest side
     dice: Share = 0.85  # of the masks, where both are there
     folded_percent: NotNegative = 0.0  # voxels of the region whose Jacobian determinant is 0 or less
     jacobian: tuple[Positive, Positive] = (0.1, 6.0)  # between these 98 % of the region's determinants must lie
@@ -160,12 +160,11 @@ def _of_map(report: Report, consistency_mm: float, t: Tolerances) -> Iterator[_F
     least, most = report.jacobian["p1"], report.jacobian["p99"]
     if least < low or most > high:
         yield CHECK, f"The volume changes from {least:.2f} to {most:.2f} times: tissue can hardly do so."
-    consistency = report.inverse_consistency_mm
-    if consistency is not None:
-        outcome = _beyond(consistency.mean, consistency_mm, t.fail_factor)
-        if outcome:
-            yield (
-                outcome,
-                f"Forward and inverse map differ by {consistency.mean:.1f} mm on average ({consistency_mm:.1f} mm are "
-                "tolerated).",
-            )
+    parts = (
+        ("Forward and inverse transform do not undo each other: they", report.inverse_consistency_mm),
+        ("The two fields disagree: forward and inverse field", report.fields_disagreement_mm),
+    )
+    for what, apart in parts:
+        outcome = None if apart is None else _beyond(apart.mean, consistency_mm, t.fail_factor)
+        if apart is not None and outcome:
+            yield outcome, f"{what} differ by {apart.mean:.1f} mm on average ({consistency_mm:.1f} mm are tolerated)."

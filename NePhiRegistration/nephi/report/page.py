@@ -110,11 +110,14 @@ def _summary(report: dict, landmark_errors: dict | None) -> Iterator[str]:
         count = f" ({number(folds['count'])} voxels)" if "count" in folds else ""
         yield f"""<b>Folds: {number(folds["percent"])} %{count}</b>. There the map turns tissue inside out
             and must not be trusted; the Jacobian maps show it in magenta."""
-    consistency = report.get("inverse_consistency_mm")
-    if consistency is not None:
-        parts = consistency if isinstance(consistency, dict) else {"mean": consistency}
-        text = ", ".join(f"{escape(str(k))} {number(v)} mm" for k, v in parts.items() if k != "n")
-        yield f"Inverse consistency (inverse after forward map): {text}."
+    for entry, title in (
+        ("inverse_consistency_mm", "Inverse consistency (forward, then inverse transform)"),
+        ("fields_disagreement_mm", "Disagreement of the two fields (forward, then inverse field)"),
+    ):
+        if (apart := report.get(entry)) is not None:
+            parts = apart if isinstance(apart, dict) else {"mean": apart}
+            text = ", ".join(f"{escape(str(k))} {number(v)} mm" for k, v in parts.items() if k != "n")
+            yield f"{title}: {text}."
     time_s = report.get("time_s")
     if time_s is not None:
         time_s = time_s if isinstance(time_s, dict) else {"wall": time_s}

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from ..both import Both
 from ..device import peak_gpu_memory_mb, peak_memory_mb
 from ..files.folder import DEFAULT_OUTPUTS, OUTPUTS, ResultFolder, check_outputs
 from ..files.image import write_image
 from ..files.nifti_writing import write_slices
-from ..files.transform import displacement_transform, write_transform
+from ..files.transform import displacement_transform, through, write_transform
 from ..files.writing import write_text
 from ..images.warp import warped_slices
 from ..measure import quality
@@ -35,7 +37,7 @@ from .guided import guidance_warnings, measured_guidance
 from .page import write_report
 
 _ROUGH_VOXELS = 0.5  # a written transform that errs by more, on average, is none of the map
-_CONSISTENCY_MM = 4.0  # between the voxels of the inverse-consistency map
+_DISAGREEMENT_MM = 4.0  # between the voxels of its map
 
 
 def write_all(
@@ -76,7 +78,7 @@ def write_all(
         transform = displacement_transform(displacement, coarse)
         write_transform(transform, scratch.transform)
         tell("transforms", 0.5, {})
-        inverse_error = _write_inverse(r, scratch)
+        inverse, inverse_error = _write_inverse(r, scratch)
         r.save(scratch.registration)
         with target.shown_ahead([scratch.transform, scratch.inverse_transform, scratch.registration]):
             tell("Jacobian determinant", 0.0, {})
@@ -84,7 +86,7 @@ def write_all(
             exact = "exact-jacobian" in outputs
             box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
             tell("measures", 0.0, {})
-            measured = _measured(r, jacobian, box, transform, landmarks, regions)
+            measured = _measured(r, jacobian, box, Both(transform, inverse), landmarks, regions)
             tell("expected error", 0.0, {})
             trust = r.trust(fixed, moving, transform)
             measured = judged(measured, trust.estimate(), trust.share_above, _voxel_mm(r), tolerances)
@@ -102,10 +104,10 @@ def write_all(
                 tell("writing", 0.0, {})
                 spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
                 write_slices(spread, np.float32, grid, scratch.jacobian)
-            if "consistency" in outputs:
-                tell("inverse consistency", 0.0, {})
-                seen = grid.coarsened(_CONSISTENCY_MM * r.length_scale)
-                write_image(seen.image(inverse_consistency(r, seen)), scratch.inverse_consistency)
+            if "disagreement" in outputs:
+                tell("disagreement", 0.0, {})
+                seen = grid.coarsened(_DISAGREEMENT_MM * r.length_scale)
+                write_image(seen.image(fields_disagreement(r, seen)), scratch.fields_disagreement)
             if "error-map" in outputs:
                 write_image(trust.expected, scratch.error_map)
                 write_image(trust.bound, scratch.error_bound)
@@ -154,11 +156,12 @@ def _voxel_mm(r: Registration) -> float:
     return max(*r.fixed_grid.spacing_mm, *r.moving_grid.spacing_mm)
 
 
-def _write_inverse(r: Registration, scratch: ResultFolder) -> dict:
-    """The inverse transform's file; its error."""
+def _write_inverse(r: Registration, scratch: ResultFolder) -> tuple[sitk.Transform, dict]:
+    """The inverse transform, which is written, and its error."""
     coarse, displacement, error = r.sampled(r.moving_grid, inverse=True)
-    write_transform(displacement_transform(displacement, coarse), scratch.inverse_transform)
-    return error
+    transform = displacement_transform(displacement, coarse)
+    write_transform(transform, scratch.inverse_transform)
+    return transform, error
 
 
 def _told(slices: Iterator[np.ndarray], many: int, stage: str, tell) -> Iterator[np.ndarray]:
@@ -183,20 +186,24 @@ def _measured(
     r: Registration,
     jacobian: np.ndarray,
     box: Box,
-    transform: sitk.Transform,
+    transforms: Both[sitk.Transform],
     landmarks: tuple[np.ndarray, np.ndarray] | None,
     regions: sitk.Image | None,
 ) -> Report:
-    """What is measured of the result and what is known of its making; without what concerns its files."""
+    """What is measured of the result and what is known of its making; without what concerns its files.
+
+    ``transforms``: as they were written, from the fixed and from the moving image.
+    """
     grid = r.fixed_grid
     measured = measure(
         grid,
         jacobian,
         r.forward,
-        transform,
+        transforms.fixed,
         exact=r.fixed_mask is not None,  # outside the mask differences have to do
         box=box,
-        consistent=(r.fields.forward, r.fields.inverse),
+        consistent=(partial(through, transforms.fixed), partial(through, transforms.moving)),
+        fields=(r.fields.forward, r.fields.inverse),
         alignment=r.affine,
         fixed_mask=r.fixed_mask,
         moving_mask=r.moving_mask,
@@ -205,7 +212,7 @@ def _measured(
     by_region = None
     if regions is not None:
         by_region = region_statistics(jacobian, sitk.GetArrayViewFromImage(regions)[box], grid.voxel_volume_mm3)
-    guidance = measured_guidance(r, transform)
+    guidance = measured_guidance(r, transforms.fixed)
     warnings = [*_warnings(r), *measured.warnings, *guidance_warnings(r, guidance, landmarks)]
     return replace(measured, **_facts(r), warnings=warnings, regions=by_region, guidance=guidance)
 
@@ -218,7 +225,7 @@ def _landmark_errors(r: Registration, landmarks: tuple[np.ndarray, np.ndarray] |
     return {"before": quality.tre_mm(r.affine(fixed), moving), "after": quality.tre_mm(r.forward(fixed), moving)}
 
 
-def inverse_consistency(registration: Registration, grid: Grid) -> np.ndarray:
+def fields_disagreement(registration: Registration, grid: Grid) -> np.ndarray:
     """|inverse(forward(x)) - x| of the two fields, in mm (z, y, x) at a grid's nodes in the mask, 0 elsewhere."""
     inside = np.ones(grid.shape, bool)
     if registration.fixed_mask is not None:
@@ -257,10 +264,10 @@ def _facts(r: Registration) -> dict[str, Any]:
     """Alignment, settings, device and versions of the run."""
     return {
         "alignment": {
-            "method": r.alignment,
-            "start": r.alignment_start,
-            "score": r.alignment_score,
-            "lead": r.alignment_lead,
+            "method": r.alignment.method,
+            "start": r.alignment.start,
+            "score": r.alignment.score,
+            "lead": r.alignment.lead,
             "matrix": r.affine.matrix.tolist(),
             "offset_mm": r.affine.offset_mm.tolist(),
         },
