@@ -16,7 +16,7 @@ from nephi.registration import register
 from nephi.settings import EVERY_ENTRY, PRESETS, Features, Sampling, from_dict
 from nephi.space.affine import Affine
 
-N = 40
+N = 52  # along each axis: fine voxels for a body of this size
 
 
 def image(values: np.ndarray, spacing_mm: float = 4.0) -> sitk.Image:
@@ -105,7 +105,7 @@ def test_cts_keep_the_presets_values(preset, phantom_3d):
 
 
 def test_small_bodies_are_configured_as_large_ones():
-    one, small = (configured(pair(organ(), spacing_mm=mm), PRESETS["balanced"])[0] for mm in (3.2, 0.32))
+    one, small = (configured(pair(organ(), spacing_mm=mm), PRESETS["balanced"])[0] for mm in (2.4, 0.24))
     assert one.levels == small.levels and one.field.code_spacing_mm == pytest.approx(
         small.field.code_spacing_mm, rel=0.05
     )

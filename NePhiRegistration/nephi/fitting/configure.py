@@ -25,7 +25,9 @@ _RELATED_MM = 6.0  # at which the intensities are compared: what is still misali
 _SHOWN = 0.08  # of the window: what is darker in both images is taken for background
 _BINS = 16
 _LEAST_PLACES = 8 * _BINS
-_NOT_LINEAR = 0.05  # share of the variance that a curve explains and no rising line does: 0.03 at most in one contrast
+# share of the variance, and of what a rising line leaves of it, that a curve explains besides: in one contrast at most
+# 0.03 and, where only outlines agree, 0.08; of two contrasts at least 0.09 and 0.16
+_NOT_LINEAR, _LEFT = 0.05, 0.12
 # voxels: thin structures attract each other over some distance, too
 _BLURS = {"ncc": (0.0, 1.0, 3.0), "mi": (0.0, 2.0)}
 _APART = 4.0  # voxels between two nodes
@@ -59,14 +61,15 @@ class Character:
         values = pair.images.map(background)
         shown = min(_shown(image, value) for image, value in zip(pair.images, values, strict=True))
         nodes = int(shown * np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
-        alone = None not in values and pair.voxel_mm <= _FINE_MM * pair.scale
+        alone = None not in values and bool(pair.voxel_mm <= _FINE_MM * pair.scale)
         return cls(
             pair.images.map(looks_like_ct), *_related(pair), alone, pair.voxel_mm / pair.scale, nodes, len(sides_mm)
         )
 
     @property
     def contrasts_differ(self) -> bool:
-        return self.ct.fixed != self.ct.moving or self.curved - self.linear > _NOT_LINEAR
+        besides = self.curved - self.linear
+        return self.ct.fixed != self.ct.moving or besides > max(_NOT_LINEAR, _LEFT * (1 - self.linear))
 
 
 def configured(pair: ImagePair, settings: Settings) -> tuple[Settings, tuple[str, ...]]:
