@@ -23,7 +23,8 @@ from . import environment, pairs, process_cost
 from .scoring import evaluate
 
 PEERS = (
-    "greedy", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "ants_unmasked", "elastix",
+    "greedy", "greedy_nmi", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "ants_unmasked",
+    "elastix", "elastix_mi",
     "voxel", "bspline_tv", "idir", "lapirn", "gradicon", "gradicon_io", "gradicon_multi", "gradicon_multi_io",
 )  # fmt: skip
 DEFAULT_METHODS = ("nephi", "greedy", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "elastix")

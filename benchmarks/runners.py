@@ -51,8 +51,8 @@ class Job:
         sitk.WriteImage(sitk.Cast(displacement, sitk.sitkVectorFloat32), str(self.out / f"{name}.mha"))
 
 
-def greedy(job: Job, use_masks: bool = True) -> None:
-    """greedy, NCC of radius 2, three levels; -wp 0 keeps the warp from being rounded to a tenth voxel.
+def greedy(job: Job, use_masks: bool = True, metric: str = "NCC 2x2x2") -> None:
+    """greedy, NCC of radius 2 or NMI, three levels; -wp 0 keeps the warp from being rounded to a tenth voxel.
 
     Only the fixed mask: the moving mask (-mm) on top helped no pair and made breathhold_case01 worse.
     """
@@ -60,7 +60,7 @@ def greedy(job: Job, use_masks: bool = True) -> None:
 
     iterations = "2x2x0" if job.quick else "100x60x30"
     command = "-i fixed moving " + ("-gm mask " if use_masks and job.masked else "")
-    command += f"-m NCC 2x2x2 -n {iterations} -wp 0 -threads {job.threads} -seed {job.seed} "
+    command += f"-m {metric} -n {iterations} -wp 0 -threads {job.threads} -seed {job.seed} "
     images = {name: sitk.ReadImage(job.path(name), sitk.sitkFloat32) for name in ("fixed", "moving")}
     if "-gm" in command:
         images["mask"] = sitk.ReadImage(job.path("fixed_mask"), sitk.sitkFloat32)
@@ -145,7 +145,7 @@ ELASTIX = {
 }
 
 
-def elastix(job: Job) -> None:
+def elastix(job: Job, metric: str = ELASTIX["Metric"][0]) -> None:
     """elastix: the first B-spline stage of Staring et al. (EMPIRE10, Par0011), with both masks."""
     import itk
 
@@ -157,6 +157,7 @@ def elastix(job: Job) -> None:
     schedule = [str(min(shrink, limit)) for shrink in (16, 8, 4, 2, 1) for limit in most]
     parameters = itk.ParameterObject.New()
     changed = {"RandomSeed": [str(job.seed)], "ImagePyramidSchedule": schedule}
+    changed["Metric"] = [metric, *ELASTIX["Metric"][1:]]
     if job.quick:
         changed["MaximumNumberOfIterations"] = ["10"]
     parameters.AddParameterMap(ELASTIX | changed)
@@ -186,12 +187,14 @@ def baseline(module: str, **options) -> Callable[[Job], None]:
 
 METHODS = {
     "greedy": greedy,
+    "greedy_nmi": lambda job: greedy(job, metric="NMI"),
     "greedy_unmasked": lambda job: greedy(job, use_masks=False),
     "convexadam": convexadam,
     "convexadam_masked": lambda job: convexadam(job, use_masks=True),
     "ants": ants_syn,
     "ants_unmasked": lambda job: ants_syn(job, use_masks=False),
     "elastix": elastix,
+    "elastix_mi": lambda job: elastix(job, "AdvancedMattesMutualInformation"),
     "voxel": baseline("voxel"),
     "bspline_tv": baseline("bspline_tv"),
     "idir": baseline("idir"),

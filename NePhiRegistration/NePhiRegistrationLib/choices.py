@@ -36,6 +36,8 @@ class Similarity(Choice):
     LNCC = "lncc", _("Local correlation (LNCC)")
     NCC = "ncc", _("Global correlation (NCC)")
     MSE = "mse", _("Intensity difference (same scanner)")
+    MI = "mi", _("Mutual information: other contrast (MI)")
+    NGF = "ngf", _("Edges: other contrast (NGF)")
 
 
 class View(Choice):

@@ -15,6 +15,7 @@ from .device import choose_device
 from .errors import NephiError, collected_notices, notice
 from .files.image import check_image
 from .files.masks import check_mask
+from .fitting.configure import configured
 from .fitting.guidance import NOTHING, Guidance
 from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
@@ -96,10 +97,13 @@ def register(
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
     excluded = Both(*guidance.excluded)
     pair = ImagePair.of(images, masks, alignment.affine, settings.similarity, trusted=not found, excluded=excluded)
+    used, decided = configured(pair, settings)
+    if used.similarity != settings.similarity:
+        pair, similarity = replace(pair, similarity=used.similarity), make_similarity(used.similarity)
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(settings.model, model, pair, target)
-    optimisation = Optimisation(pair, settings, prediction, similarity, regulariser, target, guidance)
+    optimisation = Optimisation(pair, used, prediction, similarity, regulariser, target, guidance)
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
@@ -107,6 +111,7 @@ def register(
         fixed_grid=Grid.of(images.fixed),
         moving_grid=Grid.of(images.moving),
         settings=settings,
+        configured=decided,
         fixed_mask=masks.fixed,
         moving_mask=masks.moving,
         found_masks=found,

@@ -52,12 +52,13 @@ class Registration:
     alignment: Alignment
     fixed_grid: Grid
     moving_grid: Grid
-    settings: Settings
+    settings: Settings  # as asked for; ``configured`` says what was done instead
     length_scale: float = 1.0
     history: list[dict] = field(default_factory=list)
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None
     found_masks: tuple[str, ...] = ()
+    configured: tuple[str, ...] = ()  # in words: which settings follow the pair, and why
     guidance: Guidance = NOTHING
     notes: tuple[str, ...] = ()  # for the user, on how the result was obtained
     device: str = "cpu"

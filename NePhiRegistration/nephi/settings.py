@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
@@ -21,8 +22,9 @@ BODY_MM = 120.0
 Width = Annotated[int, AtLeast(1), AtMost(4096)]
 Points = Annotated[int, AtLeast(1), AtMost(10_000_000)]
 FIELDS: Registry = Registry("field", "field.kind", "neural", "voxel")
-SIMILARITIES: Registry = Registry("similarity", "similarity.name", "mind", "lncc", "ncc", "mse")
+SIMILARITIES: Registry = Registry("similarity", "similarity.name", "mind", "lncc", "ncc", "mse", "mi", "ngf")
 REGULARISERS: Registry = Registry("regulariser", "regularity.name", "gradicon", "diffusion", "bending", "none")
+EVERY_ENTRY = "all"  # of ``Settings.kept``
 ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
 
 
@@ -154,9 +156,27 @@ class IntensitySettings(SimilaritySettings):
     blurs: Annotated[tuple[NotNegative, ...], NotEmpty()] = (0.0,)  # standard deviations in voxels; each a channel
 
 
+@dataclass(frozen=True)
+class InformationSettings(IntensitySettings):
+    """Of ``mi``, mutual information."""
+
+    name: Annotated[str, OneOf(SIMILARITIES)] = "mi"
+    bins: Annotated[int, AtLeast(4), AtMost(256)] = 24  # of the histogram, along each image's intensities
+
+
+@dataclass(frozen=True)
+class EdgeSettings(SimilaritySettings):
+    """Of ``ngf``, normalised gradient fields."""
+
+    name: Annotated[str, OneOf(SIMILARITIES)] = "ngf"
+    noise: NotNegative = 1.0  # of the image's mean gradient: a shorter one hardly counts
+
+
 SIMILARITIES.describe("mind", MindSettings)
 SIMILARITIES.describe("ncc", IntensitySettings)
 SIMILARITIES.describe("mse", IntensitySettings)
+SIMILARITIES.describe("mi", InformationSettings)
+SIMILARITIES.describe("ngf", EdgeSettings)
 
 
 @dataclass(frozen=True)
@@ -207,6 +227,8 @@ class Settings:
     regularity: RegularitySettings = RegularitySettings()  # how smooth the maps are
     guidance: GuidanceSettings = GuidanceSettings()  # how strictly landmarks, labels and regions are followed
     fit: FitSettings = FitSettings()  # the optimiser
+    # entries that stay whatever the pair is like, as "levels" or "fit.iterations" ("all": every one); files list theirs
+    kept: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     consensus: bool = True  # the result is the mean of the forward field and the inverted inverse one, and its inverse
 
     def contradiction(self) -> str:
@@ -300,8 +322,19 @@ def from_dict(data: dict, base: Settings | None = None, names: bool = True) -> S
     name = data.get("preset")
     start = PRESETS.get(name) if isinstance(name, str) else None
     settings = decode(start or base or PRESETS["balanced"], data, "")
+    if "kept" not in data:  # as in all that was written from settings, which holds every entry
+        settings = replace(settings, kept=tuple(dict.fromkeys((*settings.kept, *_entries(data)))))
     check(settings, names)
     return settings
+
+
+def _entries(data: dict) -> Iterator[str]:
+    """What a file's entries set, as ``Settings.kept`` lists it."""
+    for part, value in data.items():
+        if isinstance(value, dict):
+            yield from ("levels" if name == "stages" else f"{part}.{name}" for name in value)
+        elif part not in ("preset", "kept"):
+            yield part
 
 
 def check(settings: Settings, names: bool = True) -> None:

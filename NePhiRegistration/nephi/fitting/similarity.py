@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..images.coarse import gradient
 from ..images.volume import local_offsets, mind_ssc, smoothed
 from ..settings import SIMILARITIES, SimilaritySettings
 
@@ -115,10 +116,72 @@ class LNCC(_Intensities):
         return 1 - agreement.sum(-2).mean()
 
 
+class MutualInformation(_Intensities):
+    """1 - mutual information of both images over that of each with itself, averaged over the channels.
+
+    From the joint histogram of each step's points, in which a value falls on the nearest ``bins`` as a quadratic
+    B-spline weighs them, so that it has derivatives (Thevenaz and Unser 2000).
+    """
+
+    def __init__(self, bins: int = 24, blurs: tuple[float, ...] = (0.0,)):
+        super().__init__(blurs)
+        self.bins = bins
+
+    def compare(self, values: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+        share = point_shares(weight)[..., None]
+        a, b = self._parts(values), self._parts(reference)
+        with torch.no_grad():
+            most = (_information(a, a * share) + _information(b, b * share)) / 2
+        return (1 - _information(a, b * share) / most.clamp(min=1e-6)).mean()
+
+    def _parts(self, values: Tensor) -> Tensor:
+        """(..., n, c, bins): how much of each value (..., n, c), 0 to 1, falls into each bin; their sum is 1."""
+        middle = torch.arange(self.bins, device=values.device, dtype=values.dtype)
+        away = (1 + (self.bins - 3) * values.clamp(0, 1)[..., None] - middle).abs()
+        return 0.5 * (1.5 - away).clamp(min=0).square() - 1.5 * (0.5 - away).clamp(min=0).square()
+
+
+def _information(a: Tensor, b: Tensor) -> Tensor:
+    """Mutual information (..., c) in nats of parts (..., n, c, bins), one of them times the points' shares."""
+    joint = torch.einsum("...nci,...ncj->...cij", a, b)
+    apart = joint.sum(-1, keepdim=True) * joint.sum(-2, keepdim=True)
+    return (torch.xlogy(joint, joint.clamp(min=1e-12)) - torch.xlogy(joint, apart.clamp(min=1e-12))).sum((-1, -2))
+
+
+class NGF(Similarity):
+    """Normalised gradient fields: edges point along the same line, whatever the contrast (Haber and Modersitzki 2006).
+
+    Squared difference of the gradients' outer products; ``noise``: in units of the image's mean gradient where there
+    is any, the length below which a gradient does not count.
+    """
+
+    def __init__(self, noise: float = 1.0):
+        self.noise = noise
+
+    def prepare(self, image: Any, dilation: int, device: torch.device | str | None = None) -> Tensor:
+        slopes = gradient(torch.as_tensor(image[:]).to(device, torch.float32))  # (d, ...)
+        squares = slopes.square().sum(0)
+        lengths = squares.sqrt()
+        some = lengths > 1e-3
+        edge = self.noise * lengths[some].mean() if some.any() else lengths.new_ones(())
+        slopes = slopes / (squares + edge.square()).sqrt()
+        d = len(slopes)
+        # off the diagonal a product counts twice
+        return torch.stack(
+            [slopes[i] * slopes[j] * (1 if i == j else 2**0.5) for i in range(d) for j in range(i, d)], -1
+        )
+
+    def compare(self, values: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+        squares = F.mse_loss(values, reference, reduction="none").sum(-1, keepdim=True)
+        return (squares * point_shares(weight)).sum() * (values.shape[-2] / squares.numel())
+
+
 SIMILARITIES.add("mind", lambda s: Mind(s.noise))
 SIMILARITIES.add("mse", lambda s: MeanSquares(s.blurs))
 SIMILARITIES.add("ncc", lambda s: NCC(s.blurs))
 SIMILARITIES.add("lncc", lambda s: LNCC())
+SIMILARITIES.add("mi", lambda s: MutualInformation(s.bins, s.blurs))
+SIMILARITIES.add("ngf", lambda s: NGF(s.noise))
 
 
 def make_similarity(settings: SimilaritySettings) -> Similarity:

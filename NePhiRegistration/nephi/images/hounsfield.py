@@ -11,6 +11,7 @@ CT_WINDOW = (-1000.0, 200.0)
 _AIR_HU = -1000.0
 _DENSE_HU = -500.0  # what pads is seen as such where it is denser than this, or no air at all
 _FAR_HU = -1100.0
+_LEAST_BACKGROUND = 0.2
 _LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
 
 
@@ -20,12 +21,18 @@ def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
     return array[tuple(slice(None, None, max(1, n // side)) for n in array.shape)]
 
 
-def padding(image: sitk.Image) -> list[float]:
-    """Values that fill a corner and a good part of the image."""
+def padding(image: sitk.Image, least: float = _LEAST_PADDING) -> list[float]:
+    """Values that fill a corner and at least this part of the image."""
     array, sample = sitk.GetArrayViewFromImage(image), sparse(image)
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in array.shape], indexing="ij"), -1).reshape(-1, array.ndim)
     values = {float(array[tuple(index)]) for index in ends}
-    return sorted(value for value in values if (sample == value).mean() >= _LEAST_PADDING)
+    return sorted(value for value in values if (sample == value).mean() >= least)
+
+
+def background(image: sitk.Image) -> float | None:
+    """The value that fills a corner and a good part of an image that is no CT, as around a brain without its skull."""
+    values = [] if looks_like_ct(image) else padding(image, _LEAST_BACKGROUND)
+    return values[0] if len(values) == 1 else None
 
 
 def hu_offset(image: sitk.Image) -> float | None:

@@ -17,7 +17,8 @@ from ..settings import BODY_MM, Features, FieldSettings, SimilaritySettings
 from ..space.affine import Affine
 from ..space.cube import Cube, overlap
 from ..space.grid import Grid
-from .hounsfield import looks_like_ct
+from .coarse import grown
+from .hounsfield import background, looks_like_ct
 from .masks import choose_window, region_lps_mm
 from .resample import DeviceImage, DeviceSlices
 from .slices import Slices
@@ -25,6 +26,7 @@ from .volume import Volume, VolumePair
 
 _NODES = 4.0  # voxels between two nodes of the local code, at least: what is finer follows the noise
 _MARGIN_MM = 10.0  # of the working grid around the masks
+_AROUND_MM = 4.0  # what an image shows: where points are drawn, so that its border counts
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
 _CPU = torch.device("cpu")
 _NEITHER: Both[sitk.Image | None] = Both(None, None)
@@ -125,6 +127,17 @@ class ImagePair:
         """
         return VolumePair(*(self._volume(way, features, prepare, torch.device(device), reach) for way in (0, 1)))
 
+    def both_see(self, grid: Grid) -> np.ndarray:
+        """(z, y, x) bool: which voxels of a grid over what is compared lie within both images."""
+        points = grid.slab_lps_mm(0, grid.shape[0])
+        through = points, self.affine(points)
+        seen = np.ones(len(points), bool)
+        for image, at in zip(self.images, through, strict=True):
+            own = Grid.of(image)
+            index = own.to_index(at)
+            seen &= ((index >= 0) & (index <= np.array(own.size) - 1)).all(1)
+        return seen.reshape(grid.shape)
+
     def covering_grid(self, spacing_mm: float) -> Grid:
         """The grid of this spacing over what is compared."""
         return self.cube.grid(spacing_mm, *self._box_cube)
@@ -200,6 +213,8 @@ class ImagePair:
     def seen_on(self, grid: Grid, way: int, outside: float, device: torch.device = _CPU):
         """The image in its window (0..1) and where its points are drawn, read by slices, and its mask's distance map.
 
+        Without a mask points are drawn everywhere (None), or around all but the image's background.
+
         ``outside``: how far what lies outside the mask is replaced, as ``Features`` says.
         """
         s, image, mask = self.similarity, self.images[way], self.masks[way]
@@ -207,7 +222,7 @@ class ImagePair:
         scaled = self._on(grid, image, way, low, device)
         scaled.then(lambda values, _: ((values - low) / (high - low)).clip(0, 1))
         if mask is None:
-            return scaled, None, None
+            return scaled, self._shown(grid, way), None
         inside, distance = self._on(grid, mask, way, device=device), None
         if s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
             fill, part = (
@@ -222,6 +237,15 @@ class ImagePair:
                     lambda values, _: values <= s.mask_margin_mm * self.scale
                 )
         return scaled, inside.then(lambda values, _: values > 0.5), distance
+
+    def _shown(self, grid: Grid, way: int) -> Tensor | None:
+        """(z, y, x) bool: around what an image shows, where a value that stands for nothing fills much of it."""
+        image = self.images[way]
+        value = background(image)
+        if value is None:
+            return None
+        part = torch.from_numpy(self._on(grid, sitk.Cast(image != value, sitk.sitkFloat32), way)[:])
+        return grown(part, round(_AROUND_MM * self.scale / grid.spacing_mm[0])) > 0
 
     def _distance(self, way: int) -> tuple[sitk.Image, Volume]:
         """The mask's signed distance on a 3 mm grid: in mm, and cut off, in units of the cut, to be compared."""

@@ -134,6 +134,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     alignment: dict[str, Any] | None = None  # method, matrix and offset_mm
     device: str | None = None
+    configured: list[str] | None = None  # in words: which settings follow the pair, and why
     settings: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
     files: dict[str, str] | None = None

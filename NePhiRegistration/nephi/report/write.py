@@ -281,6 +281,7 @@ def _facts(r: Registration) -> dict[str, Any]:
             "offset_mm": r.affine.offset_mm.tolist(),
         },
         "device": r.device,
+        "configured": list(r.configured),
         "settings": json.loads(r.settings.to_json()),  # lists for tuples, as they come back from the file
         "versions": {
             "nephi": __version__,

@@ -1,0 +1,173 @@
+"""Settings that follow the pair: what is measured of both images, and what a preset becomes by it.
+
+A preset says how much is spent; which similarity, nodes, levels, points and weight of regularity that takes depends on
+the images. Pairs of CTs keep the preset's own values, which were chosen on chests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from ..both import Both
+from ..config import of_kind
+from ..images.coarse import blurred
+from ..images.hounsfield import background, looks_like_ct, sparse
+from ..images.image_pair import ImagePair
+from ..settings import EVERY_ENTRY, PRESETS, Features, Level, Sampling, Settings, SimilaritySettings
+
+_RELATED_MM = 6.0  # at which the intensities are compared: what is still misaligned blurs their relation
+_SHOWN = 0.08  # of the window: what is darker in both images is taken for background
+_BINS = 16
+_LEAST_PLACES = 8 * _BINS
+# share of the variance, and of what a rising line leaves of it, that a curve explains besides: in one contrast at most
+# 0.03 and, where only outlines agree, 0.08; of two contrasts at least 0.09 and 0.16
+_NOT_LINEAR, _LEFT = 0.05, 0.12
+# voxels: thin structures attract each other over some distance, too
+_BLURS = {"ncc": (0.0, 1.0, 3.0), "mi": (0.0, 2.0)}
+_APART = 4.0  # voxels between two nodes
+_FINEST_MM = 1.0
+_FINE_MM = 2.5  # voxels from which on finer nodes tell nothing
+_NODES_A_POINT = 4
+_WEIGHT, _CHECKED = 2.0, 512  # of regularity, and its points a step, where many nodes follow an organ alone
+
+
+@dataclass(frozen=True)
+class Character:
+    """What is measured of a pair after its alignment, lengths as of a large body.
+
+    ``ct``: which images are in Hounsfield units. ``linear``, ``curved``: share of the variance of one image's
+    intensities that a rising line, or any curve, over the other's explains; the latter of whichever explains more.
+    ``alone``: both show an organ and nothing around it, as brains without their skulls, in fine voxels. ``nodes``: how
+    many fit into what is compared, four voxels apart.
+    """
+
+    ct: Both[bool]
+    linear: float
+    curved: float
+    alone: bool
+    voxel_mm: float
+    nodes: int
+    dimension: int
+
+    @classmethod
+    def of(cls, pair: ImagePair) -> Character:
+        sides_mm = np.ptp(pair.cube.to_cube(pair.region_lps_mm), axis=0) * pair.cube.unit_mm
+        values = pair.images.map(background)
+        shown = min(_shown(image, value) for image, value in zip(pair.images, values, strict=True))
+        nodes = int(shown * np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
+        alone = None not in values and bool(pair.voxel_mm <= _FINE_MM * pair.scale)
+        return cls(
+            pair.images.map(looks_like_ct), *_related(pair), alone, pair.voxel_mm / pair.scale, nodes, len(sides_mm)
+        )
+
+    @property
+    def contrasts_differ(self) -> bool:
+        besides = self.curved - self.linear
+        return self.ct.fixed != self.ct.moving or besides > max(_NOT_LINEAR, _LEFT * (1 - self.linear))
+
+
+def configured(pair: ImagePair, settings: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """The settings as the pair needs them, and in words what was decided, and why.
+
+    What was set by hand stays: entries that ``kept`` lists, and those that differ from the preset's. So do all entries
+    of the preset ``paper``, for pairs of CTs, and where a model predicts.
+    """
+    s = settings
+    if s.preset not in PRESETS or s.preset == "paper" or s.model is not None or EVERY_ENTRY in s.kept:
+        return s, ()
+    if all(pair.images.map(looks_like_ct)):
+        return s, ("both images are CTs: all values are the preset's",)
+    out, said = s, []
+    for entry, value, why in _decisions(Character.of(pair), s):
+        if _is_free(s, entry):
+            out = _changed(out, entry, value)
+            said += [why] if why else []
+    return out, tuple(said)
+
+
+def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
+    """Entry, value and reason in words."""
+    base, fast = PRESETS[s.preset], s.fit.iterations < PRESETS["balanced"].fit.iterations
+    if is_.contrasts_differ:
+        name = "mi" if is_.dimension == 2 else "mind"
+        kinds = "a CT and another image" if is_.ct.fixed != is_.ct.moving else "of different contrast"
+        measured = f"a curve explains {is_.curved:.2f} of the variance, a line {is_.linear:.2f}"
+        yield "similarity.name", name, f"similarity {name}: the images are {kinds} ({measured})"
+    elif is_.alone:
+        why = f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance), an organ alone"
+        yield "similarity.name", "ncc", f"similarity ncc: {why}"
+    else:
+        why = f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance)"
+        yield "similarity.name", s.similarity.name, f"similarity {s.similarity.name}: {why}"
+    apart = min(base.field.code_spacing_mm, _APART * is_.voxel_mm)
+    yield "field.code_spacing_mm", apart, f"nodes {apart:.3g} mm apart: voxels of {is_.voxel_mm:.2g} mm"
+    points = int(np.clip(is_.nodes // _NODES_A_POINT, base.similarity.points.least, 1500 if fast else 3000))
+    yield "similarity.points", Sampling.of_number(points), f"{points} points a step: room for {is_.nodes} nodes"
+    if is_.alone and not is_.contrasts_differ:
+        finest = min(base.levels[-1].features.spacing_mm, max(_FINEST_MM, is_.voxel_mm))
+        yield "levels", _levels(finest), f"levels of 8, 4, 2 and {finest:.3g} mm"
+        yield "regularity.weight", _WEIGHT, f"regularity {_WEIGHT:g}, at {_CHECKED} points: as that many nodes need it"
+        yield "regularity.points", Sampling.of_number(_CHECKED), ""
+
+
+def _levels(finest_mm: float) -> tuple[Level, ...]:
+    each = ((0.0, 8.0, 4.0), (0.1, 4.0, 4.0), (0.25, 2.0, 2.0), (0.5, finest_mm, 1.0))
+    return tuple(Level(start, Features(max(mm, finest_mm), 1), factor) for start, mm, factor in each)
+
+
+def _is_free(s: Settings, entry: str) -> bool:
+    """Whether an entry was left to the preset."""
+    if any(entry == one or entry.startswith(f"{one}.") or one.startswith(f"{entry}.") for one in s.kept):
+        return False
+    base = PRESETS[s.preset]
+    if entry == "similarity.name":  # another kind would lose what was set of this one
+        same = replace(s.similarity, points=base.similarity.points) == base.similarity
+        shared = {f"similarity.{name}" for name in SimilaritySettings.__dataclass_fields__}
+        return same and not any(one.startswith("similarity.") and one not in shared for one in s.kept)
+    part, _, name = entry.partition(".")
+    mine, its = getattr(s, part), getattr(base, part)
+    return (getattr(mine, name, None) == getattr(its, name)) if name else mine == its
+
+
+def _changed(s: Settings, entry: str, value: Any) -> Settings:
+    part, _, name = entry.partition(".")
+    if not name:
+        return replace(s, **{part: value})
+    inner = getattr(s, part)
+    if entry == "similarity.name":
+        other = inner if value == inner.name else of_kind(inner, value)
+        return replace(s, similarity=replace(other, blurs=_BLURS[value]) if value in _BLURS else other)
+    return replace(s, **{part: replace(inner, **{name: value})})
+
+
+def _shown(image: sitk.Image, value: float | None) -> float:
+    """Part of an image that is not its background."""
+    return 1.0 if value is None else float((sparse(image) != value).mean())
+
+
+def _related(pair: ImagePair) -> tuple[float, float]:
+    """Shares of the variance that a rising line and a curve explain, over places that both images show."""
+    grid = pair.working_grid(_RELATED_MM)
+    values = [torch.from_numpy(np.asarray(pair.seen_on(grid, way, 0.0)[0][:])) for way in (0, 1)]
+    smooth = blurred(torch.stack(values))
+    use = (smooth.amax(0) > _SHOWN) & torch.from_numpy(pair.both_see(grid))
+    a, b = smooth[:, use].double().numpy()
+    if len(a) < _LEAST_PLACES or not (a.std() > 0 and b.std() > 0):
+        return 1.0, 1.0  # nothing tells them apart
+    linear = max(0.0, float(np.corrcoef(a, b)[0, 1])) ** 2
+    return linear, max(linear, _explained(a, b), _explained(b, a))
+
+
+def _explained(x: np.ndarray, y: np.ndarray) -> float:
+    """Share of y's variance that lies between the means of bins of x: the correlation ratio, adjusted for its bins."""
+    bins = np.digitize(x, np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)[1:-1])))
+    counts = np.bincount(bins)
+    means = np.bincount(bins, y) / np.maximum(counts, 1)
+    between = (counts * (means - y.mean()) ** 2).sum() / (len(y) * y.var())
+    return float(1 - (1 - between) * (len(y) - 1) / (len(y) - len(counts)))

@@ -1,0 +1,131 @@
+"""Settings that follow the pair: what is measured, what is decided, and that what a user sets stays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nephi.both import Both
+from nephi.fitting.configure import Character, configured
+from nephi.fitting.similarity import Similarity
+from nephi.images.image_pair import ImagePair
+from nephi.registration import register
+from nephi.settings import EVERY_ENTRY, PRESETS, Features, Sampling, from_dict
+from nephi.space.affine import Affine
+
+N = 52  # along each axis: fine voxels for a body of this size
+
+
+def image(values: np.ndarray, spacing_mm: float = 4.0) -> sitk.Image:
+    out = sitk.GetImageFromArray(values.astype(np.float32))
+    out.SetSpacing([spacing_mm] * values.ndim)
+    return out
+
+
+def organ(shape: tuple[int, ...] = (N, N, N), seed: int = 0) -> np.ndarray:
+    """Smooth structures of 0.2 to 1 in a ball, 0 around it."""
+    noise = sitk.GetImageFromArray(np.random.default_rng(seed).standard_normal(shape))
+    values = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(noise, 2.5))
+    ranks = values.ravel().argsort().argsort().reshape(shape) / values.size
+    away = np.linalg.norm(np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")), axis=0)
+    return np.where(away < 0.8, 0.2 + 0.8 * ranks, 0.0)
+
+
+def pair(moving, fixed=None, spacing_mm: float = 2.0) -> ImagePair:
+    images = Both(image(organ() if fixed is None else fixed, spacing_mm), image(moving, spacing_mm))
+    return ImagePair.of(
+        images, Both(None, None), Affine.identity(images.fixed.GetDimension()), PRESETS["balanced"].similarity
+    )
+
+
+CHANGES = {
+    "none": lambda v: v,
+    "gain": lambda v: 300 * v + 20 * (v > 0),
+    "inverted": lambda v: np.where(v > 0, 1.4 - v, 0),
+    "folded": lambda v: np.where(v > 0, 0.3 + np.abs(v - 0.6), 0),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_contrasts_differ_where_no_rising_line_relates_them(kind):
+    is_ = Character.of(pair(CHANGES[kind](organ())))
+    assert is_.contrasts_differ == (kind in ("inverted", "folded"))
+    assert 0 <= is_.linear <= is_.curved <= 1 and is_.curved > 0.15
+
+
+def test_images_that_have_nothing_in_common_are_of_no_other_contrast():
+    assert not Character.of(pair(organ(seed=1))).contrasts_differ
+    assert not Character.of(pair(np.ones((N, N, N)))).contrasts_differ
+
+
+def test_what_was_set_by_hand_stays():
+    flat = organ((48, 48))
+    for fixed, moving, name in (
+        (flat, CHANGES["folded"](flat), "mi"),
+        (organ(), CHANGES["folded"](organ()), "mind"),
+        (organ(), CHANGES["gain"](organ()), "ncc"),
+    ):
+        free, said = configured(pair(moving, fixed=fixed), PRESETS["balanced"])
+        assert free.similarity.name == name and f"similarity {name}" in said[0]
+    moving = CHANGES["gain"](organ())
+    by_file = {
+        "similarity": {"name": "mind", "points": 1000},
+        "levels": [{}],
+        "field": {"code_spacing_mm": 12.0},
+        "regularity": {"weight": 0.5, "points": 64},
+        "fit": {"iterations": 500},
+    }
+    for settings in (from_dict(by_file), replace(PRESETS["balanced"], kept=(EVERY_ENTRY,))):
+        got, _ = configured(pair(moving), settings)
+        assert got == settings
+    b = PRESETS["balanced"]
+    changed = replace(b, similarity=replace(b.similarity, noise=0.1, points=Sampling.of_number(77)))
+    assert configured(pair(moving), changed)[0].similarity == changed.similarity
+
+
+def test_written_settings_leave_free_what_was_free():
+    """What is written of settings holds every entry, and is read by the engines of batches and of the panel."""
+    moving = CHANGES["gain"](organ())
+    for settings in (PRESETS["balanced"], from_dict({"levels": [{}], "similarity": {"points": 1000}})):
+        again = from_dict(json.loads(settings.to_json()))
+        assert again == settings and again.kept == settings.kept
+        assert configured(pair(moving), again) == configured(pair(moving), settings)
+    assert set(again.kept) == {"levels", "similarity.points"}
+
+
+@pytest.mark.parametrize("preset", ["fast", "balanced", "accurate", "paper"])
+def test_cts_keep_the_presets_values(preset, phantom_3d):
+    images = Both(phantom_3d.fixed, phantom_3d.moving)
+    settings = PRESETS[preset]
+    for masks in (Both(None, None), Both(phantom_3d.fixed_mask, phantom_3d.moving_mask)):
+        assert configured(ImagePair.of(images, masks, Affine.identity(3), settings.similarity), settings)[0] == settings
+
+
+def test_small_bodies_are_configured_as_large_ones():
+    one, small = (configured(pair(organ(), spacing_mm=mm), PRESETS["balanced"])[0] for mm in (2.4, 0.24))
+    assert one.levels == small.levels and one.field.code_spacing_mm == pytest.approx(
+        small.field.code_spacing_mm, rel=0.05
+    )
+
+
+def test_a_run_follows_the_pair_and_says_so():
+    fixed, moving = organ((48, 48)), np.roll(CHANGES["inverted"](organ((48, 48))), 1, axis=1)
+    settings = replace(PRESETS["fast"], align="none", fit=replace(PRESETS["fast"].fit, iterations=40))
+    result = register(image(fixed), image(moving), settings=settings)
+    assert "similarity mi" in result.configured[0] and result.settings == settings  # those that were asked for
+    points = np.argwhere(fixed > 0)[:, ::-1] * 4.0
+    error = np.linalg.norm(result.forward(points) - points - [4.0, 0.0], axis=1)
+    assert error.mean() < 2.0
+
+
+def test_points_are_drawn_around_what_a_scan_without_background_shows():
+    """And from everywhere where the background is no single value."""
+    noisy = organ() + np.random.default_rng(0).uniform(0, 0.05, (N, N, N))
+    for values, alone in ((organ(), True), (noisy, False)):
+        fixed, _ = pair(values, fixed=values).volumes(Features(4.0), Similarity().prepare, "cpu")
+        drawn = fixed.dense_mask().numpy()
+        assert (drawn.mean() < 0.6) == alone
+        assert drawn[(fixed.volume[..., 0] > 0.2).numpy().ravel()].all()  # all of the organ

@@ -1,0 +1,160 @@
+"""Pairs of different contrast with known truth: nephi and its peers on the same pairs, each in its own process.
+
+    python -m benchmarks.contrast --out DIR [--pairs brain_t2 ...] [--methods nephi greedy_nmi elastix_mi convexadam]
+
+The moving image of a pair gets another contrast after the alignment; motion and landmarks stay those of the pair.
+
+- ``brain_t1``, ``brain_t2``, ``brain_shaded``: a T1 brain of 2 mm voxels and a copy of it moved by 4 mm by a known
+  smooth map (error at 2,000 points of the brain): as T1, with the contrast of T2, and with that under a coil's shading.
+- ``lungs_mr``: the breath-hold CT ``breathhold_case01`` and its inhale with the contrast of an MR image.
+- ``liver_mixed``: a liver MR pair, the moving intensities folded, so that two tissues share each.
+- ``thorax_cbct``: phases 60 and 10 of ``popi_4dct``, the moving one with a cone beam's scatter, noise and offset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from nephi.space.grid import Grid
+
+from . import pairs, peers
+
+BRAIN_MM, MOVED_MM, SMOOTH_MM, POINTS = 2.0, 2.5, 14.0, 2000
+BRAIN = "brain_mr/oasis_condlapirn_A.nii.gz"
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def smooth_noise(shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> np.ndarray:
+    """White noise under a Gaussian of this deviation in voxels, far from any border, of mean 0 and deviation 1."""
+    margin = round(3 * deviation)
+    image = sitk.GetImageFromArray(rng.standard_normal([n + 2 * margin for n in shape]))
+    values = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image, deviation))
+    inner = values[tuple(slice(margin, margin + n) for n in shape)]
+    return (inner - inner.mean()) / inner.std()
+
+
+def shaded(values: np.ndarray, rng: np.random.Generator, part: float) -> np.ndarray:
+    return values * np.exp(part * smooth_noise(values.shape, min(values.shape) / 6, rng))
+
+
+def as_t2(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Fluid bright, white matter dark, background as it was; of a T1 brain scaled to 0..1."""
+    scaled = np.clip(values / np.percentile(values, 99.5), 0, 1)
+    dark = np.interp(scaled, [0, 0.04, 0.12, 0.45, 0.7, 1.0], [0, 0.6, 1.0, 0.62, 0.35, 0.5])
+    return dark + 0.02 * rng.standard_normal(values.shape) * (scaled > 0.02)
+
+
+def as_mr(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Of a CT: lungs and bone dark, fat brighter than muscle."""
+    points = [-1100, -950, -700, -150, -90, -20, 20, 60, 150, 300, 1000]
+    signal = np.interp(values, points, [0, 5, 30, 150, 230, 170, 110, 130, 180, 60, 10])
+    return np.hypot(shaded(signal, rng, 0.15) + 5 * rng.standard_normal(values.shape), 5)
+
+
+def folded(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return 200 * np.abs(np.sin(2.2 * np.pi * values / np.percentile(values, 99.5))) + 3 * rng.standard_normal(
+        values.shape
+    )
+
+
+def as_cone_beam(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    scatter = 60 * smooth_noise(values.shape, min(values.shape) / 5, rng)
+    return 0.8 * values - 100 + scatter + 60 * rng.standard_normal(values.shape)
+
+
+CASES: dict[str, tuple[str | None, Change]] = {  # the pair that it is made of (None: the brain), and the change
+    "brain_t1": (None, lambda values, rng: values + 0.01 * rng.standard_normal(values.shape) * (values > 0)),
+    "brain_t2": (None, as_t2),
+    "brain_shaded": (None, lambda values, rng: shaded(as_t2(values, rng), rng, 0.25)),
+    "lungs_mr": ("breathhold_case01", as_mr),
+    "liver_mixed": ("liver_mr_23_cyc_5_4", folded),
+    "thorax_cbct": ("popi_4dct", as_cone_beam),
+}
+METHODS = ("nephi", "greedy_nmi", "elastix_mi", "convexadam")
+
+
+def prepare(case: str, folder: Path, seed: int = 1) -> pairs.Prepared:
+    """Write a pair as ``pairs.prepare`` does, its moving image with another contrast."""
+    name, change = CASES[case]
+    prepared = moved_brain(folder, seed) if name is None else pairs.prepare(name, folder)
+    moving = sitk.ReadImage(str(folder / "moving.nii.gz"), sitk.sitkFloat32)
+    values = change(sitk.GetArrayFromImage(moving).astype(float), np.random.default_rng(seed))
+    sitk.WriteImage(Grid.of(moving).image(values.astype(np.float32)), str(folder / "moving.nii.gz"))
+    ends = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{role}.nii.gz"))) for role in ("fixed", "moving")]
+    low, high = (float(np.mean([np.percentile(end, p) for end in ends])) for p in (0.5, 99.5))
+    prepared.window = prepared.window if case.startswith("thorax") else [low, high]
+    (folder / "prepared.json").write_text(json.dumps(asdict(prepared), indent=1))
+    return prepared
+
+
+def moved_brain(folder: Path, seed: int) -> pairs.Prepared:
+    """The brain and its moved copy: moving(y) = fixed(y + u(y)), so that the points y and y + u(y) correspond."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, whole = np.random.default_rng(seed), sitk.ReadImage(str(pairs.data_folder() / BRAIN), sitk.sitkFloat32)
+    fixed = sitk.BinShrink(whole, [max(1, round(BRAIN_MM / mm)) for mm in whole.GetSpacing()])
+    grid = Grid.of(fixed)
+    u = np.stack([smooth_noise(grid.shape, SMOOTH_MM / grid.spacing_mm[0], rng) for _ in range(3)], -1) * MOVED_MM
+    field = sitk.DisplacementFieldTransform(sitk.Cast(grid.image(u, vector=True), sitk.sitkVectorFloat64))
+    moving = sitk.Resample(fixed, fixed, field, sitk.sitkLinear, 0.0)
+    shown = np.argwhere(sitk.GetArrayFromImage(moving) > 0)
+    at = grid.to_lps_mm(shown[rng.choice(len(shown), POINTS, replace=False)][:, ::-1].astype(float))
+    partners = np.array([field.TransformPoint(point) for point in at.tolist()])
+    for role, image, points in (("fixed", fixed, partners), ("moving", moving, at)):
+        sitk.WriteImage(image, str(folder / f"{role}.nii.gz"))
+        np.savetxt(folder / f"{role}_landmarks.csv", points, delimiter=",", header="x,y,z", comments="")
+    apart = float(np.linalg.norm(partners - at, axis=1).mean())
+    return pairs.Prepared(
+        [1.0] * 3, [0.0] * 3, [0.0, 1.0], False, POINTS, apart, apart, list(grid.size), list(grid.spacing_mm)
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["nephi", *peers.PEERS])
+    parser.add_argument("--presets", nargs="+", default=["balanced"])
+    parser.add_argument("--settings", type=Path, nargs="*", default=[], help="nephi with each of these files, too")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
+    parser.set_defaults(runs=1, quick=False, keep=False, networks=None, region="full", spacing_mm=None)
+    options = parser.parse_args()
+    options.out = options.out.resolve()
+    return options
+
+
+def main() -> int:
+    options = parse()
+    facts, rows = peers.facts_of(options), []
+    for name in options.pairs:
+        folder = options.out / name
+        prepared = prepare(name, folder / "input")
+        commands = peers.commands(options, prepared.masked)
+        one = next((line for method, line in commands.items() if method.startswith("nephi")), [])
+        commands |= {f"nephi-{file.stem}": [*one, "--settings", str(file.resolve())] for file in options.settings}
+        for method, command in commands.items():
+            run = peers.run(command, folder / "input", folder / method, options, seed=1)
+            row = {"pair": name, "method": method, "landmarks": prepared.landmarks,
+                   "tre_raw_mm": prepared.tre_raw_mm, "tre_aligned_mm": prepared.tre_aligned_mm,
+                   **peers.summary([run]), "command": command, "all_runs": [run]}  # fmt: skip
+            rows.append(row)
+            peers.write_tables(options.out, rows, facts)
+            print(
+                name,
+                method,
+                row.get("error") or " ".join(f"{k}={peers.cell(row, k)}" for k in peers.COLUMNS),
+                flush=True,
+            )
+    return int(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
