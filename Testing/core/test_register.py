@@ -96,6 +96,12 @@ def test_the_written_transform_reproduces_the_warped_image(written):
     assert Grid.of(warped).same_as(Grid.of(phantom.fixed))
     assert warped.GetPixelID() == phantom.moving.GetPixelID()
     gap = np.abs(again - sitk.GetArrayFromImage(warped))
+    # where a point meets the moving image's border, the last digit decides whether it lies outside
+    index = Grid.of(moving).to_index(result.forward(result.fixed_grid.points_lps_mm()))
+    size = np.array(moving.GetSize())
+    border = (np.minimum(np.abs(index + 0.5), np.abs(size - 0.5 - index)) < 0.01).any(-1).reshape(gap.shape)
+    assert border.mean() < 0.01
+    gap[border] = 0
     # whole numbers are the nearest ones in 3D; ITK, which is left 2D, cuts them off
     assert gap.max() < (0.5 + 2.0 if gap.ndim == 3 else 1.0) and np.percentile(gap, 99) < (0.51 if gap.ndim == 3 else 1)
 
