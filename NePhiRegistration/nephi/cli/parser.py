@@ -133,7 +133,7 @@ def _add_register(subparsers) -> None:
     p = subparsers.add_parser("register", help="register a moving image to a fixed one and measure the result")
     p.add_argument("fixed", metavar="FIXED", help="image file or DICOM folder (for lungs: exhale)")
     p.add_argument("moving", metavar="MOVING", help="image file or DICOM folder (for lungs: inhale)")
-    p.add_argument("--output", required=True, metavar="DIR", help="folder for transforms, images and report")
+    p.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for transforms, images and report")
     p.add_argument("--fixed-mask", metavar="FILE", help="region to compare (lungs), on the fixed image's grid")
     p.add_argument("--moving-mask", metavar="FILE")
     p.add_argument("--fixed-landmarks", metavar="FILE", help="csv, fcsv, mrk.json, elastix or DIR-Lab txt, vtk")
@@ -158,7 +158,7 @@ def _add_batch(subparsers) -> None:
     p = subparsers.add_parser("batch", help="register a list of pairs; resumes an interrupted batch")
     p.add_argument("pairs", metavar="PAIRS", help=f"CSV file with the columns name, {', '.join(ROLES)}")
     p.add_argument(
-        "--output", required=True, metavar="DIR", help="one folder per pair and summary.csv are written here"
+        "-o", "--output", required=True, metavar="DIR", help="one folder per pair and summary.csv are written here"
     )
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="pairs at a time (default 1)")
     p.add_argument("--shard", metavar="I/N", help="only part I (1 to N) of the list; others may run at the same time")
@@ -192,7 +192,9 @@ def _add_convert(subparsers) -> None:
         help="folder of a registration, or fixed -> moving transforms in the order in which points go through them",
     )
     p.add_argument("--to", required=True, choices=(*FORMATS, "dicom"), help="the format")
-    p.add_argument("--output", required=True, metavar="NAME", help="what the files' names begin with, with folder")
+    p.add_argument(
+        "-o", "--output", required=True, metavar="NAME", help="what the files' names begin with, with folder"
+    )
     p.add_argument("--reference", metavar="IMAGE", help="grid of the field; for dicom the folder of the fixed series")
     p.add_argument("--moving", metavar="IMAGE", help="the moving image, for fsl; for dicom the folder of its series")
     p.add_argument("--error", type=float, metavar="MM", help="what a coarser grid may cost, of a registration's folder")
@@ -216,7 +218,7 @@ def _add_warp(subparsers) -> None:
     p = subparsers.add_parser("warp", help="apply a registration to an image, a label map or points")
     p.add_argument("result", metavar="DIR", help="folder of a registration, or a fixed -> moving transform file")
     p.add_argument("input", metavar="INPUT", help="moving image, label map, or landmark file")
-    p.add_argument("--output", required=True, metavar="FILE")
+    p.add_argument("-o", "--output", required=True, metavar="FILE")
     p.add_argument("--reference", metavar="IMAGE", help="image that gives the output grid (default: the fixed image)")
     p.add_argument("--labels", action="store_true", help="nearest neighbour, for label maps")
     p.add_argument(
@@ -233,7 +235,7 @@ def _add_warp(subparsers) -> None:
 def _add_jacobian(subparsers) -> None:
     p = subparsers.add_parser("jacobian", help="exact Jacobian determinant of the map on any grid")
     p.add_argument("result", metavar="DIR")
-    p.add_argument("--output", required=True, metavar="FILE")
+    p.add_argument("-o", "--output", required=True, metavar="FILE")
     p.add_argument("--reference", metavar="IMAGE", help="grid to evaluate on (default: the fixed grid)")
     p.add_argument("--mask", metavar="FILE", help="evaluate inside this mask only, 1 elsewhere")
     _add_series(p)
@@ -252,7 +254,7 @@ def _add_evaluate(subparsers) -> None:
     p.add_argument("--fixed-landmarks", metavar="FILE")
     p.add_argument("--moving-landmarks", metavar="FILE")
     _add_labels(p)
-    p.add_argument("--output", metavar="FILE", help="JSON file (default: standard output)")
+    p.add_argument("-o", "--output", metavar="FILE", help="JSON file (default: standard output)")
     p.add_argument("--landmark-errors", metavar="FILE", help="CSV file of the error at each landmark")
     _add_series(p)
     p.set_defaults(run=("evaluate", "evaluate_command"))
@@ -260,7 +262,7 @@ def _add_evaluate(subparsers) -> None:
 
 def _add_demo(subparsers) -> None:
     p = subparsers.add_parser("demo", help="register a generated inhale/exhale phantom with a known map")
-    p.add_argument("--output", default="nephi-demo", metavar="DIR")
+    p.add_argument("-o", "--output", default="nephi-demo", metavar="DIR")
     p.add_argument("--preset", default="balanced", metavar="NAME")
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument("--device", default="auto")
@@ -271,7 +273,7 @@ def _add_demo(subparsers) -> None:
 def _add_train(subparsers) -> None:
     p = subparsers.add_parser("train", help="train a model that predicts registrations in one pass")
     p.add_argument("settings", metavar="SETTINGS", nargs="?", help="JSON file (see the documentation of training)")
-    p.add_argument("--output", required=True, metavar="DIR", help="folder for the model, the log and the cache")
+    p.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the model, the log and the cache")
     p.add_argument("--data", metavar="PAIRS", help="list of pairs as for batch, shapes-solid or shapes-hollow")
     p.add_argument("--validation", metavar="PAIRS", help="list of pairs by which the best model is chosen")
     p.add_argument(
@@ -289,7 +291,9 @@ def _add_train(subparsers) -> None:
 
 def _add_breathe(subparsers) -> None:
     p = subparsers.add_parser("breathe", help="generate pairs with known maps, to train on or to test with")
-    p.add_argument("--output", required=True, metavar="DIR", help="one folder per pair and pairs.csv are written here")
+    p.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="one folder per pair and pairs.csv are written here"
+    )
     p.add_argument("--count", type=int, default=100, metavar="N")
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument(
