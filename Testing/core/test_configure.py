@@ -28,7 +28,7 @@ def image(values: np.ndarray, spacing_mm: float = 4.0) -> sitk.Image:
 def organ(shape: tuple[int, ...] = (N, N, N), seed: int = 0) -> np.ndarray:
     """Smooth structures of 0.2 to 1 in a ball, 0 around it."""
     noise = sitk.GetImageFromArray(np.random.default_rng(seed).standard_normal(shape))
-    values = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(noise, 2.5))
+    values = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(noise, 4.0))
     ranks = values.ravel().argsort().argsort().reshape(shape) / values.size
     away = np.linalg.norm(np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")), axis=0)
     return np.where(away < 0.8, 0.2 + 0.8 * ranks, 0.0)
