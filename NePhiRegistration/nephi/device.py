@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
@@ -50,6 +51,11 @@ def limit_threads(threads: int | None = None) -> None:
 
 def peak_memory_mb() -> float | None:
     """The process's largest resident size so far; None where the system does not report it."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: getrusage counts the parent's size at the start of the process, too
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
     try:
         import resource
     except ImportError:  # Windows

@@ -243,7 +243,7 @@ def snapshot(folder: Path) -> dict[str, str]:
             entries = (
                 [json.loads(line) for line in data.splitlines()] if path.suffix == ".jsonl" else [json.loads(data)]
             )
-            changing = ("time_s", "peak_memory_mb", "seconds", "files", "inputs", "peak_gpu_memory_mb")
+            changing = ("time_s", "peak_memory_mb", "seconds", "files", "inputs", "provenance", "peak_gpu_memory_mb")
             data = json.dumps([{k: v for k, v in e.items() if k not in changing} for e in entries]).encode()
         name = path.relative_to(folder).as_posix()
         found["cache" if name.startswith("cache/") else name] = hashlib.sha256(data).hexdigest()
