@@ -17,7 +17,7 @@ VIEWS = {  # and words that explain them
     "DIFFERENCE": "Grey: equal",
     "ERROR": "within the tolerance",
     "JACOBIAN": "expands",
-    "CONSISTENCY": "mapped to the moving volume and back",
+    "CONSISTENCY": "map it to the moving volume and back",
 }
 
 
