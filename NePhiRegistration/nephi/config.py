@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import NephiError
 from .former import renewed
-from .limits import split
+from .limits import check_limits, split
 from .paths import read_text_file
 from .registry import Registry
 
@@ -44,6 +44,22 @@ def decode(base, data: dict, where: str = ""):
     before an entry's name.
     """
     return _decode(base, data, where)
+
+
+def set_by_site(kind, path: str | Path | None, what: str):
+    """Numbers that a site answers for, from its JSON file (None: the defaults of the dataclass ``kind``).
+
+    Entries that the file leaves out keep their defaults; ``set_by`` is then the file's name. Raises NephiError, which
+    says ``what`` they are, for a file that is none, an unknown entry or a number that makes no sense.
+    """
+    if path is None:
+        return kind()
+    try:
+        values = decode(kind(set_by=Path(path).name), read_json(path))
+        check_limits(values)
+    except NephiError as error:
+        raise NephiError(f"{what}: {str(error).removeprefix('settings').lstrip(': ')}") from None
+    return values
 
 
 def of_kind(settings, name: str):

@@ -1,16 +1,19 @@
-"""Devices, threads and peak memory."""
+"""What a run is made on: devices, threads, peak memory, versions."""
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 import torch
 
 from .errors import NephiError
+from .version import __version__
 
 _THREADS = 4  # the steps are too small to use more
 
@@ -62,6 +65,17 @@ def peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def versions() -> dict[str, str]:
+    """Of the package and of what its numbers depend on."""
+    return {
+        "nephi": __version__,
+        "torch": torch.__version__,
+        "simpleitk": sitk.Version.VersionString(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def peak_gpu_memory_mb(device: str) -> float | None:

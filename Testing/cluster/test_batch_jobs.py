@@ -46,6 +46,15 @@ def made(output: Path) -> dict[str, int]:
     return {report.parent.name: report.stat().st_mtime_ns for report in output.glob("*/report.json")}
 
 
+def batch_of(slurm, pairs: Path, output: Path, cluster: str) -> subprocess.Popen:
+    """A batch that was just started on the cluster; ``cluster``: its settings file."""
+    settings = output.with_name("cluster.json")
+    settings.write_text(cluster)
+    command = [sys.executable, "-m", "nephi", "batch", str(pairs), "--output", str(output), *_HOW]
+    command += ["--engine", "slurm", "--cluster", str(settings)]
+    return subprocess.Popen(command, env=slurm.environment, stdout=subprocess.PIPE, text=True)
+
+
 def test_nothing_is_lost_on_a_troubled_cluster(slurm, tmp_path):
     """A tenth of the jobs killed, the node drained, the controller and the batch itself killed and started again."""
     pairs, output, local = pairs_of_phantoms(tmp_path, PAIRS), tmp_path / "out", tmp_path / "local"
@@ -94,10 +103,7 @@ def test_nothing_is_lost_on_a_troubled_cluster(slurm, tmp_path):
 def test_a_job_that_is_warned_is_requeued(slurm, tmp_path):
     """SLURM sends the signal of the limit to every process of the job, the engine of a pair included."""
     pairs, output = pairs_of_phantoms(tmp_path, 4), tmp_path / "out"
-    (tmp_path / "cluster.json").write_text('{"array": 1, "minutes": 30, "cpus": 1, "memory_gb": 0.5}')
-    command = [sys.executable, "-m", "nephi", "batch", str(pairs), "--output", str(output), *_HOW]
-    command += ["--engine", "slurm", "--cluster", str(tmp_path / "cluster.json")]
-    batch = subprocess.Popen(command, env=slurm.environment, stdout=subprocess.PIPE, text=True)
+    batch = batch_of(slurm, pairs, output, '{"array": 1, "minutes": 30, "cpus": 1, "memory_gb": 0.5}')
     try:
         wait_for(lambda: batch.poll() is not None or made(output), 300)
         before = made(output)
@@ -116,10 +122,7 @@ def test_a_job_that_is_warned_is_requeued(slurm, tmp_path):
 def test_a_job_that_reaches_its_time_limit_goes_on(slurm, tmp_path):
     """SLURM itself warns the job, of a limit of one minute, again and again until all pairs are done."""
     pairs, output = pairs_of_phantoms(tmp_path, 20), tmp_path / "out"
-    (tmp_path / "cluster.json").write_text('{"array": 1, "minutes": 1, "cpus": 1, "memory_gb": 0.5, "warn_s": 15}')
-    command = [sys.executable, "-m", "nephi", "batch", str(pairs), "--output", str(output), *_HOW]
-    command += ["--engine", "slurm", "--cluster", str(tmp_path / "cluster.json")]
-    batch = subprocess.Popen(command, env=slurm.environment, stdout=subprocess.PIPE, text=True)
+    batch = batch_of(slurm, pairs, output, '{"array": 1, "minutes": 1, "cpus": 1, "memory_gb": 0.5, "warn_s": 15}')
     seen: dict[str, set[int]] = {}
     try:
         while batch.poll() is None:

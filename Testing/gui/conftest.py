@@ -153,6 +153,19 @@ def engine_folder(tmp_path_factory) -> Path:
     return folder / "result"
 
 
+@pytest.fixture
+def ready(panel, phantom):
+    """A panel where Apply runs for a few seconds."""
+    from NePhiRegistrationLib.choices import Preset
+
+    p = panel.p
+    p.fixed, p.moving, p.fixed_mask, p.moving_mask = phantom[:4]
+    p.fixed_landmarks, p.moving_landmarks = phantom[4:]
+    p.preset, p.iterations, p.device = Preset.FAST, 100, "cpu"
+    panel.tick()
+    return panel
+
+
 FOLDS = [
     {"voxels": 12, "volume_mm3": 96.0, "centre_lps_mm": [10.0, -20.0, 30.0], "min_jacobian": -0.4},
     {"voxels": 1, "volume_mm3": 8.0, "centre_lps_mm": [-40.0, 5.0, -25.0], "min_jacobian": -0.1},

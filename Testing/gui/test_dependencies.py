@@ -11,19 +11,7 @@ from pathlib import Path
 import pytest
 import slicer
 from NePhiRegistrationLib import dependencies
-from NePhiRegistrationLib.choices import Preset
 from test_signatures import PYTORCH_SOURCE
-
-
-@pytest.fixture
-def ready(panel, phantom):
-    """A panel where Apply runs for a few seconds."""
-    p = panel.p
-    p.fixed, p.moving, p.fixed_mask, p.moving_mask = phantom[:4]
-    p.fixed_landmarks, p.moving_landmarks = phantom[4:]
-    p.preset, p.iterations, p.device = Preset.FAST, 100, "cpu"
-    panel.tick()
-    return panel
 
 
 @pytest.fixture

@@ -283,10 +283,15 @@ def _add_train(subparsers) -> None:
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--resume", action="store_true", help="resume the run in DIR")
+    _add_machine(p)
+    p.set_defaults(run=("commands", "train_command"))
+
+
+def _add_machine(p: argparse.ArgumentParser) -> None:
+    """Where a command computes, and how it tells of it."""
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: at most 4)")
     p.add_argument("--progress", choices=STYLES, default="bar")
-    p.set_defaults(run=("commands", "train_command"))
 
 
 def _add_breathe(subparsers) -> None:
@@ -312,9 +317,7 @@ def _add_commission(subparsers) -> None:
     p.add_argument("--limits", metavar="FILE", help="JSON with the limits of the errors that a site sets")
     p.add_argument("--tolerances", metavar="FILE", help="JSON with the verdict's tolerances that a site sets")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of the registrations")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: at most 4)")
-    p.add_argument("--progress", choices=STYLES, default="bar")
+    _add_machine(p)
     p.set_defaults(run=("commission", "commission_command"))
 
 

@@ -11,16 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import SimpleITK as sitk
-import torch
-
-from ..config import decode, read_json
-from ..device import devices
+from ..config import read_json, set_by_site
+from ..device import devices, versions
 from ..errors import NephiError
-from ..limits import NotNegative, Positive, check_limits
+from ..limits import NotNegative, Positive
 from ..settings import Settings
-from ..version import __version__
 
 FORMAT = "nephi-commission-1"
 _DIGEST = "sha256"
@@ -40,14 +35,7 @@ class Limits:
 
 def read_limits(path: str | Path | None) -> Limits:
     """Limits from a JSON file (None: the defaults); what it leaves out keeps its default. Raises NephiError."""
-    if path is None:
-        return Limits()
-    try:
-        limits = decode(Limits(set_by=Path(path).name), read_json(path))
-        check_limits(limits)
-    except NephiError as error:
-        raise NephiError(f"limits: {str(error).removeprefix('settings').lstrip(': ')}") from None
-    return limits
+    return set_by_site(Limits, path, "limits")
 
 
 def missed(measured: dict, limits: Limits) -> Iterator[str]:
@@ -95,16 +83,6 @@ def record(
             },
         }
     )
-
-
-def versions() -> dict[str, str]:
-    return {
-        "nephi": __version__,
-        "torch": torch.__version__,
-        "simpleitk": sitk.Version.VersionString(),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def signed(content: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from .cases import ROLES
 
-_PART = 2**20  # bytes read at a time
-
 
 def hashes(files: Mapping[str, str | Path | None], align: str = "", model: str | None = None) -> dict[str, dict]:
     """Path and SHA-256 of every file given, by the names in ``ROLES``; ``align`` and ``model`` where they are files.
@@ -34,8 +32,5 @@ def _hashed(path: Path) -> dict:
 
 
 def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
     with open(path, "rb") as file:
-        while part := file.read(_PART):
-            found.update(part)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .code import nodes
-from .held import HeldShift
+from .held import HeldShift, PointMap
 from .maps import Map
 
 _SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest; 4 mm give the same errors
@@ -46,9 +46,9 @@ class Consensus(Map):
 
         def correction(points_cube: Tensor) -> Tensor:
             mapped = self.of.forward(points_cube)
-            return (mapped - self._there_and_back(mapped)) / 2
+            return (mapped - self.of.forward(self.of.inverse(mapped))) / 2
 
-        return HeldShift(correction, self.half_extents_cube, nodes(self.half_extents_cube.tolist(), _SPACING_CUBE))
+        return self._held(correction)
 
     @cached_property
     def _to_inverse(self) -> HeldShift:
@@ -60,6 +60,9 @@ class Consensus(Map):
             near = self.of.inverse(y + (y - self.of.forward(back)) / 2)
             return self._solved(y, back, near) - back
 
+        return self._held(correction)
+
+    def _held(self, correction: PointMap) -> HeldShift:
         return HeldShift(correction, self.half_extents_cube, nodes(self.half_extents_cube.tolist(), _SPACING_CUBE))
 
     def _solved(self, y: Tensor, back: Tensor, near: Tensor) -> Tensor:
@@ -76,10 +79,6 @@ class Consensus(Map):
             left, reached = left[missed], reached[missed]
             found = found.index_add(0, left, back[left] - self.of.inverse(reached))
         return found
-
-    def _there_and_back(self, points_cube: Tensor) -> Tensor:
-        """Moving points -> moving points, by the two fields: themselves, but for what these disagree on."""
-        return self.of.forward(self.of.inverse(points_cube))
 
     def to(self, device: torch.device | str) -> Consensus:
         return Consensus(self.of.to(device))

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..config import decode, read_json
-from ..errors import NephiError
-from ..limits import Above, NotNegative, Positive, Share, check_limits
+from ..config import set_by_site
+from ..limits import Above, NotNegative, Positive, Share
 from .report import ErrorEstimate, Report, Verdict
 
 PASS, CHECK, FAIL = OUTCOMES = ("PASS", "CHECK", "FAIL")
@@ -53,14 +52,7 @@ def read_tolerances(path: str | Path | None) -> Tolerances:
     Entries that it leaves out keep their defaults; ``set_by`` is then the file's name. Raises NephiError for a file
     that is none, an unknown entry or a number that makes no sense.
     """
-    if path is None:
-        return Tolerances()
-    try:
-        tolerances = decode(Tolerances(set_by=Path(path).name), read_json(path))
-        check_limits(tolerances)
-    except NephiError as error:
-        raise NephiError(f"tolerances: {str(error).removeprefix('settings').lstrip(': ')}") from None
-    return tolerances
+    return set_by_site(Tolerances, path, "tolerances")
 
 
 def judged(

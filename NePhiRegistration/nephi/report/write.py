@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-import torch
 
 from ..both import ROLES, Both
-from ..device import peak_gpu_memory_mb, peak_memory_mb
+from ..device import peak_gpu_memory_mb, peak_memory_mb, versions
 from ..files.dicom import SERIES
 from ..files.folder import DEFAULT_OUTPUTS, OUTPUTS, ResultFolder, check_outputs
 from ..files.image import write_image
@@ -34,7 +33,6 @@ from ..measure.timetable import in_stages
 from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
-from ..version import __version__
 from .breath import Breath, further_maps
 from .guided import guidance_warnings, measured_guidance
 from .page import write_report
@@ -283,13 +281,7 @@ def _facts(r: Registration) -> dict[str, Any]:
         "device": r.device,
         "configured": list(r.configured),
         "settings": json.loads(r.settings.to_json()),  # lists for tuples, as they come back from the file
-        "versions": {
-            "nephi": __version__,
-            "torch": torch.__version__,
-            "simpleitk": sitk.Version.VersionString(),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 
