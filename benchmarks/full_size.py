@@ -55,6 +55,7 @@ def child(arguments: list[str]) -> None:
     """``nephi register``; the cost of each stage on the last line."""
     import nephi.cli.progress as progress
     from nephi.cli import main
+    from nephi.device import peak_memory_mb
 
     stages: list[dict] = []
     started = time.perf_counter()
@@ -67,7 +68,7 @@ def child(arguments: list[str]) -> None:
                 "fraction": fraction,
                 "cpu": usage.ru_utime + usage.ru_stime,
                 "wall": time.perf_counter() - started,
-                "memory_mb": usage.ru_maxrss / 1e3,
+                "memory_mb": peak_memory_mb(),
                 "preview": "preview" in terms,
             }
             stages.append(now)
@@ -80,7 +81,7 @@ def child(arguments: list[str]) -> None:
     total = {
         "cpu": usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime,
         "wall": time.perf_counter() - started,
-        "memory_mb": usage.ru_maxrss / 1e3,
+        "memory_mb": peak_memory_mb(),
     }
     print(json.dumps({"exit_code": code, "stages": stages, "total": total}))
 
