@@ -16,6 +16,7 @@ from .errors import NephiError, collected_notices, notice
 from .files.image import check_image
 from .files.masks import check_mask
 from .fitting.configure import configured
+from .fitting.dense import refined_densely
 from .fitting.guidance import NOTHING, Guidance
 from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
@@ -122,6 +123,9 @@ def register(
     )
     report("features")
     result.history = optimisation.run(report.optimising)
+    if used.dense.rounds + used.dense.fine_rounds and not optimisation.objective.guides:
+        maps = refined_densely(optimisation.pair, optimisation.maps, used.dense, lambda part: report("optimising", 1.0))
+        optimisation.maps = result.maps = maps
     if settings.consensus:
         result.maps = Consensus(optimisation.maps)
     result.seconds = time.perf_counter() - started
