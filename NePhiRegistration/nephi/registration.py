@@ -30,7 +30,7 @@ from .learning.model import Model
 from .learning.predict import Prediction, predict
 from .maps.consensus import Consensus
 from .measure.estimate import beginning, stages
-from .measure.timetable import Tell, in_stages
+from .measure.timetable import Tell, Timetable, in_stages
 from .result import Registration
 from .settings import PRESETS, Settings, check
 from .space.grid import Grid
@@ -99,6 +99,7 @@ def register(
     excluded = Both(*guidance.excluded)
     pair = ImagePair.of(images, masks, alignment.affine, settings.similarity, trusted=not found, excluded=excluded)
     used, decided = configured(pair, settings)
+    report.expect(stages(used, *sizes, str(target)))
     if used.similarity != settings.similarity:
         pair, similarity = replace(pair, similarity=used.similarity), make_similarity(used.similarity)
     if model is not None:
@@ -143,6 +144,11 @@ class _Progress:
         self.progress(phase, part, terms or {})
         if self.preview is not None and self.result is not None:
             self.preview(phase, part, self.result)
+
+    def expect(self, expected: dict[str, float]) -> None:
+        """The seconds of what is still to come, once it is known what the pair needs."""
+        if isinstance(self.progress, Timetable):
+            self.progress.expect({name: expected[name] for name in ("features", "optimising")})
 
     def optimising(self, entry: dict) -> None:
         """An entry of the optimisation's history."""

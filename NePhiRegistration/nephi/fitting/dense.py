@@ -118,13 +118,10 @@ class _Step:
 
 
 def _as_bright(values: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-    """Values with mean and deviation of others (0 to 1), over what both show; 0, the background, stays."""
+    """Values times what makes them as bright as others where both show something; 0 is the background."""
     share = weight * (values > 0) * (other > 0)
-    share = share / share.sum().clamp(min=1e-6)
-    means = [(share * one).sum() for one in (values, other)]
-    squares = [(share * (one - mean).square()).sum() for one, mean in zip((values, other), means, strict=True)]
-    gain = (squares[1] / squares[0].clamp(min=1e-8)).sqrt().clamp(0.3, 3.0)
-    return (means[1] + gain * (values - means[0])) * (values > 0)
+    squares = [(share * one.square()).sum() for one in (values, other)]
+    return values * (squares[1] / squares[0].clamp(min=1e-8)).sqrt().clamp(0.3, 3.0)
 
 
 def _rows(entries: Tensor, more: float = 0.0) -> list[list[Tensor]]:
