@@ -336,7 +336,8 @@ _INPUTS = {"auto_mask": True}
 
 def report(folder: Path, rng: np.random.Generator) -> Path:
     summary = Summary(*rng.random(4).tolist(), 7)
-    made = Report(Folds(0.0, 0, "mask", True), {"min": 0.5, "mean": 1.0}, LandmarkError(summary, summary, summary),
+    made = Report(Folds(0.0, 0, "mask", True), {"min": 0.5, "mean": 1.0},
+                  tre_mm=LandmarkError(summary, summary, summary),
                   inverse_consistency_mm=summary, fields_disagreement_mm=summary,
                   settings=json.loads(SHORT.to_json()), inputs=_INPUTS,
                   time_s={"wall": 2.0, "cpu": 3.0}, warnings=["one"])  # fmt: skip
