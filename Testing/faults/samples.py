@@ -47,10 +47,10 @@ SHORT = replace(
     similarity=MindSettings(),
     fit=replace(PRESETS["fast"].fit, iterations=2),
 )
-_FIELD = NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5)
+SMALL_FIELD = NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5)
 SMALL_MODEL = ModelSettings(
     dimension=2,
-    field=_FIELD,
+    field=SMALL_FIELD,
     encoder=PublishedSettings(size=32, channels=(8, 16), hidden=16, local_level=1),
     features=Features(4.0, 1),
     similarity=IntensitySettings("mse", Sampling(0.0, 64, 64)),
