@@ -19,7 +19,7 @@ from .errors import NephiError
 from .runfolder import LOCK, take_abandoned
 
 PREFIX = ".nephi-"
-_JOURNAL, _OLD = ".journal", ".old"  # in a scratch folder: what is to move; what stood in its place
+JOURNAL, _OLD = ".journal", ".old"  # in a scratch folder: what is to move; what stood in its place
 watch: Callable[[str, Path], None] | None = None  # tests put a function here, to fail or be killed at that very point
 
 
@@ -45,7 +45,7 @@ def recover(folder: str | Path) -> None:
                     _finish(scratch, folder, plan)
                 if taken:
                     step("rmdir", scratch)
-                elif (scratch / _JOURNAL).is_file() and not os.access(scratch / LOCK, os.W_OK):
+                elif (scratch / JOURNAL).is_file() and not os.access(scratch / LOCK, os.W_OK):
                     raise NephiError(_half_way(scratch, folder, "the folder cannot be written to"))
 
 
@@ -76,12 +76,12 @@ def commit(scratch: Path, folder: Path, gone: Iterable[str], last: str) -> None:
             sync(folder)
         return
     plan = {"names": names, "gone": [name for name in gone if name not in names]}
-    draft = scratch / f"{_JOURNAL}.part"
+    draft = scratch / f"{JOURNAL}.part"
     step("write", draft)
     draft.write_bytes(_sealed(plan))
     sync(draft)
-    step("replace", scratch / _JOURNAL)
-    os.replace(draft, scratch / _JOURNAL)
+    step("replace", scratch / JOURNAL)
+    os.replace(draft, scratch / JOURNAL)
     try:
         sync(scratch)
         _move(scratch, folder, plan)
@@ -98,7 +98,7 @@ def _sealed(plan: dict) -> bytes:
 
 def _plan(scratch: Path) -> dict | None:
     """The plan in the journal of a scratch folder, None where there is none. Raises NephiError where it is damaged."""
-    path = scratch / _JOURNAL
+    path = scratch / JOURNAL
     if not os.path.lexists(path):
         return None
     try:
@@ -143,8 +143,8 @@ def _move(scratch: Path, folder: Path, plan: dict) -> None:
         _replace(scratch / name, folder / name)
     for inner in {folder, *((folder / name).parent for name in plan["names"])}:
         sync(inner)
-    step("unlink", scratch / _JOURNAL)
-    (scratch / _JOURNAL).unlink()
+    step("unlink", scratch / JOURNAL)
+    (scratch / JOURNAL).unlink()
 
 
 def _move_back(scratch: Path, folder: Path, plan: dict) -> None:
@@ -156,7 +156,7 @@ def _move_back(scratch: Path, folder: Path, plan: dict) -> None:
             if (scratch / _OLD / name).is_symlink() or (scratch / _OLD / name).exists():
                 _replace(scratch / _OLD / name, folder / name)
         with contextlib.suppress(FileNotFoundError):
-            (scratch / _JOURNAL).unlink()
+            (scratch / JOURNAL).unlink()
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -179,7 +179,7 @@ def sync(path: Path) -> None:
 
 def _usual_mode(scratch: Path) -> int:
     """Permissions of a new file here."""
-    probe = scratch / f"{_JOURNAL}.mode"
+    probe = scratch / f"{JOURNAL}.mode"
     probe.touch(0o666)
     mode = probe.stat().st_mode & 0o777
     probe.unlink()

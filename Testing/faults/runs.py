@@ -299,19 +299,23 @@ def _run(
     ``at``: the operation on files at which it is killed, or at and after which there is no room. ``limit``: the bytes a
     file may have. ``moment_s``: when it is killed. ``disk``: on the file system whose pages count.
     """
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as counted:
+    read, said = os.pipe()  # no file, which the limit would cut
+    for one in (read, said):
+        os.set_blocking(one, False)
+    with open(read, "rb") as heard, tempfile.TemporaryFile() as counted:
         child = os.fork()
         if child == 0:
             code = _CRASHED
             try:
                 os.setsid()
                 for number in (1, 2):
-                    os.dup2(said.fileno() if number == 2 else os.open(os.devnull, os.O_WRONLY), number)
+                    os.dup2(said if number == 2 else os.open(os.devnull, os.O_WRONLY), number)
                 sys.stderr = os.fdopen(2, "w", buffering=1)
-                _hook(at, kill, counted.fileno(), disk)
                 if limit:
                     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                else:
+                    _hook(at, kill, counted.fileno(), disk)
                 code = work()
             except BaseException:
                 traceback.print_exc()
@@ -321,6 +325,7 @@ def _run(
         if moment_s:
             time.sleep(moment_s)
             os.kill(child, signal.SIGKILL)
+        os.close(said)
         end = time.monotonic() + LIMIT_S
         while (waited := os.waitpid(child, os.WNOHANG))[0] == 0:
             if time.monotonic() > end:
@@ -328,11 +333,10 @@ def _run(
                 os.waitpid(child, 0)
                 return _Ended(124, f"no end in {LIMIT_S} s")
             time.sleep(0.005)
-        said.seek(0)
         counted.seek(0)
         pages = [int(line) for line in counted.read().split()]
         code = os.waitstatus_to_exitcode(waited[1])
-        return _Ended(code, said.read().decode("utf-8", "replace"), len(pages), max(pages, default=0))
+        return _Ended(code, (heard.read() or b"").decode("utf-8", "replace"), len(pages), max(pages, default=0))
 
 
 def _hook(at: int, kill: bool, counted: int, disk: Path) -> None:

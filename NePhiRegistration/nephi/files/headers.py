@@ -222,8 +222,8 @@ def _whole(text: str) -> list[int] | None:
     return [int(w) for w in words] if words and all(re.fullmatch(r"\d{1,12}", w) for w in words) else None
 
 
+_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)"
+
+
 def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None
+    return float(word) if re.fullmatch(_NUMBER, word, re.IGNORECASE) else None
