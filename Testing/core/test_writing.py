@@ -149,6 +149,36 @@ def test_a_foreign_journal_moves_nothing_out_of_its_folder(tmp_path):
 
 
 @_POSIX
+@pytest.mark.parametrize("damage", ["a bit", "cut", "longer", "other files", "pipe"])
+def test_a_damaged_journal_is_told_and_nothing_is_lost(damage, tmp_path):
+    """Killed half-way: some files are new, some older, and only the journal knows which."""
+    folder = tmp_path / "result"
+    older(folder)
+    run = subprocess.run([sys.executable, "-c", _REPLACE, str(folder), "25"], env=_HERE, check=False)
+    assert run.returncode == -9
+    (path,) = folder.glob(".nephi-*/.journal")
+    data = path.read_bytes()
+    if damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes({"a bit": bytes([data[0]]) + bytes([data[1] ^ 1]) + data[2:], "cut": data[:-3],
+                          "longer": data + b" ", "other files": data.replace(b"a.txt", b"z.txt")}[damage])  # fmt: skip
+    before = {name: text for name, text in contents(folder).items() if not name.endswith(".journal")}
+    assert {"old", "new"} <= set(before.values())
+    for look in (recover, lambda place: check_file(place / "a.txt", "points"), renew, begin):
+        with pytest.raises(NephiError, match=r"its journal is damaged.*\.nephi-") as caught:
+            look(folder)
+        assert "\n" not in str(caught.value)
+    assert {name: text for name, text in contents(folder).items() if not name.endswith(".journal")} == before
+
+
+def begin(folder: Path) -> None:
+    with output_folder(folder):
+        raise AssertionError("a run began")
+
+
+@_POSIX
 def test_links_are_replaced_and_not_followed(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     (tmp_path / "elsewhere").mkdir()
