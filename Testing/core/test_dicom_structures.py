@@ -147,7 +147,7 @@ def test_it_comes_out_warped_and_as_it_came_in(case, tmp_path, capsys):
         assert area(got.contours[0]) == pytest.approx(size, rel=0.02)
         everything = np.concatenate(got.contours)
         where = (everything.min(0) + everything.max(0)) / 2
-        assert np.abs(where - (_CENTRE - _SHIFT_MM)).max() < 0.1
+        assert np.abs(where - (_CENTRE - _SHIFT_MM)).max() < 0.25  # a quarter of a pixel
 
 
 def test_points_go_through_the_inverse(case, tmp_path, short):
@@ -239,8 +239,7 @@ def test_a_cut_file_is_one_line(case, tmp_path):
     for end in np.linspace(200, len(data) - 1, 60).astype(int):
         (tmp_path / "cut.dcm").write_bytes(data[:end])
         with pytest.raises(NephiError):
-            if not is_structure_set(tmp_path / "cut.dcm"):
-                raise NephiError("not recognised")
+            assert is_structure_set(tmp_path / "cut.dcm")
             read_structures(tmp_path / "cut.dcm")
 
 

@@ -20,11 +20,12 @@ from ..space.grid import Grid
 from .dicom_objects import (
     STRUCTURES,
     Series,
-    damaged,
+    complete_object,
     is_dicom,
     new_object,
     pydicom_module,
     quiet,
+    read_header,
     reference,
     save_object,
 )
@@ -55,29 +56,22 @@ def is_structure_set(path: Path) -> bool:
     """Whether a file is an RT structure set; raises NephiError for a DICOM file where pydicom is not installed."""
     if not path.is_file() or not is_dicom(path):
         return False
-    try:
-        header = pydicom_module().dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True)
-        return str(header.get("SOPClassUID", "")) == STRUCTURES
-    except damaged():
-        return False
+    return str(read_header(path).get("SOPClassUID", "")) == STRUCTURES
 
 
-@quiet()
 def read_structures(path: Path) -> list[Structure]:
     """The regions and points of an RT structure set, in its order. Raises NephiError for a damaged file.
 
     Open and non-planar contours are left out, and regions that nothing is left of, with a notice.
     """
-    try:
-        data = pydicom_module().dcmread(path)
+    with complete_object(path, "structure set"):
+        data = read_header(path)
         observed = {int(item.ReferencedROINumber): item for item in data.RTROIObservationsSequence}
         drawn = {int(item.ReferencedROINumber): item for item in data.ROIContourSequence}
         found = [
             _structure(item, drawn.get(int(item.ROINumber)), observed.get(int(item.ROINumber)))
             for item in data.StructureSetROISequence
         ]
-    except damaged() as error:
-        raise NephiError(f"{path} is no complete RT structure set: {' '.join(str(error).split())}") from None
     if empty := [structure.name for structure in found if not structure.contours and not len(structure.points_lps_mm)]:
         notice(f"Of {path}, {', '.join(empty)}: no closed contour and no point; left out.")
     return [structure for structure in found if structure.contours or len(structure.points_lps_mm)]
