@@ -300,7 +300,7 @@ def _add_train(subparsers) -> None:
 
 def _add_machine(p: argparse.ArgumentParser) -> None:
     """Where a command computes, and how it tells of it."""
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: at most 4)")
     p.add_argument("--progress", choices=STYLES, default="bar")
 
@@ -409,7 +409,7 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads per pair (default: at most 4)")
     p.add_argument(
         "--outputs",
