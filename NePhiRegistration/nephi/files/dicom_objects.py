@@ -31,6 +31,7 @@ from .geometry import check_geometry
 from .writing import replaced
 
 DEFORMABLE, RIGID = "1.2.840.10008.5.1.4.1.1.66.3", "1.2.840.10008.5.1.4.1.1.66.1"
+STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 _REFERENCED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
                "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
 
@@ -53,7 +54,7 @@ class Series:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """pydicom's warnings of values that the standard does not allow off."""
     with warnings.catch_warnings(action="ignore"):
         yield
@@ -90,13 +91,13 @@ _FAILURES = (
 )  # fmt: skip
 
 
-def _damaged() -> tuple[type[Exception], ...]:
+def damaged() -> tuple[type[Exception], ...]:
     """What pydicom raises where bytes are not what they should be."""
     errors = pydicom_module().errors
     return (*_FAILURES, errors.InvalidDicomError, errors.BytesLengthException)
 
 
-@_quiet()
+@quiet()
 def read_header(path: Path) -> Any:
     """All of a DICOM file but its pixels; raises NephiError."""
     pydicom = pydicom_module()
@@ -107,7 +108,7 @@ def read_header(path: Path) -> Any:
         for name in (*_NEEDED, *_REFERENCED):  # they are decoded as they are asked for
             header.get(name)
         return header
-    except _damaged():
+    except damaged():
         raise NephiError(f"{path} is damaged: its DICOM header cannot be read") from None
 
 
@@ -117,9 +118,9 @@ def complete_object(path: Path, what: str) -> Iterator[None]:
     try:
         if not is_complete(path):
             raise ValueError("it is cut off or damaged")
-        with _quiet():
+        with quiet():
             yield
-    except _damaged() as error:
+    except damaged() as error:
         raise NephiError(f"{path} is no complete DICOM {what}: {' '.join(str(error).split())}") from None
 
 
@@ -203,7 +204,7 @@ def _rigid(data: Any, path: Path) -> sitk.AffineTransform:
     return Affine(back.matrix @ own.matrix, back(own.offset_mm)).transform()
 
 
-@_quiet()
+@quiet()
 def write_registration(
     path: Path, grid: Grid, offsets: np.ndarray, after: Affine, registered: Series, source: Series
 ) -> None:
@@ -290,7 +291,7 @@ def series_reference(series: Series) -> Any:
 # ---- derived images -------------------------------------------------------------------------------------
 
 
-@_quiet()
+@quiet()
 def write_series(image: sitk.Image, folder: Path, fixed: Series, moving: Series, description: str) -> list[Path]:
     """A warped image as slices in the fixed image's frame of reference, derived from the moving series.
 
@@ -357,17 +358,18 @@ def new_object(kind: str, of: Series, modality: str) -> Any:
     return data
 
 
-def save_object(data: Any, path: Path) -> None:
-    """Write an object with the header that a file of it has."""
+def save_object(data: Any, path: Path, implicit: bool = False) -> None:
+    """Write an object with the header that a file of it has; ``implicit``: values may be longer than 64 KiB."""
     pydicom = pydicom_module()
     step("write", path)
     data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    syntaxes = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = syntaxes[implicit]
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     try:
         pydicom.dcmwrite(path, data, enforce_file_format=True)
     except OSError:
         raise
-    except _damaged() as error:  # what it takes over from the series
+    except damaged() as error:  # what it takes over from the series
         raise NephiError(f"cannot write {path.name}: {' '.join(str(error).split())}") from None
