@@ -134,16 +134,35 @@ def _edges(image: sitk.Image, threshold: float) -> np.ndarray:
     return edges
 
 
+def inside(mask: sitk.Image) -> np.ndarray:
+    """(z, y, x) bool: where a mask is not 0; of bytes a view, which lives as long as the mask."""
+    array = sitk.GetArrayViewFromImage(mask)
+    return array.view(bool) if array.itemsize == 1 else array != 0
+
+
 def mask_box(mask: sitk.Image) -> Box:
     """The box of a mask that is not 0, as slices of its array (z first)."""
-    array = sitk.GetArrayViewFromImage(mask)
+    array = inside(mask)
     planes = np.flatnonzero([plane.any() for plane in array])
     box = [slice(int(planes[0]), int(planes[-1]) + 1)]
-    flat = np.bitwise_or.reduce(array[box[0]], axis=0)
+    flat = np.bitwise_or.reduce(array[box[0]].view(np.uint8), axis=0)
     for axis in range(flat.ndim):
         rows = np.flatnonzero(flat.any(tuple(a for a in range(flat.ndim) if a != axis)))
         box.append(slice(int(rows[0]), int(rows[-1]) + 1))
     return tuple(box)
+
+
+def drawn(part: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(n, d) index_zyx of entries of a part (z, y, x) that are not 0, none twice: ``count`` or all that there are."""
+    counts = np.array([np.count_nonzero(plane) for plane in part])
+    ends = np.cumsum(counts)
+    ranks = rng.choice(int(ends[-1]), min(count, int(ends[-1])), replace=False)
+    planes = np.searchsorted(ends, ranks, side="right")
+    flat = np.empty(len(ranks), np.int64)
+    for plane in np.unique(planes):  # one at a time: the places of all voxels take much more memory than the part
+        here = planes == plane
+        flat[here] = np.flatnonzero(part[plane])[ranks[here] - ends[plane] + counts[plane]]
+    return np.column_stack([planes, *np.unravel_index(flat, part.shape[1:])])
 
 
 def region_lps_mm(image: sitk.Image, mask: sitk.Image | None) -> np.ndarray:

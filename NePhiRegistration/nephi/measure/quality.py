@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..images.masks import drawn, inside
 from ..space.grid import Grid
 
 # Voxels worked on at a time: the temporary arrays of one slab fit the CPU's cache.
@@ -354,9 +355,7 @@ def random_points(grid: Grid, mask: sitk.Image | None, count: int, between: bool
     rng = np.random.default_rng(0)
     if mask is None:
         return grid.to_lps_mm(rng.uniform(0, 1, (count, grid.dimension)) * (np.array(grid.size) - 1))
-    inside = np.flatnonzero(sitk.GetArrayViewFromImage(mask))
-    index_zyx = np.unravel_index(rng.choice(inside, min(count, len(inside)), replace=False), grid.shape)
-    index = np.stack(index_zyx[::-1], -1)
+    index = drawn(inside(mask), count, rng)[:, ::-1]
     if between:
         index = np.clip(index + rng.uniform(-0.5, 0.5, index.shape), 0, np.array(grid.size) - 1)
     return grid.to_lps_mm(index)
