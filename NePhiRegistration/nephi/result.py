@@ -20,7 +20,9 @@ from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
 from .fitting.guidance import NOTHING, Guidance
 from .images.align import Alignment
-from .images.masks import mask_box
+from .images.between import between
+from .images.masks import drawn, mask_box
+from .images.masks import inside as inside_of
 from .images.warp import warped_slices
 from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
@@ -184,7 +186,7 @@ class Registration:
             return everywhere, sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0)), None
         box = mask_box(mask)
         part = self.fixed_grid.part(box)
-        inside = sitk.GetArrayViewFromImage(mask)[box] != 0
+        inside = inside_of(mask)[box]
         out = np.ones(part.shape, np.float32)
         nodes = part.coarsened(_JACOBIAN_NODES_MM * self.length_scale)
         if exact or np.prod(nodes.size) > _FEWER_NODES * np.prod(part.size):
@@ -194,14 +196,12 @@ class Registration:
     def _interpolated_jacobian(self, nodes: Grid, part: Grid, inside: np.ndarray, out: np.ndarray) -> dict[str, float]:
         """Writes the determinant into ``out`` (z, y, x) on a grid, as ``jacobian_image`` says; returns its error."""
         near = nodes.image(nodes_around(part, nodes, inside).astype(np.uint8))
-        between = part.resample(nodes.image(self.dense_jacobian(nodes, near)), outside=1.0)
-        np.copyto(out, sitk.GetArrayViewFromImage(between), where=inside)
-        del between
-        points = random_points(part, part.image(inside.view(np.uint8)), 2000)  # voxel centres
-        chosen = np.rint(part.to_index(points)).astype(int)[:, ::-1]
-        error = out[tuple(chosen.T)] - self.jacobian_determinant(points)
+        for row, values, where in zip(out, between(self.dense_jacobian(nodes, near), nodes, part), inside, strict=True):
+            np.copyto(row, values, where=where)
+        chosen = drawn(inside, 2000, np.random.default_rng(0))
+        error = out[tuple(chosen.T)] - self.jacobian_determinant(part.to_lps_mm(chosen[:, ::-1]))
         exact_below = _FOLD_MARGIN * float(np.abs(error).max()) + _LEAST_FOLD_MARGIN
-        doubtful = np.argwhere(inside & (out < exact_below))
+        doubtful = np.argwhere((out < exact_below) & inside)
         for start in range(0, len(doubtful), _CHUNK):
             some = doubtful[start : start + _CHUNK]
             out[tuple(some.T)] = self.jacobian_determinant(part.to_lps_mm(some[:, ::-1]))

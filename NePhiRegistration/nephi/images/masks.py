@@ -7,6 +7,8 @@ import SimpleITK as sitk
 
 from ..settings import BODY_MM
 from ..space.grid import Box, Grid
+from .between import between
+from .blocks import block_means
 from .hounsfield import CT_WINDOW, looks_like_ct, padding, sparse
 
 LUNG_THRESHOLD_HU = -400.0
@@ -42,7 +44,7 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     d = grid.dimension
     scale = min(1.0, grid.longest_side_mm / BODY_MM)  # of all lengths, for small bodies
     shrink = [max(1, min(int(3.0 * scale / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
-    small = sitk.Cast(sitk.BinShrink(image, shrink), sitk.sitkFloat32)
+    small = sitk.Cast(block_means(image, shrink), sitk.sitkFloat32)
     floor = 200e3 if d == 3 else 1000.0
     if scale < 1:  # the least part of a field of view that lungs would fill
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
@@ -76,8 +78,8 @@ def _on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
     high = np.clip(np.ceil(index.max(0)) + 1, low + 1, grid.size).astype(int)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))[::-1]
     out = np.zeros(grid.shape, np.uint8)
-    part = grid.part(box).resample(sitk.Cast(mask, sitk.sitkFloat32))
-    np.greater(sitk.GetArrayViewFromImage(part), 0.5, out=out[box].view(bool))
+    for row, values in zip(out[box], between(sitk.GetArrayViewFromImage(mask), coarse, grid.part(box)), strict=True):
+        np.greater(values, 0.5, out=row.view(bool))
     return grid.image(out)
 
 
