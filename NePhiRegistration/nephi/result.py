@@ -130,9 +130,11 @@ class Registration:
         centres.
         """
         points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
-        truth = (self.inverse if inverse else self.forward)(points)
+        way = self.inverse if inverse else self.forward
         displacement = functools.partial(self.displacement, inverse=inverse)
-        return coarsest_displacement(displacement, grid, points, truth, self.length_scale, good_mm)
+        return coarsest_displacement(
+            displacement, lambda places: way(places) - places, grid, points, way(points), self.length_scale, good_mm
+        )
 
     def transform(self, grid: Grid | None = None, inverse: bool = False) -> sitk.DisplacementFieldTransform:
         """The map as an ITK transform of points, fixed -> moving, that resamples a moving image onto ``grid``.

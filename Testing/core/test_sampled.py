@@ -59,7 +59,7 @@ def test_the_coarsest_grid_that_is_good_enough_is_taken_and_its_error_told():
     for wave_mm, amplitude_mm in ((400.0, 2.0), (60.0, 2.0), (30.0, 4.0)):
         shift = partial(_wave, wave_mm, amplitude_mm)
         displacement = partial(_on_nodes, shift)
-        coarse, values, error = coarsest_displacement(displacement, g, points, points + shift(points))
+        coarse, values, error = coarsest_displacement(displacement, shift, g, points, points + shift(points))
         exact = np.linalg.norm(interpolate(values, coarse, points) - shift(points), axis=-1)
         assert error["mean_mm"] == pytest.approx(exact.mean(), abs=1e-6)
         assert error["max_mm"] == pytest.approx(exact.max(), abs=1e-6)
