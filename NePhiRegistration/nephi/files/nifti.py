@@ -6,6 +6,7 @@ They are read here and not by ITK, which takes missing voxels and NaN for 0, the
 
 from __future__ import annotations
 
+import io
 import math
 import zlib
 from dataclasses import dataclass
@@ -93,10 +94,9 @@ def _files(path: Path, role: str) -> tuple[Path, Path]:
 
 
 def _opened(path: Path) -> BinaryIO | _Unzipped:
-    file = open(path, "rb")
-    zipped = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    return _Unzipped(file) if zipped else file
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return _Unzipped(path) if zipped else open(path, "rb")
 
 
 class _Unzipped:
@@ -105,8 +105,8 @@ class _Unzipped:
     ``read`` raises EOFError where the file ends too early and zlib.error where it is damaged.
     """
 
-    def __init__(self, file: BinaryIO):
-        self._file, self._packed, self._member = file, b"", zlib.decompressobj(_GZIP)
+    def __init__(self, path: Path):
+        self._file, self._packed, self._member = io.FileIO(path), b"", zlib.decompressobj(_GZIP)
 
     def __enter__(self) -> _Unzipped:
         return self

@@ -12,8 +12,8 @@ from ..space.grid import Grid
 
 
 def between(values: np.ndarray, coarse: Grid, fine: Grid, outside: float = 0.0) -> Iterator[np.ndarray]:
-    """``values`` (z, y, x) of ``coarse`` at the voxel centres of ``fine``, interpolated linearly: slices (y, x), float32
-    (of 2D grids rows).
+    """``values`` (z, y, x) of ``coarse`` at the voxel centres of ``fine``, interpolated linearly: slices (y, x) as
+    float32; of a 2D grid rows.
 
     As ITK resamples: up to half a voxel beyond the last centres their values hold, farther away ``outside``. The grids
     must have the same direction.

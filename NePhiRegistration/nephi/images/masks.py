@@ -64,9 +64,10 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     two = len(volumes) == 2 and volumes[1] > 0.2 * volumes[0]
     lungs = sitk.Cast(sitk.And(parts >= 1, parts <= (2 if two else 1)), sitk.sitkUInt8)
     radius = [max(1, round(6.0 * scale / s)) for s in small.GetSpacing()]
-    lungs = sitk.BinaryMorphologicalClosing(lungs, radius)
-    lungs = sitk.BinaryFillhole(lungs)
-    return _on_grid(lungs, grid)
+    box = [(part.start, part.stop) for part in reversed(mask_box(lungs))]
+    sides = zip(box, radius, lungs.GetSize(), strict=True)
+    around = tuple(slice(max(0, low - r - 1), min(n, high + r + 1)) for (low, high), r, n in sides)
+    return _on_grid(sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(lungs[around], radius)), grid)
 
 
 def _on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:

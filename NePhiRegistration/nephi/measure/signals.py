@@ -17,7 +17,7 @@ import torch
 from ..both import Both
 from ..errors import NephiError
 from ..images.blocks import block_means, seen_box
-from ..images.hounsfield import AIR_HU, CT_WINDOW, hu_offset, sparse, unseen_values
+from ..images.hounsfield import CT_WINDOW, hu_offset, sparse, unseen_values
 from ..images.masks import drawn, inside, region_lps_mm
 from ..settings import BODY_MM
 from ..space.grid import Grid

@@ -69,7 +69,9 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
 def _near(places_lps_mm: np.ndarray, points_lps_mm: np.ndarray, deviation_mm: float) -> np.ndarray:
     """(n, m) weights of the points around each place, in single precision; the nearest has 1."""
     middle = points_lps_mm.mean(0)
-    places, points = ((v - middle).astype(np.float32) / np.float32(deviation_mm) for v in (places_lps_mm, points_lps_mm))
+    places, points = (
+        (v - middle).astype(np.float32) / np.float32(deviation_mm) for v in (places_lps_mm, points_lps_mm)
+    )
     halves = (points**2).sum(1) / 2 - places @ points.T  # of the squared distances, but for what all points share
     return np.exp(halves.min(1, keepdims=True) - halves)
 
