@@ -39,6 +39,7 @@ from .space.cube import Cube
 from .space.grid import Box, Grid
 
 _CHUNK = 8192  # points evaluated at a time
+_SLAB = 8 * _CHUNK  # voxels of a grid that they are chosen from
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
 _FEWER_NODES = 0.25  # of the voxels, at most, for this to be worth while
 _FOLD_MARGIN, _LEAST_FOLD_MARGIN = 3.0, 0.1  # in units of the largest error seen, and at least: what could be a fold
@@ -217,11 +218,13 @@ class Registration:
         """
         out = np.ones(grid.shape, np.float32) if out is None else out
         inside = None if mask is None else sitk.GetArrayViewFromImage(mask) != 0
-        for start in range(grid.shape[0]):
-            points = grid.slab_lps_mm(start, start + 1)
-            chosen = np.ones(len(points), bool) if inside is None else inside[start].reshape(-1)
+        depth = max(1, _SLAB // int(np.prod(grid.shape[1:])))
+        for start in range(0, grid.shape[0], depth):
+            rows = slice(start, min(start + depth, grid.shape[0]))
+            points = grid.slab_lps_mm(start, rows.stop)
+            chosen = np.ones(len(points), bool) if inside is None else inside[rows].reshape(-1)
             if chosen.any():
-                out[start].reshape(-1)[chosen] = self.jacobian_determinant(points[chosen])
+                out[rows].reshape(-1)[chosen] = self.jacobian_determinant(points[chosen])
         return out
 
     # ---- the file of a registration ---------------------------------------------------------------------
