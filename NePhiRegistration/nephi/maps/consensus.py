@@ -53,13 +53,12 @@ class Consensus(Map):
 
     @cached_property
     def _to_inverse(self) -> HeldShift:
-        """e, from the inverse field to the mean's inverse."""
+        """e, from the inverse field to the mean's inverse, nearly."""
 
         def correction(points_cube: Tensor) -> Tensor:
             y, back = points_cube, self.of.inverse(points_cube)
             # points b(z) go to (z + f(b(z))) / 2, nearly
-            near = self.of.inverse(y + (y - self.of.forward(back)) / 2)
-            return self._solved(y, back, near) - back
+            return self.of.inverse(y + (y - self.of.forward(back)) / 2) - back
 
         return self._held(correction)
 
