@@ -13,7 +13,7 @@ from .maps import Map
 
 _SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest; 4 mm give the same errors
 _TOLERANCE_CUBE = 2e-5  # of the inverse: 3 micrometres in a chest
-_NEAR_CUBE = 5e-4  # what is missed by less, one step mends: about a five-hundredth is left, an eighth at worst
+_NEAR_CUBE = 4e-4  # what is missed by less, one step mends: about a five-hundredth is left, an eighth at worst
 _ROUNDS = 8  # of the inverse, at most; one or two are enough where the maps do not fold
 
 
