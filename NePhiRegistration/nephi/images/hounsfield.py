@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from ..errors import notice
 
 CT_WINDOW = (-1000.0, 200.0)
-_AIR_HU = -1000.0
+AIR_HU = -1000.0
 _DENSE_HU = -500.0  # what pads is seen as such where it is denser than this, or no air at all
 _FAR_HU = -1100.0
 _LEAST_BACKGROUND = 0.2
@@ -70,7 +70,7 @@ def in_hu(image: sitk.Image, offset: float) -> sitk.Image:
     """Hounsfield units as float32, with air in the place of what pads the image and is not air."""
     array = sitk.GetArrayFromImage(image).astype(np.float32)
     for value in unseen_values(image, offset):
-        array[array == value] = _AIR_HU - offset
+        array[array == value] = AIR_HU - offset
     out = sitk.GetImageFromArray(array + np.float32(offset))
     out.CopyInformation(image)
     return out
