@@ -6,8 +6,8 @@ landmarks that a scan no longer shows are left out. The reference is the undistu
     python -m benchmarks.robustness                            # the start only: alignment, about a minute a pair
     python -m benchmarks.robustness --preset fast --pairs popi_4dct --output rows.json
 
-With a preset each row also has the verdict and its first reason, and what the registration noted. ``--table`` prints the
-rows of such a file as Markdown.
+With a preset each row also has the verdict and its first reason, and what the registration noted. ``--table`` prints
+the rows of such a file as Markdown.
 """
 
 from __future__ import annotations

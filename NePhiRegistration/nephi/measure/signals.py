@@ -16,7 +16,7 @@ import torch
 
 from ..both import Both
 from ..errors import NephiError
-from ..images.hounsfield import CT_WINDOW, hu_offset, in_hu, sparse
+from ..images.hounsfield import CT_WINDOW, Units, hu_units, in_hu, sparse
 from ..images.masks import region_lps_mm
 from ..settings import BODY_MM
 from ..space.grid import Grid
@@ -71,8 +71,8 @@ def measure_signals(
 
     Raises NephiError where the moving image shows none of the fixed mask.
     """
-    grids, offsets = images.map(Grid.of), images.map(hu_offset)
-    prepared, box = images.map(_prepared, offsets), region_lps_mm(images.fixed, mask)
+    grids, units = images.map(Grid.of), images.map(hu_units)
+    prepared, box = images.map(_prepared, units), region_lps_mm(images.fixed, mask)
     scale = min(1.0, float(np.ptp(box @ grids.fixed.axes, axis=0).max()) / BODY_MM)
     voxel_mm = max(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in grids)
     fine_mm = max(_FINE_MM * scale, _VOXELS * voxel_mm)
@@ -88,15 +88,15 @@ def measure_signals(
     coarse = _matched(prepared, transform, some, box, _COARSER * fine_mm, _REACH[1])
     return Signals(
         points, *fine, _strain(forward, points, _STEP_MM * scale), some, *coarse,
-        unseen=float(1 - seen.mean()), ct=all(offset is not None for offset in offsets),
+        unseen=float(1 - seen.mean()), ct=None not in units,
         coarse_voxel_mm=_COARSER * fine_mm, voxel_mm=voxel_mm, scale=scale,
     )  # fmt: skip
 
 
-def _prepared(image: sitk.Image, offset: float | None) -> sitk.Image:
+def _prepared(image: sitk.Image, units: Units | None) -> sitk.Image:
     """Values from 0 to 1, what pads a CT as air."""
-    if offset is not None:
-        return sitk.IntensityWindowing(in_hu(image, offset), *CT_WINDOW, 0.0, 1.0)
+    if units is not None:
+        return sitk.IntensityWindowing(in_hu(image, units), *CT_WINDOW, 0.0, 1.0)
     low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
     high = high if high > low else low + 1.0
     return sitk.IntensityWindowing(sitk.Cast(image, sitk.sitkFloat32), low, high, 0.0, 1.0)
