@@ -123,7 +123,7 @@ def register(
     report("features")
     result.history = optimisation.run(report.optimising)
     if settings.consensus:
-        result.maps = Consensus(optimisation.maps)
+        result.maps = Consensus(optimisation.maps, optimisation.smooth_cube)
     result.seconds = time.perf_counter() - started
     return result
 

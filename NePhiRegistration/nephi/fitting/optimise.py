@@ -72,6 +72,8 @@ class Optimisation:
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
+        # what an initial transform or guides ask for may be sharper than the nodes
+        self._smooth = 0.0 if guides or outer is not None else s.smooth
         self.adam = Adam([*self.code.parameters(), *self.fields.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
@@ -79,6 +81,12 @@ class Optimisation:
         self._ahead: Drawn | None = None  # the points of the next steps
         self._first = 0  # the step that they begin with
         self._now: Drawn | None = None  # those of the present step
+
+    @property
+    def smooth_cube(self) -> float:
+        """The distance in the cube over which the maps may be smoothed when they are done; 0: not at all."""
+        sides = zip(self.cube.half_extents_cube, self.code.size, strict=True)
+        return self._smooth * max(2 * float(half) / (n - 1) for half, n in sides)
 
     def run(self, record: Callable[[dict], None]) -> list[dict]:
         """All levels; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""

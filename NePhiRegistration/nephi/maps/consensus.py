@@ -24,21 +24,35 @@ class Consensus(Map):
     is then f + c, c = (f - f(b(f))) / 2; the inverse, b + e, is found by iteration. Both corrections are small and
     smooth: they are found once at nodes and held as splines, so that a point costs what it costs in one field, in the
     inverse, which is exact, about four times that.
+
+    ``smooth_cube``: a distance in the cube. The mean is smoothed over it, as fields follow the noise between the nodes
+    of their code, and is then held as a spline itself; 0: it is not.
     """
 
-    def __init__(self, of: Map):
-        self.of = of
+    def __init__(self, of: Map, smooth_cube: float = 0.0):
+        self.of, self.smooth_cube = of, smooth_cube
 
     @property
     def half_extents_cube(self) -> Tensor:
         return self.of.half_extents_cube
 
     def forward(self, points_cube: Tensor) -> Tensor:
-        return self.of.forward(points_cube) + self._to_mean(points_cube)
+        if self.smooth_cube:
+            return points_cube + self._smooth(points_cube)
+        return self._mean(points_cube)
 
     def inverse(self, points_cube: Tensor) -> Tensor:
         back = self.of.inverse(points_cube)
         return self._solved(points_cube, back, back + self._to_inverse(points_cube))
+
+    def _mean(self, points_cube: Tensor) -> Tensor:
+        return self.of.forward(points_cube) + self._to_mean(points_cube)
+
+    @cached_property
+    def _smooth(self) -> HeldShift:
+        """The mean's displacement, smoothed."""
+        size = nodes(self.half_extents_cube.tolist(), self.smooth_cube)
+        return HeldShift(lambda x: self._mean(x) - x, self.half_extents_cube, size, smooth=True)
 
     @cached_property
     def _to_mean(self) -> HeldShift:
@@ -81,4 +95,4 @@ class Consensus(Map):
         return found
 
     def to(self, device: torch.device | str) -> Consensus:
-        return Consensus(self.of.to(device))
+        return Consensus(self.of.to(device), self.smooth_cube)

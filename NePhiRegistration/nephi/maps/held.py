@@ -16,6 +16,7 @@ from .voxel import VoxelFields
 _PARTS = 16384  # points at a time
 _ROUNDS = 40  # of the inversion, at most
 _SPLINE_ROUNDS = 12  # each halves what the spline misses at its nodes, at least
+_REACH = 4  # nodes, of a Gaussian of one node
 _WEIGHTS = 1 / 8, 3 / 4  # of a quadratic spline's neighbours and its own node, at a node
 
 PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
@@ -25,13 +26,16 @@ class HeldShift:
     """A small displacement in the cube, as a quadratic spline through its values at nodes and held beyond the border.
 
     ``shift``: points_cube (n, d) -> displacement (n, d), evaluated once at ``size`` nodes along x, y (, z).
+    ``smooth``: what varies from node to node is taken out.
     """
 
     @torch.no_grad()
-    def __init__(self, shift: PointMap, half_extents_cube: Tensor, size: Sequence[int]):
+    def __init__(self, shift: PointMap, half_extents_cube: Tensor, size: Sequence[int], smooth: bool = False):
         nodes = points_between(half_extents_cube, size).to(half_extents_cube.dtype)
         self.half_extents_cube, self.size = half_extents_cube, tuple(size)
-        self.table = _table(torch.cat([shift(part) for part in nodes.split(_PARTS)]), self.size)
+        values = torch.cat([shift(part) for part in nodes.split(_PARTS)]).T.reshape(-1, *reversed(self.size))
+        values = _smoothed(values) if smooth else values
+        self.table = _spline(values).flatten(1).T.contiguous()
 
     def __call__(self, points_cube: Tensor) -> Tensor:
         """The displacement (n, d) at points (n, d)."""
@@ -74,9 +78,28 @@ def _inverted(forward: PointMap, points: Tensor, good: float) -> Tensor:
     return found
 
 
-def _table(values: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Values (n, c) at nodes, x fastest -> coefficients of their spline, likewise."""
-    return _spline(values.T.reshape(-1, *reversed(size))).flatten(1).T.contiguous()
+def _smoothed(values: Tensor) -> Tensor:
+    """Values (c, (z,) y, x) under a Gaussian of one node, applied again to what it takes away (twicing).
+
+    What spans six nodes keeps 98 % of its height, what spans three 73 %, and polynomials of degree 3 stay as they are.
+    """
+    low = _gaussian(values)
+    return low + _gaussian(values - low)
+
+
+def _gaussian(values: Tensor) -> Tensor:
+    """Beyond the border values go on as they came, mirrored at its point: slopes are kept."""
+    weights = torch.exp(-torch.arange(-_REACH, _REACH + 1.0, dtype=values.dtype, device=values.device).square() / 2)
+    weights = weights / weights.sum()
+    for axis in range(1, values.ndim):
+        lines = values.movedim(axis, -1)
+        n = lines.shape[-1]
+        inner = [min(k, n - 1) for k in range(_REACH, 0, -1)]
+        before = 2 * lines[..., :1] - lines[..., inner]
+        after = 2 * lines[..., -1:] - lines[..., [n - 1 - k for k in reversed(inner)]]
+        parts = torch.cat([before, lines, after], -1).unfold(-1, 2 * _REACH + 1, 1)
+        values = (parts @ weights).movedim(-1, axis)
+    return values
 
 
 def _spline(values: Tensor) -> Tensor:
