@@ -238,7 +238,7 @@ class Registration:
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
             "consensus": isinstance(self.maps, Consensus),
-            "smooth_cube": self.maps.smooth_cube if isinstance(self.maps, Consensus) else 0.0,
+            "smooth": self.maps.smooth if isinstance(self.maps, Consensus) else 0.0,
             "length_scale": self.length_scale,
             "alignment": self.alignment.method,
         }
@@ -285,7 +285,7 @@ class Registration:
             parts[prefix] = FieldMap(fields, code)
         maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
         if geometry.get("consensus"):  # files of former versions have no such entry
-            maps = Consensus(maps, float(geometry.get("smooth_cube", 0.0)))
+            maps = Consensus(maps, float(geometry.get("smooth", 0.0)))
         affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))
         return cls(
             maps=maps,

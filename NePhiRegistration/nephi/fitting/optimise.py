@@ -14,6 +14,7 @@ from ..errors import NephiError
 from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
+from ..maps.consensus import Consensus
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
 from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
@@ -25,6 +26,7 @@ from .initial import outer_map
 from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
+from .smoothing import smoothed
 
 _POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
 _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as they make
@@ -82,11 +84,11 @@ class Optimisation:
         self._first = 0  # the step that they begin with
         self._now: Drawn | None = None  # those of the present step
 
-    @property
-    def smooth_cube(self) -> float:
-        """The distance in the cube over which the maps may be smoothed when they are done; 0: not at all."""
+    def consensus(self) -> Consensus:
+        """Of the two maps, smoothed as far as the images agree with that."""
         sides = zip(self.cube.half_extents_cube, self.code.size, strict=True)
-        return self._smooth * max(2 * float(half) / (n - 1) for half, n in sides)
+        nodes_cube = max(2 * float(half) / (n - 1) for half, n in sides)
+        return smoothed(self.pair, Consensus(self.maps), nodes_cube, self._smooth, self.device)
 
     def run(self, record: Callable[[dict], None]) -> list[dict]:
         """All levels; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""
