@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ..images.image_pair import ImagePair
-from ..maps.code import FORWARD
 from ..maps.consensus import Consensus
 from ..settings import Features
 from .similarity import LNCC
