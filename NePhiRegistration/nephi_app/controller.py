@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nephi.errors import NephiError
-from nephi.synthetic.phantom import make_phantom
 from NePhiRegistrationLib import compared, display, sample
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.choices import COMPARISONS, OVERLAYS, View
@@ -26,6 +25,7 @@ from .views import Views, surface_model
 
 _POLL_S = 0.3
 _FLICKER_S = 0.6
+_QUIET_S = 1.0  # while a page is drawn for the first time; PyTorch, which knows the devices, takes seconds to load
 _INPUTS = ("masks", "preset", "device", "align", "names", "running")
 _LOOKS = ("view", "before", "opacity", "legend", "beyond", "grid", "grid_mode", "grid_spacing", "grid_3d")
 
@@ -46,6 +46,7 @@ class Controller:
         self._unsaved: set[str] = set()
         self._shown: Shown | None = None
         self._asked = ""
+        self._begun = False
         self.ended = asyncio.Event()  # by the user
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
         for name in ("browse", "choose", "drop", "register", "cancel", "jump", "save", "ask", "answer"):
@@ -60,9 +61,11 @@ class Controller:
         self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
 
     def begin(self) -> None:
-        """What needs the server's loop: the list of devices and the watch over runs."""
-        self._start(self._list_devices())
-        self._start(self._flicker())
+        """A page has been opened, the first or another: what goes on beside it."""
+        if not self._begun:
+            self._begun = True
+            self._start(self._list_devices())
+            self._start(self._flicker())
 
     # files
 
@@ -123,7 +126,7 @@ class Controller:
     async def _open_phantom(self) -> None:
         with self.state:
             self.state.busy = "Generating the chest"
-        phantom = await asyncio.to_thread(make_phantom)
+        phantom = await asyncio.to_thread(_phantom)
         self._drop_results()
         for role in state.ROLES:
             self._forget(role)
@@ -377,6 +380,7 @@ class Controller:
     # helpers
 
     async def _list_devices(self) -> None:
+        await asyncio.sleep(_QUIET_S)
         try:
             found = await asyncio.to_thread(self.logic.devices)
         except LogicError as error:
@@ -396,3 +400,9 @@ class Controller:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _phantom() -> Any:
+    from nephi.synthetic.phantom import make_phantom  # a tenth of a second that the first page need not wait for
+
+    return make_phantom()

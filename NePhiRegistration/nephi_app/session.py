@@ -48,11 +48,11 @@ async def _serve(start: Start, told: Any) -> None:
     server.controller.on_server_bind.add(bind)
 
     def ready(**_: Any) -> None:
-        controller.begin()
         told.write(json.dumps({"port": server.port}) + "\n")
         told.flush()
 
     server.controller.on_server_ready.add(ready)
+    server.controller.on_client_connected.add(lambda: controller.begin())
     ended = asyncio.ensure_future(asyncio.to_thread(sys.stdin.read))  # the launcher holds the other end
     serving = server.start(
         port=0, host="127.0.0.1", exec_mode="coroutine", open_browser=False, show_connection_info=False, timeout=0,

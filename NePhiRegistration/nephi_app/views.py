@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 if sys.platform.startswith("linux"):
@@ -14,8 +15,9 @@ import numpy as np
 import slicer
 import vtk
 from trame_slicer.core import LayoutManager, SlicerApp
-from trame_slicer.rca_view import register_rca_factories
-from trame_slicer.views import Layout, LayoutDirection, ViewLayoutDefinition
+from trame_slicer.rca_view.rca_view_factory import RemoteViewFactory
+from trame_slicer.views import Layout, LayoutDirection, SliceView, ThreeDView, ViewLayoutDefinition, ViewType
+from trame_slicer.views.render_scheduler import NoScheduleRendering
 from vtk.util.numpy_support import numpy_to_vtk
 
 SLICES = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}  # names of the views and their orientation
@@ -37,9 +39,12 @@ class Views:
         def over(_server: Any, name: str, _view: Any) -> None:
             gutter(name)
 
-        register_rca_factories(
-            self._app.view_manager, server, slice_view_ui_f=over, three_d_view_ui_f=over, interactive_quality=70
-        )
+        for kind, view_type in ((SliceView, ViewType.SLICE_VIEW), (ThreeDView, ViewType.THREE_D_VIEW)):
+            # a view draws at each of the many steps in which it is made, unless it is told not to
+            make = partial(_unseen, kind)
+            self._app.view_manager.register_factory(
+                RemoteViewFactory(server, make, view_type, populate_view_ui_f=over, interactive_quality=70)
+            )
         self._layout = LayoutManager(self.scene, self._app.view_manager, server)
         definitions = {
             "Red": ViewLayoutDefinition.axial_view(),
@@ -111,6 +116,11 @@ class Views:
         """Draw anew in every view, as after a change that no view observes."""
         for view in self._app.view_manager.get_views():
             view.schedule_render()
+
+
+def _unseen(kind: type, **given: Any) -> Any:
+    """A view that is not drawn until its factory connects it to the page."""
+    return kind(**given, scheduled_render_strategy=NoScheduleRendering())
 
 
 def surface_model(scene: Any, inside: np.ndarray, ijk_to_world: np.ndarray, name: str) -> Any:

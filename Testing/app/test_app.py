@@ -121,9 +121,10 @@ def test_a_registration_survives_a_closed_tab_and_is_seen_in_the_views(app, brow
     from browser import colourful, difference
 
     page = panel.page
+    panel.open_pair()
     page.click("text=Landmarks, regions")
-    panel.choose("fixed_landmarks", "fixed.csv")
-    panel.choose("moving_landmarks", "moving.csv")
+    for name in ("fixed", "moving"):
+        panel.choose(f"{name}_landmarks", "scans/", f"{name}.csv")
     apart = panel.view("Green")
     panel.register()
     page.wait_for_selector("text=/about .* left/")
