@@ -106,11 +106,15 @@ def test_label_map_on_another_grid_lands_on_the_reference(scene, tmp_path, block
     assert set(names) == {3, 5}
 
 
-def test_segments_are_written_together_or_one_alone(scene, tmp_path, blocks):
+@pytest.mark.parametrize("shared", [False, True], ids=["one image each", "one image, as Slicer's editor keeps them"])
+def test_segments_are_written_together_or_one_alone(scene, tmp_path, blocks, shared):
     reference = volume_node(scene, oblique(blocks), "reference")
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "seg")
     for name, label in (("upper lobe", 3), ("lower lobe", 5)):
         lower = add_segment(segmentation, blocks == label, matrix_of(oblique(blocks)), name)
+    if shared:
+        segmentation.GetSegmentation().CollapseBinaryLabelmaps(False)
+        assert segmentation.GetSegmentation().GetNumberOfLayers() == 1
     names = nodes.write_labels(segmentation, reference, tmp_path / "all.nrrd")
     both = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "all.nrrd")))
     assert names == {1: "upper lobe", 2: "lower lobe"}
@@ -119,6 +123,27 @@ def test_segments_are_written_together_or_one_alone(scene, tmp_path, blocks):
     nodes.write_labels(segmentation, reference, tmp_path / "one.nrrd", lower)
     one = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "one.nrrd")))
     np.testing.assert_array_equal(one != 0, blocks == 5)
+
+
+def test_a_segment_that_is_a_surface_is_written_too(scene, tmp_path, blocks):
+    """As of models that were imported into a segmentation; Slicer's module registers the two rules at its start."""
+    factory = slicer.vtkSegmentationConverterFactory.GetInstance()
+    factory.RegisterConverterRule(slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule())
+    factory.RegisterConverterRule(slicer.vtkClosedSurfaceToBinaryLabelmapConversionRule())
+    reference = volume_node(scene, oblique(blocks), "reference")
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "seg")
+    for label in (3, 5):
+        add_segment(segmentation, blocks == label, matrix_of(oblique(blocks)), str(label))
+    kept, made = segmentation.GetSegmentation(), slicer.vtkSegmentationConverter
+    kept.CollapseBinaryLabelmaps(False)
+    assert kept.CreateRepresentation(made.GetClosedSurfaceRepresentationName())
+    kept.SetSourceRepresentationName(made.GetClosedSurfaceRepresentationName())
+    kept.RemoveRepresentation(made.GetBinaryLabelmapRepresentationName())
+    nodes.write_labels(segmentation, reference, tmp_path / "m.nrrd")
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "m.nrrd")))
+    wanted = np.select([blocks == 3, blocks == 5], [1, 2])
+    assert (written != wanted).sum() < 0.4 * (wanted != 0).sum()  # a surface is smoothed and sampled again
+    assert set(np.unique(written)) == {0, 1, 2}
 
 
 def test_segmentation_moves_with_its_parent_transform(scene, tmp_path, blocks):
