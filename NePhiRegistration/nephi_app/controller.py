@@ -8,25 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from nephi.errors import NephiError
+from nephi.files.dicom_series import dicom_series
 from NePhiRegistrationLib import compared, display, sample
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.choices import COMPARISONS, OVERLAYS, View
-from NePhiRegistrationLib.job import Job, LogicError
+from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic, Run
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.shown import Shown, meaning
 from NePhiRegistrationLib.summary import summary
 
-from . import loading, state
+from . import state
 from .dialog import SAVE, Dialog
 from .files import Served
+from .inputs import Inputs
+from .roles import ROLES
 from .slices import Slices
 from .views import Views, surface_model
 
 _POLL_S = 0.3
 _FLICKER_S = 0.6
 _QUIET_S = 1.0  # while a page is drawn for the first time; PyTorch, which knows the devices, takes seconds to load
-_INPUTS = ("masks", "preset", "device", "align", "names", "running")
+_SCANS = ("fixed", "moving")
+_INPUTS = ("masks", "preset", "model", "device", "align", "names", "segment", "guide_sd_mm", "running")
 _LOOKS = ("view", "before", "opacity", "legend", "beyond", "grid", "grid_mode", "grid_spacing", "grid_3d")
 
 
@@ -38,7 +42,7 @@ class Controller:
         self.scene = views.scene
         self.logic = Logic(self.scene, temporary=temporary)
         self.dialog, self.slices = Dialog(self.state, served), Slices(self.state, views)
-        self.nodes: dict[str, Any] = {}  # the inputs, by role
+        self.inputs = Inputs(self.scene, self.state)
         self.run: Run | None = None
         self.results: dict[str, Outputs] = {}
         self._landmarks: dict[str, tuple[Any, Any] | None] = {}
@@ -46,6 +50,7 @@ class Controller:
         self._unsaved: set[str] = set()
         self._shown: Shown | None = None
         self._asked = ""
+        self._wanted = ("", "", "")  # role, path and series of what was asked about
         self._begun = False
         self.ended = asyncio.Event()  # by the user
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
@@ -72,97 +77,79 @@ class Controller:
     def browse(self, role: str) -> None:
         if role == SAVE and self.state.result in self.results:
             self.dialog.open(role, f"{self._outputs().moving.GetName()} registered".replace("/", "_"))
-        elif role in state.ROLES:
+        elif role in ROLES:
             self.dialog.open(role)
 
-    async def choose(self, path: str) -> None:
-        """Open what was chosen in the dialog for its role."""
+    async def choose(self, path: str, series: str = "") -> None:
+        """Open what was chosen in the dialog for its role; ``series``: the UID of one of a DICOM folder."""
         role = self.state.dialog
-        if role not in state.ROLES or self.state.busy or self.run is not None:
+        if role not in ROLES or self.state.busy or self.run is not None:
             return
-        if role in ("fixed", "moving") and self.results:
-            self._question(f"open {role} {path}", self._loss("Opening another scan"), "Open")
+        if role in _SCANS and self.results:
+            self._question("open", self._loss("Opening another scan"), "Open")
+            self._wanted = (role, path, series)
             return
-        await self._open(role, path)
+        await self._open(role, path, series)
 
-    async def _open(self, role: str, path: str) -> None:
+    async def _open(self, role: str, path: str, series: str) -> None:
         name = Path(path).name or self.state.root_name
         with self.state:
             self.state.busy = f"Opening {name}"
         try:
-            node = await loading.node(self.scene, role, self.served.path(path), name, self.nodes)
+            file = self.served.path(path)
+            if file.is_dir() and not series:
+                found = await asyncio.to_thread(dicom_series, file, ROLES[role].text.lower())
+                if len(found) > 1:
+                    self.dialog.offer(found, path)
+                    return
+            loaded = await self.inputs.load(role, file, name, series)
         except (NephiError, nodes.FrameError) as error:
             self._fail(str(error))
             return
         finally:
             with self.state:
                 self.state.busy = ""
-        if role in ("fixed", "moving"):
+        if role in _SCANS:
             self._drop_results()
-            for other in (r for r in state.ROLES if r.startswith(f"{role}_") or (role == "fixed" and r == "regions")):
-                self._forget(other)
-        self._forget(role)
         with self.state:
-            self._take(role, node)
+            self.inputs.take(role, loaded)
             self.state.dialog = ""
             self.state.error = ""
-        if role in ("fixed", "moving"):
+        if role in _SCANS:
             self._show_scans()
 
     def drop(self, role: str) -> None:
-        """No longer use this mask, list or label map."""
-        if role in state.ROLES and role not in ("fixed", "moving") and self.run is None:
-            self._forget(role)
-
-    def _take(self, role: str, node: Any) -> None:
-        self.nodes[role] = node
-        self.state.names = {**self.state.names, role: node.GetName()}
-
-    def _forget(self, role: str) -> None:
-        nodes.remove(self.scene, self.nodes.pop(role, None))
-        with self.state:
-            self.state.names = {**self.state.names, role: ""}
+        """No longer use this mask, list or file."""
+        if role in ROLES and role not in _SCANS and self.run is None:
+            self.inputs.forget(role)
 
     async def _open_phantom(self) -> None:
         with self.state:
             self.state.busy = "Generating the chest"
         phantom = await asyncio.to_thread(_phantom)
         self._drop_results()
-        for role in state.ROLES:
-            self._forget(role)
+        for role in ROLES:
+            self.inputs.forget(role)
         made = sample.add_nodes(self.scene, phantom)
+        roles = (*_SCANS, *(f"{side}_mask" for side in _SCANS), *(f"{side}_landmarks" for side in _SCANS))
         with self.state:
-            for role, node in zip(("fixed", "moving", "fixed_mask", "moving_mask"), made, strict=False):
-                self._take(role, node)
-            for role, node in zip(("fixed_landmarks", "moving_landmarks"), made[4:], strict=True):
-                self._take(role, node)
+            for role, node in zip(roles, made, strict=True):
+                self.inputs.take(role, node)
             self.state.masks, self.state.busy, self.state.error = "files", "", ""
         self._show_scans()
 
     # a run
 
-    def job(self) -> Job:
-        chosen = {role: node for role, node in self.nodes.items() if self.state.masks == "files" or "mask" not in role}
-        return Job(
-            **chosen,
-            auto_mask=self.state.masks == "auto",
-            preset=self.state.preset,
-            align=self.state.align,
-            device=self.state.device,
-            page=True,
-        )
-
     def _say_problem(self, **_: Any) -> None:
-        job = self.job()
-        self.state.reason = self.logic.problem(job)
-        estimate = None if self.state.reason else self.logic.estimate(job)
+        self.state.reason = self.inputs.problem()
+        estimate = None if self.state.reason else self.logic.estimate(self.inputs.job())
         self.state.estimate = "" if estimate is None else state.cost(estimate)
 
     def register(self) -> None:
         if self.run is not None or self.state.busy:
             return
         try:
-            self.run = self.logic.start(self.job())
+            self.run = self.logic.start(self.inputs.job())
         except LogicError as error:
             self._fail(str(error))
             return
@@ -198,7 +185,7 @@ class Controller:
 
     def _add(self, outputs: Outputs) -> None:
         key = outputs.forward.GetID()
-        lists = tuple(self.nodes.get(role) for role in ("fixed_landmarks", "moving_landmarks"))
+        lists = tuple(self.inputs.nodes.get(role) for role in ("fixed_landmarks", "moving_landmarks"))
         self.results[key] = outputs
         self._landmarks[key] = None if None in lists else lists  # type: ignore[assignment]
         self._unsaved.add(key)
@@ -212,7 +199,7 @@ class Controller:
 
     def _show_scans(self) -> None:
         """The scan that is there, or both as they lie."""
-        fixed, moving = (self.nodes.get(role) for role in ("fixed", "moving"))
+        fixed, moving = (self.inputs.nodes.get(role) for role in ("fixed", "moving"))
         shown = moving if fixed is None else fixed
         display.show_comparison(shown, moving, display.FADE if shown is not moving and moving is not None else "")
         hounsfield = any(volume is not None and nodes.in_hounsfield(volume) for volume in (fixed, moving))
@@ -226,7 +213,7 @@ class Controller:
     def _set_window(self) -> None:
         low_high = state.CT_WINDOWS[self.state.ct_window]
         results = [outputs.warped for outputs in self.results.values()]
-        for volume in (self.nodes.get("fixed"), self.nodes.get("moving"), *results):
+        for volume in (self.inputs.nodes.get("fixed"), self.inputs.nodes.get("moving"), *results):
             if volume is not None and nodes.in_hounsfield(volume):
                 volume.GetDisplayNode().SetAutoWindowLevel(False)
                 volume.GetDisplayNode().SetWindowLevelMinMax(*low_high)
@@ -372,9 +359,8 @@ class Controller:
                 self.state.ended = True
             await asyncio.sleep(0.5)  # until the page has it
             self.ended.set()
-        elif yes and asked.startswith("open "):
-            _, role, path = asked.split(" ", 2)
-            await self._open(role, path)
+        elif yes and asked == "open":
+            await self._open(*self._wanted)
         self._asked = ""
 
     # helpers

@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -92,8 +93,14 @@ def build(server: Any, start: Start) -> Any:
         views.place(grid)
     with AbstractLayout(server, html.Div(trame_server=server), template_name="main"):
         client.Style((PAGE / "page.css").read_text(encoding="utf-8"))
-        html.Div((PAGE / "page.html").read_text(encoding="utf-8"))
+        html.Div(_page_html())
     return Controller(server, served, Path(start.temporary), views)
+
+
+def _page_html() -> str:
+    pick = (PAGE / "pick.html").read_text(encoding="utf-8")
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"PICKS\((\w+)\)", lambda found: pick.replace("GROUP", found[1]), page)
 
 
 _TITLE_ONLY = '<div class="over" v-show="has_images"><span class="title">TITLE</span></div>'

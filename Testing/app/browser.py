@@ -118,7 +118,8 @@ class Panel:
         self.page.wait_for_selector("#cancel")
 
     def finish(self) -> None:
-        self.page.wait_for_selector(".verdict")
+        self.page.wait_for_selector(".verdict, .message.error")
+        assert not (told := self.page.locator(".message.error")).count(), told.inner_text()
 
     def view(self, name: str = "Red") -> np.ndarray:
         """The pixels of a view (rows, columns, 3), after they have come to rest."""
