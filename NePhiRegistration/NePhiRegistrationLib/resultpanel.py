@@ -192,7 +192,7 @@ class ResultPanel:
         for i, (table, node, unit_column) in enumerate(tables):
             ui.tablesTabWidget.setTabEnabled(i, _fill_table(table, node, unit_column) > 0)
         count = ui.foldsTable.rowCount
-        title = _("Folds ({count})").format(count=count) if count else _("Folds (none)")
+        title = _("Folds ({count})").format(count=count) if count else _("No folds")
         ui.tablesTabWidget.setTabText(1, title)
         ui.tablesTabWidget.setCurrentIndex(0)
         ui.histogramButton.enabled = out.histogram is not None

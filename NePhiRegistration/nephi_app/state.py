@@ -130,7 +130,7 @@ def result_tables(outputs: Any, landmarks: tuple[Any, Any] | None) -> list[dict]
     count = len(folds)
     made = [
         _table("numbers", "Numbers", numbers_columns, numbers),
-        _table("folds", f"Folds ({count})" if count else "Folds (none)", folds_columns, folds,
+        _table("folds", f"Folds ({count})" if count else "No folds", folds_columns, folds,
                [list(tables.fold_centre_ras_mm(outputs.folds, row)) for row in range(count)]),
     ]  # fmt: skip
     if landmarks is not None:
