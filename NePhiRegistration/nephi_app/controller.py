@@ -9,29 +9,24 @@ from typing import Any
 
 from nephi.errors import NephiError
 from nephi.files.dicom_series import dicom_series
-from NePhiRegistrationLib import compared, display, sample
+from NePhiRegistrationLib import display, sample
 from NePhiRegistrationLib import scene as nodes
-from NePhiRegistrationLib.choices import COMPARISONS, OVERLAYS, View
 from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic, Run
-from NePhiRegistrationLib.outputs import Outputs
-from NePhiRegistrationLib.shown import Shown, meaning
-from NePhiRegistrationLib.summary import summary
 
 from . import state
 from .dialog import SAVE, Dialog
 from .files import Served
 from .inputs import Inputs
+from .results import Results
 from .roles import ROLES
 from .slices import Slices
-from .views import Views, surface_model
+from .views import Views
 
 _POLL_S = 0.3
-_FLICKER_S = 0.6
 _QUIET_S = 1.0  # while a page is drawn for the first time; PyTorch, which knows the devices, takes seconds to load
 _SCANS = ("fixed", "moving")
 _INPUTS = ("masks", "preset", "model", "device", "align", "names", "segment", "guide_sd_mm", "running")
-_LOOKS = ("view", "before", "opacity", "legend", "beyond", "grid", "grid_mode", "grid_spacing", "grid_3d")
 
 
 class Controller:
@@ -44,23 +39,17 @@ class Controller:
         self.dialog, self.slices = Dialog(self.state, served), Slices(self.state, views)
         self.inputs = Inputs(self.scene, self.state)
         self.run: Run | None = None
-        self.results: dict[str, Outputs] = {}
-        self._landmarks: dict[str, tuple[Any, Any] | None] = {}
-        self._models: dict[str, Any] = {}  # the surface of what was compared, by result
-        self._unsaved: set[str] = set()
-        self._shown: Shown | None = None
         self._asked = ""
         self._wanted = ("", "", "")  # role, path and series of what was asked about
         self._begun = False
         self.ended = asyncio.Event()  # by the user
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
-        for name in ("browse", "choose", "drop", "register", "cancel", "jump", "save", "ask", "answer"):
+        self.results = Results(server, served, views, self._start)
+        for name in ("browse", "choose", "drop", "register", "cancel", "jump", "ask", "answer"):
             server.trigger(name)(getattr(self, name))
         server.trigger("enter")(self.dialog.enter)
         server.trigger("fit")(self.slices.fit)
         self.state.change(*_INPUTS)(self._say_problem)
-        self.state.change(*_LOOKS)(self._show)
-        self.state.change("result")(self._choose_result)
         self.state.change("layout")(lambda layout, **_: views.choose(layout))
         self.state.change("ct_window")(lambda **_: self._set_window())
         self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
@@ -70,13 +59,13 @@ class Controller:
         if not self._begun:
             self._begun = True
             self._start(self._list_devices())
-            self._start(self._flicker())
+            self._start(self.results.flicker())
 
     # files
 
     def browse(self, role: str) -> None:
-        if role == SAVE and self.state.result in self.results:
-            self.dialog.open(role, f"{self._outputs().moving.GetName()} registered".replace("/", "_"))
+        if role == SAVE and (outputs := self.results.chosen) is not None:
+            self.dialog.open(role, f"{outputs.moving.GetName()} registered".replace("/", "_"))
         elif role in ROLES:
             self.dialog.open(role)
 
@@ -85,7 +74,7 @@ class Controller:
         role = self.state.dialog
         if role not in ROLES or self.state.busy or self.run is not None:
             return
-        if role in _SCANS and self.results:
+        if role in _SCANS and self.results.found:
             self._question("open", self._loss("Opening another scan"), "Open")
             self._wanted = (role, path, series)
             return
@@ -110,7 +99,7 @@ class Controller:
             with self.state:
                 self.state.busy = ""
         if role in _SCANS:
-            self._drop_results()
+            self.results.drop()
         with self.state:
             self.inputs.take(role, loaded)
             self.state.dialog = ""
@@ -127,7 +116,7 @@ class Controller:
         with self.state:
             self.state.busy = "Generating the chest"
         phantom = await asyncio.to_thread(_phantom)
-        self._drop_results()
+        self.results.drop()
         for role in ROLES:
             self.inputs.forget(role)
         made = sample.add_nodes(self.scene, phantom)
@@ -178,22 +167,13 @@ class Controller:
                 self.state.error = run.error
                 self.state.note = "" if run.error else "The registration was cancelled; nothing was changed."
         if run.outputs is not None:
-            self._add(run.outputs)
-        else:
-            self._show(again=True)
-        self.views.render()
-
-    def _add(self, outputs: Outputs) -> None:
-        key = outputs.forward.GetID()
-        lists = tuple(self.inputs.nodes.get(role) for role in ("fixed_landmarks", "moving_landmarks"))
-        self.results[key] = outputs
-        self._landmarks[key] = None if None in lists else lists  # type: ignore[assignment]
-        self._unsaved.add(key)
-        text = f"{time.strftime('%H:%M')}, {self.state.preset}, masks: {self.state.masks}"
-        with self.state:
-            self.state.results = [*self.state.results, {"value": key, "text": text}]
+            fixed, moving = (self.inputs.nodes.get(f"{side}_landmarks") for side in _SCANS)
+            text = f"{time.strftime('%H:%M')}, {self.state.preset}, masks: {self.state.masks}"
             self.state.inputs_open = False
-            self.state.result = key
+            self.results.add(run.outputs, None if None in (fixed, moving) else (fixed, moving), text)
+        else:
+            self.results.show(again=True)
+        self.views.render()
 
     # the views
 
@@ -212,7 +192,7 @@ class Controller:
 
     def _set_window(self) -> None:
         low_high = state.CT_WINDOWS[self.state.ct_window]
-        results = [outputs.warped for outputs in self.results.values()]
+        results = [outputs.warped for outputs in self.results.found.values()]
         for volume in (self.inputs.nodes.get("fixed"), self.inputs.nodes.get("moving"), *results):
             if volume is not None and nodes.in_hounsfield(volume):
                 volume.GetDisplayNode().SetAutoWindowLevel(False)
@@ -222,106 +202,6 @@ class Controller:
     def jump(self, point_ras_mm: list[float]) -> None:
         display.jump(self.scene, [float(value) for value in point_ras_mm])
 
-    # a result
-
-    def _outputs(self) -> Outputs:
-        return self.results[self.state.result]
-
-    def _choose_result(self, result: str, **_: Any) -> None:
-        outputs = self.results.get(result)
-        if self._shown is not None:
-            self._shown.leave()
-            self._shown = None
-        for key, model in self._models.items():
-            model.GetDisplayNode().SetVisibility(key == result)
-        with self.state:
-            self.state.has_result = outputs is not None
-            if outputs is None:
-                self.state.verdict, self.state.lines, self.state.tables = {}, [], []
-                return
-            self.state.verdict = state.verdict(outputs)
-            lines = summary(outputs.report, outputs.jacobian.GetSpacing(), nodes.in_hounsfield(outputs.warped))
-            self.state.lines = [{"sign": x.kind.value, "kind": x.kind.name, "text": x.text} for x in lines]
-            self.state.tables = state.result_tables(outputs, self._landmarks[result])
-            self.state.table = "numbers"
-            self.state.looks = state.looks(outputs)
-            self.state.has_page = self.page_file() is not None
-        self._shown = Shown(outputs)
-        self._show()
-        self._add_surface(outputs)
-
-    def _show(self, again: bool = False, **_: Any) -> None:
-        if self._shown is None:
-            return
-        s, view = self.state, View[self.state.view]
-        if again:
-            self._shown.forget()
-        self._shown.show(view, s.before, s.opacity, s.legend, s.beyond)
-        self._shown.show_grid(s.grid, s.grid_mode, s.grid_spacing, True, s.grid_3d, s.legend)
-        grid_text = display.grid_text(self._shown.outputs.forward) if s.grid else ""
-        with s:
-            s.can_before = view in COMPARISONS
-            s.has_opacity = view in OVERLAYS or view is View.FADE
-            s.has_legend = view in OVERLAYS or s.grid
-            s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
-        self._start(self._tidy())
-
-    async def _tidy(self) -> None:
-        for _time in range(2):  # a legend that has just been made takes its size when it has been drawn
-            self.views.tidy_legends()
-            self.views.render()
-            await asyncio.sleep(_POLL_S)
-
-    async def _flicker(self) -> None:
-        while True:
-            await asyncio.sleep(_FLICKER_S)
-            if self._shown is not None and self.state.view == View.FLICKER.name and self.run is None:
-                display.flicker(self.scene)
-
-    def _add_surface(self, outputs: Outputs) -> None:
-        """What was compared, in 3D."""
-        inside, key = compared.in_mask(outputs), outputs.forward.GetID()
-        if inside is None or key in self._models:
-            return
-        to_world = nodes.ijk_to_world(outputs.fields_disagreement)
-        self._models[key] = surface_model(self.scene, inside, to_world, "Compared region")
-        self.views.render()
-
-    def _drop_results(self) -> None:
-        with self.state:
-            self.state.result, self.state.results = "", []
-        self._choose_result("")
-        for model in self._models.values():
-            nodes.remove(self.scene, model)
-        for outputs in self.results.values():
-            for node in outputs.nodes():
-                nodes.remove(self.scene, node)
-        for held in (self._models, self.results, self._landmarks, self._unsaved):
-            held.clear()
-
-    # saving
-
-    def page_file(self) -> Path | None:
-        """The report with pictures of the result that is shown; None where there is none."""
-        outputs = self.results.get(self.state.result)
-        page = None if outputs is None or outputs.folder is None else outputs.folder / "report.html"
-        return page if page is not None and page.is_file() else None
-
-    def save(self) -> None:
-        key = self.state.result
-        if key not in self.results:
-            return
-        try:
-            folder = self.served.new_folder(self.state.dialog_path, self.state.save_name)
-            place, _missing = self.results[key].save(folder)
-        except (NephiError, OSError) as error:
-            with self.state:
-                self.state.dialog_error = f"The result could not be saved: {error}"
-            return
-        self._unsaved.discard(key)
-        with self.state:
-            self.state.dialog, self.state.note = "", f"Saved in {self.served.relative(place)}."
-
     # questions
 
     def ask(self, what: str) -> None:
@@ -330,7 +210,7 @@ class Controller:
         if what not in texts:
             return
         text, yes = texts[what]
-        if what == "end" or self.results:
+        if what == "end" or self.results.found:
             self._question(what, self._loss(text), yes)
         else:
             self._start(self._open_phantom())
@@ -342,7 +222,7 @@ class Controller:
 
     def _loss(self, doing: str) -> str:
         running = " and stops the registration" if self.run is not None else ""
-        unsaved = len(self._unsaved)
+        unsaved = len(self.results.unsaved)
         which = "the result that has not been saved" if unsaved == 1 else f"{unsaved} results that have not been saved"
         lost = f" discards {which}{running}." if unsaved else f" closes the scans that are open{running}."
         return doing + lost

@@ -64,7 +64,7 @@ async def _serve(start: Start, told: Any) -> None:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
         controller.cancel()
-        controller.results.clear()
+        controller.results.found.clear()
         shutil.rmtree(start.temporary, ignore_errors=True)
         os._exit(0)  # the thread that reads standard input and VTK's objects would hold it up
 
@@ -124,17 +124,17 @@ def _add_files(app: Any, controller: Any, temporary: Path) -> None:
     from aiohttp import web
 
     async def report(_request: Any) -> Any:
-        page = controller.page_file()
+        page = controller.results.page_file()
         if page is None:
             raise web.HTTPNotFound
         return web.FileResponse(page, headers={"Content-Security-Policy": "sandbox allow-scripts"})
 
     async def result(request: Any) -> Any:
-        if not controller.state.has_result:
+        outputs = controller.results.chosen
+        if outputs is None:
             raise web.HTTPNotFound
         folder = Path(tempfile.mkdtemp(dir=temporary))
         try:
-            outputs = controller.results[controller.state.result]
             place, _missing = outputs.save(folder / "result")
             archive = await asyncio.to_thread(shutil.make_archive, str(folder / "archive"), "zip", str(place))
             headers = {"Content-Disposition": 'attachment; filename="nephi-result.zip"'}

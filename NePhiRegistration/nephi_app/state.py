@@ -64,6 +64,10 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "result": "",
         "verdict": {},
         "lines": [],
+        "reviews": [],  # texts, the latest first
+        "reviewer": "",
+        "review_comment": "",
+        "review_error": "",
         "table": "numbers",
         "tables": [],
         "view": View.FADE.name,

@@ -94,7 +94,7 @@ class Panel:
 
     def browse(self, role: str) -> None:
         self.page.click(f"#choose-{role}")
-        self.page.wait_for_selector("dialog[open] .listing button")
+        self.page.wait_for_selector("dialog[open] .path button")
 
     def choose(self, role: str, *path: str) -> None:
         """Through the dialog, folder by folder from the one that is served; it opens where it was last."""

@@ -233,6 +233,12 @@ def test_a_landmark_is_jumped_to_and_all_slices_follow(app, browser, panel):
 
 def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_path, panel):
     page = panel.page
+    page.click("#accept")
+    page.get_by_text("Enter your name first").wait_for()
+    page.fill("#reviewer", "Dr. Müller")
+    page.fill("#review-comment", "bases checked")
+    page.click("#accept")
+    page.get_by_text("bases checked").wait_for()
     page.click("#save")
     page.fill("#save-name", "../away")
     page.click("#save-here")
@@ -243,6 +249,8 @@ def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_pat
     place = folder / page.inner_text(".message").split("Saved in ")[1].split("\n")[0].rstrip(". ✕")
     names = {file.name for file in place.iterdir()}
     assert names >= {"transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "report.json"}
+    (signed,) = json.loads((place / "review.json").read_text(encoding="utf-8"))["reviews"]
+    assert (signed["verdict"], signed["name"], signed["comment"]) == ("accepted", "Dr. Müller", "bases checked")
     report = json.loads((place / "report.json").read_text(encoding="utf-8"))
     assert report["tre_mm"]["after"]["mean"] < report["tre_mm"]["before"]["mean"]
     with page.expect_download() as download:
