@@ -60,7 +60,8 @@ def labels_node(scene: Any, path: Path, volume: Any, role: str, one_by_one: bool
 
 
 def _segmentation(scene: Any, path: Path, role: str) -> Any:
-    """Of a file that Slicer wrote."""
+    """Of a file that Slicer wrote; Slicer's own reader does not survive a damaged one, so that it is read before."""
+    open_image(path, role)
     node = nodes.add(scene, _SEGMENTATION_NODE, path.name, displayed=True)
     storage = slicer.vtkMRMLSegmentationStorageNode()
     storage.SetFileName(str(path))

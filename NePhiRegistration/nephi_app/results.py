@@ -14,10 +14,11 @@ from NePhiRegistrationLib.choices import COMPARISONS, OVERLAYS, View
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.shown import Shown, meaning
 from NePhiRegistrationLib.summary import summary
+from NePhiRegistrationLib.surface import surface_model
 
 from . import state
 from .files import Served
-from .views import Views, surface_model
+from .views import Views
 
 _FLICKER_S = 0.6
 _DRAWN_S = 0.3

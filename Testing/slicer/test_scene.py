@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
+import vtk
 from helpers import RAS_LPS, add_segment, markups_node, matrix_of, put_under, volume_node
 from NePhiRegistrationLib import scene as nodes
+from NePhiRegistrationLib.surface import surface_model
 from slicer.util import vtkMatrixFromArray
 
 
@@ -179,3 +181,17 @@ def test_points_and_linear_transform_are_written_in_world_lps(scene, tmp_path):
     file = sitk.ReadTransform(str(tmp_path / "t.h5"))
     back = np.array([file.TransformPoint(point) for point in world_lps.tolist()])
     np.testing.assert_allclose(back, points * (-1, -1, 1), atol=1e-6)
+
+
+def test_the_surface_of_a_mask_lies_around_it(scene, blocks):
+    to_world = matrix_of(oblique(blocks))
+    model = surface_model(scene, blocks == 3, to_world, "a")
+    measured = vtk.vtkMassProperties()
+    triangles = vtk.vtkTriangleFilter()
+    triangles.SetInputData(model.GetPolyData())
+    measured.SetInputConnection(triangles.GetOutputPort())
+    voxel_mm3 = abs(np.linalg.det(to_world[:3, :3]))
+    assert measured.GetVolume() == pytest.approx((blocks == 3).sum() * voxel_mm3, rel=0.15)  # it is smoothed
+    index_xyz = np.argwhere(blocks == 3)[:, ::-1]
+    centre = (np.c_[index_xyz, np.ones(len(index_xyz))] @ to_world.T)[:, :3].mean(0)
+    np.testing.assert_allclose(model.GetPolyData().GetCenter(), centre, atol=1.5)
