@@ -20,7 +20,7 @@ class PresetPanel:
     def __init__(self, ui):
         self.ui = ui
         self.parameters: Parameters | None = None
-        self.presets = OwnPresets(Path(slicer.app.slicerUserSettingsFilePath).parent / "NePhi presets")
+        self.presets = OwnPresets(Path(slicer.app.slicerUserSettingsFilePath).parent / "NePhiPresets")
         self._offered: list[str] | None = None
         self._shown = ""
         ui.ownPresetComboBox.connect("activated(int)", self._choose)
