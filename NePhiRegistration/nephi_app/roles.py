@@ -58,7 +58,8 @@ GROUPS = {  # as they stand together on the page
     "scans": ("fixed", "moving"),
     "masks": ("fixed_mask", "moving_mask"),
     "measured": ("fixed_landmarks", "moving_landmarks", "regions"),
-    "guides": tuple(name for name, role in ROLES.items() if role.guide),
+    "points": ("fixed_guide_points", "moving_guide_points"),
+    "guides": tuple(name for name, role in ROLES.items() if role.guide and role.kind is not Kind.POINTS),
     "settings": ("settings_file",),
     "model": ("model_file",),
 }
