@@ -338,8 +338,8 @@ class NePhiRegistrationLogic(ScriptedLoadableModuleLogic):
     def expected(self, p: Parameters) -> str:
         """Time and memory of the run that ``p`` describes, and what differs from the preset, in words."""
         job = parameters.job(p)
-        gpus = [device for device in self.devices if device["name"].startswith("cuda")]
-        device = next((d for d in gpus if job.device in (d["name"], "auto")), None)
+        wanted = "cuda:0" if job.device == "auto" else job.device
+        device = next((d for d in self.devices if d["name"] == wanted != "cpu"), None)
         job.device = device["name"] if device else "cpu"
         cost = self.engine.estimate(job)
         text = _("about {time} and {memory} GB of memory").format(

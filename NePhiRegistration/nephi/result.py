@@ -107,7 +107,7 @@ class Registration:
             x = self._tensor(flat[start : start + _CHUNK])
             # only the displacement comes in single precision, so that the map keeps the points' own
             moved = through(x) - x
-            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.double().cpu().numpy()
+            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.cpu().double().numpy()
         return out.reshape(np.shape(points_cube))
 
     def displacement(self, grid: Grid, inverse: bool = False) -> np.ndarray:

@@ -32,6 +32,7 @@ from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 
 from . import samples
+from .pool import kept_folder
 from .samples import GRID, Make, through
 from .stated import _once, _over, meta, nifti
 
@@ -144,9 +145,7 @@ def slices(path: Path) -> Any:
 
 @functools.cache
 def _series_of_object() -> Any:
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="nephi-faults-series-"))
+    folder = kept_folder()
     return read_series(series(folder, np.random.default_rng(1)).parent)
 
 

@@ -147,7 +147,8 @@ def fuzz(kind: str, seed: int) -> Outcome:
 def _about(path: Path, kind: str, notice: str) -> bool:
     """Whether a notice names the file, its folder or what the file was given as."""
     role = kind.partition(" .")[0].partition(",")[0]
-    return any(name in notice for name in (path.name, str(path.parent), f"{role}:", f"The {role} ", f"{role} "))
+    given = (f"{role}:", f"{role} ", f"{role.partition(' ')[0]}:")  # a transform in the format of another program
+    return any(name in notice for name in (path.name, str(path.parent), *given))
 
 
 @functools.cache

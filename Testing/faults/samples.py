@@ -37,6 +37,8 @@ from nephi.result import Registration
 from nephi.settings import PRESETS, Features, IntensitySettings, Level, MindSettings, NeuralSettings, Sampling, load
 from nephi.synthetic.phantom import make_phantom
 
+from .pool import kept_folder
+
 Make = Callable[[Path, np.random.Generator], Path]
 SHORT = replace(
     PRESETS["fast"],
@@ -296,9 +298,7 @@ def read_state(path: Path) -> Any:
 
 @functools.cache
 def _case() -> tuple[Path, Case]:
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="nephi-faults-pair-"))
+    folder = kept_folder()
     make_phantom((48, 40), 4.0, dimension=2).write(folder)
     (folder / "pairs.csv").write_text("name,fixed,moving\np,fixed.nii.gz,moving.nii.gz\n", encoding="utf-8")
     return folder, Case("p", {"fixed": folder / "fixed.nii.gz", "moving": folder / "moving.nii.gz"})

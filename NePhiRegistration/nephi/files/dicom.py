@@ -19,7 +19,7 @@ import SimpleITK as sitk
 
 from ..errors import NephiError, notice
 from ..space.grid import Grid
-from .sizes import lengths_fit
+from .dicom_elements import lengths_fit
 
 SERIES = "0020|000e"  # the tag of the series' UID, which an image of many files keeps
 
