@@ -28,7 +28,6 @@ from .images.image_pair import ImagePair
 from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
-from .maps.consensus import Consensus
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, Timetable, in_stages
 from .result import Registration
@@ -128,7 +127,7 @@ def register(
         maps = refined_densely(optimisation.pair, optimisation.maps, used.dense, lambda part: report("optimising", 1.0))
         optimisation.maps = result.maps = maps
     if settings.consensus:
-        result.maps = Consensus(optimisation.maps)
+        result.maps = optimisation.consensus()
     result.seconds = time.perf_counter() - started
     return result
 

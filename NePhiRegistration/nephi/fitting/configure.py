@@ -110,6 +110,7 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     else:
         why = f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance)"
         yield "similarity.name", s.similarity.name, f"similarity {s.similarity.name}: {why}"
+    yield "smooth", 0.0, ""  # measured on CTs of the chest alone
     if is_.contrasts_differ:
         return
     if not is_.alone:
