@@ -39,7 +39,7 @@ _FIRST_NODES_MM, _FIRST_POINTS, _WEIGHT, _CHECKED = 6.0, 1500, 0.5, 128
 _LEVELS = tuple(
     Level(start, Features(mm, 1), factor) for start, mm, factor in ((0.0, 8.0, 4.0), (0.15, 4.0, 2.0), (0.4, 2.0, 1.0))
 )
-_ROUNDS = {"fast": (6, 3), "balanced": (6, 10), "coarse": (10, 0)}
+_ROUNDS = {"fast": (6, 3), "balanced": (6, 6), "coarse": (10, 0)}
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ def refined_densely(
     part = u[(slice(None), *at_nodes)].contiguous()
     rounds = (settings.rounds, settings.fine_rounds)
     for k, (many, factor) in enumerate(zip(rounds, (1, _VOXELS_PER_NODE), strict=True)):
-        shown = [images, weights] if factor > 1 else [[_halved(one) for one in both] for both in (images, weights)]
-        step = _Step(*shown, factor, settings.stiffness, part.shape[1:])
+        shown = (images, weights) if factor > 1 else ([*map(_halved, images)], [*map(_halved, weights)])
+        step = _Step(shown[0], shown[1], factor, settings.stiffness, part.shape[1:])
         for done in range(many):
             tell((done + k * rounds[0]) / max(1, sum(rounds)))
             part = eased(step(part), settings.least_determinant, _EASED)
@@ -135,7 +135,8 @@ def _worth(move: Tensor, equations: Tensor, over: float) -> Tensor:
     """Part of a move (d, ...), 0 to 1, that equations ask for that it was not found from; regionally."""
     d = len(move)
     asked = (move * equations[-d:]).sum(0)
-    made = sum(move[i] * entry * move[j] for i, row in enumerate(_rows(equations[:-d])) for j, entry in enumerate(row))
+    rows = _rows(equations[:-d])
+    made = torch.stack([move[i] * rows[i][j] * move[j] for i in range(d) for j in range(d)]).sum(0)
     part = smoothed(asked, over) / (smoothed(made, over) + 1e-12)
     return ((part - _BY_CHANCE) / (1 - _BY_CHANCE)).clamp(0, 1)
 
