@@ -197,7 +197,7 @@ class DenseSettings:
 
     rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at nodes, twice the voxels apart; 0: no refinement
     fine_rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at voxels
-    spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 1.0  # of these voxels; at least half the images'
+    spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 1.0  # of these voxels; at least the images'
     stiffness: NotNegative = 1e-3  # against the squared slopes of the intensities, of the window's width
     least_determinant: Annotated[float, AtLeast(0.01), AtMost(0.9)] = 0.06  # of the map: below it is smoothed
 

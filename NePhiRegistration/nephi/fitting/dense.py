@@ -45,7 +45,7 @@ def refined_densely(
     """
     device, cube = maps.device, pair.cube
     half = [float(side) for side in cube.half_sides_mm]
-    size = nodes(half, _VOXELS_PER_NODE * max(settings.spacing_mm * pair.scale, pair.voxel_mm / 2))
+    size = nodes(half, _VOXELS_PER_NODE * max(settings.spacing_mm * pair.scale, pair.voxel_mm))
     fine = pair.cube_grid([_VOXELS_PER_NODE * (n - 1) + 1 for n in size])
     seen = [torch.as_tensor(np.asarray(pair.seen_on(fine, way, 0.0)[0][:])).to(device, torch.float32) for way in (0, 1)]
     counts = [torch.as_tensor(part).to(device, torch.float32) for part in pair.counted_on(fine)]

@@ -69,7 +69,7 @@ class _Work:
         levels = [region / max(level.features.spacing_mm * scale, finest_mm) ** d for level in settings.levels]
         mask = (_MASK_PART if d == 3 else 1.0) * region
 
-        refined = region / (2 * max(settings.dense.spacing_mm * scale, own_mm / 2)) ** d
+        refined = region / (2 * max(settings.dense.spacing_mm * scale, own_mm)) ** d
 
         def points(spacing_mm: float, of_mm: float) -> float:
             return of_mm / max(voxel, (spacing_mm * scale) ** d)
