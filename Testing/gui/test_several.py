@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import slicer
 from conftest import _made_phantom
-from NePhiRegistrationLib import parameters
+from NePhiRegistrationLib import parameters, sample
 from NePhiRegistrationLib.choices import Preset
 
 
@@ -94,6 +94,25 @@ def test_a_list_of_pairs_is_registered_with_the_panels_settings(listed, app, tmp
     assert slicer.mrmlScene.GetNumberOfNodes() == nodes and ui.batchStartButton.enabled
 
 
+def test_the_phases_of_a_sequence_are_registered_to_one_of_them(listed, app, tmp_path):
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "4D CT")
+    for i, volume in enumerate(sample.add_phantom(slicer.mrmlScene)[:2]):
+        sequence.SetDataNodeAtValue(volume, str(i))
+    ui = listed.ui
+    ui.batchSequenceSelector.setCurrentNode(sequence)
+    ui.batchReferenceSpinBox.value = 3
+    ui.batchStartButton.click()
+    assert "2 phases" in app.said[-1] and not listed.widget.batch.running
+    ui.batchReferenceSpinBox.value = 1
+    ui.batchStartButton.click()
+    listed.wait(lambda: not listed.widget.batch.running)
+    assert ui.batchStatusLabel.text.startswith("1 of 1 pairs registered, 0 failed"), ui.batchStatusLabel.text
+    made = slicer.util.getNodesByClass("vtkMRMLSequenceNode")[-1]
+    assert made.GetName() == "4D CT to phase 1" and made.GetNumberOfDataNodes() == 2
+    moved = [made.GetNthDataNode(i).GetTransformFromParent().TransformPoint((0.0, 0.0, 60.0)) for i in (0, 1)]
+    assert moved[0] == (0.0, 0.0, 60.0) and moved[1] != moved[0]
+
+
 def test_a_list_is_stopped_and_what_cannot_begin_is_said(listed, app, tmp_path):
     ui = listed.ui
     listed.p.iterations = 100_000
@@ -106,7 +125,7 @@ def test_a_list_is_stopped_and_what_cannot_begin_is_said(listed, app, tmp_path):
     while _engines(tmp_path):
         assert time.monotonic() < end, _engines(tmp_path)
         time.sleep(0.1)
-    for path, words in (("", "Choose the list"), (str(tmp_path / "none.csv"), "none.csv")):
+    for path, words in (("", "Choose a list"), (str(tmp_path / "none.csv"), "none.csv")):
         ui.batchListPathLineEdit.currentPath = path
         ui.batchStartButton.click()
         assert words in app.said[-1] and len(app.said[-1].splitlines()) == 1
