@@ -23,8 +23,9 @@ _SUMMARY = "summary.csv"
 class BatchRun:
     """What ``nephi batch`` does with the settings of ``job``, whose volumes it does not need.
 
-    ``sequence``: a sequence node and its reference phase from 0 on, which take the place of the list ``pairs``. Pairs of
-    a list that an earlier batch finished are not registered again. Raises LogicError with one line where it cannot begin.
+    ``sequence``: a sequence node and its reference phase from 0 on, which take the place of the list ``pairs``.
+    Pairs of a list that an earlier batch finished are not registered again. Raises LogicError with one line where it
+    cannot begin.
     """
 
     def __init__(self, logic, pairs: str, output: str, job: Job, sequence: tuple | None = None):
