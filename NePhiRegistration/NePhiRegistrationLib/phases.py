@@ -60,8 +60,9 @@ def add_transforms(sequence, reference: int, output: Path):
         return None
     name = _("{name} to phase {number}").format(name=sequence.GetName(), number=reference + 1)
     transforms = nodes.add(scene, "vtkMRMLSequenceNode", name)
-    for part in ("IndexName", "IndexUnit", "IndexType"):
-        getattr(transforms, f"Set{part}")(getattr(sequence, f"Get{part}")())
+    transforms.SetIndexName(sequence.GetIndexName())
+    transforms.SetIndexUnit(sequence.GetIndexUnit())
+    transforms.SetIndexType(sequence.GetIndexType())
     for i, grid in enumerate(made):
         node = getattr(slicer, _TRANSFORM)()
         node.SetName(name)
