@@ -34,10 +34,10 @@ from nephi.cli import commands, main  # noqa: F401 (loaded before the forks)
 from nephi.synthetic.phantom import make_phantom
 
 from . import samples
+from .disks import filled, mounted, taken, unmount
 from .pool import LIMIT_S, LINE, RIGHT, SKIPPED, WRONG, Outcome, kept_folder
 
 _CRASHED = 77
-_AMPLE = 64 << 20  # bytes of a file system that no command fills
 _REASONS = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG))
 
 
@@ -60,7 +60,8 @@ def _inputs() -> Path:
         roles = ("fixed", "moving", "fixed_mask", "moving_mask")
         row = ",".join(f"{role}.nii.gz" for role in roles)
         (folder / "pairs.csv").write_text(f"name,{','.join(roles)}\na,{row}\nb,{row}\n", encoding="utf-8")
-        (folder / "settings.json").write_text(samples.SHORT.to_json(), encoding="utf-8")
+        settings = replace(samples.SHORT, field=replace(samples.SMALL_FIELD, local_code=6))
+        (folder / "settings.json").write_text(settings.to_json(), encoding="utf-8")
         fit = replace(samples.TRAINING.fit, iterations=6)
         training = replace(samples.TRAINING, data=str(folder / "pairs.csv"), fit=fit, save_every=2, validate_every=3)
         (folder / "train.json").write_text(json.dumps(asdict(training)), encoding="utf-8")
@@ -98,7 +99,9 @@ def _convert(to: str) -> Callable[[Path, int], list[str]]:
 
 
 def _breathe(folder: Path, variant: int) -> list[str]:
-    return ["breathe", "--count", "1", "--seed", str(variant), "--output", str(folder)]
+    ct = _inputs() / "volume"
+    given = [f"--ct={ct / 'fixed.nii.gz'}", f"--masks={ct / 'fixed_mask.nii.gz'}"]
+    return ["breathe", "--count", "1", "--seed", str(variant), "--output", str(folder), *given]
 
 
 def _evaluate(folder: Path, variant: int) -> list[str]:
@@ -148,7 +151,7 @@ def fault(kind: str, seed: int) -> Outcome:
     rng = np.random.default_rng([seed, *kind.encode()])
     disk = Path(tempfile.mkdtemp(prefix="nephi-faults-"))
     try:
-        if "system" in how and (reason := _mounted(disk)):
+        if "system" in how and (reason := mounted(disk)):
             return Outcome("fault", kind, seed, SKIPPED, said=reason)
         (folder := disk / "out").mkdir()
         if name == "batch":
@@ -159,49 +162,25 @@ def fault(kind: str, seed: int) -> Outcome:
         return _judged(kind, seed, name, how, rng, folder, older)
     finally:
         if disk.is_mount():
-            subprocess.run(["umount", str(disk)], check=True)
+            unmount(disk)
         shutil.rmtree(disk, ignore_errors=True)
-
-
-def _mounted(disk: Path) -> str:
-    """Make the folder a file system of its own; returns why that is not possible, else ""."""
-    try:
-        made = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={_AMPLE}", "tmpfs", str(disk)], capture_output=True, text=True
-        )
-    except OSError as error:
-        return f"mount: {error.strerror}"
-    return made.stderr.strip()
 
 
 @functools.cache
 def _pages(name: str, older: bool) -> int:
     """Pages of its file system that a run takes at most, besides those of an older result."""
     disk = kept_folder()
-    assert not _mounted(disk)
+    assert not mounted(disk)
     try:
         (folder := disk / "out").mkdir()
         if older:
             shutil.copytree(_reference(name, 0)[0], folder, dirs_exist_ok=True)
-        arguments, before = COMMANDS[name].arguments(folder, 1), _taken(folder)
+        arguments, before = COMMANDS[name].arguments(folder, 1), taken(folder)
         ended = _run(lambda: main(arguments), disk=folder)
         assert ended.code == 0, ended.said
         return ended.pages - before
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def _taken(folder: Path) -> int:
-    """Pages of the file system of a folder that are in use."""
-    system = os.statvfs(folder)
-    return system.f_blocks - system.f_bfree
-
-
-def _filled(folder: Path, pages: int) -> Path:
-    """A file beside the folder that leaves so many pages of their file system."""
-    with open(folder.parent / "other", "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, (os.statvfs(folder).f_bfree - pages) * resource.getpagesize())
-    return folder.parent / "other"
+        unmount(disk)
 
 
 def _judged(kind: str, seed: int, name: str, how: str, rng, folder: Path, older: bool) -> Outcome:
@@ -216,7 +195,7 @@ def _judged(kind: str, seed: int, name: str, how: str, rng, folder: Path, older:
     filler = None
     if "system" in how:
         pages = int(rng.integers(0, _pages(name, older)))
-        filler = _filled(folder, pages)
+        filler = filled(folder, pages)
         where = f"{pages} of {_pages(name, older)} pages"
     done = "over an older result, " * older + (f"{moment_s:.3f} of {seconds:.2f} s" if moment_s else where)
 
@@ -320,19 +299,23 @@ def _run(
     ``at``: the operation on files at which it is killed, or at and after which there is no room. ``limit``: the bytes a
     file may have. ``moment_s``: when it is killed. ``disk``: on the file system whose pages count.
     """
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as counted:
+    read, said = os.pipe()  # no file, which the limit would cut
+    for one in (read, said):
+        os.set_blocking(one, False)
+    with open(read, "rb") as heard, tempfile.TemporaryFile() as counted:
         child = os.fork()
         if child == 0:
             code = _CRASHED
             try:
                 os.setsid()
                 for number in (1, 2):
-                    os.dup2(said.fileno() if number == 2 else os.open(os.devnull, os.O_WRONLY), number)
+                    os.dup2(said if number == 2 else os.open(os.devnull, os.O_WRONLY), number)
                 sys.stderr = os.fdopen(2, "w", buffering=1)
-                _hook(at, kill, counted.fileno(), disk)
                 if limit:
                     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                else:
+                    _hook(at, kill, counted.fileno(), disk)
                 code = work()
             except BaseException:
                 traceback.print_exc()
@@ -342,6 +325,7 @@ def _run(
         if moment_s:
             time.sleep(moment_s)
             os.kill(child, signal.SIGKILL)
+        os.close(said)
         end = time.monotonic() + LIMIT_S
         while (waited := os.waitpid(child, os.WNOHANG))[0] == 0:
             if time.monotonic() > end:
@@ -349,11 +333,10 @@ def _run(
                 os.waitpid(child, 0)
                 return _Ended(124, f"no end in {LIMIT_S} s")
             time.sleep(0.005)
-        said.seek(0)
         counted.seek(0)
         pages = [int(line) for line in counted.read().split()]
         code = os.waitstatus_to_exitcode(waited[1])
-        return _Ended(code, said.read().decode("utf-8", "replace"), len(pages), max(pages, default=0))
+        return _Ended(code, (heard.read() or b"").decode("utf-8", "replace"), len(pages), max(pages, default=0))
 
 
 def _hook(at: int, kill: bool, counted: int, disk: Path) -> None:
@@ -363,7 +346,7 @@ def _hook(at: int, kill: bool, counted: int, disk: Path) -> None:
         nonlocal count
         count += 1
         if at == 0:
-            os.write(counted, b"%d\n" % _taken(disk))
+            os.write(counted, b"%d\n" % taken(disk))
         elif count >= at and kill:
             os.kill(os.getpid(), signal.SIGKILL)
         elif count >= at and operation in ("mkdir", "write", "fsync"):
