@@ -13,6 +13,7 @@ from geometry import rotation
 from nephi.errors import NephiError, collected_notices
 from nephi.files import dicom, dicom_elements
 from nephi.files.dicom_elements import lengths_fit
+from nephi.files.dicom_series import dicom_series
 from nephi.files.image import read_image
 from nephi.space.grid import Grid
 
@@ -166,6 +167,21 @@ def test_one_pass_gives_what_looking_at_the_headers_first_gives(order, tags, tmp
     assert at_once is not None
     monkeypatch.setattr(dicom, "_at_once", lambda folder: None)
     assert same(at_once, read(tmp_path / "scan")[0]) and at_once.GetPixelID() == read(tmp_path / "scan")[0].GetPixelID()
+
+
+def test_the_series_of_a_folder_are_listed_the_largest_first(tmp_path):
+    write_dicom(IMAGE[:, :, 2:], tmp_path, uid="1.2.3.4", tags={"0008|103e": "Lung 2.0"})
+    write_dicom(IMAGE, tmp_path, uid="1.2.3.5", first=50, tags={"0008|103e": "Lung 1.0"})
+    largest, other = dicom_series(tmp_path, "fixed image")
+    depth = IMAGE.GetDepth()
+    assert (largest.uid, largest.description, largest.images) == ("1.2.3.5", "Lung 1.0", depth)
+    assert (other.uid, other.images) == ("1.2.3.4", depth - 2)
+    assert same(read(tmp_path, (other.uid,))[0], IMAGE[:, :, 2:])
+    (tmp_path / "empty").mkdir()
+    assert dicom_series(tmp_path / "empty", "fixed image") == []
+    (tmp_path / "cut.dcm").write_bytes(next(tmp_path.glob("*.dcm")).read_bytes()[:200])
+    with pytest.raises(NephiError, match="cut.dcm"):
+        dicom_series(tmp_path, "fixed image")
 
 
 def test_of_several_series_the_largest_or_the_one_named_is_read(tmp_path):

@@ -113,6 +113,11 @@ class ResultFolder:
         return self.path / "report.html"
 
     @property
+    def review(self) -> Path:
+        """What people found of this result and signed, as JSON; a new result takes it away."""
+        return self.path / "review.json"
+
+    @property
     def preview(self) -> Path:
         """The displacement so far, while the registration runs."""
         return self.path / "preview.nrrd"
@@ -150,7 +155,7 @@ class ResultFolder:
     @contextmanager
     def replaced(self) -> Iterator[ResultFolder]:
         """A scratch folder whose files replace the older result as one at the end; an exception leaves that."""
-        gone = [*(file.name for file in (*self.files, self.failure)), *_FORMER]
+        gone = [*(file.name for file in (*self.files, self.failure, self.review)), *_FORMER]
         try:
             with replaced(self.path, gone=gone, last=self.report.name) as scratch:
                 yield ResultFolder(scratch)
