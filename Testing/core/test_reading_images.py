@@ -232,7 +232,7 @@ def test_a_header_that_announces_more_than_memory_holds(tmp_path, monkeypatch):
         with pytest.raises(NephiError, match="announces 16 GB"):
             read_image(tmp_path / name)
         assert time.process_time() - started < 1
-    monkeypatch.setattr(sizes, "_TRUSTED", 100)
+    monkeypatch.setattr(sizes, "TRUSTED", 100)
     monkeypatch.setattr(sizes, "available_memory", lambda: 1000)
     write_nifti(tmp_path / "b.nii", ARRAY, STRAIGHT)
     with pytest.raises(NephiError, match="of memory"):
