@@ -110,7 +110,7 @@ class Registration:
             x = self._tensor(flat[start : start + _CHUNK])
             # only the displacement comes in single precision, so that the map keeps the points' own
             moved = through(x) - x
-            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.double().cpu().numpy()
+            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.cpu().double().numpy()
         return out.reshape(np.shape(points_cube))
 
     def displacement(self, grid: Grid, inverse: bool = False) -> np.ndarray:
@@ -243,6 +243,7 @@ class Registration:
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
             "consensus": isinstance(self.maps, Consensus),
+            "smooth": self.maps.smooth if isinstance(self.maps, Consensus) else 0.0,
             "length_scale": self.length_scale,
             "alignment": self.alignment.method,
         }
@@ -288,9 +289,11 @@ class Registration:
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
         maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
+        if geometry.get("consensus"):  # files of former versions have no such entry
+            maps = Consensus(maps, float(geometry.get("smooth", 0.0)))
         affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))
         return cls(
-            maps=Consensus(maps) if geometry.get("consensus") else maps,  # files of former versions have no such entry
+            maps=maps,
             cube=cube,
             alignment=Alignment(affine, geometry["alignment"]),
             fixed_grid=_grid(geometry["fixed_grid"]),

@@ -27,6 +27,7 @@ _OTHER = {1: "bits", 32: "complex numbers", 128: "colours", 1536: "128-bit numbe
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 _DISPLACEMENTS, _VECTORS = 1006, 1007  # intent codes; ITK's own, 1007, are in LPS
 _SAME = 0.01  # part of a voxel by which two statements of the spacing may differ
+_FARTHEST_BYTE = 2**30  # at which voxels may begin, after whatever programs keep in the header
 _ROUNDING = 1e-5  # relative; what differs by more was not written as one
 _APART = 0.25  # part of a voxel by which sform and qform may place a corner apart; rounding has been seen at 0.08
 _PART, _PACKED = 2**24, 2**20  # bytes read at a time
@@ -190,7 +191,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> He
         raise NephiError(f"{role}: the image is {len(size)}D; give one 2D or 3D volume")
     if len(size) < 2:
         raise refuse("the image is 1D; give one 2D or 3D volume")
-    if not math.isfinite(offset) or offset < (352 if single else 0):
+    if not (352 if single else 0) <= offset <= _FARTHEST_BYTE:
         raise refuse(f"the header places the voxels at byte {offset:g}")
     if not math.isfinite(slope) or not math.isfinite(intercept):
         raise refuse(f"the header scales the values by {slope:g} and shifts them by {intercept:g}")

@@ -14,6 +14,7 @@ from ..errors import NephiError
 from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
+from ..maps.consensus import Consensus
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
 from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
@@ -25,6 +26,7 @@ from .initial import outer_map
 from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
+from .smoothing import smoothed
 
 _POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
 _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as they make
@@ -72,6 +74,8 @@ class Optimisation:
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
+        # what an initial transform or guides ask for may be sharper than the nodes
+        self._smooth = 0.0 if guides or outer is not None else s.smooth
         self.adam = Adam([*self.code.parameters(), *self.fields.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
@@ -79,6 +83,12 @@ class Optimisation:
         self._ahead: Drawn | None = None  # the points of the next steps
         self._first = 0  # the step that they begin with
         self._now: Drawn | None = None  # those of the present step
+
+    def consensus(self) -> Consensus:
+        """Of the two maps, smoothed as far as the images agree with that."""
+        sides = zip(self.cube.half_extents_cube, self.code.size, strict=True)
+        nodes_cube = max(2 * float(half) / (n - 1) for half, n in sides)
+        return smoothed(self.pair, Consensus(self.maps), nodes_cube, self._smooth, self.device)
 
     def run(self, record: Callable[[dict], None]) -> list[dict]:
         """All levels; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""

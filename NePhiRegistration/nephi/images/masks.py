@@ -32,7 +32,8 @@ def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[fl
 
 
 def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.Image | None:
-    """Lungs of a CT by threshold: the two largest parts of air that are not the room's, vessels filled in.
+    """Lungs of a CT by threshold: the two largest parts of air that are not the room's, and what the side of the image
+    cuts from one; vessels filled in.
 
     The room's air is darker than lungs, or touches the sides of the image or padding around what was scanned.
 
@@ -62,12 +63,21 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     else:
         return None
     two = len(volumes) == 2 and volumes[1] > 0.2 * volumes[0]
-    lungs = sitk.Cast(sitk.And(parts >= 1, parts <= (2 if two else 1)), sitk.sitkUInt8)
+    lungs = _chosen(small, parts, 2 if two else 1, edges)
     radius = [max(1, round(6.0 * scale / s)) for s in small.GetSpacing()]
     box = [(part.start, part.stop) for part in reversed(mask_box(lungs))]
     sides = zip(box, radius, lungs.GetSize(), strict=True)
     around = tuple(slice(max(0, low - r - 1), min(n, high + r + 1)) for (low, high), r, n in sides)
     return _on_grid(sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(lungs[around], radius)), grid)
+
+
+def _chosen(image: sitk.Image, parts: sitk.Image, largest: int, edges: np.ndarray) -> sitk.Image:
+    """The largest parts, and of the others those that the side of the image cuts from a lung."""
+    labels, values = sitk.GetArrayViewFromImage(parts), sitk.GetArrayViewFromImage(image)
+    cut = [n for n in np.unique(labels[edges]) if n > largest and np.median(values[labels == n]) >= _CUT_LUNG_HU]
+    lungs = sitk.GetImageFromArray(np.isin(labels, [*range(1, largest + 1), *cut]).astype(np.uint8))
+    lungs.CopyInformation(parts)
+    return lungs
 
 
 def _on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:

@@ -12,6 +12,7 @@ from .held import HeldShift, PointMap
 from .maps import Map
 
 _SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest; 4 mm give the same errors
+_SMOOTH_SPACING_CUBE = 0.04  # of those that hold a smoothed mean: 6 mm in a chest
 _TOLERANCE_CUBE = 2e-5  # of the inverse: 3 micrometres in a chest
 _NEAR_CUBE = 4e-4  # what is missed by less, one step mends: about a five-hundredth is left, an eighth at worst
 _ROUNDS = 8  # of the inverse, at most; one or two are enough where the maps do not fold
@@ -25,21 +26,46 @@ class Consensus(Map):
     is then f + c, c = (f - f(b(f))) / 2; the inverse, b + e, is found by iteration. Both corrections are small and
     smooth: they are found once at nodes and held as splines, so that a point costs what it costs in one field, in the
     inverse, which is exact, about four times that.
+
+    ``smooth``: the distance in the cube over which the mean is smoothed, as fields follow the noise between the nodes
+    of their code; it is then a spline itself. 0: it is not smoothed.
     """
 
-    def __init__(self, of: Map):
-        self.of = of
+    def __init__(self, of: Map, smooth: float = 0.0):
+        self.of, self.smooth = of, smooth
 
     @property
     def half_extents_cube(self) -> Tensor:
         return self.of.half_extents_cube
 
     def forward(self, points_cube: Tensor) -> Tensor:
-        return self.of.forward(points_cube) + self._to_mean(points_cube)
+        if self.smooth:
+            return points_cube + self._smoothed(points_cube)
+        return self._mean(points_cube)
 
     def inverse(self, points_cube: Tensor) -> Tensor:
         back = self.of.inverse(points_cube)
         return self._solved(points_cube, back, back + self._to_inverse(points_cube))
+
+    def _mean(self, points_cube: Tensor) -> Tensor:
+        return self.of.forward(points_cube) + self._to_mean(points_cube)
+
+    def smoothed(self, smooth: float) -> Consensus:
+        """The same mean, smoothed over another distance: what was evaluated is not evaluated again."""
+        other = Consensus(self.of, smooth)
+        other.__dict__["_to_mean"], other.__dict__["held"] = self._to_mean, self.held
+        return other
+
+    @cached_property
+    def _smoothed(self) -> HeldShift:
+        """The mean's displacement, smoothed."""
+        return self.held.smoothed(self.smooth / _SMOOTH_SPACING_CUBE)
+
+    @cached_property
+    def held(self) -> HeldShift:
+        """The mean's displacement as a spline, not smoothed."""
+        size = nodes(self.half_extents_cube.tolist(), _SMOOTH_SPACING_CUBE)
+        return HeldShift(lambda x: self._mean(x) - x, self.half_extents_cube, size)
 
     @cached_property
     def _to_mean(self) -> HeldShift:
@@ -85,4 +111,4 @@ class Consensus(Map):
         return found
 
     def to(self, device: torch.device | str) -> Consensus:
-        return Consensus(self.of.to(device))
+        return Consensus(self.of.to(device), self.smooth)

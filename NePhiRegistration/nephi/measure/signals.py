@@ -17,7 +17,7 @@ import torch
 from ..both import Both
 from ..errors import NephiError
 from ..images.blocks import block_means, seen_box
-from ..images.hounsfield import CT_WINDOW, hu_offset, sparse, unseen_values
+from ..images.hounsfield import CT_WINDOW, Units, hu_units, sparse, unseen_values
 from ..images.masks import drawn, inside, region_lps_mm
 from ..settings import BODY_MM
 from ..space.grid import Grid
@@ -72,8 +72,8 @@ def measure_signals(
 
     Raises NephiError where the moving image shows none of the fixed mask.
     """
-    grids, offsets = images.map(Grid.of), images.map(hu_offset)
-    box, windows = region_lps_mm(images.fixed, mask), images.map(_Window.of, offsets)
+    grids, units = images.map(Grid.of), images.map(hu_units)
+    box, windows = region_lps_mm(images.fixed, mask), images.map(_Window.of, units)
     scale = min(1.0, float(np.ptp(box @ grids.fixed.axes, axis=0).max()) / BODY_MM)
     voxel_mm = max(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in grids)
     fine_mm = max(_FINE_MM * scale, _VOXELS * voxel_mm)
@@ -89,7 +89,7 @@ def measure_signals(
     coarse = _matched(images, windows, transform, some, box, _COARSER * fine_mm, _REACH[1])
     return Signals(
         points, *fine, _strain(forward, points, _STEP_MM * scale), some, *coarse,
-        unseen=float(1 - seen.mean()), ct=all(offset is not None for offset in offsets),
+        unseen=float(1 - seen.mean()), ct=None not in units,
         coarse_voxel_mm=_COARSER * fine_mm, voxel_mm=voxel_mm, scale=scale,
     )  # fmt: skip
 
@@ -103,10 +103,10 @@ class _Window:
     unseen: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, image: sitk.Image, offset: float | None) -> _Window:
-        if offset is not None:
-            low, high = (hu - offset for hu in CT_WINDOW)
-            return cls(low, high, tuple(unseen_values(image, offset)))
+    def of(cls, image: sitk.Image, units: Units | None) -> _Window:
+        if units is not None:
+            low, high = ((hu - units.offset) / units.slope for hu in CT_WINDOW)  # high below low where inverted
+            return cls(low, high, tuple(unseen_values(image, units)))
         low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
         return cls(low, high if high > low else low + 1.0)
 
@@ -115,7 +115,8 @@ class _Window:
         values = values if whole else values.astype(np.float32)
         if self.unseen:
             values = np.where(np.isin(values, self.unseen), values.dtype.type(self.low), values)
-        return np.clip(values, values.dtype.type(self.low), values.dtype.type(self.high))
+        least, most = sorted((self.low, self.high))
+        return np.clip(values, values.dtype.type(least), values.dtype.type(most))
 
     def means(self, image: sitk.Image, factor: list[int], seen_lps_mm: np.ndarray | None) -> sitk.Image:
         """From 0 to 1, averaged over blocks of voxels, around the points (n, d) that are seen (None: everywhere)."""
