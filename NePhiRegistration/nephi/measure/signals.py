@@ -111,11 +111,12 @@ class _Window:
         return cls(low, high if high > low else low + 1.0)
 
     def clipped(self, values: np.ndarray) -> np.ndarray:
-        whole = np.issubdtype(values.dtype, np.integer) and self.low % 1 == self.high % 1 == 0
+        least, most = sorted((self.low, self.high))
+        held = np.issubdtype(values.dtype, np.integer) and np.iinfo(values.dtype)
+        whole = held and held.min <= least and most <= held.max and least % 1 == most % 1 == 0
         values = values if whole else values.astype(np.float32)
         if self.unseen:
             values = np.where(np.isin(values, self.unseen), values.dtype.type(self.low), values)
-        least, most = sorted((self.low, self.high))
         return np.clip(values, values.dtype.type(least), values.dtype.type(most))
 
     def means(self, image: sitk.Image, factor: list[int], seen_lps_mm: np.ndarray | None) -> sitk.Image:
