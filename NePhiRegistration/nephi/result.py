@@ -204,7 +204,10 @@ class Registration:
         chosen = drawn(inside, 2000, np.random.default_rng(0))
         error = out[tuple(chosen.T)] - self.jacobian_determinant(part.to_lps_mm(chosen[:, ::-1]))
         exact_below = _FOLD_MARGIN * float(np.abs(error).max()) + _LEAST_FOLD_MARGIN
-        doubtful = np.argwhere((out < exact_below) & inside)
+        low = out < exact_below
+        low &= inside
+        doubtful = np.argwhere(low)
+        del low
         for start in range(0, len(doubtful), _CHUNK):
             some = doubtful[start : start + _CHUNK]
             out[tuple(some.T)] = self.jacobian_determinant(part.to_lps_mm(some[:, ::-1]))
