@@ -20,7 +20,9 @@ from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
 from .fitting.guidance import NOTHING, Guidance
 from .images.align import Alignment
-from .images.masks import mask_box
+from .images.between import between
+from .images.masks import drawn, mask_box
+from .images.masks import inside as inside_of
 from .images.warp import warped_slices
 from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
@@ -37,6 +39,7 @@ from .space.cube import Cube
 from .space.grid import Box, Grid
 
 _CHUNK = 8192  # points evaluated at a time
+_SLAB = 8 * _CHUNK  # voxels of a grid that they are chosen from
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
 _FEWER_NODES = 0.25  # of the voxels, at most, for this to be worth while
 _FOLD_MARGIN, _LEAST_FOLD_MARGIN = 3.0, 0.1  # in units of the largest error seen, and at least: what could be a fold
@@ -107,7 +110,7 @@ class Registration:
             x = self._tensor(flat[start : start + _CHUNK])
             # only the displacement comes in single precision, so that the map keeps the points' own
             moved = through(x) - x
-            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.double().cpu().numpy()
+            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.cpu().double().numpy()
         return out.reshape(np.shape(points_cube))
 
     def displacement(self, grid: Grid, inverse: bool = False) -> np.ndarray:
@@ -128,9 +131,11 @@ class Registration:
         centres.
         """
         points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
-        truth = (self.inverse if inverse else self.forward)(points)
+        way = self.inverse if inverse else self.forward
         displacement = functools.partial(self.displacement, inverse=inverse)
-        return coarsest_displacement(displacement, grid, points, truth, self.length_scale, good_mm)
+        return coarsest_displacement(
+            displacement, lambda places: way(places) - places, grid, points, way(points), self.length_scale, good_mm
+        )
 
     def transform(self, grid: Grid | None = None, inverse: bool = False) -> sitk.DisplacementFieldTransform:
         """The map as an ITK transform of points, fixed -> moving, that resamples a moving image onto ``grid``.
@@ -184,7 +189,7 @@ class Registration:
             return everywhere, sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0)), None
         box = mask_box(mask)
         part = self.fixed_grid.part(box)
-        inside = sitk.GetArrayViewFromImage(mask)[box] != 0
+        inside = inside_of(mask)[box]
         out = np.ones(part.shape, np.float32)
         nodes = part.coarsened(_JACOBIAN_NODES_MM * self.length_scale)
         if exact or np.prod(nodes.size) > _FEWER_NODES * np.prod(part.size):
@@ -194,14 +199,12 @@ class Registration:
     def _interpolated_jacobian(self, nodes: Grid, part: Grid, inside: np.ndarray, out: np.ndarray) -> dict[str, float]:
         """Writes the determinant into ``out`` (z, y, x) on a grid, as ``jacobian_image`` says; returns its error."""
         near = nodes.image(nodes_around(part, nodes, inside).astype(np.uint8))
-        between = part.resample(nodes.image(self.dense_jacobian(nodes, near)), outside=1.0)
-        np.copyto(out, sitk.GetArrayViewFromImage(between), where=inside)
-        del between
-        points = random_points(part, part.image(inside.view(np.uint8)), 2000)  # voxel centres
-        chosen = np.rint(part.to_index(points)).astype(int)[:, ::-1]
-        error = out[tuple(chosen.T)] - self.jacobian_determinant(points)
+        for row, values, where in zip(out, between(self.dense_jacobian(nodes, near), nodes, part), inside, strict=True):
+            np.copyto(row, values, where=where)
+        chosen = drawn(inside, 2000, np.random.default_rng(0))
+        error = out[tuple(chosen.T)] - self.jacobian_determinant(part.to_lps_mm(chosen[:, ::-1]))
         exact_below = _FOLD_MARGIN * float(np.abs(error).max()) + _LEAST_FOLD_MARGIN
-        doubtful = np.argwhere(inside & (out < exact_below))
+        doubtful = np.argwhere((out < exact_below) & inside)
         for start in range(0, len(doubtful), _CHUNK):
             some = doubtful[start : start + _CHUNK]
             out[tuple(some.T)] = self.jacobian_determinant(part.to_lps_mm(some[:, ::-1]))
@@ -215,11 +218,13 @@ class Registration:
         """
         out = np.ones(grid.shape, np.float32) if out is None else out
         inside = None if mask is None else sitk.GetArrayViewFromImage(mask) != 0
-        for start in range(grid.shape[0]):
-            points = grid.slab_lps_mm(start, start + 1)
-            chosen = np.ones(len(points), bool) if inside is None else inside[start].reshape(-1)
+        depth = max(1, _SLAB // int(np.prod(grid.shape[1:])))
+        for start in range(0, grid.shape[0], depth):
+            rows = slice(start, min(start + depth, grid.shape[0]))
+            points = grid.slab_lps_mm(start, rows.stop)
+            chosen = np.ones(len(points), bool) if inside is None else inside[rows].reshape(-1)
             if chosen.any():
-                out[start].reshape(-1)[chosen] = self.jacobian_determinant(points[chosen])
+                out[rows].reshape(-1)[chosen] = self.jacobian_determinant(points[chosen])
         return out
 
     # ---- the file of a registration ---------------------------------------------------------------------
