@@ -21,13 +21,14 @@ from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser, make_regulariser
 from .fitting.similarity import Similarity, make_similarity
+from .fitting.sliding import with_walls
 from .images.align import Alignment, align, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct
 from .images.image_pair import ImagePair
 from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
-from .maps.consensus import Consensus
+from .maps.consensus import consensus
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, in_stages
 from .result import Registration
@@ -96,10 +97,15 @@ def register(
         elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
     excluded = Both(*guidance.excluded)
+    if settings.sliding and complete(*masks) is None:
+        raise NephiError("sliding needs a mask of both images, along whose border it is")
     pair = ImagePair.of(images, masks, alignment.affine, settings.similarity, trusted=not found, excluded=excluded)
     used, decided = configured(pair, settings)
     if used.similarity != settings.similarity:
         pair, similarity = replace(pair, similarity=used.similarity), make_similarity(used.similarity)
+    if settings.sliding:
+        used = with_walls(used)
+        pair = replace(pair, similarity=used.similarity, apart=True)
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(settings.model, model, pair, target)
@@ -123,7 +129,7 @@ def register(
     report("features")
     result.history = optimisation.run(report.optimising)
     if settings.consensus:
-        result.maps = Consensus(optimisation.maps)
+        result.maps = consensus(optimisation.maps)
     result.seconds = time.perf_counter() - started
     return result
 

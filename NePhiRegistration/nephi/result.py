@@ -24,10 +24,11 @@ from .images.masks import mask_box
 from .images.warp import warped_slices
 from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
-from .maps.consensus import Consensus
+from .maps.consensus import as_optimised, consensus
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
-from .maps.sampled import coarsest_displacement, nodes_around
+from .maps.sampled import coarsest_displacement, grid_values, held_error, nodes_around
+from .maps.sliding import Border, Sliding
 from .measure.quality import displacement_jacobian, random_points
 from .measure.signals import measure_signals
 from .measure.trust import Trust
@@ -40,6 +41,7 @@ _CHUNK = 8192  # points evaluated at a time
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
 _FEWER_NODES = 0.25  # of the voxels, at most, for this to be worth while
 _FOLD_MARGIN, _LEAST_FOLD_MARGIN = 3.0, 0.1  # in units of the largest error seen, and at least: what could be a fold
+_SIDES_MM = 1.5  # between the nodes of a written transform that slides
 _FORMAT = "nephi-registration-2"
 
 
@@ -84,7 +86,7 @@ class Registration:
 
         What these disagree on shows where either is wrong; the consensus' maps are inverses of each other.
         """
-        return replace(self, maps=self.maps.of) if isinstance(self.maps, Consensus) else self
+        return replace(self, maps=as_optimised(self.maps))
 
     def jacobian_determinant(self, points_lps_mm) -> np.ndarray:
         """Exact Jacobian determinant (n,) of the forward map at fixed points, alignment included."""
@@ -129,8 +131,30 @@ class Registration:
         """
         points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
         truth = (self.inverse if inverse else self.forward)(points)
+        if isinstance(self.maps, Sliding):
+            return self._sampled_by_side(grid, inverse, good_mm, points, truth)
         displacement = functools.partial(self.displacement, inverse=inverse)
         return coarsest_displacement(displacement, grid, points, truth, self.length_scale, good_mm)
+
+    def _sampled_by_side(
+        self, grid: Grid, inverse: bool, good_mm: float | None, points: np.ndarray, truth: np.ndarray
+    ) -> tuple[Grid, np.ndarray, dict]:
+        """``sampled`` of a map that slides: each of its sides is smooth, and both are put together on a fine grid."""
+        maps = self.maps
+        assert isinstance(maps, Sliding), "only maps that slide have sides"
+        fine = grid.coarsened(_SIDES_MM * self.length_scale)
+        of_sides = []
+        for side in (maps.within, maps.smooth):
+            coarse, values, _ = replace(self, maps=side).sampled(grid, inverse, good_mm)
+            of_sides.append(grid_values(values, coarse, fine))
+        out, other = of_sides
+        around = replace(self, maps=maps.smooth)
+        for z in range(fine.shape[0]):
+            at = fine.slab_lps_mm(z, z + 1)
+            fixed = self.cube.to_cube(around.inverse(at) if inverse else at)
+            outside = ~maps.is_within(self._tensor(fixed)).cpu().numpy().reshape(fine.shape[1:])
+            out[z][outside] = other[z][outside]
+        return fine, out, held_error(out, fine, points, truth)
 
     def transform(self, grid: Grid | None = None, inverse: bool = False) -> sitk.DisplacementFieldTransform:
         """The map as an ITK transform of points, fixed -> moving, that resamples a moving image onto ``grid``.
@@ -194,7 +218,8 @@ class Registration:
     def _interpolated_jacobian(self, nodes: Grid, part: Grid, inside: np.ndarray, out: np.ndarray) -> dict[str, float]:
         """Writes the determinant into ``out`` (z, y, x) on a grid, as ``jacobian_image`` says; returns its error."""
         near = nodes.image(nodes_around(part, nodes, inside).astype(np.uint8))
-        between = part.resample(nodes.image(self.dense_jacobian(nodes, near)), outside=1.0)
+        within = replace(self, maps=self.maps.within) if isinstance(self.maps, Sliding) else self
+        between = part.resample(nodes.image(within.dense_jacobian(nodes, near)), outside=1.0)
         np.copyto(out, sitk.GetArrayViewFromImage(between), where=inside)
         del between
         points = random_points(part, part.image(inside.view(np.uint8)), 2000)  # voxel centres
@@ -226,8 +251,9 @@ class Registration:
 
     def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
-        parts = _parts(self.fields.maps)
-        tensors: dict[str, torch.Tensor] = {}
+        maps = self.fields.maps
+        parts = _parts(maps)
+        tensors = {"border": maps.border.distance} if isinstance(maps, Sliding) else {}
         for prefix, maps in parts.items():
             for name, module in (("fields", maps.fields), ("code", HybridCode(maps.code))):
                 tensors |= {f"{prefix}{name}.{k}": v for k, v in module.state_dict().items()}
@@ -237,7 +263,7 @@ class Registration:
             "fixed_grid": _plain(self.fixed_grid),
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
-            "consensus": isinstance(self.maps, Consensus),
+            "consensus": maps is not self.maps,
             "length_scale": self.length_scale,
             "alignment": self.alignment.method,
         }
@@ -283,9 +309,14 @@ class Registration:
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
         maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
+        if "along." in parts:
+            distance = tensors["border"]
+            if distance.dtype != torch.float16 or distance.ndim != cube.dimension or min(distance.shape) < 2:
+                raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
+            maps = Sliding(maps, parts["along."], Border(distance.to(device), upper.to(device)))
         affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))
         return cls(
-            maps=Consensus(maps) if geometry.get("consensus") else maps,  # files of former versions have no such entry
+            maps=consensus(maps) if geometry.get("consensus") else maps,  # files of former versions have no such entry
             cube=cube,
             alignment=Alignment(affine, geometry["alignment"]),
             fixed_grid=_grid(geometry["fixed_grid"]),
@@ -331,11 +362,15 @@ def _loaded(result: Registration | str | Path) -> Registration:
 
 def _parts(maps: Map) -> dict[str, FieldMap]:
     """The maps that a file holds, by the prefix of their tensors; raises NephiError for others than the package's."""
+    sliding = maps if isinstance(maps, Sliding) else None
+    maps = maps if sliding is None else sliding.smooth
     parts = {"": maps.inner, "outer.": maps.outer} if isinstance(maps, Composed) else {"": maps}
+    if sliding is not None:
+        parts["along."] = sliding.along
     found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
     if len(found) < len(parts):
         raise NephiError(
-            "only maps that fields make, the composition of two, or the consensus of such maps, can be saved"
+            "only maps that fields make, the composition of two, such maps that slide, or their consensus, can be saved"
         )
     return found
 

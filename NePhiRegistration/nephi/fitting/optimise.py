@@ -15,6 +15,7 @@ from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
+from ..maps.sliding import Sliding
 from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
 from ..space.grid import Grid
@@ -25,6 +26,7 @@ from .initial import outer_map
 from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
+from .sliding import Continued, border_of, still
 
 _POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
 _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as they make
@@ -66,13 +68,18 @@ class Optimisation:
         self.code = HybridCode(start.code).to(device)
         own = FieldMap(self.fields, self.code)
         self.maps: Map = own if outer is None else outer @ own
+        self.codes = [self.code]
         generator = torch.Generator(device).manual_seed(s.fit.seed)
         regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
         guides = make_guides(guidance, self.pair, s.guidance, regularity.step_mm / cube.unit_mm, device)
+        if s.sliding:
+            self.maps = sliding = Sliding(self.maps, still(self.field, self.code), border_of(self.pair, device))
+            self.codes.append(sliding.along.code)
+            guides.append(Continued(sliding, self.pair, device))
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
-        self.adam = Adam([*self.code.parameters(), *self.fields.parameters()], s.fit)
+        self.adam = Adam([p for part in (*self.codes, self.fields) for p in part.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
         self._seen: tuple[Features, VolumePair] | None = None  # the present features, and what they depend on
@@ -95,7 +102,7 @@ class Optimisation:
             ) from None
         finally:
             torch.set_num_threads(self.threads)
-        for module in (self.fields, self.code):
+        for module in (self.fields, *self.codes):
             module.eval().requires_grad_(False)
         return history
 
@@ -155,7 +162,8 @@ class Optimisation:
             )
         size = self._code_size(level)
         if self.begin and not self.keep_nodes and size != self.code.size:
-            self.adam.replace(*self.code.refine(size, self.field.code_degree))
+            for code in self.codes:
+                self.adam.replace(*code.refine(size, self.field.code_degree))
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes)
         torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))

@@ -10,6 +10,7 @@ from torch import Tensor
 from .code import nodes
 from .held import HeldShift, PointMap
 from .maps import Map
+from .sliding import Sliding
 
 _SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest; 4 mm give the same errors
 _TOLERANCE_CUBE = 2e-5  # of the inverse: 3 micrometres in a chest
@@ -82,3 +83,15 @@ class Consensus(Map):
 
     def to(self, device: torch.device | str) -> Consensus:
         return Consensus(self.of.to(device))
+
+
+def consensus(of: Map) -> Map:
+    """The consensus of a pair's maps; of maps that slide, of the smooth ones alone: the slip is exact both ways."""
+    return Sliding(Consensus(of.smooth), of.along, of.border) if isinstance(of, Sliding) else Consensus(of)
+
+
+def as_optimised(of: Map) -> Map:
+    """The maps that a consensus is of, or the same where there is none."""
+    if isinstance(of, Sliding):
+        return Sliding(as_optimised(of.smooth), of.along, of.border) if isinstance(of.smooth, Consensus) else of
+    return of.of if isinstance(of, Consensus) else of

@@ -31,7 +31,7 @@ class HeldShift:
     def __init__(self, shift: PointMap, half_extents_cube: Tensor, size: Sequence[int]):
         nodes = points_between(half_extents_cube, size).to(half_extents_cube.dtype)
         self.half_extents_cube, self.size = half_extents_cube, tuple(size)
-        self.table = _table(torch.cat([shift(part) for part in nodes.split(_PARTS)]), self.size)
+        self.table = spline_table(torch.cat([shift(part) for part in nodes.split(_PARTS)]), self.size)
 
     def __call__(self, points_cube: Tensor) -> Tensor:
         """The displacement (n, d) at points (n, d)."""
@@ -74,7 +74,7 @@ def _inverted(forward: PointMap, points: Tensor, good: float) -> Tensor:
     return found
 
 
-def _table(values: Tensor, size: tuple[int, ...]) -> Tensor:
+def spline_table(values: Tensor, size: tuple[int, ...]) -> Tensor:
     """Values (n, c) at nodes, x fastest -> coefficients of their spline, likewise."""
     return _spline(values.T.reshape(-1, *reversed(size))).flatten(1).T.contiguous()
 

@@ -77,14 +77,23 @@ def coarsest_displacement(
         native = coarse.size == grid.size
         if not native:
             coarse, values = halved(coarse, values)
-        error = np.linalg.norm(points_lps_mm + interpolate(values, coarse, points_lps_mm) - mapped_lps_mm, axis=-1)
-        if error.mean() <= good or native:
+        error = held_error(values, coarse, points_lps_mm, mapped_lps_mm)
+        if error["mean_mm"] <= good or native:
             break
         # of what is smooth, linear interpolation errs by the square of the spacing: what will not do is not tried
-        needed = _HOPEFUL * spacing * np.sqrt(good / error.mean())
-    measured = {
-        "mean_mm": float(error.mean()),
-        "max_mm": float(error.max()),
-        "spacing_mm": list(coarse.spacing_mm),
-    }
-    return coarse, values, measured
+        needed = _HOPEFUL * spacing * np.sqrt(good / error["mean_mm"])
+    return coarse, values, error
+
+
+def held_error(values: np.ndarray, grid: Grid, points_lps_mm: np.ndarray, mapped_lps_mm: np.ndarray) -> dict:
+    """The error {mean_mm, max_mm, spacing_mm} of a displacement (z, y, x, d) held on a grid, at points (n, d)."""
+    error = np.linalg.norm(points_lps_mm + interpolate(values, grid, points_lps_mm) - mapped_lps_mm, axis=-1)
+    return {"mean_mm": float(error.mean()), "max_mm": float(error.max()), "spacing_mm": list(grid.spacing_mm)}
+
+
+def grid_values(values: np.ndarray, grid: Grid, other: Grid) -> np.ndarray:
+    """A displacement (z, y, x, d) that is held on a grid, at the nodes of another, float32."""
+    out = np.empty((*other.shape, other.dimension), np.float32)
+    for z in range(len(out)):
+        out[z] = interpolate(values, grid, other.slab_lps_mm(z, z + 1)).reshape(out[z].shape)
+    return out
