@@ -203,7 +203,8 @@ def _shown(
         if box is None or (mask is not None and not sitk.GetArrayViewFromImage(mask)[box].any()):
             return image, mask
         start, size = ([f(one) for one in reversed(box)] for f in (lambda s: s.start, lambda s: s.stop - s.start))
-        return tuple(None if one is None else sitk.RegionOfInterest(one, size, start) for one in (image, mask))
+        within = None if mask is None else sitk.RegionOfInterest(mask, size, start)
+        return sitk.RegionOfInterest(image, size, start), within
 
     parts = images.map(part, masks)
     return parts.map(lambda both: both[0]), parts.map(lambda both: both[1])

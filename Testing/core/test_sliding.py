@@ -105,7 +105,7 @@ def test_stencils_stay_on_their_centres_side(sliding):
 
 
 def test_sliding_finds_the_wall_that_a_continuous_map_drags_along(phantom, results):
-    grid, today, slides = Grid.of(phantom.fixed), *results
+    grid, slides = Grid.of(phantom.fixed), results[1]
     distance = sitk.SignedMaurerDistanceMap(phantom.fixed_mask, False, False, True)
     near = np.abs(sitk.GetArrayFromImage(distance))
     points = grid.to_lps_mm(np.argwhere((near > 1) & (near < 10))[:, ::-1])

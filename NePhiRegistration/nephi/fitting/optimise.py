@@ -15,7 +15,6 @@ from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
-from ..maps.sliding import Sliding
 from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
 from ..space.grid import Grid
@@ -26,7 +25,7 @@ from .initial import outer_map
 from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
-from .sliding import Continued, border_of, still
+from .sliding import Continued, made_to_slide
 
 _POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
 _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as they make
@@ -73,12 +72,14 @@ class Optimisation:
         regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
         guides = make_guides(guidance, self.pair, s.guidance, regularity.step_mm / cube.unit_mm, device)
         if s.sliding:
-            self.maps = sliding = Sliding(self.maps, still(self.field, self.code), border_of(self.pair, device))
-            self.codes.append(sliding.along.code)
+            sliding, code = made_to_slide(self.maps, self.code, self.field, self.pair)
+            self.maps = sliding
+            self.codes.append(code)
             guides.append(Continued(sliding, self.pair, device))
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
+        self.guidance_weight = s.guidance.weight
         self.adam = Adam([p for part in (*self.codes, self.fields) for p in part.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
@@ -164,6 +165,8 @@ class Optimisation:
         if self.begin and not self.keep_nodes and size != self.code.size:
             for code in self.codes:
                 self.adam.replace(*code.refine(size, self.field.code_degree))
+        if Continued.name in self.objective.weights:  # where motion is still large, it would hold it back
+            self.objective.weights[Continued.name] = self.guidance_weight if level is self.levels[-1][0] else 0.0
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes)
         torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))

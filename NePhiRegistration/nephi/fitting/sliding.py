@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..images.image_pair import ImagePair
 from ..maps.code import FORWARD, Code, HybridCode, nodes, points_between, zero_code
-from ..maps.maps import FieldMap
+from ..maps.maps import FieldMap, Map
 from ..maps.sliding import Border, Sliding
 from ..maps.voxel import VoxelFields
 from ..settings import FieldSettings, Settings, VoxelSettings
@@ -36,11 +36,12 @@ def with_walls(settings: Settings) -> Settings:
     return replace(settings, similarity=replace(similarity, mask_margin_mm=around_mm, points=twice))
 
 
-def still(field: FieldSettings, like: Code) -> FieldMap:
-    """A slip that moves nothing yet, on the nodes of a code of one pair."""
+def made_to_slide(smooth: Map, like: Code, field: FieldSettings, pair: ImagePair) -> tuple[Sliding, HybridCode]:
+    """Maps of the pair that slide, and the code of their slip: it moves nothing yet, on the nodes of another code."""
     d = len(like.half_extents_cube)
     settings = VoxelSettings(local_code=2 * d, code_spacing_mm=field.code_spacing_mm, code_degree=2)
-    return FieldMap(VoxelFields(settings, d), HybridCode(zero_code(settings, like.half_extents_cube, like.size)))
+    code = HybridCode(zero_code(settings, like.half_extents_cube, like.size))
+    return Sliding(smooth, FieldMap(VoxelFields(settings, d), code), border_of(pair, smooth.device)), code
 
 
 class Continued(Guide):
