@@ -86,7 +86,8 @@ class Registration:
 
         What these disagree on shows where either is wrong; the consensus' maps are inverses of each other.
         """
-        return replace(self, maps=as_optimised(self.maps))
+        maps = as_optimised(self.maps)
+        return self if maps is self.maps else replace(self, maps=maps)
 
     def jacobian_determinant(self, points_lps_mm) -> np.ndarray:
         """Exact Jacobian determinant (n,) of the forward map at fixed points, alignment included."""
