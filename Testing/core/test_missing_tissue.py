@@ -8,8 +8,13 @@ import nephi
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nephi.both import Both
+from nephi.fitting.similarity import make_similarity
 from nephi.images.hounsfield import shown_box
-from nephi.settings import PRESETS
+from nephi.images.image_pair import ImagePair
+from nephi.settings import PRESETS, Features
+from nephi.space.affine import Affine
+from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
 
 CUT = 12  # voxels, of 48
@@ -45,3 +50,18 @@ def test_a_padded_part_counts_as_one_that_was_cut_off(phantom, role):
     points = phantom.fixed_landmarks_lps_mm
     np.testing.assert_array_equal(a.forward(points), b.forward(points))
     assert getattr(a, f"{role}_grid").size == given[role].GetSize()
+
+
+def test_nothing_is_compared_where_features_see_beyond_the_image(phantom):
+    fixed, mask = (image[:, :, CUT:] for image in (phantom.fixed, phantom.fixed_mask))
+    images, masks = Both(fixed, phantom.moving), Both(mask, phantom.moving_mask)
+    offset = phantom.motion.moving_centre_lps_mm - phantom.motion.fixed_centre_lps_mm
+    pair = ImagePair.of(images, masks, Affine(np.eye(3), offset), PRESETS["fast"].similarity)
+    mind, reach = make_similarity(PRESETS["fast"].similarity), 2
+    seen = pair.volumes(Features(6.5, 1), mind.prepare, "cpu", reach)[0]
+    points, _ = seen.spread(1.0, 1)
+    index = Grid.of(fixed).to_index(pair.cube.to_lps_mm(points.numpy()))
+    assert (index >= reach - 1e-3).all() and (index[:, 2] < reach + 2).any()
+    below = points.clone()
+    below[:, 2] -= 1.0
+    assert not seen.counts(below[below[:, 2] >= seen.lower[2]]).all()

@@ -27,6 +27,7 @@ from .volume import Volume, VolumePair
 _NODES = 4.0  # voxels between two nodes of the local code, at least: what is finer follows the noise
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _AROUND_MM = 4.0  # what an image shows: where points are drawn, so that its border counts
+_LEAST_LEFT = 0.25  # of the places to compare, where features do not see beyond the image
 _BETWEEN = 0.4  # of the window, in the place of what lies on the other side of a border
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
 _CPU = torch.device("cpu")
@@ -172,14 +173,20 @@ class ImagePair:
         grid = self.working_grid(features.spacing_mm)
         scaled, inside, distance = self.seen_on(grid, way, features.outside, device)
         excluded = self._sees_excluded(grid, way, reach)
+        drawn = None if inside is None else torch.as_tensor(inside[:]).cpu()
         if excluded is not None:
-            left = ~excluded if inside is None else torch.as_tensor(inside[:]).cpu() & ~excluded
-            if not left.any():
+            drawn = ~excluded if drawn is None else drawn & ~excluded
+            if not drawn.any():
                 raise NephiError(
                     f"nothing of the {('fixed', 'moving')[way]} image is left to compare: what is excluded, and "
                     f"{reach + 1} voxels of {grid.spacing_mm[0]:.3g} mm around it, covers all of it"
                 )
-            inside = left
+        beyond = self._sees_beyond(grid, way, reach)
+        if beyond is not None and drawn is not None:
+            left = drawn & ~beyond
+            if left.sum() >= _LEAST_LEFT * drawn.sum():  # on coarse grids features may see too far
+                drawn, excluded = left, beyond if excluded is None else excluded | beyond
+        inside = drawn
         values = partial(prepare, dilation=features.dilation, device=device)
         return Volume(
             self._of_each_side(grid, way, values, device) if self.apart else values(scaled),
@@ -213,15 +220,22 @@ class ImagePair:
         if mask is None:
             return None
         part = self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:]  # means of bytes would be rounded
-        seen = torch.as_tensor(part > 0).to(torch.uint8)
-        for axis in range(seen.ndim):
-            last, wider = seen.shape[axis] - 1, seen.clone()
-            for step in range(1, min(reach + 1, last) + 1):
-                near, far = wider.narrow(axis, 0, last + 1 - step), wider.narrow(axis, step, last + 1 - step)
-                near |= seen.narrow(axis, step, last + 1 - step)
-                far |= seen.narrow(axis, 0, last + 1 - step)
-            seen = wider
-        return seen.bool()
+        return _widened(torch.as_tensor(part > 0), reach + 1)
+
+    def _sees_beyond(self, grid: Grid, way: int, reach: int) -> Tensor | None:
+        """(z, y, x) bool on a working grid: where features see beyond the image, which ends within the masks' region.
+
+        None where they don't, and without a mask: the region then is the image, around which nothing is cut off.
+        """
+        if self.masks[way] is None:
+            return None
+        own, beyond = Grid.of(self.images[way]), torch.zeros(grid.shape, dtype=torch.bool)
+        for z in range(grid.shape[0]):
+            points = grid.slab_lps_mm(z, z + 1)
+            index = own.to_index(points if way == 0 else self.affine(points))
+            outside = ((index < 0) | (index > np.array(own.size) - 1)).any(1)
+            beyond[z] = torch.from_numpy(outside.reshape(grid.shape[1:]))
+        return _widened(beyond, reach + 1) if beyond.any() else None
 
     def working_grid(self, spacing_mm: float) -> Grid:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
@@ -299,3 +313,16 @@ class ImagePair:
         matrix = (index(np.eye(d)) - offset).T
         as_tensor = partial(torch.tensor, dtype=torch.float32)
         return as_tensor(matrix), as_tensor(offset), as_tensor(np.asarray(grid.size))
+
+
+def _widened(places: Tensor, reach: int) -> Tensor:
+    """(z, y, x) bool: these and what lies within this many voxels of them along each axis."""
+    seen = places.to(torch.uint8)
+    for axis in range(seen.ndim):
+        last, wider = seen.shape[axis] - 1, seen.clone()
+        for step in range(1, min(reach, last) + 1):
+            near, far = wider.narrow(axis, 0, last + 1 - step), wider.narrow(axis, step, last + 1 - step)
+            near |= seen.narrow(axis, step, last + 1 - step)
+            far |= seen.narrow(axis, 0, last + 1 - step)
+        seen = wider
+    return seen.bool()
