@@ -13,6 +13,7 @@ import vtk
 from nephi import runfolder
 from nephi.errors import NephiError
 from NePhiRegistrationLib import dependencies, parameters, remembered, sample, theme
+from NePhiRegistrationLib.batchpanel import BatchPanel
 from NePhiRegistrationLib.inputpanel import InputPanel
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
@@ -81,6 +82,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.panel.setMRMLScene(slicer.mrmlScene)
         self.logic = NePhiRegistrationLogic()
         self.inputs, self.results = InputPanel(self.ui), ResultPanel(self.ui)
+        self.batch = BatchPanel(self.ui, self.logic.engine, lambda: parameters.job(self._parameters))
         self._timer = qt.QTimer()
         self._timer.interval = _IDLE_MS
         self._timer.connect("timeout()", self._tick)
@@ -101,8 +103,8 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.exit()
         self._timer.stop()
         self.results.forget()
-        if self.run is not None:
-            self.run.cancel()
+        for under_way in filter(None, (self.run, self.batch)):
+            under_way.cancel()
         self.removeObservers()
 
     def enter(self) -> None:
@@ -113,7 +115,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def exit(self) -> None:
         self._set_parameters(None)
         self.results.rest()
-        if not self._running() and self._installation is None:
+        if not self._running() and not self.batch.running and self._installation is None:
             self._timer.stop()
 
     def onReload(self) -> None:
@@ -250,6 +252,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             self._log(self.run.log)
             if not going_on:
                 self._end()
+        self.batch.tick()
         if self.results.stale:
             self._update()
         elif self._parameters is not None:
@@ -335,8 +338,8 @@ class NePhiRegistrationLogic(ScriptedLoadableModuleLogic):
     def expected(self, p: Parameters) -> str:
         """Time and memory of the run that ``p`` describes, and what differs from the preset, in words."""
         job = parameters.job(p)
-        gpus = [device for device in self.devices if device["name"].startswith("cuda")]
-        device = next((d for d in gpus if job.device in (d["name"], "auto")), None)
+        wanted = "cuda:0" if job.device == "auto" else job.device
+        device = next((d for d in self.devices if d["name"] == wanted != "cpu"), None)
         job.device = device["name"] if device else "cpu"
         cost = self.engine.estimate(job)
         text = _("about {time} and {memory} GB of memory").format(

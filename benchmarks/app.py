@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -49,6 +50,12 @@ def memory_mb(pids: list[int]) -> float:
     return total
 
 
+def cpu_s(pids: list[int]) -> float:
+    """CPU seconds of processes until now, which other work on the computer does not change."""
+    ticks = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13] for pid in pids]
+    return sum(int(tick) for pair in ticks for tick in pair) / os.sysconf("SC_CLK_TCK")
+
+
 # counts pictures of a view as the browser has drawn them
 _WATCH = """() => {
     const area = document.querySelectorAll('.layout-grid-item')[0];
@@ -86,14 +93,18 @@ def main(arguments: list[str] | None = None) -> None:
         app = App(folder, temporary)
         panel = Panel(browser.context(), app.address)
         figures["usable_s_after_the_command"] = round(time.perf_counter() - started, 2)
+        figures["cpu_s_until_then"] = round(cpu_s([app.process.pid, *app.processes()]), 2)
         panel.page.goto(app.address)
         started = time.perf_counter()
         panel.page.reload()
         panel.page.wait_for_selector("#phantom")
         figures["usable_s_after_a_reload"] = round(time.perf_counter() - started, 2)
         started = time.perf_counter()
+        before = {pid: cpu_s([pid]) for pid in [app.process.pid, *app.processes()]}
         other = Panel(browser.context(), app.address)
         figures["usable_s_of_another_session"] = round(time.perf_counter() - started, 2)
+        spent = {pid: cpu_s([pid]) for pid in [app.process.pid, *app.processes()]}
+        figures["cpu_s_of_it"] = round(sum(spent[pid] for pid in spent.keys() - before.keys()), 2)
         for page in (panel.page, other.page):  # the question for the devices has been answered, and its process is gone
             page.wait_for_function("document.querySelectorAll('#device option').length > 1")
         other.context.close()

@@ -4,7 +4,10 @@ Every disturbance changes one scan of a pair, or both, and moves the landmarks a
 landmarks that a scan no longer shows are left out. The reference is the undisturbed pair with its masks.
 
     python -m benchmarks.robustness                            # the start only: alignment, about a minute a pair
-    python -m benchmarks.robustness --preset fast --pairs popi_4dct
+    python -m benchmarks.robustness --preset fast --pairs popi_4dct --output rows.json
+
+With a preset each row also has the verdict and its first reason, and what the registration noted. ``--table`` prints
+the rows of such a file as Markdown.
 """
 
 from __future__ import annotations
@@ -21,12 +24,15 @@ from nephi.both import ROLES, Both
 from nephi.errors import NephiError
 from nephi.images.align import align
 from nephi.images.hounsfield import hounsfield
+from nephi.measure.verdict import judged
 from nephi.registration import register
+from nephi.result import Registration
 from nephi.settings import PRESETS
 from nephi.synthetic.phantom import make_phantom
 
 from .disturbances import DISTURBANCES, Disturbance, Scan, found_mask
 from .pairs import PAIRS, data_folder, read_landmarks
+from .trust import measures, voxel_mm
 
 BASES = ("breathhold_case01", "breathhold_case02", "lung_ct_followup", "popi_4dct")
 FACTOR, MARGIN_MM = 1.25, 0.3  # a disturbed pair without masks may be this much worse than the plain one with masks
@@ -55,8 +61,8 @@ def base(name: str) -> Both[Scan]:
 
 
 def measure(scans: Both[Scan], preset: str | None, masks: bool) -> tuple[np.ndarray, dict[str, Any]]:
-    """TRE (n,) in mm at all landmarks; the alignment's name, the search's score and lead and the CPU
-    seconds."""
+    """TRE (n,) in mm at all landmarks; the alignment's name, the search's score and lead, the CPU seconds, and with a
+    preset the verdict."""
     images, began = scans.map(lambda scan: scan.image), time.process_time()
     given: Both[sitk.Image | None] = scans.map(lambda scan: scan.mask if masks else None)
     if preset is None:
@@ -65,10 +71,22 @@ def measure(scans: Both[Scan], preset: str | None, masks: bool) -> tuple[np.ndar
     else:
         result = register(*images, fixed_mask=given.fixed, moving_mask=given.moving, settings=PRESETS[preset])
         forward, start = result.forward, result.alignment
-    seconds = time.process_time() - began
+    facts = {"alignment": start.method, "score": start.score, "lead": start.lead}
+    facts["cpu_s"] = round(time.process_time() - began, 2)
+    if preset is not None:
+        facts |= _verdict(result, images)
     points = scans.map(lambda scan: scan.points_lps_mm)
-    errors_mm = np.linalg.norm(forward(points.fixed) - points.moving, axis=1)
-    return errors_mm, {"alignment": start.method, "score": start.score, "lead": start.lead, "cpu_s": round(seconds, 2)}
+    return np.linalg.norm(forward(points.fixed) - points.moving, axis=1), facts
+
+
+def _verdict(result: Registration, images: Both[sitk.Image]) -> dict[str, Any]:
+    transform = result.transform()
+    trust = result.trust(*images, transform)
+    report = measures(result, transform, trust.signals.points_lps_mm)
+    report = judged(report, trust.estimate(), trust.share_above, voxel_mm(result))
+    assert report.verdict is not None
+    found = {"verdict": report.verdict.outcome, "reason": report.verdict.reasons[0]}
+    return found | {"expected_mm": trust.estimate().mean, "notes": list(result.notes)}
 
 
 def row(plain: Both[Scan], reference_mm: np.ndarray, disturbance: Disturbance, preset: str | None) -> dict[str, Any]:
@@ -86,13 +104,41 @@ def row(plain: Both[Scan], reference_mm: np.ndarray, disturbance: Disturbance, p
     }
 
 
+def table(figures: dict[str, dict]) -> str:
+    """Markdown: a row for each disturbance, and of each pair its error, its limit where that is missed, and the
+    verdict."""
+    lines = ["| disturbance | " + " | ".join(figures) + " |", "|---|" + "---|" * len(figures)]
+    for label in ["with masks", *DISTURBANCES]:
+        rows = [entries.get(label) for entries in figures.values()]
+        if any(rows):
+            lines.append(f"| {label} | " + " | ".join(map(_cell, rows)) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict | None) -> str:
+    if row is None:
+        return ""
+    if "error" in row:
+        return f"refused: {row['error']}"
+    missed = "" if row.get("held", True) else f" (limit {row['limit_mm']:.2f})"
+    return f"{row['tre_mm']:.2f}{missed} {row['verdict']}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", help=f"of {', '.join(BASES)}, phantom; default: all whose data are there")
     parser.add_argument("--only", nargs="+", default=list(DISTURBANCES), help="names of disturbances")
     parser.add_argument("--preset", help="register with this preset; default: the start only")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the rows of these files and stop")
     options = parser.parse_args()
+    if options.table:
+        merged: dict[str, dict] = {}
+        for path in options.table:  # later files count
+            for name, entries in json.loads(path.read_text(encoding="utf-8")).items():
+                merged.setdefault(name, {}).update(entries)
+        print(table(merged))
+        return
     there = [name for name in BASES if (data_folder() / PAIRS[name].fixed).exists()]
     figures: dict[str, dict] = {}
     for name in options.pairs or there or ["phantom"]:
@@ -101,24 +147,30 @@ def main() -> None:
         print(f"{name}: {reference_mm.mean():.2f} mm with masks ({facts['alignment']})", flush=True)
         figures[name] = {"with masks": {"tre_mm": float(reference_mm.mean()), **facts}}
         for label in options.only:
-            try:
-                got = row(plain, reference_mm, DISTURBANCES[label], options.preset)
-            except NephiError as error:  # a failure is a figure, too
-                print(f"  {label:28} {type(error).__name__}: {error}", flush=True)
-                figures[name][label] = {"error": str(error), "held": False}
-                continue
-            figures[name][label] = got
-            mark = "" if got["held"] else "  <- lost"
-            lead = "" if got["lead"] is None else f"score {got['score']:.3f} lead {got['lead']:.3f}"
-            print(
-                f"  {label:28} {got['tre_mm']:7.2f} mm (limit {got['limit_mm']:5.2f}) at {got['landmarks']:3d}  "
-                f"{got['alignment']:8} {lead:22} {got['cpu_s']:5.1f} s{mark}",
-                flush=True,
-            )
+            figures[name][label] = _tried(plain, reference_mm, label, options.preset)
+            if options.output:
+                options.output.write_text(json.dumps(figures, indent=1), encoding="utf-8")
         held = [entry["held"] for label, entry in figures[name].items() if label != "with masks"]
         print(f"  {sum(held)} of {len(held)} hold", flush=True)
-        if options.output:
-            options.output.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def _tried(plain: Both[Scan], reference_mm: np.ndarray, label: str, preset: str | None) -> dict[str, Any]:
+    """A row, which is printed, too; a failure is a figure as well."""
+    try:
+        got = row(plain, reference_mm, DISTURBANCES[label], preset)
+    except NephiError as error:
+        print(f"  {label:28} {type(error).__name__}: {error}", flush=True)
+        return {"error": str(error), "held": False}
+    mark = "" if got["held"] else "  <- lost"
+    lead = "" if got["lead"] is None else f"score {got['score']:.3f} lead {got['lead']:.3f}"
+    print(
+        f"  {label:28} {got['tre_mm']:7.2f} mm (limit {got['limit_mm']:5.2f}) at {got['landmarks']:3d}  "
+        f"{got['alignment']:8} {lead:22} {got['cpu_s']:5.1f} s {got.get('verdict', '')}{mark}",
+        flush=True,
+    )
+    for text in [got["reason"], *got["notes"]] if mark and preset else ():
+        print(f"      {text}", flush=True)
+    return got
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from nephi.measure.report import Folds, Overlap, Report, Summary
 from nephi.measure.signals import Signals
 from nephi.measure.trust import FEATURES, Trust, features
 from nephi.measure.verdict import CHECK, FAIL, PASS, judged
+from nephi.result import Registration
 from nephi.space.grid import Grid
 
 from .trust_cases import CALIBRATION, JUDGED, Case, result
@@ -76,25 +77,34 @@ def _measured(pair, r) -> Measured:
     transform, began = r.transform(), time.process_time()
     trust = r.trust(*pair.images, transform)
     seconds, points = time.process_time() - began, trust.signals.points_lps_mm
-    jacobian = r.jacobian_determinant(points)
+    error, places = None, points[:300]
+    if pair.points_lps_mm is not None:
+        places, there = pair.points_lps_mm
+        error = np.linalg.norm(r.forward(places) - there, axis=1)
+    report = measures(r, transform, points)
+    return Measured(trust.signals, r.fixed_grid, r.fixed_mask, voxel_mm(r), report, places, error, seconds)
+
+
+def measures(r: Registration, transform: sitk.Transform, points_lps_mm: np.ndarray) -> Report:
+    """What the verdict asks of a result besides the expected error, at points (n, 3) of the fixed mask."""
+    jacobian = r.jacobian_determinant(points_lps_mm)
     counted = fold_summary(jacobian)
     overlap = None
     if r.fixed_mask is not None and r.moving_mask is not None:
         moved = r.fixed_grid.resample(r.moving_mask, transform, sitk.sitkNearestNeighbor)
         overlap = Overlap(dice(*map(sitk.GetArrayViewFromImage, (moved, r.fixed_mask))))
     low, high = np.percentile(jacobian, (1, 99))
-    report = Report(
+    apart = np.linalg.norm(r.inverse(r.forward(points_lps_mm)) - points_lps_mm, axis=1)
+    return Report(
         folds=Folds(counted["percent"], int(counted["count"])),
         jacobian={"p1": float(low), "p99": float(high)},
         dice=overlap,
-        fields_disagreement_mm=Summary(**summary(np.linalg.norm(r.inverse(r.forward(points)) - points, axis=1))),
+        fields_disagreement_mm=Summary(**summary(apart)),
     )
-    error, places = None, points[:300]
-    if pair.points_lps_mm is not None:
-        places, there = pair.points_lps_mm
-        error = np.linalg.norm(r.forward(places) - there, axis=1)
-    voxel_mm = max(*r.fixed_grid.spacing_mm, *r.moving_grid.spacing_mm)
-    return Measured(trust.signals, r.fixed_grid, r.fixed_mask, voxel_mm, report, places, error, seconds)
+
+
+def voxel_mm(r: Registration) -> float:
+    return max(*r.fixed_grid.spacing_mm, *r.moving_grid.spacing_mm)
 
 
 # ---- calibration -------------------------------------------------------------------------------------------------

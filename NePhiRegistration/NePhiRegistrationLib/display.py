@@ -12,8 +12,8 @@ from . import scene as nodes
 from .i18n import tr as _
 
 JACOBIAN_TEXT = _(
-    "Volume in the moving image per volume in the fixed one. Red, above 1: the tissue expands from fixed to moving "
-    "(1.5 is +50 %). Blue, below 1: it contracts. Yellow, 0 or less: the map folds there. "
+    "How much larger tissue is in the moving image than in the fixed one, in percent (Jacobian determinant less 1). "
+    "Red: it expands from fixed to moving. Blue: it contracts. Yellow, -100 % or less: the map folds there. "
     "Only the mask that was compared is coloured."
 )
 FOLD_COLOR = (1.0, 0.95, 0.0)
@@ -25,7 +25,7 @@ _COLORS = 256  # entries that a scalar display maps its window to
 _JACOBIAN_WINDOW = 3.0
 # 0 is the lower border of a colour and what is exactly 0 falls below it: only what is folded is loud
 _JACOBIAN_LOW = -42 * _JACOBIAN_WINDOW / (_COLORS - 1) + 1e-6
-_NOT_COMPARED = -1e4  # no Jacobian determinant is so low
+_NOT_COMPARED = -1e6  # percent; no volume changes by so much
 _COMPARISON, _MASKED_JACOBIAN = "NePhi.Comparison", "NePhi.MaskedJacobian"  # attributes of volumes made for display
 MADE_OVERLAYS = (_MASKED_JACOBIAN, "NePhi.ErrorShown", "NePhi.DisplacementShown", "NePhi.ConsistencyShown")
 _LIVE = "NePhi.Live"
@@ -90,18 +90,19 @@ def clear(scene, background=None) -> None:
 
 
 def show_jacobian(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
-    """The Jacobian determinant in colour over the fixed volume, where the images were compared."""
+    """The volume change in percent, |J| less 1, in colour over the fixed volume, where the images were compared."""
     volume = _masked_jacobian(outputs, make=on)
     if volume is None:
         return
     display = volume.GetDisplayNode()
     display.SetAutoWindowLevel(False)
-    display.SetWindowLevelMinMax(_JACOBIAN_LOW, _JACOBIAN_LOW + _JACOBIAN_WINDOW)
+    low_percent = _percent(_JACOBIAN_LOW)
+    display.SetWindowLevelMinMax(low_percent, low_percent + 100 * _JACOBIAN_WINDOW)
     display.SetInterpolate(False)  # so that a fold of one voxel does not fade into its neighbours
     display.SetThreshold(_NOT_COMPARED / 2, -_NOT_COMPARED)
     display.SetApplyThreshold(True)
     display.SetAndObserveColorNodeID(jacobian_color_node(volume.GetScene()).GetID())
-    show_overlay(outputs.fixed, volume, on, opacity, _("Volume ratio\nmoving / fixed") if legend else "", "%.1f", 7)
+    show_overlay(outputs.fixed, volume, on, opacity, _("Volume change\n(%)") if legend else "", "%.0f", 7)
     if not on:
         nodes.remove(volume.GetScene(), volume)
 
@@ -112,21 +113,27 @@ def find_masked_jacobian(scene):
 
 
 def _masked_jacobian(outputs, make: bool):
-    """A copy of the Jacobian volume with a value that is not drawn outside the mask; None where none is shown."""
+    """The volume change in percent, with a value that is not drawn outside the mask; None where none is shown."""
     scene, source = outputs.jacobian.GetScene(), outputs.jacobian
     made_from = f"{source.GetID()} {source.GetImageData().GetMTime()}"
     made = find_masked_jacobian(scene)
     if not make or (made is not None and made.GetAttribute(_MASKED_JACOBIAN) == made_from):
         return made
-    values, inside = slicer.util.arrayFromVolume(source), compared.on_grid_of(outputs, source)
+    values, inside = _percent(slicer.util.arrayFromVolume(source)), compared.on_grid_of(outputs, source)
     if inside is not None:
         values = np.where(inside, values, np.float32(_NOT_COMPARED))
-    made = made or add_own_volume(scene, _("{name}, where compared").format(name=source.GetName()), _MASKED_JACOBIAN)
+    name = _("{name} in %, where compared").format(name=source.GetName())
+    made = made or add_own_volume(scene, name, _MASKED_JACOBIAN)
     slicer.util.updateVolumeFromArray(made, values)
     made.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(nodes.ijk_to_world(source)))
     made.SetAttribute(_MASKED_JACOBIAN, made_from)
     made.CreateDefaultDisplayNodes()
     return made
+
+
+def _percent(ratio):
+    """A ratio of volumes, or several, as a change in percent."""
+    return 100 * (ratio - 1)
 
 
 def show_comparison(fixed, other, kind: str, opacity: float = 0.5, squares_mm: float = 30.0) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import slicer
-from nephi.learning.shipped import shipped_models
 
-from . import parameters
 from . import scene as nodes
-from .choices import Preset
+from .choices import MODEL_FILE, Preset, models
 from .i18n import tr as _
 from .parameters import Parameters
+from .presetpanel import PresetPanel
 
 _SIDES = ("fixed", "moving")
 _SEGMENTS = {  # the box of a mask's segments, and the mask
@@ -31,6 +30,7 @@ class InputPanel:
             "model_file": ui.modelFilePathLineEdit,
             "tolerances_file": ui.tolerancesFilePathLineEdit,
         }
+        self._presets = PresetPanel(ui)
         ui.deviceComboBox.connect("activated(int)", lambda index: self._choose("device", ui.deviceComboBox, index))
         ui.modelComboBox.connect("activated(int)", lambda index: self._choose("model", ui.modelComboBox, index))
         for box_name, mask in _SEGMENTS.items():
@@ -43,13 +43,13 @@ class InputPanel:
         """What the parameters say; ``devices`` as in ``Logic.devices``."""
         ui, p = self.ui, self.parameters
         ui.settingsFileLabel.visible = ui.settingsFilePathLineEdit.visible = p.preset is Preset.FILE
-        ui.modelFileLabel.visible = ui.modelFilePathLineEdit.visible = p.model == parameters.MODEL_FILE
+        ui.modelFileLabel.visible = ui.modelFilePathLineEdit.visible = p.model == MODEL_FILE
+        self._presets.parameters = p
+        self._presets.show()
         for name, line in self._files.items():
             if line.currentPath != getattr(p, name):
                 line.currentPath = getattr(p, name)
-        models = [("", _("None: start from scratch")), *((name, name) for name in _models())]
-        models.append((parameters.MODEL_FILE, _("Model file")))
-        _fill_combo(ui.modelComboBox, models, p.model, _("{name} (not found here)"))
+        _fill_combo(ui.modelComboBox, models(), p.model, _("{name} (not found here)"))
         ui.alignComboBox.enabled = p.initial_transform is None
         for box_name, mask in _SEGMENTS.items():
             self._show_segments(getattr(ui, box_name), mask)
@@ -82,11 +82,6 @@ class InputPanel:
     def _on_file(self, name: str, path: str) -> None:
         if self.parameters is not None and getattr(self.parameters, name) != path:
             setattr(self.parameters, name, path)
-
-
-def _models() -> list[str]:
-    """The shipped ones but those for pictures: volumes are always 3D here."""
-    return [name for name in shipped_models() if "2d" not in name]
 
 
 def _segment_of(mask_name: str) -> str:

@@ -14,7 +14,7 @@ def methods_text(report: dict) -> str:
         f"Image pairs were registered with NePhi {versions['nephi']} ({_CITATION}) in 3D Slicer, "
         f"preset '{settings['preset']}' ({settings['similarity']['name'].upper()} similarity, smoothness weight "
         f"{settings['regularity']['weight']:g}, {fit['iterations']} iterations, random seed {fit['seed']}; "
-        f"PyTorch {versions['torch']}, {'graphics card' if 'cuda' in report['device'] else 'CPU'})."
+        f"PyTorch {versions['torch']}, {'CPU' if report['device'] == 'cpu' else 'graphics card'})."
     )
     sentences = [text, _masks(report)]
     if "guidance" in report:

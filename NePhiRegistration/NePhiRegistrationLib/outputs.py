@@ -14,6 +14,7 @@ from nephi.measure.report import current
 
 from . import tables
 from .i18n import tr as _
+from .review import as_file, reviews
 from .scene import (
     add,
     interpolate_linearly,
@@ -151,7 +152,7 @@ class Outputs:
         """
         folder = Path(folder)
         occupied = [getattr(ResultFolder(folder), name) for name in _ENGINE_FILES]
-        occupied += [folder / name for name in _TABLES.values()]
+        occupied += [ResultFolder(folder).review, *(folder / name for name in _TABLES.values())]
         if any(file.exists() for file in occupied):
             folder = _unused(folder, self.forward.GetName())
         new = not folder.exists()
@@ -179,6 +180,8 @@ class Outputs:
                 write_image_file(getattr(self, name), getattr(files, name))
         if not files.report.exists():
             files.report.write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
+        if signed := reviews(self):
+            files.review.write_text(as_file(signed, files.report.read_bytes()) + "\n", encoding="utf-8")
         for part, name in _TABLES.items():
             if getattr(self, part) is not None:
                 tables.write_table(getattr(self, part), files.path / name)

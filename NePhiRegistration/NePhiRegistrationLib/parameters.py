@@ -11,7 +11,7 @@ from nephi.settings import PRESETS, Settings, load, preset
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 from . import scene as nodes
-from .choices import Alignment, GridMode, Preset, Similarity, View
+from .choices import MODEL_FILE, Alignment, GridMode, Preset, Similarity, View
 from .guides import Guides
 from .i18n import tr as _
 from .job import Job
@@ -79,8 +79,6 @@ class Parameters:
     grid_2d: bool = True
     grid_3d: bool = False
 
-
-MODEL_FILE = "file"  # stands for the one that model_file names
 
 _NODES = [
     "fixed",

@@ -15,6 +15,8 @@ from .i18n import tr as _
 from .landmarkpanel import LandmarkPanel
 from .outputs import Outputs
 from .parameters import Parameters
+from .review import reviews_of
+from .reviewpanel import ReviewPanel
 from .shown import Shown, meaning
 from .summary import Kind, as_html, compared_results, summary, unbroken
 from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
@@ -38,6 +40,7 @@ class ResultPanel:
         self._flicker.interval = _FLICKER_MS
         self._flicker.connect("timeout()", self._flick)
         self._landmarks, self._use = LandmarkPanel(ui, self._show_again), ApplyPanel(ui)
+        self._review = ReviewPanel(ui, self._reviewed)
         self._parameters: Parameters | None = None
         self._results: list = []  # forward transforms, row by row
         self._listed: tuple = ()
@@ -74,6 +77,7 @@ class ResultPanel:
     def _let_go(self) -> None:
         self._landmarks.forget()
         self._use.update(None)
+        self._review.update(None)
         if self._shown is not None:
             self._shown.let_go()
 
@@ -95,6 +99,7 @@ class ResultPanel:
             self._show_grid(p)
         self._say(p)
         self._use.update(self.outputs)
+        self._review.update(self.outputs)
         self._list_results(p)
         self.follow(p)
 
@@ -187,7 +192,7 @@ class ResultPanel:
         for i, (table, node, unit_column) in enumerate(tables):
             ui.tablesTabWidget.setTabEnabled(i, _fill_table(table, node, unit_column) > 0)
         count = ui.foldsTable.rowCount
-        title = _("Folds ({count})").format(count=count) if count else _("Folds (none)")
+        title = _("Folds ({count})").format(count=count) if count else _("No folds")
         ui.tablesTabWidget.setTabText(1, title)
         ui.tablesTabWidget.setCurrentIndex(0)
         ui.histogramButton.enabled = out.histogram is not None
@@ -204,7 +209,7 @@ class ResultPanel:
         """A row for each result of the scene, to be compared and chosen."""
         forwards = scene.of_class(slicer.mrmlScene, "vtkMRMLGridTransformNode")
         forwards = [node for node in forwards if node.GetAttribute(RESULT_ATTRIBUTE)]
-        wanted = tuple((node.GetID(), node.GetName()) for node in forwards)
+        wanted = tuple((node.GetID(), node.GetName(), len(reviews_of(node))) for node in forwards)
         if self._listed == wanted:
             return
         self._listed = wanted
@@ -213,6 +218,10 @@ class ResultPanel:
         self._results = [outputs.forward for outputs in results]
         titles, rows = compared_results(results)
         _fill_rows(self.ui.resultsTable, titles, rows)
+
+    def _reviewed(self) -> None:
+        self._review.update(self.outputs)
+        self._list_results(self._parameters)
 
     def _choose_result(self, row: int, _column: int) -> None:
         self._parameters.result = self._results[row]

@@ -69,9 +69,7 @@ def write_labels(
             (own,) = (label for label, key in keys.items() if key == segment)
             names, keys = {1: names[own]}, {1: segment}
         for label, key in keys.items():
-            oriented = slicer.vtkOrientedImageData()
-            slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(node, key, oriented)
-            found[_on_grid(oriented, reference) != 0] = label
+            found[_in_segment(node, key, reference)] = label
     else:
         found[:] = _on_grid(_oriented(node), reference)
         names = label_names(node, np.unique(found[found != 0]).tolist())
@@ -83,6 +81,16 @@ def write_labels(
         names = {number_of(name): name for name in names.values()}
     _write_image(_image_data(labels), ijk_to_world(reference), path)
     return names
+
+
+def _in_segment(node, key: str, reference) -> np.ndarray:
+    """Whether each of the reference volume's voxels (z, y, x) lies in a segment, in world coordinates."""
+    oriented = slicer.vtkOrientedImageData()
+    slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(node, key, oriented)
+    values, segment = _on_grid(oriented, reference), node.GetSegmentation().GetSegment(key)
+    if segment.GetRepresentation(slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()) is None:
+        return values != 0  # made of a surface just now
+    return values == segment.GetLabelValue()  # segments that do not overlap are labels of one image
 
 
 def label_names(node, labels: Sequence[int] = ()) -> dict[int, str]:

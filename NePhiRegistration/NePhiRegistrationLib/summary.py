@@ -7,6 +7,7 @@ from enum import Enum
 from html import escape
 
 from .i18n import tr as _
+from .review import reviews
 from .verdict import judgement
 from .words import in_panel_words, is_notice
 
@@ -40,7 +41,7 @@ def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> li
 
 def compared_results(results: list) -> tuple[list[str], list[list[str]]]:
     """Titles and a row of texts for each of several ``Outputs``, best told apart by their names."""
-    titles = [_("Result"), _("Verdict"), _("Expected (mm)"), _("TRE (mm)"), _("Folds (%)"), _("Preset")]
+    titles = [_("Result"), _("Verdict"), _("Review"), _("Expected (mm)"), _("TRE (mm)"), _("Folds (%)"), _("Preset")]
     rows = []
     for outputs in results:
         report, judged = outputs.report, judgement(outputs.report)
@@ -50,7 +51,9 @@ def compared_results(results: list) -> tuple[list[str], list[list[str]]]:
         verdict = "-" if judged is None else f"{judged.sign} {judged.title}"
         folds = f"{report['folds']['percent']:.3g}"
         preset = str(report.get("settings", {}).get("preset", "-"))
-        rows.append([outputs.forward.GetName(), verdict, *numbers, folds, preset])
+        signed = reviews(outputs)
+        review = signed[-1].verdict if signed else "-"
+        rows.append([outputs.forward.GetName(), verdict, review, *numbers, folds, preset])
     return titles, rows
 
 

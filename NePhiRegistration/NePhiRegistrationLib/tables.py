@@ -124,9 +124,9 @@ def _numbers(report: dict) -> Iterable[tuple[str, float, int, str, str]]:
     yield _("Folded voxels"), float(folds["count"]), 0, "", _("should be 0")
     where = _("of the mask") if "volume" in report else _("of the image")
     yield _("Folded fraction"), folds["percent"], 4, "%", where
-    yield _("Jacobian, min"), jacobian["min"], 3, "", _("contraction")
-    yield _("Jacobian, mean"), jacobian["mean"], 3, "", _("moving per fixed")
-    yield _("Jacobian, max"), jacobian["max"], 3, "", _("expansion")
+    yield _("Jacobian, min"), jacobian["min"], 3, "", _change(jacobian["min"])
+    yield _("Jacobian, mean"), jacobian["mean"], 3, "", _change(jacobian["mean"])
+    yield _("Jacobian, max"), jacobian["max"], 3, "", _change(jacobian["max"])
     if "volume" in report:
         fixed, moving = report["volume"]["fixed_ml"] / 1000, report["volume"]["moving_ml"] / 1000
         yield _("Fixed volume"), fixed, 3, "L", _("of the mask")
@@ -149,3 +149,12 @@ def _numbers(report: dict) -> Iterable[tuple[str, float, int, str, str]]:
         yield _("Dice before"), report["dice"]["before"], 3, "", _("aligned only")
         yield _("Dice after"), report["dice"]["after"], 3, "", _("masks overlap")
     yield _("Time"), report["time_s"]["wall"], 1, "s", _("of the whole run")
+
+
+def _change(ratio: float) -> str:
+    """What a Jacobian determinant means, from fixed to moving."""
+    if ratio <= 0:
+        return _("folded")
+    percent = 100 * (ratio - 1)
+    text = _("{percent} % volume")
+    return text.format(percent=f"{percent:+.0f}".replace("-", "\u2212"))

@@ -20,12 +20,20 @@ def read_json(path: str | Path) -> dict:
     """The object in a JSON file; raises NephiError if the file is missing or holds none."""
     text = read_text_file(path, "settings")
     try:
-        data = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        data = of_json(text)
+    except ValueError as error:
         raise NephiError(f"settings {path} are not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise NephiError(f"settings {path} must be a JSON object")
     return data
+
+
+def of_json(text: bytes) -> typing.Any:
+    """What JSON in UTF-8 states; raises ValueError where it is none, is too deep, or gives an entry twice."""
+    try:
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def _unique(entries: list[tuple[str, typing.Any]]) -> dict:
@@ -52,10 +60,16 @@ def set_by_site(kind, path: str | Path | None, what: str):
     Entries that the file leaves out keep their defaults; ``set_by`` is then the file's name. Raises NephiError, which
     says ``what`` they are, for a file that is none, an unknown entry or a number that makes no sense.
     """
-    if path is None:
-        return kind()
+    return kind() if path is None else read_checked(kind(set_by=Path(path).name), path, what)
+
+
+def read_checked(base, path: str | Path | None, what: str, **over):
+    """``base`` with the entries of a JSON file (None: of none), and then those of ``over``, within their limits.
+
+    Raises NephiError, which says ``what`` they are.
+    """
     try:
-        values = decode(kind(set_by=Path(path).name), read_json(path))
+        values = replace(base if path is None else decode(base, read_json(path)), **over)
         check_limits(values)
     except NephiError as error:
         raise NephiError(f"{what}: {str(error).removeprefix('settings').lstrip(': ')}") from None

@@ -18,29 +18,47 @@ from .version import __version__
 _THREADS = 4  # the steps are too small to use more
 
 
+_KINDS = ("cpu", "cuda", "xpu", "mps")  # of NVIDIA or AMD, Intel and Apple
+
+
 def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raises NephiError where CUDA is asked for and missing."""
+    """``auto`` (CUDA, else the CPU), or a device by name; raises NephiError where it is missing."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if _count("cuda") else "cpu")
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise NephiError(f"unknown device '{name}': use auto, cpu, cuda or cuda:N")
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(number or 0) >= count:
-            raise NephiError(f"device '{name}' is not available ({count} CUDA devices found); use --device cpu or auto")
+    if kind not in _KINDS or (number and not number.isdigit()):
+        raise NephiError(f"unknown device '{name}': use auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
+    if int(number or 0) >= (count := _count(kind)):
+        found = f"{count} {kind.upper()} devices found"
+        raise NephiError(f"device '{name}' is not available ({found}); use --device cpu or auto")
     return torch.device(name)
 
 
+def _count(kind: str) -> int:
+    """How many devices of a kind PyTorch can use."""
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module = getattr(torch, kind, None)  # older PyTorch has no torch.xpu
+    return module.device_count() if module is not None and module.is_available() else 0
+
+
 def devices() -> list[dict]:
-    """The available devices: name, label to show and, for a GPU, memory_mb."""
+    """The available devices: name, label to show and, for a GPU with memory of its own, memory_mb."""
     cores = os.cpu_count() or 1
     found: list[dict[str, Any]] = [{"name": "cpu", "label": f"CPU ({cores} core{'s' if cores > 1 else ''})"}]
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        card = torch.cuda.get_device_properties(number)
-        label = f"{card.name} ({card.total_memory / 2**30:.0f} GB)"
-        found.append({"name": f"cuda:{number}", "label": label, "memory_mb": round(card.total_memory / 1e6)})
+    for kind in ("cuda", "xpu"):
+        for number in range(_count(kind)):
+            card = getattr(torch, kind).get_device_properties(number)
+            label = f"{card.name} ({card.total_memory / 2**30:.0f} GB)"
+            found.append({"name": f"{kind}:{number}", "label": label, "memory_mb": round(card.total_memory / 1e6)})
+    if _count("mps"):
+        found.append({"name": "mps", "label": "Apple GPU"})
     return found
+
+
+def has_doubles(device: torch.device) -> bool:
+    """Whether a device computes in double precision; Apple's do not."""
+    return device.type != "mps"
 
 
 def limit_threads(threads: int | None = None) -> None:
@@ -79,5 +97,6 @@ def versions() -> dict[str, str]:
 
 
 def peak_gpu_memory_mb(device: str) -> float | None:
-    """The most memory that torch held on a GPU so far; None for other devices."""
-    return torch.cuda.max_memory_allocated(device) / 1e6 if device.startswith("cuda") else None
+    """The most memory that torch held on a GPU so far; None where it does not tell."""
+    kind = device.partition(":")[0]
+    return getattr(torch, kind).max_memory_allocated(device) / 1e6 if kind in ("cuda", "xpu") else None

@@ -8,16 +8,18 @@ began.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
+from .errors import NephiError
 from .runfolder import LOCK, take_abandoned
 
 PREFIX = ".nephi-"
-_JOURNAL, _OLD = ".journal", ".old"  # in a scratch folder: what is to move; what stood in its place
+JOURNAL, _OLD = ".journal", ".old"  # in a scratch folder: what is to move; what stood in its place
 watch: Callable[[str, Path], None] | None = None  # tests put a function here, to fail or be killed at that very point
 
 
@@ -28,7 +30,10 @@ def step(operation: str, path: Path) -> None:
 
 
 def recover(folder: str | Path) -> None:
-    """Finish what killed runs had begun to move into ``folder``, and remove what they left there otherwise."""
+    """Finish what killed runs had begun to move into ``folder``, and remove what they left there otherwise.
+
+    Raises NephiError where a journal is damaged, or its move cannot be finished: the folder may hold a mixture then.
+    """
     folder = Path(folder)
     with contextlib.suppress(OSError, ValueError):  # a folder that cannot be written to is read as it stands
         for scratch in sorted(folder.glob(f"{PREFIX}*")):
@@ -37,9 +42,11 @@ def recover(folder: str | Path) -> None:
             with take_abandoned(scratch) as taken:
                 plan = _plan(scratch) if taken else None
                 if plan is not None:
-                    _move(scratch, folder, plan)
+                    _finish(scratch, folder, plan)
                 if taken:
                     step("rmdir", scratch)
+                elif (scratch / JOURNAL).is_file() and not os.access(scratch / LOCK, os.W_OK):
+                    raise NephiError(_half_way(scratch, folder, "the folder cannot be written to"))
 
 
 def complete_moves(path: Path) -> None:
@@ -69,12 +76,12 @@ def commit(scratch: Path, folder: Path, gone: Iterable[str], last: str) -> None:
             sync(folder)
         return
     plan = {"names": names, "gone": [name for name in gone if name not in names]}
-    draft = scratch / f"{_JOURNAL}.part"
+    draft = scratch / f"{JOURNAL}.part"
     step("write", draft)
-    draft.write_text(json.dumps(plan), encoding="utf-8")
+    draft.write_bytes(_sealed(plan))
     sync(draft)
-    step("replace", scratch / _JOURNAL)
-    os.replace(draft, scratch / _JOURNAL)
+    step("replace", scratch / JOURNAL)
+    os.replace(draft, scratch / JOURNAL)
     try:
         sync(scratch)
         _move(scratch, folder, plan)
@@ -83,15 +90,43 @@ def commit(scratch: Path, folder: Path, gone: Iterable[str], last: str) -> None:
         raise
 
 
+def _sealed(plan: dict) -> bytes:
+    """A journal's content: the plan, and a digest of it, by which damage is noticed."""
+    line = json.dumps(plan).encode("ascii")
+    return line + b"\n" + hashlib.sha256(line).hexdigest().encode("ascii")
+
+
 def _plan(scratch: Path) -> dict | None:
-    """The journal of a scratch folder; None where there is none, or none that this module has written."""
-    try:
-        plan = json.loads((scratch / _JOURNAL).read_text(encoding="utf-8"))
-        names = [PurePosixPath(name) for name in [*plan["names"], *plan["gone"]]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    """The plan in the journal of a scratch folder, None where there is none. Raises NephiError where it is damaged."""
+    path = scratch / JOURNAL
+    if not os.path.lexists(path):
         return None
+    try:
+        data = path.read_bytes() if path.is_file() else b""
+        plan = json.loads(data.partition(b"\n")[0])
+        names = [PurePosixPath(name) for name in [*plan["names"], *plan["gone"]]]
+        sound = data == _sealed(plan)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise NephiError(_half_way(scratch, scratch.parent, "its journal is damaged")) from None
     inside = all(name.parts and not name.is_absolute() and ".." not in name.parts for name in names)
-    return plan if inside and not any("\\" in str(name) or ":" in str(name) for name in names) else None
+    if not sound or not inside or any("\\" in str(name) or ":" in str(name) for name in names):
+        raise NephiError(_half_way(scratch, scratch.parent, "its journal is damaged"))
+    return plan
+
+
+def _half_way(scratch: Path, folder: Path, reason: str) -> str:
+    return (
+        f"{folder}: a run that was killed had begun to replace files here, which cannot be finished: {reason}. New "
+        f"files are in their places or in {scratch.name}, older ones in {scratch.name}/{_OLD}; keep those you want and "
+        f"remove {scratch.name}"
+    )
+
+
+def _finish(scratch: Path, folder: Path, plan: dict) -> None:
+    try:
+        _move(scratch, folder, plan)
+    except OSError as error:
+        raise NephiError(_half_way(scratch, folder, error.strerror or str(error))) from None
 
 
 def _move(scratch: Path, folder: Path, plan: dict) -> None:
@@ -108,8 +143,8 @@ def _move(scratch: Path, folder: Path, plan: dict) -> None:
         _replace(scratch / name, folder / name)
     for inner in {folder, *((folder / name).parent for name in plan["names"])}:
         sync(inner)
-    step("unlink", scratch / _JOURNAL)
-    (scratch / _JOURNAL).unlink()
+    step("unlink", scratch / JOURNAL)
+    (scratch / JOURNAL).unlink()
 
 
 def _move_back(scratch: Path, folder: Path, plan: dict) -> None:
@@ -121,7 +156,7 @@ def _move_back(scratch: Path, folder: Path, plan: dict) -> None:
             if (scratch / _OLD / name).is_symlink() or (scratch / _OLD / name).exists():
                 _replace(scratch / _OLD / name, folder / name)
         with contextlib.suppress(FileNotFoundError):
-            (scratch / _JOURNAL).unlink()
+            (scratch / JOURNAL).unlink()
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -144,7 +179,7 @@ def sync(path: Path) -> None:
 
 def _usual_mode(scratch: Path) -> int:
     """Permissions of a new file here."""
-    probe = scratch / f"{_JOURNAL}.mode"
+    probe = scratch / f"{JOURNAL}.mode"
     probe.touch(0o666)
     mode = probe.stat().st_mode & 0o777
     probe.unlink()

@@ -28,7 +28,6 @@ from .images.image_pair import ImagePair
 from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
-from .maps.consensus import consensus
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, in_stages
 from .result import Registration
@@ -131,7 +130,7 @@ def register(
     report("features")
     result.history = optimisation.run(report.optimising)
     if settings.consensus:
-        result.maps = consensus(optimisation.maps)
+        result.maps = optimisation.consensus()
     result.seconds = time.perf_counter() - started
     return result
 

@@ -20,11 +20,13 @@ from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
 from .fitting.guidance import NOTHING, Guidance
 from .images.align import Alignment
-from .images.masks import mask_box
+from .images.between import between
+from .images.masks import drawn, mask_box
+from .images.masks import inside as inside_of
 from .images.warp import warped_slices
 from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
-from .maps.consensus import as_optimised, consensus
+from .maps.consensus import as_optimised, consensus, consensus_in
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
 from .maps.sampled import coarsest_displacement, grid_values, held_error, nodes_around
@@ -38,6 +40,7 @@ from .space.cube import Cube
 from .space.grid import Box, Grid
 
 _CHUNK = 8192  # points evaluated at a time
+_SLAB = 8 * _CHUNK  # voxels of a grid that they are chosen from
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
 _FEWER_NODES = 0.25  # of the voxels, at most, for this to be worth while
 _FOLD_MARGIN, _LEAST_FOLD_MARGIN = 3.0, 0.1  # in units of the largest error seen, and at least: what could be a fold
@@ -110,7 +113,7 @@ class Registration:
             x = self._tensor(flat[start : start + _CHUNK])
             # only the displacement comes in single precision, so that the map keeps the points' own
             moved = through(x) - x
-            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.double().cpu().numpy()
+            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.cpu().double().numpy()
         return out.reshape(np.shape(points_cube))
 
     def displacement(self, grid: Grid, inverse: bool = False) -> np.ndarray:
@@ -131,11 +134,13 @@ class Registration:
         centres.
         """
         points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
-        truth = (self.inverse if inverse else self.forward)(points)
+        way = self.inverse if inverse else self.forward
         if isinstance(self.maps, Sliding):
-            return self._sampled_by_side(grid, inverse, good_mm, points, truth)
+            return self._sampled_by_side(grid, inverse, good_mm, points, way(points))
         displacement = functools.partial(self.displacement, inverse=inverse)
-        return coarsest_displacement(displacement, grid, points, truth, self.length_scale, good_mm)
+        return coarsest_displacement(
+            displacement, lambda places: way(places) - places, grid, points, way(points), self.length_scale, good_mm
+        )
 
     def _sampled_by_side(
         self, grid: Grid, inverse: bool, good_mm: float | None, points: np.ndarray, truth: np.ndarray
@@ -209,7 +214,7 @@ class Registration:
             return everywhere, sitk.GetArrayFromImage(self.fixed_grid.resample(coarse, outside=1.0)), None
         box = mask_box(mask)
         part = self.fixed_grid.part(box)
-        inside = sitk.GetArrayViewFromImage(mask)[box] != 0
+        inside = inside_of(mask)[box]
         out = np.ones(part.shape, np.float32)
         nodes = part.coarsened(_JACOBIAN_NODES_MM * self.length_scale)
         if exact or np.prod(nodes.size) > _FEWER_NODES * np.prod(part.size):
@@ -219,15 +224,13 @@ class Registration:
     def _interpolated_jacobian(self, nodes: Grid, part: Grid, inside: np.ndarray, out: np.ndarray) -> dict[str, float]:
         """Writes the determinant into ``out`` (z, y, x) on a grid, as ``jacobian_image`` says; returns its error."""
         near = nodes.image(nodes_around(part, nodes, inside).astype(np.uint8))
-        within = replace(self, maps=self.maps.within) if isinstance(self.maps, Sliding) else self
-        between = part.resample(nodes.image(within.dense_jacobian(nodes, near)), outside=1.0)
-        np.copyto(out, sitk.GetArrayViewFromImage(between), where=inside)
-        del between
-        points = random_points(part, part.image(inside.view(np.uint8)), 2000)  # voxel centres
-        chosen = np.rint(part.to_index(points)).astype(int)[:, ::-1]
-        error = out[tuple(chosen.T)] - self.jacobian_determinant(points)
+        side = replace(self, maps=self.maps.within) if isinstance(self.maps, Sliding) else self
+        for row, values, where in zip(out, between(side.dense_jacobian(nodes, near), nodes, part), inside, strict=True):
+            np.copyto(row, values, where=where)
+        chosen = drawn(inside, 2000, np.random.default_rng(0))
+        error = out[tuple(chosen.T)] - self.jacobian_determinant(part.to_lps_mm(chosen[:, ::-1]))
         exact_below = _FOLD_MARGIN * float(np.abs(error).max()) + _LEAST_FOLD_MARGIN
-        doubtful = np.argwhere(inside & (out < exact_below))
+        doubtful = np.argwhere((out < exact_below) & inside)
         for start in range(0, len(doubtful), _CHUNK):
             some = doubtful[start : start + _CHUNK]
             out[tuple(some.T)] = self.jacobian_determinant(part.to_lps_mm(some[:, ::-1]))
@@ -241,11 +244,13 @@ class Registration:
         """
         out = np.ones(grid.shape, np.float32) if out is None else out
         inside = None if mask is None else sitk.GetArrayViewFromImage(mask) != 0
-        for start in range(grid.shape[0]):
-            points = grid.slab_lps_mm(start, start + 1)
-            chosen = np.ones(len(points), bool) if inside is None else inside[start].reshape(-1)
+        depth = max(1, _SLAB // int(np.prod(grid.shape[1:])))
+        for start in range(0, grid.shape[0], depth):
+            rows = slice(start, min(start + depth, grid.shape[0]))
+            points = grid.slab_lps_mm(start, rows.stop)
+            chosen = np.ones(len(points), bool) if inside is None else inside[rows].reshape(-1)
             if chosen.any():
-                out[start].reshape(-1)[chosen] = self.jacobian_determinant(points[chosen])
+                out[rows].reshape(-1)[chosen] = self.jacobian_determinant(points[chosen])
         return out
 
     # ---- the file of a registration ---------------------------------------------------------------------
@@ -265,6 +270,7 @@ class Registration:
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
             "consensus": maps is not self.maps,
+            "smooth": 0.0 if (found := consensus_in(self.maps)) is None else found.smooth,
             "length_scale": self.length_scale,
             "alignment": self.alignment.method,
         }
@@ -315,9 +321,11 @@ class Registration:
             if distance.dtype != torch.float16 or distance.ndim != cube.dimension or min(distance.shape) < 2:
                 raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
             maps = Sliding(maps, parts["along."], Border(distance.to(device), upper.to(device)))
+        if geometry.get("consensus"):  # files of former versions have no such entry
+            maps = consensus(maps, float(geometry.get("smooth", 0.0)))
         affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))
         return cls(
-            maps=consensus(maps) if geometry.get("consensus") else maps,  # files of former versions have no such entry
+            maps=maps,
             cube=cube,
             alignment=Alignment(affine, geometry["alignment"]),
             fixed_grid=_grid(geometry["fixed_grid"]),

@@ -231,6 +231,7 @@ class Settings:
     kept: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     sliding: bool = False  # motion may jump along the border of the masks, and only along it
     consensus: bool = True  # the result is the mean of the forward field and the inverted inverse one, and its inverse
+    smooth: Share = 1.0  # of the nodes' distance, over which the consensus is smoothed at most, as the pair allows
 
     def contradiction(self) -> str:
         start = self.levels[0].start

@@ -1,6 +1,7 @@
 """The registration panel in a browser: ``nephi app``.
 
-``launcher`` is the only part that the network reaches: it checks who asks and passes requests on to one process a
-session. ``session`` is that process: ``views`` (the only part that knows trame-slicer), ``page`` (what is on the page)
-and ``controller`` (what happens). Registration, results and how they are shown are NePhiRegistrationLib's.
+``serve`` is the command. ``launcher`` is the only part that the network reaches: it checks who asks and passes requests
+on to one process a session (``processes``). ``session`` is that process: ``views`` (the only part that knows
+trame-slicer), ``page`` (what is on the page) and ``controller`` (what happens). Registration, results and how they are
+shown are NePhiRegistrationLib's.
 """

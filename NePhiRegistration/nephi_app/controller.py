@@ -8,26 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from nephi.errors import NephiError
-from nephi.synthetic.phantom import make_phantom
-from NePhiRegistrationLib import compared, display, sample
+from nephi.files.dicom_series import dicom_series
+from NePhiRegistrationLib import display, sample
 from NePhiRegistrationLib import scene as nodes
-from NePhiRegistrationLib.choices import COMPARISONS, OVERLAYS, View
-from NePhiRegistrationLib.job import Job, LogicError
+from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic, Run
-from NePhiRegistrationLib.outputs import Outputs
-from NePhiRegistrationLib.shown import Shown, meaning
-from NePhiRegistrationLib.summary import summary
 
-from . import loading, state
+from . import state
 from .dialog import SAVE, Dialog
 from .files import Served
+from .inputs import Inputs
+from .results import Results
+from .roles import ROLES
 from .slices import Slices
-from .views import Views, surface_model
+from .views import Views
 
 _POLL_S = 0.3
-_FLICKER_S = 0.6
-_INPUTS = ("masks", "preset", "device", "align", "names", "running")
-_LOOKS = ("view", "before", "opacity", "legend", "beyond", "grid", "grid_mode", "grid_spacing", "grid_3d")
+_QUIET_S = 1.0  # while a page is drawn for the first time; PyTorch, which knows the devices, takes seconds to load
+_SCANS = ("fixed", "moving")
+_INPUTS = ("masks", "preset", "model", "device", "align", "names", "segment", "guide_sd_mm", "running")
 
 
 class Controller:
@@ -38,128 +37,108 @@ class Controller:
         self.scene = views.scene
         self.logic = Logic(self.scene, temporary=temporary)
         self.dialog, self.slices = Dialog(self.state, served), Slices(self.state, views)
-        self.nodes: dict[str, Any] = {}  # the inputs, by role
+        self.inputs = Inputs(self.scene, self.state)
         self.run: Run | None = None
-        self.results: dict[str, Outputs] = {}
-        self._landmarks: dict[str, tuple[Any, Any] | None] = {}
-        self._models: dict[str, Any] = {}  # the surface of what was compared, by result
-        self._unsaved: set[str] = set()
-        self._shown: Shown | None = None
         self._asked = ""
+        self._wanted = ("", "", "")  # role, path and series of what was asked about
+        self._begun = False
         self.ended = asyncio.Event()  # by the user
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
-        for name in ("browse", "choose", "drop", "register", "cancel", "jump", "save", "ask", "answer"):
+        self.results = Results(server, served, views, self._start)
+        for name in ("browse", "choose", "drop", "register", "cancel", "jump", "ask", "answer"):
             server.trigger(name)(getattr(self, name))
         server.trigger("enter")(self.dialog.enter)
         server.trigger("fit")(self.slices.fit)
         self.state.change(*_INPUTS)(self._say_problem)
-        self.state.change(*_LOOKS)(self._show)
-        self.state.change("result")(self._choose_result)
         self.state.change("layout")(lambda layout, **_: views.choose(layout))
         self.state.change("ct_window")(lambda **_: self._set_window())
         self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
 
     def begin(self) -> None:
-        """What needs the server's loop: the list of devices and the watch over runs."""
-        self._start(self._list_devices())
-        self._start(self._flicker())
+        """A page has been opened, the first or another: what goes on beside it."""
+        if not self._begun:
+            self._begun = True
+            self._start(self._list_devices())
+            self._start(self.results.flicker())
 
     # files
 
     def browse(self, role: str) -> None:
-        if role == SAVE and self.state.result in self.results:
-            self.dialog.open(role, f"{self._outputs().moving.GetName()} registered".replace("/", "_"))
-        elif role in state.ROLES:
+        if role == SAVE and (outputs := self.results.chosen) is not None:
+            self.dialog.open(role, f"{outputs.moving.GetName()} registered".replace("/", "_"))
+        elif role in ROLES:
             self.dialog.open(role)
 
-    async def choose(self, path: str) -> None:
-        """Open what was chosen in the dialog for its role."""
+    async def choose(self, path: str, series: str = "") -> None:
+        """Open what was chosen in the dialog for its role; ``series``: the UID of one of a DICOM folder."""
         role = self.state.dialog
-        if role not in state.ROLES or self.state.busy or self.run is not None:
+        if role not in ROLES or self.state.busy or self.run is not None:
             return
-        if role in ("fixed", "moving") and self.results:
-            self._question(f"open {role} {path}", self._loss("Opening another scan"), "Open")
+        if role in _SCANS and self.results.found:
+            self._question("open", self._loss("Opening another scan"), "Open")
+            self._wanted = (role, path, series)
             return
-        await self._open(role, path)
+        await self._open(role, path, series)
 
-    async def _open(self, role: str, path: str) -> None:
+    async def _open(self, role: str, path: str, series: str) -> None:
         name = Path(path).name or self.state.root_name
         with self.state:
             self.state.busy = f"Opening {name}"
         try:
-            node = await loading.node(self.scene, role, self.served.path(path), name, self.nodes)
+            file = self.served.path(path)
+            if file.is_dir() and not series:
+                found = await asyncio.to_thread(dicom_series, file, ROLES[role].text.lower())
+                if len(found) > 1:
+                    self.dialog.offer(found, path)
+                    return
+            loaded = await self.inputs.load(role, file, name, series)
         except (NephiError, nodes.FrameError) as error:
             self._fail(str(error))
             return
         finally:
             with self.state:
                 self.state.busy = ""
-        if role in ("fixed", "moving"):
-            self._drop_results()
-            for other in (r for r in state.ROLES if r.startswith(f"{role}_") or (role == "fixed" and r == "regions")):
-                self._forget(other)
-        self._forget(role)
+        if role in _SCANS:
+            self.results.drop()
         with self.state:
-            self._take(role, node)
+            self.inputs.take(role, loaded)
             self.state.dialog = ""
             self.state.error = ""
-        if role in ("fixed", "moving"):
+        if role in _SCANS:
             self._show_scans()
 
     def drop(self, role: str) -> None:
-        """No longer use this mask, list or label map."""
-        if role in state.ROLES and role not in ("fixed", "moving") and self.run is None:
-            self._forget(role)
-
-    def _take(self, role: str, node: Any) -> None:
-        self.nodes[role] = node
-        self.state.names = {**self.state.names, role: node.GetName()}
-
-    def _forget(self, role: str) -> None:
-        nodes.remove(self.scene, self.nodes.pop(role, None))
-        with self.state:
-            self.state.names = {**self.state.names, role: ""}
+        """No longer use this mask, list or file."""
+        if role in ROLES and role not in _SCANS and self.run is None:
+            self.inputs.forget(role)
 
     async def _open_phantom(self) -> None:
         with self.state:
             self.state.busy = "Generating the chest"
-        phantom = await asyncio.to_thread(make_phantom)
-        self._drop_results()
-        for role in state.ROLES:
-            self._forget(role)
+        phantom = await asyncio.to_thread(_phantom)
+        self.results.drop()
+        for role in ROLES:
+            self.inputs.forget(role)
         made = sample.add_nodes(self.scene, phantom)
+        roles = (*_SCANS, *(f"{side}_mask" for side in _SCANS), *(f"{side}_landmarks" for side in _SCANS))
         with self.state:
-            for role, node in zip(("fixed", "moving", "fixed_mask", "moving_mask"), made, strict=False):
-                self._take(role, node)
-            for role, node in zip(("fixed_landmarks", "moving_landmarks"), made[4:], strict=True):
-                self._take(role, node)
+            for role, node in zip(roles, made, strict=True):
+                self.inputs.take(role, node)
             self.state.masks, self.state.busy, self.state.error = "files", "", ""
         self._show_scans()
 
     # a run
 
-    def job(self) -> Job:
-        chosen = {role: node for role, node in self.nodes.items() if self.state.masks == "files" or "mask" not in role}
-        return Job(
-            **chosen,
-            auto_mask=self.state.masks == "auto",
-            preset=self.state.preset,
-            align=self.state.align,
-            device=self.state.device,
-            page=True,
-        )
-
     def _say_problem(self, **_: Any) -> None:
-        job = self.job()
-        self.state.reason = self.logic.problem(job)
-        estimate = None if self.state.reason else self.logic.estimate(job)
+        self.state.reason = self.inputs.problem()
+        estimate = None if self.state.reason else self.logic.estimate(self.inputs.job())
         self.state.estimate = "" if estimate is None else state.cost(estimate)
 
     def register(self) -> None:
         if self.run is not None or self.state.busy:
             return
         try:
-            self.run = self.logic.start(self.job())
+            self.run = self.logic.start(self.inputs.job())
         except LogicError as error:
             self._fail(str(error))
             return
@@ -188,28 +167,19 @@ class Controller:
                 self.state.error = run.error
                 self.state.note = "" if run.error else "The registration was cancelled; nothing was changed."
         if run.outputs is not None:
-            self._add(run.outputs)
-        else:
-            self._show(again=True)
-        self.views.render()
-
-    def _add(self, outputs: Outputs) -> None:
-        key = outputs.forward.GetID()
-        lists = tuple(self.nodes.get(role) for role in ("fixed_landmarks", "moving_landmarks"))
-        self.results[key] = outputs
-        self._landmarks[key] = None if None in lists else lists  # type: ignore[assignment]
-        self._unsaved.add(key)
-        text = f"{time.strftime('%H:%M')}, {self.state.preset}, masks: {self.state.masks}"
-        with self.state:
-            self.state.results = [*self.state.results, {"value": key, "text": text}]
+            fixed, moving = (self.inputs.nodes.get(f"{side}_landmarks") for side in _SCANS)
+            text = f"{time.strftime('%H:%M')}, {self.state.preset}, masks: {self.state.masks}"
             self.state.inputs_open = False
-            self.state.result = key
+            self.results.add(run.outputs, None if None in (fixed, moving) else (fixed, moving), text)
+        else:
+            self.results.show(again=True)
+        self.views.render()
 
     # the views
 
     def _show_scans(self) -> None:
         """The scan that is there, or both as they lie."""
-        fixed, moving = (self.nodes.get(role) for role in ("fixed", "moving"))
+        fixed, moving = (self.inputs.nodes.get(role) for role in ("fixed", "moving"))
         shown = moving if fixed is None else fixed
         display.show_comparison(shown, moving, display.FADE if shown is not moving and moving is not None else "")
         hounsfield = any(volume is not None and nodes.in_hounsfield(volume) for volume in (fixed, moving))
@@ -222,8 +192,8 @@ class Controller:
 
     def _set_window(self) -> None:
         low_high = state.CT_WINDOWS[self.state.ct_window]
-        results = [outputs.warped for outputs in self.results.values()]
-        for volume in (self.nodes.get("fixed"), self.nodes.get("moving"), *results):
+        results = [outputs.warped for outputs in self.results.found.values()]
+        for volume in (self.inputs.nodes.get("fixed"), self.inputs.nodes.get("moving"), *results):
             if volume is not None and nodes.in_hounsfield(volume):
                 volume.GetDisplayNode().SetAutoWindowLevel(False)
                 volume.GetDisplayNode().SetWindowLevelMinMax(*low_high)
@@ -231,106 +201,6 @@ class Controller:
 
     def jump(self, point_ras_mm: list[float]) -> None:
         display.jump(self.scene, [float(value) for value in point_ras_mm])
-
-    # a result
-
-    def _outputs(self) -> Outputs:
-        return self.results[self.state.result]
-
-    def _choose_result(self, result: str, **_: Any) -> None:
-        outputs = self.results.get(result)
-        if self._shown is not None:
-            self._shown.leave()
-            self._shown = None
-        for key, model in self._models.items():
-            model.GetDisplayNode().SetVisibility(key == result)
-        with self.state:
-            self.state.has_result = outputs is not None
-            if outputs is None:
-                self.state.verdict, self.state.lines, self.state.tables = {}, [], []
-                return
-            self.state.verdict = state.verdict(outputs)
-            lines = summary(outputs.report, outputs.jacobian.GetSpacing(), nodes.in_hounsfield(outputs.warped))
-            self.state.lines = [{"sign": x.kind.value, "kind": x.kind.name, "text": x.text} for x in lines]
-            self.state.tables = state.result_tables(outputs, self._landmarks[result])
-            self.state.table = "numbers"
-            self.state.looks = state.looks(outputs)
-            self.state.has_page = self.page_file() is not None
-        self._shown = Shown(outputs)
-        self._show()
-        self._add_surface(outputs)
-
-    def _show(self, again: bool = False, **_: Any) -> None:
-        if self._shown is None:
-            return
-        s, view = self.state, View[self.state.view]
-        if again:
-            self._shown.forget()
-        self._shown.show(view, s.before, s.opacity, s.legend, s.beyond)
-        self._shown.show_grid(s.grid, s.grid_mode, s.grid_spacing, True, s.grid_3d, s.legend)
-        grid_text = display.grid_text(self._shown.outputs.forward) if s.grid else ""
-        with s:
-            s.can_before = view in COMPARISONS
-            s.has_opacity = view in OVERLAYS or view is View.FADE
-            s.has_legend = view in OVERLAYS or s.grid
-            s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
-        self._start(self._tidy())
-
-    async def _tidy(self) -> None:
-        for _time in range(2):  # a legend that has just been made takes its size when it has been drawn
-            self.views.tidy_legends()
-            self.views.render()
-            await asyncio.sleep(_POLL_S)
-
-    async def _flicker(self) -> None:
-        while True:
-            await asyncio.sleep(_FLICKER_S)
-            if self._shown is not None and self.state.view == View.FLICKER.name and self.run is None:
-                display.flicker(self.scene)
-
-    def _add_surface(self, outputs: Outputs) -> None:
-        """What was compared, in 3D."""
-        inside, key = compared.in_mask(outputs), outputs.forward.GetID()
-        if inside is None or key in self._models:
-            return
-        to_world = nodes.ijk_to_world(outputs.fields_disagreement)
-        self._models[key] = surface_model(self.scene, inside, to_world, "Compared region")
-        self.views.render()
-
-    def _drop_results(self) -> None:
-        with self.state:
-            self.state.result, self.state.results = "", []
-        self._choose_result("")
-        for model in self._models.values():
-            nodes.remove(self.scene, model)
-        for outputs in self.results.values():
-            for node in outputs.nodes():
-                nodes.remove(self.scene, node)
-        for held in (self._models, self.results, self._landmarks, self._unsaved):
-            held.clear()
-
-    # saving
-
-    def page_file(self) -> Path | None:
-        """The report with pictures of the result that is shown; None where there is none."""
-        outputs = self.results.get(self.state.result)
-        page = None if outputs is None or outputs.folder is None else outputs.folder / "report.html"
-        return page if page is not None and page.is_file() else None
-
-    def save(self) -> None:
-        key = self.state.result
-        if key not in self.results:
-            return
-        try:
-            folder = self.served.new_folder(self.state.dialog_path, self.state.save_name)
-            place, _missing = self.results[key].save(folder)
-        except (NephiError, OSError) as error:
-            with self.state:
-                self.state.dialog_error = f"The result could not be saved: {error}"
-            return
-        self._unsaved.discard(key)
-        with self.state:
-            self.state.dialog, self.state.note = "", f"Saved in {self.served.relative(place)}."
 
     # questions
 
@@ -340,7 +210,7 @@ class Controller:
         if what not in texts:
             return
         text, yes = texts[what]
-        if what == "end" or self.results:
+        if what == "end" or self.results.found:
             self._question(what, self._loss(text), yes)
         else:
             self._start(self._open_phantom())
@@ -352,7 +222,7 @@ class Controller:
 
     def _loss(self, doing: str) -> str:
         running = " and stops the registration" if self.run is not None else ""
-        unsaved = len(self._unsaved)
+        unsaved = len(self.results.unsaved)
         which = "the result that has not been saved" if unsaved == 1 else f"{unsaved} results that have not been saved"
         lost = f" discards {which}{running}." if unsaved else f" closes the scans that are open{running}."
         return doing + lost
@@ -369,14 +239,14 @@ class Controller:
                 self.state.ended = True
             await asyncio.sleep(0.5)  # until the page has it
             self.ended.set()
-        elif yes and asked.startswith("open "):
-            _, role, path = asked.split(" ", 2)
-            await self._open(role, path)
+        elif yes and asked == "open":
+            await self._open(*self._wanted)
         self._asked = ""
 
     # helpers
 
     async def _list_devices(self) -> None:
+        await asyncio.sleep(_QUIET_S)
         try:
             found = await asyncio.to_thread(self.logic.devices)
         except LogicError as error:
@@ -396,3 +266,9 @@ class Controller:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _phantom() -> Any:
+    from nephi.synthetic.phantom import make_phantom  # a tenth of a second that the first page need not wait for
+
+    return make_phantom()

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from nephi.errors import NephiError
+from nephi.files.dicom_series import Series
 
-from .files import IMAGES, POINTS, Served
-from .state import ROLES
+from .files import Served
+from .roles import ROLES
 
 SAVE = "save"  # stands beside the roles of inputs
-_ENDINGS = {SAVE: (), "fixed_landmarks": POINTS, "moving_landmarks": POINTS}
 
 
 class Dialog:
@@ -21,14 +21,15 @@ class Dialog:
     def open(self, role: str, save_name: str = "") -> None:
         """For an input of this role, or to save under that name; where it was last."""
         with self.state:
-            self.state.dialog, self.state.dialog_title = role, ROLES.get(role, "Save the result")
-            self.state.save_name = save_name
+            self.state.dialog, self.state.save_name = role, save_name
+            self.state.dialog_title = "Save the result" if role == SAVE else ROLES[role].text
         self.enter(self.state.dialog_path)
 
     def enter(self, path: str) -> None:
         """List a folder; where that is gone, the one that is served, with the reason."""
+        role = self.state.dialog
         try:
-            entries, more = self.served.entries(path, _ENDINGS.get(self.state.dialog, IMAGES))
+            entries, more = self.served.entries(path, ROLES[role].kind.endings if role in ROLES else ())
         except NephiError as error:
             if path:
                 self.enter("")
@@ -38,9 +39,17 @@ class Dialog:
         parts = Path(path).parts
         paths = [Path(*parts[: i + 1]) for i in range(len(parts))]
         with self.state:
-            self.state.dialog_path, self.state.dialog_error = path, ""
+            self.state.dialog_path, self.state.dialog_error, self.state.series = path, "", []
             self.state.dialog_parts = [{"name": self.state.root_name, "path": ""}] + [
                 {"name": part.name, "path": part.as_posix()} for part in paths
             ]
             self.state.entries = [{"name": e.name, "path": e.path, "folder": e.folder} for e in entries]
             self.state.more_entries = more
+
+    def offer(self, found: list[Series], path: str) -> None:
+        """The series of the DICOM folder, for one to be chosen."""
+        with self.state:
+            self.state.series_path = path
+            self.state.series = [
+                {"uid": one.uid, "text": f"{one.description or one.uid}, {one.images} images"} for one in found
+            ]

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from nephi.errors import NephiError
 
-IMAGES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr")
-POINTS = (".csv", ".fcsv", ".json", ".txt", ".vtk", ".pts")
 MOST_ENTRIES = 2000
 
 

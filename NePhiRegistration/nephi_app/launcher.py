@@ -3,55 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
 import secrets
-import shutil
-import signal
 import socket
-import sys
-import tempfile
 import time
-import webbrowser
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from aiohttp import ClientSession, ClientTimeout, ClientWebSocketResponse, WSMsgType, web
 from nephi.errors import NephiError
-from nephi.process import engine_environment
-from nephi.runfolder import RunFolder, remove_abandoned
 
-from .access import HEADERS, SECRET_HEADER, Access, Start
+from .access import HEADERS, SECRET_HEADER, Access
+from .processes import Processes, Session
 
-FIRST_PORT = 8650
-_PORTS = 20
 _IDLE_S = 24 * 3600.0  # after which a session that no page shows is ended
-_READY_S = 60.0
 _PASSED = ("Content-Type", "Content-Length", "Content-Disposition", "Content-Security-Policy", "Location")
 
 
-@dataclass
-class Session:
-    browser: str
-    process: asyncio.subprocess.Process
-    secret: str
-    folder: Path
-    port: int = 0
-    pages: int = 0  # that show it now
-    left: float = field(default_factory=time.monotonic)  # when the last of them was closed
-
-
 class Launcher:
-    def __init__(self, root: Path, access: Access, most: int):
-        self.root, self.access, self.most = root, access, most
-        temporary = Path(tempfile.gettempdir())
-        remove_abandoned(temporary)
-        self.folder = RunFolder(temporary)
+    """``spare``: a process that is starting already, so that the first page need not wait for all of it."""
+
+    def __init__(self, processes: Processes, access: Access, most: int, spare: Session, cookie: str):
+        self.processes, self.access, self.most, self.cookie = processes, access, most, cookie
         self.sessions: dict[str, Session] = {}
-        self._spare: asyncio.Task[Session] | None = None
-        self.cookie = "nephi"
+        self._spare: Session | None = spare
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._check], client_max_size=1 << 16)
@@ -63,19 +36,16 @@ class Launcher:
 
     async def _life(self, _app: web.Application) -> AsyncIterator[None]:
         self._client = ClientSession(timeout=ClientTimeout(total=None), auto_decompress=False)
-        self._spare = asyncio.ensure_future(self._start())  # so that the first page need not wait
         watch = asyncio.ensure_future(self._watch())
         yield
         watch.cancel()
         await self._client.close()
-        self.folder.remove()
+        self.processes.folder.remove()
 
     async def _end_all(self, _app: web.Application) -> None:
         """Before the server waits for open connections, which end with their sessions."""
-        started = [] if self._spare is None else [self._spare]
-        found = await asyncio.gather(*started, return_exceptions=True)
-        spare = [session for session in found if isinstance(session, Session)]
-        await asyncio.gather(*map(self._end, [*self.sessions.values(), *spare]))
+        spare = [] if self._spare is None else [self._spare]
+        await asyncio.gather(*(session.end() for session in [*self.sessions.values(), *spare]))
 
     # who asks
 
@@ -113,7 +83,11 @@ class Launcher:
         else:
             name = secrets.token_urlsafe(16)
             spare, self._spare = self._spare, None
-            session = await (spare or self._start())
+            session = spare or await self.processes.begin()
+            try:
+                await session.ready()
+            except NephiError as error:
+                return _refusal(str(error), 500)
             session.browser = browser
             self.sessions[name] = session
         response = web.HTTPSeeOther(f"/s/{name}/index.html")
@@ -123,39 +97,6 @@ class Launcher:
 
     # sessions
 
-    async def _start(self) -> Session:
-        secret = secrets.token_urlsafe(32)
-        folder = Path(tempfile.mkdtemp(prefix="session-", dir=self.folder.path))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "nephi_app.session",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=engine_environment(),
-            start_new_session=True,  # Ctrl-C is for the launcher
-        )  # fmt: skip
-        assert process.stdin is not None and process.stdout is not None
-        start = Start(str(self.root), str(folder), secret)
-        process.stdin.write((json.dumps(asdict(start)) + "\n").encode())
-        session = Session("", process, secret, folder)
-        try:
-            line = await asyncio.wait_for(process.stdout.readline(), _READY_S)
-            session.port = json.loads(line)["port"]
-        except (TimeoutError, ValueError):
-            await self._end(session)
-            raise web.HTTPInternalServerError(text="A session could not be started: see the terminal.") from None
-        return session
-
-    async def _end(self, session: Session) -> None:
-        """End the process, which ends a registration with it, and remove what it left."""
-        assert session.process.stdin is not None
-        session.process.stdin.close()
-        try:
-            await asyncio.wait_for(session.process.wait(), 5)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                session.process.kill()
-            await session.process.wait()
-        remove_abandoned(session.folder)
-        await asyncio.to_thread(shutil.rmtree, session.folder, True)
-
     async def _watch(self) -> None:
         """Forget sessions that have ended, and end those that nobody has looked at for long."""
         while True:
@@ -164,7 +105,7 @@ class Launcher:
                 idle = session.pages == 0 and time.monotonic() - session.left > _IDLE_S
                 if idle or session.process.returncode is not None:
                     del self.sessions[name]
-                    await self._end(session)
+                    await session.end()
 
     # requests of a session's page
 
@@ -226,54 +167,9 @@ def _refusal(text: str, status: int = 403) -> web.Response:
     return web.Response(status=status, text=page, content_type="text/html", headers=HEADERS)
 
 
-def run(root: Path, host: str = "127.0.0.1", port: int | None = None, browser: bool = True, most: int = 4) -> int:
-    """Serve until it is interrupted; raises NephiError for a folder or an address that cannot be served."""
-    if not root.is_dir():
-        raise NephiError(f"{root} is not a folder")
-    if most < 1:
-        raise NephiError("at least one session must be allowed")
-    access = Access(host)
-    listening = _listen(host, port)
-    return asyncio.run(_run(Launcher(root.resolve(), access, most), listening, browser))
-
-
-def _listen(host: str, port: int | None) -> socket.socket:
-    ports = [port] if port is not None else range(FIRST_PORT, FIRST_PORT + _PORTS)
-    reason = ""
-    for wanted in ports:
-        try:
-            return socket.create_server((host, wanted), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-    raise NephiError(f"cannot listen on {host}, port {port if port is not None else FIRST_PORT}: {reason}")
-
-
-def _has_screen() -> bool:
-    """Where there is none, a browser of the terminal would take that over."""
-    return not sys.platform.startswith("linux") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-
-
-async def _run(launcher: Launcher, listening: socket.socket, browser: bool) -> int:
-    port = listening.getsockname()[1]
-    launcher.cookie = f"nephi-{port}"  # browsers share cookies between the ports of a host
+async def serve(launcher: Launcher, listening: socket.socket) -> web.AppRunner:
+    """Answer browsers, until the runner that is returned is cleaned up."""
     runner = web.AppRunner(launcher.app(), access_log=None, shutdown_timeout=3)
     await runner.setup()
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt
-            loop.add_signal_handler(number, ended.set)
-    try:
-        await web.SockSite(runner, listening).start()
-        name = "127.0.0.1" if launcher.access.only_here else launcher.access.host
-        if name in ("0.0.0.0", "::"):
-            name = socket.gethostname()
-        address = f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={launcher.access.token}"
-        print(f"NePhi serves {launcher.root}\nOpen {address}\nCtrl-C ends it.")
-        if not launcher.access.only_here:
-            print("The connection is not encrypted: use it in a network that you trust, or through an SSH tunnel.")
-        if browser and _has_screen():
-            webbrowser.open(address)
-        await ended.wait()
-    finally:
-        await runner.cleanup()
-    return 0
+    await web.SockSite(runner, listening).start()
+    return runner

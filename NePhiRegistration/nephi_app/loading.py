@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +10,25 @@ import numpy as np
 import SimpleITK as sitk
 import slicer
 import vtk
-from nephi.files.image import read_volume
+from nephi.errors import NephiError
+from nephi.files.image import open_image, read_volume
 from nephi.files.landmarks import read_landmarks
-from nephi.files.masks import read_mask, read_regions
+from nephi.files.masks import check_mask, check_regions, read_regions
 from NePhiRegistrationLib import scene as nodes
 from vtk.util.numpy_support import numpy_to_vtk
 
-from .state import ROLES
-
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0])
 _CT_WINDOW_HU = (-1000, 300)
+_SEGMENTATION = (".seg.nrrd", ".seg.nhdr")  # as Slicer calls them
+_LABEL_MAP, _SEGMENTATION_NODE = "vtkMRMLLabelMapVolumeNode", "vtkMRMLSegmentationNode"
 
 
-async def node(scene: Any, role: str, path: Path, name: str, others: dict[str, Any]) -> Any:
-    """A file as the node that its role asks for, beside those that are there; raises NephiError."""
-    words = ROLES[role].lower()
-    if role in ("fixed", "moving"):
-        return scan_node(scene, await asyncio.to_thread(read_scan, path, words), name)
-    volume = others["moving" if role.startswith("moving") else "fixed"]
-    if role.endswith("landmarks"):
-        return points_node(scene, path, volume)
-    return labels_node(scene, path, volume, "regions" if role == "regions" else words)
+def read_scan(path: Path, role: str, series: str = "") -> sitk.Image:
+    """A 3D image from a file or a DICOM folder, of which ``series`` names one by its UID; raises NephiError.
 
-
-def read_scan(path: Path, role: str) -> sitk.Image:
-    """A 3D image from a file or a DICOM folder; raises NephiError. Touches no scene, so that a thread may do it."""
-    return read_volume(path, role)
+    Touches no scene, so that a thread may do it.
+    """
+    return read_volume(path, role, (series,) if series else ())
 
 
 def scan_node(scene: Any, image: sitk.Image, name: str) -> Any:
@@ -47,11 +40,49 @@ def scan_node(scene: Any, image: sitk.Image, name: str) -> Any:
     return node
 
 
-def labels_node(scene: Any, path: Path, volume: Any, role: str) -> Any:
-    """A mask, or with the role ``regions`` labels, on the volume's voxels; raises NephiError."""
+def labels_node(scene: Any, path: Path, volume: Any, role: str, one_by_one: bool) -> Any:
+    """A mask, or regions that count ``one_by_one``: a segmentation, or labels on the volume's voxels.
+
+    Raises NephiError. Several labels of a mask become a segmentation, of which one can be chosen.
+    """
+    if path.name.lower().endswith(_SEGMENTATION):
+        return _segmentation(scene, path, role)
     reference = _image_of(volume)
-    image = read_regions(path, reference) if role == "regions" else read_mask(path, reference, role)
-    return _volume(scene, "vtkMRMLLabelMapVolumeNode", image, path.name)
+    if one_by_one:
+        return _volume(scene, _LABEL_MAP, read_regions(path, reference, role), path.name)
+    image = open_image(path, role)
+    mask = check_mask(image, reference, role)
+    with contextlib.suppress(NephiError):  # probabilities, say
+        labels = check_regions(image, reference, role)
+        if sitk.GetArrayViewFromImage(labels).max() > 1:
+            return _as_segmentation(scene, _volume(scene, _LABEL_MAP, labels, path.name))
+    return _volume(scene, _LABEL_MAP, mask, path.name)
+
+
+def _segmentation(scene: Any, path: Path, role: str) -> Any:
+    """Of a file that Slicer wrote; Slicer's own reader does not survive a damaged one, so that it is read before."""
+    open_image(path, role)
+    node = nodes.add(scene, _SEGMENTATION_NODE, path.name, displayed=True)
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.SetFileName(str(path))
+    if not storage.ReadData(node) or not node.GetSegmentation().GetNumberOfSegments():
+        nodes.remove(scene, node)
+        raise NephiError(f"{role}: cannot read {path.name} as a segmentation; it is damaged or empty")
+    node.GetDisplayNode().SetVisibility(False)
+    return node
+
+
+def _as_segmentation(scene: Any, labels: Any) -> Any:
+    """The label map's labels as segments, in its place."""
+    node = nodes.add(scene, _SEGMENTATION_NODE, labels.GetName(), displayed=True)
+    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, node)
+    node.SetName(labels.GetName())
+    node.GetDisplayNode().SetVisibility(False)
+    segmentation = node.GetSegmentation()
+    for segment in map(segmentation.GetSegment, segmentation.GetSegmentIDs()):
+        segment.SetName(f"label {segment.GetLabelValue()}")  # not what a colour table calls that number
+    nodes.remove(scene, labels)
+    return node
 
 
 def points_node(scene: Any, path: Path, volume: Any) -> Any:

@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -48,11 +49,11 @@ async def _serve(start: Start, told: Any) -> None:
     server.controller.on_server_bind.add(bind)
 
     def ready(**_: Any) -> None:
-        controller.begin()
         told.write(json.dumps({"port": server.port}) + "\n")
         told.flush()
 
     server.controller.on_server_ready.add(ready)
+    server.controller.on_client_connected.add(lambda: controller.begin())
     ended = asyncio.ensure_future(asyncio.to_thread(sys.stdin.read))  # the launcher holds the other end
     serving = server.start(
         port=0, host="127.0.0.1", exec_mode="coroutine", open_browser=False, show_connection_info=False, timeout=0,
@@ -63,7 +64,7 @@ async def _serve(start: Start, told: Any) -> None:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
         controller.cancel()
-        controller.results.clear()
+        controller.results.found.clear()
         shutil.rmtree(start.temporary, ignore_errors=True)
         os._exit(0)  # the thread that reads standard input and VTK's objects would hold it up
 
@@ -92,8 +93,14 @@ def build(server: Any, start: Start) -> Any:
         views.place(grid)
     with AbstractLayout(server, html.Div(trame_server=server), template_name="main"):
         client.Style((PAGE / "page.css").read_text(encoding="utf-8"))
-        html.Div((PAGE / "page.html").read_text(encoding="utf-8"))
+        html.Div(_page_html())
     return Controller(server, served, Path(start.temporary), views)
+
+
+def _page_html() -> str:
+    pick = (PAGE / "pick.html").read_text(encoding="utf-8")
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"PICKS\((\w+)\)", lambda found: pick.replace("GROUP", found[1]), page)
 
 
 _TITLE_ONLY = '<div class="over" v-show="has_images"><span class="title">TITLE</span></div>'
@@ -117,17 +124,17 @@ def _add_files(app: Any, controller: Any, temporary: Path) -> None:
     from aiohttp import web
 
     async def report(_request: Any) -> Any:
-        page = controller.page_file()
+        page = controller.results.page_file()
         if page is None:
             raise web.HTTPNotFound
         return web.FileResponse(page, headers={"Content-Security-Policy": "sandbox allow-scripts"})
 
     async def result(request: Any) -> Any:
-        if not controller.state.has_result:
+        outputs = controller.results.chosen
+        if outputs is None:
             raise web.HTTPNotFound
         folder = Path(tempfile.mkdtemp(dir=temporary))
         try:
-            outputs = controller.results[controller.state.result]
             place, _missing = outputs.save(folder / "result")
             archive = await asyncio.to_thread(shutil.make_archive, str(folder / "archive"), "zip", str(place))
             headers = {"Content-Disposition": 'attachment; filename="nephi-result.zip"'}

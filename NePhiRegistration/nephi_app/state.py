@@ -6,23 +6,15 @@ from typing import Any
 
 import numpy as np
 from NePhiRegistrationLib import tables
-from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View
+from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View, models
 from NePhiRegistrationLib.pairs import pairs
 from NePhiRegistrationLib.verdict import judgement
 from NePhiRegistrationLib.words import in_panel_words
 from slicer.util import arrayFromVTKMatrix
 
+from .roles import ROLES, picks
+
 CT_WINDOWS = {"wide": (-1000, 300), "lung": (-1350, 150), "soft": (-160, 240), "bone": (-450, 1050)}
-ROLES = {
-    "fixed": "Fixed scan",
-    "moving": "Moving scan",
-    "fixed_mask": "Fixed mask",
-    "moving_mask": "Moving mask",
-    "fixed_landmarks": "Landmarks in the fixed scan",
-    "moving_landmarks": "Landmarks in the moving scan",
-    "regions": "Regions such as lobes, on the fixed scan",
-}
-_EXTRAS = {"fixed_landmarks": "fixed", "moving_landmarks": "moving", "regions": "fixed"}
 
 
 def first(root_name: str, root_path: str) -> dict[str, Any]:
@@ -37,11 +29,16 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "ended": False,
         # inputs
         "inputs_open": True,
+        "picks": picks(),
         "names": dict.fromkeys(ROLES, ""),
-        "extras": [{"role": role, "text": ROLES[role], "needs": needs} for role, needs in _EXTRAS.items()],
+        "segments": {},  # that can be chosen of a mask, by role
+        "segment": dict.fromkeys(ROLES, ""),
         "masks": "auto",
         "preset": Preset.BALANCED.term,
-        "presets": [_item(p.term, p.label()) for p in Preset if p is not Preset.FILE],
+        "presets": [_item(p.term, p.label()) for p in Preset],
+        "model": "",
+        "models": [_item(*pair) for pair in models()],
+        "guide_sd_mm": 1.0,
         "device": "auto",
         "devices": [_item("auto", "Automatic")],
         "align": Alignment.AUTO.term,
@@ -67,6 +64,10 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "result": "",
         "verdict": {},
         "lines": [],
+        "reviews": [],  # texts, the latest first
+        "reviewer": "",
+        "review_comment": "",
+        "review_error": "",
         "table": "numbers",
         "tables": [],
         "view": View.FADE.name,
@@ -91,6 +92,8 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "dialog_parts": [],
         "dialog_error": "",
         "entries": [],
+        "series": [],
+        "series_path": "",
         "more_entries": False,
         "save_name": "",
         "question": "",
@@ -131,7 +134,7 @@ def result_tables(outputs: Any, landmarks: tuple[Any, Any] | None) -> list[dict]
     count = len(folds)
     made = [
         _table("numbers", "Numbers", numbers_columns, numbers),
-        _table("folds", f"Folds ({count})" if count else "Folds (none)", folds_columns, folds,
+        _table("folds", f"Folds ({count})" if count else "No folds", folds_columns, folds,
                [list(tables.fold_centre_ras_mm(outputs.folds, row)) for row in range(count)]),
     ]  # fmt: skip
     if landmarks is not None:

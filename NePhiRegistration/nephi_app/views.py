@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 if sys.platform.startswith("linux"):
     os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")  # read when vtk makes its first window
 
-import numpy as np
 import slicer
 import vtk
 from trame_slicer.core import LayoutManager, SlicerApp
-from trame_slicer.rca_view import register_rca_factories
-from trame_slicer.views import Layout, LayoutDirection, ViewLayoutDefinition
-from vtk.util.numpy_support import numpy_to_vtk
+from trame_slicer.rca_view.rca_view_factory import RemoteViewFactory
+from trame_slicer.views import Layout, LayoutDirection, SliceView, ThreeDView, ViewLayoutDefinition, ViewType
+from trame_slicer.views.render_scheduler import NoScheduleRendering
 
 SLICES = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}  # names of the views and their orientation
 THREE_D = "ThreeD"
@@ -37,9 +37,12 @@ class Views:
         def over(_server: Any, name: str, _view: Any) -> None:
             gutter(name)
 
-        register_rca_factories(
-            self._app.view_manager, server, slice_view_ui_f=over, three_d_view_ui_f=over, interactive_quality=70
-        )
+        for kind, view_type in ((SliceView, ViewType.SLICE_VIEW), (ThreeDView, ViewType.THREE_D_VIEW)):
+            # a view draws at each of the many steps in which it is made, unless it is told not to
+            make = partial(_unseen, kind)
+            self._app.view_manager.register_factory(
+                RemoteViewFactory(server, make, view_type, populate_view_ui_f=over, interactive_quality=70)
+            )
         self._layout = LayoutManager(self.scene, self._app.view_manager, server)
         definitions = {
             "Red": ViewLayoutDefinition.axial_view(),
@@ -113,35 +116,6 @@ class Views:
             view.schedule_render()
 
 
-def surface_model(scene: Any, inside: np.ndarray, ijk_to_world: np.ndarray, name: str) -> Any:
-    """The surface of a mask (z, y, x) as a translucent model; ``ijk_to_world`` as in NePhiRegistrationLib.scene."""
-    image = vtk.vtkImageData()
-    padded = np.pad(inside.astype(np.uint8), 1)
-    image.SetDimensions(padded.shape[::-1])
-    image.GetPointData().SetScalars(numpy_to_vtk(padded.ravel(), deep=True))
-    surface = vtk.vtkFlyingEdges3D()
-    surface.SetInputData(image)
-    surface.SetValue(0, 0.5)
-    surface.ComputeScalarsOff()
-    surface.ComputeNormalsOff()
-    smooth = vtk.vtkWindowedSincPolyDataFilter()
-    smooth.SetInputConnection(surface.GetOutputPort())
-    smooth.SetNumberOfIterations(15)
-    smooth.SetPassBand(0.1)
-    place = vtk.vtkTransform()
-    place.SetMatrix(ijk_to_world.ravel().tolist())
-    place.Translate(-1, -1, -1)  # of the padding
-    moved = vtk.vtkTransformPolyDataFilter()
-    moved.SetTransform(place)
-    moved.SetInputConnection(smooth.GetOutputPort())
-    normals = vtk.vtkPolyDataNormals()
-    normals.SetInputConnection(moved.GetOutputPort())
-    normals.Update()
-    model = scene.AddNewNodeByClass("vtkMRMLModelNode", name)
-    model.SetAndObservePolyData(normals.GetOutput())
-    model.CreateDefaultDisplayNodes()
-    display = model.GetDisplayNode()
-    display.SetColor(0.75, 0.55, 0.5)
-    display.SetOpacity(0.35)
-    display.SetVisibility2D(False)
-    return model
+def _unseen(kind: type, **given: Any) -> Any:
+    """A view that is not drawn until its factory connects it to the page."""
+    return kind(**given, scheduled_render_strategy=NoScheduleRendering())

@@ -94,21 +94,22 @@ class Panel:
 
     def browse(self, role: str) -> None:
         self.page.click(f"#choose-{role}")
-        self.page.wait_for_selector("dialog[open] .listing button")
+        self.page.wait_for_selector("dialog[open] .path button")
 
     def choose(self, role: str, *path: str) -> None:
-        """Through the dialog, folder by folder."""
+        """Through the dialog, folder by folder from the one that is served; it opens where it was last."""
         self.browse(role)
+        self.page.locator("dialog .path button").first.click()
         for part in path:
             self.page.get_by_role("button", name=part, exact=True).click()
         self.page.wait_for_selector("dialog", state="detached")
 
     def open_pair(self) -> None:
         self.choose("fixed", "scans/", "fixed.nii.gz")
-        self.choose("moving", "moving.nii.gz")  # the dialog is where it was
+        self.choose("moving", "scans/", "moving.nii.gz")
         self.page.get_by_label("From files").check()
-        self.choose("fixed_mask", "fixed_mask.nii.gz")
-        self.choose("moving_mask", "moving_mask.nii.gz")
+        for role in ("fixed_mask", "moving_mask"):
+            self.choose(role, "scans/", f"{role}.nii.gz")
 
     def register(self, preset: str = "fast") -> None:
         self.page.select_option("#preset", preset)
@@ -117,7 +118,8 @@ class Panel:
         self.page.wait_for_selector("#cancel")
 
     def finish(self) -> None:
-        self.page.wait_for_selector(".verdict")
+        self.page.wait_for_selector(".verdict, .message.error")
+        assert not (told := self.page.locator(".message.error")).count(), told.inner_text()
 
     def view(self, name: str = "Red") -> np.ndarray:
         """The pixels of a view (rows, columns, 3), after they have come to rest."""

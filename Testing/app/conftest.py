@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 _CHROMIUM = Path("/usr/bin/chromium")
@@ -22,7 +23,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """``scans`` with a pair, masks and landmarks, ``dicom`` with a series, a damaged file, a link that leads out."""
+    """A served folder: see its parts below.
+
+    ``scans`` holds a pair, masks, landmarks, labels, a segmentation, settings, ``dicom`` a series, ``visit`` two; there
+    are a damaged file and links that lead out.
+    """
     import SimpleITK as sitk
     from nephi.files.landmarks import write_landmarks
     from nephi.synthetic.phantom import make_phantom
@@ -35,7 +40,11 @@ def folder(tmp_path_factory) -> Path:
         sitk.WriteImage(getattr(phantom, name), str(scans / f"{name}.nii.gz"))
     for name in ("fixed", "moving"):
         write_landmarks(scans / f"{name}.csv", getattr(phantom, f"{name}_landmarks_lps_mm")[::20])
+    _write_labels(phantom, scans)
+    (scans / "quick.json").write_text('{"fit": {"iterations": 20}}', encoding="utf-8")
     _write_series(phantom.fixed, root / "dicom")
+    for k, image in enumerate((phantom.fixed, phantom.moving[:, :, 10:-10]), 1):
+        _write_series(image, root / "visit", uid=f"1.2.3.{k}", description=("Thorax 1.0", "Thorax 2.0")[k - 1])
     (root / "damaged.nii.gz").write_bytes(b"no image")
     sitk.WriteImage(phantom.fixed, str(outside / "secret.nii.gz"))
     (root / "away.nii.gz").symlink_to(outside / "secret.nii.gz")
@@ -43,22 +52,41 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def _write_series(image, folder: Path) -> None:
+def _write_labels(phantom, folder: Path) -> None:
+    """``halves.seg.nrrd``: as Slicer writes a segmentation, with names; ``labels.nii.gz``: the same and a lesion, 3."""
     import SimpleITK as sitk
 
-    folder.mkdir()
+    array = sitk.GetArrayFromImage(phantom.fixed_mask).astype("uint8")
+    array[:, :, array.shape[2] // 2 :] *= 2
+    labels = sitk.GetImageFromArray(array)
+    labels.CopyInformation(phantom.fixed)
+    with_lesion = sitk.Image(labels)
+    z, y, x = (int(places.mean()) for places in np.nonzero(array == 2))
+    with_lesion[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = 3
+    sitk.WriteImage(with_lesion, str(folder / "labels.nii.gz"))
+    for i, name in enumerate(("Right half", "Left half")):
+        values = {"ID": f"half{i}", "Name": name, "LabelValue": str(i + 1), "Layer": "0"}
+        for key, value in values.items():
+            labels.SetMetaData(f"Segment{i}_{key}", value)
+    sitk.WriteImage(labels, str(folder / "halves.seg.nrrd"))
+
+
+def _write_series(image, folder: Path, uid: str = "1.2.3", description: str = "Thorax") -> None:
+    import SimpleITK as sitk
+
+    folder.mkdir(exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     image = sitk.Cast(image, sitk.sitkInt16)
     for k in range(image.GetDepth()):
         one = image[:, :, k]
         x, y, z = image.TransformIndexToPhysicalPoint((0, 0, k))
-        tags = {"0008|0060": "CT", "0020|000e": "1.2.3", "0020|000d": "1.2", "0020|0052": "1.4"}
+        tags = {"0008|0060": "CT", "0020|000e": uid, "0008|103e": description, "0020|000d": "1.2", "0020|0052": "1.4"}
         tags |= {"0020|0032": f"{x}\\{y}\\{z}", "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(k)}
-        tags |= {"0008|0018": f"1.2.3.{k + 1}"}
+        tags |= {"0008|0018": f"{uid}.{k + 1}"}
         for key, value in tags.items():
             one.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{k}.dcm"))
+        writer.SetFileName(str(folder / f"{uid}-{k}.dcm"))
         writer.Execute(one)
 
 

@@ -66,7 +66,7 @@ def test_bad_input_is_told_in_one_line_and_nothing_outside_is_reached(panel):
     assert page.locator("#register").is_disabled() and "Choose the fixed" in page.inner_text(".hint")
     panel.browse("fixed")
     names = page.locator(".listing button").all_inner_texts()
-    assert names == ["dicom/", "scans/", "damaged.nii.gz"]  # no links that lead out
+    assert names == ["dicom/", "scans/", "visit/", "damaged.nii.gz"]  # no links that lead out
     page.get_by_role("button", name="damaged.nii.gz").click()
     told = page.locator("dialog [role=alert]")
     told.wait_for()
@@ -96,6 +96,64 @@ def test_a_dicom_folder_is_a_scan(panel):
     page.keyboard.press("Escape")
 
 
+def test_a_series_is_chosen_where_a_folder_holds_several(panel):
+    page = panel.page
+    panel.browse("moving")
+    page.locator("dialog .path button").first.click()
+    page.get_by_role("button", name="visit/").click()
+    page.get_by_role("button", name="Open this folder").click()
+    one = page.get_by_role("button", name="Thorax 2.0, 36 images")
+    one.wait_for()
+    assert len(page.get_by_label("Series").get_by_role("button").all()) == 2
+    one.click()
+    page.wait_for_selector("dialog", state="detached")
+    assert page.inner_text("output >> nth=1") == "visit"
+
+
+def test_what_is_known_beyond_the_images_takes_part(app, browser, folder):
+    """Segments as masks, guidance, a settings file and a model are what the engine is given."""
+    from browser import Panel
+
+    panel = Panel(browser.context(), f"{app.address}&new=1")
+    page = panel.page
+    panel.open_pair()
+    panel.choose("fixed_mask", "scans/", "halves.seg.nrrd")
+    assert page.locator("#segment-fixed_mask option").all_inner_texts() == ["All segments", "Right half", "Left half"]
+    panel.choose("fixed_mask", "scans/", "labels.nii.gz")
+    assert len(page.locator("#segment-fixed_mask option").all()) == 4
+    page.click("#guidance summary")
+    for side in ("fixed", "moving"):
+        panel.choose(f"{side}_guide_points", "scans/", f"{side}.csv")
+    page.fill("#guide-sd", "2.5")
+    panel.choose("rigid", "scans/", "halves.seg.nrrd")
+    page.select_option("#segment-rigid", "half0")
+    panel.choose("fixed_excluded", "scans/", "labels.nii.gz")
+    page.select_option("#segment-fixed_excluded", label="label 3")
+    page.select_option("#model", "file")
+    page.wait_for_function("document.querySelector('.panel .hint[role=status]').innerText.includes('model file')")
+    page.select_option("#model", "")
+    page.select_option("#preset", "file")
+    page.get_by_text("Choose a settings file").wait_for()
+    panel.choose("settings_file", "scans/", "quick.json")
+    page.wait_for_selector("#register:enabled")
+    page.click("#register")
+    panel.finish()
+    page.click("#save")
+    page.fill("#save-name", "guided")
+    page.click("#save-here")
+    page.wait_for_selector("dialog", state="detached")
+    (place,) = folder.rglob("guided")
+    report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+    assert report["settings"]["fit"]["iterations"] == 20
+    assert report["settings"]["guidance"]["landmarks_sd_mm"] == 2.5
+    assert set(report["guidance"]) >= {"landmarks", "rigid", "excluded"}
+    page.get_by_role("button", name="End", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="End").click()
+    page.wait_for_selector("text=This session has ended")
+    panel.context.close()
+    assert not panel.errors
+
+
 def test_cancelling_ends_the_engine_and_changes_nothing(app, panel):
     page = panel.page
     panel.open_pair()
@@ -121,9 +179,10 @@ def test_a_registration_survives_a_closed_tab_and_is_seen_in_the_views(app, brow
     from browser import colourful, difference
 
     page = panel.page
+    panel.open_pair()
     page.click("text=Landmarks, regions")
-    panel.choose("fixed_landmarks", "fixed.csv")
-    panel.choose("moving_landmarks", "moving.csv")
+    for name in ("fixed", "moving"):
+        panel.choose(f"{name}_landmarks", "scans/", f"{name}.csv")
     apart = panel.view("Green")
     panel.register()
     page.wait_for_selector("text=/about .* left/")
@@ -174,6 +233,12 @@ def test_a_landmark_is_jumped_to_and_all_slices_follow(app, browser, panel):
 
 def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_path, panel):
     page = panel.page
+    page.click("#accept")
+    page.get_by_text("Enter your name first").wait_for()
+    page.fill("#reviewer", "Dr. Müller")
+    page.fill("#review-comment", "bases checked")
+    page.click("#accept")
+    page.get_by_text("bases checked").wait_for()
     page.click("#save")
     page.fill("#save-name", "../away")
     page.click("#save-here")
@@ -184,6 +249,8 @@ def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_pat
     place = folder / page.inner_text(".message").split("Saved in ")[1].split("\n")[0].rstrip(". ✕")
     names = {file.name for file in place.iterdir()}
     assert names >= {"transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "report.json"}
+    (signed,) = json.loads((place / "review.json").read_text(encoding="utf-8"))["reviews"]
+    assert (signed["verdict"], signed["name"], signed["comment"]) == ("accepted", "Dr. Müller", "bases checked")
     report = json.loads((place / "report.json").read_text(encoding="utf-8"))
     assert report["tre_mm"]["after"]["mean"] < report["tre_mm"]["before"]["mean"]
     with page.expect_download() as download:

@@ -62,3 +62,32 @@ def write_nifti(path: Path, array, matrix, *, order="<", pixdim=None, quaternion
     head[344:348] = b"n+1\0"
     data = bytes(head) + (array.astype(order + kind).tobytes() if raw is None else raw)
     path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+
+
+ENCODINGS = ("explicit, closed", "explicit, open", "implicit, closed", "implicit, open", "deflated, open")
+
+
+def encoded(path: Path, encoding: str) -> bytes:
+    """A DICOM object, written again by pydicom: its sequences with their lengths (closed) or with marks (open)."""
+    import pydicom
+
+    data = pydicom.dcmread(path)
+    syntax, sequences = encoding.split(", ")
+
+    def mark(dataset, element) -> None:
+        if element.VR == "SQ":
+            element.is_undefined_length = sequences == "open"
+            for item in element.value:
+                item.is_undefined_length_sequence_item = sequences == "open"
+
+    data.walk(mark)
+    uids = {"implicit": "ImplicitVRLittleEndian", "deflated": "DeflatedExplicitVRLittleEndian"}
+    data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, uids.get(syntax, "ExplicitVRLittleEndian"))
+    pydicom.dcmwrite(path, data, enforce_file_format=True, implicit_vr=syntax == "implicit", little_endian=True)
+    return path.read_bytes()
+
+
+def cuts(whole: bytes) -> list[int]:
+    """Lengths at which to cut a DICOM file: anywhere after its kind, many near its end."""
+    anywhere = np.linspace(350, len(whole) - 80, 25).astype(int).tolist()
+    return [*anywhere, *range(len(whole) - 76, len(whole), 4), len(whole) - 1]

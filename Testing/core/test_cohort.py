@@ -16,12 +16,13 @@ import tables
 from hypothesis import given
 from hypothesis import strategies as st
 from nephi import process
-from nephi.cli import main
+from nephi.cli import cluster, main
 from nephi.cli.batch import gpu_environments, run_batch
 from nephi.cli.cluster import ClusterSettings, PairsJob
 from nephi.cli.cohort import shard_of
 from nephi.errors import NephiError
 from nephi.files.cases import Case, read_pairs
+from nephi.files.writing import claim
 from nephi.settings import PRESETS
 from nephi.synthetic.phantom import make_phantom
 
@@ -127,6 +128,52 @@ def test_the_table_says_what_is_missing(tmp_path, capsys):
     assert table(output)["bad"]["status"] == "interrupted"
 
 
+@pytest.mark.parametrize("text", ["[", "[]", "null", "[" * 5000, '{"levels": 3}', '{"fit": {"iterations": NaN}}'])
+def test_a_cohort_whose_settings_are_damaged_is_one_line(text, tmp_path, capsys):
+    """Else every result would count, or none."""
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "a" / "nephi.log").write_text("")
+    (tmp_path / "out" / "settings.json").write_text(text)
+    assert main(["summarise", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "settings" in line and not (tmp_path / "out" / "summary.csv").exists()
+
+
+@pytest.mark.parametrize("seconds", ['"fast"', "NaN", "[]", "9" * 400])
+def test_a_failure_that_is_damaged_is_none(seconds, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "failure.json").write_text(f'{{"error": "one reason", "seconds": {seconds}}}')
+    assert main(["summarise", str(tmp_path)]) == 1
+    assert table(tmp_path)["a"]["status"] == "waiting"
+
+
+@pytest.mark.parametrize(("text", "found", "words"), [
+    ('["12_0", "12_1"]', ["12_0", "12_1"], 0), ("[]", [], 0), (None, [], 0), ('["12_0"', [], 1), ("{}", [], 1),
+    ('["--help"]', [], 1), ("[12]", [], 1), ("[" * 5000, [], 1),
+])  # fmt: skip
+def test_jobs_of_an_earlier_start_are_waited_for_or_their_list_is_told(text, found, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_queued", bool)
+    if text is not None:
+        (tmp_path / "under_way.json").write_text(text)
+    told: list[str] = []
+    assert cluster._earlier(tmp_path, told.append) == found
+    assert len(told) == words and all("under_way.json" in line and "damaged" in line for line in told)
+
+
+def test_locks_of_a_killed_batch_go_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("nephi.cli.batch.finished_report", lambda *_: object())
+    monkeypatch.setattr("nephi.cli.batch.pair_row", lambda pair, status, *_: {"name": pair.name, "status": status})
+    monkeypatch.setattr("nephi.cli.batch._line", lambda row: row["name"])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in (".nephi.lock", ".nephi.batch.lock"):
+        (tmp_path / "a" / name).touch()
+    release = claim(tmp_path / "b")  # of a batch that is at work
+    run_batch([Case("a", {}), Case("b", {})], tmp_path, PRESETS["fast"], tell=lambda _: None)
+    assert list((tmp_path / "a").iterdir()) == [] and (tmp_path / "b" / ".nephi.batch.lock").exists()
+    release()
+
+
 @pytest.mark.parametrize("folder", ["absent", "empty"])
 def test_nothing_to_summarise_is_one_line(folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
@@ -197,13 +244,18 @@ class Done:
         (["--engine", "slurm", "--array", "0"], "array is 0"),
         (["--engine", "slurm", "--cluster", "{}/absent.json"], "absent.json"),
         (["--engine", "slurm", "--cluster", "{}/wrong.json"], "unknown entry 'nodes'"),
+        (["--engine", "slurm", "--cluster", "{}/memory.json"], "cluster settings: memory_gb is inf, must be finite"),
+        (["--engine", "slurm", "--cluster", "{}/setup.json"], "cluster settings: setup[0] is 3, expected str"),
+        (["--engine", "slurm", "--cluster", "{}/sbatch.json"], "cluster settings: sbatch holds 'qos': 'a\\nb'"),
         (["--shard", "5/4"], "--shard 5/4"),
     ],
 )
 def test_wrong_options_of_a_cohort_are_one_line(arguments, words, tmp_path, capsys):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("name,fixed,moving\na,f,m\n")
-    (tmp_path / "wrong.json").write_text('{"nodes": 3}')
+    for name, text in (("wrong", '{"nodes": 3}'), ("memory", '{"memory_gb": 1e999}'), ("setup", '{"setup": [3]}'),
+                       ("sbatch", '{"sbatch": {"qos": "a\\nb"}}')):  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(text)
     arguments = [argument.format(tmp_path) for argument in arguments]
     assert main(["batch", str(pairs), "--output", str(tmp_path / "out"), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -139,6 +139,15 @@ def test_any_change_of_a_record_is_noticed(tmp_path, capsys):
         assert "CHANGED" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("without", ["date", "passed", "versions"])
+def test_a_signed_file_that_is_no_record_is_one_line(tmp_path, capsys, without):
+    made = record([of()], Limits(), PRESETS["fast"], "cpu", 1, False)
+    other = signed({k: v for k, v in made.items() if k not in ("sha256", without)})
+    (tmp_path / "c.json").write_text(json.dumps(other), encoding="utf-8")
+    assert main(["commission", "--check", str(tmp_path / "c.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_the_record_of_another_version_says_so(tmp_path, capsys):
     made = record([of()], Limits(), PRESETS["fast"], "cpu", 1, False)
     older = signed({k: v for k, v in made.items() if k != "sha256"} | {"versions": {"nephi": "0.0.1"}})

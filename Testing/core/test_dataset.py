@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from files import textured, write_dicom
+from nephi import journal
 from nephi.both import Both
 from nephi.errors import NephiError
 from nephi.files.cases import read_pairs
@@ -104,6 +106,18 @@ def test_a_broken_pair_is_named_and_left_out(case, study, tmp_path):
     assert len(told) == 1 and told[0].startswith(f"{case} is skipped: ") and "\n" not in told[0]
     for word in words:
         assert word in told[0], told
+
+
+def test_a_cache_without_room_is_no_fault_of_the_pairs(study, tmp_path, monkeypatch):
+    """Else the training would go on with fewer pairs, or name another reason."""
+
+    def full(operation, path):
+        if operation == "write" and "second" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(journal, "watch", full)
+    with pytest.raises(NephiError, match="No space left on device"):
+        Pairs(study(first={}, second={}), FLAT, tmp_path / "cache", print)
 
 
 def test_a_list_of_broken_pairs_is_refused(study, tmp_path):

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import yaml
 from nephi import PRESETS, Guidance, register
-from nephi.fitting import fit
+from nephi import device as device_module
+from nephi.device import choose_device, devices
+from nephi.errors import NephiError
+from nephi.fitting import fit, guides
 from nephi.fitting.optimise import Optimisation
 from nephi.fitting.replay import Replayed
+from nephi.images import image_pair
 from nephi.images.resample import DeviceImage, DeviceSlices
 from nephi.images.slices import Slices
 from nephi.space import interpolate as interpolate_module
@@ -213,3 +219,85 @@ def test_cuda_and_the_cpu_agree():
     last = [result.history[-1]["similarity"] for result in found]
     assert last[0] == pytest.approx(last[1], rel=0.1)
     assert all(np.isfinite(result.forward(points)).all() for result in found)
+
+
+# ---- devices that are seldom at hand ----------------------------------------------------------------------
+
+
+def kernels() -> dict[str, dict]:
+    """PyTorch's own table of its operations."""
+    folder = Path(pytest.importorskip("torchgen").__file__).parent
+    table = yaml.safe_load((folder / "packaged/ATen/native/native_functions.yaml").read_text(encoding="utf-8"))
+    return {entry["func"].partition("(")[0]: entry for entry in table}
+
+
+def has_kernel(table: dict[str, dict], name: str, kind: str) -> bool:
+    entry = table[name]
+    if "structured_delegate" in entry:
+        return has_kernel(table, entry["structured_delegate"], kind)
+    kinds = {part.strip() for key in entry.get("dispatch", {}) for part in key.split(",")}
+    # without a table of kernels it is made of other operations
+    return not kinds or kind in kinds or any(part.startswith("Composite") for part in kinds)
+
+
+class Kinds(TorchDispatchMode):
+    """The operations by their names in PyTorch's table, and those whose results are in double precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+        self.double: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        name = str(function).removeprefix("aten.").removesuffix(".default")
+        self.names.add(name)
+        if isinstance(result, torch.Tensor) and result.dtype == torch.double:
+            self.double.add(name)
+        return result
+
+
+def test_the_table_tells_what_apple_gpus_lack():
+    table = kernels()
+    assert has_kernel(table, "mm", "MPS") and has_kernel(table, "_fused_adam_", "MPS")
+    assert not has_kernel(table, "_linalg_eigh", "XLA") and not has_kernel(table, "_fft_c2c", "MkldnnCPU")
+
+
+@pytest.mark.parametrize("preset", ["balanced", "paper"])
+def test_every_operation_of_a_registration_has_a_kernel_for_apple_gpus(preset):
+    images, seen = smooth_pair(), Kinds()
+    with seen:
+        result = register(*images, settings=short(preset, 15), guidance=all_guides(*images), device="cpu")
+        result.dense_jacobian(result.fixed_grid.coarsened(20.0), None)
+    table = kernels()
+    assert "_fused_adam_" in seen.names and len(seen.names) > 60
+    assert not [name for name in seen.names if not has_kernel(table, name, "MPS")]
+
+
+@pytest.mark.parametrize("preset", ["balanced", "paper"])
+def test_no_step_computes_in_double_precision_where_a_device_has_none(preset, monkeypatch):
+    monkeypatch.setattr(guides, "has_doubles", lambda device: False)
+    monkeypatch.setattr(image_pair, "has_doubles", lambda device: False)
+    images, seen, step = smooth_pair(), Kinds(), Optimisation._evaluate
+
+    def watched(self, number):
+        with seen:
+            loss, terms = step(self, number)
+            loss.backward(retain_graph=True)
+        return loss, terms
+
+    monkeypatch.setattr(Optimisation, "_evaluate", watched)
+    register(*images, settings=short(preset, 5), guidance=all_guides(*images), device="cpu")
+    assert len(seen.names) > 30 and not seen.double
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_further_devices_are_known_by_their_names(kind, monkeypatch):
+    assert kind not in str(devices())
+    with pytest.raises(NephiError, match=f"'{kind}' is not available"):
+        choose_device(kind)
+    monkeypatch.setattr(device_module, "_count", lambda name: int(name == kind))
+    assert choose_device(kind).type == kind
+    assert choose_device("auto").type == "cpu"  # nothing has been measured there
+    with pytest.raises(NephiError, match="unknown device 'tpu'"):
+        choose_device("tpu")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from files import textured, write_dicom
+from files import ENCODINGS, cuts, encoded, textured, write_dicom
 from geometry import rotation
 from nephi.cli import main
 from nephi.errors import NephiError
@@ -140,29 +140,59 @@ def test_plastimatch_means_the_same_by_an_object(series, tmp_path, direction):
     assert source[0] == source[1]
 
 
-def test_a_rigid_object_goes_the_other_way_and_aligns(tmp_path, series):
-    """Its matrices take points of the referenced images into its own frame: of the moving image, moving to fixed."""
-    fixed, _ = series
-    back = _AFFINE.inverse()
+def rigid(path: Path, frame: str, to_frame: Affine) -> None:
+    """A Spatial Registration of a source into a frame of reference, written by pydicom."""
     matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = back.matrix, back.offset_mm
+    matrix[:3, :3], matrix[:3, 3] = to_frame.matrix, to_frame.offset_mm
     data, items = pydicom.Dataset(), []
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.66.1", "1.2.9"
-    data.FrameOfReferenceUID = read_series(fixed).frame
-    for frame, values in (("1.2.3.4", np.eye(4)), ("1.2.3.5", matrix)):
+    data.FrameOfReferenceUID = frame
+    for frame_uid, values in (("1.2.3.4", np.eye(4)), ("1.2.3.5", matrix)):
         item, registration, part = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
         part.FrameOfReferenceTransformationMatrix = [f"{v:.9g}" for v in values.ravel()]
         registration.MatrixSequence = [part]
-        item.FrameOfReferenceUID, item.MatrixRegistrationSequence = frame, [registration]
+        item.FrameOfReferenceUID, item.MatrixRegistrationSequence = frame_uid, [registration]
         items.append(item)
     data.RegistrationSequence = items
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    pydicom.dcmwrite(tmp_path / "rigid.dcm", data, enforce_file_format=True)
+    pydicom.dcmwrite(path, data, enforce_file_format=True)
+
+
+def test_a_rigid_object_goes_the_other_way_and_aligns(tmp_path, series):
+    """Its matrices take points of the referenced images into its own frame: of the moving image, moving to fixed."""
+    rigid(tmp_path / "rigid.dcm", read_series(series[0]).frame, _AFFINE.inverse())
     found = read_affine(str(tmp_path / "rigid.dcm"), 3)
     assert np.allclose(found.matrix, _AFFINE.matrix, atol=1e-6) and np.allclose(
         found.offset_mm, _AFFINE.offset_mm, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("kind", ["deformable", "rigid"])
+def test_an_object_is_read_in_every_encoding_and_refused_wherever_it_is_cut(series, tmp_path, kind, encoding):
+    fixed, moving = (read_series(folder) for folder in series)
+    path = tmp_path / "one.dcm"
+    if kind == "rigid":
+        rigid(path, fixed.frame, _AFFINE.inverse())
+    else:
+        grid = Grid.of(textured((3, 4, 2), (1.0, 1.2, 3.0)))
+        write_registration(path, grid, field(grid)[0], _AFFINE, fixed, moving)
+    places = np.random.default_rng(1).uniform(-40, 40, (9, 3))
+    wanted = through(read_transform(path, 3), places)
+    whole = encoded(path, encoding)
+    np.testing.assert_allclose(through(read_transform(path, 3), places), wanted, atol=1e-6)
+    refused = 0
+    for end in cuts(whole):
+        path.write_bytes(whole[:end])
+        try:
+            found = through(read_transform(path, 3), places)
+        except NephiError as error:
+            assert "one.dcm" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:  # cut exactly between elements that come after the map
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert refused >= 20
 
 
 def test_a_warped_series_lies_on_the_fixed_one_and_says_whence_it_comes(series, tmp_path):
@@ -182,20 +212,29 @@ def test_a_warped_series_lies_on_the_fixed_one_and_says_whence_it_comes(series, 
     assert len({pydicom.dcmread(f).SOPInstanceUID for f in out.glob("*.dcm")}) == 10
 
 
-@pytest.mark.parametrize("damage", ["matrix", "grid", "cut", "other"])
+@pytest.mark.parametrize("damage", ["matrix", "not finite", "offset", "grid", "spacing", "big-endian", "other"])
 def test_a_damaged_object_is_one_line(series, tmp_path, damage):
     path, _, _ = converted(series, tmp_path)
     data = pydicom.dcmread(path)
     (item,) = data.DeformableRegistrationSequence
-    if damage == "matrix":
+    grid = item.DeformableRegistrationGridSequence[0]
+    if damage == "not finite":
+        item.PostDeformationMatrixRegistrationSequence[0].FrameOfReferenceTransformationMatrix[3] = "NaN"
+    elif damage == "offset":
+        grid.VectorGridData = grid.VectorGridData[:40] + np.float32(np.inf).tobytes() + grid.VectorGridData[44:]
+    elif damage == "spacing":
+        grid.GridResolution = [1.0, float("nan"), 1.0]
+    elif damage == "matrix":
         item.PostDeformationMatrixRegistrationSequence[0].FrameOfReferenceTransformationMatrix = ["1"] * 16
     elif damage == "grid":
-        item.DeformableRegistrationGridSequence[0].GridDimensions = [12, 11, 8]
+        grid.GridDimensions = [12, 11, 8]
     elif damage == "other":
         data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    data.save_as(path)
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:4000])
+    if damage == "big-endian":
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+        pydicom.dcmwrite(path, data, implicit_vr=False, little_endian=False, enforce_file_format=True)
+    else:
+        data.save_as(path)
     with pytest.raises(NephiError) as caught:
         read_transform(path, 3)
     assert len(str(caught.value).splitlines()) == 1

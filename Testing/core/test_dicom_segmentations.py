@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from files import textured, write_dicom
+from files import ENCODINGS, cuts, encoded, textured, write_dicom
 from geometry import rotation
 from nephi.cli import main
 from nephi.errors import NephiError
@@ -105,6 +105,35 @@ def test_it_is_written_as_an_image_too(case, tmp_path):
     command = ["warp", str(tmp_path / "map.tfm"), str(path), "--reference", str(fixed)]
     assert main([*command, "--output", str(tmp_path / "out.nii.gz")]) == 0
     assert set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.nii.gz"))))) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_it_is_read_in_every_encoding_and_refused_wherever_it_is_cut(case, encoding):
+    path, labels = case[2], sitk.GetArrayFromImage(read_segmentation(case[2]).labels)
+    whole = encoded(path, encoding)
+    assert np.array_equal(sitk.GetArrayFromImage(read_segmentation(path).labels), labels)
+    for end in cuts(whole)[: -1 if "deflated" in encoding else None]:  # which is filled up with one byte
+        path.write_bytes(whole[:end])
+        with pytest.raises(NephiError) as caught:
+            is_segmentation(path)
+            read_segmentation(path)
+        assert "in.dcm" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ImagePositionPatient", "1e30"), ("ImageOrientationPatient", "NaN"), ("PixelSpacing", "0")]
+)
+def test_a_place_that_cannot_be_is_one_line(case, name, value):
+    data = pydicom.dcmread(case[2])
+    shared = data.SharedFunctionalGroupsSequence[0]
+    place = data.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence[0]
+    holder = {"PixelSpacing": shared.PixelMeasuresSequence[0], "ImagePositionPatient": place,
+              "ImageOrientationPatient": shared.PlaneOrientationSequence[0]}[name]  # fmt: skip
+    holder[name].value[-1] = value
+    data.save_as(case[2])
+    with pytest.raises(NephiError) as caught:
+        read_segmentation(case[2])
+    assert "in.dcm" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_a_label_map_cannot_hold_is_told(case, tmp_path):

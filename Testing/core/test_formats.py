@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nephi.cli import main
-from nephi.cli.convert import pair_of
+from nephi.cli.convert import _part, pair_of
 from nephi.cli.parser import FORMATS
 from nephi.errors import NephiError
 from nephi.files import formats
@@ -180,6 +180,38 @@ def test_what_was_converted_converts_back(name, pair, tmp_path):
     assert main(["convert", *there, "--to", "itk", "--output", str(tmp_path / "back"), *moving]) == 0
     points = inside(grid)
     close(through(sitk.ReadTransform(str(tmp_path / "back.h5")), points), expected(pair.forward, points))
+
+
+@pytest.mark.parametrize(("wrong", "words"), [(np.nan, "NaN or infinite"), (-np.inf, "NaN or infinite"),
+                                              (3e6, "a kilometre"), ("places", "absolute deformation")])  # fmt: skip
+@pytest.mark.parametrize("name", ["itk", "nifti", "fsl", "compact", "x5"])
+def test_a_field_that_cannot_be_one_is_refused_in_every_format(name, wrong, words, tmp_path):
+    for package in ({"compact": ["h5py"], "x5": ["nitransforms", "h5py"]}).get(name, []):
+        pytest.importorskip(package)
+    grid = Grid((7, 6, 5), (3.0, 4.0, 5.0), (-10.0, 25.0, 60.0), tuple(np.eye(3).ravel()))
+    moving = Grid((9, 8, 7), (2.5, 2.5, 3.5), (-12.0, 20.0, 55.0), tuple(np.eye(3).ravel()))
+    displacement = grid.points_lps_mm() if wrong == "places" else np.full((*grid.shape, 3), 0.25)
+    whole = Sampled(grid, np.full((*grid.shape, 3), 0.25), Affine.identity(3), moving)
+    (file,) = write_format(name, Pair(whole), tmp_path / "whole")
+    close(through(_part(file, moving, 3), inside(grid, 20)), inside(grid, 20) + 0.25)
+    if wrong != "places":
+        displacement[2, 3, 4, 1] = wrong
+    (file,) = write_format(name, Pair(replace(whole, displacement=displacement)), tmp_path / "one")
+    with pytest.raises(NephiError, match=words) as caught:
+        _part(file, moving, 3)
+    assert file.name in str(caught.value)
+
+
+def test_an_x5_file_on_which_its_library_does_not_end_is_one_line(pair, tmp_path, monkeypatch):
+    pytest.importorskip("nitransforms")
+    file, _ = write_format("x5", pair[0], tmp_path / "one")
+    (tmp_path / "nitransforms").mkdir()
+    for module in ("nitransforms/__init__.py", "nitransforms/io.py"):
+        (tmp_path / module).write_text("import time; time.sleep(100)", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # of the process that tries it
+    monkeypatch.setattr("nephi.files.apart._BASE_S", 1)
+    with pytest.raises(NephiError, match="one.x5 takes too long"):
+        formats.read_x5(file)
 
 
 def test_every_format_has_a_name_on_the_command_line():

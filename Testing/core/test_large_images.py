@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from geometry import rotation
-from nephi.images.masks import _on_grid
+from nephi.images.between import between
+from nephi.images.blocks import block_means
+from nephi.images.masks import _on_grid, drawn
 from nephi.images.slices import Slices
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
@@ -50,3 +52,46 @@ def test_parts_and_every_nth_voxel_lie_where_they_did():
     np.testing.assert_allclose(
         sitk.GetArrayFromImage(few.resample(image)), sitk.GetArrayFromImage(image)[:, ::2, ::3], atol=1e-6
     )
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint8, np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("factor", [(2, 2, 2), (7, 3, 5), (1, 4, 1), (40, 33, 29)])
+def test_means_of_blocks_are_those_of_itk(kind, factor):
+    random = np.random.default_rng(1)
+    grid = Grid((83, 71, 59), (0.7, 0.7, 0.8), (3.0, -2.0, 1.0), tuple(rotation(3, 15.0).ravel()))
+    low, high = (0, 250) if np.issubdtype(kind, np.unsignedinteger) else (-1000, 3000)
+    image = grid.image(random.integers(low, high, grid.shape).astype(kind))
+    box = (slice(0, 59), slice(5, 61), slice(3, 83))
+    wanted = sitk.BinShrink(image[3:83, 5:61, 0:59], factor)
+    found = block_means(image, factor, box)
+    assert found.GetPixelID() == image.GetPixelID() and Grid.of(found).same_as(Grid.of(wanted))
+    arrays = sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(wanted)
+    np.testing.assert_allclose(*arrays, rtol=1e-5 if kind == np.float32 else 0)
+    clipped = block_means(image, factor, box, lambda values: values.clip(50, 90))
+    clamped = sitk.Cast(sitk.Clamp(image[3:83, 5:61, 0:59], image.GetPixelID(), 50, 90), sitk.sitkFloat64)
+    wanted = sitk.GetArrayFromImage(sitk.BinShrink(clamped, factor))
+    np.testing.assert_allclose(sitk.GetArrayFromImage(clipped), wanted, rtol=1e-5)
+    assert clipped.GetPixelID() == sitk.sitkFloat32
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_volume_between_the_nodes_of_a_grid_is_that_of_itk(d):
+    coarse = Grid((9, 8, 7)[:d], (3.0, 2.5, 4.0)[:d], (3.0, -2.0, 1.0)[:d], tuple(rotation(d, 15.0).ravel()))
+    values = np.random.default_rng(2).normal(size=coarse.shape).astype(np.float32)
+    origin = tuple(coarse.to_lps_mm([-1.0, 0.3, -0.7][:d]))
+    fine = Grid((41, 30, 47)[:d], (0.9, 0.8, 0.77)[:d], origin, coarse.direction)
+    found = np.stack(list(between(values, coarse, fine, 5.0)))
+    wanted = sitk.GetArrayFromImage(fine.resample(coarse.image(values), outside=5.0))
+    assert 0.02 < (wanted == 5).mean() < 0.9
+    np.testing.assert_array_equal(found == 5, wanted == 5)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_voxels_are_drawn_from_a_mask_as_from_a_list_of_all():
+    part = np.random.default_rng(3).uniform(size=(9, 20, 30)) < 0.1
+    part[4] = False
+    every = np.argwhere(part)
+    for count in (50, 10**6):
+        found = drawn(part, count, np.random.default_rng(0))
+        wanted = every[np.random.default_rng(0).choice(len(every), min(count, len(every)), replace=False)]
+        np.testing.assert_array_equal(found, wanted)

@@ -11,9 +11,10 @@ import SimpleITK as sitk
 from files import textured, write_dicom
 from geometry import rotation
 from nephi.errors import NephiError, collected_notices
-from nephi.files import dicom
+from nephi.files import dicom, dicom_elements
+from nephi.files.dicom_elements import lengths_fit
+from nephi.files.dicom_series import dicom_series
 from nephi.files.image import read_image
-from nephi.files.sizes import lengths_fit
 from nephi.space.grid import Grid
 
 IMAGE = textured()
@@ -168,6 +169,21 @@ def test_one_pass_gives_what_looking_at_the_headers_first_gives(order, tags, tmp
     assert same(at_once, read(tmp_path / "scan")[0]) and at_once.GetPixelID() == read(tmp_path / "scan")[0].GetPixelID()
 
 
+def test_the_series_of_a_folder_are_listed_the_largest_first(tmp_path):
+    write_dicom(IMAGE[:, :, 2:], tmp_path, uid="1.2.3.4", tags={"0008|103e": "Lung 2.0"})
+    write_dicom(IMAGE, tmp_path, uid="1.2.3.5", first=50, tags={"0008|103e": "Lung 1.0"})
+    largest, other = dicom_series(tmp_path, "fixed image")
+    depth = IMAGE.GetDepth()
+    assert (largest.uid, largest.description, largest.images) == ("1.2.3.5", "Lung 1.0", depth)
+    assert (other.uid, other.images) == ("1.2.3.4", depth - 2)
+    assert same(read(tmp_path, (other.uid,))[0], IMAGE[:, :, 2:])
+    (tmp_path / "empty").mkdir()
+    assert dicom_series(tmp_path / "empty", "fixed image") == []
+    (tmp_path / "cut.dcm").write_bytes(next(tmp_path.glob("*.dcm")).read_bytes()[:200])
+    with pytest.raises(NephiError, match="cut.dcm"):
+        dicom_series(tmp_path, "fixed image")
+
+
 def test_of_several_series_the_largest_or_the_one_named_is_read(tmp_path):
     small, large = "1.2.3.4.1", "1.2.3.4.2"
     other = textured(seed=1)
@@ -225,11 +241,30 @@ def test_notices_are_pythons_warnings(tmp_path):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("length", [100, 2**31])
-def test_a_deflated_file_that_unpacks_to_far_too_much_is_refused(length, tmp_path):
+@pytest.mark.parametrize("length", [100, 2**26])
+def test_a_deflated_file_that_unpacks_to_far_too_much_is_refused(length, tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom_elements, "TRUSTED", 2**24)  # instead of a file that takes long to pack
     meta = b"\2\0\x10\0UI" + (22).to_bytes(2, "little") + b"1.2.840.10008.1.2.1.99"
     packer = zlib.compressobj(wbits=-15)
     parts = [packer.compress(bytes(2**20)) for _ in range(length // 2**20 or 1)]
     head = bytes(128) + b"DICM" + b"\2\0\0\0UL\4\0" + len(meta).to_bytes(4, "little")
     (path := tmp_path / "a.dcm").write_bytes(head + meta + b"".join(parts) + packer.flush())
     assert lengths_fit(path) == (length == 100)
+
+
+@pytest.mark.parametrize("size", [(98, 89), (130, 127)])
+def test_lengths_that_look_like_letters_do_not_mislead(size, tmp_path):
+    """In implicit files a length stands where others name an element's kind: 2 x 98 x 89 bytes read "DD"."""
+    pydicom = pytest.importorskip("pydicom")
+    image = textured((*size, 8))
+    write_dicom(image, tmp_path)
+    for path in tmp_path.iterdir():
+        data = pydicom.dcmread(path)
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        pydicom.dcmwrite(path, data, implicit_vr=True, little_endian=True, enforce_file_format=True)
+        assert lengths_fit(path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-7])
+        assert not lengths_fit(path)
+        path.write_bytes(whole)
+    assert np.array_equal(sitk.GetArrayFromImage(read_image(tmp_path)), sitk.GetArrayFromImage(image))

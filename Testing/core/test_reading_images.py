@@ -150,6 +150,33 @@ def test_a_nifti_header_that_contradicts_itself_a_little_is_told(place, value, s
     assert notices == [] if said is None else len(notices) == 1 and said in notices[0]
 
 
+@pytest.mark.parametrize("offset", [1e30, 1e12, 351.0, -1.0, np.nan, np.inf])
+def test_nifti_voxels_at_no_place_in_the_file(offset, tmp_path):
+    write_nifti(path := tmp_path / "a.nii", ARRAY, STRAIGHT)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<f", data, 108, offset)
+    path.write_bytes(data)
+    with pytest.raises(NephiError, match=r"a\.nii: the header places the voxels at byte"):
+        read_image(path)
+
+
+def test_an_analyze_file_is_read_with_a_notice(tmp_path):
+    """A NIfTI pair without the mark, whose header says no more than the size of the voxels."""
+    sitk.WriteImage(sitk.GetImageFromArray(ARRAY), str(tmp_path / "a.hdr"))
+    with collected_notices() as notices:
+        read_image(tmp_path / "a.hdr")
+    assert notices == []
+    head = bytearray((tmp_path / "a.hdr").read_bytes())
+    head[344:348] = bytes(4)
+    (tmp_path / "a.hdr").write_bytes(head)
+    with collected_notices() as notices:
+        image = read_image(tmp_path / "a.hdr")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), ARRAY)
+    assert image.GetOrigin() == (0, 0, 0)
+    (text,) = notices
+    assert "a.hdr is an Analyze file" in text and "which side is left" in text
+
+
 def test_nifti_lengths_in_micrometres(tmp_path):
     write_nifti(tmp_path / "a.nii", ARRAY, STRAIGHT * 10, units=3)
     np.testing.assert_allclose(read_image(tmp_path / "a.nii").GetSpacing(), (0.02, 0.02, 0.03), rtol=1e-6)
@@ -280,6 +307,11 @@ space origin: (0,0,0)
         (b"type: short", b"type: short\n" + b"x" * 2000, "not a field"),
         (b"endian", b"type: short\nendian", "twice"),
         (b"NRRD0004", b"NRRX0004", "not an NRRD"),
+        (b"origin: (0,0,0)", b"origin: (1.5 0,0,0)", "spaceorigin"),
+        (b"origin: (0,0,0)", b"origin: (0,0,0) (0,0,0)", "spaceorigin"),
+        (b"(0,0,1)", b"(0,0,1", "spacedirections"),
+        (b"(0,0,1)", b"", "spacedirections"),
+        (b"(0,0,1)", b"(0,0,1_0)", "spacedirections"),
     ],
 )
 def test_nrrd_headers(old, new, match, tmp_path):
@@ -295,6 +327,28 @@ def test_a_nrrd_header_with_long_notes_is_read(tmp_path):
     data = NRRD.replace(b"encoding", b"Segment0_Tags:=" + b"x" * 5000 + b"\nencoding") + ARRAY.tobytes()
     (tmp_path / "a.nrrd").write_bytes(data)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(tmp_path / "a.nrrd")), ARRAY)
+
+
+@pytest.mark.parametrize(
+    "line, other",
+    [
+        (b"SPACING", b"SPACING 1 1.5.1 1"),
+        (b"SPACING", b"SPACING 1 1"),
+        (b"SPACING", b"SPACING 1 1 1 2"),
+        (b"SPACING", b"SPACING 1 nan 1"),
+        (b"ORIGIN", b"ORIGIN 0 0 1e300"),
+        (b"ORIGIN", b"SPACING 1 1 1"),
+    ],
+)
+def test_vtk_headers(line, other, tmp_path):
+    """ITK takes what it can of a line of numbers, and 0 or 1 for the rest."""
+    sitk.WriteImage(sitk.GetImageFromArray(ARRAY), str(path := tmp_path / "a.vtk"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(path)), ARRAY)
+    data, count = re.subn(rb"\n" + line + rb" .*\n", b"\n" + other + b"\n", path.read_bytes())
+    assert count == 1
+    path.write_bytes(data)
+    with pytest.raises(NephiError, match=r"cannot read .*a\.vtk"):
+        read_image(path)
 
 
 def test_other_formats_are_read_in_a_process_of_their_own(tmp_path):

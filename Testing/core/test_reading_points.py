@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -188,6 +190,20 @@ def test_displacements_that_nifti_marks_as_such(tmp_path):
         (tmp_path / "a.nii").write_bytes(data)
         expected = sitk.DisplacementFieldTransform(sitk.ReadImage(str(tmp_path / "a.nii"), sitk.sitkVectorFloat64))
         np.testing.assert_allclose(through(read_transform(tmp_path / "a.nii", 3), POINTS), through(expected, POINTS))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_nifti_field_of_no_stated_intent_is_refused(suffix, tmp_path):
+    """Its vectors may be in RAS or in LPS."""
+    field = GRID.image(np.ones((*GRID.shape, 3), np.float32), vector=True)
+    sitk.WriteImage(field, str(tmp_path / "a.nii"))
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    for intent in (0, 1, 1005, 1008, 1011):
+        data[68:70] = intent.to_bytes(2, "little")
+        path = tmp_path / f"field{suffix}"
+        path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+        with pytest.raises(NephiError, match=f"field{suffix}: it holds 3 values .* intent code"):
+            read_transform(path, 3)
 
 
 def test_a_displacement_that_is_not_finite_or_cut(tmp_path):

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from geometry import rotation
-from nephi.maps.sampled import coarsest_displacement, halved, interpolate
+from nephi.maps.sampled import _expected_error, coarsest_displacement, halved, interpolate
 from nephi.space.grid import Grid
 
 
@@ -59,7 +59,7 @@ def test_the_coarsest_grid_that_is_good_enough_is_taken_and_its_error_told():
     for wave_mm, amplitude_mm in ((400.0, 2.0), (60.0, 2.0), (30.0, 4.0)):
         shift = partial(_wave, wave_mm, amplitude_mm)
         displacement = partial(_on_nodes, shift)
-        coarse, values, error = coarsest_displacement(displacement, g, points, points + shift(points))
+        coarse, values, error = coarsest_displacement(displacement, shift, g, points, points + shift(points))
         exact = np.linalg.norm(interpolate(values, coarse, points) - shift(points), axis=-1)
         assert error["mean_mm"] == pytest.approx(exact.mean(), abs=1e-6)
         assert error["max_mm"] == pytest.approx(exact.max(), abs=1e-6)
@@ -67,6 +67,17 @@ def test_the_coarsest_grid_that_is_good_enough_is_taken_and_its_error_told():
         assert error["spacing_mm"] == list(coarse.spacing_mm)
         chosen.append(coarse.spacing_mm[0])
     assert chosen[0] == pytest.approx(3.0) and chosen == sorted(chosen, reverse=True) and chosen[-1] < chosen[0]
+
+
+def test_the_error_that_is_expected_is_the_one_that_comes():
+    g = Grid((97, 81), (1.0, 1.0), (4.0, -3.0), tuple(rotation(2, 20.0).ravel()))
+    nodes, shift = g.coarsened(7.0), partial(_wave, 45.0, 2.0)
+    index = np.random.default_rng(0).uniform(1, np.array(nodes.size) - 2, (300, 2))  # not in the cells at the border
+    points = nodes.to_lps_mm(index)
+    finer, values = halved(nodes, _on_nodes(shift, nodes))
+    error = np.linalg.norm(interpolate(values, finer, points) - shift(points), axis=-1).mean()
+    assert _expected_error(shift, nodes, points, shift(points)) == pytest.approx(error, rel=1e-4)
+    assert error > 0.005
 
 
 def _wave(length_mm: float, amplitude_mm: float, points: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from nephi.both import Both
 from nephi.errors import collected_notices
 from nephi.images.align import align
-from nephi.images.hounsfield import hounsfield, hu_offset
+from nephi.images.hounsfield import HU, Units, hounsfield, hu_units
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
 
@@ -62,11 +62,29 @@ def test_a_canvas_of_zeros_does_not_lead_astray(pair, plain_mm):
 
 def test_units_that_start_at_zero_are_recognised(pair):
     raised = pair.moving + 1024
-    assert hu_offset(pair.moving) == 0 and hu_offset(raised) == -1024
+    assert hu_units(sitk.ConstantPad(raised, [6] * 3, [6] * 3, -2000)) == Units(1.0, -1024.0)
+    assert hu_units(pair.moving) == HU and hu_units(raised) == Units(1.0, -1024.0)
     with collected_notices() as notes:
         array = sitk.GetArrayFromImage(hounsfield(raised, "moving"))
     np.testing.assert_allclose(array, sitk.GetArrayFromImage(pair.moving))
     assert len(notes) == 1 and "1024" in notes[0]
+
+
+@pytest.mark.parametrize("top", [1000, 0, 4095])
+def test_inverted_contrast_is_recognised(pair, top):
+    inverted = top - sitk.Cast(pair.moving, sitk.sitkFloat32)
+    with collected_notices() as notes:
+        array = sitk.GetArrayFromImage(hounsfield(inverted, "moving"))
+    assert np.abs(array - sitk.GetArrayFromImage(pair.moving)).max() < 80
+    assert len(notes) == 1 and "inverted" in notes[0]
+
+
+def test_an_mr_is_no_inverted_ct():
+    air, fat, tissue = (np.random.default_rng(0).normal(mean, 12, (60, 60, 60)) for mean in (30, 1000, 600))
+    z, y, x = np.indices(air.shape) - 30
+    r = np.sqrt(z**2 + y**2 + x**2)
+    mr = sitk.GetImageFromArray(np.where(r < 18, tissue, np.where(r < 22, fat, np.abs(air - 30))))
+    assert hu_units(mr) is None
 
 
 def masked_errors_mm(pair, moving: sitk.Image, mask: sitk.Image, points_lps_mm: np.ndarray) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -127,7 +126,7 @@ def test_whoever_reads_one_file_completes_what_a_killed_run_had_begun(name, tmp_
         sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), str(scratch / inner))
     elif inner:
         (scratch / inner).write_text("1,2,3\n")
-    (scratch / ".journal").write_text(json.dumps({"names": files, "gone": []}))
+    (scratch / ".journal").write_bytes(journal._sealed({"names": files, "gone": []}))
     if inner.endswith(".tfm"):
         assert read_transform(tmp_path / name, 3).TransformPoint((0.0, 0.0, 0.0)) == (1.0, 2.0, 3.0)
         assert read_affine(str(tmp_path / name), 3).offset_mm.tolist() == [1.0, 2.0, 3.0]
@@ -143,9 +142,40 @@ def test_a_foreign_journal_moves_nothing_out_of_its_folder(tmp_path):
     scratch.mkdir(parents=True)
     (scratch / "owner.lock").touch()
     (tmp_path / "mine.txt").write_text("mine")
-    (scratch / ".journal").write_text(json.dumps({"names": ["../mine.txt"], "gone": ["../mine.txt"]}))
-    recover(folder)
-    assert contents(tmp_path) == {"mine.txt": "mine"} and list(folder.iterdir()) == []
+    (scratch / ".journal").write_bytes(journal._sealed({"names": ["../mine.txt"], "gone": ["../mine.txt"]}))
+    with pytest.raises(NephiError, match=r"keep those you want and remove \.nephi-evil"):
+        recover(folder)
+    assert contents(tmp_path)["mine.txt"] == "mine" and [path.name for path in folder.iterdir()] == [".nephi-evil"]
+
+
+@_POSIX
+@pytest.mark.parametrize("damage", ["a bit", "cut", "longer", "other files", "pipe"])
+def test_a_damaged_journal_is_told_and_nothing_is_lost(damage, tmp_path):
+    """Killed half-way: some files are new, some older, and only the journal knows which."""
+    folder = tmp_path / "result"
+    older(folder)
+    run = subprocess.run([sys.executable, "-c", _REPLACE, str(folder), "25"], env=_HERE, check=False)
+    assert run.returncode == -9
+    (path,) = folder.glob(".nephi-*/.journal")
+    data = path.read_bytes()
+    if damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes({"a bit": bytes([data[0]]) + bytes([data[1] ^ 1]) + data[2:], "cut": data[:-3],
+                          "longer": data + b" ", "other files": data.replace(b"a.txt", b"z.txt")}[damage])  # fmt: skip
+    before = {name: text for name, text in contents(folder).items() if not name.endswith(".journal")}
+    assert {"old", "new"} <= set(before.values())
+    for look in (recover, lambda place: check_file(place / "a.txt", "points"), renew, begin):
+        with pytest.raises(NephiError, match=r"its journal is damaged.*\.nephi-") as caught:
+            look(folder)
+        assert "\n" not in str(caught.value)
+    assert {name: text for name, text in contents(folder).items() if not name.endswith(".journal")} == before
+
+
+def begin(folder: Path) -> None:
+    with output_folder(folder):
+        raise AssertionError("a run began")
 
 
 @_POSIX

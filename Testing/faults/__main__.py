@@ -14,6 +14,8 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+from nephi.files.writing import write_text
+
 from .parts import KINDS, PARTS
 from .pool import LINE, RIGHT, SKIPPED, WRONG, Outcome, run
 
@@ -67,7 +69,7 @@ def main() -> int:
 
     def keep() -> None:
         if options.out:
-            options.out.write_text(json.dumps([asdict(o) for o in outcomes], indent=1), encoding="utf-8")
+            write_text(options.out, json.dumps([asdict(o) for o in outcomes], indent=1))
 
     def tell(outcome: Outcome) -> None:
         nonlocal saved

@@ -20,8 +20,10 @@ import SimpleITK as sitk
 from nephi.both import Both
 from nephi.cli.convert import _part
 from nephi.cli.summarise import row_in
+from nephi.errors import NephiError
 from nephi.files.cases import Case
 from nephi.files.dicom_objects import read_series, write_registration
+from nephi.files.dicom_segmentations import is_segmentation, read_segmentation, write_segmentation
 from nephi.files.formats import Pair, Sampled, write_format
 from nephi.files.image import open_image
 from nephi.files.landmarks import read_deviations
@@ -31,9 +33,12 @@ from nephi.measure.verdict import Tolerances, read_tolerances
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 
+from Testing.core.files import ENCODINGS, encoded
+
 from . import samples
+from .pool import kept_folder
 from .samples import GRID, Make, through
-from .stated import _once, _over, meta, nifti
+from .stated import _once, _over, dicom, meta, nifti
 
 _RAS = np.array([-1.0, -1.0, 1.0])
 _FIELD = Grid((7, 6, 5), (1.0, 1.2, 2.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
@@ -119,6 +124,18 @@ def series(folder: Path, rng: np.random.Generator) -> Path:
     return path
 
 
+def encoded_series(folder: Path, rng: np.random.Generator) -> Path:
+    """A series with a sequence in each header, in one of the encodings of DICOM."""
+    path, encoding = samples.dicom(folder, rng), str(rng.choice(ENCODINGS))
+    for file in path.parent.iterdir():
+        data, item = pydicom.dcmread(file), pydicom.Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = data.SOPClassUID, "1.2.3"
+        data.ReferencedImageSequence = [item, item]
+        data.save_as(file)
+        encoded(file, encoding)
+    return path
+
+
 def read_slices(path: Path) -> Any:
     """The headers that a registration object refers to, once it is written."""
     found = read_series(path.parent)
@@ -144,9 +161,7 @@ def slices(path: Path) -> Any:
 
 @functools.cache
 def _series_of_object() -> Any:
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="nephi-faults-series-"))
+    folder = kept_folder()
     return read_series(series(folder, np.random.default_rng(1)).parent)
 
 
@@ -154,6 +169,7 @@ def deformable(folder: Path, rng: np.random.Generator) -> Path:
     own = _series_of_object()
     affine = Affine(np.eye(3) + rng.normal(0, 0.05, (3, 3)), rng.normal(0, 5, 3))
     write_registration(folder / "object.dcm", _FIELD, _sampled(rng).displacement, affine, own, own)
+    encoded(folder / "object.dcm", str(rng.choice(ENCODINGS)))
     return folder / "object.dcm"
 
 
@@ -174,6 +190,7 @@ def rigid(folder: Path, rng: np.random.Generator) -> Path:
         items.append(item)
     data.RegistrationSequence = items
     data.save_as(folder / "object.dcm")
+    encoded(folder / "object.dcm", str(rng.choice(ENCODINGS)))
     return folder / "object.dcm"
 
 
@@ -210,6 +227,49 @@ def registration_object(path: Path) -> Any:
             parts[k] = matrix(item[name].value[0].FrameOfReferenceTransformationMatrix)
     moved = points @ parts[0][:3, :3].T + parts[0][:3, 3] + offsets
     return _through_field(moved @ parts[1][:3, :3].T + parts[1][:3, 3] - points, step, origin)
+
+
+def segmentation(folder: Path, rng: np.random.Generator) -> Path:
+    """A SEG of two segments, in one of the encodings of DICOM."""
+    array = np.zeros(_FIELD.shape, np.uint8)
+    array[:3], array[3:] = 1, 2
+    array[rng.random(array.shape) < 0.5] = 0
+    segments = []
+    for number in (1, 2):
+        item = pydicom.Dataset()
+        item.SegmentNumber, item.SegmentLabel, item.SegmentAlgorithmType = number, f"part {number}", "MANUAL"
+        segments.append(item)
+    write_segmentation(_FIELD.image(array), segments, folder / "seg.dcm", _series_of_object())
+    encoded(folder / "seg.dcm", str(rng.choice(ENCODINGS)))
+    return folder / "seg.dcm"
+
+
+def read_segments(path: Path) -> Any:
+    """As ``nephi warp`` does; what is no SEG is read as an image, by another door."""
+    if not is_segmentation(path):
+        raise NephiError("no SEG")
+    found = read_segmentation(path)
+    named = [[int(item.SegmentNumber), str(item.get("SegmentLabel", ""))] for item in found.segments]
+    return {**samples.plain(found.labels), "segments": named}
+
+
+def segments(path: Path) -> Any:
+    """Frame by frame; the stack from the lowest frame to the highest."""
+    data = pydicom.dcmread(path)
+    shared, frames = data.SharedFunctionalGroupsSequence[0], data.PerFrameFunctionalGroupsSequence
+    spacing = [float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing]
+    row, column = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
+    normal = np.cross(row, column)
+    places = np.array([f.PlanePositionSequence[0].ImagePositionPatient for f in frames], float)
+    along = places @ normal
+    step = np.diff(np.unique(np.round(along, 4))).min()
+    slices = np.round((along - along.min()) / step).astype(int)
+    labels = np.zeros((slices.max() + 1, data.Rows, data.Columns))
+    for plane, k, frame in zip(data.pixel_array, slices, frames, strict=True):
+        labels[k][plane != 0] = int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+    named = [[int(item.SegmentNumber), str(item.get("SegmentLabel", ""))] for item in data.SegmentSequence]
+    return {"spacing_mm": np.array([spacing[1], spacing[0], step]), "origin_lps_mm": places[np.argmin(along)],
+            "direction": np.stack([row, column, normal], 1).ravel(), "voxels": labels, "segments": named}  # fmt: skip
 
 
 # ---- guidance, verdicts, cohorts ------------------------------------------------------------------------
@@ -286,8 +346,10 @@ def read_row(path: Path) -> Any:
 def row(path: Path) -> Any:
     """A damaged one counts as a pair that has not ended."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return {"name": "p", "status": "failed", "error": str(data["error"]), "seconds": data["seconds"]}
+        assert path.is_file()
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+        assert isinstance(data["error"], str) and (data["seconds"] is None or np.isfinite(float(data["seconds"])))
+        return {"name": "p", "status": "failed", "error": data["error"], "seconds": data["seconds"]}
     except Exception:
         return {"name": "p", "status": "waiting"}
 
@@ -299,6 +361,8 @@ READ = {
     "transform fsl .nii.gz": (written("fsl"), read_part, fsl, 0),
     "DICOM deformable registration": (deformable, samples.read_transform, registration_object, 3000),
     "DICOM spatial registration": (rigid, samples.read_transform, registration_object, 0),
+    "DICOM segmentation": (segmentation, read_segments, segments, 0),
+    "DICOM folder, encoded": (encoded_series, samples.read_image_beside, dicom, 1500),
     "DICOM headers": (series, read_slices, slices, 1500),
     "guide landmarks .csv": (deviations, read_guides, guides, 0),
     "guide labels .mha": (guide_labels, read_guide_labels, meta, 400),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from nephi.errors import NephiError, collected_notices
 
-from . import exchanged, samples, stated
+from . import exchanged, kept, samples, stated
 from .damage import damaged
 from .pool import LINE, RIGHT, WRONG, Outcome, limit_memory
 
@@ -83,7 +83,7 @@ READERS: dict[str, Reader] = {
     "training cache": _R(samples.cache, samples.read_cache, None, 2000),
     "training log": _R(samples.log, samples.read_log, stated.log),
     "report .json": _R(samples.report, samples.read_report, stated.report),
-    **{kind: _R(*reader) for kind, reader in exchanged.READ.items()},
+    **{kind: _R(*reader) for kind, reader in (exchanged.READ | kept.READ).items()},
 }
 
 
@@ -109,6 +109,8 @@ def fuzz(kind: str, seed: int) -> Outcome:
     try:
         path = reader.make(folder, rng)
         whole = reader.read(path)
+        if whole is None:  # then nothing that comes could be found wrong
+            return Outcome("fuzz", kind, seed, WRONG, "undamaged", "it is not read")
         if seed % 10 == 0 and reader.stated is not None and not same(whole, again := reader.stated(path)):
             return Outcome("fuzz", kind, seed, WRONG, "undamaged", f"{_short(whole)} is stated as {_short(again)}")
         how = damaged(path, rng, reader.head, others)
@@ -147,7 +149,8 @@ def fuzz(kind: str, seed: int) -> Outcome:
 def _about(path: Path, kind: str, notice: str) -> bool:
     """Whether a notice names the file, its folder or what the file was given as."""
     role = kind.partition(" .")[0].partition(",")[0]
-    return any(name in notice for name in (path.name, str(path.parent), f"{role}:", f"The {role} ", f"{role} "))
+    given = (f"{role}:", f"{role} ", f"{role.partition(' ')[0]}:")  # a transform in the format of another program
+    return any(name in notice for name in (path.name, str(path.parent), *given))
 
 
 @functools.cache

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import queue
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -30,6 +33,13 @@ class Outcome:
     result: str
     how: str = ""  # what was done to it
     said: str = ""
+
+
+def kept_folder() -> Path:
+    """A folder until this process ends; one that it forks leaves it alone."""
+    folder = Path(tempfile.mkdtemp(prefix="nephi-faults-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def run(cases: list[tuple[str, str, int]], jobs: int, tell: Callable[[Outcome], None]) -> None:

@@ -1,6 +1,7 @@
 """Runs that are killed, or that find no room, over an older result; and the run after them.
 
-"No room" is an error at an operation on files, a limit on their size, or a small file system (tmpfs) that is full.
+"No room" is an error at an operation on files, a limit on their size, or a small file system (tmpfs) that is full. The
+limits are below what the command writes when nothing hinders it, so that they are reached.
 
 Each runs in a process forked from this one, so that loading torch is paid for once. ``nephi.journal.step``, which every
 operation on files passes, is where it is killed or where the disk is full.
@@ -33,7 +34,8 @@ from nephi.cli import commands, main  # noqa: F401 (loaded before the forks)
 from nephi.synthetic.phantom import make_phantom
 
 from . import samples
-from .pool import LIMIT_S, LINE, RIGHT, SKIPPED, WRONG, Outcome
+from .disks import filled, mounted, taken, unmount
+from .pool import LIMIT_S, LINE, RIGHT, SKIPPED, WRONG, Outcome, kept_folder
 
 _CRASHED = 77
 _REASONS = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG))
@@ -51,22 +53,23 @@ class Command:
 @functools.cache
 def _inputs() -> Path:
     """Images, settings, a result, a list of pairs and a training, made once in a process of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="nephi-faults-inputs-"))
+    folder = kept_folder()
 
     def make() -> int:
         make_phantom((48, 40), 4.0, dimension=2).write(folder)
         roles = ("fixed", "moving", "fixed_mask", "moving_mask")
         row = ",".join(f"{role}.nii.gz" for role in roles)
         (folder / "pairs.csv").write_text(f"name,{','.join(roles)}\na,{row}\nb,{row}\n", encoding="utf-8")
-        (folder / "settings.json").write_text(samples.SHORT.to_json(), encoding="utf-8")
+        settings = replace(samples.SHORT, field=replace(samples.SMALL_FIELD, local_code=6))
+        (folder / "settings.json").write_text(settings.to_json(), encoding="utf-8")
         fit = replace(samples.TRAINING.fit, iterations=6)
         training = replace(samples.TRAINING, data=str(folder / "pairs.csv"), fit=fit, save_every=2, validate_every=3)
         (folder / "train.json").write_text(json.dumps(asdict(training)), encoding="utf-8")
         make_phantom((28, 24, 24), 8.0).write(folder / "volume")
         return main(_register(folder, folder / "result", 5)) or main(_register(folder, folder / "other", 6))
 
-    code, said, _ = _run(make)
-    assert code == 0, said
+    ended = _run(make)
+    assert ended.code == 0, ended.said
     return folder
 
 
@@ -96,7 +99,9 @@ def _convert(to: str) -> Callable[[Path, int], list[str]]:
 
 
 def _breathe(folder: Path, variant: int) -> list[str]:
-    return ["breathe", "--count", "1", "--seed", str(variant), "--output", str(folder)]
+    ct = _inputs() / "volume"
+    given = [f"--ct={ct / 'fixed.nii.gz'}", f"--masks={ct / 'fixed_mask.nii.gz'}"]
+    return ["breathe", "--count", "1", "--seed", str(variant), "--output", str(folder), *given]
 
 
 def _evaluate(folder: Path, variant: int) -> list[str]:
@@ -144,35 +149,38 @@ def fault(kind: str, seed: int) -> Outcome:
     """One run with a fault drawn from ``seed``, and the next one; what must hold is in ``_judged``."""
     name, _, how = kind.partition(", ")
     rng = np.random.default_rng([seed, *kind.encode()])
-    folder = Path(tempfile.mkdtemp(prefix="nephi-faults-"))
+    disk = Path(tempfile.mkdtemp(prefix="nephi-faults-"))
     try:
+        if "system" in how and (reason := mounted(disk)):
+            return Outcome("fault", kind, seed, SKIPPED, said=reason)
+        (folder := disk / "out").mkdir()
         if name == "batch":
             return _batch(kind, seed, rng, folder)
-        if "system" in how and (reason := _mounted(folder, 64 << 20)):
-            return Outcome("fault", kind, seed, SKIPPED, said=reason)
         older = not COMMANDS[name].several and rng.random() < 0.7
         if older:
             shutil.copytree(_reference(name, 0)[0], folder, dirs_exist_ok=True)
         return _judged(kind, seed, name, how, rng, folder, older)
     finally:
-        if folder.is_mount():
-            subprocess.run(["umount", str(folder)], check=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        if disk.is_mount():
+            unmount(disk)
+        shutil.rmtree(disk, ignore_errors=True)
 
 
-def _mounted(folder: Path, size: int) -> str:
-    """Make the folder a file system of so many bytes, or resize it; returns why that is not possible, else ""."""
-    options = f"{'remount,' * folder.is_mount()}size={size}"
+@functools.cache
+def _pages(name: str, older: bool) -> int:
+    """Pages of its file system that a run takes at most, besides those of an older result."""
+    disk = kept_folder()
+    assert not mounted(disk)
     try:
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
-    except OSError as error:
-        return f"mount: {error.strerror}"
-    return made.stderr.decode(errors="replace").strip()
-
-
-def _bytes(folder: Path) -> int:
-    """What the files of a folder, and it itself, take on a file system with pages of 4 kB."""
-    return sum(4096 + -(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
+        (folder := disk / "out").mkdir()
+        if older:
+            shutil.copytree(_reference(name, 0)[0], folder, dirs_exist_ok=True)
+        arguments, before = COMMANDS[name].arguments(folder, 1), taken(folder)
+        ended = _run(lambda: main(arguments), disk=folder)
+        assert ended.code == 0, ended.said
+        return ended.pages - before
+    finally:
+        unmount(disk)
 
 
 def _judged(kind: str, seed: int, name: str, how: str, rng, folder: Path, older: bool) -> Outcome:
@@ -180,23 +188,24 @@ def _judged(kind: str, seed: int, name: str, how: str, rng, folder: Path, older:
     wanted, operations, seconds = _reference(name, 1)
     before, after = (snapshot(_reference(name, 0)[0]) if older else {}), snapshot(wanted)
     at = int(rng.integers(1, operations + 1)) if "operation" in how else 0
-    limit = int(rng.integers(1, 40_000)) if "grow" in how else 0
+    sizes = [path.stat().st_size for path in sorted(wanted.rglob("*")) if path.is_file() and path.stat().st_size > 1]
+    limit = int(rng.integers(1, rng.choice(sizes))) if "grow" in how else 0
     moment_s = float(rng.uniform(0, seconds)) if "moment" in how else 0.0
-    room = 0
+    where = f"operation {at} of {operations}" if at else f"{limit} bytes"
+    filler = None
     if "system" in how:
-        wanted_bytes = _bytes(wanted)
-        room = _bytes(folder) + int(rng.uniform(0.0, 1.3) * wanted_bytes) + 8192
-        _mounted(folder, room)
-    where = f"operation {at} of {operations}" if at else f"{limit or room} bytes"
+        pages = int(rng.integers(0, _pages(name, older)))
+        filler = filled(folder, pages)
+        where = f"{pages} of {_pages(name, older)} pages"
     done = "over an older result, " * older + (f"{moment_s:.3f} of {seconds:.2f} s" if moment_s else where)
 
     def outcome(result: str, said: str = "") -> Outcome:
         return Outcome("fault", kind, seed, result, done, said)
 
     arguments = command.arguments(folder, 1)
-    code, said, _ = _run(lambda: main(arguments), at, "killed" in how, limit, moment_s)
-    if room:
-        _mounted(folder, 64 << 20)
+    code, said = (ended := _run(lambda: main(arguments), at, "killed" in how, limit, moment_s)).code, ended.said
+    if filler is not None:
+        filler.unlink()
     killed = code == -signal.SIGKILL
     if not killed and code not in (0, 2):
         return outcome(WRONG, f"code {code}: {said[-500:]}")
@@ -217,9 +226,9 @@ def _judged(kind: str, seed: int, name: str, how: str, rng, folder: Path, older:
     if code == 0 and now != after:
         return outcome(WRONG, f"code 0, but {_differ(after, now)}")
     resumable = (folder / "resume.safetensors").is_file()
-    code_again, said_again, _ = _run(lambda: main([*arguments, *(command.again if resumable else ())]))
-    if code_again != 0:
-        return outcome(WRONG, f"the next run ends with {code_again}: {said_again[-500:]}")
+    again = _run(lambda: main([*arguments, *(command.again if resumable else ())]))
+    if again.code != 0:
+        return outcome(WRONG, f"the next run ends with {again.code}: {again.said[-500:]}")
     if (now := snapshot(folder)) != after:
         return outcome(WRONG, f"after the next run {_differ(after, now)}")
     if left := [path.name for path in folder.rglob(".*")]:
@@ -258,35 +267,55 @@ def _differ(wanted: dict[str, str], found: dict[str, str]) -> str:
 @functools.cache
 def _reference(name: str, variant: int) -> tuple[Path, int, float]:
     """The undisturbed result, the number of operations on files, and the seconds it took."""
-    folder = Path(tempfile.mkdtemp(prefix="nephi-faults-whole-"))
+    folder = kept_folder()
     arguments = COMMANDS[name].arguments(folder, variant)
     started = time.perf_counter()
-    code, said, operations = _run(lambda: main(arguments))
-    assert code == 0, said
-    return folder, operations, time.perf_counter() - started
+    ended = _run(lambda: main(arguments))
+    assert ended.code == 0, ended.said
+    return folder, ended.operations, time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """``code``: negative for the signal that ended it. ``pages``: taken of the file system at most, as seen before
+    operations on files."""
+
+    code: int
+    said: str  # on its stderr
+    operations: int = 0  # on files
+    pages: int = 0
 
 
 def _run(
-    work: Callable[[], int], at: int = 0, kill: bool = False, limit: int = 0, moment_s: float = 0.0
-) -> tuple[int, str, int]:
-    """Run ``work`` in a fork; its code (negative: the signal that ended it), its stderr, and its operations on files.
+    work: Callable[[], int],
+    at: int = 0,
+    kill: bool = False,
+    limit: int = 0,
+    moment_s: float = 0.0,
+    disk: Path = Path("/"),
+) -> _Ended:
+    """Run ``work`` in a fork.
 
     ``at``: the operation on files at which it is killed, or at and after which there is no room. ``limit``: the bytes a
-    file may have. ``moment_s``: when it is killed.
+    file may have. ``moment_s``: when it is killed. ``disk``: on the file system whose pages count.
     """
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as counted:
+    read, said = os.pipe()  # no file, which the limit would cut
+    for one in (read, said):
+        os.set_blocking(one, False)
+    with open(read, "rb") as heard, tempfile.TemporaryFile() as counted:
         child = os.fork()
         if child == 0:
             code = _CRASHED
             try:
                 os.setsid()
                 for number in (1, 2):
-                    os.dup2(said.fileno() if number == 2 else os.open(os.devnull, os.O_WRONLY), number)
+                    os.dup2(said if number == 2 else os.open(os.devnull, os.O_WRONLY), number)
                 sys.stderr = os.fdopen(2, "w", buffering=1)
-                _hook(at, kill, counted.fileno())
                 if limit:
                     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                else:
+                    _hook(at, kill, counted.fileno(), disk)
                 code = work()
             except BaseException:
                 traceback.print_exc()
@@ -296,26 +325,28 @@ def _run(
         if moment_s:
             time.sleep(moment_s)
             os.kill(child, signal.SIGKILL)
+        os.close(said)
         end = time.monotonic() + LIMIT_S
         while (waited := os.waitpid(child, os.WNOHANG))[0] == 0:
             if time.monotonic() > end:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                return 124, f"no end in {LIMIT_S} s", 0
+                return _Ended(124, f"no end in {LIMIT_S} s")
             time.sleep(0.005)
-        said.seek(0)
         counted.seek(0)
-        return os.waitstatus_to_exitcode(waited[1]), said.read().decode("utf-8", "replace"), len(counted.read())
+        pages = [int(line) for line in counted.read().split()]
+        code = os.waitstatus_to_exitcode(waited[1])
+        return _Ended(code, (heard.read() or b"").decode("utf-8", "replace"), len(pages), max(pages, default=0))
 
 
-def _hook(at: int, kill: bool, counted: int) -> None:
+def _hook(at: int, kill: bool, counted: int, disk: Path) -> None:
     count = 0
 
     def watch(operation: str, path: Path) -> None:
         nonlocal count
         count += 1
         if at == 0:
-            os.write(counted, b".")
+            os.write(counted, b"%d\n" % taken(disk))
         elif count >= at and kill:
             os.kill(os.getpid(), signal.SIGKILL)
         elif count >= at and operation in ("mkdir", "write", "fsync"):

@@ -37,6 +37,8 @@ from nephi.result import Registration
 from nephi.settings import PRESETS, Features, IntensitySettings, Level, MindSettings, NeuralSettings, Sampling, load
 from nephi.synthetic.phantom import make_phantom
 
+from .pool import kept_folder
+
 Make = Callable[[Path, np.random.Generator], Path]
 SHORT = replace(
     PRESETS["fast"],
@@ -45,10 +47,10 @@ SHORT = replace(
     similarity=MindSettings(),
     fit=replace(PRESETS["fast"].fit, iterations=2),
 )
-_FIELD = NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5)
+SMALL_FIELD = NeuralSettings(width=16, frequencies=8, global_code=6, local_code=5)
 SMALL_MODEL = ModelSettings(
     dimension=2,
-    field=_FIELD,
+    field=SMALL_FIELD,
     encoder=PublishedSettings(size=32, channels=(8, 16), hidden=16, local_level=1),
     features=Features(4.0, 1),
     similarity=IntensitySettings("mse", Sampling(0.0, 64, 64)),
@@ -296,9 +298,7 @@ def read_state(path: Path) -> Any:
 
 @functools.cache
 def _case() -> tuple[Path, Case]:
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="nephi-faults-pair-"))
+    folder = kept_folder()
     make_phantom((48, 40), 4.0, dimension=2).write(folder)
     (folder / "pairs.csv").write_text("name,fixed,moving\np,fixed.nii.gz,moving.nii.gz\n", encoding="utf-8")
     return folder, Case("p", {"fixed": folder / "fixed.nii.gz", "moving": folder / "moving.nii.gz"})
@@ -336,7 +336,8 @@ _INPUTS = {"auto_mask": True}
 
 def report(folder: Path, rng: np.random.Generator) -> Path:
     summary = Summary(*rng.random(4).tolist(), 7)
-    made = Report(Folds(0.0, 0, "mask", True), {"min": 0.5, "mean": 1.0}, LandmarkError(summary, summary, summary),
+    made = Report(Folds(0.0, 0, "mask", True), {"min": 0.5, "mean": 1.0},
+                  tre_mm=LandmarkError(summary, summary, summary),
                   inverse_consistency_mm=summary, fields_disagreement_mm=summary,
                   settings=json.loads(SHORT.to_json()), inputs=_INPUTS,
                   time_s={"wall": 2.0, "cpu": 3.0}, warnings=["one"])  # fmt: skip

@@ -11,7 +11,7 @@ import weakref
 import pytest
 import slicer
 from conftest import FOLDS, add_result
-from NePhiRegistrationLib import deformation, display, resultpanel, theme
+from NePhiRegistrationLib import deformation, display, resultpanel, review, theme
 from NePhiRegistrationLib.choices import OVERLAYS, Alignment, GridMode, Preset, Similarity, View
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.parameters import Parameters
@@ -118,7 +118,7 @@ def test_what_is_seen_is_said_in_words(finished, view):
     assert ui.legendCheckBox.visible == overlay and ui.opacitySlider.visible == (overlay or view is View.FADE)
     assert ui.beforeCheckBox.visible == (not overlay and view is not View.FIXED)
     if view is View.JACOBIAN:
-        assert "per volume in the fixed one" in text and "Yellow, 0 or less" in text
+        assert "in percent" in text and "Yellow, -100 % or less" in text.replace("\u00a0", " ")
     if overlay and view is not View.JACOBIAN:
         assert " mm" in text
     if view is View.DIFFERENCE:
@@ -169,7 +169,7 @@ def test_a_click_on_a_fold_takes_all_slices_there(finished):
 def test_without_folds_there_is_no_such_table(finished, engine_folder, tmp_path):
     add_result(finished, engine_folder, tmp_path / "none", [])
     tabs = finished.ui.tablesTabWidget
-    assert tabs.tabText(1) == "Folds (none)" and not tabs.isTabEnabled(1) and tabs.isTabEnabled(0)
+    assert tabs.tabText(1) == "No folds" and not tabs.isTabEnabled(1) and tabs.isTabEnabled(0)
     assert "No folds." in finished.ui.summaryLabel.text
 
 
@@ -198,6 +198,32 @@ def test_numbers_and_lobes(finished):
     tre = report["tre_mm"]
     words = f"mean {tre['before']['mean']:.1f} mm before, {tre['after']['mean']:.1f} mm after; largest"
     assert words in finished.ui.summaryLabel.text
+
+
+def test_a_result_is_accepted_or_rejected(finished, app):
+    ui, row = finished.ui, lambda: finished.ui.resultsTable.item(0, 2).text()
+    assert "Nobody" in ui.reviewLabel.text and row() == "-"
+    ui.acceptResultButton.click()
+    assert "name" in app.said[-1] and "Nobody" in ui.reviewLabel.text
+    ui.reviewerLineEdit.text = "Dr. Müller"
+    ui.rejectResultButton.click()
+    assert "why" in app.said[-1] and row() == "-"
+    ui.acceptResultButton.click()
+    assert ui.reviewLabel.text.startswith("Accepted by Dr. Müller") and row() == "Accepted"
+    ui.reviewCommentLineEdit.text = "left base is off"
+    ui.rejectResultButton.click()
+    latest, former = ui.reviewLabel.text.splitlines()
+    assert latest.startswith("Rejected") and latest.endswith("left base is off") and former.startswith("Accepted")
+    assert row() == "Rejected" and ui.reviewCommentLineEdit.text == ""
+    assert app.userSettings().value("NePhiRegistration/reviewer") == "Dr. Müller"
+    assert [r.accepted for r in review.reviews(finished.outputs)] == [True, False]
+
+
+def test_titles_of_all_tables_are_readable(finished):
+    """At the width that a panel has at first."""
+    bar = finished.ui.tablesTabWidget.tabBar()
+    last = bar.tabRect(bar.count() - 1)
+    assert last.right() <= bar.width() + 1 <= 440
 
 
 def test_histogram_is_shown_in_the_layout(finished):

@@ -180,6 +180,7 @@ def test_parameter_node_wrapper_has_what_is_called():
 _CPP = {  # what the stand-ins imitate of Slicer's C++, as it is declared there
     "Base/QTCore/qSlicerCoreApplication.h": (
         "Q_PROPERTY(QString temporaryPath READ",
+        "Q_PROPERTY(QString slicerUserSettingsFilePath READ",
         "Q_INVOKABLE QSettings* userSettings() const;",
     ),
     "Base/QTGUI/qSlicerApplication.h": ("void startupCompleted();",),

@@ -107,9 +107,9 @@ def test_limits_and_decimals_can_hold_the_default(panel, name):
 
 def test_panel_fits_into_the_width_that_slicer_gives_it(panel):
     """Everything open; wider than this, half of it lies behind a scroll bar."""
-    for name in ("inputs", "registration", "result"):
+    for name in ("inputs", "registration", "batch", "result"):
         getattr(panel.ui, f"{name}CollapsibleButton").collapsed = False
-    for name in ("guides", "optional", "expert", "log"):
+    for name in ("guides", "optional", "expert", "log", "review", "use"):
         getattr(panel.ui, f"{name}GroupBox").collapsed = False
     for widget in vars(panel.ui).values():
         if "label" in widget.name.lower() or widget.name.endswith(("LineEdit", "CheckBox", "ComboBox", "qaWidget")):

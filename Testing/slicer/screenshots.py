@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "NePhiRegistration"))
 
 import numpy as np
 import SimpleITK as sitk
-import vtk
 from helpers import markups_node, volume_node
 from NePhiRegistrationLib import display, maps
 from NePhiRegistrationLib.job import Job
 from NePhiRegistrationLib.logic import Logic
 from NePhiRegistrationLib.outputs import Outputs
+from NePhiRegistrationLib.surface import surface_model
 from views import Scene, SliceView, ThreeDView, write_png
 
 PICTURES = Path(__file__).parents[2] / "Resources" / "Screenshots"
@@ -106,7 +106,8 @@ def grids(views: Scene, outputs: Outputs, coronal: SliceView, mask) -> None:
     for mode in display.GRID_MODES:
         display.show_grid(forward, fixed, True, mode, 10.0)
         pictures.append(coronal.pixels())
-    add_surface(views.mrml, mask)
+    inside = display.slicer.util.arrayFromVolume(mask) != 0
+    surface_model(views.mrml, inside, display.nodes.ijk_to_world(mask), "lung")
     view, bounds = ThreeDView(views, (HEIGHT, HEIGHT)), [0.0] * 6
     display.show_grid(forward, fixed, True, "grid", 30.0, in_2d=False, in_3d=True)
     fixed.GetRASBounds(bounds)
@@ -160,30 +161,6 @@ def lung_point(mask) -> np.ndarray:
     """The middle of the lung in RAS mm."""
     index_zyx = np.argwhere(display.slicer.util.arrayFromVolume(mask)).mean(0)
     return (display.nodes.ijk_to_world(mask) @ [*index_zyx[::-1], 1.0])[:3]
-
-
-def add_surface(scene, mask) -> None:
-    """The lung as a translucent model."""
-    edges = vtk.vtkDiscreteFlyingEdges3D()
-    edges.SetInputData(mask.GetImageData())
-    edges.SetValue(0, 1)
-    smooth = vtk.vtkWindowedSincPolyDataFilter()
-    smooth.SetInputConnection(edges.GetOutputPort())
-    smooth.SetPassBand(0.05)
-    to_world = vtk.vtkTransform()
-    to_world.SetMatrix(display.slicer.util.vtkMatrixFromArray(display.nodes.ijk_to_world(mask)))
-    placed = vtk.vtkTransformPolyDataFilter()
-    placed.SetTransform(to_world)
-    placed.SetInputConnection(smooth.GetOutputPort())
-    normals = vtk.vtkPolyDataNormals()
-    normals.SetInputConnection(placed.GetOutputPort())
-    normals.Update()
-    normals.GetOutput().GetPointData().SetScalars(None)  # the label, which would be its colour
-    model = scene.AddNewNodeByClass("vtkMRMLModelNode", "lung")
-    model.SetAndObservePolyData(normals.GetOutput())
-    model.CreateDefaultDisplayNodes()
-    model.GetDisplayNode().SetColor(0.95, 0.75, 0.65)
-    model.GetDisplayNode().SetOpacity(0.5)
 
 
 def joined(pictures: list[np.ndarray], axis: int) -> np.ndarray:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
+import vtk
 from helpers import RAS_LPS, add_segment, markups_node, matrix_of, put_under, volume_node
 from NePhiRegistrationLib import scene as nodes
+from NePhiRegistrationLib.surface import surface_model
 from slicer.util import vtkMatrixFromArray
 
 
@@ -106,11 +108,15 @@ def test_label_map_on_another_grid_lands_on_the_reference(scene, tmp_path, block
     assert set(names) == {3, 5}
 
 
-def test_segments_are_written_together_or_one_alone(scene, tmp_path, blocks):
+@pytest.mark.parametrize("shared", [False, True], ids=["one image each", "one image, as Slicer's editor keeps them"])
+def test_segments_are_written_together_or_one_alone(scene, tmp_path, blocks, shared):
     reference = volume_node(scene, oblique(blocks), "reference")
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "seg")
     for name, label in (("upper lobe", 3), ("lower lobe", 5)):
         lower = add_segment(segmentation, blocks == label, matrix_of(oblique(blocks)), name)
+    if shared:
+        segmentation.GetSegmentation().CollapseBinaryLabelmaps(False)
+        assert segmentation.GetSegmentation().GetNumberOfLayers() == 1
     names = nodes.write_labels(segmentation, reference, tmp_path / "all.nrrd")
     both = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "all.nrrd")))
     assert names == {1: "upper lobe", 2: "lower lobe"}
@@ -119,6 +125,27 @@ def test_segments_are_written_together_or_one_alone(scene, tmp_path, blocks):
     nodes.write_labels(segmentation, reference, tmp_path / "one.nrrd", lower)
     one = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "one.nrrd")))
     np.testing.assert_array_equal(one != 0, blocks == 5)
+
+
+def test_a_segment_that_is_a_surface_is_written_too(scene, tmp_path, blocks):
+    """As of models that were imported into a segmentation; Slicer's module registers the two rules at its start."""
+    factory = slicer.vtkSegmentationConverterFactory.GetInstance()
+    factory.RegisterConverterRule(slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule())
+    factory.RegisterConverterRule(slicer.vtkClosedSurfaceToBinaryLabelmapConversionRule())
+    reference = volume_node(scene, oblique(blocks), "reference")
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "seg")
+    for label in (3, 5):
+        add_segment(segmentation, blocks == label, matrix_of(oblique(blocks)), str(label))
+    kept, made = segmentation.GetSegmentation(), slicer.vtkSegmentationConverter
+    kept.CollapseBinaryLabelmaps(False)
+    assert kept.CreateRepresentation(made.GetClosedSurfaceRepresentationName())
+    kept.SetSourceRepresentationName(made.GetClosedSurfaceRepresentationName())
+    kept.RemoveRepresentation(made.GetBinaryLabelmapRepresentationName())
+    nodes.write_labels(segmentation, reference, tmp_path / "m.nrrd")
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "m.nrrd")))
+    wanted = np.select([blocks == 3, blocks == 5], [1, 2])
+    assert (written != wanted).sum() < 0.4 * (wanted != 0).sum()  # a surface is smoothed and sampled again
+    assert set(np.unique(written)) == {0, 1, 2}
 
 
 def test_segmentation_moves_with_its_parent_transform(scene, tmp_path, blocks):
@@ -154,3 +181,17 @@ def test_points_and_linear_transform_are_written_in_world_lps(scene, tmp_path):
     file = sitk.ReadTransform(str(tmp_path / "t.h5"))
     back = np.array([file.TransformPoint(point) for point in world_lps.tolist()])
     np.testing.assert_allclose(back, points * (-1, -1, 1), atol=1e-6)
+
+
+def test_the_surface_of_a_mask_lies_around_it(scene, blocks):
+    to_world = matrix_of(oblique(blocks))
+    model = surface_model(scene, blocks == 3, to_world, "a")
+    measured = vtk.vtkMassProperties()
+    triangles = vtk.vtkTriangleFilter()
+    triangles.SetInputData(model.GetPolyData())
+    measured.SetInputConnection(triangles.GetOutputPort())
+    voxel_mm3 = abs(np.linalg.det(to_world[:3, :3]))
+    assert measured.GetVolume() == pytest.approx((blocks == 3).sum() * voxel_mm3, rel=0.15)  # it is smoothed
+    index_xyz = np.argwhere(blocks == 3)[:, ::-1]
+    centre = (np.c_[index_xyz, np.ones(len(index_xyz))] @ to_world.T)[:, :3].mean(0)
+    np.testing.assert_allclose(model.GetPolyData().GetCenter(), centre, atol=1.5)

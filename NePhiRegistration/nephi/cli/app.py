@@ -14,6 +14,6 @@ _NEEDED = ("nephi_app", "slicer", "trame_slicer", "aiohttp")
 def app_command(options) -> int:
     if any(find_spec(name) is None for name in _NEEDED):
         raise NephiError('the browser application is not installed: pip install "nephi[app]"')
-    return import_module("nephi_app.launcher").run(
+    return import_module("nephi_app.serve").run(
         Path(options.folder), options.host, options.port, not options.no_browser, options.sessions
     )

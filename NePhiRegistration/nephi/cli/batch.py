@@ -23,7 +23,7 @@ from .. import process
 from ..errors import NephiError
 from ..files.cases import GUIDES_OF_BOTH, ROLES, Case, fingerprints
 from ..files.folder import DEFAULT_OUTPUTS, ResultFolder
-from ..files.writing import claim, output_folder, write_csv, write_text
+from ..files.writing import claim, output_folder, without_locks, write_csv, write_text
 from ..measure.report import Report
 from ..measure.verdict import Tolerances, read_tolerances
 from ..paths import read_text_file
@@ -82,6 +82,7 @@ def run_batch(
     def finished(pair: Case) -> bool:
         report = finished_report(output / pair.name, pair, settings, auto_mask, outputs, wanted)
         if report is not None:
+            without_locks(output / pair.name)
             table.note(pair_row(pair, "done", report), " (earlier)")
         return report is not None
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from .. import process
-from ..config import decode, read_json
+from ..config import of_json, read_checked
 from ..errors import NephiError
 from ..files.cases import Case
 from ..files.folder import ResultFolder
 from ..files.writing import output_folder, write_text
+from ..limits import AtLeast, Count, Positive
 from ..measure.verdict import read_tolerances
 from ..paths import read_text_file
 from ..settings import Settings
@@ -37,22 +39,32 @@ _WHOLE_RUN = 0.8  # of a job's time: one that was stopped earlier made way for o
 _ROUNDS = 3  # submissions in which no pair ends, one after another, until the rest is given up
 
 
+Natural = Annotated[int, AtLeast(0)]
+
+
 @dataclass(frozen=True)
 class ClusterSettings:
     """What a job asks the scheduler for, and how many there are."""
 
     partition: str | None = None
     account: str | None = None
-    minutes: int = 240  # a job that reaches its limit is requeued and resumes
-    memory_gb: float = 8.0
-    cpus: int = 2
-    gpus: int = 0
-    array: int = 100  # jobs at most; the pairs are shared out evenly
-    at_once: int = 256  # jobs that run at the same time at most
-    requeues: int = 100
-    warn_s: int = 90  # between the warning and the limit: what a job has to stop
-    setup: list = field(default_factory=list)  # shell commands before the job, such as module load
+    minutes: Count = 240  # a job that reaches its limit is requeued and resumes
+    memory_gb: Positive = 8.0
+    cpus: Count = 2
+    gpus: Natural = 0
+    array: Count = 100  # jobs at most; the pairs are shared out evenly
+    at_once: Count = 256  # jobs that run at the same time at most
+    requeues: Natural = 100
+    warn_s: Natural = 90  # between the warning and the limit: what a job has to stop
+    setup: tuple[str, ...] = ()  # shell commands before the job, such as module load
     sbatch: dict = field(default_factory=dict)  # further options of sbatch, by name
+
+    def contradiction(self) -> str:
+        for name, value in self.sbatch.items():
+            sound = isinstance(value, (str, int, float)) and "\n" not in str(value)
+            if not sound or not re.fullmatch(r"[A-Za-z][\w-]*", name):
+                return f"sbatch holds {name!r}: {value!r}, must be options' names with a text or number each"
+        return ""
 
 
 def cluster_settings(options) -> ClusterSettings | None:
@@ -64,14 +76,7 @@ def cluster_settings(options) -> ClusterSettings | None:
         if flags:
             raise NephiError(f"{flags[0]} is for jobs of a cluster: give --engine slurm, too")
         return None
-    base = decode(ClusterSettings(), read_json(options.cluster)) if options.cluster else ClusterSettings()
-    settings = replace(base, **given)
-    for name in ("minutes", "cpus", "array", "at_once", "memory_gb"):
-        if not getattr(settings, name) > 0:
-            raise NephiError(f"cluster settings: {name} is {getattr(settings, name)}: give more than 0")
-    if settings.gpus < 0:
-        raise NephiError(f"cluster settings: gpus is {settings.gpus}")
-    return settings
+    return read_checked(ClusterSettings(), options.cluster, "cluster settings", **given)
 
 
 @dataclass
@@ -128,7 +133,7 @@ def run_on_cluster(
         write_text(output / SETTINGS, settings.to_json() + "\n")
     with output_folder(output / FOLDER) as folder:
         watch = _Watch(pairs, output, settings, tell)
-        if earlier := _earlier(folder):
+        if earlier := _earlier(folder, tell):
             tell("jobs of an earlier start are under way; waiting for them")
             watch.until_ended(lambda: _queued(earlier))
         waiting = [p for p in pairs if not _finished(p, output, settings, how)]
@@ -216,7 +221,7 @@ def _submit(submitit, engine: str, folder: Path, cluster: ClusterSettings, parts
                 "gpus_per_node": cluster.gpus or None,
                 "array_parallelism": cluster.at_once,
                 "signal_delay_s": cluster.warn_s,
-                "setup": cluster.setup or None,
+                "setup": list(cluster.setup) or None,
                 "additional_parameters": cluster.sbatch or None,
             }
             executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
@@ -261,14 +266,19 @@ def _queued(job_ids: list[str]) -> bool:
     return "Invalid job id" not in answer.stderr  # the controller forgets what ended some minutes ago
 
 
-def _earlier(folder: Path) -> list[str]:
+def _earlier(folder: Path, tell: Callable[[str], None]) -> list[str]:
     """The jobs that a former start left in the queue."""
-    try:
-        job_ids = json.loads(read_text_file(folder / _UNDER_WAY, "jobs"))
-    except (NephiError, ValueError):
+    path = folder / _UNDER_WAY
+    if not os.path.lexists(path):
         return []
-    known = isinstance(job_ids, list) and all(isinstance(job_id, str) for job_id in job_ids)
-    return job_ids if known and job_ids and _queued(job_ids) else []
+    try:
+        job_ids = of_json(read_text_file(path, "jobs"))
+        if not isinstance(job_ids, list) or not all(re.fullmatch(r"\d+(_\d+)?", job_id) for job_id in job_ids):
+            raise ValueError
+    except (NephiError, ValueError, TypeError):
+        tell(f"{path}, the list of jobs of an earlier start, is damaged: they are not waited for")
+        return []
+    return job_ids if job_ids and _queued(job_ids) else []
 
 
 def _submitit() -> Any:

@@ -18,6 +18,7 @@ from ..errors import NephiError, collected_notices
 from ..files.cases import fingerprints
 from ..files.dicom_objects import read_series, write_series
 from ..files.dicom_segmentations import is_segmentation, read_segmentation, write_segmentation
+from ..files.dicom_structures import is_structure_set
 from ..files.folder import ResultFolder
 from ..files.formats import check_format
 from ..files.image import read_image, read_volume, write_image
@@ -47,6 +48,7 @@ from .evaluate import label_pair, landmark_pair, mask_pair, output_file
 from .guidance import guidance_from
 from .options import outputs_from, settings_from
 from .progress import Progress, tell_notices
+from .structures import warp_structures
 
 
 def register_command(options) -> int:
@@ -167,6 +169,9 @@ def warp_command(options) -> int:
         reference = options.reference or options.dicom
         grid = Grid.of(read_volume(reference, "reference image", series)) if reference else None
         result = TransformFile(path, grid, options.inverse)
+    if is_structure_set(Path(options.input)):
+        warp_structures(result, options)
+        return 0
     segmented = is_segmentation(Path(options.input))
     into_folder = options.dicom and not segmented
     target = Path(options.output) if into_folder else output_file(options.output)

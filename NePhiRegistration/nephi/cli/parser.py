@@ -1,5 +1,5 @@
-"""The command line: ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | demo | devices
-| dirlab | train | breathe | commission | app``."""
+"""The command line: ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | structures | demo
+| devices | dirlab | train | breathe | commission | app``."""
 
 from __future__ import annotations
 
@@ -118,6 +118,7 @@ def command_parser() -> argparse.ArgumentParser:
         _add_convert,
         _add_jacobian,
         _add_evaluate,
+        _add_structures,
         _add_demo,
         _add_train,
         _add_breathe,
@@ -217,7 +218,7 @@ def _add_devices(subparsers) -> None:
 def _add_warp(subparsers) -> None:
     p = subparsers.add_parser("warp", help="apply a registration to an image, a label map or points")
     p.add_argument("result", metavar="DIR", help="folder of a registration, or a fixed -> moving transform file")
-    p.add_argument("input", metavar="INPUT", help="moving image, label map, or landmark file")
+    p.add_argument("input", metavar="INPUT", help="moving image, label map, landmark file or structure set")
     p.add_argument("-o", "--output", required=True, metavar="FILE")
     p.add_argument("--reference", metavar="IMAGE", help="image that gives the output grid (default: the fixed image)")
     p.add_argument("--labels", action="store_true", help="nearest neighbour, for label maps")
@@ -225,7 +226,7 @@ def _add_warp(subparsers) -> None:
         "--dicom",
         metavar="FIXED",
         help="write DICOM: INPUT, a folder of a series, as a series into the folder --output, or INPUT, a segmentation "
-        "object (SEG), as the file --output; FIXED is the folder of the fixed image's series",
+        "object (SEG) or RT structure set, as the file --output; FIXED is the folder of the fixed image's series",
     )
     p.add_argument("--inverse", action="store_true", help="moving -> fixed map: fixed images or moving points")
     _add_series(p)
@@ -260,6 +261,16 @@ def _add_evaluate(subparsers) -> None:
     p.set_defaults(run=("evaluate", "evaluate_command"))
 
 
+def _add_structures(subparsers) -> None:
+    p = subparsers.add_parser("structures", help="list an RT structure set, or make a label map of its contours")
+    p.add_argument("input", metavar="FILE", help="RT structure set (DICOM)")
+    p.add_argument("--reference", metavar="IMAGE", help="image whose grid the label map lies on")
+    p.add_argument("--roi", action="append", default=[], metavar="NAME", help="label 1, 2, ... (default: all)")
+    p.add_argument("-o", "--output", metavar="FILE", help="label map (default: only list what there is)")
+    _add_series(p)
+    p.set_defaults(run=("structures", "structures_command"))
+
+
 def _add_demo(subparsers) -> None:
     p = subparsers.add_parser("demo", help="register a generated inhale/exhale phantom with a known map")
     p.add_argument("-o", "--output", default="nephi-demo", metavar="DIR")
@@ -289,7 +300,7 @@ def _add_train(subparsers) -> None:
 
 def _add_machine(p: argparse.ArgumentParser) -> None:
     """Where a command computes, and how it tells of it."""
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: at most 4)")
     p.add_argument("--progress", choices=STYLES, default="bar")
 
@@ -399,7 +410,7 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--iterations", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads per pair (default: at most 4)")
     p.add_argument(
         "--outputs",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import math
+import os
 from pathlib import Path
 
+from ..config import of_json, read_json
 from ..errors import NephiError
 from ..files.cases import Case, read_pairs
 from ..files.folder import ResultFolder
 from ..files.writing import is_held, output_folder
 from ..paths import read_text_file
+from ..settings import from_dict
 from .batch import SETTINGS, SUMMARY, pair_row, report_of, write_summary
 
 _PATIENCE_S = 10.0  # for another process that writes the table at the same moment
@@ -20,12 +23,12 @@ def row_in(folder: Path, pair: Case, settings: dict | None) -> dict:
 
     The status is done, failed, running, interrupted, or waiting where nothing has begun.
     """
-    files = ResultFolder.opened(folder)
     try:
-        failure = json.loads(read_text_file(files.failure, "failure"))
-        return pair_row(pair, "failed", error=str(failure["error"]), seconds=failure["seconds"])
-    except (NephiError, ValueError, KeyError, TypeError):  # there is none
-        pass
+        files = ResultFolder.opened(folder)
+    except NephiError as error:
+        return pair_row(pair, "interrupted", error=str(error))
+    if (failure := _failure(files.failure)) is not None:
+        return pair_row(pair, "failed", error=failure[0], seconds=failure[1])
     report = report_of(folder)
     if report is not None and settings in (None, report.settings):
         return pair_row(pair, "done", report)
@@ -34,6 +37,18 @@ def row_in(folder: Path, pair: Case, settings: dict | None) -> dict:
     if report is not None:
         return pair_row(pair, "waiting", error="its result was made with other settings")
     return pair_row(pair, "interrupted" if files.log.exists() else "waiting")
+
+
+def _failure(path: Path) -> tuple[str, float | None] | None:
+    """The reason and the seconds in a pair's file; None where there is none, or one that is damaged."""
+    try:
+        failure = of_json(read_text_file(path, "failure"))
+        error, seconds = failure["error"], failure["seconds"]
+        if not isinstance(error, str) or not (seconds is None or math.isfinite(seconds)):
+            return None
+        return error, seconds
+    except (NephiError, ValueError, KeyError, TypeError, OverflowError):
+        return None
 
 
 def summarise(output: Path, pairs: list[Case] | None = None) -> list[dict]:
@@ -50,11 +65,9 @@ def summarise(output: Path, pairs: list[Case] | None = None) -> list[dict]:
     if not pairs:
         raise NephiError(f"{output} holds no results of pairs")
     settings = None
-    if (output / SETTINGS).exists():
-        try:
-            settings = json.loads(read_text_file(output / SETTINGS, "settings"))
-        except ValueError:
-            raise NephiError(f"settings {output / SETTINGS} are not valid JSON") from None
+    if os.path.lexists(output / SETTINGS):
+        settings = read_json(output / SETTINGS)
+        from_dict(settings, names=False)
     rows = [row_in(output / pair.name, pair, settings) for pair in pairs]
     with output_folder(output, patience_s=_PATIENCE_S):
         write_summary(rows, output)

@@ -98,7 +98,14 @@ def _digest(content: dict[str, Any]) -> str:
 def read_record(path: str | Path) -> dict[str, Any]:
     """A record from its file; raises NephiError for a file that is none."""
     content = read_json(path)
-    if content.get("format") != FORMAT or _DIGEST not in content:
+    try:
+        sound = content.get("format") == FORMAT and _DIGEST in content
+        if sound and unchanged(content):  # whoever signed it
+            sound = bool(isinstance(content["date"], str) and isinstance(content["passed"], bool))
+            sound = sound and isinstance(content["versions"]["nephi"], str)
+    except (KeyError, TypeError, RecursionError):
+        sound = False
+    if not sound:
         raise NephiError(f"{path} is no record of a commissioning")
     return content
 

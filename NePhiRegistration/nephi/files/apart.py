@@ -2,16 +2,20 @@
 
     python -m nephi.files.apart image FILE COPY
     python -m nephi.files.apart transform FILE
+    python -m nephi.files.apart x5 FILE
 
-The copy is an NRRD file, read again by the parent; of a transform it is only tried whether it can be read.
+The copy is an NRRD file, read again by the parent; of a transform it is only tried whether it can be read: HDF5, too,
+crashes on some damage and does not end on other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +26,7 @@ import SimpleITK as sitk
 
 from .. import process
 from ..errors import NephiError
+from .geometry import check_geometry
 from .writing import reserve
 
 try:
@@ -42,11 +47,14 @@ def read_image_apart(path: Path, role: str) -> sitk.Image:
         return sitk.ReadImage(str(copy))
 
 
-def try_transform(path: Path) -> bool:
-    """Whether ITK reads a transform file; raises NephiError where it crashes or runs out of memory on it."""
+def try_transform(path: Path, kind: str = "transform") -> bool:
+    """Whether ITK (for ``x5`` nitransforms) reads a transform file.
+
+    Raises NephiError where it crashes, does not end or runs out of memory on it.
+    """
     try:
         with _room(path):
-            _run(["transform", str(path)], path, "")
+            _run([kind, str(path)], path, "")
     except _Unreadable:
         return False
     return True
@@ -86,6 +94,9 @@ def _run(arguments: list[str], path: Path, message: str) -> None:
 _REFUSED, _FULL = 3, 4
 
 
+_OF_X5 = (OSError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+
+
 def _main(what: str, path: str, *copy: str) -> int:
     if resource is not None:
         most = _BASE_BYTES + _TIMES * Path(path).stat().st_size
@@ -98,10 +109,15 @@ def _main(what: str, path: str, *copy: str) -> int:
             if _cut(path):
                 return _REFUSED
             image = sitk.ReadImage(path)
+            # the copy would not hold what is not finite
+            check_geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), path)
+        elif what == "x5":
+            importlib.import_module("nitransforms.io.x5").from_filename(path)
+            return 0
         else:
             sitk.ReadTransform(path)
             return 0
-    except (RuntimeError, MemoryError):
+    except (RuntimeError, MemoryError, NephiError, *_OF_X5):
         return _REFUSED
     try:
         size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
@@ -126,8 +142,12 @@ def _cut(path: str) -> bool:
         head = file.read(1024)
     if head.startswith(b"# vtk"):
         start = head[: head.find(b"LOOKUP_TABLE")]
-        if b"\0" in start or not all(word in start for word in (b"\nDIMENSIONS ", b"\nSPACING ", b"\nORIGIN ")):
+        numbers = rb"[ \t]+([-+]?[\d.]+(?:[eE][-+]?\d+)?)" * 3 + rb"[ \t\r]*\n"
+        places = [re.findall(rb"\n" + word + numbers, start) for word in (b"DIMENSIONS", b"SPACING", b"ORIGIN")]
+        if b"\0" in start or [len(place) for place in places] != [1, 1, 1]:
             return True  # what it cannot read it takes for 1 or 0
+        if any(number.count(b".") > 1 for place in places for number in place[0]):
+            return True
     text = b"\nASCII" in head
     width = 2 if text else sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
     count = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()

@@ -19,7 +19,7 @@ import SimpleITK as sitk
 
 from ..errors import NephiError, notice
 from ..space.grid import Grid
-from .sizes import lengths_fit
+from .dicom_elements import lengths_fit
 
 SERIES = "0020|000e"  # the tag of the series' UID, which an image of many files keeps
 
@@ -80,7 +80,7 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
     if (image := _at_once(folder)) is not None:
         return image
     found: dict[str, list[_File]] = defaultdict(list)
-    for file in _files(folder, role):
+    for file in image_files(folder, role):
         found[file.series].append(file)
     if not found:
         raise NephiError(f"{role}: no DICOM series in folder {folder}")
@@ -157,7 +157,7 @@ def _tag(reader, *key: str | int) -> str:
     return reader.GetMetaData(*key).strip(" \0") if reader.HasMetaDataKey(*key) else ""
 
 
-def _files(folder: Path, role: str) -> list[_File]:
+def image_files(folder: Path, role: str) -> list[_File]:
     """The images among the files; others are skipped where they are marked or named as something else."""
     paths = _candidates(folder)
     parts = min(_READERS, os.cpu_count() or 1)

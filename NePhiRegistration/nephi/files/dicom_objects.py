@@ -26,10 +26,12 @@ from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
 from ..version import __version__
+from .dicom_elements import is_complete, lengths_fit
 from .geometry import check_geometry
 from .writing import replaced
 
 DEFORMABLE, RIGID = "1.2.840.10008.5.1.4.1.1.66.3", "1.2.840.10008.5.1.4.1.1.66.1"
+STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 _REFERENCED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
                "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
 
@@ -52,7 +54,7 @@ class Series:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """pydicom's warnings of values that the standard does not allow off."""
     with warnings.catch_warnings(action="ignore"):
         yield
@@ -72,7 +74,7 @@ def read_series(folder: Path, uids: tuple[str, ...] = ()) -> Series:
         raise NephiError(f"{folder} is no folder of a DICOM series")
     found: dict[str, list[Any]] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
-        header = _header(path) if is_dicom(path) else None
+        header = read_header(path) if is_dicom(path) else None
         if header is None or any(not header.get(name) for name in _NEEDED):
             notice(f"{path} is not a DICOM image with a place in a frame of reference; it was left out of the object.")
         else:
@@ -84,28 +86,42 @@ def read_series(folder: Path, uids: tuple[str, ...] = ()) -> Series:
 
 
 _FAILURES = (
-    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RecursionError,
-    TypeError, ValueError, struct.error,
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
+    struct.error,
 )  # fmt: skip
 
 
-def _damaged() -> tuple[type[Exception], ...]:
+def damaged() -> tuple[type[Exception], ...]:
     """What pydicom raises where bytes are not what they should be."""
     errors = pydicom_module().errors
     return (*_FAILURES, errors.InvalidDicomError, errors.BytesLengthException)
 
 
-@_quiet()
-def _header(path: Path) -> Any:
+@quiet()
+def read_header(path: Path) -> Any:
     """All of a DICOM file but its pixels; raises NephiError."""
     pydicom = pydicom_module()
     try:
+        if not lengths_fit(path):
+            raise ValueError
         header = pydicom.dcmread(path, stop_before_pixels=True)
         for name in (*_NEEDED, *_REFERENCED):  # they are decoded as they are asked for
             header.get(name)
         return header
-    except _damaged():
+    except damaged():
         raise NephiError(f"{path} is damaged: its DICOM header cannot be read") from None
+
+
+@contextmanager
+def complete_object(path: Path, what: str) -> Iterator[None]:
+    """Where ``what`` is read of a DICOM file: NephiError is raised if that is cut off, or values are not as needed."""
+    try:
+        if not is_complete(path):
+            raise ValueError("it is cut off or damaged")
+        with quiet():
+            yield
+    except damaged() as error:
+        raise NephiError(f"{path} is no complete DICOM {what}: {' '.join(str(error).split())}") from None
 
 
 def is_dicom(path: Path) -> bool:
@@ -125,34 +141,19 @@ def read_registration(path: Path) -> sitk.Transform | None:
 
     Raises NephiError for an object that is damaged, or registers several sources.
     """
-    data = _header(path)
+    data = read_header(path)
     kind = str(data.get("SOPClassUID", ""))
-    try:
-        if kind in _SEQUENCES and _is_cut(path.read_bytes(), _SEQUENCES[kind]):
-            raise ValueError("it is cut off")
-        return _transform_of(data, kind, path)
-    except _damaged() as error:
-        raise NephiError(f"{path} is no complete DICOM registration object: {' '.join(str(error).split())}") from None
-
-
-_SEQUENCES = {DEFORMABLE: b"\x64\0\x02\0SQ\0\0", RIGID: b"\x70\0\x08\x03SQ\0\0"}
-
-
-def _is_cut(data: bytes, sequence: bytes) -> bool:
-    """Whether the file ends before a sequence does whose length it gives: pydicom reads what is left of it."""
-    at = data.find(sequence) + len(sequence)
-    length = int.from_bytes(data[at : at + 4], "little")
-    return sequence in data and length != 0xFFFFFFFF and at + 4 + length > len(data)
-
-
-@_quiet()
-def _transform_of(data: Any, kind: str, path: Path) -> sitk.Transform | None:
-    if kind == DEFORMABLE:
+    if kind not in (DEFORMABLE, RIGID):
+        return None
+    with complete_object(path, "registration object"):
+        if not data.original_encoding[1]:
+            raise ValueError("it is big-endian")
+        if kind == RIGID:
+            return _rigid(data, path)
         items = [item for item in data.DeformableRegistrationSequence if _grids(item)]
         if len(items) != 1:
             raise NephiError(f"{path} holds {len(items)} deformations; one is read")
         return _deformable(items[0], path)
-    return _rigid(data, path) if kind == RIGID else None
 
 
 def _grids(item: Any) -> list[Any]:
@@ -203,7 +204,7 @@ def _rigid(data: Any, path: Path) -> sitk.AffineTransform:
     return Affine(back.matrix @ own.matrix, back(own.offset_mm)).transform()
 
 
-@_quiet()
+@quiet()
 def write_registration(
     path: Path, grid: Grid, offsets: np.ndarray, after: Affine, registered: Series, source: Series
 ) -> None:
@@ -290,7 +291,7 @@ def series_reference(series: Series) -> Any:
 # ---- derived images -------------------------------------------------------------------------------------
 
 
-@_quiet()
+@quiet()
 def write_series(image: sitk.Image, folder: Path, fixed: Series, moving: Series, description: str) -> list[Path]:
     """A warped image as slices in the fixed image's frame of reference, derived from the moving series.
 
@@ -357,17 +358,18 @@ def new_object(kind: str, of: Series, modality: str) -> Any:
     return data
 
 
-def save_object(data: Any, path: Path) -> None:
-    """Write an object with the header that a file of it has."""
+def save_object(data: Any, path: Path, implicit: bool = False) -> None:
+    """Write an object with the header that a file of it has; ``implicit``: values may be longer than 64 KiB."""
     pydicom = pydicom_module()
     step("write", path)
     data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    syntaxes = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = syntaxes[implicit]
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     try:
         pydicom.dcmwrite(path, data, enforce_file_format=True)
     except OSError:
         raise
-    except _damaged() as error:  # what it takes over from the series
+    except damaged() as error:  # what it takes over from the series
         raise NephiError(f"cannot write {path.name}: {' '.join(str(error).split())}") from None

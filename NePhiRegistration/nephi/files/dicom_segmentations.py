@@ -17,17 +17,21 @@ from ..space.grid import Grid
 from .dicom_objects import (
     Series,
     coded,
+    complete_object,
     decimal,
     is_dicom,
     new_object,
     pydicom_module,
+    read_header,
     reference,
     save_object,
     series_reference,
 )
+from .geometry import check_geometry
 from .writing import replaced
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+_MOST_SLICES = 4000
 _OFF = 0.1  # part of the distance between slices by which a frame may lie off its place
 
 
@@ -43,8 +47,7 @@ def is_segmentation(path: Path) -> bool:
     """Whether a file is a SEG; raises NephiError for a DICOM file where pydicom is not installed."""
     if not path.is_file() or not is_dicom(path):
         return False
-    header = pydicom_module().dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True)
-    return str(header.get("SOPClassUID", "")) == SEGMENTATION
+    return str(read_header(path).get("SOPClassUID", "")) == SEGMENTATION
 
 
 def read_segmentation(path: Path) -> Segmentation:
@@ -52,8 +55,8 @@ def read_segmentation(path: Path) -> Segmentation:
 
     Slices that no frame shows, within the stack, hold no segment.
     """
-    data = pydicom_module().dcmread(path)
-    try:
+    with complete_object(path, "segmentation"):
+        data = pydicom_module().dcmread(path)
         if data.SegmentationType != "BINARY":
             raise NephiError(f"{path} is a {str(data.SegmentationType).lower()} segmentation; binary ones are read")
         array = np.atleast_3d(data.pixel_array) if int(data.NumberOfFrames) > 1 else data.pixel_array[None]
@@ -62,15 +65,13 @@ def read_segmentation(path: Path) -> Segmentation:
         numbers = [int(_group(data, f, "SegmentIdentification").ReferencedSegmentNumber) for f in frames]
         grid, slices = _stack(data, positions, array.shape[1:], path)
         segments = list(data.SegmentSequence)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise NephiError(f"{path} is no complete DICOM segmentation: {error}") from None
-    labels = np.zeros(grid.shape, np.uint16)
-    for plane, k, number in zip(array, slices, numbers, strict=True):
-        shown = plane != 0
-        if (labels[k][shown] != 0).any():
-            raise NephiError(f"{path} has segments that overlap; a label map cannot hold them")
-        labels[k][shown] = number
-    return Segmentation(grid.image(labels), segments)
+        labels = np.zeros(grid.shape, np.uint16)
+        for plane, k, number in zip(array, slices, numbers, strict=True):
+            shown = plane != 0
+            if (labels[k][shown] != 0).any():
+                raise NephiError(f"{path} has segments that overlap; a label map cannot hold them")
+            labels[k][shown] = number
+        return Segmentation(grid.image(labels), segments)
 
 
 def _group(data: Any, frame: Any, name: str) -> Any:
@@ -100,6 +101,9 @@ def _stack(data: Any, positions: np.ndarray, shape: tuple[int, ...], path: Path)
     slices = np.round(places).astype(int)
     spacing = (float(measures.PixelSpacing[1]), float(measures.PixelSpacing[0]), step)
     axes = np.stack([row, column, normal], 1)
+    check_geometry(spacing, first, axes.ravel(), str(path))
+    if slices.max() >= _MOST_SLICES:
+        raise ValueError("its frames lie too far apart")
     size = (shape[1], shape[0], int(slices.max()) + 1)
     return Grid(size, spacing, tuple(first.tolist()), tuple(axes.ravel().tolist())), slices
 

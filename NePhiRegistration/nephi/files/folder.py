@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import NephiError
@@ -36,6 +36,7 @@ class ResultFolder:
     """The files of one registration in the folder ``path``; a file need not exist."""
 
     path: Path
+    _ahead: list[Path] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def opened(cls, path: str | Path) -> ResultFolder:
@@ -112,6 +113,11 @@ class ResultFolder:
         return self.path / "report.html"
 
     @property
+    def review(self) -> Path:
+        """What people found of this result and signed, as JSON; a new result takes it away."""
+        return self.path / "review.json"
+
+    @property
     def preview(self) -> Path:
         """The displacement so far, while the registration runs."""
         return self.path / "preview.nrrd"
@@ -149,25 +155,28 @@ class ResultFolder:
     @contextmanager
     def replaced(self) -> Iterator[ResultFolder]:
         """A scratch folder whose files replace the older result as one at the end; an exception leaves that."""
-        gone = [*(file.name for file in (*self.files, self.failure)), *_FORMER]
-        with replaced(self.path, gone=gone, last=self.report.name) as scratch:
-            yield ResultFolder(scratch)
+        gone = [*(file.name for file in (*self.files, self.failure, self.review)), *_FORMER]
+        try:
+            with replaced(self.path, gone=gone, last=self.report.name) as scratch:
+                yield ResultFolder(scratch)
+        except BaseException:
+            for place in self._ahead:
+                with contextlib.suppress(OSError):
+                    place.unlink(missing_ok=True)
+            raise
+        finally:
+            self._ahead.clear()
 
     @contextmanager
     def shown_ahead(self, files: list[Path]) -> Iterator[None]:
         """Copies of finished files of a scratch folder in their places, where no complete result is there.
 
-        They can be used during the block; an exception removes them again.
+        They can be used from then on; where the result is not ``replaced`` in the end, they are removed.
         """
         inner = any(file.parent == self.path for file in files)  # part of a larger whole
         places = [] if inner or self.report.exists() else [self.path / file.name for file in files]
-        try:
-            for file, place in zip(files, places, strict=False):
-                with whole(place) as copy:
-                    shutil.copyfile(file, copy)
-            yield
-        except BaseException:
-            for place in places:
-                with contextlib.suppress(OSError):
-                    place.unlink(missing_ok=True)
-            raise
+        self._ahead.extend(places)
+        for file, place in zip(files, places, strict=False):
+            with whole(place) as copy:
+                shutil.copyfile(file, copy)
+        yield

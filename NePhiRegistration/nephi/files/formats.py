@@ -23,6 +23,7 @@ from ..errors import NephiError
 from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
+from .apart import try_transform
 from .geometry import check_geometry
 from .image import write_image
 from .nifti import read_nifti
@@ -249,6 +250,8 @@ def read_x5(path: Path) -> sitk.DisplacementFieldTransform:
     """The displacement field of an X5 file with one transform; raises NephiError for anything else."""
     x5 = _package(*_PACKAGES["x5"])
     try:
+        if not try_transform(path, "x5"):
+            raise ValueError
         (node,) = x5.from_filename(path)
         field, mapping = np.asarray(node.transform, float), np.asarray(node.domain.mapping, float)
         if node.representation != "displacements" or field.shape != (*node.domain.size, 3) or mapping.shape != (4, 4):

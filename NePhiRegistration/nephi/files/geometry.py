@@ -7,7 +7,7 @@ import numpy as np
 from ..errors import NephiError
 
 _SPACING_MM = (1e-4, 1e3)
-_FARTHEST_MM = 1e6
+FARTHEST_MM = 1e6
 _SKEW = 1e-3  # of the directions' products; beyond it the axes are not at right angles
 
 
@@ -23,8 +23,8 @@ def check_geometry(spacing_mm, origin_lps_mm, direction, role: str) -> None:
         raise NephiError(
             f"{role}: the voxel spacing is {numbers(spacing)} mm; values from {low:g} to {high:g} mm are expected"
         )
-    if (np.abs(origin) > _FARTHEST_MM).any():
-        raise NephiError(f"{role}: the origin {numbers(origin)} mm is farther than {_FARTHEST_MM / 1e6:g} km away")
+    if (np.abs(origin) > FARTHEST_MM).any():
+        raise NephiError(f"{role}: the origin {numbers(origin)} mm is farther than {FARTHEST_MM / 1e6:g} km away")
     products = axes.T @ axes
     if np.abs(np.diag(products) - 1).max() > _SKEW:
         raise NephiError(f"{role}: the direction is not orthonormal: its columns have lengths other than 1")

@@ -127,10 +127,7 @@ def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     if width is None:
         raise refuse(f"the voxels are of an unknown type, {fields['type'][:40]}")
     for key in ("spacedirections", "spaceorigin", "spacings"):
-        words = re.split(r"[\s(),]+", fields.get(key, "").lower())
-        if any(_number(word) is None or abs(float(word)) > _FARTHEST for word in words if word not in ("", "none")) or (
-            "nan" in words and key != "spacings"
-        ):
+        if key in fields and not _is_sound(key, fields[key].lower(), len(sizes)):
             raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
     encoding = fields["encoding"].lower()
     size = width * math.prod(sizes)
@@ -144,6 +141,30 @@ def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     if "%" in elsewhere or elsewhere.upper().startswith("LIST"):
         return size, None, 0, encoding
     return size, path.parent / elsewhere, 0, encoding
+
+
+def _is_sound(key: str, text: str, count: int) -> bool:
+    """Whether a field of an NRRD file is of as many spacings or vectors as it has to be, finite and sane.
+
+    NaN is a spacing that is not known. Of two numbers where there should be one, ITK takes the first.
+    """
+    if key == "spacings":
+        words = text.split()
+        return len(words) == count and all(_is_sane(word) or word == "nan" for word in words)
+    vectors = re.findall(rf"{_VECTOR}|none", text)
+    if not re.fullmatch(rf"(?:{_VECTOR}|none)(?:\s*(?:{_VECTOR}|none))*", text):
+        return False
+    if len(vectors) != (count if key == "spacedirections" else 1):
+        return False
+    return all(_is_sane(word) for vector in vectors if vector != "none" for word in vector[1:-1].split(","))
+
+
+_VECTOR = r"\([^()]*\)"
+
+
+def _is_sane(word: str) -> bool:
+    number = _number(word.strip())
+    return number is not None and abs(number) <= _FARTHEST
 
 
 def _meta(head: bytes, path: Path, refuse) -> tuple[tuple[int, Path | None, int, str], int | None]:
@@ -170,10 +191,8 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[tuple[int, Path | None, int,
     if sizes is None or len(sizes) != count[0] or min(sizes) < 1:
         raise refuse(f"the header names {count[0]} dimensions of the sizes {fields.get('DimSize', '')[:60]}")
     for key, power in _META_LISTS.items():
-        values = [_number(word) for word in fields[key].split()] if key in fields else None
-        if values is not None and (
-            len(values) != count[0] ** power or any(v is None or not abs(v) <= _FARTHEST for v in values)
-        ):
+        words = fields[key].split() if key in fields else None
+        if words is not None and (len(words) != count[0] ** power or not all(map(_is_sane, words))):
             raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
     kind = fields.get("ElementType", "").upper().removesuffix("_ARRAY")
     if kind not in _META_BYTES:
@@ -203,8 +222,8 @@ def _whole(text: str) -> list[int] | None:
     return [int(w) for w in words] if words and all(re.fullmatch(r"\d{1,12}", w) for w in words) else None
 
 
+_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)"
+
+
 def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None
+    return float(word) if re.fullmatch(_NUMBER, word, re.IGNORECASE) else None

@@ -15,12 +15,14 @@ from ..errors import NephiError
 from ..paths import check_file
 from .apart import read_image_apart
 from .dicom import read_dicom
+from .dicom_objects import STRUCTURES, is_dicom
 from .geometry import check_geometry
 from .headers import META, NRRD, check_header
 from .nifti import SUFFIXES as NIFTI
 from .nifti import read_nifti
 from .writing import by_library, reserve, whole
 
+_HEAD = 4096  # bytes of a DICOM file that say what it is
 _SMALLEST = 8  # voxels per axis; below this there is nothing to register
 
 
@@ -51,6 +53,8 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
                 return read_dicom(path, role, series)
             if name.endswith(NIFTI):
                 return read_nifti(path, role)
+            if _holds_contours(path):
+                raise NephiError(f"{role}: {path} holds contours (RT structure set); make a label map of them first")
             if not name.endswith((*NRRD, *META)) or not check_header(path, role):
                 return read_image_apart(path, role)
             return sitk.ReadImage(str(path))
@@ -60,6 +64,11 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
             ) from None
         except MemoryError:
             raise NephiError(f"{role}: there is too little memory to read {path}") from None
+
+
+def _holds_contours(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return is_dicom(path) and STRUCTURES.encode() in file.read(_HEAD)
 
 
 @contextmanager

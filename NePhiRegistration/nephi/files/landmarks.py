@@ -7,6 +7,7 @@
 | .mrk.json (Slicer) | as each markup's ``coordinateSystem`` says; LPS without it |
 | .txt, .pts (elastix) | first line ``point``: LPS mm; ``index``: voxel index from 0, x first, of the image |
 | .vtk (legacy, ASCII) | LPS mm, or RAS if the title line has Slicer's ``SPACE=RAS`` |
+| RT structure set (DICOM) | LPS mm: the points in it, in its order |
 | .txt (DIR-Lab) | bare rows of 3 numbers: voxel index from 1, x first, of the image; see ``_dirlab`` |
 """
 
@@ -23,6 +24,8 @@ import SimpleITK as sitk
 from ..errors import NephiError, notice
 from ..paths import read_text_file
 from ..space.grid import Grid
+from .dicom_objects import is_dicom
+from .dicom_structures import structure_points
 from .writing import write_text
 
 _COLUMNS = {("x", "y", "z"): False, ("l", "p", "s"): False, ("r", "a", "s"): True}  # True: RAS
@@ -40,10 +43,13 @@ def read_landmarks(path: str | Path, image: sitk.Image | Grid | None = None) -> 
     """
     path = Path(path)
     grid = Grid.of(image) if isinstance(image, sitk.Image) else image
-    text = _text(path)
-    if not text.strip():
-        raise NephiError(f"{path} holds no landmarks: the file is empty.")
-    points = _reader(path, text)(path, text, grid)
+    if is_dicom(path):
+        points = structure_points(path)
+    else:
+        text = _text(path)
+        if not text.strip():
+            raise NephiError(f"{path} holds no landmarks: the file is empty.")
+        points = _reader(path, text)(path, text, grid)
     if len(points) == 0:
         raise NephiError(f"{path} holds no landmarks.")
     if not np.isfinite(points).all():

@@ -6,7 +6,7 @@ They are read here and not by ITK, which takes missing voxels and NaN for 0, the
 
 from __future__ import annotations
 
-import gzip
+import io
 import math
 import zlib
 from dataclasses import dataclass
@@ -27,9 +27,11 @@ _OTHER = {1: "bits", 32: "complex numbers", 128: "colours", 1536: "128-bit numbe
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 _DISPLACEMENTS, _VECTORS = 1006, 1007  # intent codes; ITK's own, 1007, are in LPS
 _SAME = 0.01  # part of a voxel by which two statements of the spacing may differ
+_FARTHEST_BYTE = 2**30  # at which voxels may begin, after whatever programs keep in the header
 _ROUNDING = 1e-5  # relative; what differs by more was not written as one
 _APART = 0.25  # part of a voxel by which sform and qform may place a corner apart; rounding has been seen at 0.08
-_PART = 2**24
+_PART, _PACKED = 2**24, 2**20  # bytes read at a time
+_GZIP = 16 + zlib.MAX_WBITS
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_nifti(path: Path, role: str, joined: bool = False) -> sitk.Image:
             raw = file.read(544)
         header = _header(raw, head_path == data_path, role, path, joined)
         array = _voxels(header, data_path, role)
-    except (EOFError, gzip.BadGzipFile, zlib.error):
+    except (EOFError, zlib.error):
         raise NephiError(
             f"{role}: {path} is cut off or damaged: its compressed data end too early or fail their checksum"
         ) from None
@@ -92,10 +94,47 @@ def _files(path: Path, role: str) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BinaryIO | _Unzipped:
     with open(path, "rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
+    return _Unzipped(path) if zipped else open(path, "rb")
+
+
+class _Unzipped:
+    """A gzip file, read in large parts; Python's own reader takes 8 kB at a time and copies them several times.
+
+    ``read`` raises EOFError where the file ends too early and zlib.error where it is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self._file, self._packed, self._member = io.FileIO(path), b"", zlib.decompressobj(_GZIP)
+
+    def __enter__(self) -> _Unzipped:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def read(self, most: int) -> bytes:
+        parts = []
+        while most > 0:
+            self._packed = self._packed or self._file.read(_PACKED)
+            if self._member.eof:  # further members may follow, after zeros
+                self._packed = self._packed.lstrip(b"\0")
+                if self._packed:
+                    self._member = zlib.decompressobj(_GZIP)
+                elif not (more := self._file.read(_PACKED)):
+                    break
+                else:
+                    self._packed = more
+                continue
+            at_end = not self._packed
+            parts.append(self._member.decompress(self._packed, most))
+            self._packed = self._member.unused_data or self._member.unconsumed_tail
+            most -= len(parts[-1])
+            if at_end and not parts[-1] and not self._member.eof:
+                raise EOFError
+        return b"".join(parts)
 
 
 def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> Header:
@@ -152,7 +191,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> He
         raise NephiError(f"{role}: the image is {len(size)}D; give one 2D or 3D volume")
     if len(size) < 2:
         raise refuse("the image is 1D; give one 2D or 3D volume")
-    if not math.isfinite(offset) or offset < (352 if single else 0):
+    if not (352 if single else 0) <= offset <= _FARTHEST_BYTE:
         raise refuse(f"the header places the voxels at byte {offset:g}")
     if not math.isfinite(slope) or not math.isfinite(intercept):
         raise refuse(f"the header scales the values by {slope:g} and shifts them by {intercept:g}")

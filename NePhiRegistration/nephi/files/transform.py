@@ -15,7 +15,7 @@ from ..space.affine import Affine
 from ..space.grid import Grid
 from .apart import try_transform
 from .dicom_objects import is_dicom, read_registration
-from .geometry import check_geometry
+from .geometry import FARTHEST_MM, check_geometry
 from .headers import META, NRRD
 from .image import open_image
 from .nifti import SUFFIXES as NIFTI
@@ -102,8 +102,8 @@ def check_transform(transform: sitk.Transform, path: Path) -> None:
             check_transform(parts.GetNthTransform(i), path)
     elif kind == sitk.sitkDisplacementField:
         _check_field(sitk.DisplacementFieldTransform(transform).GetDisplacementField(), path)
-    elif not np.isfinite([*transform.GetParameters(), *transform.GetFixedParameters()]).all():
-        raise NephiError(f"{path} holds parameters that are NaN or infinite")
+    else:
+        _check_numbers(np.array([*transform.GetParameters(), *transform.GetFixedParameters()]), path, "parameters")
 
 
 def _of_image(path: Path) -> sitk.DisplacementFieldTransform:
@@ -118,8 +118,7 @@ def _check_field(field: sitk.Image, path: Path) -> None:
     grid = Grid.of(field)
     check_geometry(grid.spacing_mm, grid.origin_lps_mm, grid.direction, str(path))
     vectors = sitk.GetArrayViewFromImage(field)
-    if not np.isfinite(vectors).all():
-        raise NephiError(f"{path} holds displacements that are NaN or infinite")
+    _check_numbers(vectors, path, "displacements")
     step = tuple(slice(None, None, max(1, n // 24)) for n in grid.shape)
     index_zyx = np.stack(np.meshgrid(*[np.arange(n)[s] for n, s in zip(grid.shape, step, strict=True)], indexing="ij"))
     places = grid.to_lps_mm(np.moveaxis(index_zyx, 0, -1)[..., ::-1]).reshape(-1, grid.dimension)
@@ -133,6 +132,13 @@ def _check_field(field: sitk.Image, path: Path) -> None:
                 f"{path} seems to hold the positions of mapped points, not their displacements (an absolute "
                 "deformation field): its vectors grow with the coordinates; subtract the voxels' positions from it"
             )
+
+
+def _check_numbers(values: np.ndarray, path: Path, what: str) -> None:
+    if not np.isfinite(values).all():
+        raise NephiError(f"{path} holds {what} that are NaN or infinite")
+    if values.size and max(values.max(), -values.min()) > FARTHEST_MM:
+        raise NephiError(f"{path} holds {what} above {FARTHEST_MM:g} (a kilometre); it is damaged")
 
 
 def through(transform: sitk.Transform, points_lps_mm: np.ndarray) -> np.ndarray:

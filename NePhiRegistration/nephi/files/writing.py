@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import NephiError
-from ..journal import PREFIX, commit, recover, step
+from ..journal import JOURNAL, PREFIX, commit, recover, step
 from ..runfolder import RunFolder, try_lock
 
 FOLDER_LOCK, BATCH_LOCK = ".nephi.lock", ".nephi.batch.lock"
@@ -189,6 +189,16 @@ def claim(folder: Path) -> Callable[[], None] | None:
     return None if held is None else functools.partial(_release, folder, held, BATCH_LOCK)
 
 
+def without_locks(folder: Path) -> None:
+    """Remove the locks that a killed run left in a folder."""
+    for name in (FOLDER_LOCK, BATCH_LOCK):
+        if (folder / name).exists():
+            with contextlib.suppress(OSError):
+                held = _hold(folder, name)
+                if held is not None:
+                    _release(folder, held, name)
+
+
 def is_held(folder: Path, name: str = FOLDER_LOCK) -> bool:
     """Whether a process holds the folder's lock of that name."""
     try:
@@ -237,5 +247,5 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         place = error.filename2 or error.filename or path
-        parts = [part for part in Path(str(place)).parts if not part.startswith(PREFIX)]
+        parts = [part for part in Path(str(place)).parts if not part.startswith((PREFIX, JOURNAL))]
         raise NephiError(f"cannot write {Path(*parts)}: {error.strerror or error}") from error

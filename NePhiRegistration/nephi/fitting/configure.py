@@ -105,6 +105,7 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     else:
         why = f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance)"
         yield "similarity.name", s.similarity.name, f"similarity {s.similarity.name}: {why}"
+    yield "smooth", 0.0, ""  # measured on CTs of the chest alone
     apart = min(base.field.code_spacing_mm, _APART * is_.voxel_mm)
     yield "field.code_spacing_mm", apart, f"nodes {apart:.3g} mm apart: voxels of {is_.voxel_mm:.2g} mm"
     points = int(np.clip(is_.nodes // _NODES_A_POINT, base.similarity.points.least, 1500 if fast else 3000))

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from ..device import has_doubles
 from ..errors import NephiError, notice
 from ..images.image_pair import ImagePair
 from ..maps.code import FORWARD, INVERSE
@@ -131,7 +132,7 @@ class Rigid(Guide):
         self.pool = _Pool([body for _, body in bodies_lps_mm(labels)], labels, pair, device)
         self.each = max(24, min(128, _RIGID // self.pool.parts))
         self.to_mm, self.tolerance_mm = to_mm(pair, device), tolerance_mm
-        self.from_moving_mm = torch.linalg.inv(self.to_mm[FORWARD].double()).float()
+        self.from_moving_mm = torch.linalg.inv(self.to_mm[FORWARD].cpu().double()).float().to(device)
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         points = self.pool.draw(steps, self.each, generator)
@@ -245,7 +246,7 @@ def rigidly_moved(start: Tensor, end: Tensor) -> Tensor:
         c, t = cosine / length, sine / length
         turn = torch.stack([torch.stack([c, t], -1), torch.stack([-t, c], -1)], -2)
         return a @ turn + end.mean(1, keepdim=True)
-    s = s.double()
+    s = s.double() if has_doubles(s.device) else s
     xx, xy, xz, yx, yy, yz, zx, zy, zz = s.flatten(1).unbind(1)
     rows = [
         [xx + yy + zz, yz - zy, zx - xz, xy - yx],

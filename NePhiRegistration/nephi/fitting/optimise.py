@@ -14,6 +14,7 @@ from ..errors import NephiError
 from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
+from ..maps.consensus import Consensus, consensus
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
 from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
@@ -26,6 +27,7 @@ from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
 from .sliding import Continued, made_to_slide
+from .smoothing import smoothed
 
 _POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
 _DRAWN_VALUES = 2_000_000  # numbers that are drawn ahead, for as many steps as they make
@@ -80,6 +82,8 @@ class Optimisation:
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
         self.guidance_weight = s.guidance.weight
+        # what an initial transform or guides ask for may be sharper than the nodes
+        self._smooth = 0.0 if guides or outer is not None else s.smooth
         self.adam = Adam([p for part in (*self.codes, self.fields) for p in part.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
@@ -87,6 +91,14 @@ class Optimisation:
         self._ahead: Drawn | None = None  # the points of the next steps
         self._first = 0  # the step that they begin with
         self._now: Drawn | None = None  # those of the present step
+
+    def consensus(self) -> Map:
+        """Of the two maps, smoothed as far as the images agree with that."""
+        if not self._smooth:
+            return consensus(self.maps)
+        sides = zip(self.cube.half_extents_cube, self.code.size, strict=True)
+        nodes_cube = max(2 * float(half) / (n - 1) for half, n in sides)
+        return smoothed(self.pair, Consensus(self.maps), nodes_cube, self._smooth, self.device)
 
     def run(self, record: Callable[[dict], None]) -> list[dict]:
         """All levels; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""

@@ -95,6 +95,7 @@ class AffineFit:
         middle = torch.as_tensor(here, dtype=torch.float32)
         back = torch.as_tensor(np.linalg.inv(affine.matrix), dtype=torch.float32)
         normal, right = torch.zeros(()), torch.zeros(())
+        all_at_once = torch.stack(generators, -1).transpose(0, 1).reshape(d, -1)
         for way, (read, weights, a, b, spread) in enumerate(states):
             c = len(a)
             sign = ((a * b).sum(1, keepdim=True) >= 0).float() * 2 - 1
@@ -105,7 +106,7 @@ class AffineFit:
             else:  # a step of the moving points is one of the fixed points the other way
                 slope, at = -slope @ back, self.points[1]
             around = (at - middle) / _LENGTH_MM
-            motion = torch.stack([around @ g.T for g in generators], -1)  # (n, d, k)
+            motion = (around @ all_at_once).reshape(-1, d, len(generators))  # (n, d, k)
             jacobian = torch.cat([slope, torch.einsum("cnd,ndk->cnk", slope, motion)], -1).flatten(0, 1)
             residual = (sign * a - b).reshape(-1)
             normal, right = normal + jacobian.T @ jacobian, right + jacobian.T @ residual

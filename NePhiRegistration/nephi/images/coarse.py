@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import SimpleITK as sitk
@@ -45,10 +46,12 @@ class Coarse:
         d, size = self.seen.ndim, torch.as_tensor(self.size_xyz, dtype=torch.float32)
         index = (points_lps_mm - torch.as_tensor(self.origin_lps_mm, dtype=torch.float32)) / self.spacing_mm
         place = (2 * index / (size - 1).clamp(min=1) - 1).reshape(1, *[1] * (d - 1), -1, d)
-        volume = torch.cat([self.features, self.seen[None]])[None]
-        return functional.grid_sample(volume, place, align_corners=True).reshape(
-            len(volume[0]), *points_lps_mm.shape[:-1]
-        )
+        read = functional.grid_sample(self._volume, place, align_corners=True)
+        return read.reshape(self._volume.shape[1], *points_lps_mm.shape[:-1])
+
+    @cached_property
+    def _volume(self) -> Tensor:
+        return torch.cat([self.features, self.seen[None]])[None]
 
     def points(self, where: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """points_lps_mm (n, d) where a mask (z, y, x) holds, evenly spread, about ``most`` of them, and their features

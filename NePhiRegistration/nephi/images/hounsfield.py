@@ -1,6 +1,8 @@
-"""What an image's numbers mean: whether they are Hounsfield units, with which offset, and which value pads it."""
+"""What an image's numbers mean: whether they are Hounsfield units, shifted or inverted, and which value pads it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,6 +14,8 @@ CT_WINDOW = (-1000.0, 200.0)
 _AIR_HU = -1000.0
 _DENSE_HU = -500.0  # what pads is seen as such where it is denser than this, or no air at all
 _FAR_HU = -1100.0
+_AIR, _SOFT = (-1050.0, -700.0), (-150.0, 150.0)  # Hounsfield units
+_MUCH_LESS = 0.5  # as like a CT
 _LEAST_BACKGROUND = 0.2
 _LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
 
@@ -36,35 +40,78 @@ def background(image: sitk.Image) -> float | None:
     return values[0] if len(values) == 1 else None
 
 
-def hu_offset(image: sitk.Image) -> float | None:
-    """What to add to a CT's numbers for Hounsfield units: 0, or -1024 where they start at 0; None: not a CT.
+@dataclass(frozen=True)
+class Units:
+    """A CT's value is ``slope * value + offset`` in Hounsfield units."""
+
+    slope: float = 1.0
+    offset: float = 0.0
+
+
+HU = Units()
+
+
+def hu_units(image: sitk.Image) -> Units | None:
+    """In which units a CT's numbers are: Hounsfield units, or those plus 1024, or with inverted contrast; None: no CT.
 
     Air (of lungs or of the room) makes a peak well below the soft tissue's, about 1000 below it; other images have
     no such pair of peaks at these places.
     """
     sample = sparse(image).astype(np.float32).ravel()
-    sample = sample[~np.isin(sample, [v for v in padding(image) if not -1100 < v < -900])]
-    if sample.size < 100:
-        return None
-    low, high = np.percentile(sample, (1, 99.5))
-    if -4096 <= low <= -500 and high > -200:
-        return 0.0
+    pads = padding(image)
+    own = sample[~np.isin(sample, [v for v in pads if not -1100 < v < -900])]
+    inverted, likeness = _inverted(sample[~np.isin(sample, pads)])
+    if own.size < 100:
+        return inverted
+    low, high = np.percentile(own, (1, 99.5))
+    if -4096 <= low <= -500 and high > -200:  # padding can be as low, whatever the units
+        raised = _like_ct(own - 1024)
+        if _like_ct(own) > _MUCH_LESS * max(raised, likeness):
+            return HU
+        return inverted if inverted is not None and likeness > raised else Units(1.0, -1024.0)
     if not (-50 <= low <= 400 and 800 <= high <= 6000):
-        return None
-    air, tissue, denser = ((low <= sample) & (sample < high) for low, high in ((-50, 400), (874, 1174), (1174, 1474)))
-    between = ((sample > 500) & (sample < 824)).mean()
+        return inverted
+    air, tissue, denser = ((low <= own) & (own < high) for low, high in ((-50, 400), (874, 1174), (1174, 1474)))
+    between = ((own > 500) & (own < 824)).mean()
     plain = tissue.mean() > max(0.1, between, 3 * denser.mean()) and air.mean() > 0.05
-    return -1024.0 if plain else None
+    return Units(1.0, -1024.0) if plain else inverted
+
+
+def _share(hu: np.ndarray, low: float, high: float) -> float:
+    return float(((low < hu) & (hu < high)).mean())
+
+
+def _like_ct(hu: np.ndarray) -> float:
+    """0..1: how much of it is air and soft tissue, if it is both."""
+    return float(np.sqrt(_share(hu, *_AIR) * _share(hu, *_SOFT)))
+
+
+def _inverted(sample: np.ndarray) -> tuple[Units | None, float]:
+    """The units of a CT whose air is brightest, and how like a CT it then is.
+
+    Something denser than soft tissue has to be there: the background of other images is at the end of their values.
+    """
+    if sample.size < 100:
+        return None, 0.0
+    least = float(-sample.max())
+    offsets = [-1000.0 - least - step for step in range(-200, 1200, 25)]
+    likeness = np.array([_like_ct(offset - sample) for offset in offsets])
+    best = int(np.median(np.flatnonzero(likeness >= 0.99 * likeness.max())))
+    hu = offsets[best] - sample
+    soft, between, denser = _share(hu, *_SOFT), _share(hu, -500, -200), _share(hu, 150, 450)
+    there = _share(hu, *_AIR) > 0.05 and soft > max(0.1, between, 3 * denser) and (hu > 150).mean() > 0.002
+    return (Units(-1.0, offsets[best]), float(likeness[best])) if there else (None, 0.0)
 
 
 def looks_like_ct(image: sitk.Image) -> bool:
     """Whether the numbers are Hounsfield units."""
-    return hu_offset(image) == 0.0
+    return hu_units(image) == HU
 
 
-def unseen_values(image: sitk.Image, offset: float = 0.0) -> list[float]:
-    """The padding that is not the air that the scanner would have seen; ``offset`` makes values Hounsfield units."""
-    return [value for value in padding(image) if value + offset > _DENSE_HU or value + offset < _FAR_HU]
+def unseen_values(image: sitk.Image, units: Units = HU) -> list[float]:
+    """The padding that is not the air that the scanner would have seen, in the image's own units."""
+    in_hounsfield = {value: units.slope * value + units.offset for value in padding(image)}
+    return [value for value, hu in in_hounsfield.items() if hu > _DENSE_HU or hu < _FAR_HU]
 
 
 def shown_box(image: sitk.Image) -> Box | None:
@@ -86,20 +133,25 @@ def shown_box(image: sitk.Image) -> Box | None:
     return None if whole else tuple(box)
 
 
-def in_hu(image: sitk.Image, offset: float) -> sitk.Image:
+def in_hu(image: sitk.Image, units: Units) -> sitk.Image:
     """Hounsfield units as float32, with air in the place of what pads the image and is not air."""
     array = sitk.GetArrayFromImage(image).astype(np.float32)
-    for value in unseen_values(image, offset):
-        array[array == value] = _AIR_HU - offset
-    out = sitk.GetImageFromArray(array + np.float32(offset))
+    unseen = np.isin(array, unseen_values(image, units))
+    array *= np.float32(units.slope)
+    array += np.float32(units.offset)
+    array[unseen] = _AIR_HU
+    out = sitk.GetImageFromArray(array)
     out.CopyInformation(image)
     return out
 
 
 def hounsfield(image: sitk.Image, role: str) -> sitk.Image:
-    """The image, or in Hounsfield units (with a notice) where it is a CT whose numbers start at 0."""
-    offset = hu_offset(image)
-    if not offset:
+    """The image, or in Hounsfield units (with a notice) where it is a CT whose numbers start at 0 or are inverted."""
+    units = hu_units(image)
+    if units is None or units == HU:
         return image
-    notice(f"The {role} image was taken for a CT whose numbers start at 0; 1024 was subtracted.")
-    return sitk.ShiftScale(sitk.Cast(image, sitk.sitkFloat32), offset, 1.0)
+    if units.slope < 0:
+        notice(f"The {role} image was taken for a CT with inverted contrast; it was turned into Hounsfield units.")
+    else:
+        notice(f"The {role} image was taken for a CT whose numbers start at 0; 1024 was subtracted.")
+    return sitk.ShiftScale(sitk.Cast(image, sitk.sitkFloat32), units.offset / units.slope, units.slope)

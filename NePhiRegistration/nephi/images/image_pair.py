@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..both import Both, complete
+from ..device import has_doubles
 from ..errors import NephiError
 from ..settings import BODY_MM, Features, FieldSettings, SimilaritySettings
 from ..space.affine import Affine
@@ -156,7 +157,7 @@ class ImagePair:
         self, grid: Grid, image: sitk.Image, way: int, outside: float = 0.0, device: torch.device = _CPU
     ) -> Slices | DeviceSlices:
         """Fixed (way 0) or moving (way 1) image on a working grid, the moving one through the alignment."""
-        if device.type != "cpu":
+        if device.type != "cpu" and has_doubles(device):  # places need them
             return DeviceSlices(self._sent(image, device), grid, None if way == 0 else self.affine, outside)
         transform = sitk.Transform(grid.dimension, sitk.sitkIdentity) if way == 0 else self.affine.transform()
         return Slices(image, grid, transform, outside)

@@ -7,6 +7,8 @@ import SimpleITK as sitk
 
 from ..settings import BODY_MM
 from ..space.grid import Box, Grid
+from .between import between
+from .blocks import block_means
 from .hounsfield import CT_WINDOW, looks_like_ct, padding, sparse
 
 LUNG_THRESHOLD_HU = -400.0
@@ -30,7 +32,8 @@ def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[fl
 
 
 def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.Image | None:
-    """Lungs of a CT by threshold: the two largest parts of air that are not the room's, vessels filled in.
+    """Lungs of a CT by threshold: the two largest parts of air that are not the room's, and what the side of the image
+    cuts from one; vessels filled in.
 
     The room's air is darker than lungs, or touches the sides of the image or padding around what was scanned.
 
@@ -42,7 +45,7 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     d = grid.dimension
     scale = min(1.0, grid.longest_side_mm / BODY_MM)  # of all lengths, for small bodies
     shrink = [max(1, min(int(3.0 * scale / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
-    small = sitk.Cast(sitk.BinShrink(image, shrink), sitk.sitkFloat32)
+    small = sitk.Cast(block_means(image, shrink), sitk.sitkFloat32)
     floor = 200e3 if d == 3 else 1000.0
     if scale < 1:  # the least part of a field of view that lungs would fill
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
@@ -60,11 +63,21 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     else:
         return None
     two = len(volumes) == 2 and volumes[1] > 0.2 * volumes[0]
-    lungs = sitk.Cast(sitk.And(parts >= 1, parts <= (2 if two else 1)), sitk.sitkUInt8)
+    lungs = _chosen(small, parts, 2 if two else 1, edges)
     radius = [max(1, round(6.0 * scale / s)) for s in small.GetSpacing()]
-    lungs = sitk.BinaryMorphologicalClosing(lungs, radius)
-    lungs = sitk.BinaryFillhole(lungs)
-    return _on_grid(lungs, grid)
+    box = [(part.start, part.stop) for part in reversed(mask_box(lungs))]
+    sides = zip(box, radius, lungs.GetSize(), strict=True)
+    around = tuple(slice(max(0, low - r - 1), min(n, high + r + 1)) for (low, high), r, n in sides)
+    return _on_grid(sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(lungs[around], radius)), grid)
+
+
+def _chosen(image: sitk.Image, parts: sitk.Image, largest: int, edges: np.ndarray) -> sitk.Image:
+    """The largest parts, and of the others those that the side of the image cuts from a lung."""
+    labels, values = sitk.GetArrayViewFromImage(parts), sitk.GetArrayViewFromImage(image)
+    cut = [n for n in np.unique(labels[edges]) if n > largest and np.median(values[labels == n]) >= _CUT_LUNG_HU]
+    lungs = sitk.GetImageFromArray(np.isin(labels, [*range(1, largest + 1), *cut]).astype(np.uint8))
+    lungs.CopyInformation(parts)
+    return lungs
 
 
 def _on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
@@ -76,8 +89,8 @@ def _on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
     high = np.clip(np.ceil(index.max(0)) + 1, low + 1, grid.size).astype(int)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))[::-1]
     out = np.zeros(grid.shape, np.uint8)
-    part = grid.part(box).resample(sitk.Cast(mask, sitk.sitkFloat32))
-    np.greater(sitk.GetArrayViewFromImage(part), 0.5, out=out[box].view(bool))
+    for row, values in zip(out[box], between(sitk.GetArrayViewFromImage(mask), coarse, grid.part(box)), strict=True):
+        np.greater(values, 0.5, out=row.view(bool))
     return grid.image(out)
 
 
@@ -134,16 +147,35 @@ def _edges(image: sitk.Image, threshold: float) -> np.ndarray:
     return edges
 
 
+def inside(mask: sitk.Image) -> np.ndarray:
+    """(z, y, x) bool: where a mask is not 0; of bytes a view, which lives as long as the mask."""
+    array = sitk.GetArrayViewFromImage(mask)
+    return array.view(bool) if array.itemsize == 1 else array != 0
+
+
 def mask_box(mask: sitk.Image) -> Box:
     """The box of a mask that is not 0, as slices of its array (z first)."""
-    array = sitk.GetArrayViewFromImage(mask)
+    array = inside(mask)
     planes = np.flatnonzero([plane.any() for plane in array])
     box = [slice(int(planes[0]), int(planes[-1]) + 1)]
-    flat = np.bitwise_or.reduce(array[box[0]], axis=0)
+    flat = np.bitwise_or.reduce(array[box[0]].view(np.uint8), axis=0)
     for axis in range(flat.ndim):
         rows = np.flatnonzero(flat.any(tuple(a for a in range(flat.ndim) if a != axis)))
         box.append(slice(int(rows[0]), int(rows[-1]) + 1))
     return tuple(box)
+
+
+def drawn(part: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(n, d) index_zyx of entries of a part (z, y, x) that are not 0, none twice: ``count`` or all that there are."""
+    counts = np.array([np.count_nonzero(plane) for plane in part])
+    ends = np.cumsum(counts)
+    ranks = rng.choice(int(ends[-1]), min(count, int(ends[-1])), replace=False)
+    planes = np.searchsorted(ends, ranks, side="right")
+    flat = np.empty(len(ranks), np.int64)
+    for plane in np.unique(planes):  # one at a time: the places of all voxels take much more memory than the part
+        here = planes == plane
+        flat[here] = np.flatnonzero(part[plane])[ranks[here] - ends[plane] + counts[plane]]
+    return np.column_stack([planes, *np.unravel_index(flat, part.shape[1:])])
 
 
 def region_lps_mm(image: sitk.Image, mask: sitk.Image | None) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..space.grid import Grid
+from .blocks import block_means, seen_box
 
 Values = TypeVar("Values")
 
@@ -55,7 +56,7 @@ class Slices(GridSlices[np.ndarray]):
         super().__init__(grid)
         factor = averaging(grid, image.GetSpacing(), image.GetSize())
         if max(factor) > 1:
-            image = sitk.BinShrink(_seen(image, grid, transform, factor), factor)
+            image = _averaged(image, grid, transform, factor)
         self._image = image
         self._grid, self._transform, self._outside = grid, transform, outside
 
@@ -66,17 +67,11 @@ class Slices(GridSlices[np.ndarray]):
         )
 
 
-def _seen(image: sitk.Image, grid: Grid, transform: sitk.Transform | None, factor: Sequence[int]) -> sitk.Image:
-    """The part of the image that a grid sees through a linear transform, in whole blocks of ``factor`` voxels."""
-    corners, of_image = grid.corners_lps_mm(), Grid.of(image)
+def _averaged(image: sitk.Image, grid: Grid, transform: sitk.Transform | None, factor: Sequence[int]) -> sitk.Image:
+    """Means of blocks of voxels, where a grid sees the image through a linear transform."""
+    corners = grid.corners_lps_mm()
     if transform is not None:
         if not transform.IsLinear():
-            return image
+            return block_means(image, factor)
         corners = np.array([transform.TransformPoint(corner.tolist()) for corner in corners])
-    index, step = of_image.to_index(corners), np.array(factor)
-    low = (np.floor(index.min(0) / step) - 2) * step
-    high = (np.ceil(index.max(0) / step) + 3) * step
-    low, high = (np.clip(end, 0, of_image.size).astype(int) for end in (low, high))
-    if (high - low < step).any():  # nothing, or too little to average
-        return image
-    return image[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+    return block_means(image, factor, seen_box(Grid.of(image), corners, factor))

@@ -180,8 +180,8 @@ class Volume:
         At least ``least``, where there are that many.
         """
         count = min(self._many, max(least, round(share * self._many)))
-        entries = torch.linspace(0, self._many - 1, count, device=self.volume.device, dtype=torch.double)
-        return self._places(entries.round().long())
+        entries = torch.linspace(0, self._many - 1, count, dtype=torch.double).round().long()
+        return self._places(entries.to(self.volume.device))
 
     @property
     def _many(self) -> int:

@@ -14,6 +14,7 @@ from ..files.transform import displacement_transform
 from ..space.grid import Grid
 
 _EXACT = (np.int8, np.uint8, np.int16, np.uint16, np.float32)  # what single precision holds
+_TOGETHER = 8  # slices that are made of the same ones
 _MOST_ROWS = 2**16  # of the image that one slice reads from: of more, single precision misses places by 1/256 voxel
 
 
@@ -39,45 +40,62 @@ def warped_slices(
         yield from _by_itk(image, grid, displacement_mm, coarse, outside)
         return
     whole_numbers = np.issubdtype(array.dtype, np.integer)
-    for place in np.linspace(0, len(positions) - 1, grid.shape[0]):
-        below = min(int(place), len(positions) - 2)
-        nodes = torch.from_numpy(positions[below : below + 2])
-        values = _slice(array, torch.lerp(nodes[0], nodes[1], float(place - below)), grid.shape[1:], outside)
-        yield (values.round_() if whole_numbers else values).numpy().astype(array.dtype)
+    places = np.linspace(0, len(positions) - 1, grid.shape[0])
+    spread = (along.max((1, 2)) - along.min((1, 2))).max() + 2 * _TOGETHER
+    many = _TOGETHER if spread * array.shape[1] < _MOST_ROWS else 1
+    for start in range(0, len(places), many):
+        some = places[start : start + many]
+        below = np.minimum(some.astype(int), len(positions) - 2)
+        tall = _Tall(array, along[below[0] : below[-1] + 2])
+        for place, node in zip(some, below, strict=True):
+            nodes = torch.from_numpy(positions[node : node + 2])
+            values = tall.read(torch.lerp(nodes[0], nodes[1], float(place - node)), grid.shape[1:], outside)
+            yield (values.round_() if whole_numbers else values).numpy().astype(array.dtype)
 
 
-def _slice(array: np.ndarray, nodes: Tensor, shape: tuple[int, ...], outside: float) -> Tensor:
-    """Values (y, x) at indices that are given at nodes (j, i, 3) and linear between them.
+class _Tall:
+    """Some slices of an image, one below the other as one tall image, and next to it the same from the second on.
 
-    The slices that are read lie one below the other, as one tall image: two readings in 2D, at the slices below and
-    above, are several times faster than one in 3D.
+    Two channels in 2D, the slices below and above, are read several times faster than one in 3D.
     """
-    size = torch.tensor(array.shape[::-1])
-    low, high = nodes.amin((0, 1)), nodes.amax((0, 1))
-    depth, height, width = array.shape
-    first = int(low[2].clamp(0, depth - 2))
-    last = max(first + 2, min(int(high[2].clamp(0, depth - 1)) + 2, depth))
-    tall = torch.from_numpy(np.array(array[first:last], np.float32)).reshape(1, 1, -1, width)
-    # channels last, the layout in which this is quickest
-    index = functional.interpolate(nodes.movedim(-1, 0)[None], shape, mode="bilinear", align_corners=True)[0]
-    x, y, z = index
-    seen = None
-    if (low < -0.5).any() or (high >= size - 0.5).any():
-        half = index.new_tensor(-0.5), (size - 0.5)[:, None, None]
-        seen = ((index >= half[0]) & (index < half[1])).all(0)
-    z = z.clamp(first, last - 1).sub_(first)
-    below = z.floor().clamp_(max=last - first - 2)
-    rows = torch.add(y.clamp(0, height - 1), below, alpha=height)
-    step = 2 / (tall.shape[2] - 1)
-    places = torch.empty(2, *shape, 2)
-    places[..., 0] = torch.add(x, -(width - 1) / 2).mul_(2 / (width - 1))
-    torch.add(rows, -(tall.shape[2] - 1) / 2, out=places[0, ..., 1]).mul_(step)
-    torch.add(places[0, ..., 1], height * step, out=places[1, ..., 1])
-    read = functional.grid_sample(
-        tall, places.reshape(1, -1, shape[1], 2), padding_mode="border", align_corners=True
-    ).reshape(2, *shape)
-    values = torch.lerp(read[0], read[1], z.sub_(below))
-    return values if seen is None else torch.where(seen, values, outside)
+
+    def __init__(self, array: np.ndarray, along: np.ndarray):
+        """``along``: indices of the slices that are read."""
+        depth, height, width = array.shape
+        self.size = width, height, depth
+        self.first = int(np.clip(along.min(), 0, depth - 2))
+        self.last = max(self.first + 2, min(int(np.clip(along.max(), 0, depth - 1)) + 2, depth))
+        tall = torch.from_numpy(np.array(array[self.first : self.last], np.float32))
+        self.rows = (len(tall) - 1) * height
+        strides = (0, height * width, width, 1)
+        self.pair = tall.as_strided((1, 2, self.rows, width), strides)
+
+    def read(self, nodes: Tensor, shape: tuple[int, ...], outside: float) -> Tensor:
+        """Values (y, x) at indices that are given at nodes (j, i, 3) and linear between them."""
+        size = torch.tensor(self.size)
+        width, height, depth = self.size
+        low, high = nodes.amin((0, 1)), nodes.amax((0, 1))
+        # in the units in which places are read: -1 and 1 at the first and last voxel
+        unit = nodes.new_tensor([2 / (width - 1), 2 / (self.rows - 1), 1.0])
+        first = nodes.new_tensor([-1.0, -1.0, -float(self.first)])
+        scaled = (nodes * unit + first).movedim(-1, 0)[None].contiguous()
+        places = functional.interpolate(scaled, shape, mode="bilinear", align_corners=True)[0]
+        x, y, z = places
+        unseen = None
+        for axis, along in enumerate((x, y, z)):
+            if low[axis] < -0.5 or high[axis] >= size[axis] - 0.5:
+                start, end = ((edge * unit[axis] + first[axis]).item() for edge in (-0.5, size[axis] - 0.5))
+                beyond = (along < start).logical_or_(along >= end)
+                unseen = beyond if unseen is None else unseen.logical_or_(beyond)
+        if low[1] < 0 or high[1] > height - 1:
+            y.clamp_(-1.0, -1.0 + float(unit[1]) * (height - 1))
+        z.clamp_(0, self.last - 1 - self.first)
+        below = z.floor().clamp_(max=self.last - 2 - self.first)
+        y.add_(below, alpha=float(unit[1]) * height)
+        grid = places[None, :2].movedim(1, -1)
+        read = functional.grid_sample(self.pair, grid, padding_mode="border", align_corners=True)[0]
+        values = torch.lerp(read[0], read[1], z.sub_(below))
+        return values if unseen is None else values.masked_fill_(unseen, outside)
 
 
 def _by_itk(

@@ -71,19 +71,24 @@ class Pairs:
     A pair that can't be prepared is named through ``tell`` and left out. Raises NephiError where none is left.
     """
 
-    def __init__(self, path: str | Path, settings: ModelSettings, cache: Path, tell: Callable[[str], None] = print):
+    def __init__(self, source: str | Path, settings: ModelSettings, cache: Path, tell: Callable[[str], None] = print):
         self.files: list[tuple[Case, Path]] = []
         self.cache = cache
         cache.mkdir(parents=True, exist_ok=True)
         recover(cache)
-        pairs = read_pairs(path)
+        pairs = read_pairs(source)
         for pair in pairs:
             try:
-                self.files.append((pair, _kept(pair, settings, cache)))
+                path = _place(pair, settings, cache)
+                sample = None if path.is_file() else prepare(pair, settings)
             except (NephiError, OSError, RuntimeError) as error:
                 tell(f"{pair.name} is skipped: {error}")
+                continue
+            if sample is not None:  # a cache that cannot be written is no fault of the pair
+                _keep(sample, path)
+            self.files.append((pair, path))
         if not self.files:
-            raise NephiError(f"{path}: none of its {len(pairs)} pairs can be read")
+            raise NephiError(f"{source}: none of its {len(pairs)} pairs can be read")
         self.settings = settings
 
     def __len__(self) -> int:
@@ -95,7 +100,7 @@ class Pairs:
             return _load(path, self.settings)
         except NephiError as error:  # which names the file
             notice(f"{pair.name} is prepared again: {error}")
-            return _load(_kept(pair, self.settings, self.cache, anew=True), self.settings)
+            return _load(_kept(pair, self.settings, self.cache), self.settings)
 
 
 def open_data(
@@ -182,9 +187,8 @@ _SINGLE = ("half_extents_cube", "lower_cube", "to_moving_mm")
 _HALF = torch.float16
 
 
-def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) -> Path:
-    """The file in ``cache`` that holds the prepared pair, made where there is none from the same files, or ``anew``."""
-    # the alignment and the model's settings decide as much as the files
+def _place(pair: Case, settings: ModelSettings, cache: Path) -> Path:
+    """The file in ``cache`` for the prepared pair, by its files and what the alignment and the model make of them."""
     made_of = {
         "format": 2,
         "inputs": fingerprints(pair.files, False, settings.align, roles=tuple(pair.files), series=pair.series),
@@ -194,20 +198,28 @@ def _kept(pair: Case, settings: ModelSettings, cache: Path, anew: bool = False) 
         "align": settings.align,
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    path = cache / f"{pair.name}-{key}.safetensors"
-    if anew or not path.is_file():
-        sample = prepare(pair, settings)
-        bytes_ = sample.scaled.map(lambda image: (image * 255).round().to(torch.uint8))  # the noise is larger
-        halves = sample.distances and sample.distances.map(lambda distance: distance.to(_HALF))
-        sample = replace(sample, intensities=bytes_, distances=halves)
-        tensors = {name: getattr(sample, name) for name in _SINGLE}
-        for name in BOTH:
-            for way, value in enumerate(getattr(sample, name) or ()):
-                parts = {f".{part}": tensor for part, tensor in enumerate(value)} if name == "views" else {"": value}
-                tensors.update({f"{name}.{way}{part}": tensor.contiguous() for part, tensor in parts.items()})
-        for name in ("spacing_cube", "spacing_mm"):
-            tensors[name] = torch.tensor(getattr(sample, name), dtype=torch.float64)
-        write_tensors(path, tensors, {"name": pair.name})
+    return cache / f"{pair.name}-{key}.safetensors"
+
+
+def _keep(sample: PairTensors, path: Path) -> None:
+    """Write a prepared pair; raises NephiError where that is not possible."""
+    bytes_ = sample.scaled.map(lambda image: (image * 255).round().to(torch.uint8))  # the noise is larger
+    halves = sample.distances and sample.distances.map(lambda distance: distance.to(_HALF))
+    sample = replace(sample, intensities=bytes_, distances=halves)
+    tensors = {name: getattr(sample, name) for name in _SINGLE}
+    for name in BOTH:
+        for way, value in enumerate(getattr(sample, name) or ()):
+            parts = {f".{part}": tensor for part, tensor in enumerate(value)} if name == "views" else {"": value}
+            tensors.update({f"{name}.{way}{part}": tensor.contiguous() for part, tensor in parts.items()})
+    for name in ("spacing_cube", "spacing_mm"):
+        tensors[name] = torch.tensor(getattr(sample, name), dtype=torch.float64)
+    write_tensors(path, tensors, {"name": sample.name})
+
+
+def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
+    """The file in ``cache`` that holds the prepared pair, made anew."""
+    path = _place(pair, settings, cache)
+    _keep(prepare(pair, settings), path)
     return path
 
 

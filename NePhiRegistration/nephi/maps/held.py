@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,6 +18,7 @@ from .voxel import VoxelFields
 _PARTS = 16384  # points at a time
 _ROUNDS = 40  # of the inversion, at most
 _SPLINE_ROUNDS = 12  # each halves what the spline misses at its nodes, at least
+_DEVIATIONS = 4  # beyond which a Gaussian is 0
 _WEIGHTS = 1 / 8, 3 / 4  # of a quadratic spline's neighbours and its own node, at a node
 
 PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
@@ -25,13 +28,26 @@ class HeldShift:
     """A small displacement in the cube, as a quadratic spline through its values at nodes and held beyond the border.
 
     ``shift``: points_cube (n, d) -> displacement (n, d), evaluated once at ``size`` nodes along x, y (, z).
+    ``smooth``: over this many nodes the values are smoothed before.
     """
 
     @torch.no_grad()
-    def __init__(self, shift: PointMap, half_extents_cube: Tensor, size: Sequence[int]):
+    def __init__(self, shift: PointMap, half_extents_cube: Tensor, size: Sequence[int], smooth: float = 0.0):
         nodes = points_between(half_extents_cube, size).to(half_extents_cube.dtype)
         self.half_extents_cube, self.size = half_extents_cube, tuple(size)
-        self.table = spline_table(torch.cat([shift(part) for part in nodes.split(_PARTS)]), self.size)
+        self.values = torch.cat([shift(part) for part in nodes.split(_PARTS)]).T.reshape(-1, *reversed(self.size))
+        self._fit(smooth)
+
+    def _fit(self, smooth: float) -> None:
+        values = _smoothed(self.values, smooth) if smooth else self.values
+        self.table = _table(values)
+
+    @torch.no_grad()
+    def smoothed(self, nodes: float) -> HeldShift:
+        """The same values, smoothed over another number of nodes."""
+        other = copy.copy(self)
+        other._fit(nodes)
+        return other
 
     def __call__(self, points_cube: Tensor) -> Tensor:
         """The displacement (n, d) at points (n, d)."""
@@ -74,9 +90,39 @@ def _inverted(forward: PointMap, points: Tensor, good: float) -> Tensor:
     return found
 
 
+def _smoothed(values: Tensor, nodes: float) -> Tensor:
+    """Values (c, (z,) y, x) under a Gaussian of so many nodes, applied again to what it takes away (twicing).
+
+    Polynomials of degree 3 stay as they are, and little is lost of what is wider than six times that.
+    """
+    low = _gaussian(values, nodes)
+    return low + _gaussian(values - low, nodes)
+
+
+def _gaussian(values: Tensor, nodes: float) -> Tensor:
+    """Beyond the border values go on as they came, mirrored at its point: slopes are kept."""
+    reach = math.ceil(_DEVIATIONS * nodes)
+    steps = torch.arange(-reach, reach + 1, dtype=values.dtype, device=values.device)
+    weights = torch.exp(-(steps / nodes).square() / 2)
+    weights = weights / weights.sum()
+    for axis in range(1, values.ndim):
+        lines = values.movedim(axis, -1)
+        n = lines.shape[-1]
+        inner = [min(k, n - 1) for k in range(reach, 0, -1)]
+        before = 2 * lines[..., :1] - lines[..., inner]
+        after = 2 * lines[..., -1:] - lines[..., [n - 1 - k for k in reversed(inner)]]
+        parts = torch.cat([before, lines, after], -1).unfold(-1, 2 * reach + 1, 1)
+        values = (parts @ weights).movedim(-1, axis)
+    return values
+
+
 def spline_table(values: Tensor, size: tuple[int, ...]) -> Tensor:
     """Values (n, c) at nodes, x fastest -> coefficients of their spline, likewise."""
-    return _spline(values.T.reshape(-1, *reversed(size))).flatten(1).T.contiguous()
+    return _table(values.T.reshape(-1, *reversed(size)))
+
+
+def _table(values: Tensor) -> Tensor:
+    return _spline(values).flatten(1).T.contiguous()
 
 
 def _spline(values: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ import torch
 from ..images.volume import sample_linear
 from ..space.grid import Grid
 
-_SPACINGS_MM = (6.0, 5.0, 4.0, 3.0, 2.0)  # at which the fields are evaluated; the written grid has half of it
-_COARSE_MM = (24.0, 20.0, 16.0, 12.0, 10.0, 8.0)  # before those, where the error may be larger
+_LARGEST_MM, _LEAST_MM = 6.0, 2.0  # between the nodes that a map is evaluated at; the written grid has half of it
+_COARSEST_MM = 24.0  # where the error may be larger
 _GOOD_MM = 0.025  # what linear interpolation between the nodes of the written transform may cost on average
-_HOPEFUL = 1.15
+_SURELY = 0.94  # of that, expected from a few points
+_TRIED = 250  # points
+_FINER = 0.96  # of what the error asks for, so that the next spacing is likely to do
 
 
 def halved(grid: Grid, values: np.ndarray) -> tuple[Grid, np.ndarray]:
@@ -53,35 +55,68 @@ def nodes_around(grid: Grid, nodes: Grid, inside: np.ndarray) -> np.ndarray:
     return near
 
 
+def _expected_error(
+    displacement_at: Callable[[np.ndarray], np.ndarray], nodes: Grid, points_lps_mm: np.ndarray, moved_mm: np.ndarray
+) -> float:
+    """Mean error in mm at points (n, d), displaced by (n, d), of what ``halved`` makes of the nodes around them."""
+    d, index = nodes.dimension, nodes.to_index(points_lps_mm)
+    cell = np.floor(index).astype(int)
+    inner = ((cell >= 1) & (cell <= np.array(nodes.size) - 3)).all(1)  # else it is no cubic interpolation
+    if not inner.any():
+        return 0.0
+    index, cell = index[inner], cell[inner]
+    offsets = np.stack(np.meshgrid(*[np.arange(-1, 3)] * d, indexing="ij"), -1).reshape(-1, d)  # x slowest
+    around = nodes.to_lps_mm((cell[:, None] + offsets).reshape(-1, d))
+    values = displacement_at(around).reshape(len(cell), *[4] * d, d)
+    for part in (index - cell).T:  # x first
+        weights = _halved_weights(part)
+        values = np.einsum("nk...,nk->n...", values, weights)
+    return float(np.linalg.norm(values - moved_mm[inner], axis=-1).mean())
+
+
+def _halved_weights(part: np.ndarray) -> np.ndarray:
+    """(n, 4) weights of the nodes around a cell, in which places lie at a part (n,) of the way."""
+    first, second, middle = np.eye(4)[1], np.eye(4)[2], np.array([-1, 9, 9, -1]) / 16
+    near = np.where(part[:, None] < 0.5, first, second)
+    to_middle = 1 - np.abs(2 * part - 1)[:, None]
+    return near + to_middle * (middle - near)
+
+
 def coarsest_displacement(
     displacement: Callable[[Grid], np.ndarray],
+    displacement_at: Callable[[np.ndarray], np.ndarray],
     grid: Grid,
     points_lps_mm: np.ndarray,
     mapped_lps_mm: np.ndarray,
     scale: float = 1.0,
     good_mm: float | None = None,
 ) -> tuple[Grid, np.ndarray, dict]:
-    """The coarsest grid over ``grid`` from which linear interpolation gives a map to 0.025 mm on average.
+    """A grid over ``grid``, as coarse as linear interpolation allows that gives a map to 0.025 mm on average.
 
     ``displacement(grid)`` (z, y, x, d) is evaluated at every second node; cubic interpolation gives those between.
+    ``displacement_at(points_lps_mm)`` (n, d) is the same at points: a few tell beforehand which spacing will not do.
     Returns the grid, the displacement on it and the error {mean_mm, max_mm, spacing_mm} measured at ``points_lps_mm``
     (n, d), which the map takes to ``mapped_lps_mm``. ``scale``: of all lengths, for small bodies. ``good_mm``: another
     error than 0.025 mm; then coarser grids are tried, too.
     """
-    needed, good = np.inf, (_GOOD_MM if good_mm is None else good_mm) * scale
-    for spacing in _SPACINGS_MM if good_mm is None else (*_COARSE_MM, *_SPACINGS_MM):
-        if spacing > needed and spacing != _SPACINGS_MM[-1]:
-            continue
+    moved_mm, good = mapped_lps_mm - points_lps_mm, (_GOOD_MM if good_mm is None else good_mm) * scale
+    spacing = _LARGEST_MM if good_mm is None else _COARSEST_MM
+    while True:
         coarse = grid.coarsened(spacing * scale)
-        values = displacement(coarse)
         native = coarse.size == grid.size
-        if not native:
-            coarse, values = halved(coarse, values)
-        error = held_error(values, coarse, points_lps_mm, mapped_lps_mm)
-        if error["mean_mm"] <= good or native:
-            break
-        # of what is smooth, linear interpolation errs by the square of the spacing: what will not do is not tried
-        needed = _HOPEFUL * spacing * np.sqrt(good / error["mean_mm"])
+        last = native or spacing <= _LEAST_MM
+        # a few points tell which spacing will not do, before the map is evaluated at all nodes
+        mean = 0.0 if last else _expected_error(displacement_at, coarse, points_lps_mm[:_TRIED], moved_mm[:_TRIED])
+        if mean <= _SURELY * good:
+            values = displacement(coarse)
+            if not native:
+                coarse, values = halved(coarse, values)
+            error = held_error(values, coarse, points_lps_mm, mapped_lps_mm)
+            mean = error["mean_mm"]
+            if last or mean <= good:
+                break
+        # of what is smooth, linear interpolation errs by the square of the spacing
+        spacing = max(_LEAST_MM, spacing * min(_FINER, _FINER * np.sqrt(good / mean)))
     return coarse, values, error
 
 

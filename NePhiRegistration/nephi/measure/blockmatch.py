@@ -71,9 +71,11 @@ def _padded(image: Tensor, by: int) -> Tensor:
 
 def _box_mean(image: Tensor, side: int) -> Tensor:
     for axis in range(image.ndim):
-        rows = image.movedim(axis, -1)
-        mean = functional.avg_pool1d(rows.reshape(1, -1, rows.shape[-1]), side, 1)
-        image = mean.reshape(*rows.shape[:-1], -1).movedim(-1, axis)
+        n = image.shape[axis] - side + 1
+        total = image.narrow(axis, 0, n).clone()
+        for first in range(1, side):
+            total += image.narrow(axis, first, n)
+        image = total.div_(side)
     return image
 
 

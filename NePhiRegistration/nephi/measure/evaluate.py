@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from ..both import Both
 from ..files.transform import read_transform, through
 from ..files.writing import write_csv
+from ..images.masks import inside
 from ..space.affine import Affine
 from ..space.grid import Box, Grid
 from . import quality
@@ -53,13 +54,14 @@ def measure(
     are about 2 mm apart.
     """
     box = tuple(slice(0, n) for n in grid.shape) if box is None else box
-    mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask)[box] != 0
+    mask, values = None if fixed_mask is None else inside(fixed_mask)[box], jacobian
     tre = dice = surface = volume = one_by_one = None
     if landmarks is not None:
         errors = _landmark_errors(*landmarks, forward, alignment)
         tre, one_by_one = _landmark_summary(errors, grid), _one_by_one(landmarks[0], errors)
     if mask is not None and fixed_mask is not None:
-        volume = VolumeChange(**quality.volume_change(jacobian, mask, grid.voxel_volume_mm3))
+        values = jacobian[mask]
+        volume = VolumeChange(**quality.volume_change(values, None, grid.voxel_volume_mm3))
         if moving_mask is not None:
             steps = tuple(max(1, int(_OVERLAP_MM / s)) for s in grid.spacing_mm)
             seen = grid.every(steps)
@@ -76,7 +78,7 @@ def measure(
     consistency, disagreement = (
         maps and _summary(quality.inverse_consistency_mm(*maps, points)) for maps in (consistent, fields)
     )
-    counted = quality.fold_summary(jacobian, mask)
+    counted = quality.fold_summary(values)
     warnings = []
     if tre is not None and tre.unaligned is not None and tre.after.mean > _WORSE * tre.unaligned.mean + _WORSE_MM:
         warnings.append(
@@ -92,8 +94,7 @@ def measure(
             exact=exact,
             regions=quality.fold_regions(jacobian, grid.part(box), mask),
         ),
-        jacobian=quality.jacobian_statistics(jacobian, mask)
-        | {"histogram": quality.jacobian_histogram(jacobian, mask)},
+        jacobian=quality.jacobian_statistics(values) | {"histogram": quality.jacobian_histogram(values)},
         tre_mm=tre,
         landmarks=one_by_one,
         dice=dice,

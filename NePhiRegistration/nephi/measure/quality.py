@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..images.masks import drawn, inside
 from ..space.grid import Grid
 
 # Voxels worked on at a time: the temporary arrays of one slab fit the CPU's cache.
@@ -174,8 +175,8 @@ def jacobian_histogram(jacobian: np.ndarray, mask: np.ndarray | None = None) -> 
     The same bins for every pair, so that histograms compare; the first and last bin (at -1 and 5 at most)
     hold what lies beyond them, not a number counts as a fold.
     """
-    values = np.nan_to_num(np.asarray(_inside(jacobian, mask), float), nan=-np.inf)
-    index = np.clip(np.floor(np.clip(values, -2, 6) * _BINS), -_BINS, 5 * _BINS - 1).astype(int)
+    values = np.nan_to_num(_inside(jacobian, mask), nan=-np.inf).clip(-2, 6) * np.float64(_BINS)
+    index = np.floor(values, out=values).clip(-_BINS, 5 * _BINS - 1).astype(np.int16)
     low, high = int(index.min()), int(index.max()) + 1
     return {
         "edges": [i / _BINS for i in range(low, high + 1)],
@@ -210,9 +211,11 @@ def region_statistics(jacobian: np.ndarray, labels: np.ndarray, voxel_volume_mm3
     ]
 
 
-def volume_change(jacobian_determinant: np.ndarray, mask: np.ndarray, voxel_volume_mm3: float) -> dict[str, float]:
-    """Volume of the fixed image's ``mask``, fixed_ml, that of its image in the moving one, moving_ml, and
-    ratio = moving_ml / fixed_ml."""
+def volume_change(
+    jacobian_determinant: np.ndarray, mask: np.ndarray | None, voxel_volume_mm3: float
+) -> dict[str, float]:
+    """Volume of the fixed image's ``mask`` (None: of all values), fixed_ml, that of its image in the moving one,
+    moving_ml, and ratio = moving_ml / fixed_ml."""
     values = _inside(jacobian_determinant, mask)
     ratio = float(values.mean(dtype=np.float64))
     fixed_ml = values.size * voxel_volume_mm3 / 1000
@@ -278,7 +281,8 @@ def _checked(displacement_mm: np.ndarray, grid: Grid) -> np.ndarray:
 def _checked_mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
     if mask is None:
         return None
-    mask = np.asarray(mask) != 0
+    mask = np.asarray(mask)
+    mask = mask if mask.dtype == bool else mask != 0
     if mask.shape != shape:
         raise NephiError(f"The mask has the shape {mask.shape}, the image {shape}; resample the mask.")
     return mask
@@ -354,9 +358,7 @@ def random_points(grid: Grid, mask: sitk.Image | None, count: int, between: bool
     rng = np.random.default_rng(0)
     if mask is None:
         return grid.to_lps_mm(rng.uniform(0, 1, (count, grid.dimension)) * (np.array(grid.size) - 1))
-    inside = np.flatnonzero(sitk.GetArrayViewFromImage(mask))
-    index_zyx = np.unravel_index(rng.choice(inside, min(count, len(inside)), replace=False), grid.shape)
-    index = np.stack(index_zyx[::-1], -1)
+    index = drawn(inside(mask), count, rng)[:, ::-1]
     if between:
         index = np.clip(index + rng.uniform(-0.5, 0.5, index.shape), 0, np.array(grid.size) - 1)
     return grid.to_lps_mm(index)

@@ -16,8 +16,9 @@ import torch
 
 from ..both import Both
 from ..errors import NephiError
-from ..images.hounsfield import CT_WINDOW, hu_offset, in_hu, sparse
-from ..images.masks import region_lps_mm
+from ..images.blocks import block_means, seen_box
+from ..images.hounsfield import CT_WINDOW, Units, hu_units, sparse, unseen_values
+from ..images.masks import drawn, inside, region_lps_mm
 from ..settings import BODY_MM
 from ..space.grid import Grid
 from .blockmatch import match
@@ -71,8 +72,8 @@ def measure_signals(
 
     Raises NephiError where the moving image shows none of the fixed mask.
     """
-    grids, offsets = images.map(Grid.of), images.map(hu_offset)
-    prepared, box = images.map(_prepared, offsets), region_lps_mm(images.fixed, mask)
+    grids, units = images.map(Grid.of), images.map(hu_units)
+    box, windows = region_lps_mm(images.fixed, mask), images.map(_Window.of, units)
     scale = min(1.0, float(np.ptp(box @ grids.fixed.axes, axis=0).max()) / BODY_MM)
     voxel_mm = max(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in grids)
     fine_mm = max(_FINE_MM * scale, _VOXELS * voxel_mm)
@@ -84,22 +85,44 @@ def measure_signals(
         raise NephiError("the moving image shows nothing of the region that was registered")
     points, there = points[seen], there[seen]
     some = points[:_COARSE_POINTS]
-    fine = _matched(prepared, transform, points, box, fine_mm, _REACH[0])
-    coarse = _matched(prepared, transform, some, box, _COARSER * fine_mm, _REACH[1])
+    fine = _matched(images, windows, transform, points, box, fine_mm, _REACH[0])
+    coarse = _matched(images, windows, transform, some, box, _COARSER * fine_mm, _REACH[1])
     return Signals(
         points, *fine, _strain(forward, points, _STEP_MM * scale), some, *coarse,
-        unseen=float(1 - seen.mean()), ct=all(offset is not None for offset in offsets),
+        unseen=float(1 - seen.mean()), ct=None not in units,
         coarse_voxel_mm=_COARSER * fine_mm, voxel_mm=voxel_mm, scale=scale,
     )  # fmt: skip
 
 
-def _prepared(image: sitk.Image, offset: float | None) -> sitk.Image:
-    """Values from 0 to 1, what pads a CT as air."""
-    if offset is not None:
-        return sitk.IntensityWindowing(in_hu(image, offset), *CT_WINDOW, 0.0, 1.0)
-    low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
-    high = high if high > low else low + 1.0
-    return sitk.IntensityWindowing(sitk.Cast(image, sitk.sitkFloat32), low, high, 0.0, 1.0)
+@dataclass(frozen=True)
+class _Window:
+    """Values that become 0 and 1; those that pad a CT become 0, as air."""
+
+    low: float
+    high: float
+    unseen: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, image: sitk.Image, units: Units | None) -> _Window:
+        if units is not None:
+            low, high = ((hu - units.offset) / units.slope for hu in CT_WINDOW)  # high below low where inverted
+            return cls(low, high, tuple(unseen_values(image, units)))
+        low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
+        return cls(low, high if high > low else low + 1.0)
+
+    def clipped(self, values: np.ndarray) -> np.ndarray:
+        least, most = sorted((self.low, self.high))
+        held = np.issubdtype(values.dtype, np.integer) and np.iinfo(values.dtype)
+        whole = held and held.min <= least and most <= held.max and least % 1 == most % 1 == 0
+        values = values if whole else values.astype(np.float32)
+        if self.unseen:
+            values = np.where(np.isin(values, self.unseen), values.dtype.type(self.low), values)
+        return np.clip(values, values.dtype.type(least), values.dtype.type(most))
+
+    def means(self, image: sitk.Image, factor: list[int], seen_lps_mm: np.ndarray | None) -> sitk.Image:
+        """From 0 to 1, averaged over blocks of voxels, around the points (n, d) that are seen (None: everywhere)."""
+        box = None if seen_lps_mm is None else seen_box(Grid.of(image), seen_lps_mm, factor)
+        return sitk.ShiftScale(block_means(image, factor, box, self.clipped), -self.low, 1 / (self.high - self.low))
 
 
 def _points(fixed: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
@@ -111,10 +134,10 @@ def _points(fixed: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
         values = array.reshape(-1)[flat]
         chosen = flat[values > np.percentile(values, 1)]
         chosen = chosen[:_POINTS] if len(chosen) else flat[:_POINTS]
+        index_zyx = np.stack(np.unravel_index(chosen, grid.shape), -1)
     else:
-        inside = np.flatnonzero(sitk.GetArrayViewFromImage(mask))
-        chosen = rng.choice(inside, min(_POINTS, len(inside)), replace=False)
-    return grid.to_lps_mm(np.stack(np.unravel_index(chosen, grid.shape)[::-1], -1))
+        index_zyx = drawn(inside(mask), _POINTS, rng)
+    return grid.to_lps_mm(index_zyx[:, ::-1])
 
 
 def _strain(forward: PointMap, points_lps_mm: np.ndarray, step_mm: float) -> np.ndarray:
@@ -127,6 +150,7 @@ def _strain(forward: PointMap, points_lps_mm: np.ndarray, step_mm: float) -> np.
 
 def _matched(
     images: Both[sitk.Image],
+    windows: Both[_Window],
     transform: sitk.Transform,
     points: np.ndarray,
     box_lps_mm: np.ndarray,
@@ -141,7 +165,10 @@ def _matched(
     size = np.ceil((high - low) / spacing_mm).astype(int) + 1
     origin = grid.to_lps_mm(low / grid.spacing_mm)
     work = Grid(tuple(map(int, size)), (spacing_mm,) * grid.dimension, tuple(map(float, origin)), grid.direction)
-    fixed, moving = images.map(lambda image: _shrunk(image, spacing_mm))
+    seen: Both[np.ndarray | None] = Both(work.corners_lps_mm(), _reached(work.corners_lps_mm(), transform))
+    fixed, moving = images.map(
+        lambda image, window, where: window.means(image, _factor(image, spacing_mm), where), windows, seen
+    )
     arrays = [sitk.GetArrayFromImage(work.resample(fixed)), sitk.GetArrayFromImage(work.resample(moving, transform))]
     voxels = np.clip(np.rint(work.to_index(points)).astype(int), 0, np.array(work.size) - 1)[:, ::-1].copy()
     one, other = (torch.from_numpy(array) for array in arrays)
@@ -149,7 +176,20 @@ def _matched(
     return (found.shifts * spacing_mm) @ work.axes.T, found.asymmetry * spacing_mm, found.here, found.best
 
 
-def _shrunk(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """Averaged over about as many voxels as lie within the spacing."""
-    factors = [max(1, min(round(spacing_mm / s), n)) for s, n in zip(image.GetSpacing(), image.GetSize(), strict=True)]
-    return sitk.BinShrink(image, factors) if max(factors) > 1 else image
+def _reached(corners_lps_mm: np.ndarray, transform: sitk.Transform) -> np.ndarray | None:
+    """(n, d): their box holds what a box with these corners (m, d) is mapped to; None: not known."""
+    if transform.GetTransformEnum() != sitk.sitkDisplacementField:
+        if transform.IsLinear():
+            return np.array([transform.TransformPoint(corner.tolist()) for corner in corners_lps_mm])
+        return None
+    field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
+    vectors = sitk.GetArrayViewFromImage(field).reshape(-1, corners_lps_mm.shape[1])
+    ends = np.stack([vectors.min(0).clip(max=0), vectors.max(0).clip(min=0)], -1)  # beyond the field it moves nothing
+    shifts = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, len(ends))
+    return (corners_lps_mm[:, None] + shifts).reshape(-1, len(ends))
+
+
+def _factor(image: sitk.Image, spacing_mm: float) -> list[int]:
+    """About as many voxels as lie within the spacing, along x, y (, z)."""
+    sides = zip(image.GetSpacing(), image.GetSize(), strict=True)
+    return [max(1, min(round(spacing_mm / side), n)) for side, n in sides]

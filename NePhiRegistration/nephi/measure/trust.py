@@ -44,7 +44,7 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     """
     s = signals
     shift, coarse_shift = (np.linalg.norm(v, axis=1) for v in (s.shifts_mm, s.coarse_shifts_mm))
-    trust = np.clip(s.best, 0.0, 1.0) ** 2 / (1 + (s.asymmetry_mm / s.scale) ** 2) + 1e-3
+    trust = (np.clip(s.best, 0.0, 1.0) ** 2 / (1 + (s.asymmetry_mm / s.scale) ** 2) + 1e-3).astype(np.float32)
     trusted, wide, plain, coarse = (np.empty((len(places_lps_mm), k)) for k in (s.shifts_mm.shape[1] + 1, 1, 2, 1))
     for start in range(0, len(places_lps_mm), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -67,14 +67,17 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
 
 
 def _near(places_lps_mm: np.ndarray, points_lps_mm: np.ndarray, deviation_mm: float) -> np.ndarray:
-    """(n, m) weights of the points around each place; the nearest has 1."""
-    squares = (places_lps_mm**2).sum(1)[:, None] + (points_lps_mm**2).sum(1) - 2 * places_lps_mm @ points_lps_mm.T
-    squares /= 2 * deviation_mm**2
-    return np.exp(squares.min(1, keepdims=True) - squares)
+    """(n, m) weights of the points around each place, in single precision; the nearest has 1."""
+    middle = points_lps_mm.mean(0)
+    places, points = (
+        (v - middle).astype(np.float32) / np.float32(deviation_mm) for v in (places_lps_mm, points_lps_mm)
+    )
+    halves = (points**2).sum(1) / 2 - places @ points.T  # of the squared distances, but for what all points share
+    return np.exp(halves.min(1, keepdims=True) - halves)
 
 
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return weights @ values / weights.sum(1, keepdims=True)
+    return weights @ values.astype(weights.dtype) / weights.sum(1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Trust:
         grid = fixed_grid.coarsened(_MAP_MM * signals.scale)
         share = np.ones(grid.shape, np.float32)
         if mask is not None:
-            smooth = grid.resample(mask != 0, pixel=sitk.sitkFloat32)
+            mask = mask != 0 if sitk.GetArrayViewFromImage(mask).max() > 1 else mask
+            smooth = grid.resample(mask, pixel=sitk.sitkFloat32)
             share = sitk.GetArrayFromImage(smooth)
             if not share.any():  # thinner than the grid
                 share[:] = 1

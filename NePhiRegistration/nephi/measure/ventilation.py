@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..both import Both
-from ..images.hounsfield import hu_offset, in_hu
+from ..images.hounsfield import hu_units, in_hu
 from ..space.grid import Box, Grid
 
 SMOOTH_MM = 3.0  # standard deviation within the mask: noise of 20 HU is a tenth of the lungs' density
@@ -34,11 +34,11 @@ class Densities:
     @classmethod
     def of(cls, images: Both[sitk.Image], transform: sitk.Transform, mask: sitk.Image, box: Box) -> Densities | None:
         """In a box of the fixed grid that holds the mask; None where the images are no CTs."""
-        offsets = images.map(hu_offset)
-        if offsets.fixed is None or offsets.moving is None:
+        units = images.map(hu_units)
+        if units.fixed is None or units.moving is None:
             return None
         part = Grid.of(images.fixed).part(box)
-        fixed, moving = in_hu(images.fixed, offsets.fixed), in_hu(images.moving, offsets.moving)
+        fixed, moving = in_hu(images.fixed, units.fixed), in_hu(images.moving, units.moving)
         return cls(
             sitk.GetArrayViewFromImage(fixed)[box].copy(),
             sitk.GetArrayFromImage(part.resample(moving, transform, outside=-1000.0)),

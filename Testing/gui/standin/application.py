@@ -32,6 +32,7 @@ class Application:
         atexit.register(shutil.rmtree, self.temporaryPath, ignore_errors=True)
         self.qt = QtWidgets.QApplication.instance() or QtWidgets.QApplication(["slicer"])
         self.qt.setStyle("Fusion")
+        self.slicerUserSettingsFilePath = f"{self.temporaryPath}/settings/Slicer.ini"
         self._settings = QtCore.QSettings(f"{self.temporaryPath}.ini", QtCore.QSettings.IniFormat)
         atexit.register(Path(f"{self.temporaryPath}.ini").unlink, missing_ok=True)
         self.said: list[str] = []

@@ -1,0 +1,111 @@
+"""The panel's part in which a list of pairs is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import qt
+import slicer
+
+from . import dependencies
+from .batchrun import BatchRun
+from .i18n import tr as _
+from .job import Job, LogicError
+
+_COLUMNS = {
+    "name": _("Pair"),
+    "verdict": _("Verdict"),
+    "expected_error_mm": _("Expected (mm)"),
+    "tre_mm": _("TRE (mm)"),
+}
+_STATUS = {"running": _("running"), "failed": _("failed"), "interrupted": _("stopped")}
+_REMEMBERED = {"batchListPathLineEdit": "batch_list", "batchOutputPathLineEdit": "batch_output"}
+
+
+class BatchPanel:
+    def __init__(self, ui, engine, job: Callable[[], Job]):
+        """``engine``: the module's ``Logic``; ``job()``: what the panel describes, of which the settings are used."""
+        self.ui, self._engine, self._job = ui, engine, job
+        self._run: BatchRun | None = None
+        self._rows: list[dict[str, str]] = []
+        for line, name in _REMEMBERED.items():
+            getattr(ui, line).currentPath = str(slicer.app.userSettings().value(f"NePhiRegistration/{name}") or "")
+        ui.batchStartButton.connect("clicked(bool)", self._start)
+        ui.batchStopButton.connect("clicked(bool)", self._stop)
+        self._show(_("Nothing in the scene changes; each result is a folder of its own."))
+
+    @property
+    def running(self) -> bool:
+        return self._run is not None and self._run.running
+
+    def tick(self) -> None:
+        if self._run is None or not self.running:
+            return
+        going_on = self._run.poll()
+        if going_on:
+            self._show(_("{done} of {all} pairs ...").format(**self._counts()))
+        elif self._run.error:
+            self._show(self._run.error)
+        else:
+            text = _("{done} of {all} pairs registered, {failed} failed. They are in {folder}.")
+            self._show(text.format(**self._counts(), folder=self._run.output))
+
+    def cancel(self) -> None:
+        if self._run is not None:
+            self._run.cancel()
+
+    def _start(self, _checked: bool = False) -> None:
+        ui, missing = self.ui, dependencies.problem()
+        if not missing and dependencies.missing():
+            missing = _("Press Apply for one pair first: it installs what is needed.")
+        paths = [getattr(ui, line).currentPath for line in _REMEMBERED]
+        try:
+            if missing:
+                raise LogicError(missing)
+            self._run = BatchRun(self._engine, *paths, self._job())
+        except LogicError as error:
+            slicer.util.errorDisplay(str(error))
+            return
+        for name, path in zip(_REMEMBERED.values(), paths, strict=True):
+            slicer.app.userSettings().setValue(f"NePhiRegistration/{name}", path)
+        self._show(_("Starting ..."))
+
+    def _stop(self, _checked: bool = False) -> None:
+        self.cancel()
+        self._show(_("Stopped. What is finished stays; the next start goes on from there."))
+
+    def _counts(self) -> dict[str, int]:
+        states = [row["status"] for row in self._run.rows()]
+        return {"done": states.count("done"), "failed": states.count("failed"), "all": len(self._run.names)}
+
+    def _show(self, text: str) -> None:
+        ui = self.ui
+        ui.batchStatusLabel.text = text
+        ui.batchStartButton.enabled, ui.batchStopButton.enabled = not self.running, self.running
+        rows = [] if self._run is None else self._run.rows()
+        ui.batchTable.visible = bool(rows)
+        if rows != self._rows:
+            self._rows = rows
+            self._fill()
+
+    def _fill(self) -> None:
+        table = self.ui.batchTable
+        table.setRowCount(len(self._rows))
+        table.setColumnCount(len(_COLUMNS))
+        table.setHorizontalHeaderLabels(list(_COLUMNS.values()))
+        for i, row in enumerate(self._rows):
+            for j, column in enumerate(_COLUMNS):
+                item = qt.QTableWidgetItem(_text(row, column))
+                item.setToolTip(row.get("error") or row.get("reasons") or "")
+                table.setItem(i, j, item)
+        table.resizeColumnsToContents()
+        table.resizeRowsToContents()
+
+
+def _text(row: dict[str, str], column: str) -> str:
+    value = row.get(column) or ""
+    if column.endswith("_mm"):
+        return f"{float(value):.2f}" if value else "-"
+    if column == "verdict" and row["status"] != "done":
+        return _STATUS.get(row["status"], row["status"])
+    return value or "-"

@@ -1,0 +1,144 @@
+"""Whether the elements of a DICOM file end where they say, looked at before a library takes memory for them.
+
+pydicom reads what is left of a sequence that is cut; GDCM takes memory for whatever length an element announces.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+from .sizes import LIKELY, TRUSTED
+
+_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+_KINDS = (*_LONG, *b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_OPEN = 2**32 - 1  # length of a sequence or item that ends with a mark
+_ITEM, _ITEM_ENDS, _SEQUENCE_ENDS = b"\xfe\xff\0\xe0", b"\xfe\xff\x0d\xe0", b"\xfe\xff\xdd\xe0"
+_START = 132  # after the preamble
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+
+
+def lengths_fit(path: Path, read: int = 2**15) -> bool:
+    """Whether the first elements of a DICOM file, little-endian and up to the first open sequence, end within it."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        data = file.read(read)
+    if data[128:_START] != b"DICM":
+        return True  # without the preamble: GDCM decides
+    if _DEFLATED in data[_START:1024]:
+        parts, length = _unpacked(path, data, keep=read)
+        return parts is not None and _fit(parts, 0, length)
+    return _fit(data, _START, size)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a DICOM file, little-endian, ends with its last element, and all its open sequences with their marks."""
+    data = path.read_bytes()
+    if data[128:_START] != b"DICM":
+        return False
+    at = _dataset(data)
+    if _DEFLATED in data[_START:1024]:
+        parts, _ = _unpacked(path, data)
+        if parts is None:
+            return False
+        data, at = parts, 0
+    try:
+        _end(data, at, _is_implicit(data, at), inner=False)
+    except _Cut:
+        return False
+    return True
+
+
+class _Cut(Exception):
+    pass
+
+
+def _unpacked(path: Path, data: bytes, keep: int = TRUSTED) -> tuple[bytes | None, int]:
+    """The first ``keep`` bytes of a deflated dataset, and its length; None where it is cut or larger than any image."""
+    unpacker = zlib.decompressobj(wbits=-15)
+    size, length, kept, read = path.stat().st_size, 0, bytearray(), 2**15
+    try:
+        with open(path, "rb") as file:
+            file.seek(_dataset(data))
+            while not unpacker.eof and (part := file.read(read)):
+                while part and length <= max(TRUSTED, size * LIKELY):
+                    found = unpacker.decompress(part, 2**20)
+                    kept += found[: max(0, keep - length)]
+                    length += len(found)
+                    part = unpacker.unconsumed_tail
+                if part:
+                    return None, length
+    except zlib.error:
+        return None, length
+    return (bytes(kept) if unpacker.eof else None), length
+
+
+def _dataset(data: bytes) -> int:
+    """Where the dataset begins, after the elements of the file itself."""
+    at = _START
+    while data[at : at + 2] == b"\2\0" and at + 8 <= len(data):
+        length, head = _head(data, at, implicit=False)
+        at += head + length
+    return at
+
+
+def _is_implicit(data: bytes, at: int) -> bool:
+    """Whether the elements of a dataset do not name their kinds."""
+    return data[at + 4 : at + 6] not in _KINDS
+
+
+def _head(data: bytes, at: int, implicit: bool) -> tuple[int, int]:
+    """The length of an element's value, and of what comes before it."""
+    kind = data[at + 4 : at + 6]
+    if implicit or kind not in _KINDS:
+        return int.from_bytes(data[at + 4 : at + 8], "little"), 8
+    if kind in _LONG:
+        return int.from_bytes(data[at + 8 : at + 12], "little"), 12
+    return int.from_bytes(data[at + 6 : at + 8], "little"), 8
+
+
+def _fit(data: bytes, at: int, size: int) -> bool:
+    if at == _START:
+        at = _dataset(data)
+    implicit = _is_implicit(data, at)
+    while at + 8 <= len(data):
+        length, head = _head(data, at, implicit)
+        if length == _OPEN:
+            return True
+        at += head + length
+        if at > size:
+            return False
+    return True
+
+
+def _end(data: bytes, at: int, implicit: bool, inner: bool) -> int:
+    """Where a dataset ends: with the file, or, ``inner``, with the mark of an item's end. Raises _Cut."""
+    while at < len(data):
+        if at + 8 > len(data):
+            if not inner and not any(data[at:]):  # filled up
+                return len(data)
+            raise _Cut
+        if inner and data[at : at + 4] == _ITEM_ENDS:
+            return at + 8
+        length, head = _head(data, at, implicit)
+        # of unknown elements that are open the items are implicit
+        at = (
+            _end_of_items(data, at + head, implicit or data[at + 4 : at + 6] == b"UN")
+            if length == _OPEN
+            else at + head + length
+        )
+    if inner or at > len(data):
+        raise _Cut
+    return at
+
+
+def _end_of_items(data: bytes, at: int, implicit: bool) -> int:
+    while at + 8 <= len(data):
+        mark, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8
+        if mark == _SEQUENCE_ENDS:
+            return at
+        if mark != _ITEM:
+            raise _Cut
+        at = _end(data, at, implicit, inner=True) if length == _OPEN else at + length
+    raise _Cut

@@ -1,0 +1,34 @@
+"""What series of images a folder of DICOM files holds, for one of them to be chosen."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import NephiError
+from .dicom import image_files
+
+
+@dataclass(frozen=True)
+class Series:
+    """``images``: how many slices, or files where each holds several; ``description``: as the scanner wrote it."""
+
+    uid: str
+    description: str
+    images: int
+
+
+def dicom_series(folder: Path, role: str) -> list[Series]:
+    """The series of images in a folder, those with most images first; none where it holds no DICOM images.
+
+    Raises NephiError for files that cannot be read.
+    """
+    found = defaultdict(list)
+    try:
+        for file in image_files(folder, role):
+            found[file.series].append(file)
+    except OSError as error:
+        raise NephiError(f"{role}: {folder} cannot be read: {error.strerror}") from None
+    series = [Series(uid, files[0].tags["0008|103e"], len(files)) for uid, files in found.items()]
+    return sorted(series, key=lambda one: -one.images)

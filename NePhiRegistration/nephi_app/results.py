@@ -1,0 +1,168 @@
+"""The results of a session: what is shown of the chosen one, whether it is accepted, where it is saved."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nephi.errors import NephiError
+from NePhiRegistrationLib import compared, display, review
+from NePhiRegistrationLib import scene as nodes
+from NePhiRegistrationLib.choices import COMPARISONS, OVERLAYS, View
+from NePhiRegistrationLib.outputs import Outputs
+from NePhiRegistrationLib.shown import Shown, meaning
+from NePhiRegistrationLib.summary import summary
+from NePhiRegistrationLib.surface import surface_model
+
+from . import state
+from .files import Served
+from .views import Views
+
+_FLICKER_S = 0.6
+_DRAWN_S = 0.3
+_LOOKS = ("view", "before", "opacity", "legend", "beyond", "grid", "grid_mode", "grid_spacing", "grid_3d")
+
+
+class Results:
+    """``start`` begins work of the server's loop and keeps it."""
+
+    def __init__(self, server: Any, served: Served, views: Views, start: Callable[[Any], None]):
+        self.state, self.served, self.views, self._start = server.state, served, views, start
+        self.scene = views.scene
+        self.found: dict[str, Outputs] = {}  # by the ID of the forward transform
+        self.unsaved: set[str] = set()
+        self._landmarks: dict[str, tuple[Any, Any] | None] = {}
+        self._models: dict[str, Any] = {}  # the surface of what was compared
+        self._shown: Shown | None = None
+        for name in ("sign", "save"):
+            server.trigger(name)(getattr(self, name))
+        self.state.change(*_LOOKS)(self.show)
+        self.state.change("result")(self._choose)
+
+    @property
+    def chosen(self) -> Outputs | None:
+        return self.found.get(self.state.result)
+
+    def add(self, outputs: Outputs, landmarks: tuple[Any, Any] | None, text: str) -> None:
+        """Show a registration that has just ended; ``text`` tells it from others, ``landmarks`` are its two lists."""
+        key = outputs.forward.GetID()
+        self.found[key], self._landmarks[key] = outputs, landmarks
+        self.unsaved.add(key)
+        with self.state:
+            self.state.results = [*self.state.results, {"value": key, "text": text}]
+            self.state.result = key
+
+    def _choose(self, result: str, **_: Any) -> None:
+        outputs = self.found.get(result)
+        if self._shown is not None:
+            self._shown.leave()
+            self._shown = None
+        for key, model in self._models.items():
+            model.GetDisplayNode().SetVisibility(key == result)
+        with self.state:
+            self.state.has_result = outputs is not None
+            if outputs is None:
+                self.state.verdict, self.state.lines, self.state.tables = {}, [], []
+                return
+            self.state.verdict = state.verdict(outputs)
+            lines = summary(outputs.report, outputs.jacobian.GetSpacing(), nodes.in_hounsfield(outputs.warped))
+            self.state.lines = [{"sign": x.kind.value, "kind": x.kind.name, "text": x.text} for x in lines]
+            self.state.tables = state.result_tables(outputs, self._landmarks[result])
+            self.state.table = "numbers"
+            self.state.looks = state.looks(outputs)
+            self.state.has_page = self.page_file() is not None
+            self._say_reviews()
+        self._shown = Shown(outputs)
+        self.show()
+        self._add_surface(outputs)
+
+    def show(self, again: bool = False, **_: Any) -> None:
+        if self._shown is None:
+            return
+        s, view = self.state, View[self.state.view]
+        if again:
+            self._shown.forget()
+        self._shown.show(view, s.before, s.opacity, s.legend, s.beyond)
+        self._shown.show_grid(s.grid, s.grid_mode, s.grid_spacing, True, s.grid_3d, s.legend)
+        grid_text = display.grid_text(self._shown.outputs.forward) if s.grid else ""
+        with s:
+            s.can_before = view in COMPARISONS
+            s.has_opacity = view in OVERLAYS or view is View.FADE
+            s.has_legend = view in OVERLAYS or s.grid
+            s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
+        self._start(self._tidy())
+
+    async def _tidy(self) -> None:
+        for _time in range(2):  # a legend that has just been made takes its size when it has been drawn
+            self.views.tidy_legends()
+            self.views.render()
+            await asyncio.sleep(_DRAWN_S)
+
+    async def flicker(self) -> None:
+        while True:
+            await asyncio.sleep(_FLICKER_S)
+            if self._shown is not None and self.state.view == View.FLICKER.name and not self.state.running:
+                display.flicker(self.scene)
+
+    def _add_surface(self, outputs: Outputs) -> None:
+        """What was compared, in 3D."""
+        inside, key = compared.in_mask(outputs), outputs.forward.GetID()
+        if inside is None or key in self._models:
+            return
+        to_world = nodes.ijk_to_world(outputs.fields_disagreement)
+        self._models[key] = surface_model(self.scene, inside, to_world, "Compared region")
+        self.views.render()
+
+    def drop(self) -> None:
+        with self.state:
+            self.state.result, self.state.results = "", []
+        self._choose("")
+        for model in self._models.values():
+            nodes.remove(self.scene, model)
+        for outputs in self.found.values():
+            for node in outputs.nodes():
+                nodes.remove(self.scene, node)
+        for held in (self._models, self.found, self._landmarks, self.unsaved):
+            held.clear()
+
+    def sign(self, accepted: bool) -> None:
+        """Accept or reject the result that is shown, with what the page holds as name and comment."""
+        outputs = self.chosen
+        if outputs is None:
+            return
+        try:
+            review.sign(outputs, bool(accepted), self.state.reviewer, self.state.review_comment)
+        except ValueError as error:
+            self.state.review_error = str(error)
+            return
+        self.unsaved.add(self.state.result)
+        with self.state:
+            self.state.review_comment = ""
+            self._say_reviews()
+
+    def _say_reviews(self) -> None:
+        self.state.review_error = ""
+        self.state.reviews = [one.text for one in reversed(review.reviews(self.found[self.state.result]))]
+
+    def page_file(self) -> Path | None:
+        """The report with pictures of the result that is shown; None where there is none."""
+        outputs = self.chosen
+        page = None if outputs is None or outputs.folder is None else outputs.folder / "report.html"
+        return page if page is not None and page.is_file() else None
+
+    def save(self) -> None:
+        key = self.state.result
+        if key not in self.found:
+            return
+        try:
+            folder = self.served.new_folder(self.state.dialog_path, self.state.save_name)
+            place, _missing = self.found[key].save(folder)
+        except (NephiError, OSError) as error:
+            with self.state:
+                self.state.dialog_error = f"The result could not be saved: {error}"
+            return
+        self.unsaved.discard(key)
+        with self.state:
+            self.state.dialog, self.state.note = "", f"Saved in {self.served.relative(place)}."

@@ -1,0 +1,73 @@
+"""What files can be chosen for, and how each is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+IMAGES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr")
+POINTS = (".csv", ".fcsv", ".json", ".txt", ".vtk", ".pts")
+
+
+class Kind(Enum):
+    SCAN = auto()
+    MASK = auto()  # one of its segments can be chosen
+    LABELS = auto()  # all of its segments count, each by itself
+    POINTS = auto()
+    SETTINGS = auto()
+    MODEL = auto()
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """Of the names of such files."""
+        own = {Kind.POINTS: POINTS, Kind.SETTINGS: (".json",), Kind.MODEL: (".safetensors",)}
+        return own.get(self, IMAGES)
+
+
+@dataclass(frozen=True)
+class Role:
+    """``side``: the scan that it belongs to, "" for none; ``guide``: the field of ``Guides`` that it fills."""
+
+    text: str
+    kind: Kind
+    side: str = ""
+    guide: str = ""
+    hint: str = ""
+
+
+ROLES = {
+    "fixed": Role("Fixed scan", Kind.SCAN, hint="stays as it is; of lungs usually exhale"),
+    "moving": Role("Moving scan", Kind.SCAN, hint="is deformed onto it"),
+    "fixed_mask": Role("Fixed mask", Kind.MASK, "fixed"),
+    "moving_mask": Role("Moving mask", Kind.MASK, "moving"),
+    "fixed_landmarks": Role("Landmarks in the fixed scan", Kind.POINTS, "fixed"),
+    "moving_landmarks": Role("Landmarks in the moving scan", Kind.POINTS, "moving"),
+    "regions": Role("Regions such as lobes, on the fixed scan", Kind.LABELS, "fixed"),
+    "fixed_guide_points": Role("Points in the fixed scan", Kind.POINTS, "fixed", "fixed_landmarks"),
+    "moving_guide_points": Role("Points in the moving scan", Kind.POINTS, "moving", "moving_landmarks"),
+    "fixed_labels": Role("Regions that correspond, fixed scan", Kind.LABELS, "fixed", "fixed_labels"),
+    "moving_labels": Role("Regions that correspond, moving scan", Kind.LABELS, "moving", "moving_labels"),
+    "fixed_excluded": Role("Leave out of the fixed scan", Kind.MASK, "fixed", "fixed_excluded", "such as a lesion"),
+    "moving_excluded": Role("Leave out of the moving scan", Kind.MASK, "moving", "moving_excluded"),
+    "rigid": Role("Moves rigidly", Kind.MASK, "fixed", "rigid", "such as a bone, on the fixed scan"),
+    "volume_kept": Role("Keeps its volume", Kind.MASK, "fixed", "volume_kept", "such as a tumour, on the fixed scan"),
+    "settings_file": Role("Settings file", Kind.SETTINGS),
+    "model_file": Role("Model file", Kind.MODEL),
+}
+GROUPS = {  # as they stand together on the page
+    "scans": ("fixed", "moving"),
+    "masks": ("fixed_mask", "moving_mask"),
+    "measured": ("fixed_landmarks", "moving_landmarks", "regions"),
+    "points": ("fixed_guide_points", "moving_guide_points"),
+    "guides": tuple(name for name, role in ROLES.items() if role.guide and role.kind is not Kind.POINTS),
+    "settings": ("settings_file",),
+    "model": ("model_file",),
+}
+
+
+def picks() -> dict[str, list[dict]]:
+    """The groups for the page; ``needs``: what must be there before."""
+    return {
+        group: [{"role": r, "text": ROLES[r].text, "hint": ROLES[r].hint, "needs": ROLES[r].side} for r in roles]
+        for group, roles in GROUPS.items()
+    }

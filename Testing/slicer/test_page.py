@@ -1,0 +1,125 @@
+"""What is chosen in the page of ``nephi app``: files to nodes and the job. Its browser tests are in Testing/app."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nephi.errors import NephiError
+from nephi_app.inputs import Inputs
+from nephi_app.roles import GROUPS, ROLES
+from NePhiRegistrationLib.guides import Guides
+from NePhiRegistrationLib.scene import of_class
+
+
+class State:
+    """Of the page: attributes, which a ``with`` block sends together."""
+
+    def __init__(self):
+        self.names, self.segments, self.segment = {}, {}, {}
+        self.masks, self.preset, self.model, self.device, self.align = "files", "fast", "", "cpu", "auto"
+        self.guide_sd_mm = 2.5
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+@pytest.fixture
+def inputs(scene, tmp_path) -> Inputs:
+    """Both scans are open; files of labels lie in ``tmp_path``."""
+    labels = np.zeros((12, 14, 16), np.uint8)
+    labels[2:6, 2:10, 2:10], labels[7:10, 2:10, 2:10] = 3, 7
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing((2.0, 1.5, 3.0))
+    image.SetOrigin((5.0, -7.0, 11.0))
+    sitk.WriteImage(image, str(tmp_path / "labels.nii.gz"))
+    sitk.WriteImage(image == 3, str(tmp_path / "mask.nii.gz"))
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkFloat32) * 0.1, str(tmp_path / "probability.nii.gz"))
+    for i, (name, label) in enumerate((("Rib", 3), ("Nodule", 7))):
+        for key, value in {"ID": f"s{i}", "Name": name, "LabelValue": str(label), "Layer": "0"}.items():
+            image.SetMetaData(f"Segment{i}_{key}", value)
+    sitk.WriteImage(image, str(tmp_path / "named.seg.nrrd"))
+    (tmp_path / "damaged.seg.nrrd").write_bytes((tmp_path / "named.seg.nrrd").read_bytes()[:300])
+    (tmp_path / "points.csv").write_text("x,y,z\n10,0,20\n", encoding="utf-8")
+    (tmp_path / "settings.json").write_text('{"fit": {"iterations": 7}}', encoding="utf-8")
+    noise = np.random.default_rng(0).normal(0, 100, labels.shape).astype(np.int16)
+    scan = sitk.GetImageFromArray(noise)
+    scan.CopyInformation(image)
+    sitk.WriteImage(scan, str(tmp_path / "scan.nii.gz"))
+    made = Inputs(scene, State())
+    made.folder = tmp_path
+    for role in ("fixed", "moving"):
+        take(made, role, "scan.nii.gz")
+    return made
+
+
+def take(inputs: Inputs, role: str, name: str) -> None:
+    path = inputs.folder / name
+    inputs.take(role, asyncio.run(inputs.load(role, path, path.name)))
+
+
+def test_every_guide_has_a_role_and_every_role_a_place():
+    guides = [name for name in Guides.__dataclass_fields__ if not name.endswith(("_segment", "_mm"))]
+    assert sorted(role.guide for role in ROLES.values() if role.guide) == sorted(guides)
+    assert sorted(name for group in GROUPS.values() for name in group) == sorted(ROLES)
+
+
+def test_segments_can_be_chosen_of_a_mask(inputs, tmp_path):
+    take(inputs, "fixed_mask", "named.seg.nrrd")
+    assert [one["text"] for one in inputs.state.segments["fixed_mask"]] == ["All segments", "Rib", "Nodule"]
+    inputs.state.segment["fixed_mask"] = inputs.state.segments["fixed_mask"][2]["value"]
+    take(inputs, "rigid", "labels.nii.gz")
+    assert [one["text"] for one in inputs.state.segments["rigid"]] == ["All segments", "label 3", "label 7"]
+    inputs.state.segment["rigid"] = inputs.state.segments["rigid"][1]["value"]
+    job = inputs.job()
+    assert inputs.problem() == "" and job.fixed_segment == "s1"
+    arguments = job.guides.write(job.fixed, job.moving, tmp_path)
+    written = sitk.GetArrayFromImage(sitk.ReadImage(arguments[arguments.index("--rigid-mask") + 1]))
+    wanted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
+    np.testing.assert_array_equal(written != 0, wanted != 0)
+
+
+@pytest.mark.parametrize("name", ["mask.nii.gz", "probability.nii.gz"])
+def test_masks_of_one_label_have_no_segments(inputs, name):
+    take(inputs, "fixed_mask", name)
+    assert inputs.state.segments["fixed_mask"] == [] and inputs.job().fixed_mask.IsA("vtkMRMLLabelMapVolumeNode")
+
+
+def test_guidance_settings_and_masks_reach_the_job(inputs):
+    for role in ("fixed_guide_points", "moving_guide_points"):
+        take(inputs, role, "points.csv")
+    for role in ("fixed_labels", "moving_labels"):
+        take(inputs, role, "labels.nii.gz")
+    inputs.state.preset = "file"
+    assert "settings file" in inputs.problem()
+    take(inputs, "settings_file", "settings.json")
+    assert inputs.problem() == ""
+    job = inputs.job()
+    assert job.settings().fit.iterations == 7 and job.settings().guidance.landmarks_sd_mm == 2.5
+    assert job.guides.fixed_landmarks is inputs.nodes["fixed_guide_points"] and job.guides.moving_labels is not None
+    inputs.state.model = "file"
+    assert "model file" in inputs.problem()
+
+
+def test_another_scan_takes_what_lay_on_the_former_with_it(inputs, scene):
+    take(inputs, "fixed_excluded", "labels.nii.gz")
+    take(inputs, "moving_mask", "mask.nii.gz")
+    take(inputs, "fixed", "scan.nii.gz")
+    assert "fixed_excluded" not in inputs.nodes and inputs.state.names["fixed_excluded"] == ""
+    assert of_class(scene, "vtkMRMLSegmentationNode") == [] and inputs.job().moving_mask is not None
+    assert len(of_class(scene, "vtkMRMLScalarVolumeNode")) == 3  # with the label map, which is one too
+
+
+@pytest.mark.parametrize("name", ["damaged.seg.nrrd", "points.csv"])
+def test_what_is_no_mask_is_said_in_one_line_and_changes_nothing(inputs, scene, name):
+    before = scene.GetNumberOfNodes()
+    with pytest.raises(NephiError) as told:
+        take(inputs, "fixed_mask", name)
+    assert len(str(told.value).splitlines()) == 1 and Path(name).stem in str(told.value)
+    assert scene.GetNumberOfNodes() == before and not inputs.state.names.get("fixed_mask")
