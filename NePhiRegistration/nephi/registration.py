@@ -16,6 +16,7 @@ from .errors import NephiError, collected_notices, notice
 from .files.image import check_image
 from .files.masks import check_mask
 from .fitting.configure import configured
+from .fitting.dense import refined_densely
 from .fitting.guidance import NOTHING, Guidance
 from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
@@ -29,7 +30,7 @@ from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
 from .measure.estimate import beginning, stages
-from .measure.timetable import Tell, in_stages
+from .measure.timetable import Tell, Timetable, in_stages
 from .result import Registration
 from .settings import PRESETS, Settings, check
 from .space.grid import Grid
@@ -102,6 +103,7 @@ def register(
         raise NephiError("sliding needs a mask of both images, along whose border it is")
     pair = ImagePair.of(shown, seen, alignment.affine, settings.similarity, trusted=not found, excluded=excluded)
     used, decided = configured(pair, settings)
+    report.expect(stages(used, *sizes, str(target)))
     if used.similarity != settings.similarity:
         pair, similarity = replace(pair, similarity=used.similarity), make_similarity(used.similarity)
     if settings.sliding:
@@ -129,6 +131,9 @@ def register(
     )
     report("features")
     result.history = optimisation.run(report.optimising)
+    if used.dense.rounds + used.dense.fine_rounds and not optimisation.objective.guides:
+        maps = refined_densely(optimisation.pair, optimisation.maps, used.dense, lambda part: report("optimising", 1.0))
+        optimisation.maps = result.maps = maps
     if settings.consensus:
         result.maps = optimisation.consensus()
     result.seconds = time.perf_counter() - started
@@ -146,6 +151,11 @@ class _Progress:
         self.progress(phase, part, terms or {})
         if self.preview is not None and self.result is not None:
             self.preview(phase, part, self.result)
+
+    def expect(self, expected: dict[str, float]) -> None:
+        """The seconds of what is still to come, once it is known what the pair needs."""
+        if isinstance(self.progress, Timetable):
+            self.progress.expect({name: expected[name] for name in ("features", "optimising")})
 
     def optimising(self, entry: dict) -> None:
         """An entry of the optimisation's history."""

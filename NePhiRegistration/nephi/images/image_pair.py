@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -142,6 +142,26 @@ class ImagePair:
             index = own.to_index(at)
             seen &= ((index >= 0) & (index <= np.array(own.size) - 1)).all(1)
         return seen.reshape(grid.shape)
+
+    def cube_grid(self, size: Sequence[int]) -> Grid:
+        """The grid of this many voxels along x, y (, z) that covers the cube, borders included."""
+        spacing = [2 * half / (n - 1) for half, n in zip(self.cube.half_sides_mm, size, strict=True)]
+        lower = self.cube.to_lps_mm(-self.cube.half_extents_cube)
+        return Grid(tuple(size), tuple(spacing), tuple(lower.tolist()), self.cube.direction)
+
+    def counted_on(self, grid: Grid) -> Both[np.ndarray]:
+        """(z, y, x) of 0 to 1: what counts of each image, in its field of view and its mask and not excluded."""
+        parts = []
+        for way, image in enumerate(self.images):
+            inside = sitk.Image(image.GetSize(), sitk.sitkFloat32) + 1
+            inside.CopyInformation(image)
+            part = np.asarray(self._on(grid, inside, way)[:])
+            for mask, sign in ((self.masks[way], 1), (self.excluded[way], -1)):
+                if mask is not None:
+                    value = np.asarray(self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:])
+                    part = part * (value if sign > 0 else 1 - value)
+            parts.append(part)
+        return Both(*parts)
 
     def covering_grid(self, spacing_mm: float) -> Grid:
         """The grid of this spacing over what is compared."""

@@ -31,6 +31,8 @@ _AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 1.7e-8
 _TRUST_S, _USUAL_DETERMINANTS = 2.6, 1.6e5  # of the lungs of an adult
 _MODEL_S = {"lung": 6.0, "lung-m": 24.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
+# of the refinement: per node and round, at nodes and at voxels, and of its start and end
+_DENSE_S, _DENSE_FINE_S, _DENSE_ENDS_S = 1.1e-6, 2.4e-6, 10.0
 # on a GPU: of the imports and the first use of the device, of an iteration, and what is left of other work there
 _GPU_START_S, _GPU_ITERATION_S, _GPU_PART = 7.0, 1.7e-3, 0.05
 
@@ -52,6 +54,7 @@ class _Work:
     levels: list[float]  # voxels of the working grids
     points: int  # compared at a step
     products: int  # multiplications of the network at a point
+    dense: tuple[float, float]  # nodes of the refinement times its rounds, at nodes and at voxels
     nodes: float  # of the transforms' grids, both together
     determinants: float
     disagreement: float  # points of its map
@@ -68,6 +71,8 @@ class _Work:
         levels = [region / max(level.features.spacing_mm * scale, finest_mm) ** d for level in settings.levels]
         mask = (_MASK_PART if d == 3 else 1.0) * region
 
+        refined = region / (2 * max(settings.dense.spacing_mm * scale, own_mm / 2)) ** d
+
         def points(spacing_mm: float, of_mm: float) -> float:
             return of_mm / max(voxel, (spacing_mm * scale) ** d)
 
@@ -77,6 +82,7 @@ class _Work:
             levels,
             settings.similarity.points.count(int(max(levels))),
             _network(settings.field)[0],
+            (settings.dense.rounds * refined, settings.dense.fine_rounds * refined),
             2 * points(_TRANSFORM_MM, volume),
             points(_JACOBIAN_MM, mask),
             points(_CONSISTENCY_MM, mask),
@@ -109,7 +115,7 @@ def stages(
         "alignment": 0.2 + _SEARCH_S * find,
         "prediction": part * (_MODEL_S.get(settings.model, _OTHER_MODEL_S) if settings.model else 0.0),
         "features": first,
-        "optimising": settings.fit.iterations * step + sum(later),
+        "optimising": settings.fit.iterations * step + sum(later) + part * _refining(w),
         "transforms": part * _MAP_PRODUCT_S * w.products * w.nodes,
         "Jacobian determinant": part * _JACOBIAN_PRODUCT_S * w.products * max(w.determinants, exact),
         "measures": _MEASURES_S + _COUNTING_S * w.fixed_voxels,
@@ -120,6 +126,11 @@ def stages(
         "report": (_PAGE_S + _READING_S * w.fixed_voxels) * ("report" in outputs),
     }
     return {name: seconds for name, seconds in found.items() if seconds}
+
+
+def _refining(w: _Work) -> float:
+    at_nodes, at_voxels = w.dense
+    return _DENSE_S * at_nodes + _DENSE_FINE_S * at_voxels + _DENSE_ENDS_S * bool(at_nodes + at_voxels)
 
 
 def beginning(expected: dict[str, float]) -> dict[str, float]:
