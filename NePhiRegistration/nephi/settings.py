@@ -241,6 +241,7 @@ class Settings:
     dense: DenseSettings = DenseSettings()  # what follows it
     # entries that stay whatever the pair is like, as "levels" or "fit.iterations" ("all": every one); files list theirs
     kept: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    sliding: bool = False  # motion may jump along the border of the masks, and only along it
     consensus: bool = True  # the result is the mean of the forward field and the inverted inverse one, and its inverse
     smooth: Share = 1.0  # of the nodes' distance, over which the consensus is smoothed at most, as the pair allows
 
