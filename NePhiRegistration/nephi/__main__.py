@@ -1,4 +1,4 @@
-from .cli.parser import main
+from .cli.entry import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

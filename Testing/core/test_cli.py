@@ -393,3 +393,9 @@ def test_ctrl_c_ends_at_once_and_leaves_no_result(tmp_path):
     left = {p.name for p in tmp_path.iterdir()}
     phantom = {f"{a}{b}" for a in ("fixed", "moving") for b in (".nii.gz", "_mask.nii.gz", "_landmarks.csv")}
     assert left <= phantom  # the generated input may stay
+
+
+def test_a_caller_keeps_its_own_handlers_of_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["devices"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 from nephi import Guidance, NephiError, Registration, register
 from nephi.both import Both
-from nephi.cli.parser import main
+from nephi.cli import main
 from nephi.fitting.guides import bodies_lps_mm, determinant, rigidly_moved
 from nephi.measure.report import Report
 from nephi.report.write import write_all

@@ -21,7 +21,8 @@ from pathlib import Path
 import nephi
 import pytest
 import SimpleITK as sitk
-from nephi.cli.parser import command_parser, main
+from nephi.cli import main
+from nephi.cli.parser import command_parser
 from nephi.commission.record import Limits
 from nephi.config import decode
 from nephi.learning.settings import TrainSettings

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from ..process import end_with_owner
-from .parser import main
+from .entry import main
 
 if __name__ == "__main__":
     folder, *arguments = sys.argv[1:]
