@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,12 +15,13 @@ from geometry import rotation
 from nephi.cli import main
 from nephi.errors import NephiError
 from nephi.files.image import read_volume
+from nephi.files.landmarks import read_landmarks
 from nephi.files.transform import read_affine, read_transform, through
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 
 pydicom = pytest.importorskip("pydicom")
-from nephi.files.dicom_objects import read_series, write_registration  # noqa: E402
+from nephi.files.dicom_objects import is_dicom, read_series, write_registration  # noqa: E402
 
 _AFFINE = Affine(np.array([[1.03, 0.02, 0.0], [-0.01, 0.97, 0.03], [0.0, 0.01, 1.05]]), np.array([4.0, -3.0, 6.0]))
 _HEADER = {"0010|0010": "Doe^Jane", "0010|0020": "7", "0020|0052": "1.2.3.4", "0010|0030": "19500101",
@@ -253,3 +255,11 @@ def test_what_is_missing_is_one_line(series, tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4 and all(line.startswith("nephi: ") for line in errors)
     assert not list(tmp_path.glob("two*")) and not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_a_pipe_is_no_dicom_file_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "points.txt")
+    assert not is_dicom(tmp_path / "points.txt") and not is_dicom(tmp_path) and not is_dicom(tmp_path / "absent")
+    with pytest.raises(NephiError, match="pipe"):
+        read_landmarks(tmp_path / "points.txt")

@@ -143,6 +143,17 @@ def test_damaged_transform_texts(text, match, tmp_path):
         read_transform(tmp_path / "a.tfm", 3)
 
 
+def test_transforms_that_nothing_joins_are_refused(tmp_path):
+    """ITK takes the first of them without a word."""
+    parts = [sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), sitk.TranslationTransform(3, (10.0, 0.0, 0.0))]
+    sitk.WriteTransform(sitk.CompositeTransform(parts), str(path := tmp_path / "a.tfm"))
+    assert read_transform(path, 3).TransformPoint((0.0, 0.0, 0.0)) == (11.0, 2.0, 3.0)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("#Transform 0\nTransform: CompositeTransform_double_3_3\n", ""), encoding="utf-8")
+    with pytest.raises(NephiError, match="2 transforms that no composite one joins"):
+        read_transform(path, 3)
+
+
 def test_a_reader_that_crashes_is_an_error(tmp_path, monkeypatch):
     """ITK itself crashes on this MetaImage file; the name keeps it from the check of the header."""
     text = b"ObjectType = Image\nNDims = -1\nDimSize = 2 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"

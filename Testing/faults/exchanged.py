@@ -1,12 +1,11 @@
 """Files that NePhi exchanges with other programs, and those of guidance, verdicts and cohorts, as the samples.
 
-What a damaged one states is read by pydicom, h5py or the few lines here, not by NePhi.
+What a damaged one states is read by h5py or the few lines here, not by NePhi.
 """
 
 from __future__ import annotations
 
 import csv
-import functools
 import gzip
 import json
 from dataclasses import asdict
@@ -15,15 +14,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pydicom
 import SimpleITK as sitk
 from nephi.both import Both
 from nephi.cli.convert import _part
 from nephi.cli.summarise import row_in
-from nephi.errors import NephiError
 from nephi.files.cases import Case
-from nephi.files.dicom_objects import read_series, write_registration
-from nephi.files.dicom_segmentations import is_segmentation, read_segmentation, write_segmentation
 from nephi.files.formats import Pair, Sampled, write_format
 from nephi.files.image import open_image
 from nephi.files.landmarks import read_deviations
@@ -33,27 +28,24 @@ from nephi.measure.verdict import Tolerances, read_tolerances
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 
-from Testing.core.files import ENCODINGS, encoded
-
 from . import samples
-from .pool import kept_folder
 from .samples import GRID, Make, through
-from .stated import _once, _over, dicom, meta, nifti
+from .stated import _once, _over, meta, nifti
 
 _RAS = np.array([-1.0, -1.0, 1.0])
-_FIELD = Grid((7, 6, 5), (1.0, 1.2, 2.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
+FIELD = Grid((7, 6, 5), (1.0, 1.2, 2.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
 _MOVING = Grid((9, 8, 7), (1.1, 0.9, 1.7), (-1.0, 2.0, 0.5), tuple(np.eye(3).ravel().tolist()))
 
 
-def _sampled(rng: np.random.Generator) -> Sampled:
-    return Sampled(_FIELD, rng.normal(0, 1, (*_FIELD.shape, 3)).astype("f4"), Affine.identity(3), _MOVING)
+def sampled(rng: np.random.Generator) -> Sampled:
+    return Sampled(FIELD, rng.normal(0, 1, (*FIELD.shape, 3)).astype("f4"), Affine.identity(3), _MOVING)
 
 
 def written(name: str) -> Make:
     """A transform in one of the formats of ``nephi convert``."""
 
     def make(folder: Path, rng: np.random.Generator) -> Path:
-        return write_format(name, Pair(_sampled(rng)), folder / "made")[0]
+        return write_format(name, Pair(sampled(rng)), folder / "made")[0]
 
     return make
 
@@ -69,12 +61,12 @@ def x5(path: Path) -> Any:
         (node,) = file["TransformGroup"].values()
         field, mapping = np.array(node["Transform"], float), np.array(node["Domain/Mapping"], float)
         assert tuple(np.array(node["Domain/Size"]).tolist()) == field.shape[:3]
-    return _through_field(
+    return through_field(
         np.transpose(field, (2, 1, 0, 3)) * _RAS, _RAS[:, None] * mapping[:3, :3], _RAS * mapping[:3, 3]
     )
 
 
-def _through_field(field: np.ndarray, matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
+def through_field(field: np.ndarray, matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
     image = sitk.GetImageFromArray(np.ascontiguousarray(field), isVector=True)
     spacing = np.linalg.norm(matrix, axis=0)
     image.SetSpacing(spacing.tolist())
@@ -86,7 +78,7 @@ def _through_field(field: np.ndarray, matrix: np.ndarray, origin: np.ndarray) ->
 def displacements(path: Path) -> Any:
     """As ITK reads them, which turns to LPS what is marked as displacements in RAS."""
     found = nifti(path)
-    return _through_field(
+    return through_field(
         found["voxels"], found["direction"].reshape(3, 3) * found["spacing_mm"], found["origin_lps_mm"]
     )
 
@@ -108,168 +100,7 @@ def fsl(path: Path) -> Any:
         there = (here * sizes + offsets[at]) / np.array(_MOVING.spacing_mm)
         there[0] = _MOVING.size[0] - 1 - there[0]
         field[at] = _MOVING.to_lps_mm(there) - points[at]
-    return _through_field(field, grid.axes * sizes, np.array(grid.origin_lps_mm))
-
-
-# ---- DICOM ----------------------------------------------------------------------------------------------
-
-
-def series(folder: Path, rng: np.random.Generator) -> Path:
-    """The file in the middle of a series with a frame of reference."""
-    path = samples.dicom(folder, rng)
-    for file in path.parent.iterdir():
-        data = pydicom.dcmread(file)
-        data.FrameOfReferenceUID, data.PatientName, data.PatientBirthDate = "1.2.3.4", "Doe^Jane", "19500101"
-        data.save_as(file)
-    return path
-
-
-def encoded_series(folder: Path, rng: np.random.Generator) -> Path:
-    """A series with a sequence in each header, in one of the encodings of DICOM."""
-    path, encoding = samples.dicom(folder, rng), str(rng.choice(ENCODINGS))
-    for file in path.parent.iterdir():
-        data, item = pydicom.dcmread(file), pydicom.Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = data.SOPClassUID, "1.2.3"
-        data.ReferencedImageSequence = [item, item]
-        data.save_as(file)
-        encoded(file, encoding)
-    return path
-
-
-def read_slices(path: Path) -> Any:
-    """The headers that a registration object refers to, once it is written."""
-    found = read_series(path.parent)
-    write_registration(
-        path.parent.parent / "made.dcm", _FIELD, np.zeros((*_FIELD.shape, 3)), Affine.identity(3), found, found
-    )
-    return sorted(
-        [str(one.SOPInstanceUID), str(one.SeriesInstanceUID), str(one.FrameOfReferenceUID)] for one in found.headers
-    )
-
-
-def slices(path: Path) -> Any:
-    found = []
-    for file in filter(Path.is_file, path.parent.iterdir()):
-        try:
-            data = pydicom.dcmread(file, stop_before_pixels=True)
-            assert len(data.ImagePositionPatient) == 3
-            found.append([str(data.SOPInstanceUID), str(data.SeriesInstanceUID), str(data.FrameOfReferenceUID)])
-        except Exception:
-            assert file == path
-    return sorted(found)
-
-
-@functools.cache
-def _series_of_object() -> Any:
-    folder = kept_folder()
-    return read_series(series(folder, np.random.default_rng(1)).parent)
-
-
-def deformable(folder: Path, rng: np.random.Generator) -> Path:
-    own = _series_of_object()
-    affine = Affine(np.eye(3) + rng.normal(0, 0.05, (3, 3)), rng.normal(0, 5, 3))
-    write_registration(folder / "object.dcm", _FIELD, _sampled(rng).displacement, affine, own, own)
-    encoded(folder / "object.dcm", str(rng.choice(ENCODINGS)))
-    return folder / "object.dcm"
-
-
-def rigid(folder: Path, rng: np.random.Generator) -> Path:
-    """A Spatial Registration of two frames of reference."""
-    data = pydicom.dcmread(deformable(folder, rng))
-    del data.DeformableRegistrationSequence
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.1"
-    items = []
-    for frame, shift in (("1.2.3.4", np.zeros(3)), ("1.2.3.5", rng.normal(0, 5, 3))):
-        item, matrices, one = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
-        matrix = np.eye(4)
-        matrix[:3, 3] = shift
-        one.FrameOfReferenceTransformationMatrix = [f"{v:.6f}" for v in matrix.ravel()]
-        one.FrameOfReferenceTransformationMatrixType = "RIGID"
-        matrices.MatrixSequence = [one]
-        item.FrameOfReferenceUID, item.MatrixRegistrationSequence = frame, [matrices]
-        items.append(item)
-    data.RegistrationSequence = items
-    data.save_as(folder / "object.dcm")
-    encoded(folder / "object.dcm", str(rng.choice(ENCODINGS)))
-    return folder / "object.dcm"
-
-
-def registration_object(path: Path) -> Any:
-    """PS3.3, C.20.3.1.1: matrix before, the grid's offsets, matrix after; or the inverse of the source's matrix."""
-    data = pydicom.dcmread(path)
-
-    def matrix(values: Any) -> np.ndarray:
-        return np.array(values, float).reshape(4, 4)
-
-    if "RegistrationSequence" in data:
-        whole = {
-            str(item.FrameOfReferenceUID): matrix(
-                item.MatrixRegistrationSequence[0].MatrixSequence[0].FrameOfReferenceTransformationMatrix
-            )
-            for item in data.RegistrationSequence
-        }
-        own = whole.pop(str(data.FrameOfReferenceUID), np.eye(4))
-        (source,) = whole.values()
-        back = np.linalg.inv(source) @ own
-        return samples._PROBES @ back[:3, :3].T + back[:3, 3]
-    (item,) = data.DeformableRegistrationSequence
-    (grid,) = item.DeformableRegistrationGridSequence
-    size = [int(n) for n in grid.GridDimensions]
-    offsets = np.frombuffer(grid.VectorGridData, "<f4").astype(float).reshape(*size[::-1], 3)
-    row, column = np.array(grid.ImageOrientationPatient, float).reshape(2, 3)
-    step = np.stack([row, column, np.cross(row, column)], 1) * np.array(grid.GridResolution)
-    origin = np.array(grid.ImagePositionPatient, float)
-    index = np.stack(np.meshgrid(*map(np.arange, size[::-1]), indexing="ij"), -1)[..., ::-1]
-    points = index @ step.T + origin
-    parts = [np.eye(4), np.eye(4)]
-    for k, name in enumerate(("PreDeformationMatrixRegistrationSequence", "PostDeformationMatrixRegistrationSequence")):
-        if name in item:
-            parts[k] = matrix(item[name].value[0].FrameOfReferenceTransformationMatrix)
-    moved = points @ parts[0][:3, :3].T + parts[0][:3, 3] + offsets
-    return _through_field(moved @ parts[1][:3, :3].T + parts[1][:3, 3] - points, step, origin)
-
-
-def segmentation(folder: Path, rng: np.random.Generator) -> Path:
-    """A SEG of two segments, in one of the encodings of DICOM."""
-    array = np.zeros(_FIELD.shape, np.uint8)
-    array[:3], array[3:] = 1, 2
-    array[rng.random(array.shape) < 0.5] = 0
-    segments = []
-    for number in (1, 2):
-        item = pydicom.Dataset()
-        item.SegmentNumber, item.SegmentLabel, item.SegmentAlgorithmType = number, f"part {number}", "MANUAL"
-        segments.append(item)
-    write_segmentation(_FIELD.image(array), segments, folder / "seg.dcm", _series_of_object())
-    encoded(folder / "seg.dcm", str(rng.choice(ENCODINGS)))
-    return folder / "seg.dcm"
-
-
-def read_segments(path: Path) -> Any:
-    """As ``nephi warp`` does; what is no SEG is read as an image, by another door."""
-    if not is_segmentation(path):
-        raise NephiError("no SEG")
-    found = read_segmentation(path)
-    named = [[int(item.SegmentNumber), str(item.get("SegmentLabel", ""))] for item in found.segments]
-    return {**samples.plain(found.labels), "segments": named}
-
-
-def segments(path: Path) -> Any:
-    """Frame by frame; the stack from the lowest frame to the highest."""
-    data = pydicom.dcmread(path)
-    shared, frames = data.SharedFunctionalGroupsSequence[0], data.PerFrameFunctionalGroupsSequence
-    spacing = [float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing]
-    row, column = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
-    normal = np.cross(row, column)
-    places = np.array([f.PlanePositionSequence[0].ImagePositionPatient for f in frames], float)
-    along = places @ normal
-    step = np.diff(np.unique(np.round(along, 4))).min()
-    slices = np.round((along - along.min()) / step).astype(int)
-    labels = np.zeros((slices.max() + 1, data.Rows, data.Columns))
-    for plane, k, frame in zip(data.pixel_array, slices, frames, strict=True):
-        labels[k][plane != 0] = int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-    named = [[int(item.SegmentNumber), str(item.get("SegmentLabel", ""))] for item in data.SegmentSequence]
-    return {"spacing_mm": np.array([spacing[1], spacing[0], step]), "origin_lps_mm": places[np.argmin(along)],
-            "direction": np.stack([row, column, normal], 1).ravel(), "voxels": labels, "segments": named}  # fmt: skip
+    return through_field(field, grid.axes * sizes, np.array(grid.origin_lps_mm))
 
 
 # ---- guidance, verdicts, cohorts ------------------------------------------------------------------------
@@ -312,7 +143,7 @@ def read_guide_labels(path: Path) -> Any:
 
 def read_initial(path: Path) -> Any:
     """The affine part of an initial transform, where it can be inverted."""
-    found = affine_part(samples.nephi_read_transform(path, 3), _FIELD, None)
+    found = affine_part(samples.nephi_read_transform(path, 3), FIELD, None)
     return found(samples._PROBES)
 
 
@@ -359,11 +190,6 @@ READ = {
     "transform compact .h5": (written("compact"), read_part, None, 3000),
     "transform .x5": (written("x5"), read_part, x5, 3000),
     "transform fsl .nii.gz": (written("fsl"), read_part, fsl, 0),
-    "DICOM deformable registration": (deformable, samples.read_transform, registration_object, 3000),
-    "DICOM spatial registration": (rigid, samples.read_transform, registration_object, 0),
-    "DICOM segmentation": (segmentation, read_segments, segments, 0),
-    "DICOM folder, encoded": (encoded_series, samples.read_image_beside, dicom, 1500),
-    "DICOM headers": (series, read_slices, slices, 1500),
     "guide landmarks .csv": (deviations, read_guides, guides, 0),
     "guide labels .mha": (guide_labels, read_guide_labels, meta, 400),
     "initial transform .tfm": (samples.transform("affine.tfm"), read_initial, initial, 0),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from nephi.errors import NephiError, collected_notices
 
-from . import exchanged, kept, samples, stated
+from . import exchanged, kept, objects, samples, stated
 from .damage import damaged
 from .pool import LINE, RIGHT, WRONG, Outcome, limit_memory
 
@@ -83,7 +83,7 @@ READERS: dict[str, Reader] = {
     "training cache": _R(samples.cache, samples.read_cache, None, 2000),
     "training log": _R(samples.log, samples.read_log, stated.log),
     "report .json": _R(samples.report, samples.read_report, stated.report),
-    **{kind: _R(*reader) for kind, reader in (exchanged.READ | kept.READ).items()},
+    **{kind: _R(*reader) for kind, reader in (exchanged.READ | objects.READ | kept.READ).items()},
 }
 
 

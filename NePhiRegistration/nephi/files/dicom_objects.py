@@ -126,6 +126,8 @@ def complete_object(path: Path, what: str) -> Iterator[None]:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"

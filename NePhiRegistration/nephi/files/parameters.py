@@ -66,6 +66,10 @@ def check_text(path: Path) -> bool:
     announced = text.count("#Transform ")
     if announced not in (0, len(blocks)):
         raise NephiError(f"{path} is cut off: it announces {announced} transforms and holds {len(blocks)}")
+    if len(blocks) > 1 and not blocks[0].get("Transform", "").startswith("CompositeTransform"):
+        raise NephiError(
+            f"{path} holds {len(blocks)} transforms that no composite one joins, of which ITK takes the first: keep one"
+        )
     known = True
     for block in blocks:
         known = _check_block(block, path, len(blocks)) and known
