@@ -127,15 +127,16 @@ class Results:
         for held in (self._models, self.found, self._landmarks, self.unsaved):
             held.clear()
 
-    def sign(self, accepted: bool) -> None:
-        """Accept or reject the result that is shown, with what the page holds as name and comment."""
+    def sign(self, accepted: bool, name: str, comment: str) -> None:
+        """Accept or reject the result that is shown; the page's texts come with the click, not after it."""
         outputs = self.chosen
         if outputs is None:
             return
         try:
-            review.sign(outputs, bool(accepted), self.state.reviewer, self.state.review_comment)
+            review.sign(outputs, bool(accepted), str(name), str(comment))
         except ValueError as error:
-            self.state.review_error = str(error)
+            with self.state:
+                self.state.review_error = str(error)
             return
         self.unsaved.add(self.state.result)
         with self.state:
