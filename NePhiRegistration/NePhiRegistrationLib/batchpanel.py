@@ -1,4 +1,4 @@
-"""The panel's part in which a list of pairs is registered."""
+"""The panel's part in which a list of pairs, or the phases of a sequence, are registered."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import qt
 import slicer
+from nephi.errors import NephiError
 
-from . import dependencies
+from . import dependencies, phases
+from . import scene as nodes
 from .batchrun import BatchRun
 from .i18n import tr as _
 from .job import Job, LogicError
@@ -28,6 +30,7 @@ class BatchPanel:
         self.ui, self._engine, self._job = ui, engine, job
         self._run: BatchRun | None = None
         self._rows: list[dict[str, str]] = []
+        self._phases: tuple | None = None  # the sequence that is registered, and its reference phase from 0 on
         for line, name in _REMEMBERED.items():
             getattr(ui, line).currentPath = str(slicer.app.userSettings().value(f"NePhiRegistration/{name}") or "")
         ui.batchStartButton.connect("clicked(bool)", self._start)
@@ -48,7 +51,7 @@ class BatchPanel:
             self._show(self._run.error)
         else:
             text = _("{done} of {all} pairs registered, {failed} failed. They are in {folder}.")
-            self._show(text.format(**self._counts(), folder=self._run.output))
+            self._show(text.format(**self._counts(), folder=self._run.output) + self._add_transforms())
 
     def cancel(self) -> None:
         if self._run is not None:
@@ -59,10 +62,12 @@ class BatchPanel:
         if not missing and dependencies.missing():
             missing = _("Press Apply for one pair first: it installs what is needed.")
         paths = [getattr(ui, line).currentPath for line in _REMEMBERED]
+        sequence = ui.batchSequenceSelector.currentNode()
+        self._phases = None if sequence is None else (sequence, ui.batchReferenceSpinBox.value - 1)
         try:
-            if missing:
+            if missing or (self._phases and (missing := phases.problem(*self._phases))):
                 raise LogicError(missing)
-            self._run = BatchRun(self._engine, *paths, self._job())
+            self._run = BatchRun(self._engine, *paths, self._job(), self._phases)
         except LogicError as error:
             slicer.util.errorDisplay(str(error))
             return
@@ -73,6 +78,20 @@ class BatchPanel:
     def _stop(self, _checked: bool = False) -> None:
         self.cancel()
         self._show(_("Stopped. What is finished stays; the next start goes on from there."))
+
+    def _add_transforms(self) -> str:
+        """What is said besides, where a sequence was registered that is still there."""
+        sequence, reference = self._phases or (None, 0)
+        if sequence is None or sequence.GetScene() is None:
+            return ""
+        try:
+            made = phases.add_transforms(sequence, reference, self._run.output)
+        except (OSError, NephiError) as error:
+            return " " + _("Their transforms could not be read: {reason}").format(reason=error)
+        if made is None:
+            return ""
+        nodes.put_beside([made], sequence)
+        return " " + _("The sequence {name} holds their transforms.").format(name=made.GetName())
 
     def _counts(self) -> dict[str, int]:
         states = [row["status"] for row in self._run.rows()]

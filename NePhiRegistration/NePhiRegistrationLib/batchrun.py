@@ -10,9 +10,11 @@ from nephi.files.cases import read_pairs
 from nephi.process import engine_command
 from nephi.runfolder import RunFolder
 
+from . import phases
 from .i18n import tr as _
 from .job import Job, LogicError
 from .runner import EngineProcess
+from .scene import FrameError
 from .words import failure
 
 _SUMMARY = "summary.csv"
@@ -21,18 +23,22 @@ _SUMMARY = "summary.csv"
 class BatchRun:
     """What ``nephi batch`` does with the settings of ``job``, whose volumes it does not need.
 
-    Raises LogicError with one line where it cannot begin. Pairs that an earlier one finished are not registered again.
+    ``sequence``: a sequence node and its reference phase from 0 on, which take the place of the list ``pairs``.
+    Pairs of a list that an earlier batch finished are not registered again. Raises LogicError with one line where it
+    cannot begin.
     """
 
-    def __init__(self, logic, pairs: str, output: str, job: Job):
-        if not pairs or not output:
-            raise LogicError(_("Choose the list of pairs, and a folder for the results."))
+    def __init__(self, logic, pairs: str, output: str, job: Job, sequence: tuple | None = None):
+        if not output or not (pairs or sequence):
+            raise LogicError(_("Choose a list of pairs or a sequence, and a folder for the results."))
         self.output, self.running, self.error = Path(output), True, ""
         self.log: list[str] = []
         self._folder = None
         try:
-            self.names = [case.name for case in read_pairs(pairs)]
             self._folder = RunFolder(logic.temporary)
+            if sequence is not None:
+                pairs = str(phases.write_pairs(*sequence, self._folder.path))
+            self.names = [case.name for case in read_pairs(pairs)]
             settings = self._folder.path / "settings.json"
             settings.write_text(job.settings().to_json(), encoding="utf-8")
             arguments = ["batch", str(Path(pairs).resolve()), "--output", str(self.output.resolve())]
@@ -41,7 +47,7 @@ class BatchRun:
             arguments += [] if job.auto_mask else ["--no-auto-mask"]
             command = engine_command(*arguments, python=logic.python, owner=self._folder)
             self._process = EngineProcess(command, logic.environment, self._folder.path)
-        except (NephiError, OSError) as error:
+        except (NephiError, OSError, FrameError) as error:
             if self._folder is not None:
                 self._folder.remove()
             raise LogicError(str(error)) from None

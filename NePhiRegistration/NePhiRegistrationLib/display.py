@@ -22,9 +22,9 @@ GRID_MODES = ("grid", "glyphs", "contours")
 
 _JACOBIAN_COLORS = "NePhi Jacobian"
 _COLORS = 256  # entries that a scalar display maps its window to
-_JACOBIAN_WINDOW = 3.0
+_JACOBIAN_WINDOW = 2.5  # so that the legend's labels are round
 # 0 is the lower border of a colour and what is exactly 0 falls below it: only what is folded is loud
-_JACOBIAN_LOW = -42 * _JACOBIAN_WINDOW / (_COLORS - 1) + 1e-6
+_JACOBIAN_LOW = -51 * _JACOBIAN_WINDOW / (_COLORS - 1) + 1e-6
 _NOT_COMPARED = -1e6  # percent; no volume changes by so much
 _COMPARISON, _MASKED_JACOBIAN = "NePhi.Comparison", "NePhi.MaskedJacobian"  # attributes of volumes made for display
 MADE_OVERLAYS = (_MASKED_JACOBIAN, "NePhi.ErrorShown", "NePhi.DisplacementShown", "NePhi.ConsistencyShown")
@@ -102,7 +102,7 @@ def show_jacobian(outputs, on: bool, opacity: float = 0.5, legend: bool = True) 
     display.SetThreshold(_NOT_COMPARED / 2, -_NOT_COMPARED)
     display.SetApplyThreshold(True)
     display.SetAndObserveColorNodeID(jacobian_color_node(volume.GetScene()).GetID())
-    show_overlay(outputs.fixed, volume, on, opacity, _("Volume change\n(%)") if legend else "", "%.0f", 7)
+    show_overlay(outputs.fixed, volume, on, opacity, _("Volume change\n(%)") if legend else "", "%.0f", 6)
     if not on:
         nodes.remove(volume.GetScene(), volume)
 

@@ -8,7 +8,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 
 from . import scene as nodes
 
-_COLOR, _OPACITY = (0.75, 0.55, 0.5), 0.35
+_COLOR, _OPACITY = (0.92, 0.72, 0.65), 0.4
 
 
 def surface_model(scene, inside: np.ndarray, ijk_to_world: np.ndarray, name: str):

@@ -156,5 +156,4 @@ def _change(ratio: float) -> str:
     if ratio <= 0:
         return _("folded")
     percent = 100 * (ratio - 1)
-    text = _("{percent} % volume")
-    return text.format(percent=f"{percent:+.0f}".replace("-", "\u2212"))
+    return f"{percent:+.0f} %".replace("-", "\u2212")

@@ -16,19 +16,21 @@ from .errors import NephiError, collected_notices, notice
 from .files.image import check_image
 from .files.masks import check_mask
 from .fitting.configure import configured
+from .fitting.dense import refined_densely
 from .fitting.guidance import NOTHING, Guidance
 from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser, make_regulariser
 from .fitting.similarity import Similarity, make_similarity
+from .fitting.sliding import with_walls
 from .images.align import Alignment, align, masks_agreement
-from .images.hounsfield import hounsfield, looks_like_ct
+from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
 from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
 from .measure.estimate import beginning, stages
-from .measure.timetable import Tell, in_stages
+from .measure.timetable import Tell, Timetable, in_stages
 from .result import Registration
 from .settings import PRESETS, Settings, check
 from .space.grid import Grid
@@ -81,24 +83,32 @@ def register(
             raise NephiError("an initial transform takes the place of alignment and model: give one of them alone")
         masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)
         report("alignment")
+        shown, seen = _shown(images, masks)
         # what was taken for lungs may be the room: it is no reason to skip the search
-        trusted: Both[sitk.Image | None] = Both(None, None) if found and settings.align == "auto" else masks
+        trusted: Both[sitk.Image | None] = Both(None, None) if found and settings.align == "auto" else seen
         if guidance.initial is None:
-            alignment = align(images, trusted, settings.align)
+            alignment = align(shown, trusted, settings.align)
         else:
             start = affine_part(guidance.initial, Grid.of(images.fixed), masks.fixed)
             alignment = Alignment(start, "initial")
         lungs = complete(*masks)
         if found and lungs and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
             masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask=False)
+            shown, seen = _shown(images, masks)
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
         elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
     excluded = Both(*guidance.excluded)
-    pair = ImagePair.of(images, masks, alignment.affine, settings.similarity, trusted=not found, excluded=excluded)
+    if settings.sliding and complete(*masks) is None:
+        raise NephiError("sliding needs a mask of both images, along whose border it is")
+    pair = ImagePair.of(shown, seen, alignment.affine, settings.similarity, trusted=not found, excluded=excluded)
     used, decided = configured(pair, settings)
+    report.expect(stages(used, *sizes, str(target)))
     if used.similarity != settings.similarity:
         pair, similarity = replace(pair, similarity=used.similarity), make_similarity(used.similarity)
+    if settings.sliding:
+        used = with_walls(used)
+        pair = replace(pair, similarity=used.similarity, apart=True)
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(settings.model, model, pair, target)
@@ -121,6 +131,9 @@ def register(
     )
     report("features")
     result.history = optimisation.run(report.optimising)
+    if used.dense.rounds + used.dense.fine_rounds and not optimisation.objective.guides:
+        maps = refined_densely(optimisation.pair, optimisation.maps, used.dense, lambda part: report("optimising", 1.0))
+        optimisation.maps = result.maps = maps
     if settings.consensus:
         result.maps = optimisation.consensus()
     result.seconds = time.perf_counter() - started
@@ -138,6 +151,11 @@ class _Progress:
         self.progress(phase, part, terms or {})
         if self.preview is not None and self.result is not None:
             self.preview(phase, part, self.result)
+
+    def expect(self, expected: dict[str, float]) -> None:
+        """The seconds of what is still to come, once it is known what the pair needs."""
+        if isinstance(self.progress, Timetable):
+            self.progress.expect({name: expected[name] for name in ("features", "optimising")})
 
     def optimising(self, entry: dict) -> None:
         """An entry of the optimisation's history."""
@@ -182,6 +200,23 @@ def _masks(
         notice(f"No lungs were found in the {' and the '.join(without)} image; the whole images are registered.")
         return masks, ()
     return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
+
+
+def _shown(
+    images: Both[sitk.Image], masks: Both[sitk.Image | None]
+) -> tuple[Both[sitk.Image], Both[sitk.Image | None]]:
+    """The parts of the images that are no padding, and of their masks: what an image does not show must not pull."""
+
+    def part(image: sitk.Image, mask: sitk.Image | None) -> tuple[sitk.Image, sitk.Image | None]:
+        box = shown_box(image)
+        if box is None or (mask is not None and not sitk.GetArrayViewFromImage(mask)[box].any()):
+            return image, mask
+        start, size = ([f(one) for one in reversed(box)] for f in (lambda s: s.start, lambda s: s.stop - s.start))
+        within = None if mask is None else sitk.RegionOfInterest(mask, size, start)
+        return sitk.RegionOfInterest(image, size, start), within
+
+    parts = images.map(part, masks)
+    return parts.map(lambda both: both[0]), parts.map(lambda both: both[1])
 
 
 def _predict(

@@ -26,10 +26,11 @@ from .images.masks import inside as inside_of
 from .images.warp import warped_slices
 from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
-from .maps.consensus import Consensus
+from .maps.consensus import as_optimised, consensus, consensus_in
 from .maps.jacobian import exact_jacobian
 from .maps.maps import Composed, FieldMap, Map, make_fields
-from .maps.sampled import coarsest_displacement, nodes_around
+from .maps.sampled import coarsest_displacement, grid_values, held_error, nodes_around
+from .maps.sliding import Border, Sliding
 from .measure.quality import displacement_jacobian, random_points
 from .measure.signals import measure_signals
 from .measure.trust import Trust
@@ -43,6 +44,7 @@ _SLAB = 8 * _CHUNK  # voxels of a grid that they are chosen from
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
 _FEWER_NODES = 0.25  # of the voxels, at most, for this to be worth while
 _FOLD_MARGIN, _LEAST_FOLD_MARGIN = 3.0, 0.1  # in units of the largest error seen, and at least: what could be a fold
+_SIDES_MM = 1.5  # between the nodes of a written transform that slides
 _FORMAT = "nephi-registration-2"
 
 
@@ -87,7 +89,8 @@ class Registration:
 
         What these disagree on shows where either is wrong; the consensus' maps are inverses of each other.
         """
-        return replace(self, maps=self.maps.of) if isinstance(self.maps, Consensus) else self
+        maps = as_optimised(self.maps)
+        return self if maps is self.maps else replace(self, maps=maps)
 
     def jacobian_determinant(self, points_lps_mm) -> np.ndarray:
         """Exact Jacobian determinant (n,) of the forward map at fixed points, alignment included."""
@@ -132,10 +135,32 @@ class Registration:
         """
         points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
         way = self.inverse if inverse else self.forward
+        if isinstance(self.maps, Sliding):
+            return self._sampled_by_side(grid, inverse, good_mm, points, way(points))
         displacement = functools.partial(self.displacement, inverse=inverse)
         return coarsest_displacement(
             displacement, lambda places: way(places) - places, grid, points, way(points), self.length_scale, good_mm
         )
+
+    def _sampled_by_side(
+        self, grid: Grid, inverse: bool, good_mm: float | None, points: np.ndarray, truth: np.ndarray
+    ) -> tuple[Grid, np.ndarray, dict]:
+        """``sampled`` of a map that slides: each of its sides is smooth, and both are put together on a fine grid."""
+        maps = self.maps
+        assert isinstance(maps, Sliding), "only maps that slide have sides"
+        fine = grid.coarsened(_SIDES_MM * self.length_scale)
+        of_sides = []
+        for side in (maps.within, maps.smooth):
+            coarse, values, _ = replace(self, maps=side).sampled(grid, inverse, good_mm)
+            of_sides.append(grid_values(values, coarse, fine))
+        out, other = of_sides
+        around = replace(self, maps=maps.smooth)
+        for z in range(fine.shape[0]):
+            at = fine.slab_lps_mm(z, z + 1)
+            fixed = self.cube.to_cube(around.inverse(at) if inverse else at)
+            outside = ~maps.is_within(self._tensor(fixed)).cpu().numpy().reshape(fine.shape[1:])
+            out[z][outside] = other[z][outside]
+        return fine, out, held_error(out, fine, points, truth)
 
     def transform(self, grid: Grid | None = None, inverse: bool = False) -> sitk.DisplacementFieldTransform:
         """The map as an ITK transform of points, fixed -> moving, that resamples a moving image onto ``grid``.
@@ -199,12 +224,16 @@ class Registration:
     def _interpolated_jacobian(self, nodes: Grid, part: Grid, inside: np.ndarray, out: np.ndarray) -> dict[str, float]:
         """Writes the determinant into ``out`` (z, y, x) on a grid, as ``jacobian_image`` says; returns its error."""
         near = nodes.image(nodes_around(part, nodes, inside).astype(np.uint8))
-        for row, values, where in zip(out, between(self.dense_jacobian(nodes, near), nodes, part), inside, strict=True):
+        side = replace(self, maps=self.maps.within) if isinstance(self.maps, Sliding) else self
+        for row, values, where in zip(out, between(side.dense_jacobian(nodes, near), nodes, part), inside, strict=True):
             np.copyto(row, values, where=where)
         chosen = drawn(inside, 2000, np.random.default_rng(0))
         error = out[tuple(chosen.T)] - self.jacobian_determinant(part.to_lps_mm(chosen[:, ::-1]))
         exact_below = _FOLD_MARGIN * float(np.abs(error).max()) + _LEAST_FOLD_MARGIN
-        doubtful = np.argwhere((out < exact_below) & inside)
+        low = out < exact_below
+        low &= inside
+        doubtful = np.argwhere(low)
+        del low
         for start in range(0, len(doubtful), _CHUNK):
             some = doubtful[start : start + _CHUNK]
             out[tuple(some.T)] = self.jacobian_determinant(part.to_lps_mm(some[:, ::-1]))
@@ -231,8 +260,9 @@ class Registration:
 
     def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
-        parts = _parts(self.fields.maps)
-        tensors: dict[str, torch.Tensor] = {}
+        maps = self.fields.maps
+        parts = _parts(maps)
+        tensors = {"border": maps.border.distance} if isinstance(maps, Sliding) else {}
         for prefix, maps in parts.items():
             for name, module in (("fields", maps.fields), ("code", HybridCode(maps.code))):
                 tensors |= {f"{prefix}{name}.{k}": v for k, v in module.state_dict().items()}
@@ -242,8 +272,8 @@ class Registration:
             "fixed_grid": _plain(self.fixed_grid),
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
-            "consensus": isinstance(self.maps, Consensus),
-            "smooth": self.maps.smooth if isinstance(self.maps, Consensus) else 0.0,
+            "consensus": maps is not self.maps,
+            "smooth": 0.0 if (found := consensus_in(self.maps)) is None else found.smooth,
             "length_scale": self.length_scale,
             "alignment": self.alignment.method,
         }
@@ -289,8 +319,13 @@ class Registration:
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
         maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
+        if "along." in parts:
+            distance = tensors["border"]
+            if distance.dtype != torch.float16 or distance.ndim != cube.dimension or min(distance.shape) < 2:
+                raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
+            maps = Sliding(maps, parts["along."], Border(distance.to(device), upper.to(device)))
         if geometry.get("consensus"):  # files of former versions have no such entry
-            maps = Consensus(maps, float(geometry.get("smooth", 0.0)))
+            maps = consensus(maps, float(geometry.get("smooth", 0.0)))
         affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))
         return cls(
             maps=maps,
@@ -339,11 +374,15 @@ def _loaded(result: Registration | str | Path) -> Registration:
 
 def _parts(maps: Map) -> dict[str, FieldMap]:
     """The maps that a file holds, by the prefix of their tensors; raises NephiError for others than the package's."""
+    sliding = maps if isinstance(maps, Sliding) else None
+    maps = maps if sliding is None else sliding.smooth
     parts = {"": maps.inner, "outer.": maps.outer} if isinstance(maps, Composed) else {"": maps}
+    if sliding is not None:
+        parts["along."] = sliding.along
     found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
     if len(found) < len(parts):
         raise NephiError(
-            "only maps that fields make, the composition of two, or the consensus of such maps, can be saved"
+            "only maps that fields make, the composition of two, such maps that slide, or their consensus, can be saved"
         )
     return found
 

@@ -192,6 +192,17 @@ class RegularitySettings:
 
 
 @dataclass(frozen=True)
+class DenseSettings:
+    """The refinement voxel by voxel after the optimisation, for images of one contrast."""
+
+    rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at nodes, twice the voxels apart; 0: no refinement
+    fine_rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at voxels
+    spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 1.0  # of these voxels; at least half the images'
+    stiffness: NotNegative = 1e-3  # against the squared slopes of the intensities, of the window's width
+    least_determinant: Annotated[float, AtLeast(0.01), AtMost(0.9)] = 0.06  # of the map: below it is smoothed
+
+
+@dataclass(frozen=True)
 class GuidanceSettings:
     """How far the result may be from what guides it (see ``Guidance``); nothing pulls within half of that."""
 
@@ -227,8 +238,10 @@ class Settings:
     regularity: RegularitySettings = RegularitySettings()  # how smooth the maps are
     guidance: GuidanceSettings = GuidanceSettings()  # how strictly landmarks, labels and regions are followed
     fit: FitSettings = FitSettings()  # the optimiser
+    dense: DenseSettings = DenseSettings()  # what follows it
     # entries that stay whatever the pair is like, as "levels" or "fit.iterations" ("all": every one); files list theirs
     kept: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    sliding: bool = False  # motion may jump along the border of the masks, and only along it
     consensus: bool = True  # the result is the mean of the forward field and the inverted inverse one, and its inverse
     smooth: Share = 1.0  # of the nodes' distance, over which the consensus is smoothed at most, as the pair allows
 

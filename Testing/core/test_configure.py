@@ -77,6 +77,7 @@ def test_what_was_set_by_hand_stays():
         "field": {"code_spacing_mm": 12.0},
         "regularity": {"weight": 0.5, "points": 64},
         "fit": {"iterations": 500},
+        "smooth": 1.0,
     }
     for settings in (from_dict(by_file), replace(PRESETS["balanced"], kept=(EVERY_ENTRY,))):
         got, _ = configured(pair(moving), settings)

@@ -85,6 +85,23 @@ def test_a_nifti_of_another_length_than_its_header_names(size, tmp_path):
         read_image(tmp_path / "a.nii")
 
 
+@pytest.mark.parametrize("packed_at_a_time", [7, 512, 2**20])
+def test_a_nifti_of_several_compressed_members_is_read_to_its_end(packed_at_a_time, tmp_path, monkeypatch):
+    """As pigz and bgzip may write them, and with the zeros that fill a tape's last block."""
+    monkeypatch.setattr("nephi.files.nifti._PACKED", packed_at_a_time)
+    path = tmp_path / "image.nii"
+    write_nifti(path, ARRAY, STRAIGHT)
+    raw, zipped = path.read_bytes(), tmp_path / "image.nii.gz"
+    parts = [gzip.compress(raw[start : start + 900]) for start in range(0, len(raw), 900)]
+    zipped.write_bytes(b"".join(parts) + bytes(700))
+    found, wanted = (sitk.GetArrayFromImage(read_image(name)) for name in (zipped, path))
+    np.testing.assert_array_equal(found, wanted)
+    for broken in (b"".join(parts[:-1]), b"".join(parts)[:-5], b"".join(parts) + b"more"):
+        zipped.write_bytes(broken)
+        with pytest.raises(NephiError, match="cut off|damaged"):
+            read_image(zipped)
+
+
 def test_a_damaged_bit_in_a_compressed_file(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", ARRAY, STRAIGHT)
     data = bytearray((tmp_path / "a.nii.gz").read_bytes())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import slicer
 from conftest import _made_phantom
-from NePhiRegistrationLib import parameters
+from NePhiRegistrationLib import parameters, sample
 from NePhiRegistrationLib.choices import Preset
 
 
@@ -67,33 +67,53 @@ def test_own_presets_are_saved_chosen_replaced_and_removed(panel, app):
 
 @pytest.fixture
 def listed(panel, tmp_path):
-    """A list with a pair, the same the other way, and one whose moving image is missing."""
+    """A list with a pair, and settings that are quick."""
     _made_phantom().write(tmp_path)
-    rows = ["name,fixed,moving,fixed_mask,moving_mask"]
-    rows += [f"{n},{a}.nii.gz,{b}.nii.gz,{a}_mask.nii.gz,{b}_mask.nii.gz" for n, a, b in (("in", "fixed", "moving"),)]
-    rows += ["gone,fixed.nii.gz,none.nii.gz,,"]
-    (tmp_path / "pairs.csv").write_text("\n".join(rows), encoding="utf-8")
+    rows = "name,fixed,moving\nin,fixed.nii.gz,moving.nii.gz"
+    (tmp_path / "pairs.csv").write_text(rows, encoding="utf-8")
     panel.p.preset, panel.p.iterations, panel.p.device = Preset.FAST, 20, "cpu"
     panel.ui.batchListPathLineEdit.currentPath = str(tmp_path / "pairs.csv")
     panel.ui.batchOutputPathLineEdit.currentPath = str(tmp_path / "results")
     return panel
 
 
-def test_a_list_of_pairs_is_registered_with_the_panels_settings(listed, app, tmp_path):
+def test_a_pair_that_fails_says_why(listed, app, tmp_path):
     ui, nodes = listed.ui, slicer.mrmlScene.GetNumberOfNodes()
+    (tmp_path / "pairs.csv").write_text("name,fixed,moving\ngone,fixed.nii.gz,none.nii.gz", encoding="utf-8")
     ui.batchStartButton.click()
     assert not ui.batchStartButton.enabled and ui.batchStopButton.enabled
     listed.wait(lambda: not listed.widget.batch.running)
-    assert ui.batchStatusLabel.text.startswith("1 of 2 pairs registered, 1 failed")
-    cell = lambda row, column: ui.batchTable.item(row, column)  # noqa: E731
-    assert [cell(row, 0).text() for row in (0, 1)] == ["in", "gone"]
-    assert cell(0, 1).text() in ("PASS", "CHECK", "FAIL") and float(cell(0, 2).text()) > 0
-    assert cell(1, 1).text() == "failed" and "none.nii.gz" in cell(1, 1).toolTip()
-    report = json.loads((tmp_path / "results" / "in" / "report.json").read_text(encoding="utf-8"))
-    assert report["settings"]["fit"]["iterations"] == 20
+    assert ui.batchStatusLabel.text.startswith("0 of 1 pairs registered, 1 failed")
+    name, verdict = (ui.batchTable.item(0, column) for column in (0, 1))
+    assert (name.text(), verdict.text()) == ("gone", "failed") and "none.nii.gz" in verdict.toolTip()
     assert slicer.mrmlScene.GetNumberOfNodes() == nodes and ui.batchStartButton.enabled
 
 
+@pytest.mark.slow
+def test_the_phases_of_a_sequence_are_registered_to_one_of_them(listed, app, tmp_path):
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "4D CT")
+    for i, volume in enumerate(sample.add_phantom(slicer.mrmlScene)[:2]):
+        sequence.SetDataNodeAtValue(volume, str(i))
+    ui = listed.ui
+    ui.batchSequenceSelector.setCurrentNode(sequence)
+    ui.batchReferenceSpinBox.value = 3
+    ui.batchStartButton.click()
+    assert "2 phases" in app.said[-1] and not listed.widget.batch.running
+    ui.batchReferenceSpinBox.value = 1
+    ui.batchStartButton.click()
+    listed.wait(lambda: not listed.widget.batch.running)
+    assert ui.batchStatusLabel.text.startswith("1 of 1 pairs registered, 0 failed"), ui.batchStatusLabel.text
+    cells = [ui.batchTable.item(0, column).text() for column in range(3)]
+    assert cells[0] == "phase_002" and cells[1] in ("PASS", "CHECK", "FAIL") and float(cells[2]) > 0
+    report = json.loads((tmp_path / "results" / "phase_002" / "report.json").read_text(encoding="utf-8"))
+    assert report["settings"]["fit"]["iterations"] == 20  # as the panel says
+    made = slicer.util.getNodesByClass("vtkMRMLSequenceNode")[-1]
+    assert made.GetName() == "4D CT to phase 1" and made.GetNumberOfDataNodes() == 2
+    moved = [made.GetNthDataNode(i).GetTransformFromParent().TransformPoint((0.0, 0.0, 60.0)) for i in (0, 1)]
+    assert moved[0] == (0.0, 0.0, 60.0) and moved[1] != moved[0]
+
+
+@pytest.mark.slow
 def test_a_list_is_stopped_and_what_cannot_begin_is_said(listed, app, tmp_path):
     ui = listed.ui
     listed.p.iterations = 100_000
@@ -106,7 +126,7 @@ def test_a_list_is_stopped_and_what_cannot_begin_is_said(listed, app, tmp_path):
     while _engines(tmp_path):
         assert time.monotonic() < end, _engines(tmp_path)
         time.sleep(0.1)
-    for path, words in (("", "Choose the list"), (str(tmp_path / "none.csv"), "none.csv")):
+    for path, words in (("", "Choose a list"), (str(tmp_path / "none.csv"), "none.csv")):
         ui.batchListPathLineEdit.currentPath = path
         ui.batchStartButton.click()
         assert words in app.said[-1] and len(app.said[-1].splitlines()) == 1

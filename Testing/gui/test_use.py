@@ -81,7 +81,7 @@ def test_results_are_compared_and_chosen(finished, engine_folder, tmp_path):
     second = add_result(finished, engine_folder, tmp_path / "second", [])
     rows = _rows(ui.resultsTable)
     assert [row[0] for row in rows] == [first.forward.GetName(), second.forward.GetName()]
-    assert rows[0][4] == "0.013" and rows[1][4] == "0" and all(row[5] == "fast" for row in rows)
+    assert rows[0][5] == "0.013" and rows[1][5] == "0" and all(row[6] == "fast" for row in rows)
     send(ui.resultsTable, "cellClicked", 0, 0)
     assert finished.p.result is first.forward and "Folded in 2 places" in ui.summaryLabel.text
     slicer.mrmlScene.RemoveNode(second.forward)

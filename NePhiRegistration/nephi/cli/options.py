@@ -16,7 +16,7 @@ def settings_from(options) -> Settings:
         settings = load(options.settings, settings)
         if options.preset and settings.preset != options.preset:
             raise NephiError(f"--preset {options.preset} and the settings file's preset '{settings.preset}' differ")
-    given = {k: getattr(options, k) for k in ("align", "model") if getattr(options, k)}
+    given = {k: getattr(options, k) for k in ("align", "model", "sliding") if getattr(options, k)}
     settings = replace(settings, **given)
     changes = {k: getattr(options, k) for k in ("iterations", "seed") if getattr(options, k) is not None}
     settings = replace(settings, fit=replace(settings.fit, **changes))

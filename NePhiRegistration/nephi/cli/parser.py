@@ -404,6 +404,7 @@ def _add_how(p: argparse.ArgumentParser) -> None:
     p.add_argument("--settings", metavar="FILE", help="JSON with settings that differ from the preset's")
     p.add_argument("--model", metavar="NAME", help="start from a shipped model, by name, or from a model file")
     p.add_argument("--align", metavar="HOW", help=f"{', '.join(ALIGNMENTS)}, or a linear transform file")
+    p.add_argument("--sliding", action="store_true", help="motion may jump along the masks' border, as at the pleura")
     p.add_argument(
         "--guide-sd", type=float, metavar="MM", help="standard deviation of landmarks that guide (default 1)"
     )

@@ -34,7 +34,12 @@ _APART = 4.0  # voxels between two nodes
 _FINEST_MM = 1.0
 _FINE_MM = 2.5  # voxels from which on finer nodes tell nothing
 _NODES_A_POINT = 4
-_WEIGHT, _CHECKED = 2.0, 512  # of regularity, and its points a step, where many nodes follow an organ alone
+# of an organ alone, before the refinement: nodes and points, weight of regularity and its points a step
+_FIRST_NODES_MM, _FIRST_POINTS, _WEIGHT, _CHECKED = 6.0, 1500, 0.5, 128
+_LEVELS = tuple(
+    Level(start, Features(mm, 1), factor) for start, mm, factor in ((0.0, 8.0, 4.0), (0.15, 4.0, 2.0), (0.4, 2.0, 1.0))
+)
+_ROUNDS = {"fast": (6, 3), "balanced": (6, 6), "coarse": (10, 0)}
 
 
 @dataclass(frozen=True)
@@ -106,20 +111,31 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
         why = f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance)"
         yield "similarity.name", s.similarity.name, f"similarity {s.similarity.name}: {why}"
     yield "smooth", 0.0, ""  # measured on CTs of the chest alone
-    apart = min(base.field.code_spacing_mm, _APART * is_.voxel_mm)
-    yield "field.code_spacing_mm", apart, f"nodes {apart:.3g} mm apart: voxels of {is_.voxel_mm:.2g} mm"
-    points = int(np.clip(is_.nodes // _NODES_A_POINT, base.similarity.points.least, 1500 if fast else 3000))
-    yield "similarity.points", Sampling.of_number(points), f"{points} points a step: room for {is_.nodes} nodes"
-    if is_.alone and not is_.contrasts_differ:
-        finest = min(base.levels[-1].features.spacing_mm, max(_FINEST_MM, is_.voxel_mm))
-        yield "levels", _levels(finest), f"levels of 8, 4, 2 and {finest:.3g} mm"
-        yield "regularity.weight", _WEIGHT, f"regularity {_WEIGHT:g}, at {_CHECKED} points: as that many nodes need it"
-        yield "regularity.points", Sampling.of_number(_CHECKED), ""
-
-
-def _levels(finest_mm: float) -> tuple[Level, ...]:
-    each = ((0.0, 8.0, 4.0), (0.1, 4.0, 4.0), (0.25, 2.0, 2.0), (0.5, finest_mm, 1.0))
-    return tuple(Level(start, Features(max(mm, finest_mm), 1), factor) for start, mm, factor in each)
+    if is_.contrasts_differ:
+        return
+    if not is_.alone:
+        apart = min(base.field.code_spacing_mm, _APART * is_.voxel_mm)
+        yield "field.code_spacing_mm", apart, f"nodes {apart:.3g} mm apart: voxels of {is_.voxel_mm:.2g} mm"
+        points = int(np.clip(is_.nodes // _NODES_A_POINT, base.similarity.points.least, 1500 if fast else 3000))
+        yield "similarity.points", Sampling.of_number(points), f"{points} points a step: room for {is_.nodes} nodes"
+        return
+    yield "field.code_spacing_mm", _FIRST_NODES_MM, f"nodes {_FIRST_NODES_MM:g} mm apart, levels of 8, 4 and 2 mm"
+    yield "levels", _LEVELS, ""
+    yield "similarity.points", Sampling.of_number(_FIRST_POINTS), ""
+    yield "regularity.weight", _WEIGHT, f"regularity {_WEIGHT:g}, at {_CHECKED} points: the refinement does the rest"
+    yield "regularity.points", Sampling.of_number(_CHECKED), ""
+    if not _is_free(s, "similarity.name"):  # the refinement compares intensities
+        return
+    # nodes twice as far apart, but no finer than the images' voxels, where nothing is seen between nodes
+    finest = float(max(_FINEST_MM, is_.voxel_mm / 2))
+    many, fine = _ROUNDS["fast" if fast else "balanced"] if is_.voxel_mm < 1.5 * finest else _ROUNDS["coarse"]
+    yield "dense.spacing_mm", finest, ""
+    yield (
+        "dense.rounds",
+        many,
+        f"{many} + {fine} rounds of refinement at voxels of {2 * finest:.3g} and {finest:.3g} mm",
+    )
+    yield "dense.fine_rounds", fine, ""
 
 
 def _is_free(s: Settings, entry: str) -> bool:

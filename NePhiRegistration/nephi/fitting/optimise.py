@@ -14,7 +14,7 @@ from ..errors import NephiError
 from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
-from ..maps.consensus import Consensus
+from ..maps.consensus import Consensus, consensus
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
 from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
@@ -26,6 +26,7 @@ from .initial import outer_map
 from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
+from .sliding import Continued, made_to_slide
 from .smoothing import smoothed
 
 _POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
@@ -68,15 +69,22 @@ class Optimisation:
         self.code = HybridCode(start.code).to(device)
         own = FieldMap(self.fields, self.code)
         self.maps: Map = own if outer is None else outer @ own
+        self.codes = [self.code]
         generator = torch.Generator(device).manual_seed(s.fit.seed)
         regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
         guides = make_guides(guidance, self.pair, s.guidance, regularity.step_mm / cube.unit_mm, device)
+        if s.sliding:
+            sliding, code = made_to_slide(self.maps, self.code, self.field, self.pair)
+            self.maps = sliding
+            self.codes.append(code)
+            guides.append(Continued(sliding, self.pair, device))
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
+        self.guidance_weight = s.guidance.weight
         # what an initial transform or guides ask for may be sharper than the nodes
         self._smooth = 0.0 if guides or outer is not None else s.smooth
-        self.adam = Adam([*self.code.parameters(), *self.fields.parameters()], s.fit)
+        self.adam = Adam([p for part in (*self.codes, self.fields) for p in part.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
         self._seen: tuple[Features, VolumePair] | None = None  # the present features, and what they depend on
@@ -84,8 +92,10 @@ class Optimisation:
         self._first = 0  # the step that they begin with
         self._now: Drawn | None = None  # those of the present step
 
-    def consensus(self) -> Consensus:
+    def consensus(self) -> Map:
         """Of the two maps, smoothed as far as the images agree with that."""
+        if not self._smooth:
+            return consensus(self.maps)
         sides = zip(self.cube.half_extents_cube, self.code.size, strict=True)
         nodes_cube = max(2 * float(half) / (n - 1) for half, n in sides)
         return smoothed(self.pair, Consensus(self.maps), nodes_cube, self._smooth, self.device)
@@ -105,7 +115,7 @@ class Optimisation:
             ) from None
         finally:
             torch.set_num_threads(self.threads)
-        for module in (self.fields, self.code):
+        for module in (self.fields, *self.codes):
             module.eval().requires_grad_(False)
         return history
 
@@ -165,7 +175,10 @@ class Optimisation:
             )
         size = self._code_size(level)
         if self.begin and not self.keep_nodes and size != self.code.size:
-            self.adam.replace(*self.code.refine(size, self.field.code_degree))
+            for code in self.codes:
+                self.adam.replace(*code.refine(size, self.field.code_degree))
+        if Continued.name in self.objective.weights:  # where motion is still large, it would hold it back
+            self.objective.weights[Continued.name] = self.guidance_weight if level is self.levels[-1][0] else 0.0
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes)
         torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))

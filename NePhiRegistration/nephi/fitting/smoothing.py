@@ -11,7 +11,7 @@ from .similarity import LNCC
 
 _PARTS = (0.4, 0.5, 0.6, 0.75, 0.9)  # of the distance between the nodes
 _SPACING_MM, _SIDE = 1.5, 5  # of the blocks that are compared
-_BLOCKS = 1000
+_BLOCKS = 600
 _WORSE = 0.0075  # of what keeps the blocks from agreeing wholly, that a smoother map may add
 _SEED = 16
 

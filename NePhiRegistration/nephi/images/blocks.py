@@ -51,7 +51,7 @@ def block_means(
         values = array[(slice(start, start + steps[0]), *kept[1:])]
         values = values if prepare is None else prepare(values)
         kind = _SUMMED.get(values.dtype, np.float64) if count < _MOST_SUMMED else np.float64
-        means = _sums(values, steps, kind)[0] / count
+        means = _sums(values, steps, kind)[0] * (1 / count)  # as ITK, to the last bit
         out[number] = np.floor(means + 0.5) if rounded else means
     spacing = tuple(s * f for s, f in zip(grid.spacing_mm, factor, strict=True))
     origin = part.to_lps_mm((np.array(factor) - 1) / 2)

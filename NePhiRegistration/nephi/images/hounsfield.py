@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import notice
+from ..space.grid import Box
 
 CT_WINDOW = (-1000.0, 200.0)
 _AIR_HU = -1000.0
@@ -111,6 +112,25 @@ def unseen_values(image: sitk.Image, units: Units = HU) -> list[float]:
     """The padding that is not the air that the scanner would have seen, in the image's own units."""
     in_hounsfield = {value: units.slope * value + units.offset for value in padding(image)}
     return [value for value, hu in in_hounsfield.items() if hu > _DENSE_HU or hu < _FAR_HU]
+
+
+def shown_box(image: sitk.Image) -> Box | None:
+    """The box of what a CT shows: without the planes at its sides that padding fills; None where nothing pads it.
+
+    Of other images None: what lies around an organ there says where it ends.
+    """
+    array, values = sitk.GetArrayViewFromImage(image), padding(image) if looks_like_ct(image) else []
+    if not values:
+        return None
+    box = []
+    for axis in range(array.ndim):
+        planes = np.moveaxis(array, axis, 0)
+        shown = (number for number in range(len(planes)) if not np.isin(planes[number], values).all())
+        first = next(shown, 0)
+        last = next((n for n in range(len(planes) - 1, first, -1) if not np.isin(planes[n], values).all()), first)
+        box.append(slice(first, last + 1))
+    whole = all(part.stop - part.start == n for part, n in zip(box, array.shape, strict=True))
+    return None if whole else tuple(box)
 
 
 def in_hu(image: sitk.Image, units: Units) -> sitk.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -28,6 +28,8 @@ from .volume import Volume, VolumePair
 _NODES = 4.0  # voxels between two nodes of the local code, at least: what is finer follows the noise
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _AROUND_MM = 4.0  # what an image shows: where points are drawn, so that its border counts
+_LEAST_LEFT = 0.25  # of the places to compare, where features do not see beyond the image
+_BETWEEN = 0.4  # of the window, in the place of what lies on the other side of a border
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
 _CPU = torch.device("cpu")
 _NEITHER: Both[sitk.Image | None] = Both(None, None)
@@ -42,7 +44,7 @@ class ImagePair:
     ``cube``: where the maps live. ``region_lps_mm`` (n, d): corners of what is compared, on the fixed image's side of
     the alignment. ``scale``: of all lengths, below 1 for small bodies. ``windows``: intensities that become 0 and 1.
     ``trusted``: the masks were given, not detected, so that what lies outside them may be left out. ``excluded``: masks
-    of what must not count.
+    of what must not count. ``apart``: no feature on one side of the masks' borders sees the other side.
     """
 
     images: Both[sitk.Image]
@@ -55,6 +57,7 @@ class ImagePair:
     scale: float
     windows: Both[tuple[float, float]]
     excluded: Both[sitk.Image | None] = _NEITHER
+    apart: bool = False
     _on_device: dict[int, DeviceImage] = field(default_factory=dict, repr=False)
     _distances: dict[int, sitk.Image] = field(default_factory=dict, repr=False)
 
@@ -107,16 +110,17 @@ class ImagePair:
         return replace(field, code_spacing_mm=max(field.code_spacing_mm, _NODES * self.voxel_mm))
 
     @cached_property
-    def _box_cube(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper corner (d,) of the working grids."""
+    def compared_cube(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper corner (d,) of what is compared, and of the working grids."""
         inside = self.cube.to_cube(self.region_lps_mm)
-        margin = 0.0 if self.masks.fixed is None else _MARGIN_MM * self.scale / self.cube.unit_mm
+        around_mm = max(_MARGIN_MM, self.similarity.mask_margin_mm) * self.scale
+        margin = 0.0 if self.masks.fixed is None else around_mm / self.cube.unit_mm
         return np.maximum(inside.min(0) - margin, -self.cube.half_extents_cube - margin), inside.max(0) + margin
 
     @property
     def lower_cube(self) -> np.ndarray:
         """(d,): the first voxel of all working grids."""
-        return self._box_cube[0]
+        return self.compared_cube[0]
 
     def volumes(
         self, features: Features, prepare: Callable[..., Tensor], device: torch.device | str, reach: int = 0
@@ -139,9 +143,29 @@ class ImagePair:
             seen &= ((index >= 0) & (index <= np.array(own.size) - 1)).all(1)
         return seen.reshape(grid.shape)
 
+    def cube_grid(self, size: Sequence[int]) -> Grid:
+        """The grid of this many voxels along x, y (, z) that covers the cube, borders included."""
+        spacing = [2 * half / (n - 1) for half, n in zip(self.cube.half_sides_mm, size, strict=True)]
+        lower = self.cube.to_lps_mm(-self.cube.half_extents_cube)
+        return Grid(tuple(size), tuple(spacing), tuple(lower.tolist()), self.cube.direction)
+
+    def counted_on(self, grid: Grid) -> Both[np.ndarray]:
+        """(z, y, x) of 0 to 1: what counts of each image, in its field of view and its mask and not excluded."""
+        parts = []
+        for way, image in enumerate(self.images):
+            inside = sitk.Image(image.GetSize(), sitk.sitkFloat32) + 1
+            inside.CopyInformation(image)
+            part = np.asarray(self._on(grid, inside, way)[:])
+            for mask, sign in ((self.masks[way], 1), (self.excluded[way], -1)):
+                if mask is not None:
+                    value = np.asarray(self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:])
+                    part = part * (value if sign > 0 else 1 - value)
+            parts.append(part)
+        return Both(*parts)
+
     def covering_grid(self, spacing_mm: float) -> Grid:
         """The grid of this spacing over what is compared."""
-        return self.cube.grid(spacing_mm, *self._box_cube)
+        return self.cube.grid(spacing_mm, *self.compared_cube)
 
     def _masks_meet(self, masks: Both[sitk.Image]) -> bool:
         """Whether a point lies in both masks, on a grid of 4 mm."""
@@ -170,16 +194,23 @@ class ImagePair:
         grid = self.working_grid(features.spacing_mm)
         scaled, inside, distance = self.seen_on(grid, way, features.outside, device)
         excluded = self._sees_excluded(grid, way, reach)
+        drawn = None if inside is None else torch.as_tensor(inside[:]).cpu()
         if excluded is not None:
-            left = ~excluded if inside is None else torch.as_tensor(inside[:]).cpu() & ~excluded
-            if not left.any():
+            drawn = ~excluded if drawn is None else drawn & ~excluded
+            if not drawn.any():
                 raise NephiError(
                     f"nothing of the {('fixed', 'moving')[way]} image is left to compare: what is excluded, and "
                     f"{reach + 1} voxels of {grid.spacing_mm[0]:.3g} mm around it, covers all of it"
                 )
-            inside = left
+        beyond = self._sees_beyond(grid, way, reach)
+        if beyond is not None and drawn is not None:
+            left = drawn & ~beyond
+            if left.sum() >= _LEAST_LEFT * drawn.sum():  # on coarse grids features may see too far
+                drawn, excluded = left, beyond if excluded is None else excluded | beyond
+        inside = drawn
+        values = partial(prepare, dilation=features.dilation, device=device)
         return Volume(
-            prepare(scaled, features.dilation, device),
+            self._of_each_side(grid, way, values, device) if self.apart else values(scaled),
             torch.tensor(self.lower_cube, dtype=torch.float32),
             grid.spacing_mm[0] / self.cube.unit_mm,
             inside,
@@ -187,6 +218,19 @@ class ImagePair:
             distance,
             excluded=excluded,
         ).to(device)
+
+    def _of_each_side(self, grid: Grid, way: int, prepare: Callable[..., Tensor], device: torch.device) -> Tensor:
+        """Features (z, y, x, c) within the mask of the image within, and around it of the image around."""
+        mask = self.masks[way]
+        assert mask is not None, "sides are those of masks"
+        within, around = (self._windowed(grid, way, device) for _ in range(2))
+        part = self._on(grid, mask, way, device=device)
+        within.then(lambda values, rows: values + (_BETWEEN - values) * (1 - part[rows]))
+        around.then(lambda values, rows: values + (_BETWEEN - values) * part[rows])
+        inside = torch.as_tensor(part[:]).to(device) > 0.5
+        out = prepare(around)
+        out[inside] = prepare(within)[inside]
+        return out
 
     def _sees_excluded(self, grid: Grid, way: int, reach: int) -> Tensor | None:
         """(z, y, x) bool on a working grid: where features that look over ``reach`` voxels see what is excluded.
@@ -197,15 +241,22 @@ class ImagePair:
         if mask is None:
             return None
         part = self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:]  # means of bytes would be rounded
-        seen = torch.as_tensor(part > 0).to(torch.uint8)
-        for axis in range(seen.ndim):
-            last, wider = seen.shape[axis] - 1, seen.clone()
-            for step in range(1, min(reach + 1, last) + 1):
-                near, far = wider.narrow(axis, 0, last + 1 - step), wider.narrow(axis, step, last + 1 - step)
-                near |= seen.narrow(axis, step, last + 1 - step)
-                far |= seen.narrow(axis, 0, last + 1 - step)
-            seen = wider
-        return seen.bool()
+        return _widened(torch.as_tensor(part > 0), reach + 1)
+
+    def _sees_beyond(self, grid: Grid, way: int, reach: int) -> Tensor | None:
+        """(z, y, x) bool on a working grid: where features see beyond the image, which ends within the masks' region.
+
+        None where they don't, and without a mask: the region then is the image, around which nothing is cut off.
+        """
+        if self.masks[way] is None:
+            return None
+        own, beyond = Grid.of(self.images[way]), torch.zeros(grid.shape, dtype=torch.bool)
+        for z in range(grid.shape[0]):
+            points = grid.slab_lps_mm(z, z + 1)
+            index = own.to_index(points if way == 0 else self.affine(points))
+            outside = ((index < 0) | (index > np.array(own.size) - 1)).any(1)
+            beyond[z] = torch.from_numpy(outside.reshape(grid.shape[1:]))
+        return _widened(beyond, reach + 1) if beyond.any() else None
 
     def working_grid(self, spacing_mm: float) -> Grid:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
@@ -220,8 +271,7 @@ class ImagePair:
         """
         s, image, mask = self.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]
-        scaled = self._on(grid, image, way, low, device)
-        scaled.then(lambda values, _: ((values - low) / (high - low)).clip(0, 1))
+        scaled = self._windowed(grid, way, device)
         if mask is None:
             return scaled, self._shown(grid, way), None
         inside, distance = self._on(grid, mask, way, device=device), None
@@ -238,6 +288,11 @@ class ImagePair:
                     lambda values, _: values <= s.mask_margin_mm * self.scale
                 )
         return scaled, inside.then(lambda values, _: values > 0.5), distance
+
+    def _windowed(self, grid: Grid, way: int, device: torch.device) -> Slices | DeviceSlices:
+        low, high = self.windows[way]
+        scaled = self._on(grid, self.images[way], way, low, device)
+        return scaled.then(lambda values, _: ((values - low) / (high - low)).clip(0, 1))
 
     def _shown(self, grid: Grid, way: int) -> Tensor | None:
         """(z, y, x) bool: around what an image shows, where a value that stands for nothing fills much of it."""
@@ -279,3 +334,16 @@ class ImagePair:
         matrix = (index(np.eye(d)) - offset).T
         as_tensor = partial(torch.tensor, dtype=torch.float32)
         return as_tensor(matrix), as_tensor(offset), as_tensor(np.asarray(grid.size))
+
+
+def _widened(places: Tensor, reach: int) -> Tensor:
+    """(z, y, x) bool: these and what lies within this many voxels of them along each axis."""
+    seen = places.to(torch.uint8)
+    for axis in range(seen.ndim):
+        last, wider = seen.shape[axis] - 1, seen.clone()
+        for step in range(1, min(reach, last) + 1):
+            near, far = wider.narrow(axis, 0, last + 1 - step), wider.narrow(axis, step, last + 1 - step)
+            near |= seen.narrow(axis, step, last + 1 - step)
+            far |= seen.narrow(axis, 0, last + 1 - step)
+        seen = wider
+    return seen.bool()

@@ -10,6 +10,7 @@ from torch import Tensor
 from .code import nodes
 from .held import HeldShift, PointMap
 from .maps import Map
+from .sliding import Sliding
 
 _SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest; 4 mm give the same errors
 _SMOOTH_SPACING_CUBE = 0.04  # of those that hold a smoothed mean: 6 mm in a chest
@@ -112,3 +113,24 @@ class Consensus(Map):
 
     def to(self, device: torch.device | str) -> Consensus:
         return Consensus(self.of.to(device), self.smooth)
+
+
+def consensus(of: Map, smooth: float = 0.0) -> Map:
+    """The consensus of a pair's maps; of maps that slide, of the smooth ones alone: the slip is exact both ways."""
+    if isinstance(of, Sliding):
+        return Sliding(Consensus(of.smooth, smooth), of.along, of.border)
+    return Consensus(of, smooth)
+
+
+def consensus_in(maps: Map) -> Consensus | None:
+    """The consensus that maps are, or that they hold where they slide."""
+    smooth = maps.smooth if isinstance(maps, Sliding) else maps
+    return smooth if isinstance(smooth, Consensus) else None
+
+
+def as_optimised(maps: Map) -> Map:
+    """The maps that a consensus is of, or the same where there is none."""
+    found = consensus_in(maps)
+    if found is None:
+        return maps
+    return Sliding(found.of, maps.along, maps.border) if isinstance(maps, Sliding) else found.of

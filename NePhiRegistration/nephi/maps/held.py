@@ -40,7 +40,7 @@ class HeldShift:
 
     def _fit(self, smooth: float) -> None:
         values = _smoothed(self.values, smooth) if smooth else self.values
-        self.table = _spline(values).flatten(1).T.contiguous()
+        self.table = _table(values)
 
     @torch.no_grad()
     def smoothed(self, nodes: float) -> HeldShift:
@@ -114,6 +114,15 @@ def _gaussian(values: Tensor, nodes: float) -> Tensor:
         parts = torch.cat([before, lines, after], -1).unfold(-1, 2 * reach + 1, 1)
         values = (parts @ weights).movedim(-1, axis)
     return values
+
+
+def spline_table(values: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Values (n, c) at nodes, x fastest -> coefficients of their spline, likewise."""
+    return _table(values.T.reshape(-1, *reversed(size)))
+
+
+def _table(values: Tensor) -> Tensor:
+    return _spline(values).flatten(1).T.contiguous()
 
 
 def _spline(values: Tensor) -> Tensor:

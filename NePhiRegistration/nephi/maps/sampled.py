@@ -111,15 +111,24 @@ def coarsest_displacement(
             values = displacement(coarse)
             if not native:
                 coarse, values = halved(coarse, values)
-            error = np.linalg.norm(interpolate(values, coarse, points_lps_mm) - moved_mm, axis=-1)
-            mean = float(error.mean())
+            error = held_error(values, coarse, points_lps_mm, mapped_lps_mm)
+            mean = error["mean_mm"]
             if last or mean <= good:
                 break
         # of what is smooth, linear interpolation errs by the square of the spacing
         spacing = max(_LEAST_MM, spacing * min(_FINER, _FINER * np.sqrt(good / mean)))
-    measured = {
-        "mean_mm": mean,
-        "max_mm": float(error.max()),
-        "spacing_mm": list(coarse.spacing_mm),
-    }
-    return coarse, values, measured
+    return coarse, values, error
+
+
+def held_error(values: np.ndarray, grid: Grid, points_lps_mm: np.ndarray, mapped_lps_mm: np.ndarray) -> dict:
+    """The error {mean_mm, max_mm, spacing_mm} of a displacement (z, y, x, d) held on a grid, at points (n, d)."""
+    error = np.linalg.norm(points_lps_mm + interpolate(values, grid, points_lps_mm) - mapped_lps_mm, axis=-1)
+    return {"mean_mm": float(error.mean()), "max_mm": float(error.max()), "spacing_mm": list(grid.spacing_mm)}
+
+
+def grid_values(values: np.ndarray, grid: Grid, other: Grid) -> np.ndarray:
+    """A displacement (z, y, x, d) that is held on a grid, at the nodes of another, float32."""
+    out = np.empty((*other.shape, other.dimension), np.float32)
+    for z in range(len(out)):
+        out[z] = interpolate(values, grid, other.slab_lps_mm(z, z + 1)).reshape(out[z].shape)
+    return out

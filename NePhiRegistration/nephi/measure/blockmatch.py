@@ -49,7 +49,8 @@ def _correlations(fixed: Tensor, moving: Tensor, index_zyx: Tensor, half: int, r
     wide = side + shifts - 1
     blocks, searched = _padded(fixed, half), _padded(moving, half + reach)
     mean = _box_mean(searched, side)
-    variance = (_box_mean(searched.square(), side) - mean.square()).clamp(min=0)
+    variance = _box_mean(searched.square(), side).addcmul_(mean, mean, value=-1).clamp_(min=0)
+    del mean  # images of this size are what the memory goes to
     size, axes = [_quick(wide)] * d, tuple(range(1, d + 1))
     kept = (slice(None), *[slice(shifts)] * d)
     out = []

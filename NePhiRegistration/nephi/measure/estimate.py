@@ -22,13 +22,17 @@ _BYTES_AN_ACTIVATION = 60.0
 _TRANSFORM_MM, _JACOBIAN_MM, _CONSISTENCY_MM = 5.0, 3.0, 4.0  # between the points at which maps are evaluated
 _BEGINNING = ("start", "reading", "masks", "alignment", "prediction", "features", "optimising")  # what register does
 # seconds on a CPU: of the imports, per voxel of both images and of one, of the search, of an iteration, and per
-# multiplication of the network at a point in the optimisation, in a map and in an exact determinant
-_START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 3.0, 1.4e-8, 1.5e-8, 4.5e-8, 2e-8
-_SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 2.0, 0.014, 2e-10
-_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 4e-7, 1.8e-10, 6e-10, 2.0
-_TRUST_S, _USUAL_DETERMINANTS = 4.0, 1.6e5  # of the lungs of an adult
+# multiplication of the network at a point in the optimisation, in a map and in an exact determinant; per voxel of both
+# images at each level; of the measures, and of theirs per voxel of one image
+_START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 3.0, 1.2e-8, 8e-9, 5.8e-8, 1.05e-8
+_SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 2.0, 0.0165, 2e-10
+_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 3.3e-10, 6e-10, 2.0
+_AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 1.7e-8
+_TRUST_S, _USUAL_DETERMINANTS = 2.6, 1.6e5  # of the lungs of an adult
 _MODEL_S = {"lung": 6.0, "lung-m": 24.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
+# of the refinement: per node and round, at nodes and at voxels, and of its start and end
+_DENSE_S, _DENSE_FINE_S, _DENSE_ENDS_S = 1.1e-6, 2.4e-6, 10.0
 # on a GPU: of the imports and the first use of the device, of an iteration, and what is left of other work there
 _GPU_START_S, _GPU_ITERATION_S, _GPU_PART = 7.0, 1.7e-3, 0.05
 
@@ -50,6 +54,7 @@ class _Work:
     levels: list[float]  # voxels of the working grids
     points: int  # compared at a step
     products: int  # multiplications of the network at a point
+    dense: tuple[float, float]  # nodes of the refinement times its rounds, at nodes and at voxels
     nodes: float  # of the transforms' grids, both together
     determinants: float
     disagreement: float  # points of its map
@@ -66,6 +71,8 @@ class _Work:
         levels = [region / max(level.features.spacing_mm * scale, finest_mm) ** d for level in settings.levels]
         mask = (_MASK_PART if d == 3 else 1.0) * region
 
+        refined = region / (2 * max(settings.dense.spacing_mm * scale, own_mm / 2)) ** d
+
         def points(spacing_mm: float, of_mm: float) -> float:
             return of_mm / max(voxel, (spacing_mm * scale) ** d)
 
@@ -75,6 +82,7 @@ class _Work:
             levels,
             settings.similarity.points.count(int(max(levels))),
             _network(settings.field)[0],
+            (settings.dense.rounds * refined, settings.dense.fine_rounds * refined),
             2 * points(_TRANSFORM_MM, volume),
             points(_JACOBIAN_MM, mask),
             points(_CONSISTENCY_MM, mask),
@@ -95,7 +103,7 @@ def stages(
     gpu = device.startswith("cuda")
     part = _GPU_PART if gpu else 1.0
     step = _GPU_ITERATION_S if gpu else _ITERATION_S + _FIT_PRODUCT_S * w.points * w.products
-    first, later = part * _FEATURES_S * w.levels[0], part * _FEATURES_S * sum(w.levels[1:])
+    first, *later = (part * (_FEATURES_S * level + _AVERAGING_S * w.voxels) for level in w.levels)
     find = len(fixed_size) == 3 and not masks
     exact = w.fixed_voxels * (_MASK_PART if len(fixed_size) == 3 else 1.0) if "exact-jacobian" in outputs else 0.0
     jacobian = not {"jacobian", "exact-jacobian"}.isdisjoint(outputs)
@@ -107,17 +115,22 @@ def stages(
         "alignment": 0.2 + _SEARCH_S * find,
         "prediction": part * (_MODEL_S.get(settings.model, _OTHER_MODEL_S) if settings.model else 0.0),
         "features": first,
-        "optimising": settings.fit.iterations * step + later,
+        "optimising": settings.fit.iterations * step + sum(later) + part * _refining(w),
         "transforms": part * _MAP_PRODUCT_S * w.products * w.nodes,
         "Jacobian determinant": part * _JACOBIAN_PRODUCT_S * w.products * max(w.determinants, exact),
-        "measures": 0.2 + _READING_S * w.fixed_voxels,
+        "measures": _MEASURES_S + _COUNTING_S * w.fixed_voxels,
         "expected error": _TRUST_S * min(1.0, w.determinants / _USUAL_DETERMINANTS),
         "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
         "writing": _FLOATS_S * w.fixed_voxels * floats,
-        "disagreement": part * 2 * _MAP_PRODUCT_S * w.products * w.disagreement * ("disagreement" in outputs),
+        "disagreement": part * 1.1 * _MAP_PRODUCT_S * w.products * w.disagreement * ("disagreement" in outputs),
         "report": (_PAGE_S + _READING_S * w.fixed_voxels) * ("report" in outputs),
     }
     return {name: seconds for name, seconds in found.items() if seconds}
+
+
+def _refining(w: _Work) -> float:
+    at_nodes, at_voxels = w.dense
+    return _DENSE_S * at_nodes + _DENSE_FINE_S * at_voxels + _DENSE_ENDS_S * bool(at_nodes + at_voxels)
 
 
 def beginning(expected: dict[str, float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from ..both import ROLES
 from ..fitting.guides import bodies_lps_mm, rigidly_moved
 from ..maps.maps import Composed
+from ..maps.sliding import Sliding
 from ..measure import quality
 from ..result import Registration
 
@@ -140,6 +141,7 @@ def _rigidity(r: Registration, points_lps_mm: np.ndarray) -> dict[str, Any]:
 def _outer(r: Registration, points_cube: np.ndarray) -> np.ndarray:
     """Where the initial transform alone takes points of the cube."""
     maps = r.fields.maps
+    maps = maps.smooth if isinstance(maps, Sliding) else maps
     assert isinstance(maps, Composed), "an initial transform is composed with what refines it"
     points = torch.as_tensor(points_cube, dtype=torch.float32, device=maps.device)
     return maps.outer.forward(points).cpu().numpy()

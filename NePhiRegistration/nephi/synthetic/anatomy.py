@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 
 import numpy as np
@@ -71,6 +71,10 @@ class Motion:
             x = x - np.linalg.solve(self.derivative(x), gap[..., None])[..., 0]
         raise NephiError("The phantom's map was not inverted: ask for points nearer to the image.")
 
+    def on_grid(self, grid: Grid, function: Callable, inhale: bool) -> np.ndarray:
+        """``function(motion, points_lps_mm) -> (..., c)`` at every voxel of the fixed or the moving image."""
+        return on_grid(grid, partial(function, self), KNOTS_MM * self.scale)
+
 
 def draw_waves(rng, n: int, shortest_mm: float, longest_mm: float) -> tuple[np.ndarray, np.ndarray]:
     direction = rng.normal(size=(n, 3))
@@ -78,12 +82,12 @@ def draw_waves(rng, n: int, shortest_mm: float, longest_mm: float) -> tuple[np.n
     return direction * 2 * np.pi / rng.uniform(shortest_mm, longest_mm, (n, 1)), rng.uniform(0, 2 * np.pi, n)
 
 
-def draw_motion(grid: Grid, offset_mm: np.ndarray, rng) -> Motion:
+def draw_motion(grid: Grid, offset_mm: np.ndarray, rng, kind: type[Motion] = Motion) -> Motion:
     d, centre = grid.dimension, grid.to_lps_mm((np.array(grid.size) - 1) / 2)
     vectors, phases = draw_waves(rng, 8, 80, 180)  # longer waves are larger: their slopes stay bounded
     amplitudes = rng.normal(size=(8, 3)) * 0.017 / np.linalg.norm(vectors, axis=1, keepdims=True)
     scale = float((np.array(grid.size) * grid.spacing_mm / FIELD_OF_VIEW[d]).min())
-    return Motion(d, scale, centre, centre + offset_mm, vectors, phases, amplitudes)
+    return kind(d, scale, centre, centre + offset_mm, vectors, phases, amplitudes)
 
 
 def _smooth_step(x, edge: float, width: float):
@@ -101,11 +105,22 @@ def _ellipsoid(x, y, z, centre, radii):
     return (1 - rho) * min(radii)
 
 
-def _thorax(x, y, z):
-    """Inside of the rib cage: a stadium in each axial section, closing towards the apices."""
+def _section(x, y, z):
+    """Of the rib cage, a stadium in each axial section: half widths, radius at a point and the cage's, which closes."""
     wide, back = np.maximum(np.abs(x) - 40, 0), y - 8 * _smooth_step(z, 60, 30)
-    rho = np.sqrt((wide / 83) ** 2 + (back / 85) ** 2) + 1e-3
-    return np.hypot(wide, back) * ((1 - np.clip(z / 110, 0, 1) ** 2.4) ** (1 / 2.4) / rho - 1)
+    return wide, back, np.hypot(wide / 83, back / 85), (1 - np.clip(z / 110, 0, 1) ** 2.4) ** (1 / 2.4)
+
+
+def _thorax(x, y, z):
+    """Inside of the rib cage."""
+    wide, back, radius, of_cage = _section(x, y, z)
+    return np.hypot(wide, back) * (of_cage / (radius + 1e-3) - 1)
+
+
+def cage(x, y, z):
+    """Where ``_thorax`` is, too, but smooth within: 0 on the middle plane, 1 on the rib cage."""
+    *_, radius, of_cage = _section(x, y, z)
+    return (radius + 1e-3) / np.maximum(of_cage, 1e-3)
 
 
 def _heart(x, y, z):
@@ -206,12 +221,12 @@ class Canvas:
     """The voxels of one image as anatomy points, with how much the tissue has grown there."""
 
     def __init__(self, grid: Grid, motion: Motion, inhale: bool):
-        def seen(points_lps_mm: np.ndarray) -> np.ndarray:
+        def seen(motion: Motion, points_lps_mm: np.ndarray) -> np.ndarray:
             points = motion.inverse(points_lps_mm) if inhale else points_lps_mm
             growth = np.linalg.det(motion.derivative(points)) if inhale else np.ones(points.shape[:-1])
             return np.concatenate([motion.to_anatomy(points), growth[..., None]], -1)
 
-        *xyz, self.growth = np.moveaxis(on_grid(grid, seen, KNOTS_MM * motion.scale), -1, 0)
+        *xyz, self.growth = np.moveaxis(motion.on_grid(grid, seen, inhale), -1, 0)
         self.grid, self.motion, self.inhale, self.xyz = grid, motion, inhale, np.stack(xyz)
         self.blur = float(np.mean(grid.spacing_mm)) / motion.scale  # the width of an edge: a voxel
 

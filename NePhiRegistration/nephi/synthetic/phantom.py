@@ -20,7 +20,8 @@ from ..files.landmarks import write_landmarks
 from ..files.writing import replaced
 from ..limits import Seed, check_value
 from ..space.grid import Grid
-from .anatomy import KNOTS_MM, Canvas, Motion, draw_motion, draw_waves, grow_trees, on_grid, render
+from .anatomy import Canvas, Motion, draw_motion, draw_waves, grow_trees, render
+from .sliding import SlidingMotion
 
 _SIZES, _WIDEST_MM = (8, 4096), 1000
 _DEFAULTS = {2: ((192, 160), 2.0), 3: ((128, 112, 112), 2.5)}
@@ -53,7 +54,7 @@ class Phantom:
     def displacement(self) -> sitk.Image:
         """``forward(x) - x`` in mm at every voxel of the fixed image (vectors of float32)."""
         grid = Grid.of(self.fixed)
-        moved = on_grid(grid, lambda p: self.forward(p) - p, KNOTS_MM * self.motion.scale)
+        moved = self.motion.on_grid(grid, lambda motion, p: motion.forward(p) - p, inhale=False)
         return grid.image(np.ascontiguousarray(moved), vector=True)
 
     def write(self, folder: str | Path) -> None:
@@ -65,11 +66,12 @@ class Phantom:
             write_landmarks(scratch / "moving_landmarks.csv", self.moving_landmarks_lps_mm)
 
 
-def make_phantom(size=None, spacing_mm=None, dimension=3, seed=0, moving_spacing_mm=None) -> Phantom:
+def make_phantom(size=None, spacing_mm=None, dimension=3, seed=0, moving_spacing_mm=None, sliding=False) -> Phantom:
     """Make an exhale/inhale pair; the anatomy is scaled to fit the fixed image's field of view.
 
     size (x, y[, z]) and spacing (one, or one per axis) are the fixed image's (default 128 x 112 x 112
     at 2.5 mm, in 2D 192 x 160 at 2 mm); the moving image covers as much, with its own spacing if one is given.
+    ``sliding``: what lies within the rib cage moves along it by up to 15 mm, and the chest wall stays where it is.
     Raises NephiError for a dimension other than 2 or 3, or a size or spacing that does not fit it.
     """
     if dimension not in _DEFAULTS:
@@ -82,7 +84,7 @@ def make_phantom(size=None, spacing_mm=None, dimension=3, seed=0, moving_spacing
         raise NephiError(f"Give {dimension} sizes and 1 or {dimension} spacings for {dimension} dimensions.")
     fixed_grid = _centred_grid(size, spacing_mm, rng.uniform(-30, 30, dimension))
     offset = rng.choice([-1, 1], dimension) * rng.uniform(15, 40, dimension)  # another day, another table
-    motion = draw_motion(fixed_grid, offset, rng)
+    motion = draw_motion(fixed_grid, offset, rng, SlidingMotion if sliding else Motion)
     # the image's centre is not the patient's: aligning centres is not enough
     centre = motion.moving_centre_lps_mm + rng.uniform(-4, 4, dimension) * motion.scale
     moving_size = np.rint(size * np.array(spacing_mm) / moving_spacing_mm)

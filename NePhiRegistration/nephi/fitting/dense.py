@@ -1,0 +1,275 @@
+"""Refinement of both maps of a pair voxel by voxel, for images of one contrast that are full of detail, as brains are.
+
+In each round every voxel asks for a small step (Lucas and Kanade 1981, the slopes of both images as in Vercauteren et
+al. 2009), the steps are smoothed and composed with the map, and places that come near to folding are smoothed until
+they no longer do. So neither weights nor a penalty have to keep the map from folding, and it may follow fine detail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..images.image_pair import ImagePair
+from ..images.volume import smoothed
+from ..maps.code import LINEAR_CUBE, Code, nodes, points_between
+from ..maps.maps import FieldMap, Map
+from ..maps.voxel import VoxelFields
+from ..settings import DenseSettings, VoxelSettings
+
+_VOXELS_PER_NODE = 2  # of the finer of both scales; of the coarser one each is a node
+_AROUND = 1.0  # nodes: deviation of the Gaussian over which steps are found
+_STEP_SMOOTH, _MAP_SMOOTH = 1.0, 0.35  # nodes: deviations under which each step, and the map after it, is smoothed
+_WORTH_OVER = 6.0  # nodes: deviation of the Gaussian over which it is asked what steps are worth
+_BY_CHANCE = 0.2  # part of a step that may seem to be worth it where there is noise alone
+_LONGEST = 1.0  # nodes that a round moves at most
+_DOUBTED = 0.25  # difference of intensities from which on a voxel counts half
+_MARGIN = 6  # nodes around what is shown, where steps fade out
+_EASED, _EASED_LAST = 2, 80  # times that places are smoothed after a round, and at the end, at most
+_INVERSIONS, _LEAST_SLOPE = 6, 0.05
+_ROWS = 200_000
+
+
+@torch.no_grad()
+def refined_densely(
+    pair: ImagePair, maps: Map, settings: DenseSettings, tell: Callable[[float], None] = lambda part: None
+) -> FieldMap:
+    """The maps of a pair, in its cube, as voxel fields; no corner of a cell below ``least_determinant``.
+
+    ``tell`` hears which part of the rounds is done; an exception raised in it ends them.
+    """
+    device, cube = maps.device, pair.cube
+    half = [float(side) for side in cube.half_sides_mm]
+    size = nodes(half, _VOXELS_PER_NODE * max(settings.spacing_mm * pair.scale, pair.voxel_mm / 2))
+    fine = pair.cube_grid([_VOXELS_PER_NODE * (n - 1) + 1 for n in size])
+    seen = [torch.as_tensor(np.asarray(pair.seen_on(fine, way, 0.0)[0][:])).to(device, torch.float32) for way in (0, 1)]
+    counts = [torch.as_tensor(part).to(device, torch.float32) for part in pair.counted_on(fine)]
+    u = _displacements(maps.forward, maps.half_extents_cube, size)
+    box = _box((seen[0] > seen[0].min()) | (seen[1] > seen[1].min()), _VOXELS_PER_NODE, _MARGIN)
+    at_nodes = [slice(a, b) for a, b in box]
+    at_voxels = [slice(_VOXELS_PER_NODE * a, _VOXELS_PER_NODE * (b - 1) + 1) for a, b in box]
+    images, weights = ([one[tuple(at_voxels)].contiguous() for one in both] for both in (seen, counts))
+    del seen, counts
+    part = u[(slice(None), *at_nodes)].contiguous()
+    rounds = (settings.rounds, settings.fine_rounds)
+    for k, (many, factor) in enumerate(zip(rounds, (1, _VOXELS_PER_NODE), strict=True)):
+        shown = (images, weights) if factor > 1 else ([*map(_halved, images)], [*map(_halved, weights)])
+        step = _Step(shown[0], shown[1], factor, settings.stiffness, part.shape[1:])
+        for done in range(many):
+            tell((done + k * rounds[0]) / max(1, sum(rounds)))
+            part = eased(step(part), settings.least_determinant, _EASED)
+    u[(slice(None), *at_nodes)] = part
+    u = eased(u, settings.least_determinant, _EASED_LAST)
+    back = eased(_inverted(u, _displacements(maps.inverse, maps.half_extents_cube, size)), _LEAST_SLOPE, _EASED_LAST)
+    d, per_node = len(size), 2 * maps.half_extents_cube / (torch.tensor(size, device=device) - 1)
+    own = VoxelSettings(local_code=2 * d, code_degree=1)
+    local = torch.cat([u, back]) * per_node.repeat(2).reshape(-1, *[1] * d) / LINEAR_CUBE
+    code = Code(torch.zeros(1, own.global_code, device=device), local[None], maps.half_extents_cube)
+    return FieldMap(VoxelFields(own, d), code)
+
+
+class _Step:
+    """What the images ask of a map: displacements (d, (z,) y, x) in nodes of ``shape`` become those a round later.
+
+    ``images``, ``weights``: of both, on a grid with ``factor`` voxels between two nodes.
+    """
+
+    def __init__(self, images: list[Tensor], weights: list[Tensor], factor: int, stiffness: float, shape):
+        self.fixed, self.moving = images
+        self.weight, self.factor, self.stiffness = weights[0], factor, stiffness
+        self.beside = weights[1] if float(weights[1].min()) < 1 else None
+        self.slopes = _slopes(self.fixed)
+        self.places, self.at_nodes = _places(self.fixed.shape, self.fixed), _places(shape, self.fixed)
+        self.fading = _fading(shape, self.fixed)
+        odd = _places(shape, self.fixed).sum(0) % 2
+        self.halves = [2 * odd, 2 * (1 - odd)]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        d, at = len(u), (self.factor * u if self.factor > 1 else u)
+        if self.factor > 1:
+            mode = "trilinear" if d == 3 else "bilinear"
+            at = F.interpolate(at[None], self.fixed.shape, mode=mode, align_corners=True)[0]
+        at = at + self.places
+        seen = _as_bright(_sampled(self.moving[None], at)[0], self.fixed, self.weight)
+        difference = self.fixed - seen
+        weight = self.weight / (1 + (difference / _DOUBTED).square())
+        if self.beside is not None:
+            weight = weight * _sampled(self.beside[None], at)[0]
+        slopes = (self.slopes + _slopes(seen)) / 2
+        equations = [weight * slopes[i] * slopes[j] for i in range(d) for j in range(i, d)]
+        equations += [weight * slopes[i] * difference for i in range(d)]
+        if self.factor > 1:
+            equations = [_halved(one) for one in equations]
+        # two halves of the nodes, each of which says what the other one's steps are worth
+        halves = [torch.stack([smoothed(half * one, _AROUND) for one in equations]) for half in self.halves]
+        moves = [_solved(_rows(half[:-d], self.stiffness), half[-d:]) for half in halves]
+        worth = sum(_worth(move, half, _WORTH_OVER) for move, half in zip(moves, reversed(halves), strict=True)) / 2
+        move = worth * (moves[0] + moves[1]) / (2 * self.factor)
+        length = move.square().sum(0).sqrt()
+        move = move * (self.fading * _LONGEST / length.clamp(min=_LONGEST))
+        move = torch.stack([smoothed(one, _STEP_SMOOTH) for one in move])
+        u = move + _sampled(u, self.at_nodes + move)
+        return torch.stack([smoothed(one, _MAP_SMOOTH) for one in u])
+
+
+def _as_bright(values: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+    """Values times what makes them as bright as others where both show something; 0 is the background."""
+    share = weight * (values > 0) * (other > 0)
+    squares = [(share * one.square()).sum() for one in (values, other)]
+    return values * (squares[1] / squares[0].clamp(min=1e-8)).sqrt().clamp(0.3, 3.0)
+
+
+def _rows(entries: Tensor, more: float = 0.0) -> list[list[Tensor]]:
+    """Symmetric matrices at each place from their upper halves (k, ...), row by row, ``more`` on the diagonal."""
+    d = 2 if len(entries) == 3 else 3
+    number = {(i, j): k for k, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
+    return [[entries[number[min(i, j), max(i, j)]] + more * (i == j) for j in range(d)] for i in range(d)]
+
+
+def _worth(move: Tensor, equations: Tensor, over: float) -> Tensor:
+    """Part of a move (d, ...), 0 to 1, that equations ask for that it was not found from; regionally."""
+    d = len(move)
+    asked = (move * equations[-d:]).sum(0)
+    rows = _rows(equations[:-d])
+    made = torch.stack([move[i] * rows[i][j] * move[j] for i in range(d) for j in range(d)]).sum(0)
+    part = smoothed(asked, over) / (smoothed(made, over) + 1e-12)
+    return ((part - _BY_CHANCE) / (1 - _BY_CHANCE)).clamp(0, 1)
+
+
+def eased(u: Tensor, least: float, rounds: int) -> Tensor:
+    """Displacements (d, (z,) y, x) in nodes, smoothed where a determinant is below ``least``, until none is.
+
+    After ``rounds`` it is left as it is.
+    """
+    d = len(u)
+    pool = F.max_pool3d if d == 3 else F.max_pool2d
+    for _ in range(rounds):
+        low = least_determinants(u) < least
+        if not low.any():
+            break
+        near = pool(F.pad(low.to(u)[None, None], [1, 1] * d), 2, 1)
+        share = smoothed(pool(near, 3, 1, 1)[0, 0], 1.0).clamp(max=1)
+        u = torch.stack([one + share * (smoothed(one, 1.0) - one) for one in u])
+    return u
+
+
+def least_determinants(u: Tensor) -> Tensor:
+    """The least of the determinants at a cell's corners, of a map with displacements (d, (z,) y, x) in nodes.
+
+    Returns a value for each cell between the nodes, one fewer along each axis.
+    """
+    d, cells = len(u), [n - 1 for n in u.shape[1:]]
+    along = [u.diff(dim=d - j) for j in range(d)]  # along x first
+    least: Tensor | None = None
+    for corner in product((0, 1), repeat=d):  # of axes z, y, x
+        columns = []
+        for j, slope in enumerate(along):
+            for axis in range(d):
+                if axis != d - 1 - j:
+                    slope = slope.narrow(axis + 1, corner[axis], cells[axis])
+            columns.append(slope)
+        rows = [[columns[j][i] + float(i == j) for j in range(d)] for i in range(d)]
+        found = _determinant(rows)
+        least = found if least is None else torch.minimum(least, found)
+    assert least is not None
+    return least
+
+
+def _inverted(u: Tensor, start: Tensor) -> Tensor:
+    """The displacements of the inverse, by Newton's method from ``start``."""
+    d, places = len(u), _places(u.shape[1:], u)
+    slopes = torch.stack([slope for one in u for slope in _slopes(one)])  # (d * d, ...), row after row
+    back = start
+    for _ in range(_INVERSIONS):
+        at = places + back
+        moved = _sampled(torch.cat([u, slopes]), at)
+        gap = -(back + moved[:d])
+        rows = [[moved[d + i * d + j] + float(i == j) for j in range(d)] for i in range(d)]
+        move = _solved(rows, gap, _LEAST_SLOPE)
+        length = move.square().sum(0).sqrt()
+        back = back + move / length.clamp(min=1)
+    return back
+
+
+def _determinant(rows: list[list[Tensor]]) -> Tensor:
+    if len(rows) == 2:
+        (a, b), (c, e) = rows
+        return a * e - b * c
+    (a, b, c), second, third = rows
+    minors = [second[i] * third[j] - second[j] * third[i] for i, j in ((1, 2), (0, 2), (0, 1))]
+    return a * minors[0] - b * minors[1] + c * minors[2]
+
+
+def _solved(rows: list[list[Tensor]], right: Tensor, least: float = 0.0) -> Tensor:
+    """Solutions (d, ...) of d equations at each place, by Cramer's rule with determinants of at least ``least``."""
+    d, determinant = len(rows), _determinant(rows)
+    if least:
+        determinant = determinant.clamp(min=least)
+    found = [_determinant([[right[i] if j == k else rows[i][j] for j in range(d)] for i in range(d)]) for k in range(d)]
+    return torch.stack(found) / determinant
+
+
+def _slopes(values: Tensor) -> Tensor:
+    """Central differences (d, ...) along x, y (, z); 0 at the border."""
+    out = values.new_zeros(values.ndim, *values.shape)
+    for j in range(values.ndim):
+        axis = values.ndim - 1 - j
+        n = values.shape[axis] - 2
+        out[j].narrow(axis, 1, n).copy_((values.narrow(axis, 2, n) - values.narrow(axis, 0, n)) / 2)
+    return out
+
+
+def _halved(values: Tensor) -> Tensor:
+    """Every second voxel of an odd number along each axis, each the mean over its surroundings."""
+    for axis, n in enumerate(values.shape):
+        even = values.index_select(axis, torch.arange(0, n, 2, device=values.device))
+        odd = values.index_select(axis, torch.arange(1, n, 2, device=values.device))
+        first, last = odd.narrow(axis, 0, 1), odd.narrow(axis, odd.shape[axis] - 1, 1)
+        values = even / 2 + (torch.cat([first, odd], axis) + torch.cat([odd, last], axis)) / 4
+    return values
+
+
+def _places(shape, like: Tensor) -> Tensor:
+    """Indices (d, (z,) y, x), x first, of a grid's places."""
+    axes = [torch.arange(n, device=like.device, dtype=like.dtype) for n in shape]
+    return torch.stack(list(reversed(torch.meshgrid(*axes, indexing="ij"))))
+
+
+def _sampled(volume: Tensor, at: Tensor) -> Tensor:
+    """Values (c, ...) of a volume (c, (z,) y, x) at indices (d, ...), linearly; the border's beyond it."""
+    last = torch.tensor([n - 1 for n in reversed(volume.shape[1:])], device=at.device)
+    unit = (at * (2 / last).reshape(-1, *[1] * len(last)) - 1).movedim(0, -1)
+    return F.grid_sample(volume[None], unit[None], mode="bilinear", padding_mode="border", align_corners=True)[0]
+
+
+def _displacements(map_: Callable[[Tensor], Tensor], half_extents_cube: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Displacements (d, (z,) y, x), in nodes, that a map has at ``size`` nodes over the cube."""
+    at = points_between(half_extents_cube, size)
+    moved = torch.cat([map_(rows) - rows for rows in at.split(_ROWS)])
+    last = torch.tensor(size, device=at.device) - 1
+    return (moved * (last / (2 * half_extents_cube))).T.reshape(-1, *reversed(size)).contiguous()
+
+
+def _box(shown: Tensor, factor: int, margin: int) -> list[tuple[int, int]]:
+    """First node and the one after the last, along each axis, around the voxels that show something."""
+    found = []
+    for axis, n in enumerate(shown.shape):
+        other = [k for k in range(shown.ndim) if k != axis]
+        where = torch.nonzero(shown.any(other[0]) if len(other) == 1 else shown.amax(other))[:, 0]
+        first, last = (int(where[0]), int(where[-1])) if len(where) else (0, n - 1)
+        found.append((max(0, first // factor - margin), min((n - 1) // factor, -(-last // factor) + margin) + 1))
+    return found
+
+
+def _fading(shape, like: Tensor) -> Tensor:
+    """1 within a grid, 0 on its border, so that what is changed within meets what is around."""
+    share = like.new_ones(())
+    for n in shape:
+        away = torch.arange(n, device=like.device, dtype=like.dtype)
+        share = share[..., None] * (torch.minimum(away, n - 1 - away) / (_MARGIN / 2)).clamp(max=1)
+    return share

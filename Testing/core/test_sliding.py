@@ -1,0 +1,136 @@
+"""Maps that slide along a border: the phantom that does, the map, its files, and a registration that finds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import nephi
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nephi.errors import NephiError
+from nephi.files.transform import through
+from nephi.maps.code import HybridCode, zero_code
+from nephi.maps.maps import FieldMap
+from nephi.maps.sliding import Border, Sliding
+from nephi.maps.voxel import VoxelFields
+from nephi.settings import PRESETS, VoxelSettings
+from nephi.space.grid import Grid
+from nephi.synthetic.phantom import make_phantom
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return make_phantom(dimension=2, seed=3, sliding=True)
+
+
+@pytest.fixture(scope="module")
+def results(phantom):
+    """Today's map and one that slides, of the same few steps."""
+    few = replace(PRESETS["fast"], fit=replace(PRESETS["fast"].fit, iterations=100))
+    masks = {"fixed_mask": phantom.fixed_mask, "moving_mask": phantom.moving_mask}
+    return [
+        nephi.register(phantom.fixed, phantom.moving, settings=replace(few, sliding=sliding), **masks)
+        for sliding in (False, True)
+    ]
+
+
+def _waves(dimension: int, size: int, height: float, seed: int) -> FieldMap:
+    settings = VoxelSettings(local_code=2 * dimension)
+    half_extents, fields = torch.ones(dimension), VoxelFields(settings, dimension)
+    code = zero_code(settings, half_extents, (size,) * dimension)
+    generator = torch.Generator().manual_seed(seed)
+    code.local_code[:, :dimension] = height * torch.randn(code.local_code[:, :dimension].shape, generator=generator)
+    return FieldMap(fields, HybridCode(fields.with_inverse(code)).requires_grad_(False))
+
+
+def _ball(dimension: int, radius: float = 0.6, nodes: int = 61) -> Border:
+    axis = torch.linspace(-1, 1, nodes)
+    places = torch.stack(torch.meshgrid(*[axis] * dimension, indexing="ij"), -1)
+    return Border((places.norm(dim=-1) - radius).clamp(-0.2, 0.2).half(), torch.ones(dimension))
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def sliding(request):
+    d = request.param
+    return Sliding(_waves(d, 5, 0.5, 0), _waves(d, 5, 1.0, 1), _ball(d))
+
+
+def _at_radius(radius: float, dimension: int, many: int = 500) -> torch.Tensor:
+    directions = torch.randn(many, dimension, generator=torch.Generator().manual_seed(2))
+    return radius * directions / directions.norm(dim=1, keepdim=True)
+
+
+def test_phantom_jumps_along_the_cage_and_only_along_it(phantom):
+    grid, motion = Grid.of(phantom.fixed), phantom.motion
+    points = grid.to_lps_mm(np.random.default_rng(0).uniform(0, np.array(grid.size) - 1, (4000, 2)))
+    moved = phantom.forward(points)
+    np.testing.assert_array_equal(motion.within(moved, inhale=True), motion.within(points))
+    np.testing.assert_allclose(phantom.inverse(moved), points, atol=1e-5)
+    wall = ~motion.within(points)
+    np.testing.assert_allclose(np.ptp((moved - points)[wall], axis=0), 0, atol=1e-9)
+    assert phantom.jacobian(points).min() > 0.5
+    row = grid.to_lps_mm(np.stack([np.arange(0, 60, 0.01), np.full(6000, 95.0)], 1))
+    steps = np.abs(np.diff(phantom.forward(row) - row, axis=0))
+    assert steps[:, 1].max() > 10 and steps[:, 0].max() < 0.01  # down the wall, not through it
+
+
+def test_slip_takes_the_border_onto_itself_and_jumps_there(sliding):
+    d = len(sliding.half_extents_cube)
+    border = _at_radius(0.6, d)
+    slipped = sliding.within.slip(border)
+    assert (slipped - border).norm(dim=1).max() > 0.05
+    assert (slipped.norm(dim=1) - 0.6).abs().max() < 2e-3  # 0.3 mm in a chest
+    inside, outside = sliding.forward(border * 0.999), sliding.forward(border * 1.001)
+    assert (inside - outside).norm(dim=1).max() > 0.05
+    assert torch.equal(sliding.forward(border * 1.1), sliding.smooth.forward(border * 1.1))
+
+
+def test_inverse_undoes_the_map_on_both_sides(sliding):
+    points = torch.cat([_at_radius(r, len(sliding.half_extents_cube), 200) for r in (0.1, 0.4, 0.58, 0.62, 0.8)])
+    there = sliding.forward(points)
+    smooth_error = (sliding.smooth.inverse(sliding.smooth.forward(points)) - points).abs().max()
+    assert (sliding.inverse(there) - points).abs().max() < 2 * smooth_error + 1e-4
+
+
+def test_stencils_stay_on_their_centres_side(sliding):
+    d = len(sliding.half_extents_cube)
+    stencils = _at_radius(0.599, d)[:, None] + torch.cat([torch.zeros(1, d), 0.01 * torch.eye(d)])
+    both = torch.stack([stencils, stencils])
+    values, back = sliding.on_own_side(both)
+    torch.testing.assert_close(values[0], sliding.within.forward(stencils.flatten(0, 1)).reshape(stencils.shape))
+    returned = back(values.flip(0).flatten(1, 2)).reshape(both.shape)
+    assert (returned[1] - stencils).norm(dim=-1).max() < 0.02  # the jump is larger
+
+
+def test_sliding_finds_the_wall_that_a_continuous_map_drags_along(phantom, results):
+    grid, slides = Grid.of(phantom.fixed), results[1]
+    distance = sitk.SignedMaurerDistanceMap(phantom.fixed_mask, False, False, True)
+    near = np.abs(sitk.GetArrayFromImage(distance))
+    points = grid.to_lps_mm(np.argwhere((near > 1) & (near < 10))[:, ::-1])
+    wall = points[~phantom.motion.within(points)]
+    for where, part in ((points, 0.7), (wall, 0.5)):
+        before, after = (np.linalg.norm(r.forward(where) - phantom.forward(where), axis=1).mean() for r in results)
+        assert after < part * before
+    assert slides.jacobian_determinant(points).min() > 0
+    assert np.abs(slides.inverse(slides.forward(points)) - points).max() < 0.02
+
+
+def test_result_keeps_its_jump_in_its_files(phantom, results, tmp_path):
+    slides, grid = results[1], Grid.of(phantom.fixed)
+    slides.save(tmp_path / "registration.safetensors")
+    loaded = nephi.Registration.load(tmp_path / "registration.safetensors")
+    points = grid.to_lps_mm(np.random.default_rng(1).uniform(5, np.array(grid.size) - 6, (2000, 2)))
+    np.testing.assert_array_equal(loaded.forward(points), slides.forward(points))
+    np.testing.assert_array_equal(loaded.inverse(points), slides.inverse(points))
+    for inverse, at in ((False, points), (True, slides.forward(points))):
+        exact = (slides.inverse if inverse else slides.forward)(at)
+        error = np.linalg.norm(through(slides.transform(inverse=inverse), at) - exact, axis=1)
+        assert np.percentile(error, 95) < 0.1  # in cells that the border crosses it is more
+
+
+def test_masks_are_needed_on_both_sides(phantom):
+    settings = replace(PRESETS["fast"], sliding=True)
+    with pytest.raises(NephiError, match="mask of both images"):
+        nephi.register(phantom.fixed, phantom.moving, fixed_mask=phantom.fixed_mask, settings=settings)

@@ -1,0 +1,93 @@
+"""What sliding is worth: the phantom whose lungs slide along the chest wall, without and with ``Settings.sliding``.
+
+    python -m benchmarks.sliding [--preset fast] [--phantoms 3 4]
+
+Errors in mm against the true map, mean (95th percentile): in the lungs within 10 mm of their border, in the chest wall
+within 10 mm of the lungs, at all points within 10 mm of the border, at the ribs, at forks of vessels. ``apart``: how
+far the two sides of the border part or overlap, at most. Folds at the same points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+
+import nephi
+import numpy as np
+import SimpleITK as sitk
+import torch
+from nephi.maps.sliding import Sliding
+from nephi.settings import PRESETS
+from nephi.space.grid import Grid
+from nephi.synthetic.phantom import Phantom, make_phantom
+
+NEAR_MM, RIBS_MM, POINTS = 10.0, 25.0, 4000
+COLUMNS = ("lungs near the border", "wall near the lungs", "all near the border", "ribs", "vessels", "apart", "folds")
+
+
+def places(phantom: Phantom) -> dict[str, np.ndarray]:
+    """Points (n, 3) in LPS mm of the fixed image by where they lie, at most 4,000 of each."""
+    grid, rng = Grid.of(phantom.fixed), np.random.default_rng(0)
+    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(phantom.fixed_mask, False, False, True))
+    bone = sitk.GetArrayViewFromImage(phantom.fixed) > 150
+    within = phantom.motion.within(grid.slab_lps_mm(0, grid.shape[0])).reshape(grid.shape)
+    near = (np.abs(distance) > 1) & (np.abs(distance) < NEAR_MM)
+    wanted = {
+        COLUMNS[0]: near & (distance < 0),
+        COLUMNS[1]: near & (distance > 0) & ~within,
+        COLUMNS[2]: near,
+        COLUMNS[3]: bone & ~within & (distance > 0) & (distance < RIBS_MM),
+    }
+    chosen = {}
+    for name, where in wanted.items():
+        index_zyx = np.argwhere(where)
+        chosen[name] = grid.to_lps_mm(index_zyx[rng.permutation(len(index_zyx))[:POINTS], ::-1])
+    return {**chosen, COLUMNS[4]: phantom.fixed_landmarks_lps_mm}
+
+
+def apart_mm(result: nephi.Registration, points_lps_mm: np.ndarray) -> float:
+    """How far, at most, the slip takes points of the border beside it; 0 for maps that do not jump."""
+    maps, unit_mm = result.maps, result.cube.unit_mm
+    if not isinstance(maps, Sliding):
+        return 0.0
+    points = torch.tensor(result.cube.to_cube(points_lps_mm), dtype=torch.float32)
+    for _ in range(8):  # onto the border
+        distance, slope = maps.border.at(points)
+        points = points - distance * slope / slope.square().sum(-1, keepdim=True).clamp(min=0.25)
+    on_it = maps.border.at(points)[0].abs() < 0.01 / unit_mm
+    beside = maps.border.at(maps.within.slip(points))[0].abs()[on_it]
+    return float(beside.max()) * unit_mm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="fast")
+    parser.add_argument("--phantoms", nargs="+", type=int, default=[3], help="their seeds")
+    options = parser.parse_args()
+    print(f"| phantom | sliding | {' | '.join(COLUMNS)} | CPU s |\n|---|---|{'---:|' * (len(COLUMNS) + 1)}")
+    for seed in options.phantoms:
+        phantom = make_phantom(seed=seed, sliding=True)
+        where = places(phantom)
+        truth = {name: phantom.forward(points) for name, points in where.items()}
+        for sliding in (False, True):
+            started = time.process_time()
+            result = nephi.register(
+                phantom.fixed,
+                phantom.moving,
+                fixed_mask=phantom.fixed_mask,
+                moving_mask=phantom.moving_mask,
+                settings=replace(PRESETS[options.preset], sliding=sliding),
+            )
+            seconds, cells = time.process_time() - started, []
+            for name, points in where.items():
+                error = np.linalg.norm(result.forward(points) - truth[name], axis=1)
+                cells.append(f"{error.mean():.2f} ({np.percentile(error, 95):.2f})")
+            border = where[COLUMNS[2]]
+            folds = int((result.jacobian_determinant(border) <= 0).sum())
+            cells += [f"{apart_mm(result, border):.2f}", str(folds)]
+            print(f"| {seed} | {'yes' if sliding else 'no'} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
