@@ -148,7 +148,13 @@ def test_damaged_transform_texts(text, match, tmp_path):
     [
         ("a.csv", "x,y,z\n1_5,2,3\n"),
         ("a.txt", "1 2_0 3\n"),
-        ("a.mrk.json", '{"markups": [{"coordinateSystem": "LPS", "controlPoints": [{"position": [true, 2, 3]}]}]}'),
+        *(
+            (
+                "a.mrk.json",
+                f'{{"markups": [{{"coordinateSystem": "LPS", "controlPoints": [{{"position": [{x}, 2, 3]}}]}}]}}',
+            )
+            for x in ("true", "9" * 400)
+        ),
     ],
 )
 def test_numbers_as_python_alone_writes_them_are_none(name, text, tmp_path):

@@ -310,7 +310,10 @@ def _number(cell: Any) -> float:
     """As a table or JSON writes it; Python's own also takes 1_5 and true."""
     if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):
         raise ValueError(cell)
-    return float(cell)
+    try:
+        return float(cell)
+    except OverflowError:  # a whole number of JSON with hundreds of digits
+        raise ValueError(cell) from None
 
 
 def _is_number(word: str) -> bool:
