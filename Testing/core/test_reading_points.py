@@ -143,6 +143,26 @@ def test_damaged_transform_texts(text, match, tmp_path):
         read_transform(tmp_path / "a.tfm", 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "x,y,z\n1_5,2,3\n"),
+        ("a.txt", "1 2_0 3\n"),
+        *(
+            (
+                "a.mrk.json",
+                f'{{"markups": [{{"coordinateSystem": "LPS", "controlPoints": [{{"position": [{x}, 2, 3]}}]}}]}}',
+            )
+            for x in ("true", "9" * 400)
+        ),
+    ],
+)
+def test_numbers_as_python_alone_writes_them_are_none(name, text, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(NephiError, match=name):
+        read_landmarks(tmp_path / name)
+
+
 def test_transforms_that_nothing_joins_are_refused(tmp_path):
     """ITK takes the first of them without a word."""
     parts = [sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), sitk.TranslationTransform(3, (10.0, 0.0, 0.0))]

@@ -180,7 +180,8 @@ def row(path: Path) -> Any:
         assert path.is_file()
         data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
         assert isinstance(data["error"], str) and (data["seconds"] is None or np.isfinite(float(data["seconds"])))
-        return {"name": "p", "status": "failed", "error": data["error"], "seconds": data["seconds"]}
+        found = {"name": "p", "status": "failed", "error": data["error"], "seconds": data["seconds"]}
+        return {key: value for key, value in found.items() if value not in (None, "")}
     except Exception:
         return {"name": "p", "status": "waiting"}
 

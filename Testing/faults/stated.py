@@ -148,7 +148,11 @@ def dicom(path: Path) -> Any:
 
 def rows(path: Path) -> Any:
     """Three numbers a line, as any reader of tables sees them."""
-    text, name = path.read_text(encoding="utf-8", errors="replace"), path.name
+    name = path.name
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        text = path.read_text(encoding="latin-1")
     if name.endswith(".mrk.json"):
         markup = json.loads(text)["markups"][0]
         turn = -1.0 if str(markup.get("coordinateSystem")).upper() in ("RAS", "0") else 1.0
@@ -160,7 +164,7 @@ def rows(path: Path) -> Any:
     lines = lines[2:] if "elastix" in name else lines
     if name == "points.csv":
         lines = lines[1:]
-    cells = [re.split(r"[,;\t ]+", line.strip()) for line in lines]
+    cells = [re.split(r"[,;\s]+", line.strip()) for line in lines]
     if name.endswith(".fcsv"):
         cells = [row[1:4] for row in (re.split(",", line) for line in lines)]
         ras = re.search(r"CoordinateSystem = (\S*)", text)

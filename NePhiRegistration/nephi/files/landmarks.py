@@ -17,6 +17,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -234,7 +235,7 @@ def _vtk(path: Path, text: str, grid: Grid | None) -> np.ndarray:
     try:
         at = upper.index("POINTS")
         count = int(words[at + 1])
-        values = [float(word) for word in words[at + 3 : at + 3 + 3 * count]]
+        values = [_number(word) for word in words[at + 3 : at + 3 + 3 * count]]
         points = np.reshape(np.array(values), (count, 3))
     except (ValueError, IndexError):
         raise NephiError(f"{path} has no complete list of POINTS with three numbers each.") from None
@@ -300,14 +301,24 @@ def _numbers(path: Path, rows: list, widths: tuple[int, ...]) -> np.ndarray:
     if not rows:
         return np.empty((0, widths[0]))
     try:
-        return np.array([[float(cell) for cell in row] for row in rows])
+        return np.array([[_number(cell) for cell in row] for row in rows])
     except (TypeError, ValueError):
         raise NephiError(f"{path} contains a coordinate that is not a number.") from None
 
 
+def _number(cell: Any) -> float:
+    """As a table or JSON writes it; Python's own also takes 1_5 and true."""
+    if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):
+        raise ValueError(cell)
+    try:
+        return float(cell)
+    except OverflowError:  # a whole number of JSON with hundreds of digits
+        raise ValueError(cell) from None
+
+
 def _is_number(word: str) -> bool:
     try:
-        float(word)
+        _number(word)
     except ValueError:
         return False
     return True
