@@ -205,3 +205,15 @@ def test_warping_by_method_function_and_file_is_the_same(written, registered, ph
     back = transform(registered, inverse=True).TransformPoint(corner[0])
     assert np.linalg.norm(registered.inverse(corner) - corner) > 5
     np.testing.assert_allclose(back, registered.inverse(corner)[0], atol=0.5)
+
+
+@pytest.mark.parametrize("shift_mm", [0.0, 6.0])
+def test_masks_are_compared_where_both_images_show_them(shift_mm):
+    """A moving image that ends within the mask: what it does not show counts neither for nor against the result."""
+    index = np.indices((40, 40, 40)) - 19.5
+    ball = sitk.GetImageFromArray((np.square(index).sum(0) < 15**2).astype(np.uint8))
+    shift = sitk.TranslationTransform(3, [shift_mm, 0.0, 0.0])
+    whole, cut = (evaluate(shift, ball, fixed_mask=ball, moving_mask=moving).dice for moving in (ball, ball[:, :, 20:]))
+    assert whole is not None and cut is not None
+    assert cut.after == pytest.approx(whole.after, abs=0.005)  # half of a symmetric case
+    assert (whole.after == 1) == (shift_mm == 0)

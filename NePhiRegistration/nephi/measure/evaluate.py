@@ -22,6 +22,7 @@ from .surfaces import label_agreement, surface_distance
 
 PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
 _CONSISTENCY_POINTS = 20_000
+_NOT_SHOWN = 255  # beyond the moving image
 _OVERLAP_MM = 2.0
 _WITHIN_MM = 2.0  # a landmark error that counts as small
 _WORSE, _WORSE_MM = 1.1, 1.0  # a mean error beyond this multiple, and this much, of the unaligned one is suspicious
@@ -67,13 +68,17 @@ def measure(
             seen = grid.every(steps)
             whole = sitk.GetArrayViewFromImage(fixed_mask)[tuple(slice(None, None, step) for step in reversed(steps))]
 
-            def moved(through: sitk.Transform) -> np.ndarray:
-                return sitk.GetArrayFromImage(seen.resample(moving_mask, through, sitk.sitkNearestNeighbor)) != 0
+            def both(through: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
+                """The masks, the moving one warped, where the moving image shows anything."""
+                there = sitk.GetArrayFromImage(
+                    seen.resample(moving_mask != 0, through, sitk.sitkNearestNeighbor, _NOT_SHOWN)
+                )
+                return (whole != 0) & (there != _NOT_SHOWN), there == 1
 
-            after = moved(transform)
-            before = None if alignment is None else quality.dice(moved(alignment.transform()), whole != 0)
-            dice = Overlap(quality.dice(after, whole != 0), before)
-            surface = surface_distance(whole != 0, after, seen.spacing_mm)
+            here, after = both(transform)
+            before = None if alignment is None else quality.dice(*both(alignment.transform()))
+            dice = Overlap(quality.dice(here, after), before)
+            surface = surface_distance(here, after, seen.spacing_mm)
     points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
     consistency, disagreement = (
         maps and _summary(quality.inverse_consistency_mm(*maps, points)) for maps in (consistent, fields)
