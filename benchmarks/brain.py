@@ -32,7 +32,7 @@ AROUND_MM = 22  # of a head around the brain
 
 
 def depth_mm(image: sitk.Image) -> np.ndarray:
-    """(z, y, x) signed distance to the border of what an image shows without its holes; 0 at its last voxels, positive within."""
+    """(z, y, x) signed distance to the border of what an image shows, its holes filled: 0 at its last voxels."""
     shown = sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(sitk.Cast(image > 0, sitk.sitkUInt8), [3] * 3))
     found = sitk.SignedMaurerDistanceMap(shown, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
     return sitk.GetArrayFromImage(found)
