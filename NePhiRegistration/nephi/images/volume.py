@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ..space.interpolate import constant, interpolate
 
-_ROWS = 4096  # points whose surroundings are compared at a time
+_ROWS = 256  # points whose surroundings are compared at a time: they stay in a CPU's cache
+_MORE_ROWS = 4096  # on a GPU
 _SLAB_VOXELS = 1_500_000  # worked on at a time: bounds what is held beside the result
 
 
@@ -149,7 +150,6 @@ class Volume:
         self.view, self.distance, self.seen_through = view, distance, seen_through
         self.excluded = None if excluded is None else excluded.reshape(-1)
         self.chosen: Tensor | None = None  # of the voxels in a row, those that are drawn from
-        self._squares: Tensor | None = None
         self.voxels = volume[..., 0].numel()
         if mask is not None:
             plane = math.prod(mask.shape[1:])
@@ -210,21 +210,26 @@ class Volume:
         mask[self.chosen.long()] = True
         return mask
 
-    def distances(self, index_xyz: Tensor, reference: Tensor) -> Tensor:
-        """Mean squared differences (n, k) of the values at voxels (n, k, d) to reference values (n, c)."""
-        index = self.flat(torch.minimum(index_xyz.clamp(min=0), self.size - 1).long())
-        flat, channels = self.volume.reshape(-1, self.volume.shape[-1]), self.volume.shape[-1]
-        if self._squares is None:  # |a - b|^2 = |a|^2 - 2 ab + |b|^2, the last once for all
-            parts = [self._scaled(flat[start:stop]).square().sum(-1) for start, stop in slabs(flat.shape)]
-            self._squares = torch.cat(parts)
-        products = torch.empty(index.shape, device=index.device)
-        for start in range(0, len(index), _ROWS):
-            rows = slice(start, start + _ROWS)
-            values = self._scaled(flat.index_select(0, index[rows].reshape(-1)))
-            values = values.reshape(*index[rows].shape, channels)
-            products[rows] = torch.bmm(values, reference[rows, :, None])[..., 0]
-        squares = self._squares[index] + reference.square().sum(-1, keepdim=True)
-        return ((squares - 2 * products) / channels).clamp_(min=0)
+    def distances(self, index_xyz: Tensor, steps: Tensor, reference: Tensor) -> Tensor:
+        """Mean squared differences (n, m^d) of reference values (n, c) to those around voxels (n, d).
+
+        Around each voxel lie all those that are one of ``steps`` (m,), whole numbers, away along each axis, in the
+        order of ``itertools.product``; beyond the border the border's value holds.
+        """
+        table, scale = self.volume.flatten(0, -2), 255 if self.volume.dtype == torch.uint8 else 1
+        channels, last = table.shape[1], (self.size - 1)[:, None]
+        mean = reference.new_full((channels, 1), 1 / (channels * scale**2))
+        found = reference.new_empty(len(index_xyz), len(steps) ** index_xyz.shape[1])
+        rows = _ROWS if table.device.type == "cpu" else _MORE_ROWS
+        for index, wanted, out in zip(*(t.split(rows) for t in (index_xyz, scale * reference, found)), strict=True):
+            node = torch.minimum((index[:, :, None] + steps).clamp_(min=0), last)  # (rows, d, m)
+            flat, stride = node[:, 0], 1
+            for axis, extent in enumerate(self.extents[:-1], 1):
+                stride *= extent
+                flat = (flat[:, :, None] + stride * node[:, axis, None]).flatten(1)
+            values = table.index_select(0, flat.reshape(-1)).to(mean.dtype).unflatten(0, flat.shape)
+            out.copy_((values.sub_(wanted[:, None]).square_() @ mean)[..., 0])
+        return found
 
     def flat(self, index: Tensor) -> Tensor:
         """Position of voxels (..., d) in the volume laid out in a row."""
