@@ -6,11 +6,13 @@ derivative is continuous (Unser, IEEE Signal Processing Magazine 1999). Beyond t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # by degree: the weight of each node as a polynomial in the offset t of the point from its nearest node (degree 2) or
 # from the node below it (degree 1), constant term first
@@ -32,6 +34,34 @@ def interpolate(
     tables and to the positions, as often as wanted; nothing is copied between host and device.
     """
     return _Interpolate.apply(position, tuple(size), degree, scale, *tables)
+
+
+class PointWeights:
+    """What the nodes around positions (n, d) weigh there: for points that stay while the values at the nodes change.
+
+    Positions, ``size`` and ``degree`` as in ``interpolate``. Nothing here is differentiated.
+    """
+
+    def __init__(self, position: Tensor, size: Sequence[int], degree: int = 1):
+        self.nodes = math.prod(size)
+        self.row, weight = _around(position, tuple(size), degree, 1.0, slopes=False)
+        self.weight = weight[..., 0]
+
+    def at(self, table: Tensor) -> Tensor:
+        """Values (n, c) at the points, of a table (nodes, c) with one row a node, x fastest."""
+        return F.embedding_bag(self.row, table, mode="sum", per_sample_weights=self.weight)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The transpose: values (n, c) at the points, shared among the nodes around them, as sums (nodes, c)."""
+        point, first, weight = self._by_node
+        return F.embedding_bag(point, values, first, mode="sum", per_sample_weights=weight)
+
+    @cached_property
+    def _by_node(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Point and weight of each share, sorted by node, and where those of each node (nodes,) begin."""
+        rows, order = self.row.reshape(-1).sort(stable=True)
+        first = torch.searchsorted(rows, torch.arange(self.nodes, device=rows.device))
+        return order // self.row.shape[1], first, self.weight.reshape(-1)[order]
 
 
 def constant(values: float | Sequence, device: torch.device, dtype: torch.dtype) -> Tensor:
