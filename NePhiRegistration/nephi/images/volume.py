@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property, lru_cache
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..space.interpolate import constant, interpolate
 _ROWS = 256  # points whose surroundings are compared at a time: they stay in a CPU's cache
 _MORE_ROWS = 4096  # on a GPU
 _SLAB_VOXELS = 1_500_000  # worked on at a time: bounds what is held beside the result
+_TILE_VOXELS = 400_000  # of these, by a CPU: they stay in its cache
 
 
 def slabs(shape, least: int = 1):
@@ -42,7 +43,11 @@ def mind_ssc(image, dilation: int = 1, noise: float = 0.01, device=None) -> Tens
         slab = torch.as_tensor(image[first:last]).to(device, torch.float32)
         ends = [first - start + pad, stop + pad - last]
         slab = F.pad(slab[None, None], [pad, pad] * (d - 1) + ends, mode="replicate")[0, 0]
-        out[start:stop] = _mind_slab(slab, dilation, pad, noise)
+        side = max(2 * pad, math.isqrt(_TILE_VOXELS // out.shape[-2])) if slab.device.type == "cpu" else max(slab.shape)
+        tiles = [[slice(k, k + side) for k in range(0, n, side)] for n in (stop - start, *image.shape[1:2])]
+        for tile in product(*tiles):
+            around = slab[tuple(slice(part.start, part.stop + 2 * pad) for part in tile)]
+            out[start:stop][tile] = _mind_slab(around, dilation, pad, noise)
     return out
 
 
@@ -50,7 +55,7 @@ def _mind_slab(x: Tensor, dilation: int, pad: int, noise: float) -> Tensor:
     d = x.ndim
     inner = [n - 2 * pad for n in x.shape]
 
-    distances = []
+    distances, channel = x.new_empty(2 * d * (d - 1), *inner), 0  # channels first: rows are worked on in one piece
     for i, j in combinations(range(d), 2):
         for sign in (-1, 1):
             # E(y) = (I(y) - I(y + step))^2 with step = dilation * (e_i + sign * e_j), patch-summed
@@ -65,8 +70,9 @@ def _mind_slab(x: Tensor, dilation: int, pad: int, noise: float) -> Tensor:
                 start[j] += dilation
             for axis in range(d):
                 n = e.shape[axis] - 2
-                e = e.narrow(axis, 0, n) + e.narrow(axis, 1, n) + e.narrow(axis, 2, n)
+                e = (e.narrow(axis, 0, n) + e.narrow(axis, 1, n)).add_(e.narrow(axis, 2, n))
                 start[axis] += 1
+            e /= 3**d
             first = [0] * d
             first[j] = -sign * dilation
             second = [0] * d
@@ -75,13 +81,12 @@ def _mind_slab(x: Tensor, dilation: int, pad: int, noise: float) -> Tensor:
                 part = e
                 for axis in range(d):
                     part = part.narrow(axis, shift[axis] - start[axis], inner[axis])
-                distances.append(part)
-    stack = torch.stack(distances)  # channels first: rows of the image are worked on in one piece
-    stack /= 3**d
-    variance = stack.mean(0).clamp_(min=2 * noise**2)
-    stack -= stack.amin(0)
-    stack /= variance
-    return stack.neg_().exp_().mul_(255).round_().to(torch.uint8).movedim(0, -1)
+                distances[channel] = part
+                channel += 1
+    variance = distances.mean(0).clamp_(min=2 * noise**2)
+    distances -= distances.amin(0)
+    distances /= variance.neg_()
+    return distances.exp_().mul_(255).round_().to(torch.uint8).movedim(0, -1)
 
 
 def smoothed(image: Tensor, deviation: float) -> Tensor:
