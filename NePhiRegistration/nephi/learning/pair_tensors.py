@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -174,40 +175,41 @@ class PairTensors:
 
     def through(self, outer: Map) -> PairTensors:
         """The residual pair: moving image, mask, distances, labels and known points warped by ``outer``."""
-        points = self._seen_points(outer)
-
-        def seen(of: Both[Tensor], nearest: bool = False) -> Both[Tensor]:
-            values = self.at(of.moving.float(), points, nearest).reshape(of.moving.shape)
-            return Both(of.fixed, _like(of.moving, values))
+        units = self._seen_units(outer)
+        named = {name: of for name in ("intensities", "masks", "distances") if (of := getattr(self, name)) is not None}
+        # all of them at once: where to read, and with which weights, is the same
+        values = _read(torch.stack([of.moving.float() for of in named.values()]), units)
+        seen = {name: Both(of.fixed, _like(of.moving, v)) for (name, of), v in zip(named.items(), values, strict=True)}
+        if self.labels is not None:
+            labels = _read(self.labels.moving.float()[None], units, nearest=True)[0]
+            seen["labels"] = Both(self.labels.fixed, _like(self.labels.moving, labels))
 
         def known(of: Both[Tensor]) -> Both[Tensor]:
             return Both(of.fixed, outer.solve(of.moving))
 
         return replace(
             self,
-            intensities=seen(self.intensities),
-            masks=self.masks and seen(self.masks),
-            distances=self.distances and seen(self.distances),
-            labels=self.labels and seen(self.labels, nearest=True),
+            **seen,
             known=self.known and known(self.known),
             landmarks=self.landmarks and known(self.landmarks),
             to_moving_mm=None,
             outer=outer,
         )
 
-    def _seen_points(self, outer: Map) -> Tensor:
-        """(n, d): where the forward map takes all voxel centres; linear between every third, for it is smooth."""
+    def _seen_units(self, outer: Map) -> Tensor:
+        """((z,) y, x, d): where the forward map takes all voxel centres, as ``_units``; linear between every third, for
+        it is smooth."""
         shape = self.intensities[0].shape
         axes = [torch.arange(-(-(n - 1) // _STRIDE) + 1) * _STRIDE for n in shape]
         index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flip(-1).to(self.lower_cube)
         points = (index * self.spacing_cube + self.lower_cube).reshape(-1, len(shape))
-        moved = torch.cat([outer.forward(chunk) for chunk in points.split(_CHUNK)])
+        moved = torch.cat([self._units(outer.forward(chunk), shape) for chunk in points.split(_CHUNK)])
         moved = moved.reshape(*[len(axis) for axis in axes], -1).movedim(-1, 0)[None]
         size = [(len(axis) - 1) * _STRIDE + 1 for axis in axes]
         moved = F.interpolate(moved, size, mode=("bilinear", "trilinear")[len(shape) - 2], align_corners=True)[0]
         for axis, n in enumerate(shape):
             moved = moved.narrow(axis + 1, 0, n)
-        return moved.movedim(0, -1).reshape(-1, len(shape))
+        return moved.movedim(0, -1)
 
     def downsampled(self, factor: int, settings: SimilaritySettings, dilation: int = Features.dilation) -> PairTensors:
         """Everything on a grid of ``factor`` times the spacing, averaged, and compared as ``settings`` say.
@@ -240,11 +242,19 @@ class PairTensors:
 
     def at(self, values: Tensor, points_cube: Tensor, nearest: bool = False) -> Tensor:
         """Values (n,) of a (z, y, x) tensor on the pair's grid at points (n, d); its border holds beyond it."""
-        size = torch.tensor(tuple(reversed(values.shape)), device=values.device)
-        unit = (points_cube - self.lower_cube) / self.spacing_cube / (size - 1) * 2 - 1
-        unit = unit.reshape(1, *[1] * (values.ndim - 1), -1, values.ndim)
-        mode = "nearest" if nearest else "bilinear"
-        return F.grid_sample(values[None, None], unit, mode, "border", align_corners=True).reshape(-1)
+        units = self._units(points_cube, values.shape).reshape(*[1] * (values.ndim - 1), -1, values.ndim)
+        return _read(values[None], units, nearest).reshape(-1)
+
+    def _units(self, points_cube: Tensor, shape: Sequence[int]) -> Tensor:
+        """Points (n, d) in units in which the first voxel of a grid of this shape is at -1 and the last one at 1."""
+        last = torch.tensor(tuple(reversed(shape)), device=points_cube.device) - 1
+        return (points_cube - self.lower_cube) / self.spacing_cube / last * 2 - 1
+
+
+def _read(values: Tensor, units: Tensor, nearest: bool = False) -> Tensor:
+    """Values (c, (z,) y, x) of c images at places (..., d), as ``_units``: (c, ...); beyond the border that holds."""
+    mode = "nearest" if nearest else "bilinear"
+    return F.grid_sample(values[None], units[None], mode, "border", align_corners=True)[0]
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
