@@ -254,6 +254,17 @@ def test_features_follow_the_images():
     assert sample.to("cpu") is sample
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_centres_of_a_mask_are_some_of_all_centres_spread_over_it(d):
+    sample = synthetic(d)
+    mask = sample.masks.fixed
+    inside = sample.voxel_centres()[mask.reshape(-1)]
+    assert torch.equal(sample.voxel_centres(mask), inside)
+    some = sample.voxel_centres(mask, 50)
+    assert len(some) == 50 and torch.equal(some[[0, -1]], inside[[0, -1]])
+    assert ((some[:, None] - inside).abs().amax(-1).amin(1) == 0).all() and len(torch.unique(some, dim=0)) == 50
+
+
 # ---- through maps, and coarser -------------------------------------------------------------------------
 
 

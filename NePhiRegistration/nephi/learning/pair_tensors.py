@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -126,11 +127,17 @@ class PairTensors:
 
         return PairTensors(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
-    def voxel_centres(self) -> Tensor:
-        """(n, d) points_cube of all voxels of the grid."""
-        shape = self.intensities[0].shape
-        index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"), -1).flip(-1)
-        return index.reshape(-1, len(shape)).to(self.lower_cube) * self.spacing_cube + self.lower_cube
+    def voxel_centres(self, within: Tensor | None = None, most: int | None = None) -> Tensor:
+        """(n, d) points_cube of all voxels of the grid, or of those of a mask; at most so many, evenly spread."""
+        shape, device = self.intensities[0].shape, self.lower_cube.device
+        flat = torch.arange(math.prod(shape), device=device) if within is None else within.reshape(-1).nonzero()[:, 0]
+        if most is not None and len(flat) > most:
+            flat = flat[torch.linspace(0, len(flat) - 1, most, device=device).long()]
+        index = []
+        for extent in reversed(shape):
+            index.append((flat % extent).to(self.lower_cube))
+            flat = flat // extent
+        return torch.stack(index, -1).mul_(self.spacing_cube).add_(self.lower_cube)
 
     def images(self, size: int) -> Tensor:
         """Both images (2, (size,) size, size) over the cube, fixed first; outside the masks 0."""
