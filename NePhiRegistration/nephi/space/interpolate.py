@@ -21,6 +21,7 @@ _WEIGHTS = {
     2: ((1 / 8, -1 / 2, 1 / 2), (3 / 4, 0.0, -1.0), (1 / 8, 1 / 2, 1 / 2)),
 }
 _CACHED_POINTS = 512
+_READ_POINTS = 4096  # that a CPU evaluates at a time: their weights stay in its cache
 _FIRST = {1: 0, 2: -1}  # the first node that counts, from that one
 
 
@@ -33,7 +34,15 @@ def interpolate(
     ``size``: nodes along x, y (, z); ``scale``: what the values are multiplied by. Differentiable with respect to float
     tables and to the positions, as often as wanted; nothing is copied between host and device.
     """
-    return _Interpolate.apply(position, tuple(size), degree, scale, *tables)
+    if torch.is_grad_enabled() and (position.requires_grad or any(table.requires_grad for table in tables)):
+        return _Interpolate.apply(position, tuple(size), degree, scale, *tables)
+    points = _READ_POINTS if position.device.type == "cpu" else max(1, position.shape[1])
+    found = [
+        _read(table, part, tuple(size), degree, scale)
+        for table, group in zip(tables, position, strict=True)
+        for part in group.split(points)
+    ]
+    return torch.cat(found).reshape(*position.shape[:-1], tables[0].shape[1])
 
 
 class PointWeights:
@@ -137,6 +146,14 @@ def _blend(weight: Tensor, values: Tensor) -> Tensor:
     if values.shape[-1] == 1:  # a matrix product of vectors is slow on a GPU
         return (weight * values).sum(1)
     return torch.bmm(weight.transpose(1, 2), values)[:, 0]
+
+
+def _read(table: Tensor, position: Tensor, size: tuple[int, ...], degree: int, scale: float) -> Tensor:
+    """Values (n, c) of one table at positions (n, d)."""
+    row, weight = _around(position, size, degree, scale, slopes=False)
+    if table.dtype == position.dtype and table.device.type == "cpu":  # nothing is held but the result
+        return F.embedding_bag(row, table, mode="sum", per_sample_weights=weight[..., 0])
+    return _blend(weight, _gather([table], row, position.dtype))
 
 
 class _Interpolate(torch.autograd.Function):
