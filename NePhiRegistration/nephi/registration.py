@@ -155,7 +155,7 @@ class _Progress:
     def expect(self, expected: dict[str, float]) -> None:
         """The seconds of what is still to come, once it is known what the pair needs."""
         if isinstance(self.progress, Timetable):
-            self.progress.expect({name: expected[name] for name in ("features", "optimising")})
+            self.progress.expect({name: expected[name] for name in ("features", "optimising") if name in expected})
 
     def optimising(self, entry: dict) -> None:
         """An entry of the optimisation's history."""
