@@ -255,7 +255,7 @@ class ImagePair:
 
         def outside(points: np.ndarray) -> np.ndarray:
             index = own.to_index(points if way == 0 else self.affine(points))
-            return ((index < 0) | (index > np.array(own.size) - 1)).any(-1)
+            return np.any((index < 0) | (index > np.array(own.size) - 1), axis=1)
 
         ends = [[0, n - 1] for n in grid.size[:-1]]
         for z in range(grid.shape[0]):

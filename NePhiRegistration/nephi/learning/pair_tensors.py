@@ -183,20 +183,25 @@ class PairTensors:
     def through(self, outer: Map) -> PairTensors:
         """The residual pair: moving image, mask, distances, labels and known points warped by ``outer``."""
         units = self._seen_units(outer)
-        named = {name: of for name in ("intensities", "masks", "distances") if (of := getattr(self, name)) is not None}
+        smooth = [of for of in (self.intensities, self.masks, self.distances) if of is not None]
         # all of them at once: where to read, and with which weights, is the same
-        values = _read(torch.stack([of.moving.float() for of in named.values()]), units)
-        seen = {name: Both(of.fixed, _like(of.moving, v)) for (name, of), v in zip(named.items(), values, strict=True)}
-        if self.labels is not None:
-            labels = _read(self.labels.moving.float()[None], units, nearest=True)[0]
-            seen["labels"] = Both(self.labels.fixed, _like(self.labels.moving, labels))
+        values = iter(_read(torch.stack([of.moving.float() for of in smooth]), units))
+
+        def seen(of: Both[Tensor], values: Tensor) -> Both[Tensor]:
+            return Both(of.fixed, _like(of.moving, values))
+
+        def region(of: Both[Tensor]) -> Both[Tensor]:
+            return seen(of, _read(of.moving.float()[None], units, nearest=True)[0])
 
         def known(of: Both[Tensor]) -> Both[Tensor]:
             return Both(of.fixed, outer.solve(of.moving))
 
         return replace(
             self,
-            **seen,
+            intensities=seen(self.intensities, next(values)),
+            masks=self.masks and seen(self.masks, next(values)),
+            distances=self.distances and seen(self.distances, next(values)),
+            labels=self.labels and region(self.labels),
             known=self.known and known(self.known),
             landmarks=self.landmarks and known(self.landmarks),
             to_moving_mm=None,
