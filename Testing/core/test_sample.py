@@ -302,6 +302,7 @@ def test_through_a_shift_of_whole_voxels_the_moving_image_is_the_shifted_one(d):
         assert fixed is before[0]
         torch.testing.assert_close(moving, before[1] - shift, atol=1e-6, rtol=0)
     assert rest.to_moving_mm is None and rest.outer is not None and sample.outer is None
+    assert rest.volumes[0] is sample.volumes[0] and rest.volumes[1] is not sample.volumes[1]
     points = torch.rand(500, d, generator=torch.Generator().manual_seed(1)) * 2 - 1
     for way, by in ((0, torch.zeros(d)), (1, shift)):  # in view is what was seen there
         seen = rest.volumes[way].inside(points)

@@ -91,24 +91,26 @@ class PairTensors:
     @cached_property
     def volumes(self) -> VolumePair:
         """The features that are compared, made when first asked for."""
-        prepare = make_similarity(self.similarity).prepare
+        return VolumePair(self._fixed_volume, self._volume(1))
 
-        def volume(way: int, image: Tensor) -> Volume:
-            distance = None
-            if self.distances is not None:
-                values = self.distances[way].float()[..., None]
-                distance = Volume(values, self.lower_cube, self.spacing_cube, None)
-            return Volume(
-                prepare(image, self.dilation, image.device),
-                self.lower_cube,
-                self.spacing_cube,
-                None if self.masks is None else self.masks[way],
-                None if self.views is None else self.views[way],
-                distance,
-                self.outer.forward if way == 1 and self.outer is not None else None,
-            ).to(image.device)
+    @cached_property
+    def _fixed_volume(self) -> Volume:
+        return self._volume(0)
 
-        return VolumePair(*(volume(way, image) for way, image in enumerate(self.scaled)))
+    def _volume(self, way: int) -> Volume:
+        image, distance = self.scaled[way], None
+        if self.distances is not None:
+            values = self.distances[way].float()[..., None]
+            distance = Volume(values, self.lower_cube, self.spacing_cube, None)
+        return Volume(
+            make_similarity(self.similarity).prepare(image, self.dilation, image.device),
+            self.lower_cube,
+            self.spacing_cube,
+            None if self.masks is None else self.masks[way],
+            None if self.views is None else self.views[way],
+            distance,
+            self.outer.forward if way == 1 and self.outer is not None else None,
+        ).to(image.device)
 
     @property
     def scaled(self) -> Both[Tensor]:
@@ -196,7 +198,7 @@ class PairTensors:
         def known(of: Both[Tensor]) -> Both[Tensor]:
             return Both(of.fixed, outer.solve(of.moving))
 
-        return replace(
+        rest = replace(
             self,
             intensities=seen(self.intensities, next(values)),
             masks=self.masks and seen(self.masks, next(values)),
@@ -207,6 +209,8 @@ class PairTensors:
             to_moving_mm=None,
             outer=outer,
         )
+        rest.__dict__["_fixed_volume"] = self._fixed_volume  # the fixed image stays: its features are not made again
+        return rest
 
     def _seen_units(self, outer: Map) -> Tensor:
         """((z,) y, x, d): where the forward map takes all voxel centres, as ``_units``; linear between every third, for
