@@ -45,7 +45,7 @@ def run(device: torch.device, count: int, ratios: int, train_steps: int, batch: 
                     maps = FieldMap(model.fields, between(*codes, of_global, of_local))
                     parts = split(points, mapped(maps, points) - points)
                     row = {"local code from": name, "pairs": k, "global": of_global, "local": of_local}
-                    row["folds_percent"] = folds_percent(maps, samples[0], points)
+                    row["folds_percent"] = folds_percent(maps, samples[0])
                     for part_name, part, first, last in zip(PARTS, parts, *ends, strict=True):
                         way = last - first
                         row[part_name] = float(((part - first) * way).sum() / way.square().sum())

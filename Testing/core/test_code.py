@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from geometry import points_of
@@ -10,6 +12,7 @@ from nephi.maps.code import FORWARD, INVERSE, Code, HybridCode, points_between, 
 from nephi.maps.maps import FieldMap, code_like, make_fields
 from nephi.registration import register
 from nephi.settings import Features, FitSettings, Level, NeuralSettings, VoxelSettings
+from nephi.space.interpolate import PointWeights, interpolate
 
 UPPER = torch.tensor([1.0, 0.8, 0.6])
 
@@ -79,6 +82,26 @@ def test_a_smooth_code_is_nearly_the_same_on_finer_nodes_in_each_pair_of_a_batch
     before, after = code.at(x, 2), finer.at(x, 2)
     assert before.std() > 0.3 and (after - before).abs().max() < 0.05
     assert batch == 1 or not torch.allclose(before[:, :50], before[:, 50:100], atol=0.1)
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+@pytest.mark.parametrize("d", [2, 3])
+def test_points_that_stay_read_the_same_and_share_their_values_with_what_they_read(d, degree):
+    size, generator = (4, 3, 5)[:d], torch.Generator().manual_seed(0)
+    position = torch.rand((50, d), generator=generator, dtype=torch.float64) * torch.tensor(size)  # some of them beyond
+    table, values = (torch.rand((n, 2), generator=generator, dtype=torch.float64) for n in (math.prod(size), 50))
+    weights = PointWeights(position, size, degree)
+    read, sums = weights.at(table), weights.sums(values)
+    torch.testing.assert_close(read, interpolate([table], position[None], size, degree)[0])
+    torch.testing.assert_close(sums.sum(0), values.sum(0))
+    torch.testing.assert_close((read * values).sum(), (table * sums).sum())
+
+
+def test_a_value_at_a_node_counts_there_alone_also_on_the_border():
+    sums = PointWeights(torch.tensor([[2.0, 3.0], [1.0, 0.0]]), (3, 4)).sums(torch.tensor([[2.0], [3.0]]))
+    expected = torch.zeros(4, 3)
+    expected[3, 2], expected[0, 1] = 2.0, 3.0
+    torch.testing.assert_close(sums.reshape(4, 3), expected)
 
 
 def test_an_optimiser_goes_on_with_the_finer_code():

@@ -10,7 +10,7 @@ import torch
 from nephi.images import volume as features
 from nephi.images.volume import Volume, mind_ssc
 from nephi.learning.dataset import Shapes
-from nephi.learning.matching import _lattice
+from nephi.learning.matching import _lattice, _sums_around
 from nephi.learning.model import Model, make_encoder
 from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings
@@ -143,20 +143,35 @@ def test_a_code_is_of_the_pair(kind):
 @pytest.mark.parametrize("d", [2, 3])
 def test_distances_are_mean_squared_differences(d, bytes_, monkeypatch):
     monkeypatch.setattr(features, "_ROWS", 7)
-    monkeypatch.setattr(features, "_SLAB_VOXELS", 50)
     shape = (6, 7, 8)[-d:]
     values = random(*shape, 5)
     values = (values * 255).round().to(torch.uint8) if bytes_ else values
     volume = Volume(values, -torch.ones(d), 0.3, None)
-    generator = torch.Generator().manual_seed(1)
-    index = torch.randint(-3, 11, (20, 4, d), generator=generator).float()  # beyond the border: its values
+    generator, steps = torch.Generator().manual_seed(1), torch.tensor([-2, 0, 3])
+    index = torch.randint(-3, 11, (20, d), generator=generator)  # beyond the border: its values
     reference = random(20, 5, seed=2)
-    expected = torch.empty(20, 4)
-    for n, k in product(range(20), range(4)):
-        at = [min(max(int(i), 0), s - 1) for i, s in zip(index[n, k].flip(-1), shape, strict=True)]
+    around = list(product(steps.tolist(), repeat=d))
+    expected = torch.empty(20, len(around))
+    for n, (k, offset) in product(range(20), enumerate(around)):
+        place = (index[n] + torch.tensor(offset)).flip(-1)
+        at = [min(max(int(i), 0), s - 1) for i, s in zip(place, shape, strict=True)]
         value = values[tuple(at)].float() / (255 if bytes_ else 1)
         expected[n, k] = (value - reference[n]).square().mean()
-    torch.testing.assert_close(volume.distances(index, reference), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(volume.distances(index, steps, reference), expected, atol=1e-6, rtol=1e-5)
+    kept = values.clone()
+    volume.distances(index, steps, reference)
+    assert torch.equal(volume.volume, kept)  # it is only read
+
+
+@pytest.mark.parametrize("size", [(12, 9), (9, 12, 7), (3, 2)])
+@pytest.mark.parametrize("window", [1, 3, 5])
+def test_sums_around_are_those_of_the_box_among_what_is_kept(size, window):
+    kept = random(*size) > 0.7
+    kept[..., -1] = False
+    values = random(int(kept.sum()), 3, seed=1)
+    places = torch.nonzero(kept)
+    near = (places[:, None] - places).abs().amax(-1) <= window // 2
+    torch.testing.assert_close(_sums_around(values, kept, window), near.float() @ values)
 
 
 def volumes(d: int, shift: tuple[int, ...], side: int = 40) -> list[Volume]:
@@ -174,7 +189,7 @@ def test_costs_are_least_at_the_true_shift(shift):
     index = torch.stack(torch.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
     offsets = torch.tensor(list(product(range(-2, 3), repeat=d)))
     for here, there, sign in ((*pair, 1), (*pair[::-1], -1)):
-        costs = there.distances(index[:, None] + offsets, here.at_voxels(index))
+        costs = there.distances(index, torch.arange(-2, 3), here.at_voxels(index))
         assert (offsets[costs.argmin(1)] == sign * torch.tensor(shift)).all()
         assert costs.amin(1).max() < 1e-6 < costs.mean(1).min()
 

@@ -59,6 +59,10 @@ def test_mind_is_the_same_in_slabs(shape, monkeypatch):
     parts = mind_ssc(image, 2)
     monkeypatch.setattr(features, "_SLAB_VOXELS", 40)
     assert torch.equal(parts, mind_ssc(image, 2))
+    monkeypatch.setattr(features, "_TILE_VOXELS", 40)  # and in tiles of these, along two axes
+    assert torch.equal(parts, mind_ssc(image, 2))
+    monkeypatch.setattr(features, "_SLAB_VOXELS", 10**6)
+    assert torch.equal(parts, mind_ssc(image, 2))
 
 
 def test_mind_takes_a_byte_a_channel():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from nephi.errors import NephiError
 from nephi.fitting import gauss_newton as refine
-from nephi.fitting.gauss_newton import _curvature, _solve, _to_nodes, refined
-from nephi.images.volume import Volume, sample_linear
+from nephi.fitting.gauss_newton import _curvature, _solve, refined
+from nephi.images.volume import Volume
 from nephi.learning.model import Model
 from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import MatchingSettings, PublishedSettings, check
@@ -26,28 +26,6 @@ def noise(*shape, seed: int = 0) -> torch.Tensor:
 
 
 # ---- the equations ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("d", [2, 3])
-def test_values_are_shared_among_the_nodes_around(d):
-    size = (4, 3, 5)[:d]
-    position = torch.rand((50, d), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    values = noise(50, 2, seed=1)
-    sums = _to_nodes(values, position, size)
-    assert sums.shape == (2, *reversed(size))
-    torch.testing.assert_close(sums.flatten(1).sum(1), values.sum(0))
-    # linear interpolation at the same positions is the transpose
-    grid = noise(2, *reversed(size), seed=2)
-    last = torch.tensor(size) - 1
-    read = sample_linear(grid.movedim(0, -1).contiguous(), position * last)
-    torch.testing.assert_close((read * values).sum(), (grid * sums).sum())
-
-
-def test_a_value_at_a_node_counts_there_alone_also_on_the_border():
-    sums = _to_nodes(torch.tensor([[2.0], [3.0]]), torch.tensor([[1.0, 1.0], [0.5, 0.0]]), (3, 4))
-    expected = torch.zeros(1, 4, 3)
-    expected[0, 3, 2], expected[0, 0, 1] = 2.0, 3.0
-    torch.testing.assert_close(sums, expected)
 
 
 @pytest.mark.parametrize("d", [2, 3])

@@ -254,6 +254,17 @@ def test_features_follow_the_images():
     assert sample.to("cpu") is sample
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_centres_of_a_mask_are_some_of_all_centres_spread_over_it(d):
+    sample = synthetic(d)
+    mask = sample.masks.fixed
+    inside = sample.voxel_centres()[mask.reshape(-1)]
+    assert torch.equal(sample.voxel_centres(mask), inside)
+    some = sample.voxel_centres(mask, 50)
+    assert len(some) == 50 and torch.equal(some[[0, -1]], inside[[0, -1]])
+    assert ((some[:, None] - inside).abs().amax(-1).amin(1) == 0).all() and len(torch.unique(some, dim=0)) == 50
+
+
 # ---- through maps, and coarser -------------------------------------------------------------------------
 
 
@@ -291,6 +302,7 @@ def test_through_a_shift_of_whole_voxels_the_moving_image_is_the_shifted_one(d):
         assert fixed is before[0]
         torch.testing.assert_close(moving, before[1] - shift, atol=1e-6, rtol=0)
     assert rest.to_moving_mm is None and rest.outer is not None and sample.outer is None
+    assert rest.volumes[0] is sample.volumes[0] and rest.volumes[1] is not sample.volumes[1]
     points = torch.rand(500, d, generator=torch.Generator().manual_seed(1)) * 2 - 1
     for way, by in ((0, torch.zeros(d)), (1, shift)):  # in view is what was seen there
         seen = rest.volumes[way].inside(points)
@@ -310,7 +322,9 @@ def test_through_any_map_known_points_stay_on_the_same_tissue(d):
     torch.testing.assert_close(maps.forward(rest.known[1]), sample.known[1], atol=1e-3, rtol=0)
     # it is taken at every third voxel: off by a few hundredths of one at most, but at the border, where it has a kink
     centres = sample.voxel_centres()
-    gap = (sample._seen_points(maps) - maps.forward(centres)).abs().amax(1)
+    shape = sample.intensities.fixed.shape
+    gap = sample._seen_units(maps).reshape(-1, d) - sample._units(maps.forward(centres), shape)
+    gap = (gap * (torch.tensor(shape).flip(0) - 1) / 2 * sample.spacing_cube).abs().amax(1)
     assert gap[(centres.abs() < 0.9 * sample.half_extents_cube).all(1)].max() < 0.06 * sample.spacing_cube
 
 

@@ -32,7 +32,7 @@ def sample():
 
 
 def folds(function, sample) -> float:
-    return folds_percent(Known(function), sample, sample.voxel_centres())
+    return folds_percent(Known(function), sample)
 
 
 def along_x(function):

@@ -7,18 +7,15 @@ those with much to see in their surroundings lead the others. Nothing here is le
 
 from __future__ import annotations
 
-import math
-from itertools import product
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..images.volume import Volume
 from ..maps.code import FORWARD, INVERSE, LINEAR_CUBE, Code, nodes, points_between
 from ..maps.maps import FieldMap, Map, code_like
 from ..maps.voxel import VoxelFields
 from ..settings import VoxelSettings
+from ..space.interpolate import PointWeights
 
 _VOXELS_PER_NODE = 4  # of the features, between the nodes of the local code: as fine as the features can show
 _SHARE, _LEAST = 0.1, 50_000  # of the voxels that are looked at, and how many at least, where there are as many
@@ -41,13 +38,13 @@ def refined(pair: tuple[Volume, Volume], maps: Map, rounds: int) -> FieldMap:
     settings = VoxelSettings(local_code=2 * len(upper))
     code = code_like(maps, settings, nodes(upper, _VOXELS_PER_NODE * pair[FORWARD].spacing))
     found = FieldMap(VoxelFields(settings, len(upper)), code)
-    (fixed, moving), seen, back = pair, [_Seen(volume) for volume in pair], found.inverted()
+    (fixed, moving), seen = pair, [_Seen(volume, code, settings.code_degree) for volume in pair]
     displacements = code.local_code[0].split(len(upper))  # views: they follow the code
     for left in range(rounds, 0, -1):
-        forward = _correction(seen[FORWARD], moving, found, code, displacements[FORWARD])
-        _move(code, forward, _correction(seen[INVERSE], fixed, back, code, displacements[INVERSE]))
+        forward = _correction(seen[FORWARD], moving, displacements[FORWARD])
+        _move(code, forward, _correction(seen[INVERSE], fixed, displacements[INVERSE]))
         if left <= _MEETINGS:
-            _move(code, _half_way(found, code), _half_way(back, code))
+            _move(code, _half_way(found, code), _half_way(found.inverted(), code))
     return found
 
 
@@ -65,11 +62,17 @@ def _half_way(maps: Map, code: Code) -> Tensor:
 
 
 class _Seen:
-    """Features of one image and their slopes, per voxel, at points spread over its mask."""
+    """Features of one image and their slopes, per voxel, at points spread over its mask, among a code's nodes.
 
-    def __init__(self, volume: Volume):
-        self.voxel = volume.spacing
+    ``degree``: of the splines between the nodes.
+    """
+
+    def __init__(self, volume: Volume, code: Code, degree: int):
+        self.voxel, self.shape = volume.spacing, code.local_code.shape[2:]
         self.points, index = volume.spread(_SHARE, _LEAST)
+        last = torch.tensor(code.size, device=index.device) - 1
+        position = (self.points + code.half_extents_cube) / (2 * code.half_extents_cube) * last
+        self.moved_by, self.near = PointWeights(position, code.size, degree), PointWeights(position, code.size)
         d = index.shape[1]
         self.values = volume.at_voxels(index)
         step = torch.eye(d, dtype=index.dtype, device=index.device)
@@ -77,38 +80,27 @@ class _Seen:
         self.slopes = ((ahead - behind) / 2).transpose(1, 2)  # (n, c, d)
         self.weight = self.slopes.transpose(1, 2) @ self.slopes
 
+    def moved(self, displacements: Tensor) -> Tensor:
+        """The points (n, d) through a map whose nodes move by ``displacements`` (d, (z,) y, x) in the cube."""
+        return self.points + self.moved_by.at(displacements.flatten(1).T.contiguous())
 
-def _correction(here: _Seen, there: Volume, maps: Map, code: Code, displacements: Tensor) -> Tensor:
-    """How the forward map should move at the nodes, as far as the images show: (d, (z,) y, x) in the cube.
+    def at_nodes(self, values: Tensor) -> Tensor:
+        """Sums (c, (z,) y, x) of values (n, c) at the points over the nodes around each, linearly."""
+        return self.near.sums(values).T.reshape(-1, *self.shape)
 
-    ``displacements``: those of the map at the code's nodes at present, as the code holds them.
+
+def _correction(here: _Seen, there: Volume, local_code: Tensor) -> Tensor:
+    """How the map from here should move at the nodes, as far as the images show: (d, (z,) y, x) in the cube.
+
+    ``local_code``: what moves it at present, as the code holds it.
     """
-    d = len(code.half_extents_cube)
-    mapped = maps.forward(here.points)
+    displacements, d = LINEAR_CUBE * local_code, len(local_code)
+    mapped = here.moved(displacements)
     # a shift of the point at rest that explains the difference: the map has to go the other way
     pull = torch.einsum("ncd,nc->nd", here.slopes, here.values - there.at(mapped))
-    equations = torch.cat([here.weight.flatten(1), pull], 1) * there.inside(mapped)
-    sums = _to_nodes(equations, (here.points + code.half_extents_cube) / (2 * code.half_extents_cube), code.size)
-    now = LINEAR_CUBE / here.voxel * displacements
-    voxels = _solve(sums[: d * d].unflatten(0, (d, d)), sums[d * d :], now)
+    sums = here.at_nodes(torch.cat([here.weight.flatten(1), pull], 1) * there.inside(mapped))
+    voxels = _solve(sums[: d * d].unflatten(0, (d, d)), sums[d * d :], displacements / here.voxel)
     return voxels * (_REACH / voxels.norm(dim=0).clamp(min=_REACH)) * here.voxel
-
-
-def _to_nodes(values: Tensor, position: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Sums of values (n, c) at positions (n, d), 0 to 1, over the nodes around each, linearly: (c, (z,) y, x)."""
-    last = torch.tensor(size, device=values.device) - 1
-    position = position * last
-    first = torch.minimum(position.floor().clamp(min=0), last - 1)
-    part, first = position - first, first.long()
-    sums = values.new_zeros(math.prod(size), values.shape[1])
-    for corner in product((0, 1), repeat=len(size)):
-        sides = [part[:, axis] if ahead else 1 - part[:, axis] for axis, ahead in enumerate(corner)]
-        share = torch.stack(sides, 1).prod(1, keepdim=True)
-        flat = first[:, -1] + corner[-1]
-        for axis in range(len(size) - 2, -1, -1):
-            flat = flat * size[axis] + first[:, axis] + corner[axis]
-        sums.index_add_(0, flat, values * share)
-    return sums.T.reshape(-1, *reversed(size))
 
 
 def _solve(weight: Tensor, pull: Tensor, now: Tensor) -> Tensor:
@@ -120,7 +112,10 @@ def _solve(weight: Tensor, pull: Tensor, now: Tensor) -> Tensor:
         return stiffness * _curvature(_curvature(x))
 
     def left(x: Tensor) -> Tensor:
-        return torch.einsum("ij...,j...->i...", weight, x) + bent(x)
+        image = bent(x)
+        for j, along in enumerate(x):
+            image.addcmul_(weight[:, j], along)
+        return image
 
     # conjugate gradients, preconditioned by the diagonal
     diagonal = trace + stiffness * (2 * len(weight) * (2 * len(weight) + 1))
@@ -139,8 +134,11 @@ def _solve(weight: Tensor, pull: Tensor, now: Tensor) -> Tensor:
 
 def _curvature(x: Tensor) -> Tensor:
     """Sum over the axes of the differences to both neighbours (c, (z,) y, x); nothing beyond the border."""
-    total = torch.zeros_like(x)
+    total = x * (-2 * (x.ndim - 1))
     for axis in range(1, x.ndim):
-        slope = F.pad(x.diff(dim=axis), [0, 0] * (x.ndim - 1 - axis) + [1, 1])
-        total += slope.diff(dim=axis)
+        last = x.shape[axis] - 1
+        total.narrow(axis, 1, last).add_(x.narrow(axis, 0, last))
+        total.narrow(axis, 0, last).add_(x.narrow(axis, 1, last))
+        for border in (0, last):
+            total.select(axis, border).add_(x.select(axis, border))
     return total

@@ -94,13 +94,19 @@ def _inverted(sample: np.ndarray) -> tuple[Units | None, float]:
     if sample.size < 100:
         return None, 0.0
     least = float(-sample.max())
-    offsets = [-1000.0 - least - step for step in range(-200, 1200, 25)]
-    likeness = np.array([_like_ct(offset - sample) for offset in offsets])
+    offsets, ordered = -1000.0 - least - np.arange(-200.0, 1200.0, 25.0), np.sort(sample)
+
+    def shares(low: float, high: float) -> np.ndarray:
+        """Of each offset, the share of the sample whose Hounsfield units, offset - value, lie between the two."""
+        ends = np.searchsorted(ordered, offsets - high, "right"), np.searchsorted(ordered, offsets - low, "left")
+        return (ends[1] - ends[0]) / len(ordered)
+
+    likeness = np.sqrt(shares(*_AIR) * shares(*_SOFT))
     best = int(np.median(np.flatnonzero(likeness >= 0.99 * likeness.max())))
-    hu = offsets[best] - sample
+    hu = np.float32(offsets[best]) - sample
     soft, between, denser = _share(hu, *_SOFT), _share(hu, -500, -200), _share(hu, 150, 450)
     there = _share(hu, *_AIR) > 0.05 and soft > max(0.1, between, 3 * denser) and (hu > 150).mean() > 0.002
-    return (Units(-1.0, offsets[best]), float(likeness[best])) if there else (None, 0.0)
+    return (Units(-1.0, float(offsets[best])), float(likeness[best])) if there else (None, 0.0)
 
 
 def looks_like_ct(image: sitk.Image) -> bool:

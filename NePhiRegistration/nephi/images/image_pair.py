@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
@@ -251,11 +252,16 @@ class ImagePair:
         if self.masks[way] is None:
             return None
         own, beyond = Grid.of(self.images[way]), torch.zeros(grid.shape, dtype=torch.bool)
-        for z in range(grid.shape[0]):
-            points = grid.slab_lps_mm(z, z + 1)
+
+        def outside(points: np.ndarray) -> np.ndarray:
             index = own.to_index(points if way == 0 else self.affine(points))
-            outside = ((index < 0) | (index > np.array(own.size) - 1)).any(1)
-            beyond[z] = torch.from_numpy(outside.reshape(grid.shape[1:]))
+            return np.any((index < 0) | (index > np.array(own.size) - 1), axis=1)
+
+        ends = [[0, n - 1] for n in grid.size[:-1]]
+        for z in range(grid.shape[0]):
+            corners = grid.to_lps_mm(np.array([[*corner, z] for corner in product(*ends)], float))
+            if outside(corners).any():  # else none of the plane is, as the image is convex
+                beyond[z] = torch.from_numpy(outside(grid.slab_lps_mm(z, z + 1)).reshape(grid.shape[1:]))
         return _widened(beyond, reach + 1) if beyond.any() else None
 
     def working_grid(self, spacing_mm: float) -> Grid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property, lru_cache
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from ..space.interpolate import constant, interpolate
 
-_ROWS = 4096  # points whose surroundings are compared at a time
+_ROWS = 256  # points whose surroundings are compared at a time: they stay in a CPU's cache
+_MORE_ROWS = 4096  # on a GPU
 _SLAB_VOXELS = 1_500_000  # worked on at a time: bounds what is held beside the result
+_TILE_VOXELS = 400_000  # of these, by a CPU: they stay in its cache
 
 
 def slabs(shape, least: int = 1):
@@ -41,7 +43,11 @@ def mind_ssc(image, dilation: int = 1, noise: float = 0.01, device=None) -> Tens
         slab = torch.as_tensor(image[first:last]).to(device, torch.float32)
         ends = [first - start + pad, stop + pad - last]
         slab = F.pad(slab[None, None], [pad, pad] * (d - 1) + ends, mode="replicate")[0, 0]
-        out[start:stop] = _mind_slab(slab, dilation, pad, noise)
+        side = max(2 * pad, math.isqrt(_TILE_VOXELS // out.shape[-2])) if slab.device.type == "cpu" else max(slab.shape)
+        tiles = [[slice(k, k + side) for k in range(0, n, side)] for n in (stop - start, *image.shape[1:2])]
+        for tile in product(*tiles):
+            around = slab[tuple(slice(part.start, part.stop + 2 * pad) for part in tile)]
+            out[start:stop][tile] = _mind_slab(around, dilation, pad, noise)
     return out
 
 
@@ -49,7 +55,7 @@ def _mind_slab(x: Tensor, dilation: int, pad: int, noise: float) -> Tensor:
     d = x.ndim
     inner = [n - 2 * pad for n in x.shape]
 
-    distances = []
+    distances, channel = x.new_empty(2 * d * (d - 1), *inner), 0  # channels first: rows are worked on in one piece
     for i, j in combinations(range(d), 2):
         for sign in (-1, 1):
             # E(y) = (I(y) - I(y + step))^2 with step = dilation * (e_i + sign * e_j), patch-summed
@@ -64,8 +70,9 @@ def _mind_slab(x: Tensor, dilation: int, pad: int, noise: float) -> Tensor:
                 start[j] += dilation
             for axis in range(d):
                 n = e.shape[axis] - 2
-                e = e.narrow(axis, 0, n) + e.narrow(axis, 1, n) + e.narrow(axis, 2, n)
+                e = (e.narrow(axis, 0, n) + e.narrow(axis, 1, n)).add_(e.narrow(axis, 2, n))
                 start[axis] += 1
+            e /= 3**d
             first = [0] * d
             first[j] = -sign * dilation
             second = [0] * d
@@ -74,13 +81,12 @@ def _mind_slab(x: Tensor, dilation: int, pad: int, noise: float) -> Tensor:
                 part = e
                 for axis in range(d):
                     part = part.narrow(axis, shift[axis] - start[axis], inner[axis])
-                distances.append(part)
-    stack = torch.stack(distances)  # channels first: rows of the image are worked on in one piece
-    stack /= 3**d
-    variance = stack.mean(0).clamp_(min=2 * noise**2)
-    stack -= stack.amin(0)
-    stack /= variance
-    return stack.neg_().exp_().mul_(255).round_().to(torch.uint8).movedim(0, -1)
+                distances[channel] = part
+                channel += 1
+    variance = distances.mean(0).clamp_(min=2 * noise**2)
+    distances -= distances.amin(0)
+    distances /= variance.neg_()
+    return distances.exp_().mul_(255).round_().to(torch.uint8).movedim(0, -1)
 
 
 def smoothed(image: Tensor, deviation: float) -> Tensor:
@@ -149,7 +155,6 @@ class Volume:
         self.view, self.distance, self.seen_through = view, distance, seen_through
         self.excluded = None if excluded is None else excluded.reshape(-1)
         self.chosen: Tensor | None = None  # of the voxels in a row, those that are drawn from
-        self._squares: Tensor | None = None
         self.voxels = volume[..., 0].numel()
         if mask is not None:
             plane = math.prod(mask.shape[1:])
@@ -210,21 +215,26 @@ class Volume:
         mask[self.chosen.long()] = True
         return mask
 
-    def distances(self, index_xyz: Tensor, reference: Tensor) -> Tensor:
-        """Mean squared differences (n, k) of the values at voxels (n, k, d) to reference values (n, c)."""
-        index = self.flat(torch.minimum(index_xyz.clamp(min=0), self.size - 1).long())
-        flat, channels = self.volume.reshape(-1, self.volume.shape[-1]), self.volume.shape[-1]
-        if self._squares is None:  # |a - b|^2 = |a|^2 - 2 ab + |b|^2, the last once for all
-            parts = [self._scaled(flat[start:stop]).square().sum(-1) for start, stop in slabs(flat.shape)]
-            self._squares = torch.cat(parts)
-        products = torch.empty(index.shape, device=index.device)
-        for start in range(0, len(index), _ROWS):
-            rows = slice(start, start + _ROWS)
-            values = self._scaled(flat.index_select(0, index[rows].reshape(-1)))
-            values = values.reshape(*index[rows].shape, channels)
-            products[rows] = torch.bmm(values, reference[rows, :, None])[..., 0]
-        squares = self._squares[index] + reference.square().sum(-1, keepdim=True)
-        return ((squares - 2 * products) / channels).clamp_(min=0)
+    def distances(self, index_xyz: Tensor, steps: Tensor, reference: Tensor) -> Tensor:
+        """Mean squared differences (n, m^d) of reference values (n, c) to those around voxels (n, d).
+
+        Around each voxel lie all those that are one of ``steps`` (m,), whole numbers, away along each axis, in the
+        order of ``itertools.product``; beyond the border the border's value holds.
+        """
+        table, scale = self.volume.flatten(0, -2), 255 if self.volume.dtype == torch.uint8 else 1
+        channels, last = table.shape[1], (self.size - 1)[:, None]
+        mean = reference.new_full((channels, 1), 1 / (channels * scale**2))
+        found = reference.new_empty(len(index_xyz), len(steps) ** index_xyz.shape[1])
+        rows = _ROWS if table.device.type == "cpu" else _MORE_ROWS
+        for index, wanted, out in zip(*(t.split(rows) for t in (index_xyz, scale * reference, found)), strict=True):
+            node = torch.minimum((index[:, :, None] + steps).clamp_(min=0), last)  # (rows, d, m)
+            flat, stride = node[:, 0], 1
+            for axis, extent in enumerate(self.extents[:-1], 1):
+                stride *= extent
+                flat = (flat[:, :, None] + stride * node[:, axis, None]).flatten(1)
+            values = table.index_select(0, flat.reshape(-1)).to(mean.dtype).unflatten(0, flat.shape)
+            out.copy_((values.sub_(wanted[:, None]).square_() @ mean)[..., 0])
+        return found
 
     def flat(self, index: Tensor) -> Tensor:
         """Position of voxels (..., d) in the volume laid out in a row."""

@@ -105,7 +105,8 @@ class MatchingEncoder(Encoder):
         mapped = through(points)
         exact = (mapped - there.lower) / there.spacing
         base = exact.round()
-        costs = there.distances(base[:, None] + self.offsets * step, here.at_voxels(index))
+        steps = step * torch.arange(-self.settings.reach, self.settings.reach + 1, device=index.device)
+        costs = there.distances(base.long(), steps, here.at_voxels(index))
         seen = [there.inside(mapped)]
         for volume, at in ((here.distance, points), (there.distance, mapped)):
             seen.append(torch.zeros_like(points[:, :1]) if volume is None else volume.at(at))
@@ -122,7 +123,7 @@ class MatchingEncoder(Encoder):
 
     def _around(self, values: Tensor, kept: Tensor, size: tuple[int, ...], window: int) -> Tensor:
         """Sums of values (n, c + 1) over a window of the lattice, divided by that of their last column: (n, c)."""
-        sums = _box_sums(_on_lattice(values, kept, size), window).reshape(len(kept), -1)[kept]
+        sums = _sums_around(values, kept.reshape([2 * n for n in reversed(size)]), window)
         return sums[:, :-1] / sums[:, -1:].clamp(min=1e-6)
 
     def _flow(self, shift: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -163,6 +164,32 @@ def _on_lattice(values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
     full = values.new_zeros(len(kept), values.shape[1])
     full[kept] = values
     return full.reshape(*[2 * n for n in reversed(size)], -1)
+
+
+def _sums_around(values: Tensor, kept: Tensor, window: int) -> Tensor:
+    """Values (n, c) at the n lattice points kept ((z,) y, x) -> their sums (n, c) over a box of ``window`` places
+    around each; what is not kept adds nothing.
+
+    The sums along one axis are worked out only where those along the next axes read them: most of the lattice lies
+    outside the mask.
+    """
+    values, present = F.pad(values, [0, 0, 0, 1]), kept  # the last row answers where nothing is kept
+    for axis in range(kept.ndim):
+        needed, nothing = kept, len(values) - 1
+        for later in range(axis + 1, kept.ndim):
+            needed = _windows(needed, later, window, False).any(-1)
+        row = torch.full_like(kept, nothing, dtype=torch.long)
+        row[present] = torch.arange(nothing, device=kept.device)
+        around = _windows(row, axis, window, nothing)[needed]
+        around = F.pad(around, [0, 0, 0, 1], value=nothing)
+        values, present = F.embedding_bag(around, values, mode="sum"), needed
+    return values[:-1]
+
+
+def _windows(values: Tensor, axis: int, window: int, beyond: int) -> Tensor:
+    """Values ((z,) y, x) -> (..., window): those around each place along an axis, and ``beyond`` beyond the border."""
+    ends = [0, 0] * (values.ndim - 1 - axis) + [window // 2] * 2
+    return F.pad(values, ends, value=beyond).unfold(axis, window, 1)
 
 
 def _box_sums(values: Tensor, window: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -89,24 +91,26 @@ class PairTensors:
     @cached_property
     def volumes(self) -> VolumePair:
         """The features that are compared, made when first asked for."""
-        prepare = make_similarity(self.similarity).prepare
+        return VolumePair(self._fixed_volume, self._volume(1))
 
-        def volume(way: int, image: Tensor) -> Volume:
-            distance = None
-            if self.distances is not None:
-                values = self.distances[way].float()[..., None]
-                distance = Volume(values, self.lower_cube, self.spacing_cube, None)
-            return Volume(
-                prepare(image, self.dilation, image.device),
-                self.lower_cube,
-                self.spacing_cube,
-                None if self.masks is None else self.masks[way],
-                None if self.views is None else self.views[way],
-                distance,
-                self.outer.forward if way == 1 and self.outer is not None else None,
-            ).to(image.device)
+    @cached_property
+    def _fixed_volume(self) -> Volume:
+        return self._volume(0)
 
-        return VolumePair(*(volume(way, image) for way, image in enumerate(self.scaled)))
+    def _volume(self, way: int) -> Volume:
+        image, distance = self.scaled[way], None
+        if self.distances is not None:
+            values = self.distances[way].float()[..., None]
+            distance = Volume(values, self.lower_cube, self.spacing_cube, None)
+        return Volume(
+            make_similarity(self.similarity).prepare(image, self.dilation, image.device),
+            self.lower_cube,
+            self.spacing_cube,
+            None if self.masks is None else self.masks[way],
+            None if self.views is None else self.views[way],
+            distance,
+            self.outer.forward if way == 1 and self.outer is not None else None,
+        ).to(image.device)
 
     @property
     def scaled(self) -> Both[Tensor]:
@@ -125,11 +129,17 @@ class PairTensors:
 
         return PairTensors(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
-    def voxel_centres(self) -> Tensor:
-        """(n, d) points_cube of all voxels of the grid."""
-        shape = self.intensities[0].shape
-        index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"), -1).flip(-1)
-        return index.reshape(-1, len(shape)).to(self.lower_cube) * self.spacing_cube + self.lower_cube
+    def voxel_centres(self, within: Tensor | None = None, most: int | None = None) -> Tensor:
+        """(n, d) points_cube of all voxels of the grid, or of those of a mask; at most so many, evenly spread."""
+        shape, device = self.intensities[0].shape, self.lower_cube.device
+        flat = torch.arange(math.prod(shape), device=device) if within is None else within.reshape(-1).nonzero()[:, 0]
+        if most is not None and len(flat) > most:
+            flat = flat[torch.linspace(0, len(flat) - 1, most, device=device).long()]
+        index = []
+        for extent in reversed(shape):
+            index.append((flat % extent).to(self.lower_cube))
+            flat = flat // extent
+        return torch.stack(index, -1).mul_(self.spacing_cube).add_(self.lower_cube)
 
     def images(self, size: int) -> Tensor:
         """Both images (2, (size,) size, size) over the cube, fixed first; outside the masks 0."""
@@ -174,40 +184,48 @@ class PairTensors:
 
     def through(self, outer: Map) -> PairTensors:
         """The residual pair: moving image, mask, distances, labels and known points warped by ``outer``."""
-        points = self._seen_points(outer)
+        units = self._seen_units(outer)
+        smooth = [of for of in (self.intensities, self.masks, self.distances) if of is not None]
+        # all of them at once: where to read, and with which weights, is the same
+        values = iter(_read(torch.stack([of.moving.float() for of in smooth]), units))
 
-        def seen(of: Both[Tensor], nearest: bool = False) -> Both[Tensor]:
-            values = self.at(of.moving.float(), points, nearest).reshape(of.moving.shape)
+        def seen(of: Both[Tensor], values: Tensor) -> Both[Tensor]:
             return Both(of.fixed, _like(of.moving, values))
+
+        def region(of: Both[Tensor]) -> Both[Tensor]:
+            return seen(of, _read(of.moving.float()[None], units, nearest=True)[0])
 
         def known(of: Both[Tensor]) -> Both[Tensor]:
             return Both(of.fixed, outer.solve(of.moving))
 
-        return replace(
+        rest = replace(
             self,
-            intensities=seen(self.intensities),
-            masks=self.masks and seen(self.masks),
-            distances=self.distances and seen(self.distances),
-            labels=self.labels and seen(self.labels, nearest=True),
+            intensities=seen(self.intensities, next(values)),
+            masks=self.masks and seen(self.masks, next(values)),
+            distances=self.distances and seen(self.distances, next(values)),
+            labels=self.labels and region(self.labels),
             known=self.known and known(self.known),
             landmarks=self.landmarks and known(self.landmarks),
             to_moving_mm=None,
             outer=outer,
         )
+        rest.__dict__["_fixed_volume"] = self._fixed_volume  # the fixed image stays: its features are not made again
+        return rest
 
-    def _seen_points(self, outer: Map) -> Tensor:
-        """(n, d): where the forward map takes all voxel centres; linear between every third, for it is smooth."""
+    def _seen_units(self, outer: Map) -> Tensor:
+        """((z,) y, x, d): where the forward map takes all voxel centres, as ``_units``; linear between every third, for
+        it is smooth."""
         shape = self.intensities[0].shape
         axes = [torch.arange(-(-(n - 1) // _STRIDE) + 1) * _STRIDE for n in shape]
         index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flip(-1).to(self.lower_cube)
         points = (index * self.spacing_cube + self.lower_cube).reshape(-1, len(shape))
-        moved = torch.cat([outer.forward(chunk) for chunk in points.split(_CHUNK)])
+        moved = torch.cat([self._units(outer.forward(chunk), shape) for chunk in points.split(_CHUNK)])
         moved = moved.reshape(*[len(axis) for axis in axes], -1).movedim(-1, 0)[None]
         size = [(len(axis) - 1) * _STRIDE + 1 for axis in axes]
         moved = F.interpolate(moved, size, mode=("bilinear", "trilinear")[len(shape) - 2], align_corners=True)[0]
         for axis, n in enumerate(shape):
             moved = moved.narrow(axis + 1, 0, n)
-        return moved.movedim(0, -1).reshape(-1, len(shape))
+        return moved.movedim(0, -1)
 
     def downsampled(self, factor: int, settings: SimilaritySettings, dilation: int = Features.dilation) -> PairTensors:
         """Everything on a grid of ``factor`` times the spacing, averaged, and compared as ``settings`` say.
@@ -240,11 +258,19 @@ class PairTensors:
 
     def at(self, values: Tensor, points_cube: Tensor, nearest: bool = False) -> Tensor:
         """Values (n,) of a (z, y, x) tensor on the pair's grid at points (n, d); its border holds beyond it."""
-        size = torch.tensor(tuple(reversed(values.shape)), device=values.device)
-        unit = (points_cube - self.lower_cube) / self.spacing_cube / (size - 1) * 2 - 1
-        unit = unit.reshape(1, *[1] * (values.ndim - 1), -1, values.ndim)
-        mode = "nearest" if nearest else "bilinear"
-        return F.grid_sample(values[None, None], unit, mode, "border", align_corners=True).reshape(-1)
+        units = self._units(points_cube, values.shape).reshape(*[1] * (values.ndim - 1), -1, values.ndim)
+        return _read(values[None], units, nearest).reshape(-1)
+
+    def _units(self, points_cube: Tensor, shape: Sequence[int]) -> Tensor:
+        """Points (n, d) in units in which the first voxel of a grid of this shape is at -1 and the last one at 1."""
+        last = torch.tensor(tuple(reversed(shape)), device=points_cube.device) - 1
+        return (points_cube - self.lower_cube) / self.spacing_cube / last * 2 - 1
+
+
+def _read(values: Tensor, units: Tensor, nearest: bool = False) -> Tensor:
+    """Values (c, (z,) y, x) of c images at places (..., d), as ``_units``: (c, ...); beyond the border that holds."""
+    mode = "nearest" if nearest else "bilinear"
+    return F.grid_sample(values[None], units[None], mode, "border", align_corners=True)[0]
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def predict(model: Model, pair: ImagePair, device: torch.device) -> Prediction:
     flaw = ""
     if not after < before:
         flaw = f"it fits no better than the alignment alone ({after:.4f} against {before:.4f})"
-    elif folds_percent(maps, sample, sample.voxel_centres(), most=_FOLD_VOXELS) > 0:
+    elif folds_percent(maps, sample, _FOLD_VOXELS) > 0:
         flaw = "it folds"
     return Prediction(maps, own.cube, flaw)
 

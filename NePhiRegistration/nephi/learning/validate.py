@@ -40,7 +40,7 @@ def validate(model: Model, data, most: int, device, writer=None, step: int = 0) 
 def measure(maps: Map, sample: PairTensors) -> dict[str, float]:
     """dice, tre_mm and folds_percent of a pair's forward map, as far as the pair's data allow."""
     points = sample.voxel_centres()
-    found = {"folds_percent": folds_percent(maps, sample, points)}
+    found = {"folds_percent": folds_percent(maps, sample)}
     if sample.landmarks is not None and sample.to_moving_mm is not None:
         fixed, moving = sample.landmarks
         apart = (mapped(maps, fixed) - moving) @ sample.to_moving_mm.T
@@ -73,15 +73,13 @@ def mapped(maps: Map, points_cube: Tensor) -> Tensor:
     return torch.cat([maps.forward(p) for p in points_cube.split(_CHUNK)])
 
 
-def folds_percent(maps: Map, sample: PairTensors, points_cube: Tensor, most: int | None = _FOLD_VOXELS) -> float:
+def folds_percent(maps: Map, sample: PairTensors, most: int = _FOLD_VOXELS) -> float:
     """Share of voxels (of the mask, where there is one) whose exact Jacobian determinant is not above 0.
 
     In 3D at most ``most`` of them are looked at.
     """
-    if sample.masks is not None:
-        points_cube = points_cube[sample.masks.fixed.reshape(-1)]
-    if points_cube.shape[1] == 3 and most is not None and len(points_cube) > most:
-        points_cube = points_cube[torch.linspace(0, len(points_cube) - 1, most, device=points_cube.device).long()]
+    within = None if sample.masks is None else sample.masks.fixed
+    points_cube = sample.voxel_centres(within, most if sample.lower_cube.numel() == 3 else None)
     folded = 0
     for chunk in points_cube.split(_CHUNK):
         x = chunk.clone().requires_grad_()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -101,19 +102,28 @@ def _smoothed(values: Tensor, nodes: float) -> Tensor:
 
 def _gaussian(values: Tensor, nodes: float) -> Tensor:
     """Beyond the border values go on as they came, mirrored at its point: slopes are kept."""
-    reach = math.ceil(_DEVIATIONS * nodes)
-    steps = torch.arange(-reach, reach + 1, dtype=values.dtype, device=values.device)
-    weights = torch.exp(-(steps / nodes).square() / 2)
-    weights = weights / weights.sum()
+    return _along_axes(values, lambda n: _gaussian_matrix(n, nodes))
+
+
+def _along_axes(values: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
+    """Values (c, (z,) y, x), along each axis of n nodes multiplied by ``matrix(n)`` (n, n)."""
     for axis in range(1, values.ndim):
-        lines = values.movedim(axis, -1)
-        n = lines.shape[-1]
-        inner = [min(k, n - 1) for k in range(reach, 0, -1)]
-        before = 2 * lines[..., :1] - lines[..., inner]
-        after = 2 * lines[..., -1:] - lines[..., [n - 1 - k for k in reversed(inner)]]
-        parts = torch.cat([before, lines, after], -1).unfold(-1, 2 * reach + 1, 1)
-        values = (parts @ weights).movedim(-1, axis)
+        factor = matrix(values.shape[axis]).to(values)
+        values = torch.tensordot(factor, values, ([1], [axis])).movedim(0, axis)
     return values
+
+
+@lru_cache(maxsize=64)
+def _gaussian_matrix(n: int, nodes: float) -> Tensor:
+    reach = math.ceil(_DEVIATIONS * nodes)
+    steps = torch.arange(-reach, reach + 1, dtype=torch.double)
+    weights = torch.exp(-(steps / nodes).square() / 2)
+    lines = torch.eye(n, dtype=torch.double)
+    inner = [min(k, n - 1) for k in range(reach, 0, -1)]
+    before = 2 * lines[:, :1] - lines[:, inner]
+    after = 2 * lines[:, -1:] - lines[:, [n - 1 - k for k in reversed(inner)]]
+    parts = torch.cat([before, lines, after], -1).unfold(-1, 2 * reach + 1, 1)
+    return (parts @ (weights / weights.sum())).T.contiguous()
 
 
 def spline_table(values: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -130,12 +140,14 @@ def _spline(values: Tensor) -> Tensor:
 
     Axis by axis: a spline whose coefficients are the values misses them by at most half.
     """
+    return _along_axes(values, _spline_matrix)
+
+
+@lru_cache(maxsize=64)
+def _spline_matrix(n: int) -> Tensor:
     beside, own = _WEIGHTS
-    for axis in range(1, values.ndim):
-        wanted = values.movedim(axis, -1)
-        found = wanted
-        for _ in range(_SPLINE_ROUNDS):
-            padded = torch.cat([found[..., :1], found, found[..., -1:]], -1)
-            found = found + wanted - (beside * (padded[..., :-2] + padded[..., 2:]) + own * found)
-        values = found.movedim(-1, axis)
-    return values
+    wanted = found = torch.eye(n, dtype=torch.double)
+    for _ in range(_SPLINE_ROUNDS):
+        padded = torch.cat([found[:, :1], found, found[:, -1:]], -1)
+        found = found + wanted - (beside * (padded[:, :-2] + padded[:, 2:]) + own * found)
+    return found.T.contiguous()

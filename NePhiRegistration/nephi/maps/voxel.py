@@ -21,12 +21,13 @@ class VoxelFields(Fields):
         self.dimension = dimension
 
     def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
-        return self(points_cube[None], code, way)[0]
+        d = self.dimension
+        own = Code(code.global_code, code.local_code[:, way * d : (way + 1) * d], code.half_extents_cube)
+        return points_cube + LINEAR_CUBE * own.at(points_cube[None], self.settings.code_degree)[0]
 
-    def forward(self, points_cube: Tensor, code: Code, first: int = FORWARD) -> Tensor:
+    def forward(self, points_cube: Tensor, code: Code) -> Tensor:
         values, d = LINEAR_CUBE * code.at(points_cube, self.settings.code_degree), self.dimension
-        moved = [values[k, :, (first + k) * d : (first + k + 1) * d] for k in range(len(values))]
-        return points_cube + torch.stack(moved)
+        return points_cube + torch.stack([values[FORWARD, :, :d], values[INVERSE, :, d:]])
 
     @torch.no_grad()
     def with_inverse(self, code: Code, rounds: int = 8) -> Code:

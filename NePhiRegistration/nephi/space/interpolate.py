@@ -6,11 +6,13 @@ derivative is continuous (Unser, IEEE Signal Processing Magazine 1999). Beyond t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # by degree: the weight of each node as a polynomial in the offset t of the point from its nearest node (degree 2) or
 # from the node below it (degree 1), constant term first
@@ -19,6 +21,7 @@ _WEIGHTS = {
     2: ((1 / 8, -1 / 2, 1 / 2), (3 / 4, 0.0, -1.0), (1 / 8, 1 / 2, 1 / 2)),
 }
 _CACHED_POINTS = 512
+_READ_POINTS = 4096  # that a CPU evaluates at a time: their weights stay in its cache
 _FIRST = {1: 0, 2: -1}  # the first node that counts, from that one
 
 
@@ -31,7 +34,43 @@ def interpolate(
     ``size``: nodes along x, y (, z); ``scale``: what the values are multiplied by. Differentiable with respect to float
     tables and to the positions, as often as wanted; nothing is copied between host and device.
     """
-    return _Interpolate.apply(position, tuple(size), degree, scale, *tables)
+    if torch.is_grad_enabled() and (position.requires_grad or any(table.requires_grad for table in tables)):
+        return _Interpolate.apply(position, tuple(size), degree, scale, *tables)
+    points = _READ_POINTS if position.device.type == "cpu" else max(1, position.shape[1])
+    found = [
+        _read(table, part, tuple(size), degree, scale)
+        for table, group in zip(tables, position, strict=True)
+        for part in group.split(points)
+    ]
+    return torch.cat(found).reshape(*position.shape[:-1], tables[0].shape[1])
+
+
+class PointWeights:
+    """What the nodes around positions (n, d) weigh there: for points that stay while the values at the nodes change.
+
+    Positions, ``size`` and ``degree`` as in ``interpolate``. Nothing here is differentiated.
+    """
+
+    def __init__(self, position: Tensor, size: Sequence[int], degree: int = 1):
+        self.nodes = math.prod(size)
+        self.row, weight = _around(position, tuple(size), degree, 1.0, slopes=False)
+        self.weight = weight[..., 0]
+
+    def at(self, table: Tensor) -> Tensor:
+        """Values (n, c) at the points, of a table (nodes, c) with one row a node, x fastest."""
+        return F.embedding_bag(self.row, table, mode="sum", per_sample_weights=self.weight)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The transpose: values (n, c) at the points, shared among the nodes around them, as sums (nodes, c)."""
+        point, first, weight = self._by_node
+        return F.embedding_bag(point, values, first, mode="sum", per_sample_weights=weight)
+
+    @cached_property
+    def _by_node(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Point and weight of each share, sorted by node, and where those of each node (nodes,) begin."""
+        rows, order = self.row.reshape(-1).sort(stable=True)
+        first = torch.searchsorted(rows, torch.arange(self.nodes, device=rows.device))
+        return order // self.row.shape[1], first, self.weight.reshape(-1)[order]
 
 
 def constant(values: float | Sequence, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -107,6 +146,14 @@ def _blend(weight: Tensor, values: Tensor) -> Tensor:
     if values.shape[-1] == 1:  # a matrix product of vectors is slow on a GPU
         return (weight * values).sum(1)
     return torch.bmm(weight.transpose(1, 2), values)[:, 0]
+
+
+def _read(table: Tensor, position: Tensor, size: tuple[int, ...], degree: int, scale: float) -> Tensor:
+    """Values (n, c) of one table at positions (n, d)."""
+    row, weight = _around(position, size, degree, scale, slopes=False)
+    if table.dtype == position.dtype and table.device.type == "cpu":  # nothing is held but the result
+        return F.embedding_bag(row, table, mode="sum", per_sample_weights=weight[..., 0])
+    return _blend(weight, _gather([table], row, position.dtype))
 
 
 class _Interpolate(torch.autograd.Function):
