@@ -1,14 +1,17 @@
-"""Pairs of different contrast with known truth: nephi and its peers on the same pairs, each in its own process.
+"""Pairs of other contrast or motion with known truth: nephi and its peers on the same pairs, each in its own process.
 
     python -m benchmarks.contrast --out DIR [--pairs brain_t2 ...] [--methods nephi greedy_nmi elastix_mi convexadam]
 
 The moving image of a pair gets another contrast after the alignment; motion and landmarks stay those of the pair.
+Those of the last two lines are of one contrast, with large motion and without masks.
 
 - ``brain_t1``, ``brain_t2``, ``brain_shaded``: a T1 brain of 2 mm voxels and a copy of it moved by 4 mm by a known
   smooth map (error at 2,000 points of the brain): as T1, with the contrast of T2, and with that under a coil's shading.
 - ``lungs_mr``: the breath-hold CT ``breathhold_case01`` and its inhale with the contrast of an MR image.
 - ``liver_mixed``: a liver MR pair, the moving intensities folded, so that two tissues share each.
 - ``thorax_cbct``: phases 60 and 10 of ``popi_4dct``, the moving one with a cone beam's scatter, noise and offset.
+- ``liver_far_19``, ``liver_far_23``: liver MR pairs whose liver is moved on by a known smooth map, to 20 mm in all.
+- ``lungs_mr_alone``: the breath-hold pair, both images with the contrast of an MR image, voxels of 3.7 mm.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from . import pairs, peers
 
 BRAIN_MM, MOVED_MM, SMOOTH_MM, POINTS = 2.0, 2.5, 14.0, 2000
 BRAIN = "brain_mr/oasis_condlapirn_A.nii.gz"
+FAR_MM, ORGAN_MM, FADING_MM = 20.0, 30.0, 45.0  # motion in all; where it is whole, and over which it fades
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Make = Callable[[Path, int], pairs.Prepared]  # writes a pair into a folder, as ``pairs.prepare`` does
 
 
 def smooth_noise(shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> np.ndarray:
@@ -70,21 +75,17 @@ def as_cone_beam(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 0.8 * values - 100 + scatter + 60 * rng.standard_normal(values.shape)
 
 
-CASES: dict[str, tuple[str | None, Change]] = {  # the pair that it is made of (None: the brain), and the change
-    "brain_t1": (None, lambda values, rng: values + 0.01 * rng.standard_normal(values.shape) * (values > 0)),
-    "brain_t2": (None, as_t2),
-    "brain_shaded": (None, lambda values, rng: shaded(as_t2(values, rng), rng, 0.25)),
-    "lungs_mr": ("breathhold_case01", as_mr),
-    "liver_mixed": ("liver_mr_23_cyc_5_4", folded),
-    "thorax_cbct": ("popi_4dct", as_cone_beam),
-}
+def as_it_is(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return values
+
+
 METHODS = ("nephi", "greedy_nmi", "elastix_mi", "convexadam")
 
 
 def prepare(case: str, folder: Path, seed: int = 1) -> pairs.Prepared:
     """Write a pair as ``pairs.prepare`` does, its moving image with another contrast."""
-    name, change = CASES[case]
-    prepared = moved_brain(folder, seed) if name is None else pairs.prepare(name, folder)
+    make, change = CASES[case]
+    prepared = make(folder, seed)
     moving = sitk.ReadImage(str(folder / "moving.nii.gz"), sitk.sitkFloat32)
     values = change(sitk.GetArrayFromImage(moving).astype(float), np.random.default_rng(seed))
     sitk.WriteImage(Grid.of(moving).image(values.astype(np.float32)), str(folder / "moving.nii.gz"))
@@ -114,6 +115,62 @@ def moved_brain(folder: Path, seed: int) -> pairs.Prepared:
     return pairs.Prepared(
         [1.0] * 3, [0.0] * 3, [0.0, 1.0], False, POINTS, apart, apart, list(grid.size), list(grid.spacing_mm)
     )
+
+
+def pair(name: str) -> Make:
+    """A pair as it is."""
+    return lambda folder, seed: pairs.prepare(name, folder)
+
+
+def far(name: str) -> Make:
+    """A pair that is moved on along its own mean motion, around its landmarks: moving'(y) = moving(y + u(y))."""
+
+    def make(folder: Path, seed: int) -> pairs.Prepared:
+        prepared = pairs.prepare(name, folder)
+        moving = sitk.ReadImage(str(folder / "moving.nii.gz"), sitk.sitkFloat32)
+        ends = [np.loadtxt(folder / f"{role}_landmarks.csv", delimiter=",", skiprows=1) for role in ("fixed", "moving")]
+        motion = (ends[1] - ends[0]).mean(0)
+        more = motion * (FAR_MM / np.linalg.norm(motion) - 1)
+        grid = Grid.of(moving)
+        away = np.linalg.norm(grid.points_lps_mm() - ends[1].mean(0) - more / 2, axis=-1)
+        share = np.exp(-0.5 * (np.maximum(away - ORGAN_MM, 0) / FADING_MM) ** 2)
+        u = -more * share.reshape(*grid.shape, 1)
+        field = sitk.DisplacementFieldTransform(sitk.Cast(grid.image(u, vector=True), sitk.sitkVectorFloat64))
+        at = ends[1]
+        for _ in range(60):  # of the inverse: u shrinks distances
+            at = at + ends[1] - np.array([field.TransformPoint(point) for point in at.tolist()])
+        sitk.WriteImage(sitk.Resample(moving, moving, field, sitk.sitkLinear, 0.0), str(folder / "moving.nii.gz"))
+        np.savetxt(folder / "moving_landmarks.csv", at, delimiter=",", header="x,y,z", comments="")
+        prepared.tre_raw_mm = prepared.tre_aligned_mm = float(np.linalg.norm(at - ends[0], axis=1).mean())
+        return prepared
+
+    return make
+
+
+def lungs_alone(folder: Path, seed: int) -> pairs.Prepared:
+    """The breath-hold pair without its masks, coarse, its fixed image with the contrast of an MR image."""
+    prepared = pairs.prepare("breathhold_case01", folder)
+    for role in ("fixed", "moving"):
+        image = sitk.BinShrink(sitk.ReadImage(str(folder / f"{role}.nii.gz"), sitk.sitkFloat32), [2] * 3)
+        if role == "fixed":
+            values = as_mr(sitk.GetArrayFromImage(image).astype(float), np.random.default_rng(seed + 1))
+            image = Grid.of(image).image(values.astype(np.float32))
+        sitk.WriteImage(image, str(folder / f"{role}.nii.gz"))
+    prepared.masked = False
+    return prepared
+
+
+CASES: dict[str, tuple[Make, Change]] = {
+    "brain_t1": (moved_brain, lambda values, rng: values + 0.01 * rng.standard_normal(values.shape) * (values > 0)),
+    "brain_t2": (moved_brain, as_t2),
+    "brain_shaded": (moved_brain, lambda values, rng: shaded(as_t2(values, rng), rng, 0.25)),
+    "lungs_mr": (pair("breathhold_case01"), as_mr),
+    "liver_mixed": (pair("liver_mr_23_cyc_5_4"), folded),
+    "thorax_cbct": (pair("popi_4dct"), as_cone_beam),
+    "liver_far_19": (far("liver_mr_19_cyc_1_6"), as_it_is),
+    "liver_far_23": (far("liver_mr_23_cyc_1_4"), as_it_is),
+    "lungs_mr_alone": (lungs_alone, as_mr),
+}
 
 
 def parse() -> argparse.Namespace:

@@ -102,7 +102,7 @@ def write_tables(out: Path, rows: list[dict], facts: dict) -> None:
     """results.json with every run, table.csv with the medians, table.md for people."""
     (out / "results.json").write_text(json.dumps(facts | {"results": rows}, indent=1))
     keys = ["pair", "method", "landmarks", "tre_raw_mm", "tre_aligned_mm", *COLUMNS, "jacobian_min",
-            "jacobian_max", "runs", "error"]  # fmt: skip
+            "jacobian_max", "log_jacobian_sd", "runs", "error"]  # fmt: skip
     with (out / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, keys, extrasaction="ignore")
         writer.writeheader()
@@ -111,8 +111,10 @@ def write_tables(out: Path, rows: list[dict], facts: dict) -> None:
     for name in dict.fromkeys(row["pair"] for row in rows):
         mine = [row for row in rows if row["pair"] == name]
         one = mine[0]
-        before = f"TRE {one['tre_raw_mm']:.2f} mm raw, {one['tre_aligned_mm']:.2f} mm aligned"
-        lines += [f"### {name}", "", f"{one['landmarks']} landmarks; {before}.", ""]
+        lines += [f"### {name}", ""]
+        if one["landmarks"]:
+            before = f"TRE {one['tre_raw_mm']:.2f} mm raw, {one['tre_aligned_mm']:.2f} mm aligned"
+            lines += [f"{one['landmarks']} landmarks; {before}.", ""]
         lines += ["| method | " + " | ".join(h for h, _ in COLUMNS.values()) + " |",
                   "|---" + "|---:" * len(COLUMNS) + "|"]  # fmt: skip
         for row in mine:

@@ -35,35 +35,42 @@ def jacobian_determinant(field: sitk.Image) -> np.ndarray:
     return np.linalg.det(by_index @ inverse_step.astype(u.dtype) + np.eye(3, dtype=u.dtype))
 
 
-def _dice(transform: sitk.Transform, prepared: dict, folder: Path, fixed_mask: sitk.Image) -> float:
+def _dice(transform: sitk.Transform, prepared: dict, moving: sitk.Image, fixed: sitk.Image) -> float:
+    """Mean over the labels of the fixed image."""
     affine = sitk.AffineTransform(np.diag(prepared["scale"]).ravel().tolist(), prepared["offset"])
-    original = sitk.ReadImage(str(folder / "moving_mask_original.nii.gz"), sitk.sitkUInt8)
     both = sitk.CompositeTransform([affine, transform])  # the last one is applied first
-    warped = sitk.Resample(original, fixed_mask, both, sitk.sitkNearestNeighbor, 0.0)
-    a, b = (sitk.GetArrayViewFromImage(i) > 0 for i in (warped, fixed_mask))
-    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+    warped = sitk.Resample(moving, fixed, both, sitk.sitkNearestNeighbor, 0.0)
+    a, b = map(sitk.GetArrayViewFromImage, (warped, fixed))
+    parts = [(a == label, b == label) for label in np.unique(b) if label]
+    return float(np.mean([2 * (one & other).sum() / (one.sum() + other.sum()) for one, other in parts]))
 
 
 def evaluate(prepared_folder: Path, result_folder: Path) -> dict:
-    """Scores of a result: TRE in original moving mm, folds and inverse consistency in the mask (without a
-    mask: in the whole image), Dice of the warped moving mask. None where it cannot be measured."""
+    """Scores of a result: TRE in original moving mm, folds and inverse consistency in the mask or the labels (without
+    either: in the whole image), Dice of the warped moving mask or labels. None where it cannot be measured."""
     prepared = json.loads((prepared_folder / "prepared.json").read_text())
     transform, inverse = read_map(result_folder), read_map(result_folder, inverse=True)
     if transform is None:
         raise FileNotFoundError(f"neither transform.h5 nor displacement.mha in {result_folder}")
     fixed = sitk.ReadImage(str(prepared_folder / "fixed.nii.gz"))
-    points = [np.loadtxt(prepared_folder / f"{i}_landmarks.csv", delimiter=",", skiprows=1, ndmin=2)
-              for i in ("fixed", "moving")]  # fmt: skip
-    found = move(transform, points[0]) * prepared["scale"] + prepared["offset"]
-    error = np.linalg.norm(found - points[1], axis=1)
-    scores = {"tre_mean": error.mean(), "tre_median": np.median(error), "tre_p95": np.percentile(error, 95)}
-    scores = {key: float(value) for key, value in scores.items()}
+    scores = dict.fromkeys(("tre_mean", "tre_median", "tre_p95", "dice"))
+    if (prepared_folder / "fixed_landmarks.csv").exists():
+        points = [np.loadtxt(prepared_folder / f"{i}_landmarks.csv", delimiter=",", skiprows=1, ndmin=2)
+                  for i in ("fixed", "moving")]  # fmt: skip
+        found = move(transform, points[0]) * prepared["scale"] + prepared["offset"]
+        error = np.linalg.norm(found - points[1], axis=1)
+        measured = {"tre_mean": error.mean(), "tre_median": np.median(error), "tre_p95": np.percentile(error, 95)}
+        scores |= {key: float(value) for key, value in measured.items()}
 
-    region, scores["dice"] = np.ones(fixed.GetSize()[::-1], bool), None
+    region, given = np.ones(fixed.GetSize()[::-1], bool), None
     if prepared["masked"]:
-        mask = sitk.ReadImage(str(prepared_folder / "fixed_mask.nii.gz"))
-        region = sitk.GetArrayViewFromImage(mask) > 0
-        scores["dice"] = _dice(transform, prepared, prepared_folder, mask)
+        names = "moving_mask_original", "fixed_mask"
+        given = [sitk.ReadImage(str(prepared_folder / f"{name}.nii.gz"), sitk.sitkUInt8) > 0 for name in names]
+    elif (prepared_folder / "fixed_labels.nii.gz").exists():
+        names = "moving_labels", "fixed_labels"
+        given = [sitk.ReadImage(str(prepared_folder / f"{name}.nii.gz"), sitk.sitkUInt8) for name in names]
+    if given is not None:
+        region, scores["dice"] = sitk.GetArrayViewFromImage(given[1]) > 0, _dice(transform, prepared, *given)
 
     field = sitk.TransformToDisplacementField(
         transform, sitk.sitkVectorFloat32, fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing(),
@@ -71,7 +78,8 @@ def evaluate(prepared_folder: Path, result_folder: Path) -> dict:
     determinant = jacobian_determinant(field)[region]
     scores |= {"folds": int((determinant <= 0).sum()), "folds_percent": 100 * float((determinant <= 0).mean()),
                "jacobian_min": float(determinant.min()),
-               "jacobian_max": float(determinant.max())}  # fmt: skip
+               "jacobian_max": float(determinant.max()),
+               "log_jacobian_sd": float(np.log(np.maximum(determinant, 1e-3)).std())}  # fmt: skip
 
     scores["inverse_consistency"] = None
     if inverse is not None:

@@ -22,6 +22,7 @@ import nephi.measure.calibration
 import numpy as np
 import SimpleITK as sitk
 from nephi.measure.calibration import BLUR, LEAST_MM, MODEL, Model
+from nephi.measure.evaluate import shown_masks
 from nephi.measure.quality import dice, fold_summary, summary
 from nephi.measure.report import Folds, Overlap, Report, Summary
 from nephi.measure.signals import Signals
@@ -91,8 +92,8 @@ def measures(r: Registration, transform: sitk.Transform, points_lps_mm: np.ndarr
     counted = fold_summary(jacobian)
     overlap = None
     if r.fixed_mask is not None and r.moving_mask is not None:
-        moved = r.fixed_grid.resample(r.moving_mask, transform, sitk.sitkNearestNeighbor)
-        overlap = Overlap(dice(*map(sitk.GetArrayViewFromImage, (moved, r.fixed_mask))))
+        fixed = sitk.GetArrayViewFromImage(r.fixed_mask)
+        overlap = Overlap(dice(*shown_masks(r.fixed_grid, fixed, r.moving_mask, transform)))
     low, high = np.percentile(jacobian, (1, 99))
     apart = np.linalg.norm(r.inverse(r.forward(points_lps_mm)) - points_lps_mm, axis=1)
     return Report(

@@ -130,3 +130,28 @@ def test_points_are_drawn_around_what_a_scan_without_background_shows():
         drawn = fixed.dense_mask().numpy()
         assert (drawn.mean() < 0.6) == alone
         assert drawn[(fixed.volume[..., 0] > 0.2).numpy().ravel()].all()  # all of the organ
+
+
+def test_heads_are_refined_but_no_trunks_thick_slices_or_masked_images():
+    """``detailed``: what is as small as a head, in voxels that are fine along each axis, with air around it."""
+    noise = np.random.default_rng(0).uniform(0, 0.05, (N, N, N))
+    images = Both(organ() + noise, CHANGES["gain"](organ()) + 300 * noise[::-1])
+
+    def of(spacing_mm: float, slices_mm: float, mask=None) -> ImagePair:
+        made = images.map(image)
+        for one in made:
+            one.SetSpacing([spacing_mm, spacing_mm, slices_mm])
+        masks = Both(mask, mask)
+        for one in masks:
+            if one is not None:
+                one.CopyInformation(made.fixed)
+        return ImagePair.of(made, masks, Affine.identity(3), PRESETS["balanced"].similarity)
+
+    mask = sitk.Cast(image(organ()) > 0, sitk.sitkUInt8)
+    cases = {"head": of(2.4, 2.4), "slices": of(1.2, 5.0), "trunk": of(7.0, 2.4), "masked": of(2.4, 2.4, mask)}
+    for name, one in cases.items():
+        settings, said = configured(one, PRESETS["fast"])
+        assert settings.similarity.name == "mind" and (settings.dense.rounds > 0) == (name == "head"), name
+        assert any("refinement" in line for line in said) == (name == "head")
+    by_hand = replace(PRESETS["fast"], similarity=replace(PRESETS["fast"].similarity, noise=0.1))
+    assert configured(cases["head"], by_hand)[0].dense.rounds == 0

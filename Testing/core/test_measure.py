@@ -217,3 +217,10 @@ def test_masks_are_compared_where_both_images_show_them(shift_mm):
     assert whole is not None and cut is not None
     assert cut.after == pytest.approx(whole.after, abs=0.005)  # half of a symmetric case
     assert (whole.after == 1) == (shift_mm == 0)
+
+
+def test_masks_of_which_the_moving_image_shows_nothing_do_not_overlap():
+    ball = sitk.GetImageFromArray(np.pad(np.ones((10, 10, 10), np.uint8), 5))
+    found = evaluate(sitk.TranslationTransform(3, [500.0, 0.0, 0.0]), ball, fixed_mask=ball, moving_mask=ball)
+    assert found.dice is not None and found.dice.after == 0
+    assert found.surface_mm is None

@@ -33,6 +33,7 @@ _BLURS = {"ncc": (0.0, 1.0, 3.0), "mi": (0.0, 2.0)}
 _APART = 4.0  # voxels between two nodes
 _FINEST_MM = 1.0
 _FINE_MM = 2.5  # voxels from which on finer nodes tell nothing
+_PART_MM = 300.0  # a head or a limb is no longer; of trunks, whose organs slide, the refinement made one worse
 _NODES_A_POINT = 4
 # of an organ alone, before the refinement: nodes and points, weight of regularity and its points a step
 _FIRST_NODES_MM, _FIRST_POINTS, _WEIGHT, _CHECKED = 6.0, 1500, 0.5, 128
@@ -48,7 +49,8 @@ class Character:
 
     ``ct``: which images are in Hounsfield units. ``linear``, ``curved``: share of the variance of one image's
     intensities that a rising line, or any curve, over the other's explains; the latter of whichever explains more.
-    ``alone``: both show an organ and nothing around it, as brains without their skulls, in fine voxels. ``nodes``: how
+    ``alone``: both show an organ and nothing around it, as brains without their skulls, in fine voxels.
+    ``detailed``: both are no larger than heads, without masks, in voxels that are fine along each axis. ``nodes``: how
     many fit into what is compared, four voxels apart.
     """
 
@@ -56,6 +58,7 @@ class Character:
     linear: float
     curved: float
     alone: bool
+    detailed: bool
     voxel_mm: float
     nodes: int
     dimension: int
@@ -67,9 +70,12 @@ class Character:
         shown = min(_shown(image, value) for image, value in zip(pair.images, values, strict=True))
         nodes = int(shown * np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
         alone = None not in values and bool(pair.voxel_mm <= _FINE_MM * pair.scale)
-        return cls(
-            pair.images.map(looks_like_ct), *_related(pair), alone, pair.voxel_mm / pair.scale, nodes, len(sides_mm)
-        )
+        coarsest_mm = max(side for image in pair.images for side in image.GetSpacing())
+        small = bool(sides_mm.max() <= _PART_MM and coarsest_mm <= _FINE_MM * pair.scale)
+        detailed = small and len(sides_mm) == 3 and pair.masks == Both(None, None)
+        voxel_mm = pair.voxel_mm / pair.scale
+        ct = pair.images.map(looks_like_ct)
+        return cls(ct, *_related(pair), alone, detailed, voxel_mm, nodes, len(sides_mm))
 
     @property
     def contrasts_differ(self) -> bool:
@@ -113,29 +119,30 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     yield "smooth", 0.0, ""  # measured on CTs of the chest alone
     if is_.contrasts_differ:
         return
-    if not is_.alone:
+    if is_.alone:
+        yield "field.code_spacing_mm", _FIRST_NODES_MM, f"nodes {_FIRST_NODES_MM:g} mm apart, levels of 8, 4 and 2 mm"
+        yield "levels", _LEVELS, ""
+        yield "similarity.points", Sampling.of_number(_FIRST_POINTS), ""
+        yield (
+            "regularity.weight",
+            _WEIGHT,
+            f"regularity {_WEIGHT:g}, at {_CHECKED} points: the refinement does the rest",
+        )
+        yield "regularity.points", Sampling.of_number(_CHECKED), ""
+    else:
         apart = min(base.field.code_spacing_mm, _APART * is_.voxel_mm)
         yield "field.code_spacing_mm", apart, f"nodes {apart:.3g} mm apart: voxels of {is_.voxel_mm:.2g} mm"
         points = int(np.clip(is_.nodes // _NODES_A_POINT, base.similarity.points.least, 1500 if fast else 3000))
         yield "similarity.points", Sampling.of_number(points), f"{points} points a step: room for {is_.nodes} nodes"
-        return
-    yield "field.code_spacing_mm", _FIRST_NODES_MM, f"nodes {_FIRST_NODES_MM:g} mm apart, levels of 8, 4 and 2 mm"
-    yield "levels", _LEVELS, ""
-    yield "similarity.points", Sampling.of_number(_FIRST_POINTS), ""
-    yield "regularity.weight", _WEIGHT, f"regularity {_WEIGHT:g}, at {_CHECKED} points: the refinement does the rest"
-    yield "regularity.points", Sampling.of_number(_CHECKED), ""
-    if not _is_free(s, "similarity.name"):  # the refinement compares intensities
-        return
-    # finer nodes than two voxels apart followed noise: 1.02 instead of 0.85 mm on a known map
-    finest = float(max(_FINEST_MM, is_.voxel_mm))
-    many, fine = _ROUNDS["fast" if fast else "balanced"]
-    yield "dense.spacing_mm", finest, ""
-    yield (
-        "dense.rounds",
-        many,
-        f"{many} + {fine} rounds of refinement at voxels of {2 * finest:.3g} and {finest:.3g} mm",
-    )
-    yield "dense.fine_rounds", fine, ""
+    # the refinement compares intensities
+    if (is_.alone or is_.detailed) and _is_free(s, "similarity.name"):
+        # finer nodes than two voxels apart followed noise: 1.02 instead of 0.85 mm on a known map
+        finest = float(max(_FINEST_MM, is_.voxel_mm))
+        many, fine = _ROUNDS["fast" if fast else "balanced"]
+        yield "dense.spacing_mm", finest, ""
+        why = f"{many} + {fine} rounds of refinement at voxels of {2 * finest:.3g} and {finest:.3g} mm"
+        yield "dense.rounds", many, why
+        yield "dense.fine_rounds", fine, ""
 
 
 def _is_free(s: Settings, entry: str) -> bool:

@@ -69,15 +69,11 @@ def measure(
             whole = sitk.GetArrayViewFromImage(fixed_mask)[tuple(slice(None, None, step) for step in reversed(steps))]
 
             def both(through: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
-                """The masks, the moving one warped, where the moving image shows anything."""
-                there = sitk.GetArrayFromImage(
-                    seen.resample(moving_mask != 0, through, sitk.sitkNearestNeighbor, _NOT_SHOWN)
-                )
-                return (whole != 0) & (there != _NOT_SHOWN), there == 1
+                return shown_masks(seen, whole, moving_mask, through)
 
             here, after = both(transform)
-            before = None if alignment is None else quality.dice(*both(alignment.transform()))
-            dice = Overlap(quality.dice(here, after), before)
+            before = None if alignment is None else _dice(*both(alignment.transform()))
+            dice = Overlap(_dice(here, after), before)
             surface = surface_distance(here, after, seen.spacing_mm)
     points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
     consistency, disagreement = (
@@ -111,6 +107,20 @@ def measure(
         fields_disagreement_mm=disagreement,
         volume=volume,
     )
+
+
+def shown_masks(
+    grid: Grid, fixed_mask: np.ndarray, moving_mask: sitk.Image, transform: sitk.Transform
+) -> tuple[np.ndarray, np.ndarray]:
+    """(z, y, x) bool on a grid: the fixed mask, which is given on it, where the moving image shows anything, and the
+    moving mask warped; not 0 is inside."""
+    there = sitk.GetArrayFromImage(grid.resample(moving_mask != 0, transform, sitk.sitkNearestNeighbor, _NOT_SHOWN))
+    return (fixed_mask != 0) & (there != _NOT_SHOWN), there == 1
+
+
+def _dice(here: np.ndarray, there: np.ndarray) -> float:
+    """0 where neither holds anything: the moving image shows nothing of the fixed mask."""
+    return quality.dice(here, there) if here.any() or there.any() else 0.0
 
 
 def evaluate(

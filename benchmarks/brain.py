@@ -1,0 +1,120 @@
+"""Two brains of different people: nephi and its peers on the same pair, each in its own process.
+
+    python -m benchmarks.brain --out DIR [--pairs brain brain_2mm ...] [--methods nephi greedy ants]
+
+Scores are the mean Dice of five parts (by intensity and depth, see ``tissues``), and folds at voxels of the brain.
+
+- ``brain``, ``brain_2mm``: T1 images without skulls, aligned, voxels of 1 and 2 mm.
+- ``head``, ``head_2mm``: the same within made heads (fluid, bone, fat and skin of varying thickness, noisy air).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from nephi.space.grid import Grid
+
+from . import pairs, peers
+from .contrast import smooth_noise
+
+BRAINS = [f"brain_mr/oasis_condlapirn_{name}.nii.gz" for name in "AB"]
+CASES = {"brain": (1, False), "brain_2mm": (2, False), "head": (1, True), "head_2mm": (2, True)}  # shrunk by; head
+METHODS = ("nephi", "greedy", "ants")
+DEEP_MM = {1: 18.0, 2: 22.0}  # tissue -> from where on its deep part counts: ventricles, nuclei
+AROUND_MM = 22  # of a head around the brain
+
+
+def depth_mm(image: sitk.Image) -> np.ndarray:
+    """(z, y, x) signed distance to the border of what an image shows, its holes filled: 0 at its last voxels."""
+    shown = sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(sitk.Cast(image > 0, sitk.sitkUInt8), [3] * 3))
+    found = sitk.SignedMaurerDistanceMap(shown, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
+    return sitk.GetArrayFromImage(found)
+
+
+def tissues(image: sitk.Image) -> sitk.Image:
+    """1, 2: fluid near the surface and deep; 3, 4: grey matter likewise; 5: white matter; 0 around the brain."""
+    values, depth = sitk.GetArrayFromImage(image), depth_mm(image)
+    some = values[values > 0.02 * values.max()][::20]
+    centres = np.percentile(some, [5, 40, 85])
+    for _ in range(50):  # k-means
+        nearest = np.abs(some[:, None] - centres).argmin(1)
+        centres = np.array([some[nearest == k].mean() for k in range(3)])
+    kind = np.abs(values[..., None] - centres).argmin(-1) + 1
+    labels = np.select([kind == 3, kind == 2], [5, 3 + (depth >= DEEP_MM[2])], 1 + (depth >= DEEP_MM[1]))
+    return Grid.of(image).image((labels * (depth >= 0)).astype(np.uint8))
+
+
+def in_head(brain: sitk.Image, rng: np.random.Generator) -> sitk.Image:
+    """A brain within a made head, ``AROUND_MM`` larger on each side, as bright as its own white matter."""
+    more = [round(AROUND_MM / mm) for mm in brain.GetSpacing()]
+    image = sitk.ConstantPad(brain, more, more, 0.0)
+    values, away = sitk.GetArrayFromImage(image), -depth_mm(image)
+    bright = np.percentile(values[values > 0], 95)
+    varied = [1 + 0.2 * smooth_noise(values.shape, 18.0 / brain.GetSpacing()[0], rng) for _ in range(3)]
+    fluid, bone, skin = (mm * one.clip(0.4, 1.6) for mm, one in zip((2.0, 6.0, 6.0), varied, strict=True))
+    layers = [away <= 0, away <= fluid, away <= fluid + bone, away <= fluid + bone + skin]
+    texture = 1 + 0.15 * smooth_noise(values.shape, 2.0, rng)
+    head = np.select(layers, [values, 0.2 * bright, 0.08 * bright, 0.9 * bright * texture], 0.0)
+    noise = 0.02 * bright
+    head = np.hypot(head + noise * rng.standard_normal(head.shape), noise * rng.standard_normal(head.shape))
+    return Grid.of(image).image(head.astype(np.float32))
+
+
+def prepare(case: str, folder: Path, seed: int = 1) -> pairs.Prepared:
+    """Write both images, their labels and prepared.json into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shrunk, heads = CASES[case]
+    rng, images = np.random.default_rng(seed), []
+    for role, name in zip(("fixed", "moving"), BRAINS, strict=True):
+        brain = sitk.ReadImage(str(pairs.data_folder() / name), sitk.sitkFloat32)
+        labels = tissues(brain)
+        images.append(sitk.BinShrink(in_head(brain, rng) if heads else brain, [shrunk] * 3))
+        own = sitk.Resample(labels, images[-1], sitk.Transform(), sitk.sitkNearestNeighbor)
+        sitk.WriteImage(images[-1], str(folder / f"{role}.nii.gz"))
+        sitk.WriteImage(own, str(folder / f"{role}_labels.nii.gz"))
+    grid, values = Grid.of(images[0]), np.concatenate([sitk.GetArrayFromImage(image).ravel() for image in images])
+    window = [float(v) for v in np.percentile(values, (0.5, 99.5))]
+    prepared = pairs.Prepared([1.0] * 3, [0.0] * 3, window, False, 0, 0.0, 0.0, list(grid.size), list(grid.spacing_mm))
+    (folder / "prepared.json").write_text(json.dumps(asdict(prepared), indent=1))
+    return prepared
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", nargs="+", default=["brain"], choices=list(CASES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["nephi", *peers.PEERS])
+    parser.add_argument("--presets", nargs="+", default=["fast", "balanced"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
+    parser.set_defaults(runs=1, quick=False, keep=False, networks=None, region="full", spacing_mm=None)
+    options = parser.parse_args()
+    options.out = options.out.resolve()
+    return options
+
+
+def main() -> int:
+    options = parse()
+    facts, rows = peers.facts_of(options), []
+    for name in options.pairs:
+        folder = options.out / name
+        prepare(name, folder / "input")
+        for method, command in peers.commands(options, masked=False).items():
+            run = peers.run(command, folder / "input", folder / method, options, seed=1)
+            row = {"pair": name, "method": method, "landmarks": 0, **peers.summary([run]), "command": command}
+            rows.append(row)
+            peers.write_tables(options.out, rows, facts)
+            shown = row.get("error") or " ".join(f"{k}={peers.cell(row, k)}" for k in peers.COLUMNS)
+            print(f"{name} {method}: {shown}", flush=True)
+    return int(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
