@@ -29,7 +29,7 @@ _SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 2.0, 0.0165, 2e-10
 _FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 3.3e-10, 6e-10, 2.0
 _AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 1.7e-8
 _TRUST_S, _USUAL_DETERMINANTS = 2.6, 1.6e5  # of the lungs of an adult
-_MODEL_S = {"lung": 6.0, "lung-m": 24.0}  # its prediction alone
+_MODEL_S = {"lung": 4.5, "lung-m": 11.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
 # of the refinement: per node and round, at nodes and at voxels, and of its start and end
 _DENSE_S, _DENSE_FINE_S, _DENSE_ENDS_S = 1.1e-6, 2.4e-6, 10.0
