@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -87,14 +86,7 @@ def prepare(case: str, folder: Path, seed: int = 1) -> pairs.Prepared:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pairs", nargs="+", default=["brain"], choices=list(CASES))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["nephi", *peers.PEERS])
-    parser.add_argument("--presets", nargs="+", default=["fast", "balanced"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
-    parser.set_defaults(runs=1, quick=False, keep=False, networks=None, region="full", spacing_mm=None)
+    parser = peers.made_pairs_parser(__doc__, CASES, ["brain"], METHODS, ["fast", "balanced"])
     options = parser.parse_args()
     options.out = options.out.resolve()
     return options
@@ -109,10 +101,7 @@ def main() -> int:
         for method, command in peers.commands(options, masked=False).items():
             run = peers.run(command, folder / "input", folder / method, options, seed=1)
             row = {"pair": name, "method": method, "landmarks": 0, **peers.summary([run]), "command": command}
-            rows.append(row)
-            peers.write_tables(options.out, rows, facts)
-            shown = row.get("error") or " ".join(f"{k}={peers.cell(row, k)}" for k in peers.COLUMNS)
-            print(f"{name} {method}: {shown}", flush=True)
+            peers.record(row, options.out, rows, facts)
     return int(any("error" in row for row in rows))
 
 

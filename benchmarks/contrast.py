@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -174,15 +173,8 @@ CASES: dict[str, tuple[Make, Change]] = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pairs", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["nephi", *peers.PEERS])
-    parser.add_argument("--presets", nargs="+", default=["balanced"])
+    parser = peers.made_pairs_parser(__doc__, CASES, list(CASES), METHODS, ["balanced"])
     parser.add_argument("--settings", type=Path, nargs="*", default=[], help="nephi with each of these files, too")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
-    parser.set_defaults(runs=1, quick=False, keep=False, networks=None, region="full", spacing_mm=None)
     options = parser.parse_args()
     options.out = options.out.resolve()
     return options
@@ -202,14 +194,7 @@ def main() -> int:
             row = {"pair": name, "method": method, "landmarks": prepared.landmarks,
                    "tre_raw_mm": prepared.tre_raw_mm, "tre_aligned_mm": prepared.tre_aligned_mm,
                    **peers.summary([run]), "command": command, "all_runs": [run]}  # fmt: skip
-            rows.append(row)
-            peers.write_tables(options.out, rows, facts)
-            print(
-                name,
-                method,
-                row.get("error") or " ".join(f"{k}={peers.cell(row, k)}" for k in peers.COLUMNS),
-                flush=True,
-            )
+            peers.record(row, options.out, rows, facts)
     return int(any("error" in row for row in rows))
 
 

@@ -16,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -126,6 +127,33 @@ def write_tables(out: Path, rows: list[dict], facts: dict) -> None:
     (out / "table.md").write_text("\n".join(lines) + "\n")
 
 
+def record(row: dict, out: Path, rows: list[dict], facts: dict) -> None:
+    """Add a row, write the tables again, so that an interrupted run is not lost, and print it."""
+    rows.append(row)
+    write_tables(out, rows, facts)
+    shown = row.get("error") or " ".join(f"{key}={cell(row, key)}" for key in COLUMNS)
+    print(f"{row['pair']} {row['method']}: {shown}", flush=True)
+
+
+def made_pairs_parser(
+    description: str | None,
+    cases: Collection[str],
+    chosen: Sequence[str],
+    methods: Sequence[str],
+    presets: Sequence[str],
+) -> argparse.ArgumentParser:
+    """The options of a benchmark that makes its pairs itself, and the rest of what ``commands`` and ``run`` read."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", nargs="+", default=list(chosen), choices=list(cases))
+    parser.add_argument("--methods", nargs="+", default=list(methods), choices=["nephi", *PEERS])
+    parser.add_argument("--presets", nargs="+", default=list(presets))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
+    parser.set_defaults(runs=1, quick=False, keep=False, networks=None, region="full", spacing_mm=None)
+    return parser
+
+
 def facts_of(options: argparse.Namespace) -> dict:
     """What the numbers depend on besides the methods."""
     code = (
@@ -178,10 +206,7 @@ def main() -> int:
             row = {"pair": name, "method": method, "landmarks": prepared.landmarks,
                    "tre_raw_mm": prepared.tre_raw_mm, "tre_aligned_mm": prepared.tre_aligned_mm,
                    **summary(runs), "command": command, "all_runs": runs}  # fmt: skip
-            rows.append(row)
-            write_tables(options.out, rows, facts)  # after every method: an interrupted run is not lost
-            shown = row.get("error") or " ".join(f"{key}={cell(row, key)}" for key in COLUMNS)
-            print(f"{name} {method}: {shown}", flush=True)
+            record(row, options.out, rows, facts)
     print(f"written: {options.out / 'table.md'}")
     return int(any("error" in row for row in rows))
 

@@ -135,6 +135,11 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def object_class(path: Path) -> str:
+    """The SOP class of a DICOM file, "" for other files. Raises NephiError where pydicom is not installed."""
+    return str(read_header(path).get("SOPClassUID", "")) if is_dicom(path) else ""
+
+
 # ---- registration objects -------------------------------------------------------------------------------
 
 

@@ -19,10 +19,9 @@ from .dicom_objects import (
     coded,
     complete_object,
     decimal,
-    is_dicom,
     new_object,
+    object_class,
     pydicom_module,
-    read_header,
     reference,
     save_object,
     series_reference,
@@ -45,9 +44,7 @@ class Segmentation:
 
 def is_segmentation(path: Path) -> bool:
     """Whether a file is a SEG; raises NephiError for a DICOM file where pydicom is not installed."""
-    if not path.is_file() or not is_dicom(path):
-        return False
-    return str(read_header(path).get("SOPClassUID", "")) == SEGMENTATION
+    return object_class(path) == SEGMENTATION
 
 
 def read_segmentation(path: Path) -> Segmentation:

@@ -21,8 +21,8 @@ from .dicom_objects import (
     STRUCTURES,
     Series,
     complete_object,
-    is_dicom,
     new_object,
+    object_class,
     pydicom_module,
     quiet,
     read_header,
@@ -54,9 +54,7 @@ class Structure:
 
 def is_structure_set(path: Path) -> bool:
     """Whether a file is an RT structure set; raises NephiError for a DICOM file where pydicom is not installed."""
-    if not path.is_file() or not is_dicom(path):
-        return False
-    return str(read_header(path).get("SOPClassUID", "")) == STRUCTURES
+    return object_class(path) == STRUCTURES
 
 
 def read_structures(path: Path) -> list[Structure]:
