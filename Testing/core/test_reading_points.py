@@ -170,7 +170,26 @@ def test_transforms_that_nothing_joins_are_refused(tmp_path):
     assert read_transform(path, 3).TransformPoint((0.0, 0.0, 0.0)) == (11.0, 2.0, 3.0)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("#Transform 0\nTransform: CompositeTransform_double_3_3\n", ""), encoding="utf-8")
-    with pytest.raises(NephiError, match="2 transforms that no composite one joins"):
+    with pytest.raises(NephiError, match="several transforms that no composite one joins"):
+        read_transform(path, 3)
+    for name, part in zip("ab", parts, strict=True):
+        sitk.WriteTransform(part, str(tmp_path / f"{name}.mat"))
+    two = (tmp_path / "a.mat").read_bytes() + (tmp_path / "b.mat").read_bytes()
+    (tmp_path / "b.mat").write_bytes(two)
+    with pytest.raises(NephiError, match="several transforms that no composite one joins"):
+        read_transform(tmp_path / "b.mat", 3)
+
+
+def test_transforms_in_hdf5_that_nothing_joins_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    parts = [sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), sitk.TranslationTransform(3, (10.0, 0.0, 0.0))]
+    sitk.WriteTransform(sitk.CompositeTransform(parts), str(path := tmp_path / "a.h5"))
+    assert read_transform(path, 3).TransformPoint((0.0, 0.0, 0.0)) == (11.0, 2.0, 3.0)
+    with h5py.File(path, "r+") as file:
+        del file["TransformGroup/0"]
+        for k in (1, 2):
+            file.move(f"TransformGroup/{k}", f"TransformGroup/{k - 1}")
+    with pytest.raises(NephiError, match="several transforms that no composite one joins"):
         read_transform(path, 3)
 
 

@@ -201,10 +201,15 @@ def transform(path: Path) -> Any:
 
 
 def _h5(path: Path, data: bytes) -> Any:
-    """The numbers of the transform stand in the file as they are: what changed is numbers and nothing else."""
+    """The numbers of each part stand in the file as they are, one part more for a composite itself."""
     made = sitk.ReadTransform(str(path))
-    held = np.asarray(made.GetParameters(), "<f8")
-    return samples.through(made) if len(data) > held.nbytes and held.tobytes() in data else None
+    parts = [made]
+    if made.GetTransformEnum() == sitk.sitkComposite:
+        whole = sitk.CompositeTransform(made)
+        parts = [whole.GetNthTransform(i) for i in range(whole.GetNumberOfTransforms())]
+    held = [np.asarray(part.GetParameters(), "<f8").tobytes() for part in parts]
+    named = data.count(b"TransformType") == len(parts) + (parts[0] is not made)
+    return samples.through(made) if named and all(len(data) > len(h) and h in data for h in held) else None
 
 
 def settings(path: Path) -> Any:

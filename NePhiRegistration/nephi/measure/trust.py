@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..space.grid import Grid
-from .calibration import MODEL
+from .calibration import FEATURES, MODEL
 from .report import ErrorEstimate
 from .signals import Signals
 
@@ -23,10 +23,6 @@ _ROWS = 2048  # places worked on at a time
 _MAP_MM = 5.0  # between the voxels of the map
 _LARGE_MM = 5.0
 _SAME = 1.0  # voxels of the coarse scale: two shifts that are nearer are the same
-FEATURES = (
-    "mean shift", "shift", "wide shift", "asymmetry", "coarse shift", "strain",
-    "all: median of shift", "all: median of coarse asymmetry", "all: median of coarse unlike",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
