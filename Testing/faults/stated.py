@@ -54,7 +54,7 @@ _NRRD_KINDS = {"short": "<i2", "float": "<f4", "double": "<f8", "unsigned char":
 
 def nrrd(path: Path) -> Any:
     data = path.read_bytes()
-    head, _, body = data.partition(b"\n\n") if path.suffix == ".nrrd" else (data, b"", b"")
+    head, _, body = data.partition(b"\n\n")  # of .nhdr too, where the voxels may stand as well
     fields = {}
     for line in head.decode("latin-1").splitlines()[1:]:
         key, _, value = line.partition(":")

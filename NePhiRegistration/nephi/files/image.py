@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from ..errors import NephiError
 from ..paths import check_file
 from .apart import read_image_apart
-from .dicom import read_dicom
+from .dicom import read_dicom, read_dicom_file
 from .dicom_objects import STRUCTURES, is_dicom
 from .geometry import check_geometry
 from .headers import META, NRRD, check_header
@@ -55,6 +55,8 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
                 return read_nifti(path, role)
             if _holds_contours(path):
                 raise NephiError(f"{role}: {path} holds contours (RT structure set); make a label map of them first")
+            if is_dicom(path):
+                return read_dicom_file(path, role)
             if not name.endswith((*NRRD, *META)) or not check_header(path, role):
                 return read_image_apart(path, role)
             return sitk.ReadImage(str(path))
