@@ -8,6 +8,7 @@ import re
 import struct
 import time
 
+import nephi
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -197,6 +198,33 @@ def test_an_analyze_file_is_read_with_a_notice(tmp_path):
 def test_nifti_lengths_in_micrometres(tmp_path):
     write_nifti(tmp_path / "a.nii", ARRAY, STRAIGHT * 10, units=3)
     np.testing.assert_allclose(read_image(tmp_path / "a.nii").GetSpacing(), (0.02, 0.02, 0.03), rtol=1e-6)
+
+
+def test_a_nifti_file_without_a_place_is_told(tmp_path):
+    write_nifti(tmp_path / "a.nii", ARRAY, STRAIGHT, sform=0, qform=0)
+    with collected_notices() as notices:
+        assert read_image(tmp_path / "a.nii").GetOrigin() == (0, 0, 0)
+    assert len(notices) == 1 and "neither where the image lies" in notices[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda a: a * 1e200, "values up to"),
+        (lambda a: np.where(a == a[0, 0, 0], -3.4e38, a), "values up to 3.4e\\+38"),
+        (lambda a: a * 1e-200, "differ by"),
+        (lambda a: a + 1e9, "differ by"),
+    ],
+)
+def test_values_that_single_precision_does_not_hold(change, match, tmp_path):
+    """They became infinite, zero or alike, and the registration was wrong without a word."""
+    image = sitk.GetImageFromArray(change(ARRAY.astype(float)))
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
+    with pytest.raises(NephiError, match=match):
+        read_image(tmp_path / "a.nrrd")
+    with pytest.raises(NephiError, match=match):
+        nephi.register(image, image, auto_mask=False)
+    read_volume(tmp_path / "a.nrrd")
 
 
 def test_nifti_scale(tmp_path):

@@ -52,6 +52,12 @@ def test_latin_1_labels(tmp_path):
     np.testing.assert_array_equal(read_landmarks(tmp_path / "a.csv"), [[1, 2, 3]])
 
 
+def test_a_column_that_stands_there_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y,z,x\n1,2,3,9\n")
+    with pytest.raises(NephiError, match="several columns 'x'"):
+        read_landmarks(tmp_path / "a.csv")
+
+
 def test_coordinates_out_of_this_world(tmp_path):
     (tmp_path / "a.csv").write_text("x,y,z\n1,2,3\n1e200,0,0\n")
     with pytest.raises(NephiError, match="Landmark 2 .* too far away"):

@@ -23,6 +23,8 @@ from .nifti import read_nifti
 from .writing import by_library, reserve, whole
 
 _HEAD = 4096  # bytes of a DICOM file that say what it is
+_LARGEST, _LEAST_RANGE = 1e15, 1e-30  # values whose squares single precision holds
+_LEAST_PART = 2**-16  # of the largest value by which values have to differ: single precision has 24 bits
 _SMALLEST = 8  # voxels per axis; below this there is nothing to register
 
 
@@ -112,6 +114,15 @@ def check_image(image: sitk.Image, role: str) -> sitk.Image:
         raise NephiError(f"{role}: the image holds NaN or infinite values; replace them first")
     if low == high:
         raise NephiError(f"{role}: every voxel has the same value {low:g}; there is nothing to register")
+    if (largest := max(abs(low), abs(high))) > _LARGEST:
+        raise NephiError(
+            f"{role}: the image holds values up to {largest:.3g}; replace those that mark what was not measured first"
+        )
+    if high - low < max(_LEAST_RANGE, _LEAST_PART * largest):
+        raise NephiError(
+            f"{role}: the values differ by {high - low:.3g} beside {largest:.3g}, too little for single precision; "
+            "shift and scale them first"
+        )
     return image
 
 

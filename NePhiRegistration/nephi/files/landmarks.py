@@ -159,6 +159,8 @@ def _csv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
     for names, ras in _COLUMNS.items():
         found = [name for name in names if name in header]
         if found == list(names) or found == list(names[:2]):
+            if twice := [name for name in found if header.count(name) > 1]:
+                raise NephiError(f"{path} has several columns '{twice[0]}'; keep one.")
             columns = [header.index(name) for name in found]
             defined = header.index("defined") if "defined" in header else None
             if defined is not None and any(row[defined : defined + 1] == ["0"] for row in rows[1:]):
