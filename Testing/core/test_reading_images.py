@@ -17,6 +17,7 @@ from geometry import rotation
 from nephi.errors import NephiError, collected_notices
 from nephi.files import sizes
 from nephi.files.image import check_image, read_image, read_volume
+from nephi.files.transform import read_transform
 from nephi.space.grid import Grid
 
 RNG = np.random.default_rng(0)
@@ -312,6 +313,9 @@ ElementDataFile = LOCAL
         (b"Offset = 0 0 0", b"Offset = 0 0", "Offset"),
         (b"MET_SHORT", b"MET_NONE", "type"),
         (b"ElementType", b"NDims = 3\nElementType", "twice"),
+        (b"ElementType", b"DistanceUnits = um\nElementType", "lengths in um"),
+        (b"ElementType", b"ElementToIntensityFunctionSlope = 2\nElementType", "scales the values"),
+        (b"ElementType", b"ElementToIntensityFunctionOffset = -1024\nElementType", "scales the values"),
         (b"ElementType", b"x" * 2000 + b"\nElementType", "not a field"),
         (b"ElementDataFile = LOCAL\n", b"ElementDataFile = other.raw\n", "missing"),
     ],
@@ -351,6 +355,7 @@ space origin: (0,0,0)
         (b"type: short", b"type: " + b"x" * 2000, "not a field"),
         (b"type: short", b"type: short\n" + b"x" * 2000, "not a field"),
         (b"endian", b"type: short\nendian", "twice"),
+        (b"endian", b'space units: "mm" "mm" "um"\nendian', "lengths in um"),
         (b"NRRD0004", b"NRRX0004", "not an NRRD"),
         (b"origin: (0,0,0)", b"origin: (1.5 0,0,0)", "spaceorigin"),
         (b"origin: (0,0,0)", b"origin: (0,0,0) (0,0,0)", "spaceorigin"),
@@ -365,6 +370,25 @@ def test_nrrd_headers(old, new, match, tmp_path):
     (tmp_path / "a.nrrd").write_bytes(NRRD.replace(old, new) + ARRAY.tobytes())
     with pytest.raises(NephiError, match=match):
         read_image(tmp_path / "a.nrrd")
+
+
+def test_a_nrrd_file_of_no_anatomical_space_is_told(tmp_path):
+    for k, line in enumerate((b"", b"space: scanner-xyz\n", b"space: 3D-right-handed\n")):
+        (path := tmp_path / f"{k}.nrrd").write_bytes(
+            NRRD.replace(b"space: left-posterior-superior\n", line or b"space dimension: 3\n") + ARRAY.tobytes()
+        )
+        with collected_notices() as notices:
+            read_volume(path)
+        assert len(notices) == 1 and f"{k}.nrrd names no anatomical space" in notices[0]
+
+
+def test_vectors_along_other_axes_are_refused(tmp_path):
+    field = sitk.GetImageFromArray(np.random.default_rng(0).normal(0, 1, (5, 6, 7, 3)), isVector=True)
+    sitk.WriteImage(field, str(path := tmp_path / "a.nrrd"))
+    assert read_transform(path, 3).GetDimension() == 3
+    path.write_bytes(path.read_bytes().replace(b"left-posterior-superior", b"right-anterior-superior"))
+    with pytest.raises(NephiError, match="vectors may be along the axes of right-anterior-superior"):
+        read_transform(path, 3)
 
 
 def test_a_nrrd_header_with_long_notes_is_read(tmp_path):
