@@ -17,6 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError, notice
+from ..paths import check_name
 from ..space.grid import Grid
 from .apart import read_image_apart
 from .dicom_elements import lengths_fit
@@ -118,7 +119,9 @@ def _at_once(folder: Path) -> sitk.Image | None:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(
+        check_name(path, "DICOM") for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
+    )
 
 
 def _tag(reader, *key: str | int) -> str:
