@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from geometry import rotation
 from nephi.errors import NephiError, collected_notices
 from nephi.files import apart
+from nephi.files.cases import read_pairs
 from nephi.files.landmarks import read_landmarks
 from nephi.files.transform import displacement_transform, read_affine, read_transform, through
 from nephi.measure.evaluate import evaluate
@@ -50,6 +51,15 @@ def test_decimal_commas_between_commas_are_refused(tmp_path):
 def test_latin_1_labels(tmp_path):
     (tmp_path / "a.csv").write_bytes("label,x,y,z\nLäsion,1,2,3\n".encode("latin-1"))
     np.testing.assert_array_equal(read_landmarks(tmp_path / "a.csv"), [[1, 2, 3]])
+
+
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path):
+    (tmp_path / "a.csv").write_text('x,y,z,label\n1,2,3,"a\n4,5,6,b\n')
+    with pytest.raises(NephiError, match="line 2 is not closed"):
+        read_landmarks(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text('name,fixed,moving\na,"f.nii,m.nii\nb,g.nii,n.nii\n')
+    with pytest.raises(NephiError, match="line 2 is not closed"):
+        read_pairs(tmp_path / "b.csv")
 
 
 def test_a_column_that_stands_there_twice_is_refused(tmp_path):

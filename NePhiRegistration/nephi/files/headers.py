@@ -31,6 +31,7 @@ _SPACES = ("lps", "left-posterior-superior", "ras", "right-anterior-superior", "
 _META_BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4,
                "MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4,
                "MET_DOUBLE": 8}  # fmt: skip
+_BYTE_ORDERS = "BinaryDataByteOrderMSB", "ElementByteOrderMSB"
 _META_LISTS = {
     "ElementSpacing": 1,
     "ElementSize": 1,
@@ -209,6 +210,11 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[tuple[int, Path | None, int,
         words = fields[key].split() if key in fields else None
         if words is not None and (len(words) != count[0] ** power or not all(map(_is_sane, words))):
             raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
+    for key in ("BinaryData", *_BYTE_ORDERS, "CompressedData"):  # of other words ITK takes the first letter
+        if fields.get(key, "True").lower() not in ("true", "false", "t", "f", "1", "0"):
+            raise refuse(f"the header's {key} is {fields[key][:20]}, neither True nor False")
+    if len({fields[key].lower()[0] in "t1" for key in _BYTE_ORDERS if key in fields}) > 1:
+        raise refuse(f"the header names two orders of bytes, {' and '.join(_BYTE_ORDERS)}")
     if (unit := fields.get("DistanceUnits", "mm").lower()) not in ("mm", "?", ""):
         raise refuse(f"the header gives lengths in {unit[:20]}; save it in mm")
     for key, usual in (("ElementToIntensityFunctionSlope", 1), ("ElementToIntensityFunctionOffset", 0)):
