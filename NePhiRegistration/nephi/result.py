@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 
 from .both import Both
 from .config import decode
+from .device import in_threads
 from .errors import NephiError
 from .files.folder import ResultFolder
 from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
@@ -96,10 +97,14 @@ class Registration:
         """Exact Jacobian determinant (n,) of the forward map at fixed points, alignment included."""
         points_cube = self.cube.to_cube(points_lps_mm)
         out = np.empty(len(points_cube), np.float32)
-        for start in range(0, len(points_cube), _CHUNK):
-            x = self._tensor(points_cube[start : start + _CHUNK]).requires_grad_()
+
+        def determinants(rows: slice) -> tuple[slice, np.ndarray]:
+            x = self._tensor(points_cube[rows]).requires_grad_()
             jacobian = exact_jacobian(self.maps.forward(x), x, create_graph=False)
-            out[start : start + _CHUNK] = torch.linalg.det(jacobian).cpu().numpy()
+            return rows, torch.linalg.det(jacobian).cpu().numpy()
+
+        for rows, values in in_threads(determinants, _chunks(len(out)), self.maps.device):
+            out[rows] = values
         return out * np.float32(np.linalg.det(self.affine.matrix))
 
     def _tensor(self, points_cube: np.ndarray) -> torch.Tensor:
@@ -109,18 +114,21 @@ class Registration:
     def _evaluate(self, points_cube: np.ndarray, through: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         flat = np.reshape(points_cube, (-1, points_cube.shape[-1]))
         out = np.empty_like(flat)
-        for start in range(0, len(flat), _CHUNK):
-            x = self._tensor(flat[start : start + _CHUNK])
+
+        def moved(rows: slice) -> tuple[slice, np.ndarray]:
+            x = self._tensor(flat[rows])
             # only the displacement comes in single precision, so that the map keeps the points' own
-            moved = through(x) - x
-            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.cpu().double().numpy()
+            return rows, (through(x) - x).cpu().double().numpy()
+
+        for rows, displacement in in_threads(moved, _chunks(len(flat)), self.maps.device):
+            out[rows] = flat[rows] + displacement
         return out.reshape(np.shape(points_cube))
 
     def displacement(self, grid: Grid, inverse: bool = False) -> np.ndarray:
-        """Displacement (z, y, x, d) float32 in LPS mm at a grid's voxel centres, slice by slice."""
+        """Displacement (z, y, x, d) float32 in LPS mm at a grid's voxel centres, some slices at a time."""
         out = np.empty((*grid.shape, grid.dimension), np.float32)
         way = self.inverse if inverse else self.forward
-        depth = max(1, _CHUNK // int(np.prod(grid.shape[1:])))
+        depth = max(1, _SLAB // int(np.prod(grid.shape[1:])))
         for start in range(0, grid.shape[0], depth):
             stop = min(start + depth, grid.shape[0])
             points = grid.slab_lps_mm(start, stop)
@@ -234,8 +242,8 @@ class Registration:
         low &= inside
         doubtful = np.argwhere(low)
         del low
-        for start in range(0, len(doubtful), _CHUNK):
-            some = doubtful[start : start + _CHUNK]
+        for start in range(0, len(doubtful), _SLAB):
+            some = doubtful[start : start + _SLAB]
             out[tuple(some.T)] = self.jacobian_determinant(part.to_lps_mm(some[:, ::-1]))
         rmse = float(np.sqrt(np.mean(np.square(error))))
         return {"rmse": rmse, "max": float(np.abs(error).max()), "exact_below": exact_below}
@@ -366,6 +374,10 @@ def warp(
 ) -> sitk.Image:
     """``Registration.warp`` of a registration, or of the folder or file that one was saved in."""
     return _loaded(result).warp(image, grid, labels=labels, inverse=inverse)
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    return (slice(start, start + _CHUNK) for start in range(0, count, _CHUNK))
 
 
 def _loaded(result: Registration | str | Path) -> Registration:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -301,3 +302,35 @@ def test_further_devices_are_known_by_their_names(kind, monkeypatch):
     assert choose_device("auto").type == "cpu"  # nothing has been measured there
     with pytest.raises(NephiError, match="unknown device 'tpu'"):
         choose_device("tpu")
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_parts_worked_on_in_threads_come_in_order_by_one_thread_each(two_threads):
+    both_at_work = Barrier(2, timeout=30)
+
+    def work(part):
+        if part in (1, 2):
+            both_at_work.wait()  # raises where one would come after the other
+        return part, torch.get_num_threads(), torch.is_grad_enabled()
+
+    with torch.no_grad():
+        found = list(device_module.in_threads(work, range(6)))
+    assert found == [(0, 2, False), *((part, 1, False) for part in range(1, 6))]
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_are_as_before_where_a_part_fails_or_the_rest_is_not_wanted(two_threads):
+    with pytest.raises(ZeroDivisionError):
+        list(device_module.in_threads(lambda part: 1 / part, [1, 2, 0, 3]))
+    assert torch.get_num_threads() == 2
+    parts = device_module.in_threads(lambda part: part, range(100))
+    assert [next(parts) for _ in range(3)] == [0, 1, 2]
+    parts.close()
+    assert torch.get_num_threads() == 2
