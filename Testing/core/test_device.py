@@ -334,3 +334,21 @@ def test_threads_are_as_before_where_a_part_fails_or_the_rest_is_not_wanted(two_
     assert [next(parts) for _ in range(3)] == [0, 1, 2]
     parts.close()
     assert torch.get_num_threads() == 2
+
+
+def test_a_result_does_not_depend_on_the_number_of_threads(two_threads, monkeypatch):
+    monkeypatch.setattr("nephi.result._CHUNK", 100)
+    result = register(*smooth_pair(), settings=short("fast", 3), auto_mask=False, device="cpu")
+    points = np.random.default_rng(0).uniform(-40, 40, (950, 3)) + np.mean(result.fixed_grid.corners_lps_mm(), 0)
+
+    def found():
+        again = replace(result, maps=result.maps.to("cpu"))  # nothing is held yet
+        return [way(points) for way in (again.forward, again.inverse, again.jacobian_determinant)]
+
+    by_two = found()
+    torch.set_num_threads(1)
+    for one, two in zip(found(), by_two, strict=True):
+        assert len(one) == len(points)
+        np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
+    for way in (result.forward, result.inverse, result.jacobian_determinant):
+        assert len(way(points[:0])) == 0
