@@ -78,8 +78,10 @@ def all_guides(fixed: sitk.Image, moving: sitk.Image) -> Guidance:
     return Guidance((points, points + 3), None, (labels, labels), (labels == 1, labels == 2), labels, labels, shift)
 
 
-def operations_of_a_step(preset: str, monkeypatch, guide=lambda *images: None) -> Counter[str]:
-    """Of one late enough for every lazily made constant, in the middle of a stage."""
+def operations_of_a_step(
+    preset: str, monkeypatch, guide=lambda *images: None, mask: sitk.Image | None = None
+) -> Counter[str]:
+    """Of one late enough for every lazily made constant, in the middle of a stage; ``mask``: the maps slide along it."""
     seen, step = Operations(), Optimisation._evaluate
     update = fit.Adam.update
 
@@ -99,7 +101,10 @@ def operations_of_a_step(preset: str, monkeypatch, guide=lambda *images: None) -
     settings, guidance = short(preset, 15), guide(*images)
     if guidance is None:
         settings = replace(settings, align="none")
-    register(*images, settings=settings, guidance=guidance, auto_mask=False, device="cpu")
+    if mask is not None:
+        settings = replace(settings, sliding=True)
+    masks = {"fixed_mask": mask, "moving_mask": mask}
+    register(*images, settings=settings, guidance=guidance, auto_mask=False, device="cpu", **masks)
     return seen.counts
 
 
@@ -114,6 +119,16 @@ def test_a_guided_step_neither_reads_from_nor_copies_to_the_host(monkeypatch):
     counts = operations_of_a_step("fast", monkeypatch, all_guides)
     assert counts["aten::_fused_adam_"] == 1
     assert counts.total() > operations_of_a_step("fast", monkeypatch).total() + 50
+    assert not [name for name in counts if name in TO_THE_HOST or name.startswith("aten::lift")]
+
+
+def test_a_sliding_step_neither_reads_from_nor_copies_to_the_host(monkeypatch):
+    grid = Grid.of(smooth_pair()[0])
+    inside = np.zeros(grid.shape, np.uint8)
+    inside[8:32, 8:32, 8:32] = 1
+    counts = operations_of_a_step("fast", monkeypatch, mask=grid.image(inside))
+    assert counts["aten::_fused_adam_"] == 1
+    assert counts.total() > operations_of_a_step("fast", monkeypatch).total() + 20
     assert not [name for name in counts if name in TO_THE_HOST or name.startswith("aten::lift")]
 
 
