@@ -42,7 +42,9 @@ _FIRST_NODES_MM, _FIRST_POINTS, _WEIGHT, _CHECKED = 6.0, 1500, 0.5, 128
 _LEVELS = tuple(
     Level(start, Features(mm, 1), factor) for start, mm, factor in ((0.0, 8.0, 4.0), (0.15, 4.0, 2.0), (0.4, 2.0, 1.0))
 )
+# at nodes and at voxels; nodes further apart than fine voxels made known maps worse: rounds at voxels alone
 _ROUNDS = {"fast": (6, 3), "balanced": (6, 6)}
+_ROUNDS_AT_VOXELS = {"fast": (0, 8), "balanced": (0, 10)}
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,11 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     if (is_.alone or is_.detailed) and _is_free(s, "similarity.name"):
         # finer nodes than two voxels apart followed noise: 1.02 instead of 0.85 mm on a known map
         finest = float(max(_FINEST_MM, is_.voxel_mm))
-        many, fine = _ROUNDS["fast" if fast else "balanced"]
+        many, fine = (_ROUNDS if 2 * finest <= _FINE_MM else _ROUNDS_AT_VOXELS)["fast" if fast else "balanced"]
         yield "dense.spacing_mm", finest, ""
-        why = f"{many} + {fine} rounds of refinement at voxels of {2 * finest:.3g} and {finest:.3g} mm"
-        yield "dense.rounds", many, why
-        yield "dense.fine_rounds", fine, ""
+        at_nodes = f"{many} rounds of refinement at voxels of {2 * finest:.3g} mm, " if many else ""
+        yield "dense.rounds", many, ""
+        yield "dense.fine_rounds", fine, f"{at_nodes}{fine} rounds of refinement at voxels of {finest:.3g} mm"
 
 
 def _is_free(s: Settings, entry: str) -> bool:
