@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -134,14 +135,16 @@ class Panel:
             time.sleep(0.7)
         raise AssertionError(f"the view {name} does not come to rest")
 
-    def until_changed(self, before: np.ndarray, name: str = "Red", seconds: float = 90) -> np.ndarray:
-        """The pixels of a view as soon as they differ from those before."""
+    def until(self, condition: Callable[[np.ndarray], bool], name: str = "Red", seconds: float = 90) -> np.ndarray:
+        """The pixels of a view as soon as it is at rest and they fulfil the condition."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            after = self.view(name)
-            if difference(before, after) > 0.5:
-                return after
-        raise AssertionError(f"the view {name} has not changed")
+        while not condition(pixels := self.view(name)):
+            assert time.monotonic() < end, f"the view {name} does not show what it should"
+        return pixels
+
+    def until_changed(self, before: np.ndarray, name: str = "Red") -> np.ndarray:
+        """The pixels of a view as soon as they differ from those before."""
+        return self.until(lambda pixels: difference(before, pixels) > 0.5, name)
 
 
 def colourful(pixels: np.ndarray) -> float:

@@ -52,8 +52,7 @@ def main() -> int:
 
 
 def _until_coloured(panel: Panel, grey: float) -> None:
-    while colourful(panel.view("Green")) < grey + 0.05:
-        pass
+    panel.until(lambda pixels: colourful(pixels) > grey + 0.05, "Green")
 
 
 def _save(page, name: str) -> None:
