@@ -12,7 +12,6 @@ from NePhiRegistrationLib.choices import MODEL_FILE, Preset
 from NePhiRegistrationLib.guides import Guides
 from NePhiRegistrationLib.job import Job
 
-from . import loading
 from .roles import ROLES, Kind
 
 _SCANS = ("fixed", "moving")
@@ -27,6 +26,8 @@ class Inputs:
 
     async def load(self, role: str, path: Path, name: str, series: str = "") -> Any:
         """The node of a file or DICOM folder, or the file itself; raises NephiError and FrameError. Nothing changes."""
+        from . import loading  # with SimpleITK, for which the first page need not wait
+
         kind, words = ROLES[role].kind, ROLES[role].text.lower()
         if kind in (Kind.SETTINGS, Kind.MODEL):
             return path
