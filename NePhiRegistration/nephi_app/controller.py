@@ -16,7 +16,8 @@ from NePhiRegistrationLib.logic import Logic, Run
 from . import state
 from .dialog import SAVE, Dialog
 from .files import Served
-from .inputs import Inputs
+from .inputs import OWN, Inputs
+from .presets import Presets, own_presets
 from .results import Results
 from .roles import ROLES
 from .slices import Slices
@@ -35,7 +36,8 @@ class Controller:
         self.scene = views.scene
         self.logic = Logic(self.scene, temporary=temporary)
         self.dialog, self.slices = Dialog(self.state, served), Slices(self.state, views)
-        self.inputs = Inputs(self.scene, self.state)
+        self.inputs = Inputs(self.scene, self.state, own_presets())
+        self.presets = Presets(server, self.inputs, self._fail)
         self.run: Run | None = None
         self._asked = ""
         self._wanted = ("", "", "")  # role, path and series of what was asked about
@@ -167,7 +169,8 @@ class Controller:
                 self.state.note = "" if run.error else "The registration was cancelled; nothing was changed."
         if run.outputs is not None:
             fixed, moving = (self.inputs.nodes.get(f"{side}_landmarks") for side in _SCANS)
-            text = f"{time.strftime('%H:%M')}, {self.state.preset}, masks: {self.state.masks}"
+            preset = self.state.preset.removeprefix(OWN)
+            text = f"{time.strftime('%H:%M')}, {preset}, masks: {self.state.masks}"
             self.state.inputs_open = False
             self.results.add(run.outputs, None if None in (fixed, moving) else (fixed, moving), text)
         else:

@@ -132,12 +132,11 @@ def _add_files(app: Any, controller: Any, temporary: Path) -> None:
         return web.FileResponse(page, headers={"Content-Security-Policy": "sandbox allow-scripts"})
 
     async def result(request: Any) -> Any:
-        outputs = controller.results.chosen
-        if outputs is None:
+        if controller.results.chosen is None:
             raise web.HTTPNotFound
         folder = Path(tempfile.mkdtemp(dir=temporary))
         try:
-            place, _missing = outputs.save(folder / "result")
+            place = controller.results.write(folder / "result")
             archive = await asyncio.to_thread(shutil.make_archive, str(folder / "archive"), "zip", str(place))
             headers = {"Content-Disposition": 'attachment; filename="nephi-result.zip"'}
             response = web.StreamResponse(headers={**headers, "Content-Type": "application/zip"})

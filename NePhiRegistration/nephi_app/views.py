@@ -11,8 +11,10 @@ from typing import Any
 if sys.platform.startswith("linux"):
     os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")  # read when vtk makes its first window
 
+import numpy as np
 import slicer
 import vtk
+from slicer.util import arrayFromVTKMatrix
 from trame_rca import module as rca
 from trame_slicer.core import LayoutManager, SlicerApp
 from trame_slicer.rca_view.rca_view_factory import RemoteViewFactory
@@ -96,6 +98,12 @@ class Views:
     def on_moved(self, call: Callable[[str], None]) -> None:
         """``call(name)`` whenever the slice of a view has changed."""
         self._moved.append(call)
+
+    def crossing_ras_mm(self) -> list[float]:
+        """Where the three slices meet."""
+        planes = [arrayFromVTKMatrix(self.slice_view(name).get_view_node().GetSliceToRAS()) for name in SLICES]
+        normals = np.array([plane[:3, 2] for plane in planes])
+        return np.linalg.solve(normals, [plane[:3, 2] @ plane[:3, 3] for plane in planes]).tolist()
 
     def fit(self) -> None:
         """All of the background volume in every view."""

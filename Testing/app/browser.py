@@ -25,8 +25,10 @@ class App:
     """The command, serving a folder; its temporary files go into ``temporary``."""
 
     def __init__(self, folder: Path, temporary: Path, *options: str):
-        environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(CORE), "PYTHONUNBUFFERED": "1"}
         self.temporary, self.log = temporary, temporary.with_suffix(".log")
+        self.settings = temporary.with_suffix(".settings")  # of the user
+        environment = {**os.environ, "TMPDIR": str(temporary), "XDG_CONFIG_HOME": str(self.settings)}
+        environment |= {"PYTHONPATH": str(CORE), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "nephi", "app", "--no-browser", "--port", "0", *options, str(folder)],
             env=environment,

@@ -134,6 +134,8 @@ def test_what_is_known_beyond_the_images_takes_part(app, browser, folder):
     page.select_option("#preset", "file")
     page.get_by_text("Choose a settings file").wait_for()
     panel.choose("settings_file", "scans/", "quick.json")
+    page.click("text=Landmarks, regions")
+    panel.choose("initial_transform", "scans/", "shift.tfm")
     page.wait_for_selector("#register:enabled")
     page.click("#register")
     panel.finish()
@@ -145,6 +147,7 @@ def test_what_is_known_beyond_the_images_takes_part(app, browser, folder):
     report = json.loads((place / "report.json").read_text(encoding="utf-8"))
     assert report["settings"]["fit"]["iterations"] == 20
     assert report["settings"]["guidance"]["landmarks_sd_mm"] == 2.5
+    assert report["alignment"]["offset_mm"] == pytest.approx([1, 2, 3])
     assert set(report["guidance"]) >= {"landmarks", "rigid", "excluded"}
     page.get_by_role("button", name="End", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="End").click()
@@ -232,6 +235,33 @@ def test_a_landmark_is_jumped_to_and_all_slices_follow(app, browser, panel):
         )
 
 
+def test_pairs_of_landmarks_are_corrected_and_added(panel):
+    """Where the three slices meet: a point is placed there, and its pair's error is another."""
+    page = panel.page
+    fixed = panel.view("Red")
+    page.get_by_role("button", name="Show moving point 1", exact=True).click()
+    page.get_by_text("The moving scan with the moving point").wait_for()
+    panel.until_changed(fixed, "Red")
+    count = page.locator(".table tbody tr").count()
+    error = page.inner_text(".table tr.chosen td:last-child")
+    for _step in range(4):  # of 5 mm
+        page.focus("#slice-Red")
+        page.keyboard.press("ArrowRight")
+    page.click("#place-point")
+    page.wait_for_function(
+        "old => document.querySelector('.table tr.chosen td:last-child').innerText !== old", arg=error
+    )
+    assert float(page.inner_text(".table tr.chosen td:last-child")) > float(error) + 5
+    page.click("#add-pair")
+    page.wait_for_function("n => document.querySelectorAll('.table tbody tr').length > n", arg=count)
+    assert float(page.inner_text(".table tr.chosen td:last-child")) < 0.1  # where the registration takes it
+    page.click("#remove-pair")
+    page.wait_for_function("n => document.querySelectorAll('.table tbody tr').length === n", arg=count)
+    page.get_by_role("button", name="Show place 1", exact=True).click()
+    page.click("#to-result")
+    page.wait_for_selector("#to-result", state="detached")
+
+
 def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_path, panel):
     page = panel.page
     page.click("#accept")
@@ -249,6 +279,7 @@ def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_pat
     page.wait_for_selector("dialog", state="detached")
     place = folder / page.inner_text(".message").split("Saved in ")[1].split("\n")[0].rstrip(". ✕")
     names = {file.name for file in place.iterdir()}
+    assert {"fixed_landmarks.csv", "moving_landmarks.csv"} <= names  # as they were corrected
     assert names >= {"transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "report.json"}
     (signed,) = json.loads((place / "review.json").read_text(encoding="utf-8"))["reviews"]
     assert (signed["verdict"], signed["name"], signed["comment"]) == ("accepted", "Dr. Müller", "bases checked")
@@ -265,6 +296,37 @@ def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_pat
     opened.value.wait_for_load_state()
     assert report["verdict"]["outcome"] in opened.value.inner_text("body")
     opened.value.close()
+
+
+def test_a_second_result_with_settings_of_ones_own_is_compared_with_the_first(app, panel):
+    page = panel.page
+    page.click("summary >> text=Scans and settings")
+    page.select_option("#preset", "file")
+    panel.choose("settings_file", "scans/", "quick.json")
+    page.click("#own-presets summary")
+    page.fill("#own-preset", "Quick look")
+    page.click("#save-preset")
+    page.wait_for_function("document.querySelector('#preset').value === 'own/Quick look'")
+    assert [file.name for file in app.settings.rglob("*.json")] == ["Quick look.json"]
+    page.click("#register")
+    page.wait_for_function("document.querySelectorAll('#result option').length === 2")
+    page.get_by_role("tab", name="Compare").click()
+    rows = {row[0]: row[1:] for row in (text.split("\t") for text in page.locator(".table tbody tr").all_inner_texts())}
+    first, second = map(float, rows["TRE (mm)"])
+    assert first != second and len(rows["Verdict"]) == 2
+    page.select_option("#view", "DISPLACEMENT")
+    chosen, shown = page.input_value("#result"), panel.view("Green")
+    page.click("#other-result")
+    page.wait_for_function("old => document.querySelector('#result').value !== old", arg=chosen)
+    other = panel.until_changed(shown, "Green")
+    assert page.input_value("#view") == "DISPLACEMENT"
+    page.click("#other-result")
+    panel.until_changed(other, "Green")
+    assert page.input_value("#result") == chosen
+    page.click("#other-result")
+    page.click("summary >> text=Scans and settings")
+    page.select_option("#view", "FADE")
+    assert not panel.errors
 
 
 def test_the_keyboard_is_enough(app, browser, panel):
