@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
+from ..images.masks import binary
 from ..space.grid import Grid
 from .calibration import FEATURES, MODEL
 from .report import ErrorEstimate
@@ -92,8 +93,7 @@ class Trust:
         grid = fixed_grid.coarsened(_MAP_MM * signals.scale)
         share = np.ones(grid.shape, np.float32)
         if mask is not None:
-            mask = mask != 0 if sitk.GetArrayViewFromImage(mask).max() > 1 else mask
-            smooth = grid.resample(mask, pixel=sitk.sitkFloat32)
+            smooth = grid.resample(binary(mask), pixel=sitk.sitkFloat32)
             share = sitk.GetArrayFromImage(smooth)
             if not share.any():  # thinner than the grid
                 share[:] = 1
