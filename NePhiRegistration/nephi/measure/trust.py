@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from ..images.masks import binary
 from ..space.grid import Grid
-from .calibration import MODEL
+from .calibration import FEATURES, MODEL
 from .report import ErrorEstimate
 from .signals import Signals
 
@@ -24,10 +24,6 @@ _ROWS = 2048  # places worked on at a time
 _MAP_MM = 5.0  # between the voxels of the map
 _LARGE_MM = 5.0
 _SAME = 1.0  # voxels of the coarse scale: two shifts that are nearer are the same
-FEATURES = (
-    "mean shift", "shift", "wide shift", "asymmetry", "coarse shift", "strain",
-    "all: median of shift", "all: median of coarse asymmetry", "all: median of coarse unlike",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
