@@ -19,6 +19,7 @@ _TURN_CUBE = 0.07  # distance from the border over which motion turns along it: 
 _STEPS = 2  # of Newton's method, by which points come back to their distance from the border
 _ROUNDS = 12  # of the inverse, at most
 _TOLERANCE_CUBE = 2e-5  # of the inverse
+_PICKED_ON = ("cpu",)  # where only what slips is computed: steps that a GPU replays have as many points each
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
 
 PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
@@ -91,7 +92,7 @@ class _Slipping(Map):
         within = self._slips(points) if within is None else within
         if within is None:
             return self._slipped(points, by)
-        if points.device.type != "cpu":  # where steps are replayed, each has as many points
+        if points.device.type not in _PICKED_ON:
             return torch.where(within, self._slipped(points, by), points)
         rows = within[:, 0].nonzero()[:, 0]
         return points.index_copy(0, rows, self._slipped(points[rows], by)) if len(rows) else points
