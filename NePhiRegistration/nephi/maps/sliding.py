@@ -124,7 +124,8 @@ class _Slipping(Map):
 
     @property
     def _is_sought(self) -> bool:
-        return any(p.requires_grad for p in self.along.code.parameters())
+        """Whether an optimisation changes it."""
+        return self.along.code.local_code.requires_grad
 
     @torch.no_grad()
     def _unslid(self, points: Tensor) -> Tensor:
