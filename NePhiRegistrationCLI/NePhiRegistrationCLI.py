@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--guideSd", type=float, default=1.0)
     p.add_argument("--iterations", type=int, default=-1)
     p.add_argument("--noAutoMask", action="store_true")
+    p.add_argument("--sliding", action="store_true")
     return p
 
 
@@ -74,7 +75,7 @@ def command(options: argparse.Namespace, folder: str) -> list[str]:
         found += ["--align", options.initialTransform or options.align]
     if options.iterations >= 0:
         found += ["--iterations", str(options.iterations)]
-    return found + ["--no-auto-mask"] * options.noAutoMask
+    return found + ["--no-auto-mask"] * options.noAutoMask + ["--sliding"] * options.sliding
 
 
 def deliver(made: Path, wanted: Path) -> None:

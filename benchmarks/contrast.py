@@ -5,8 +5,10 @@
 The moving image of a pair gets another contrast after the alignment; motion and landmarks stay those of the pair.
 Those of the last two lines are of one contrast, with large motion and without masks.
 
-- ``brain_t1``, ``brain_t2``, ``brain_shaded``: a T1 brain of 2 mm voxels and a copy of it moved by 4 mm by a known
-  smooth map (error at 2,000 points of the brain): as T1, with the contrast of T2, and with that under a coil's shading.
+- ``brain_t1``, ``brain_t1_shaded``, ``brain_t2``, ``brain_shaded``: a T1 brain of 2 mm voxels and a copy of it moved by
+  4 mm by a known smooth map (error at 2,000 points of the brain): as T1, brighter and under a coil's weak shading, with
+  the contrast of T2, and with that under a coil's shading.
+- ``brain_t1_fine``: as ``brain_t1_shaded``, another brain moved by 3 mm by a map with finer detail.
 - ``lungs_mr``: the breath-hold CT ``breathhold_case01`` and its inhale with the contrast of an MR image.
 - ``liver_mixed``: a liver MR pair, the moving intensities folded, so that two tissues share each.
 - ``thorax_cbct``: phases 60 and 10 of ``popi_4dct``, the moving one with a cone beam's scatter, noise and offset.
@@ -21,6 +23,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +32,10 @@ from nephi.space.grid import Grid
 
 from . import pairs, peers
 
-BRAIN_MM, MOVED_MM, SMOOTH_MM, POINTS = 2.0, 2.5, 14.0, 2000
-BRAIN = "brain_mr/oasis_condlapirn_A.nii.gz"
+BRAIN_MM, POINTS = 2.0, 2000
+# mm: smoothness, and deviation along each axis, of the noises that make a motion
+SMOOTH: tuple[tuple[float, float], ...] = ((14.0, 2.5),)
+FINE = ((14.0, 1.8), (6.0, 0.8))
 FAR_MM, ORGAN_MM, FADING_MM = 20.0, 30.0, 45.0  # motion in all; where it is whole, and over which it fades
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Make = Callable[[Path, int], pairs.Prepared]  # writes a pair into a folder, as ``pairs.prepare`` does
@@ -95,13 +100,18 @@ def prepare(case: str, folder: Path, seed: int = 1) -> pairs.Prepared:
     return prepared
 
 
-def moved_brain(folder: Path, seed: int) -> pairs.Prepared:
-    """The brain and its moved copy: moving(y) = fixed(y + u(y)), so that the points y and y + u(y) correspond."""
+def moved_brain(
+    folder: Path, seed: int, name: str = "A", motion: tuple[tuple[float, float], ...] = SMOOTH
+) -> pairs.Prepared:
+    """A brain and its moved copy: moving(y) = fixed(y + u(y)), so that the points y and y + u(y) correspond."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng, whole = np.random.default_rng(seed), sitk.ReadImage(str(pairs.data_folder() / BRAIN), sitk.sitkFloat32)
+    file = pairs.data_folder() / f"brain_mr/oasis_condlapirn_{name}.nii.gz"
+    rng, whole = np.random.default_rng(seed), sitk.ReadImage(str(file), sitk.sitkFloat32)
     fixed = sitk.BinShrink(whole, [max(1, round(BRAIN_MM / mm)) for mm in whole.GetSpacing()])
     grid = Grid.of(fixed)
-    u = np.stack([smooth_noise(grid.shape, SMOOTH_MM / grid.spacing_mm[0], rng) for _ in range(3)], -1) * MOVED_MM
+    u = np.zeros((*grid.shape, 3))
+    for smooth_mm, moved_mm in motion:
+        u += moved_mm * np.stack([smooth_noise(grid.shape, smooth_mm / grid.spacing_mm[0], rng) for _ in range(3)], -1)
     field = sitk.DisplacementFieldTransform(sitk.Cast(grid.image(u, vector=True), sitk.sitkVectorFloat64))
     moving = sitk.Resample(fixed, fixed, field, sitk.sitkLinear, 0.0)
     shown = np.argwhere(sitk.GetArrayFromImage(moving) > 0)
@@ -161,6 +171,8 @@ def lungs_alone(folder: Path, seed: int) -> pairs.Prepared:
 
 CASES: dict[str, tuple[Make, Change]] = {
     "brain_t1": (moved_brain, lambda values, rng: values + 0.01 * rng.standard_normal(values.shape) * (values > 0)),
+    "brain_t1_shaded": (moved_brain, lambda values, rng: 1.1 * shaded(values, rng, 0.1)),
+    "brain_t1_fine": (partial(moved_brain, name="B", motion=FINE), lambda values, rng: 1.1 * shaded(values, rng, 0.1)),
     "brain_t2": (moved_brain, as_t2),
     "brain_shaded": (moved_brain, lambda values, rng: shaded(as_t2(values, rng), rng, 0.25)),
     "lungs_mr": (pair("breathhold_case01"), as_mr),

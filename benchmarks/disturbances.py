@@ -202,7 +202,11 @@ DISTURBANCES: dict[str, Disturbance] = {
     "contrast medium": Disturbance(with_contrast),
     "inverted contrast": Disturbance(inverted),
     **{f"turn 30 about {'xyz'[a]}, masks": Disturbance(turned(a, 30), masks=True) for a in (0, 2)},
-    **{f"{name} cut in moving, masks": Disturbance(change, masks=True) for name, change in _CUTS.items()},
+    **{
+        f"{name} cut in {of}, masks": Disturbance(change, of, masks=True)
+        for name, change in _CUTS.items()
+        for of in ("moving", "fixed", "both")
+    },
     "shift 80 mm, masks": Disturbance(shifted(0, 0, 80), masks=True),
 }
 

@@ -24,7 +24,7 @@ from . import environment, pairs, process_cost
 from .scoring import evaluate
 
 PEERS = (
-    "greedy", "greedy_nmi", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "ants_unmasked",
+    "greedy", "greedy_nmi", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "ants_unmasked", "ants_quick",
     "elastix", "elastix_mi",
     "voxel", "bspline_tv", "idir", "lapirn", "gradicon", "gradicon_io", "gradicon_multi", "gradicon_multi_io",
 )  # fmt: skip

@@ -94,9 +94,11 @@ def row(plain: Both[Scan], reference_mm: np.ndarray, disturbance: Disturbance, p
     scans = disturbance(plain)
     both = scans.fixed.seen() & scans.moving.seen()
     errors_mm, facts = measure(scans, preset, disturbance.masks)
-    tre, limit = float(errors_mm[both].mean()), FACTOR * float(reference_mm[both].mean()) + MARGIN_MM
+    tre, undisturbed = float(errors_mm[both].mean()), float(reference_mm[both].mean())
+    limit = FACTOR * undisturbed + MARGIN_MM
     return {
         "tre_mm": tre,
+        "undisturbed_mm": undisturbed,
         "limit_mm": limit,
         "held": tre <= limit,
         "landmarks": int(both.sum()),
@@ -164,7 +166,8 @@ def _tried(plain: Both[Scan], reference_mm: np.ndarray, label: str, preset: str 
     mark = "" if got["held"] else "  <- lost"
     lead = "" if got["lead"] is None else f"score {got['score']:.3f} lead {got['lead']:.3f}"
     print(
-        f"  {label:28} {got['tre_mm']:7.2f} mm (limit {got['limit_mm']:5.2f}) at {got['landmarks']:3d}  "
+        f"  {label:28} {got['tre_mm']:7.2f} mm "
+        f"({got['undisturbed_mm']:.2f} undisturbed, limit {got['limit_mm']:5.2f}) at {got['landmarks']:3d}  "
         f"{got['alignment']:8} {lead:22} {got['cpu_s']:5.1f} s {got.get('verdict', '')}{mark}",
         flush=True,
     )

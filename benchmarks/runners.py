@@ -91,8 +91,11 @@ def convexadam(job: Job, use_masks: bool = False) -> None:
     job.write(displacement)
 
 
-def ants_syn(job: Job, use_masks: bool = True) -> None:
-    """ANTs SyN, the deformable stage of antsRegistrationSyN.sh with cross-correlation of radius 2."""
+def ants_syn(job: Job, use_masks: bool = True, full_resolution: int = 20) -> None:
+    """ANTs SyN, the deformable stage of antsRegistrationSyN.sh with cross-correlation of radius 2.
+
+    Without iterations at full resolution its levels are those of antsRegistrationSyNQuick.sh.
+    """
     import ants
 
     masks = {}
@@ -105,7 +108,7 @@ def ants_syn(job: Job, use_masks: bool = True) -> None:
         ants.image_read(str(job.out / "fixed.nii")), ants.image_read(str(job.out / "moving.nii")),
         type_of_transform="SyNOnly", initial_transform="Identity", outprefix=str(job.out / "ants"),
         syn_metric="CC", syn_sampling=2, grad_step=0.1, flow_sigma=3, total_sigma=0,
-        reg_iterations=(2, 2, 0, 0) if job.quick else (100, 70, 50, 20),
+        reg_iterations=(2, 2, 0, 0) if job.quick else (100, 70, 50, full_resolution),
         write_composite_transform=True, random_seed=job.seed, **masks)  # fmt: skip
     grid = sitk.ReadImage(job.path("fixed"))
     for prefix, name in (("ants", "displacement"), ("antsInverse", "inverse_displacement")):
@@ -193,6 +196,7 @@ METHODS = {
     "convexadam_masked": lambda job: convexadam(job, use_masks=True),
     "ants": ants_syn,
     "ants_unmasked": lambda job: ants_syn(job, use_masks=False),
+    "ants_quick": lambda job: ants_syn(job, full_resolution=0),
     "elastix": elastix,
     "elastix_mi": lambda job: elastix(job, "AdvancedMattesMutualInformation"),
     "voxel": baseline("voxel"),

@@ -34,6 +34,7 @@ class Job:
     moving_landmarks: object = None
     regions: object = None  # segmentation or label map over the fixed volume, such as lobes; None: the mask's segments
     guides: Guides = field(default_factory=Guides)
+    sliding: bool = False  # motion may jump along the masks' border; False leaves what the settings file says
     initial_transform: object = None  # of any kind, as one would put the moving volume under it: moving -> fixed
     align: str = "auto"  # where there is no initial transform; "auto" leaves what the settings file says
     preset: str = "balanced"
@@ -55,6 +56,8 @@ class Job:
             given["align"] = "auto"  # what it takes the place of
         elif self.align != "auto":
             given["align"] = self.align
+        if self.sliding:
+            given["sliding"] = True
         if self.guides.fixed_landmarks is not None:
             deviation = {"guidance": {"landmarks_sd_mm": self.guides.landmarks_sd_mm}}
             settings = from_dict(deviation, settings)
@@ -93,6 +96,8 @@ class Job:
             if self.tolerances_file:
                 read_tolerances(self.tolerances_file)
             settings = self.settings()
+            if settings.sliding and not self.auto_mask and None in (self.fixed_mask, self.moving_mask):
+                yield _("For lungs that slide along the chest wall, choose a mask of the lungs in both volumes.")
             if settings.model:
                 find_model(settings.model)
                 if self.initial_is_bent():

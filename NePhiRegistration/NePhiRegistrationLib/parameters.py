@@ -51,6 +51,7 @@ class Parameters:
     moving_excluded_segment: str = ""
     rigid_segment: str = ""
     volume_kept_segment: str = ""
+    sliding: bool = False
 
     preset: Preset = Preset.BALANCED
     settings_file: str = ""
@@ -90,7 +91,7 @@ _NODES = [
     "regions",
     "initial_transform",
 ]
-_PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device", "tolerances_file", "page"]
+_PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device", "tolerances_file", "page", "sliding"]
 _GUIDES = {part.name: part.name for part in fields(Guides)} | {  # of a job, and the parameter
     "fixed_landmarks": "fixed_guide_points",
     "moving_landmarks": "moving_guide_points",

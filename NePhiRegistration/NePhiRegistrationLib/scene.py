@@ -178,6 +178,15 @@ def read_grid_transform(path: Path) -> vtk.vtkObject:
     return node.GetTransformFromParentAs("vtkOrientedGridTransform", False)
 
 
+def read_transform(path: Path, scene, name: str):
+    """A new node of any kind of transform in an ITK file: the moving volume under it would lie on the fixed one."""
+    read = slicer.vtkMRMLTransformNode()
+    _load(slicer.vtkMRMLTransformStorageNode(), read, path)
+    node = add(scene, "vtkMRMLTransformNode", name)
+    node.SetAndObserveTransformFromParent(read.GetTransformFromParent())
+    return node
+
+
 def interpolate_linearly(node) -> bool:
     """Between the nodes of a displacement grid as ITK and the engine do it, where MRML would take cubic splines.
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -15,9 +18,10 @@ import torch
 from .errors import NephiError
 from .version import __version__
 
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 _THREADS = 4  # the steps are too small to use more
-
-
+_CPU = torch.device("cpu")
 _KINDS = ("cpu", "cuda", "xpu", "mps")  # of NVIDIA or AMD, Intel and Apple
 
 
@@ -68,6 +72,38 @@ def limit_threads(threads: int | None = None) -> None:
     threads = threads or min(_THREADS, torch.get_num_threads())
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def in_threads(work: Callable[[Part], Made], parts: Iterable[Part], device: torch.device = _CPU) -> Iterator[Made]:
+    """``map(work, parts)``; on a CPU several parts at once, each by one thread: as many as torch has.
+
+    For parts of some milliseconds: threads that share the operations of one part mostly wait for each other. The first
+    part comes alone, so that what all of them need is made once. ``work`` keeps the caller's gradient mode.
+    """
+    threads, gradients, rest = torch.get_num_threads(), torch.is_grad_enabled(), iter(parts)
+
+    def alone(part: Part) -> Made:
+        with torch.set_grad_enabled(gradients):
+            return work(part)
+
+    for first in rest:
+        yield work(first)
+        break
+    if threads == 1 or device.type != "cpu":
+        yield from map(work, rest)
+        return
+    torch.set_num_threads(1)  # of the threads that begin now, too
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            running: deque[Future[Made]] = deque()
+            for part in rest:
+                running.append(pool.submit(alone, part))
+                if len(running) > threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def peak_memory_mb() -> float | None:

@@ -10,14 +10,26 @@ from .journal import complete_moves
 _MOST_BYTES = 2**26  # of a text: lists, settings, landmarks and reports are far smaller
 
 
+def check_name(path: str | Path, role: str) -> Path:
+    """The path; raises NephiError for one that holds NUL, or is not UTF-8, on which SimpleITK ends the process."""
+    text = str(path)
+    if "\0" in text:
+        raise NephiError(f"{role}: {text!r} is not a file name: it holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise NephiError(
+            f"{role}: {ascii(text)} is not in UTF-8, or the locale is not: rename it, or set LANG"
+        ) from None
+    return Path(path)
+
+
 def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
     """The path; raises NephiError unless it is a folder or a regular file that is not empty.
 
     What a killed run had begun to replace there, such as a result of which it is a part, is completed first.
     """
-    if "\0" in str(path):
-        raise NephiError(f"{role}: {str(path)!r} is not a file name: it holds a NUL character")
-    path = Path(path)
+    path = check_name(path, role)
     complete_moves(path)
     try:
         if not path.exists():

@@ -14,6 +14,7 @@ import torch
 
 from .both import Both
 from .config import decode
+from .device import in_threads
 from .errors import NephiError
 from .files.folder import ResultFolder
 from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
@@ -39,8 +40,8 @@ from .space.affine import Affine
 from .space.cube import Cube
 from .space.grid import Box, Grid
 
-_CHUNK = 8192  # points evaluated at a time
-_SLAB = 8 * _CHUNK  # voxels of a grid that they are chosen from
+_CHUNK, _GPU_CHUNK = 4096, 8192  # points evaluated at a time: on a CPU they stay in its cache
+_SLAB = 2**16  # voxels of a grid that they are chosen from
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
 _FEWER_NODES = 0.25  # of the voxels, at most, for this to be worth while
 _FOLD_MARGIN, _LEAST_FOLD_MARGIN = 3.0, 0.1  # in units of the largest error seen, and at least: what could be a fold
@@ -94,13 +95,21 @@ class Registration:
 
     def jacobian_determinant(self, points_lps_mm) -> np.ndarray:
         """Exact Jacobian determinant (n,) of the forward map at fixed points, alignment included."""
-        points_cube = self.cube.to_cube(points_lps_mm)
-        out = np.empty(len(points_cube), np.float32)
-        for start in range(0, len(points_cube), _CHUNK):
-            x = self._tensor(points_cube[start : start + _CHUNK]).requires_grad_()
-            jacobian = exact_jacobian(self.maps.forward(x), x, create_graph=False)
-            out[start : start + _CHUNK] = torch.linalg.det(jacobian).cpu().numpy()
+
+        def determinants(x: torch.Tensor) -> torch.Tensor:
+            x.requires_grad_()
+            return torch.linalg.det(exact_jacobian(self.maps.forward(x), x, create_graph=False))
+
+        out = self._in_chunks(determinants, self.cube.to_cube(points_lps_mm))
         return out * np.float32(np.linalg.det(self.affine.matrix))
+
+    def _in_chunks(self, work: Callable[[torch.Tensor], torch.Tensor], points_cube: np.ndarray) -> np.ndarray:
+        """What ``work`` makes (n, ...) of points (n, d), some at a time."""
+        many = _CHUNK if self.maps.device.type == "cpu" else _GPU_CHUNK
+        some = points_cube if len(points_cube) else np.zeros((1, self.cube.dimension))  # networks take no empty batch
+        parts = (self._tensor(some[start : start + many]) for start in range(0, len(some), many))
+        found = list(in_threads(lambda x: work(x).cpu().numpy(), parts, self.maps.device))
+        return np.concatenate(found)[: len(points_cube)]
 
     def _tensor(self, points_cube: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(points_cube, dtype=torch.float32, device=self.maps.device)
@@ -108,19 +117,15 @@ class Registration:
     @torch.no_grad()
     def _evaluate(self, points_cube: np.ndarray, through: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         flat = np.reshape(points_cube, (-1, points_cube.shape[-1]))
-        out = np.empty_like(flat)
-        for start in range(0, len(flat), _CHUNK):
-            x = self._tensor(flat[start : start + _CHUNK])
-            # only the displacement comes in single precision, so that the map keeps the points' own
-            moved = through(x) - x
-            out[start : start + _CHUNK] = flat[start : start + _CHUNK] + moved.cpu().double().numpy()
-        return out.reshape(np.shape(points_cube))
+        # only the displacement comes in single precision, so that the map keeps the points' own
+        moved = flat + self._in_chunks(lambda x: through(x) - x, flat)
+        return moved.reshape(np.shape(points_cube))
 
     def displacement(self, grid: Grid, inverse: bool = False) -> np.ndarray:
-        """Displacement (z, y, x, d) float32 in LPS mm at a grid's voxel centres, slice by slice."""
+        """Displacement (z, y, x, d) float32 in LPS mm at a grid's voxel centres, some slices at a time."""
         out = np.empty((*grid.shape, grid.dimension), np.float32)
         way = self.inverse if inverse else self.forward
-        depth = max(1, _CHUNK // int(np.prod(grid.shape[1:])))
+        depth = max(1, _SLAB // int(np.prod(grid.shape[1:])))
         for start in range(0, grid.shape[0], depth):
             stop = min(start + depth, grid.shape[0])
             points = grid.slab_lps_mm(start, stop)
@@ -234,8 +239,8 @@ class Registration:
         low &= inside
         doubtful = np.argwhere(low)
         del low
-        for start in range(0, len(doubtful), _CHUNK):
-            some = doubtful[start : start + _CHUNK]
+        for start in range(0, len(doubtful), _SLAB):
+            some = doubtful[start : start + _SLAB]
             out[tuple(some.T)] = self.jacobian_determinant(part.to_lps_mm(some[:, ::-1]))
         rmse = float(np.sqrt(np.mean(np.square(error))))
         return {"rmse": rmse, "max": float(np.abs(error).max()), "exact_below": exact_below}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nephi.errors import NephiError
-from nephi.files.dicom_series import dicom_series
 from NePhiRegistrationLib import display, sample
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.job import LogicError
@@ -17,14 +16,14 @@ from NePhiRegistrationLib.logic import Logic, Run
 from . import state
 from .dialog import SAVE, Dialog
 from .files import Served
-from .inputs import Inputs
+from .inputs import OWN, Inputs
+from .presets import Presets, own_presets
 from .results import Results
 from .roles import ROLES
 from .slices import Slices
 from .views import Views
 
 _POLL_S = 0.3
-_QUIET_S = 1.0  # while a page is drawn for the first time; PyTorch, which knows the devices, takes seconds to load
 _SCANS = ("fixed", "moving")
 _INPUTS = ("masks", "preset", "model", "device", "align", "names", "segment", "guide_sd_mm", "running")
 
@@ -37,7 +36,8 @@ class Controller:
         self.scene = views.scene
         self.logic = Logic(self.scene, temporary=temporary)
         self.dialog, self.slices = Dialog(self.state, served), Slices(self.state, views)
-        self.inputs = Inputs(self.scene, self.state)
+        self.inputs = Inputs(self.scene, self.state, own_presets())
+        self.presets = Presets(server, self.inputs, self._fail)
         self.run: Run | None = None
         self._asked = ""
         self._wanted = ("", "", "")  # role, path and series of what was asked about
@@ -45,7 +45,7 @@ class Controller:
         self.ended = asyncio.Event()  # by the user
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
         self.results = Results(server, served, views, self._start)
-        for name in ("browse", "choose", "drop", "register", "cancel", "jump", "ask", "answer"):
+        for name in ("begin", "browse", "choose", "drop", "register", "cancel", "jump", "ask", "answer"):
             server.trigger(name)(getattr(self, name))
         server.trigger("enter")(self.dialog.enter)
         server.trigger("fit")(self.slices.fit)
@@ -55,9 +55,10 @@ class Controller:
         self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
 
     def begin(self) -> None:
-        """A page has been opened, the first or another: what goes on beside it."""
+        """A page can be used, the first or another: make what it did not wait for."""
         if not self._begun:
             self._begun = True
+            self.views.make()
             self._start(self._list_devices())
             self._start(self.results.flicker())
 
@@ -87,7 +88,7 @@ class Controller:
         try:
             file = self.served.path(path)
             if file.is_dir() and not series:
-                found = await asyncio.to_thread(dicom_series, file, ROLES[role].text.lower())
+                found = await asyncio.to_thread(_series, file, ROLES[role].text.lower())
                 if len(found) > 1:
                     self.dialog.offer(found, path)
                     return
@@ -168,7 +169,8 @@ class Controller:
                 self.state.note = "" if run.error else "The registration was cancelled; nothing was changed."
         if run.outputs is not None:
             fixed, moving = (self.inputs.nodes.get(f"{side}_landmarks") for side in _SCANS)
-            text = f"{time.strftime('%H:%M')}, {self.state.preset}, masks: {self.state.masks}"
+            preset = self.state.preset.removeprefix(OWN)
+            text = f"{time.strftime('%H:%M')}, {preset}, masks: {self.state.masks}"
             self.state.inputs_open = False
             self.results.add(run.outputs, None if None in (fixed, moving) else (fixed, moving), text)
         else:
@@ -179,6 +181,7 @@ class Controller:
 
     def _show_scans(self) -> None:
         """The scan that is there, or both as they lie."""
+        self.views.make()
         fixed, moving = (self.inputs.nodes.get(role) for role in ("fixed", "moving"))
         shown = moving if fixed is None else fixed
         display.show_comparison(shown, moving, display.FADE if shown is not moving and moving is not None else "")
@@ -246,7 +249,6 @@ class Controller:
     # helpers
 
     async def _list_devices(self) -> None:
-        await asyncio.sleep(_QUIET_S)
         try:
             found = await asyncio.to_thread(self.logic.devices)
         except LogicError as error:
@@ -268,7 +270,13 @@ class Controller:
         task.add_done_callback(self._tasks.discard)
 
 
+def _series(folder: Path, role: str) -> list[Any]:
+    from nephi.files.dicom_series import dicom_series
+
+    return dicom_series(folder, role)
+
+
 def _phantom() -> Any:
-    from nephi.synthetic.phantom import make_phantom  # a tenth of a second that the first page need not wait for
+    from nephi.synthetic.phantom import make_phantom
 
     return make_phantom()

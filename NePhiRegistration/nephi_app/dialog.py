@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nephi.errors import NephiError
-from nephi.files.dicom_series import Series
 
 from .files import Served
 from .roles import ROLES
+
+if TYPE_CHECKING:
+    from nephi.files.dicom_series import Series
 
 SAVE = "save"  # stands beside the roles of inputs
 

@@ -11,28 +11,33 @@ from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.choices import MODEL_FILE, Preset
 from NePhiRegistrationLib.guides import Guides
 from NePhiRegistrationLib.job import Job
+from NePhiRegistrationLib.ownpresets import OwnPresets
 
-from . import loading
 from .roles import ROLES, Kind
 
 _SCANS = ("fixed", "moving")
-_PLAIN = ("fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
+_PLAIN = ("fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions", "initial_transform")
+OWN = "own/"  # before the name of an own preset
 
 
 class Inputs:
-    def __init__(self, scene: Any, state: Any):
-        self.scene, self.state = scene, state
+    def __init__(self, scene: Any, state: Any, own: OwnPresets):
+        self.scene, self.state, self.own = scene, state, own
         self.nodes: dict[str, Any] = {}  # by role
         self.files: dict[str, Path] = {}  # of roles that no node is made of
 
     async def load(self, role: str, path: Path, name: str, series: str = "") -> Any:
         """The node of a file or DICOM folder, or the file itself; raises NephiError and FrameError. Nothing changes."""
+        from . import loading  # with SimpleITK, for which the first page need not wait
+
         kind, words = ROLES[role].kind, ROLES[role].text.lower()
         if kind in (Kind.SETTINGS, Kind.MODEL):
             return path
         if kind is Kind.SCAN:
             image = await asyncio.to_thread(loading.read_scan, path, words, series)
             return loading.scan_node(self.scene, image, name)
+        if kind is Kind.TRANSFORM:
+            return loading.transform_node(self.scene, path)
         volume = self.nodes[ROLES[role].side]
         if kind is Kind.POINTS:
             return loading.points_node(self.scene, path, volume)
@@ -73,7 +78,7 @@ class Inputs:
             for part in fields(Guides)
             if part.name.endswith("_segment")
         }
-        by_file = s.preset == Preset.FILE.term
+        file = self._settings_file()
         return Job(
             self.nodes.get("fixed"),
             self.nodes.get("moving"),
@@ -81,13 +86,20 @@ class Inputs:
             **segments,
             auto_mask=s.masks == "auto",
             guides=Guides(**guides, landmarks_sd_mm=s.guide_sd_mm),
-            preset=Preset.BALANCED.term if by_file else s.preset,
-            settings_file=str(self.files.get("settings_file", "")) if by_file else "",
+            preset=Preset.BALANCED.term if file else s.preset,
+            settings_file=file,
             model=str(self.files.get("model_file", "")) if s.model == MODEL_FILE else s.model,
             align=s.align,
             device=s.device,
             page=True,
         )
+
+    def _settings_file(self) -> str:
+        """That is chosen, or is the chosen own preset; "" where another preset is."""
+        preset = self.state.preset
+        if preset.startswith(OWN):
+            return str(self.own.path(preset.removeprefix(OWN)))
+        return str(self.files.get("settings_file", "")) if preset == Preset.FILE.term else ""
 
     def problem(self) -> str:
         """Why there is no job yet, in words; "" where there is one."""

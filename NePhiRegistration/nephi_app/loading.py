@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nephi.errors import NephiError
 from nephi.files.image import open_image, read_volume
 from nephi.files.landmarks import read_landmarks
 from nephi.files.masks import check_mask, check_regions, read_regions
+from nephi.files.transform import read_transform, write_transform
 from NePhiRegistrationLib import scene as nodes
 from vtk.util.numpy_support import numpy_to_vtk
 
@@ -83,6 +85,14 @@ def _as_segmentation(scene: Any, labels: Any) -> Any:
         segment.SetName(f"label {segment.GetLabelValue()}")  # not what a colour table calls that number
     nodes.remove(scene, labels)
     return node
+
+
+def transform_node(scene: Any, path: Path) -> Any:
+    """A transform of any format that the command line reads; raises NephiError."""
+    transform = read_transform(path, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        write_transform(transform, file := Path(folder) / "transform.h5")
+        return nodes.read_transform(file, scene, path.name)
 
 
 def points_node(scene: Any, path: Path, volume: Any) -> Any:

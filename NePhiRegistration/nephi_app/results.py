@@ -18,6 +18,7 @@ from NePhiRegistrationLib.surface import surface_model
 
 from . import state
 from .files import Served
+from .landmarks import Landmarks
 from .views import Views
 
 _FLICKER_S = 0.6
@@ -33,11 +34,12 @@ class Results:
         self.scene = views.scene
         self.found: dict[str, Outputs] = {}  # by the ID of the forward transform
         self.unsaved: set[str] = set()
-        self._landmarks: dict[str, tuple[Any, Any] | None] = {}
+        self.landmarks = Landmarks(server, views)
         self._models: dict[str, Any] = {}  # the surface of what was compared
         self._shown: Shown | None = None
         for name in ("sign", "save"):
             server.trigger(name)(getattr(self, name))
+        server.trigger("show_again")(self._back)
         self.state.change(*_LOOKS)(self.show)
         self.state.change("result")(self._choose)
 
@@ -48,14 +50,20 @@ class Results:
     def add(self, outputs: Outputs, landmarks: tuple[Any, Any] | None, text: str) -> None:
         """Show a registration that has just ended; ``text`` tells it from others, ``landmarks`` are its two lists."""
         key = outputs.forward.GetID()
-        self.found[key], self._landmarks[key] = outputs, landmarks
+        self.found[key] = outputs
+        self.landmarks.keep(outputs, landmarks)
         self.unsaved.add(key)
         with self.state:
             self.state.results = [*self.state.results, {"value": key, "text": text}]
             self.state.result = key
+            names = [one["text"] for one in self.state.results]
+            self.state.compared = state.compared(names, list(self.found.values()))
 
     def _choose(self, result: str, **_: Any) -> None:
         outputs = self.found.get(result)
+        if self._shown is not None:
+            self.state.former_result = self._shown.outputs.forward.GetID()
+        self.landmarks.show(outputs)
         if self._shown is not None:
             self._shown.leave()
             self._shown = None
@@ -69,14 +77,20 @@ class Results:
             self.state.verdict = state.verdict(outputs)
             lines = summary(outputs.report, outputs.jacobian.GetSpacing(), nodes.in_hounsfield(outputs.warped))
             self.state.lines = [{"sign": x.kind.value, "kind": x.kind.name, "text": x.text} for x in lines]
-            self.state.tables = state.result_tables(outputs, self._landmarks[result])
-            self.state.table = "numbers"
+            self.state.tables = state.result_tables(outputs)
+            if self.state.table not in ("landmarks", *(one["name"] for one in self.state.tables if one["rows"])):
+                self.state.table = "numbers"
             self.state.looks = state.looks(outputs)
             self.state.has_page = self.page_file() is not None
             self._say_reviews()
         self._shown = Shown(outputs)
         self.show()
         self._add_surface(outputs)
+
+    def _back(self) -> None:
+        """From a landmark's scan to what was chosen to be shown."""
+        self.landmarks.show(self.chosen)
+        self.show(again=True)
 
     def show(self, again: bool = False, **_: Any) -> None:
         if self._shown is None:
@@ -119,12 +133,15 @@ class Results:
         with self.state:
             self.state.result, self.state.results = "", []
         self._choose("")
+        self.landmarks.forget()
+        with self.state:
+            self.state.former_result, self.state.compared = "", {}
         for model in self._models.values():
             nodes.remove(self.scene, model)
         for outputs in self.found.values():
             for node in outputs.nodes():
                 nodes.remove(self.scene, node)
-        for held in (self._models, self.found, self._landmarks, self.unsaved):
+        for held in (self._models, self.found, self.unsaved):
             held.clear()
 
     def sign(self, accepted: bool, name: str, comment: str) -> None:
@@ -153,13 +170,19 @@ class Results:
         page = None if outputs is None or outputs.folder is None else outputs.folder / "report.html"
         return page if page is not None and page.is_file() else None
 
+    def write(self, folder: Path) -> Path:
+        """The result that is shown into ``folder``; where it is. Raises NephiError and OSError."""
+        place, _missing = self.found[self.state.result].save(folder)
+        self.landmarks.write(place)
+        return place
+
     def save(self) -> None:
         key = self.state.result
         if key not in self.found:
             return
         try:
             folder = self.served.new_folder(self.state.dialog_path, self.state.save_name)
-            place, _missing = self.found[key].save(folder)
+            place = self.write(folder)
         except (NephiError, OSError) as error:
             with self.state:
                 self.state.dialog_error = f"The result could not be saved: {error}"

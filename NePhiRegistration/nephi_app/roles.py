@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 IMAGES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr")
+TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm", ".x5", ".dcm", *IMAGES)
 POINTS = (".csv", ".fcsv", ".json", ".txt", ".vtk", ".pts")
 
 
@@ -14,13 +15,15 @@ class Kind(Enum):
     MASK = auto()  # one of its segments can be chosen
     LABELS = auto()  # all of its segments count, each by itself
     POINTS = auto()
+    TRANSFORM = auto()
     SETTINGS = auto()
     MODEL = auto()
 
     @property
     def endings(self) -> tuple[str, ...]:
         """Of the names of such files."""
-        own = {Kind.POINTS: POINTS, Kind.SETTINGS: (".json",), Kind.MODEL: (".safetensors",)}
+        own = {Kind.POINTS: POINTS, Kind.TRANSFORM: TRANSFORMS}
+        own |= {Kind.SETTINGS: (".json",), Kind.MODEL: (".safetensors",)}
         return own.get(self, IMAGES)
 
 
@@ -51,6 +54,9 @@ ROLES = {
     "moving_excluded": Role("Leave out of the moving scan", Kind.MASK, "moving", "moving_excluded"),
     "rigid": Role("Moves rigidly", Kind.MASK, "fixed", "rigid", "such as a bone, on the fixed scan"),
     "volume_kept": Role("Keeps its volume", Kind.MASK, "fixed", "volume_kept", "such as a tumour, on the fixed scan"),
+    "initial_transform": Role(
+        "Initial transform", Kind.TRANSFORM, "moving", hint="fixed to moving points, as of an earlier result"
+    ),
     "settings_file": Role("Settings file", Kind.SETTINGS),
     "model_file": Role("Model file", Kind.MODEL),
 }
@@ -60,6 +66,7 @@ GROUPS = {  # as they stand together on the page
     "measured": ("fixed_landmarks", "moving_landmarks", "regions"),
     "points": ("fixed_guide_points", "moving_guide_points"),
     "guides": tuple(name for name, role in ROLES.items() if role.guide and role.kind is not Kind.POINTS),
+    "alignment": ("initial_transform",),
     "settings": ("settings_file",),
     "model": ("model_file",),
 }

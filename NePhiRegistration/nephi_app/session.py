@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hmac
 import json
 import os
@@ -40,7 +41,9 @@ async def _serve(start: Start, told: Any) -> None:
 
     server = Server("nephi")
     server.client_type = "vue3"
+    gc.disable()  # nothing of what is made until then goes again
     controller = build(server, start)
+    gc.enable()
 
     def bind(web: Any) -> None:
         _guard(web.app, start.secret)
@@ -53,7 +56,6 @@ async def _serve(start: Start, told: Any) -> None:
         told.flush()
 
     server.controller.on_server_ready.add(ready)
-    server.controller.on_client_connected.add(lambda: controller.begin())
     ended = asyncio.ensure_future(asyncio.to_thread(sys.stdin.read))  # the launcher holds the other end
     serving = server.start(
         port=0, host="127.0.0.1", exec_mode="coroutine", open_browser=False, show_connection_info=False, timeout=0,
@@ -130,12 +132,11 @@ def _add_files(app: Any, controller: Any, temporary: Path) -> None:
         return web.FileResponse(page, headers={"Content-Security-Policy": "sandbox allow-scripts"})
 
     async def result(request: Any) -> Any:
-        outputs = controller.results.chosen
-        if outputs is None:
+        if controller.results.chosen is None:
             raise web.HTTPNotFound
         folder = Path(tempfile.mkdtemp(dir=temporary))
         try:
-            place, _missing = outputs.save(folder / "result")
+            place = controller.results.write(folder / "result")
             archive = await asyncio.to_thread(shutil.make_archive, str(folder / "archive"), "zip", str(place))
             headers = {"Content-Disposition": 'attachment; filename="nephi-result.zip"'}
             response = web.StreamResponse(headers={**headers, "Content-Type": "application/zip"})

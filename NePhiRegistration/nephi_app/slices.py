@@ -33,7 +33,7 @@ class Slices:
             self.state[f"slice_{name}"] = self._moved[name]
 
     def _scroll(self, **_: Any) -> None:
-        for name in SLICES:
+        for name in SLICES if self.views.made else ():
             wanted = self.state[f"slice_{name}"]
             if wanted is not None and wanted != self._moved.get(name):
                 self._moved[name] = wanted

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from NePhiRegistrationLib import tables
 from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View, models
-from NePhiRegistrationLib.pairs import pairs
+from NePhiRegistrationLib.summary import compared_results
 from NePhiRegistrationLib.verdict import judgement
 from NePhiRegistrationLib.words import in_panel_words
 from slicer.util import arrayFromVTKMatrix
@@ -35,7 +35,8 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "segment": dict.fromkeys(ROLES, ""),
         "masks": "auto",
         "preset": Preset.BALANCED.term,
-        "presets": [_item(p.term, p.label()) for p in Preset],
+        "presets": [],
+        "own_preset": "",  # the name under which one is to be kept
         "model": "",
         "models": [_item(*pair) for pair in models()],
         "guide_sd_mm": 1.0,
@@ -62,6 +63,10 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "has_page": False,
         "results": [],
         "result": "",
+        "former_result": "",  # that was shown before
+        "compared": {},  # the results side by side, columns and rows
+        "landmarks": [],  # pairs, the worst first
+        "landmark": {},  # the point that is looked at
         "verdict": {},
         "lines": [],
         "reviews": [],  # texts, the latest first
@@ -127,7 +132,15 @@ def verdict(outputs: Any) -> dict:
     }
 
 
-def result_tables(outputs: Any, landmarks: tuple[Any, Any] | None) -> list[dict]:
+def compared(names: list[str], results: list[Any]) -> dict:
+    """A row a measure, a column a result, as a page is narrow; empty where there are no two."""
+    if len(results) < 2:
+        return {}
+    titles, rows = compared_results(results)
+    return {"columns": ["", *names], "rows": [list(row) for row in zip(titles, *rows, strict=True)][1:]}
+
+
+def result_tables(outputs: Any) -> list[dict]:
     """Name, title, columns, rows of text and, where a row is a place, the points in RAS mm to jump to."""
     numbers_columns, numbers = tables.texts(outputs.statistics, tables.UNIT_COLUMN)
     folds_columns, folds = tables.texts(outputs.folds)
@@ -137,19 +150,9 @@ def result_tables(outputs: Any, landmarks: tuple[Any, Any] | None) -> list[dict]
         _table("folds", f"Folds ({count})" if count else "No folds", folds_columns, folds,
                [list(tables.fold_centre_ras_mm(outputs.folds, row)) for row in range(count)]),
     ]  # fmt: skip
-    if landmarks is not None:
-        made.append(_landmarks(outputs, *landmarks))
     if outputs.ventilation is not None:
         made.append(_table("regions", "Regions", *tables.texts(outputs.ventilation)))
     return made
-
-
-def _landmarks(outputs: Any, fixed: Any, moving: Any) -> dict:
-    """Each pair with its distance in mm after the alignment alone and after the registration, the worst first."""
-    found = sorted(pairs(outputs, fixed, moving), key=lambda pair: -(pair.after_mm or 0))
-    rows = [[pair.label, f"{pair.before_mm:.2f}", f"{pair.after_mm:.2f}"] for pair in found]
-    columns = ["Pair", "Before (mm)", "After (mm)"]
-    return _table("landmarks", f"Landmarks ({len(rows)})", columns, rows, [list(pair.fixed_ras_mm) for pair in found])
 
 
 def cost(estimate: Any) -> str:

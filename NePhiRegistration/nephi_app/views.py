@@ -11,8 +11,11 @@ from typing import Any
 if sys.platform.startswith("linux"):
     os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")  # read when vtk makes its first window
 
+import numpy as np
 import slicer
 import vtk
+from slicer.util import arrayFromVTKMatrix
+from trame_rca import module as rca
 from trame_slicer.core import LayoutManager, SlicerApp
 from trame_slicer.rca_view.rca_view_factory import RemoteViewFactory
 from trame_slicer.views import Layout, LayoutDirection, SliceView, ThreeDView, ViewLayoutDefinition, ViewType
@@ -25,9 +28,10 @@ _LAYOUTS = {"four": [*SLICES, THREE_D]} | {name: [name] for name in (*SLICES, TH
 
 
 class Views:
-    """The scene and its views; ``gutter(view name)`` adds what lies over a view."""
+    """The scene and its views, which ``make`` makes; ``gutter(view name)`` adds what lies over a view."""
 
     def __init__(self, server: Any, gutter: Callable[[str], None]):
+        server.enable_module(rca)  # which a view would do itself, but only before the server starts
         self._app = SlicerApp()
         self.scene = self._app.scene
         # trame-slicer's colour logic does not register it
@@ -44,14 +48,26 @@ class Views:
                 RemoteViewFactory(server, make, view_type, populate_view_ui_f=over, interactive_quality=70)
             )
         self._layout = LayoutManager(self.scene, self._app.view_manager, server)
+        self._moved: list[Callable[[str], None]] = []
+        self.made = False
+        # what VTK prints while nodes come and go would fill the terminal; what fails is told by who asked for it
+        vtk.vtkObject.GlobalWarningDisplayOff()
+
+    def place(self, page: Any) -> None:
+        """The grid of views, here in the page."""
+        self._layout.initialize_layout_grid(page)
+
+    def make(self) -> None:
+        """The views, once; this takes half a second, for which the first page need not wait."""
+        if self.made:
+            return
+        self.made = True
         definitions = {
             "Red": ViewLayoutDefinition.axial_view(),
             "Green": ViewLayoutDefinition.coronal_view(),
             "Yellow": ViewLayoutDefinition.sagittal_view(),
             THREE_D: ViewLayoutDefinition.threed_view(),
         }
-        # what VTK prints while nodes come and go would fill the terminal; what fails is told by who asked for it
-        vtk.vtkObject.GlobalWarningDisplayOff()
         for key, names in _LAYOUTS.items():
             rows: list = [definitions[name] for name in names]
             if len(rows) == 4:
@@ -68,22 +84,26 @@ class Views:
         )
         crosshair = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
         crosshair.SetCrosshairBehavior(slicer.vtkMRMLCrosshairNode.OffsetJumpSlice)
-
-    def place(self, page: Any) -> None:
-        """The grid of views, here in the page."""
-        self._layout.initialize_layout_grid(page)
+        for name in SLICES:
+            self.slice_view(name).modified.connect(lambda _view, name=name: [call(name) for call in self._moved])
 
     def choose(self, layout: str) -> None:
         """``four``, or one view by its name."""
-        self._layout.set_layout(layout)
+        if self.made:
+            self._layout.set_layout(layout)
 
     def slice_view(self, name: str) -> Any:
         return self._app.view_manager.get_view(name)
 
     def on_moved(self, call: Callable[[str], None]) -> None:
         """``call(name)`` whenever the slice of a view has changed."""
-        for name in SLICES:
-            self.slice_view(name).modified.connect(lambda _view, name=name: call(name))
+        self._moved.append(call)
+
+    def crossing_ras_mm(self) -> list[float]:
+        """Where the three slices meet."""
+        planes = [arrayFromVTKMatrix(self.slice_view(name).get_view_node().GetSliceToRAS()) for name in SLICES]
+        normals = np.array([plane[:3, 2] for plane in planes])
+        return np.linalg.solve(normals, [plane[:3, 2] @ plane[:3, 3] for plane in planes]).tolist()
 
     def fit(self) -> None:
         """All of the background volume in every view."""

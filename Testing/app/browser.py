@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ class App:
     """The command, serving a folder; its temporary files go into ``temporary``."""
 
     def __init__(self, folder: Path, temporary: Path, *options: str):
-        environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(CORE), "PYTHONUNBUFFERED": "1"}
         self.temporary, self.log = temporary, temporary.with_suffix(".log")
+        self.settings = temporary.with_suffix(".settings")  # of the user
+        environment = {**os.environ, "TMPDIR": str(temporary), "XDG_CONFIG_HOME": str(self.settings)}
+        environment |= {"PYTHONPATH": str(CORE), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "nephi", "app", "--no-browser", "--port", "0", *options, str(folder)],
             env=environment,
@@ -134,14 +137,16 @@ class Panel:
             time.sleep(0.7)
         raise AssertionError(f"the view {name} does not come to rest")
 
-    def until_changed(self, before: np.ndarray, name: str = "Red", seconds: float = 90) -> np.ndarray:
-        """The pixels of a view as soon as they differ from those before."""
+    def until(self, condition: Callable[[np.ndarray], bool], name: str = "Red", seconds: float = 90) -> np.ndarray:
+        """The pixels of a view as soon as it is at rest and they fulfil the condition."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            after = self.view(name)
-            if difference(before, after) > 0.5:
-                return after
-        raise AssertionError(f"the view {name} has not changed")
+        while not condition(pixels := self.view(name)):
+            assert time.monotonic() < end, f"the view {name} does not show what it should"
+        return pixels
+
+    def until_changed(self, before: np.ndarray, name: str = "Red") -> np.ndarray:
+        """The pixels of a view as soon as they differ from those before."""
+        return self.until(lambda pixels: difference(before, pixels) > 0.5, name)
 
 
 def colourful(pixels: np.ndarray) -> float:

@@ -41,6 +41,7 @@ def folder(tmp_path_factory) -> Path:
     for name in ("fixed", "moving"):
         write_landmarks(scans / f"{name}.csv", getattr(phantom, f"{name}_landmarks_lps_mm")[::20])
     _write_labels(phantom, scans)
+    sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), str(scans / "shift.tfm"))
     (scans / "quick.json").write_text('{"fit": {"iterations": 20}}', encoding="utf-8")
     _write_series(phantom.fixed, root / "dicom")
     for k, image in enumerate((phantom.fixed, phantom.moving[:, :, 10:-10]), 1):

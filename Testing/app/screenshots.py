@@ -39,6 +39,18 @@ def main() -> int:
         _until_coloured(panel, grey)
         panel.view("ThreeD")
         _save(page, "app_error")
+        page.click("summary >> text=Scans and settings")
+        page.select_option("#preset", "balanced")
+        page.click("#register")
+        page.wait_for_function("document.querySelectorAll('#result option').length === 2")
+        page.select_option("#view", "DISPLACEMENT")
+        _until_coloured(panel, grey)
+        page.get_by_role("tab", name="Compare").click()
+        page.locator(".tabs").scroll_into_view_if_needed()
+        panel.view("ThreeD")
+        _save(page, "app_compare")
+        page.locator(".verdict").scroll_into_view_if_needed()
+        page.get_by_role("tab", name="Numbers").click()
         page.select_option("#view", "FIXED")
         page.get_by_role("button", name="Light", exact=True).click()
         page.check("#grid")
@@ -52,8 +64,7 @@ def main() -> int:
 
 
 def _until_coloured(panel: Panel, grey: float) -> None:
-    while colourful(panel.view("Green")) < grey + 0.05:
-        pass
+    panel.until(lambda pixels: colourful(pixels) > grey + 0.05, "Green")
 
 
 def _save(page, name: str) -> None:

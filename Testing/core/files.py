@@ -64,6 +64,41 @@ def write_nifti(path: Path, array, matrix, *, order="<", pixdim=None, quaternion
     path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
 
 
+def write_frames(image, path: Path, *, order=None, move=None, slopes=None, turn=None):
+    """A multi-frame CT by pydicom, a frame for each slice in ``order``; ``move(k, p) -> p``, ``turn(k) -> cosines``."""
+    import pydicom
+
+    def group(name, **values):
+        data, item = pydicom.Dataset(), pydicom.Dataset()
+        for key, value in values.items():
+            setattr(item, key, [f"{v:.6f}" for v in np.ravel(value)])
+        setattr(data, name, [item])
+        return data
+
+    data, array = pydicom.Dataset(), sitk.GetArrayFromImage(image)
+    order, spacing = list(range(len(array)) if order is None else order), image.GetSpacing()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = data.SeriesInstanceUID = "1.2.3.4"
+    data.Modality, data.NumberOfFrames, data.PixelData = "CT", len(order), array[order].tobytes()
+    _, data.Rows, data.Columns = array.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+    shared = group("PixelMeasuresSequence", PixelSpacing=spacing[1::-1])
+    each = []
+    for k in order:
+        place = np.array(image.TransformIndexToPhysicalPoint((0, 0, k)))
+        cosines = np.reshape(image.GetDirection(), (3, 3)).T[:2] if turn is None else turn(k)
+        frame = group("PlanePositionSequence", ImagePositionPatient=place if move is None else move(k, place))
+        frame.update(group("PlaneOrientationSequence", ImageOrientationPatient=cosines))
+        scale = {"RescaleSlope": 1 if slopes is None else slopes[k], "RescaleIntercept": 0}
+        frame.update(group("PixelValueTransformationSequence", **scale))
+        each.append(frame)
+    data.SharedFunctionalGroupsSequence, data.PerFrameFunctionalGroupsSequence = [shared], each
+    data.save_as(path, enforce_file_format=True)
+
+
 ENCODINGS = ("explicit, closed", "explicit, open", "implicit, closed", "implicit, open", "deflated, open")
 
 

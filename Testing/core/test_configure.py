@@ -133,22 +133,32 @@ def test_points_are_drawn_around_what_a_scan_without_background_shows():
 
 
 def test_heads_are_refined_but_no_trunks_thick_slices_or_masked_images():
-    """``detailed``: what is as small as a head, in voxels that are fine along each axis, with air around it."""
+    """``detailed``: as small as a head, in voxels that are fine along each axis, with air around all sides but one."""
 
-    def of(spacing_mm: float, slices_mm: float, long: int = N, masked: bool = False) -> ImagePair:
+    def of(spacing_mm: float, slices_mm: float, long: int = N, masked: bool = False, cut: int = 0) -> ImagePair:
         shape = (N, N, long)
         noise = np.random.default_rng(0).uniform(0, 0.05, shape)
-        images = Both(image(organ(shape) + noise), image(CHANGES["gain"](organ(shape)) + 300 * noise[::-1]))
-        mask = image(np.ones(shape)) > 0
+        part = slice(N // 4 if cut > 0 else 0, 3 * N // 4 if cut > 1 else N)  # sides that cut the ball
+        both = organ(shape) + noise, CHANGES["gain"](organ(shape)) + 300 * noise[::-1]
+        images = Both(*(image(values[part]) for values in both))
+        mask = image(np.ones(shape)[part]) > 0
         for one in (*images, mask):
             one.SetSpacing([spacing_mm, spacing_mm, slices_mm])
         masks = Both(mask, mask) if masked else Both(None, None)
         return ImagePair.of(images, masks, Affine.identity(3), PRESETS["balanced"].similarity)
 
-    cases = {"head": of(2.4, 2.4), "slices": of(1.2, 5.0), "trunk": of(2.4, 2.4, 130), "masked": of(2.4, 2.4, N, True)}
+    cases = {
+        "head": of(2.4, 2.4),
+        "head and neck": of(2.4, 2.4, cut=1),
+        "part of a trunk": of(2.4, 2.4, cut=2),
+        "slices": of(1.2, 5.0),
+        "trunk": of(2.4, 2.4, 130),
+        "masked": of(2.4, 2.4, N, True),
+    }
     for name, one in cases.items():
         settings, said = configured(one, PRESETS["fast"])
-        assert settings.similarity.name == "mind" and (settings.dense.rounds > 0) == (name == "head"), name
-        assert any("refinement" in line for line in said) == (name == "head")
+        refined = settings.dense.rounds + settings.dense.fine_rounds > 0
+        assert settings.similarity.name == "mind" and refined == name.startswith("head"), name
+        assert any("refinement" in line for line in said) == name.startswith("head")
     by_hand = replace(PRESETS["fast"], similarity=replace(PRESETS["fast"].similarity, noise=0.1))
-    assert configured(cases["head"], by_hand)[0].dense.rounds == 0
+    assert configured(cases["head"], by_hand)[0].dense == by_hand.dense

@@ -58,6 +58,17 @@ def test_fine_motion_is_found_and_both_maps_are_inverse(moved):
     assert after.jacobian_determinant(points).min() >= DENSE.least_determinant
 
 
+def test_a_coils_shading_moves_little(moved):
+    """What it adds is less than a tenth of a voxel."""
+    fixed, moving = moved[:2]
+    steps = np.linspace(-0.25, 0.25, SIDE)
+    shading = np.exp(steps[:, None] - steps)
+    shaded = Grid.of(moving).image((sitk.GetArrayFromImage(moving) * shading).astype(np.float32))
+    settings = replace(FEW, similarity=replace(FEW.similarity, window=(0.0, 2.0)), dense=DENSE)
+    plain, more = (error_mm(register(fixed, one, settings=settings), moved) for one in (moving, shaded))
+    assert more < plain + 0.1 * MM
+
+
 def test_noise_moves_nothing(moved):
     fixed = moved[0]
     rng = np.random.default_rng(1)

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -77,8 +78,10 @@ def all_guides(fixed: sitk.Image, moving: sitk.Image) -> Guidance:
     return Guidance((points, points + 3), None, (labels, labels), (labels == 1, labels == 2), labels, labels, shift)
 
 
-def operations_of_a_step(preset: str, monkeypatch, guide=lambda *images: None) -> Counter[str]:
-    """Of one late enough for every lazily made constant, in the middle of a stage."""
+def operations_of_a_step(
+    preset: str, monkeypatch, guide=lambda *images: None, mask: sitk.Image | None = None
+) -> Counter[str]:
+    """Of one late enough for every lazily made constant, in the middle of a stage; ``mask``: the maps slide along it."""
     seen, step = Operations(), Optimisation._evaluate
     update = fit.Adam.update
 
@@ -98,7 +101,10 @@ def operations_of_a_step(preset: str, monkeypatch, guide=lambda *images: None) -
     settings, guidance = short(preset, 15), guide(*images)
     if guidance is None:
         settings = replace(settings, align="none")
-    register(*images, settings=settings, guidance=guidance, auto_mask=False, device="cpu")
+    if mask is not None:
+        settings = replace(settings, sliding=True)
+    masks = {"fixed_mask": mask, "moving_mask": mask}
+    register(*images, settings=settings, guidance=guidance, auto_mask=False, device="cpu", **masks)
     return seen.counts
 
 
@@ -113,6 +119,16 @@ def test_a_guided_step_neither_reads_from_nor_copies_to_the_host(monkeypatch):
     counts = operations_of_a_step("fast", monkeypatch, all_guides)
     assert counts["aten::_fused_adam_"] == 1
     assert counts.total() > operations_of_a_step("fast", monkeypatch).total() + 50
+    assert not [name for name in counts if name in TO_THE_HOST or name.startswith("aten::lift")]
+
+
+def test_a_sliding_step_neither_reads_from_nor_copies_to_the_host(monkeypatch):
+    grid = Grid.of(smooth_pair()[0])
+    inside = np.zeros(grid.shape, np.uint8)
+    inside[8:32, 8:32, 8:32] = 1
+    counts = operations_of_a_step("fast", monkeypatch, mask=grid.image(inside))
+    assert counts["aten::_fused_adam_"] == 1
+    assert counts.total() > operations_of_a_step("fast", monkeypatch).total() + 20
     assert not [name for name in counts if name in TO_THE_HOST or name.startswith("aten::lift")]
 
 
@@ -301,3 +317,53 @@ def test_further_devices_are_known_by_their_names(kind, monkeypatch):
     assert choose_device("auto").type == "cpu"  # nothing has been measured there
     with pytest.raises(NephiError, match="unknown device 'tpu'"):
         choose_device("tpu")
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_parts_worked_on_in_threads_come_in_order_by_one_thread_each(two_threads):
+    both_at_work = Barrier(2, timeout=30)
+
+    def work(part):
+        if part in (1, 2):
+            both_at_work.wait()  # raises where one would come after the other
+        return part, torch.get_num_threads(), torch.is_grad_enabled()
+
+    with torch.no_grad():
+        found = list(device_module.in_threads(work, range(6)))
+    assert found == [(0, 2, False), *((part, 1, False) for part in range(1, 6))]
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_are_as_before_where_a_part_fails_or_the_rest_is_not_wanted(two_threads):
+    with pytest.raises(ZeroDivisionError):
+        list(device_module.in_threads(lambda part: 1 / part, [1, 2, 0, 3]))
+    assert torch.get_num_threads() == 2
+    parts = device_module.in_threads(lambda part: part, range(100))
+    assert [next(parts) for _ in range(3)] == [0, 1, 2]
+    parts.close()
+    assert torch.get_num_threads() == 2
+
+
+def test_a_result_does_not_depend_on_the_number_of_threads(two_threads, monkeypatch):
+    monkeypatch.setattr("nephi.result._CHUNK", 100)
+    result = register(*smooth_pair(), settings=short("fast", 3), auto_mask=False, device="cpu")
+    points = np.random.default_rng(0).uniform(-40, 40, (950, 3)) + np.mean(result.fixed_grid.corners_lps_mm(), 0)
+
+    def found():
+        again = replace(result, maps=result.maps.to("cpu"))  # nothing is held yet
+        return [way(points) for way in (again.forward, again.inverse, again.jacobian_determinant)]
+
+    by_two = found()
+    torch.set_num_threads(1)
+    for one, two in zip(found(), by_two, strict=True):
+        assert len(one) == len(points)
+        np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
+    for way in (result.forward, result.inverse, result.jacobian_determinant):
+        assert len(way(points[:0])) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nephi.measure.quality import tre_mm
 from nephi.space.grid import Grid
 
 SIZE = (14, 12, 10)
+_PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names as POSIX has them")
 AIR, TISSUE, OUTSIDE = 24, 1064, -2000  # as stored
 MARKED = {
     "exhale": np.array([[3, 4, 2], [9, 5, 6], [11, 8, 9]]),
@@ -231,6 +233,9 @@ def _damage(folder: Path, what: str) -> None:
         image.write_bytes(image.read_bytes()[:-2])
     elif what == "image longer":
         image.write_bytes(image.read_bytes() + b"0")
+    elif what == "image a pipe":
+        image.unlink()
+        os.mkfifo(image)
     elif what == "landmarks missing":
         landmarks.unlink()
     elif what == "landmarks fewer":
@@ -246,6 +251,7 @@ def _damage(folder: Path, what: str) -> None:
         ("image twice", "keep one of"),
         ("image cut", "14 x 12 x 10 voxels of 2 bytes are 3360"),
         ("image longer", "holds 3361 bytes"),
+        pytest.param("image a pipe", "not a regular file", marks=_PIPES),
         ("landmarks missing", "copd3_300_iBH_xyz_r1.txt"),
         ("landmarks fewer", "3 landmarks, copd3_300_iBH_xyz_r1.txt 2"),
         ("landmarks outside", "belongs to another image"),

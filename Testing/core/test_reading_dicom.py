@@ -14,6 +14,7 @@ from nephi.errors import NephiError, collected_notices
 from nephi.files import dicom, dicom_elements
 from nephi.files.dicom_elements import lengths_fit
 from nephi.files.dicom_series import dicom_series
+from nephi.files.dicom_stack import SERIES
 from nephi.files.image import read_image
 from nephi.space.grid import Grid
 
@@ -49,9 +50,9 @@ def test_the_image_keeps_the_series_it_was_read_from(tmp_path, padding):
         image = Grid.of(IMAGE).image(array)
     tags = {} if padding is None else {"0028|0120": str(padding)}
     write_dicom(image, tmp_path / "a", uid="1.2.3.4", tags=tags)
-    assert read(tmp_path / "a")[0].GetMetaData(dicom.SERIES) == "1.2.3.4"
+    assert read(tmp_path / "a")[0].GetMetaData(SERIES) == "1.2.3.4"
     write_dicom(image, tmp_path / "a", uid="1.2.3.5", first=50, tags=tags)
-    assert read(tmp_path / "a", ("1.2.3.5",))[0].GetMetaData(dicom.SERIES) == "1.2.3.5"
+    assert read(tmp_path / "a", ("1.2.3.5",))[0].GetMetaData(SERIES) == "1.2.3.5"
 
 
 def test_compressed_slices_are_read(tmp_path):

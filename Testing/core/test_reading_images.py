@@ -8,6 +8,7 @@ import re
 import struct
 import time
 
+import nephi
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -16,6 +17,7 @@ from geometry import rotation
 from nephi.errors import NephiError, collected_notices
 from nephi.files import sizes
 from nephi.files.image import check_image, read_image, read_volume
+from nephi.files.transform import read_transform
 from nephi.space.grid import Grid
 
 RNG = np.random.default_rng(0)
@@ -199,6 +201,33 @@ def test_nifti_lengths_in_micrometres(tmp_path):
     np.testing.assert_allclose(read_image(tmp_path / "a.nii").GetSpacing(), (0.02, 0.02, 0.03), rtol=1e-6)
 
 
+def test_a_nifti_file_without_a_place_is_told(tmp_path):
+    write_nifti(tmp_path / "a.nii", ARRAY, STRAIGHT, sform=0, qform=0)
+    with collected_notices() as notices:
+        assert read_image(tmp_path / "a.nii").GetOrigin() == (0, 0, 0)
+    assert len(notices) == 1 and "neither where the image lies" in notices[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda a: a * 1e200, "values up to"),
+        (lambda a: np.where(a == a[0, 0, 0], -3.4e38, a), "values up to 3.4e\\+38"),
+        (lambda a: a * 1e-200, "differ by"),
+        (lambda a: a + 1e9, "differ by"),
+    ],
+)
+def test_values_that_single_precision_does_not_hold(change, match, tmp_path):
+    """They became infinite, zero or alike, and the registration was wrong without a word."""
+    image = sitk.GetImageFromArray(change(ARRAY.astype(float)))
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
+    with pytest.raises(NephiError, match=match):
+        read_image(tmp_path / "a.nrrd")
+    with pytest.raises(NephiError, match=match):
+        nephi.register(image, image, auto_mask=False)
+    read_volume(tmp_path / "a.nrrd")
+
+
 def test_nifti_scale(tmp_path):
     write_nifti(tmp_path / "a.nii", ARRAY, STRAIGHT, slope=0.5, intercept=-3)
     np.testing.assert_allclose(sitk.GetArrayFromImage(read_image(tmp_path / "a.nii")), ARRAY * 0.5 - 3)
@@ -284,6 +313,12 @@ ElementDataFile = LOCAL
         (b"Offset = 0 0 0", b"Offset = 0 0", "Offset"),
         (b"MET_SHORT", b"MET_NONE", "type"),
         (b"ElementType", b"NDims = 3\nElementType", "twice"),
+        (b"MSB = False", b"MSB = 1.5 False", "neither True nor False"),
+        (b"BinaryData = True", b"BinaryData = Trees", "neither True nor False"),
+        (b"ElementType", b"ElementByteOrderMSB = True\nElementType", "two orders of bytes"),
+        (b"ElementType", b"DistanceUnits = um\nElementType", "lengths in um"),
+        (b"ElementType", b"ElementToIntensityFunctionSlope = 2\nElementType", "scales the values"),
+        (b"ElementType", b"ElementToIntensityFunctionOffset = -1024\nElementType", "scales the values"),
         (b"ElementType", b"x" * 2000 + b"\nElementType", "not a field"),
         (b"ElementDataFile = LOCAL\n", b"ElementDataFile = other.raw\n", "missing"),
     ],
@@ -323,6 +358,7 @@ space origin: (0,0,0)
         (b"type: short", b"type: " + b"x" * 2000, "not a field"),
         (b"type: short", b"type: short\n" + b"x" * 2000, "not a field"),
         (b"endian", b"type: short\nendian", "twice"),
+        (b"endian", b'space units: "mm" "mm" "um"\nendian', "lengths in um"),
         (b"NRRD0004", b"NRRX0004", "not an NRRD"),
         (b"origin: (0,0,0)", b"origin: (1.5 0,0,0)", "spaceorigin"),
         (b"origin: (0,0,0)", b"origin: (0,0,0) (0,0,0)", "spaceorigin"),
@@ -337,6 +373,25 @@ def test_nrrd_headers(old, new, match, tmp_path):
     (tmp_path / "a.nrrd").write_bytes(NRRD.replace(old, new) + ARRAY.tobytes())
     with pytest.raises(NephiError, match=match):
         read_image(tmp_path / "a.nrrd")
+
+
+def test_a_nrrd_file_of_no_anatomical_space_is_told(tmp_path):
+    for k, line in enumerate((b"", b"space: scanner-xyz\n", b"space: 3D-right-handed\n")):
+        (path := tmp_path / f"{k}.nrrd").write_bytes(
+            NRRD.replace(b"space: left-posterior-superior\n", line or b"space dimension: 3\n") + ARRAY.tobytes()
+        )
+        with collected_notices() as notices:
+            read_volume(path)
+        assert len(notices) == 1 and f"{k}.nrrd names no anatomical space" in notices[0]
+
+
+def test_vectors_along_other_axes_are_refused(tmp_path):
+    field = sitk.GetImageFromArray(np.random.default_rng(0).normal(0, 1, (5, 6, 7, 3)), isVector=True)
+    sitk.WriteImage(field, str(path := tmp_path / "a.nrrd"))
+    assert read_transform(path, 3).GetDimension() == 3
+    path.write_bytes(path.read_bytes().replace(b"left-posterior-superior", b"right-anterior-superior"))
+    with pytest.raises(NephiError, match="vectors may be along the axes of right-anterior-superior"):
+        read_transform(path, 3)
 
 
 def test_a_nrrd_header_with_long_notes_is_read(tmp_path):

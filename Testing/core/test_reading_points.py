@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from geometry import rotation
 from nephi.errors import NephiError, collected_notices
 from nephi.files import apart
+from nephi.files.cases import read_pairs
 from nephi.files.landmarks import read_landmarks
 from nephi.files.transform import displacement_transform, read_affine, read_transform, through
 from nephi.measure.evaluate import evaluate
@@ -50,6 +51,21 @@ def test_decimal_commas_between_commas_are_refused(tmp_path):
 def test_latin_1_labels(tmp_path):
     (tmp_path / "a.csv").write_bytes("label,x,y,z\nLäsion,1,2,3\n".encode("latin-1"))
     np.testing.assert_array_equal(read_landmarks(tmp_path / "a.csv"), [[1, 2, 3]])
+
+
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path):
+    (tmp_path / "a.csv").write_text('x,y,z,label\n1,2,3,"a\n4,5,6,b\n')
+    with pytest.raises(NephiError, match="line 2 is not closed"):
+        read_landmarks(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text('name,fixed,moving\na,"f.nii,m.nii\nb,g.nii,n.nii\n')
+    with pytest.raises(NephiError, match="line 2 is not closed"):
+        read_pairs(tmp_path / "b.csv")
+
+
+def test_a_column_that_stands_there_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y,z,x\n1,2,3,9\n")
+    with pytest.raises(NephiError, match="several columns 'x'"):
+        read_landmarks(tmp_path / "a.csv")
 
 
 def test_coordinates_out_of_this_world(tmp_path):
@@ -170,7 +186,26 @@ def test_transforms_that_nothing_joins_are_refused(tmp_path):
     assert read_transform(path, 3).TransformPoint((0.0, 0.0, 0.0)) == (11.0, 2.0, 3.0)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("#Transform 0\nTransform: CompositeTransform_double_3_3\n", ""), encoding="utf-8")
-    with pytest.raises(NephiError, match="2 transforms that no composite one joins"):
+    with pytest.raises(NephiError, match="several transforms that no composite one joins"):
+        read_transform(path, 3)
+    for name, part in zip("ab", parts, strict=True):
+        sitk.WriteTransform(part, str(tmp_path / f"{name}.mat"))
+    two = (tmp_path / "a.mat").read_bytes() + (tmp_path / "b.mat").read_bytes()
+    (tmp_path / "b.mat").write_bytes(two)
+    with pytest.raises(NephiError, match="several transforms that no composite one joins"):
+        read_transform(tmp_path / "b.mat", 3)
+
+
+def test_transforms_in_hdf5_that_nothing_joins_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    parts = [sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), sitk.TranslationTransform(3, (10.0, 0.0, 0.0))]
+    sitk.WriteTransform(sitk.CompositeTransform(parts), str(path := tmp_path / "a.h5"))
+    assert read_transform(path, 3).TransformPoint((0.0, 0.0, 0.0)) == (11.0, 2.0, 3.0)
+    with h5py.File(path, "r+") as file:
+        del file["TransformGroup/0"]
+        for k in (1, 2):
+            file.move(f"TransformGroup/{k}", f"TransformGroup/{k - 1}")
+    with pytest.raises(NephiError, match="several transforms that no composite one joins"):
         read_transform(path, 3)
 
 

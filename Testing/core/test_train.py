@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -272,6 +275,28 @@ def test_tensorboard_shows_curves_and_pictures(pairs, tmp_path, monkeypatch):
     assert {"train/loss", "train/similarity", "train/validation_tre_mm", "train/peak_memory_mb"} <= set(tags["scalars"])
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4]
     assert len(tags["images"]) == 3
+
+
+class Full:
+    """A writer of curves that finds no room, as TensorBoard's does: in its thread, then at each call."""
+
+    def __init__(self, *_):
+        thread = threading.Thread(target=self.add_image)
+        thread.start()
+        thread.join()
+
+    def add_image(self, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    add_scalar = close = add_image
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_one_line(pairs, tmp_path, monkeypatch, capfd):
+    made = []
+    monkeypatch.setattr(train_module, "tensorboard", lambda *_: made.append(Full()) or made[0])
+    with pytest.raises(NephiError, match="training in .* ended: No space left"):
+        train(brief("matching", pairs, fit=FitSettings(iterations=1)), tmp_path, CPU)
+    assert made and not capfd.readouterr().err
 
 
 def test_it_trains_without_tensorboard(pairs, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from nephi.both import Both
 from nephi.cli import main
 from nephi.errors import NephiError
+from nephi.measure import calibration
 from nephi.measure.blockmatch import match
 from nephi.measure.calibration import MODEL
 from nephi.measure.report import ErrorEstimate, Folds, Overlap, Report, Summary
@@ -171,6 +173,18 @@ def test_more_of_a_signal_never_means_less_error():
     assert set(MODEL.weights) == {*FEATURES, "one"}
     assert all(MODEL.weights[name] >= 0 for name in FEATURES)
     assert all(times >= 1 for _, times in MODEL.knots)
+
+
+@pytest.mark.parametrize(
+    "old, new", [("{", "", ), ('"one"', '"two"'), ("2.4195", "NaN"), ("0.3683", "-0.3683"), ("1.5\n", "0.5\n"),
+                 ("0.538", "0.393"), ('"knots"', '"knots": [], "more"')]
+)  # fmt: skip
+def test_a_damaged_calibration_is_one_line(old, new, tmp_path):
+    whole = Path(calibration.__file__).with_suffix(".json").read_text(encoding="utf-8")
+    assert old in whole
+    (tmp_path / "a.json").write_text(whole.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(NephiError, match="a.json is damaged.*install NePhi again"):
+        calibration.read_model(tmp_path / "a.json")
 
 
 def test_where_nothing_of_the_region_is_seen_there_is_one_clear_error(phantom_3d):

@@ -65,6 +65,7 @@ READERS: dict[str, Reader] = {
         for name, head in (
             ("affine.h5", 0),
             ("field.h5", 3000),
+            ("composite.h5", 0),
             ("affine.tfm", 0),
             ("composite.txt", 0),
             ("rigid.tfm", 0),

@@ -26,6 +26,7 @@ from nephi.cli.summarise import summarise
 from nephi.commission.record import Limits, read_limits, read_record, record, unchanged
 from nephi.errors import NephiError
 from nephi.files.writing import replaced, write_text
+from nephi.measure import calibration as measure_calibration
 from submitit.slurm.slurm import _make_sbatch_string
 
 from . import samples
@@ -142,6 +143,21 @@ def commissioned_stated(path: Path) -> Any:
     return entries if hashlib.sha256(text.encode("ascii")).hexdigest() == entries["sha256"] else "changed"
 
 
+def calibration(folder: Path, rng: np.random.Generator) -> Path:
+    """Of expected errors, as it is installed."""
+    return Path(shutil.copy(Path(measure_calibration.__file__).with_suffix(".json"), folder))
+
+
+def read_calibration(path: Path) -> Any:
+    found = measure_calibration.read_model(path)
+    return {"weights": found.weights, "knots": found.knots}
+
+
+def calibration_stated(path: Path) -> Any:
+    entries = _entries(path)
+    return {name: entries[name] for name in ("weights", "knots")}
+
+
 # ---- journals -------------------------------------------------------------------------------------------
 
 
@@ -219,5 +235,6 @@ READ = {
     "settings of a cohort .json": (cohort, read_cohort, cohort_stated, 0),
     "limits .json": (limits, lambda path: asdict(read_limits(path)), limits_stated, 0),
     "commissioning record .json": (commissioned, read_commissioned, commissioned_stated, 0),
+    "calibration .json": (calibration, read_calibration, calibration_stated, 0),
     "journal": (interrupted, read_interrupted, interrupted_stated, 0),
 }

@@ -14,12 +14,12 @@ from nephi.files.dicom_segmentations import is_segmentation, read_segmentation, 
 from nephi.files.dicom_structures import Structure, filled, is_structure_set, read_structures, write_structures
 from nephi.space.affine import Affine
 
-from Testing.core.files import ENCODINGS, encoded
+from Testing.core.files import ENCODINGS, encoded, write_frames
 
 from . import samples
 from .exchanged import FIELD, sampled, through_field
 from .pool import kept_folder
-from .stated import dicom
+from .stated import by_itk, dicom
 
 
 def series(folder: Path, rng: np.random.Generator) -> Path:
@@ -65,6 +65,40 @@ def slices(path: Path) -> Any:
         except Exception:
             assert file == path
     return sorted(found)
+
+
+def multi_frame(folder: Path, rng: np.random.Generator) -> Path:
+    """A file of ten frames in any order, in one of the encodings of DICOM."""
+    write_frames(samples.textured(rng), folder / "frames.dcm", order=rng.permutation(10).tolist())
+    encoded(folder / "frames.dcm", str(rng.choice(ENCODINGS)))
+    return folder / "frames.dcm"
+
+
+def frames(path: Path) -> Any:
+    """Frame by frame, from the lowest to the highest, at the nearest even places; no DICOM is read by ITK."""
+    if path.read_bytes()[128:132] != b"DICM":
+        return by_itk(path)
+    data = pydicom.dcmread(path)
+    shared, each = data.SharedFunctionalGroupsSequence[0], data.PerFrameFunctionalGroupsSequence
+    spacing = [float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing]
+    cosines = np.array([f.PlaneOrientationSequence[0].ImageOrientationPatient for f in each], float)
+    assert np.ptp(cosines, axis=0).max() < 0.002
+    row, column = cosines[0].reshape(2, 3)
+    normal = np.cross(row, column)
+    places = np.array([f.PlanePositionSequence[0].ImagePositionPatient for f in each], float)
+    order = np.argsort(places @ normal)
+    step, first = np.polyfit(np.arange(len(order)), (places @ normal)[order], 1)
+    places = places[order]
+    assert np.abs(places - places[0] - np.outer((places - places[0]) @ normal, normal)).max() < 0.11
+    scales = set()
+    for frame in each:
+        (item,) = frame.get("PixelValueTransformationSequence", [pydicom.Dataset()])
+        scales.add((float(item.get("RescaleSlope", 1)), float(item.get("RescaleIntercept", 0))))
+    (scale,) = scales
+    origin = places[0] + (first - places[0] @ normal) * normal
+    return {"spacing_mm": np.array([spacing[1], spacing[0], step]), "origin_lps_mm": origin,
+            "direction": np.stack([row, column, normal], 1).ravel(),
+            "voxels": data.pixel_array[order].astype(float) * scale[0] + scale[1]}  # fmt: skip
 
 
 @functools.cache
@@ -223,5 +257,6 @@ READ = {
     "DICOM segmentation": (segmentation, read_segments, segments, 0),
     "DICOM structure set": (structures, read_structure_set, structures_stated, 0),
     "DICOM folder, encoded": (encoded_series, samples.read_image_beside, dicom, 1500),
+    "DICOM multi-frame": (multi_frame, samples.read_volume, frames, 3000),
     "DICOM headers": (series, read_slices, slices, 1500),
 }

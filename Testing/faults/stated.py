@@ -38,6 +38,9 @@ def nifti(path: Path) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             (copy := Path(folder) / "a.nii").write_bytes(raw)
             found = by_itk(copy)
+    slope = struct.unpack_from("<f", raw, 112)[0]
+    if raw[344:346] in (b"n+", b"ni") and 0 < abs(slope) < np.finfo(float).eps:  # for which ITK takes 1
+        found["voxels"] = found["voxels"] * slope
     is_nifti = raw[344:346] in (b"n+", b"ni")
     if is_nifti and struct.unpack_from("<h", raw, 254)[0] > 0 and len(found["spacing_mm"]) == 3:
         rows = np.array([-1.0, -1.0, 1.0])[:, None] * np.reshape(struct.unpack_from("<12f", raw, 280), (3, 4))
@@ -54,7 +57,7 @@ _NRRD_KINDS = {"short": "<i2", "float": "<f4", "double": "<f8", "unsigned char":
 
 def nrrd(path: Path) -> Any:
     data = path.read_bytes()
-    head, _, body = data.partition(b"\n\n") if path.suffix == ".nrrd" else (data, b"", b"")
+    head, _, body = data.partition(b"\n\n")  # of .nhdr too, where the voxels may stand as well
     fields = {}
     for line in head.decode("latin-1").splitlines()[1:]:
         key, _, value = line.partition(":")
@@ -201,10 +204,15 @@ def transform(path: Path) -> Any:
 
 
 def _h5(path: Path, data: bytes) -> Any:
-    """The numbers of the transform stand in the file as they are: what changed is numbers and nothing else."""
+    """The numbers of each part stand in the file as they are, one part more for a composite itself."""
     made = sitk.ReadTransform(str(path))
-    held = np.asarray(made.GetParameters(), "<f8")
-    return samples.through(made) if len(data) > held.nbytes and held.tobytes() in data else None
+    parts = [made]
+    if made.GetTransformEnum() == sitk.sitkComposite:
+        whole = sitk.CompositeTransform(made)
+        parts = [whole.GetNthTransform(i) for i in range(whole.GetNumberOfTransforms())]
+    held = [np.asarray(part.GetParameters(), "<f8").tobytes() for part in parts]
+    named = data.count(b"TransformType") == len(parts) + (parts[0] is not made)
+    return samples.through(made) if named and all(len(data) > len(h) and h in data for h in held) else None
 
 
 def settings(path: Path) -> Any:

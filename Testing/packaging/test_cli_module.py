@@ -213,9 +213,11 @@ def test_every_kind_of_guidance_reaches_the_engine(pair, tmp_path):
         mask = sitk.BinaryErode(sitk.ReadImage(str(pair / image)), [3] * 3)
         sitk.WriteImage(mask, str(pair / f"{name}.nrrd"))
     flags = [part for name, value in guides.items() for part in (f"--{name}", value)]
+    flags += ["--sliding", "--fixedMask", "fixed_mask.nrrd", "--movingMask", "moving_mask.nrrd"]
     done = run(pair, *flags, "--iterations", "2", "fixed.nrrd", "moving.nrrd")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["settings"]["sliding"]
     assert set(report["guidance"]) == {"landmarks", "labels", "excluded", "rigid", "volume_kept", "initial"}
     assert report["guidance"]["landmarks"]["sd_mm"] == {"least": 2.5, "most": 2.5}
     assert report["alignment"]["method"] == "initial"

@@ -172,6 +172,11 @@ def test_what_cannot_guide_is_said_in_words(scene, phantom):
     for guides, words in cases:
         job.guides = guides
         assert words in job.problem(), job.problem()
+    job.guides, job.sliding, job.auto_mask, mask = Guides(), True, False, job.moving_mask
+    assert not job.problem() and job.settings().sliding
+    job.moving_mask = None
+    assert "choose a mask of the lungs in both volumes" in job.problem()
+    job.sliding, job.moving_mask = False, mask
     job.guides = Guides(fixed_labels=labels, moving_labels=job.moving_mask)
     assert job.problem() == "" and node_list(scene) == before
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nephi.errors import NephiError
-from nephi_app.inputs import Inputs
+from nephi_app.inputs import OWN, Inputs
 from nephi_app.roles import GROUPS, ROLES
 from NePhiRegistrationLib.guides import Guides
+from NePhiRegistrationLib.ownpresets import OwnPresets
 from NePhiRegistrationLib.scene import of_class
 
 
@@ -52,7 +53,7 @@ def inputs(scene, tmp_path) -> Inputs:
     scan = sitk.GetImageFromArray(noise)
     scan.CopyInformation(image)
     sitk.WriteImage(scan, str(tmp_path / "scan.nii.gz"))
-    made = Inputs(scene, State())
+    made = Inputs(scene, State(), OwnPresets(tmp_path / "presets"))
     made.folder = tmp_path
     for role in ("fixed", "moving"):
         take(made, role, "scan.nii.gz")
@@ -123,3 +124,39 @@ def test_what_is_no_mask_is_said_in_one_line_and_changes_nothing(inputs, scene, 
         take(inputs, "fixed_mask", name)
     assert len(str(told.value).splitlines()) == 1 and Path(name).stem in str(told.value)
     assert scene.GetNumberOfNodes() == before and not inputs.state.names.get("fixed_mask")
+
+
+@pytest.mark.parametrize("name", ["shift.tfm", "bent.h5"])
+def test_an_initial_transform_maps_as_its_file(inputs, name, tmp_path):
+    given = sitk.TranslationTransform(3, (3.0, -5.0, 2.0))
+    if name == "bent.h5":
+        field = np.zeros((6, 6, 6, 3))
+        field[..., 0] = np.linspace(0, 4, 6)[:, None, None]
+        image = sitk.GetImageFromArray(field, isVector=True)
+        image.SetSpacing((8.0, 8.0, 10.0))
+        given = sitk.DisplacementFieldTransform(image)
+    sitk.WriteTransform(given, str(tmp_path / name))
+    point_lps_mm, moved = (9.0, 11.0, 20.0), [0.0] * 3
+    wanted = given.TransformPoint(point_lps_mm)
+    take(inputs, "initial_transform", name)
+    node = inputs.job().initial_transform
+    node.GetTransformFromParent().TransformPoint((-9.0, -11.0, 20.0), moved)
+    np.testing.assert_allclose(np.array(moved) * [-1, -1, 1], wanted, atol=0.02)
+    assert inputs.job().initial_is_bent() is (name == "bent.h5") and inputs.problem() == ""
+    (tmp_path / "damaged.tfm").write_text("#Insight Transform File V1.0\nTransform: Affine", encoding="utf-8")
+    before = len(of_class(inputs.scene, "vtkMRMLTransformNode"))
+    with pytest.raises(NephiError):
+        take(inputs, "initial_transform", "damaged.tfm")
+    assert len(of_class(inputs.scene, "vtkMRMLTransformNode")) == before and inputs.job().initial_transform is node
+
+
+def test_an_own_preset_is_its_settings(inputs, tmp_path):
+    inputs.state.preset = "file"
+    assert "settings file" in inputs.problem()
+    take(inputs, "settings_file", "settings.json")
+    inputs.own.save("Seven steps", inputs.job().settings())
+    inputs.forget("settings_file")
+    inputs.state.preset = f"{OWN}Seven steps"
+    assert inputs.problem() == "" and inputs.job().settings().fit.iterations == 7
+    inputs.own.remove("Seven steps")
+    assert "Seven steps" in inputs.problem()

@@ -75,6 +75,11 @@ def _main(arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         print("nephi: interrupted; no result was written", file=sys.stderr)
         return 130
+    except OSError as error:  # such as a name that is too long, where a file is only looked for
+        if error.filename is None:
+            raise
+        print(f"nephi: cannot use {ascii(str(error.filename))[1:-1]}: {error.strerror}", file=sys.stderr)
+        return 2
     except (MemoryError, RuntimeError) as error:
         # torch raises RuntimeError where the memory of the computer does not do
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in _NO_MEMORY):

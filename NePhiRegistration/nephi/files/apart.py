@@ -60,6 +60,11 @@ def try_transform(path: Path, kind: str = "transform") -> bool:
     return True
 
 
+def several(path: Path) -> str:
+    """What is said of a file of transforms that no composite one joins."""
+    return f"{path} holds several transforms that no composite one joins, of which ITK takes the first: keep one"
+
+
 class _Unreadable(NephiError):
     """ITK itself refused the file."""
 
@@ -87,11 +92,13 @@ def _run(arguments: list[str], path: Path, message: str) -> None:
         raise _Unreadable(message)
     if code == _FULL:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if code == _SEVERAL:
+        raise NephiError(several(path))
     if code:
         raise NephiError(f"{path} is damaged: its reader stopped without a result")
 
 
-_REFUSED, _FULL = 3, 4
+_REFUSED, _FULL, _SEVERAL = 3, 4, 5
 
 
 _OF_X5 = (OSError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -115,8 +122,7 @@ def _main(what: str, path: str, *copy: str) -> int:
             importlib.import_module("nitransforms.io.x5").from_filename(path)
             return 0
         else:
-            sitk.ReadTransform(path)
-            return 0
+            return _one_transform(path)
     except (RuntimeError, MemoryError, NephiError, *_OF_X5):
         return _REFUSED
     try:
@@ -126,6 +132,25 @@ def _main(what: str, path: str, *copy: str) -> int:
     except (RuntimeError, OSError):
         return _FULL
     return 0
+
+
+class _Warnings(sitk.LoggerBase):
+    """What ITK warns of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def DisplayWarningText(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def _one_transform(path: str) -> int:
+    sitk.ProcessObject.SetGlobalWarningDisplay(True)
+    warnings = _Warnings()
+    warnings.SetAsGlobalITKLogger()
+    sitk.ReadTransform(path)
+    return _SEVERAL if any("more than one transform" in text for text in warnings.texts) else 0
 
 
 _UNPACKED = ("VTKImageIO", "GiplImageIO", "BMPImageIO", "StimulateImageIO", "BioRadImageIO")

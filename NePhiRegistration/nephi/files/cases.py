@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import NephiError
 from ..paths import read_text_file
+from .tables import rows_of
 
 # what guides a registration: of both images or of neither, and each by itself
 GUIDES_OF_BOTH = ("guide_landmarks", "guide_labels")
@@ -115,7 +116,7 @@ def _rows(path: Path) -> list[list[str]]:
         lines = lines[1:]
     separator = max(",;\t", key=lines[0].count) if lines else ","
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+        rows = [[cell.strip() for cell in row] for row in rows_of(lines, separator)]
     except csv.Error as error:
         raise NephiError(f"cannot read the list of pairs {path}: {error}") from None
     rows = [["" if cell.lower() in _MISSING else cell for cell in row] for row in rows]

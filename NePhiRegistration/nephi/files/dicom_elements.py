@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Any, Literal
 
 from .sizes import LIKELY, TRUSTED
 
@@ -14,12 +15,16 @@ _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b
 _KINDS = (*_LONG, *b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _OPEN = 2**32 - 1  # length of a sequence or item that ends with a mark
 _ITEM, _ITEM_ENDS, _SEQUENCE_ENDS = b"\xfe\xff\0\xe0", b"\xfe\xff\x0d\xe0", b"\xfe\xff\xdd\xe0"
+Order = Literal["little", "big"]
 _START = 132  # after the preamble
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_BIG_ENDIAN = b"1.2.840.10008.1.2.2\0"
+_PIXELS = b"\xe0\x7f\x10\0"
+_SHORT = 2**16  # bytes of a value that is of interest
 
 
 def lengths_fit(path: Path, read: int = 2**15) -> bool:
-    """Whether the first elements of a DICOM file, little-endian and up to the first open sequence, end within it."""
+    """Whether the first elements of a DICOM file, up to the first open sequence, end within it."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         data = file.read(read)
@@ -28,7 +33,7 @@ def lengths_fit(path: Path, read: int = 2**15) -> bool:
     if _DEFLATED in data[_START:1024]:
         parts, length = _unpacked(path, data, keep=read)
         return parts is not None and _fit(parts, 0, length)
-    return _fit(data, _START, size)
+    return _fit(data, _START, size, "big" if _BIG_ENDIAN in data[_START:1024] else "little")
 
 
 def is_complete(path: Path) -> bool:
@@ -47,6 +52,69 @@ def is_complete(path: Path) -> bool:
     except _Cut:
         return False
     return True
+
+
+Elements = dict[bytes, Any]  # by tag as in the file: bytes, or of a sequence a list of such
+
+
+def elements(path: Path, sequences: frozenset[bytes]) -> Elements | None:
+    """The elements before the pixels, and those inside of some sequences; long values are left out.
+
+    None for a file that is cut, big-endian or has no preamble.
+    """
+    data = path.read_bytes()
+    if data[128:_START] != b"DICM" or _BIG_ENDIAN in data[_START:1024]:
+        return None
+    at = _dataset(data)
+    if _DEFLATED in data[_START:1024]:
+        parts, _ = _unpacked(path, data)
+        if parts is None:
+            return None
+        data, at = parts, 0
+    try:
+        return _elements(data, at, len(data), _is_implicit(data, at), sequences)[0]
+    except _Cut:
+        return None
+
+
+def _elements(data: bytes, at: int, end: int, implicit: bool, sequences: frozenset[bytes]) -> tuple[Elements, int]:
+    """The elements from ``at`` on, and where they end: at the pixels, an item's mark or ``end``. Raises _Cut."""
+    found: Elements = {}
+    while at + 8 <= end and (tag := data[at : at + 4]) != _PIXELS:
+        if tag == _ITEM_ENDS:
+            return found, at + 8
+        length, head = _head(data, at, implicit)
+        value = at + head
+        if tag in sequences:
+            found[tag], at = _items(data, value, length, implicit, sequences)
+        elif length == _OPEN:
+            at = _end_of_items(data, value, implicit or data[at + 4 : at + 6] == b"UN")
+        else:
+            at = value + length
+            if length <= _SHORT:
+                found[tag] = data[value:at]
+        if at > end:
+            raise _Cut
+    return found, at
+
+
+def _items(
+    data: bytes, at: int, length: int, implicit: bool, sequences: frozenset[bytes]
+) -> tuple[list[Elements], int]:
+    end, items = len(data) if length == _OPEN else at + length, []
+    while at + 8 <= end:
+        mark, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8
+        if mark == _SEQUENCE_ENDS and length == _OPEN:
+            return items, at
+        if mark != _ITEM:
+            raise _Cut
+        item, ended = _elements(data, at, end if size == _OPEN else at + size, implicit, sequences)
+        items.append(item)
+        at = ended if size == _OPEN else at + size
+    if length == _OPEN or at != end:
+        raise _Cut
+    return items, at
 
 
 class _Cut(Exception):
@@ -87,22 +155,22 @@ def _is_implicit(data: bytes, at: int) -> bool:
     return data[at + 4 : at + 6] not in _KINDS
 
 
-def _head(data: bytes, at: int, implicit: bool) -> tuple[int, int]:
+def _head(data: bytes, at: int, implicit: bool, order: Order = "little") -> tuple[int, int]:
     """The length of an element's value, and of what comes before it."""
     kind = data[at + 4 : at + 6]
     if implicit or kind not in _KINDS:
-        return int.from_bytes(data[at + 4 : at + 8], "little"), 8
+        return int.from_bytes(data[at + 4 : at + 8], order), 8
     if kind in _LONG:
-        return int.from_bytes(data[at + 8 : at + 12], "little"), 12
-    return int.from_bytes(data[at + 6 : at + 8], "little"), 8
+        return int.from_bytes(data[at + 8 : at + 12], order), 12
+    return int.from_bytes(data[at + 6 : at + 8], order), 8
 
 
-def _fit(data: bytes, at: int, size: int) -> bool:
+def _fit(data: bytes, at: int, size: int, order: Order = "little") -> bool:
     if at == _START:
         at = _dataset(data)
     implicit = _is_implicit(data, at)
     while at + 8 <= len(data):
-        length, head = _head(data, at, implicit)
+        length, head = _head(data, at, implicit, order)
         if length == _OPEN:
             return True
         at += head + length

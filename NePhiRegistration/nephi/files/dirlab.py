@@ -25,6 +25,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import NephiError
+from ..paths import check_file
 from ..space.grid import Grid
 from .image import write_image
 from .landmarks import read_landmarks, write_landmarks
@@ -101,14 +102,14 @@ def read_image(folder: str | Path, collection: str, number: int, phase: str) -> 
     Raises NephiError where the file is missing, there more than once or not of the case's size.
     """
     case, path = case_of(collection, number), _found(folder, collection, number, phase, "images")
+    path = check_file(path, "image")
     try:
+        if (held := path.stat().st_size) != 2 * np.prod(case.size):
+            voxels = " x ".join(map(str, case.size))
+            raise NephiError(f"{path} holds {held} bytes; {voxels} voxels of 2 bytes are {2 * np.prod(case.size)}")
         values = np.fromfile(path, "<i2")
-        held = path.stat().st_size
     except OSError as error:
         raise NephiError(f"cannot read the image {path}: {error.strerror}") from None
-    if held != 2 * np.prod(case.size):
-        voxels = " x ".join(map(str, case.size))
-        raise NephiError(f"{path} holds {held} bytes; {voxels} voxels of 2 bytes are {2 * np.prod(case.size)}")
     values = np.maximum(values, _AIR + _OFFSET).astype(np.int16) - np.int16(_OFFSET)
     return case_grid(collection, number).image(values.reshape(case.size[::-1]))
 

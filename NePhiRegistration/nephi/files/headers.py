@@ -7,7 +7,7 @@ import re
 import zlib
 from pathlib import Path
 
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from .sizes import check_memory
 
 NRRD, META = (".nrrd", ".nhdr"), (".mha", ".mhd")
@@ -26,9 +26,12 @@ _NRRD_BYTES = {
     **dict.fromkeys(("int64", "int64_t", "ulonglong", "unsigned long long", "unsigned long long int"), 8),
     **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
 }
+_MM = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "???")
+_SPACES = ("lps", "left-posterior-superior", "ras", "right-anterior-superior", "las", "left-anterior-superior")
 _META_BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4,
                "MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4,
                "MET_DOUBLE": 8}  # fmt: skip
+_BYTE_ORDERS = "BinaryDataByteOrderMSB", "ElementByteOrderMSB"
 _META_LISTS = {
     "ElementSpacing": 1,
     "ElementSize": 1,
@@ -129,6 +132,7 @@ def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     for key in ("spacedirections", "spaceorigin", "spacings"):
         if key in fields and not _is_sound(key, fields[key].lower(), len(sizes)):
             raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
+    _check_space(fields, len(sizes), path, refuse)
     encoding = fields["encoding"].lower()
     size = width * math.prod(sizes)
     if "byteskip" in fields or "lineskip" in fields:
@@ -141,6 +145,18 @@ def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
     if "%" in elsewhere or elsewhere.upper().startswith("LIST"):
         return size, None, 0, encoding
     return size, path.parent / elsewhere, 0, encoding
+
+
+def _check_space(fields: dict[str, str], dimension: int, path: Path, refuse) -> None:
+    """Raise where lengths are not in mm, or vectors not along the axes of LPS, as ITK takes both for granted."""
+    units = re.findall(r'"([^"]*)"', fields.get("spaceunits", fields.get("units", "")))
+    if other := [unit for unit in units if unit.strip().lower() not in _MM]:
+        raise refuse(f"the header gives lengths in {other[0][:20]}; save it in mm")
+    space = fields.get("space", "").lower().replace(" ", "-").removesuffix("-time")
+    if "vector" in fields.get("kinds", "").lower() and space not in ("", *_SPACES[:2]):
+        raise refuse(f"its vectors may be along the axes of {space}; save it in left-posterior-superior")
+    if dimension == 3 and space not in _SPACES:
+        notice(f"{path} names no anatomical space; left-posterior-superior is taken.")
 
 
 def _is_sound(key: str, text: str, count: int) -> bool:
@@ -194,6 +210,16 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[tuple[int, Path | None, int,
         words = fields[key].split() if key in fields else None
         if words is not None and (len(words) != count[0] ** power or not all(map(_is_sane, words))):
             raise refuse(f"the header's {key} is {fields[key][:60]}; repair it")
+    for key in ("BinaryData", *_BYTE_ORDERS, "CompressedData"):  # of other words ITK takes the first letter
+        if fields.get(key, "True").lower() not in ("true", "false", "t", "f", "1", "0"):
+            raise refuse(f"the header's {key} is {fields[key][:20]}, neither True nor False")
+    if len({fields[key].lower()[0] in "t1" for key in _BYTE_ORDERS if key in fields}) > 1:
+        raise refuse(f"the header names two orders of bytes, {' and '.join(_BYTE_ORDERS)}")
+    if (unit := fields.get("DistanceUnits", "mm").lower()) not in ("mm", "?", ""):
+        raise refuse(f"the header gives lengths in {unit[:20]}; save it in mm")
+    for key, usual in (("ElementToIntensityFunctionSlope", 1), ("ElementToIntensityFunctionOffset", 0)):
+        if key in fields and _number(fields[key]) != usual:
+            raise refuse(f"the header scales the values ({key} {fields[key][:20]}), which its reader does not do")
     kind = fields.get("ElementType", "").upper().removesuffix("_ARRAY")
     if kind not in _META_BYTES:
         raise refuse(f"the voxels are of an unknown type, {fields.get('ElementType', 'none')[:40]}")

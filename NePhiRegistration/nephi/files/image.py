@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from ..errors import NephiError
 from ..paths import check_file
 from .apart import read_image_apart
-from .dicom import read_dicom
+from .dicom import read_dicom, read_dicom_file
 from .dicom_objects import STRUCTURES, is_dicom
 from .geometry import check_geometry
 from .headers import META, NRRD, check_header
@@ -23,6 +23,8 @@ from .nifti import read_nifti
 from .writing import by_library, reserve, whole
 
 _HEAD = 4096  # bytes of a DICOM file that say what it is
+_LARGEST, _LEAST_RANGE = 1e15, 1e-30  # values whose squares single precision holds
+_LEAST_PART = 2**-16  # of the largest value by which values have to differ: single precision has 24 bits
 _SMALLEST = 8  # voxels per axis; below this there is nothing to register
 
 
@@ -55,6 +57,8 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
                 return read_nifti(path, role)
             if _holds_contours(path):
                 raise NephiError(f"{role}: {path} holds contours (RT structure set); make a label map of them first")
+            if is_dicom(path):
+                return read_dicom_file(path, role)
             if not name.endswith((*NRRD, *META)) or not check_header(path, role):
                 return read_image_apart(path, role)
             return sitk.ReadImage(str(path))
@@ -110,6 +114,15 @@ def check_image(image: sitk.Image, role: str) -> sitk.Image:
         raise NephiError(f"{role}: the image holds NaN or infinite values; replace them first")
     if low == high:
         raise NephiError(f"{role}: every voxel has the same value {low:g}; there is nothing to register")
+    if (largest := max(abs(low), abs(high))) > _LARGEST:
+        raise NephiError(
+            f"{role}: the image holds values up to {largest:.3g}; replace those that mark what was not measured first"
+        )
+    if high - low < max(_LEAST_RANGE, _LEAST_PART * largest):
+        raise NephiError(
+            f"{role}: the values differ by {high - low:.3g} beside {largest:.3g}, too little for single precision; "
+            "shift and scale them first"
+        )
     return image
 
 

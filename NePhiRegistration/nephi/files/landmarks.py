@@ -27,6 +27,7 @@ from ..paths import read_text_file
 from ..space.grid import Grid
 from .dicom_objects import is_dicom
 from .dicom_structures import structure_points
+from .tables import rows_of
 from .writing import write_text
 
 _COLUMNS = {("x", "y", "z"): False, ("l", "p", "s"): False, ("r", "a", "s"): True}  # True: RAS
@@ -159,6 +160,8 @@ def _csv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
     for names, ras in _COLUMNS.items():
         found = [name for name in names if name in header]
         if found == list(names) or found == list(names[:2]):
+            if twice := [name for name in found if header.count(name) > 1]:
+                raise NephiError(f"{path} has several columns '{twice[0]}'; keep one.")
             columns = [header.index(name) for name in found]
             defined = header.index("defined") if "defined" in header else None
             if defined is not None and any(row[defined : defined + 1] == ["0"] for row in rows[1:]):
@@ -266,7 +269,7 @@ def _csv_rows(text: str, path: Path) -> list[list[str]]:
     lines = [line for line in text.splitlines() if line.strip()]
     separator = next((mark for mark in ";\t" if lines and mark in lines[0]), ",")
     try:
-        rows = list(csv.reader(lines, delimiter=separator))
+        rows = rows_of(lines, separator)
     except csv.Error as error:
         raise NephiError(f"{path} is not a table: {error}.") from None
     if separator != ",":

@@ -255,6 +255,8 @@ def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse, role
                 + (f", as sform is sheared by {sheared:.2g} degrees" if sheared > 0.05 else "")
                 + "; set both to the correct one, or the code of one to 0"
             )
+    if not forms:
+        notice(f"{role}: the NIfTI file says neither where the image lies nor how it is turned (no sform, no qform).")
     return forms.get("sform", forms.get("qform"))
 
 

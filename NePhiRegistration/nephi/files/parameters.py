@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 from ..errors import NephiError
+from .apart import several
 
 _FIRST = "#Insight Transform File V1"
 _LONGEST = 2**28  # bytes of a text; beyond it use .h5
@@ -67,9 +68,7 @@ def check_text(path: Path) -> bool:
     if announced not in (0, len(blocks)):
         raise NephiError(f"{path} is cut off: it announces {announced} transforms and holds {len(blocks)}")
     if len(blocks) > 1 and not blocks[0].get("Transform", "").startswith("CompositeTransform"):
-        raise NephiError(
-            f"{path} holds {len(blocks)} transforms that no composite one joins, of which ITK takes the first: keep one"
-        )
+        raise NephiError(several(path))
     known = True
     for block in blocks:
         known = _check_block(block, path, len(blocks)) and known

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import NephiError
 from ..journal import JOURNAL, PREFIX, commit, recover, step
+from ..paths import check_name
 from ..runfolder import RunFolder, try_lock
 
 FOLDER_LOCK, BATCH_LOCK = ".nephi.lock", ".nephi.batch.lock"
@@ -30,7 +31,7 @@ def whole(path: str | Path) -> Iterator[Path]:
 
     An exception leaves what was there before. Raises NephiError where the file cannot be written.
     """
-    path = Path(path)
+    path = check_name(path, "output")
     with replaced(path.parent) as scratch, _told(path):
         yield scratch / path.name
 
@@ -44,7 +45,7 @@ def replaced(folder: str | Path, gone: Iterable[str] = (), last: str = "") -> It
     ones: where it comes while they move, the next run or reader completes the move. Inside another such block it is
     a part of that. Raises NephiError where files cannot be written.
     """
-    folder = Path(folder)
+    folder = check_name(folder, "output")
     if not _open.isdisjoint((folder, *folder.parents)):
         with _told(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ def output_folder(folder: str | Path, patience_s: float = 0.0) -> Iterator[Path]
 
     Raises NephiError if it cannot be written to, or if another run writes to it for longer than ``patience_s``.
     """
-    folder = Path(folder)
+    folder = check_name(folder, "output")
     try:
         step("mkdir", folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -33,14 +33,18 @@ _BLURS = {"ncc": (0.0, 1.0, 3.0), "mi": (0.0, 2.0)}
 _APART = 4.0  # voxels between two nodes
 _FINEST_MM = 1.0
 _FINE_MM = 2.5  # voxels from which on finer nodes tell nothing
-_PART_MM = 300.0  # a head or a limb is no longer; of trunks, whose organs slide, the refinement made one worse
+_PART_MM = 300.0  # a head is no longer; of trunks, whose organs slide, the refinement made one worse
+# of a side of an image that cuts through the body: how bright, and how much of it; a head is cut at the neck alone
+_AIR, _CUT, _CUTS = 0.15, 0.25, 1
 _NODES_A_POINT = 4
 # of an organ alone, before the refinement: nodes and points, weight of regularity and its points a step
 _FIRST_NODES_MM, _FIRST_POINTS, _WEIGHT, _CHECKED = 6.0, 1500, 0.5, 128
 _LEVELS = tuple(
     Level(start, Features(mm, 1), factor) for start, mm, factor in ((0.0, 8.0, 4.0), (0.15, 4.0, 2.0), (0.4, 2.0, 1.0))
 )
+# at nodes and at voxels; nodes further apart than fine voxels made known maps worse: rounds at voxels alone
 _ROUNDS = {"fast": (6, 3), "balanced": (6, 6)}
+_ROUNDS_AT_VOXELS = {"fast": (0, 8), "balanced": (0, 10)}
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ class Character:
     ``ct``: which images are in Hounsfield units. ``linear``, ``curved``: share of the variance of one image's
     intensities that a rising line, or any curve, over the other's explains; the latter of whichever explains more.
     ``alone``: both show an organ and nothing around it, as brains without their skulls, in fine voxels.
-    ``detailed``: both are no larger than heads, without masks, in voxels that are fine along each axis. ``nodes``: how
-    many fit into what is compared, four voxels apart.
+    ``detailed``: both are no larger than heads and show all of what they show, but for one side that cuts it, as the
+    neck is; without masks, in voxels that are fine along each axis. ``nodes``: how many fit into what is compared, four
+    voxels apart.
     """
 
     ct: Both[bool]
@@ -73,6 +78,7 @@ class Character:
         coarsest_mm = max(side for image in pair.images for side in image.GetSpacing())
         small = bool(sides_mm.max() <= _PART_MM and coarsest_mm <= _FINE_MM * pair.scale)
         detailed = small and len(sides_mm) == 3 and pair.masks == Both(None, None)
+        detailed = detailed and all(_sides_cut(*both) <= _CUTS for both in zip(pair.images, pair.windows, strict=True))
         voxel_mm = pair.voxel_mm / pair.scale
         ct = pair.images.map(looks_like_ct)
         return cls(ct, *_related(pair), alone, detailed, voxel_mm, nodes, len(sides_mm))
@@ -138,11 +144,11 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     if (is_.alone or is_.detailed) and _is_free(s, "similarity.name"):
         # finer nodes than two voxels apart followed noise: 1.02 instead of 0.85 mm on a known map
         finest = float(max(_FINEST_MM, is_.voxel_mm))
-        many, fine = _ROUNDS["fast" if fast else "balanced"]
+        many, fine = (_ROUNDS if 2 * finest <= _FINE_MM else _ROUNDS_AT_VOXELS)["fast" if fast else "balanced"]
         yield "dense.spacing_mm", finest, ""
-        why = f"{many} + {fine} rounds of refinement at voxels of {2 * finest:.3g} and {finest:.3g} mm"
-        yield "dense.rounds", many, why
-        yield "dense.fine_rounds", fine, ""
+        at_nodes = f"{many} rounds of refinement at voxels of {2 * finest:.3g} mm, " if many else ""
+        yield "dense.rounds", many, ""
+        yield "dense.fine_rounds", fine, f"{at_nodes}{fine} rounds of refinement at voxels of {finest:.3g} mm"
 
 
 def _is_free(s: Settings, entry: str) -> bool:
@@ -173,6 +179,13 @@ def _changed(s: Settings, entry: str, value: Any) -> Settings:
 def _shown(image: sitk.Image, value: float | None) -> float:
     """Part of an image that is not its background."""
     return 1.0 if value is None else float((sparse(image) != value).mean())
+
+
+def _sides_cut(image: sitk.Image, window: tuple[float, float]) -> int:
+    """How many sides of an image cut through what it shows: a good part of their voxels is brighter than air."""
+    values, (low, high) = sitk.GetArrayViewFromImage(image), window
+    sides = [values.take(end, axis) for axis in range(values.ndim) for end in (0, -1)]
+    return sum(bool((side > low + _AIR * (high - low)).mean() > _CUT) for side in sides)
 
 
 def _related(pair: ImagePair) -> tuple[float, float]:

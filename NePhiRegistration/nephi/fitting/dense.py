@@ -27,6 +27,8 @@ _AROUND = 1.0  # nodes: deviation of the Gaussian over which steps are found
 _STEP_SMOOTH, _MAP_SMOOTH = 1.0, 0.35  # nodes: deviations under which each step, and the map after it, is smoothed
 _WORTH_OVER = 6.0  # nodes: deviation of the Gaussian over which it is asked what steps are worth
 _BY_CHANCE = 0.2  # part of a step that may seem to be worth it where there is noise alone
+_BRIGHT_OVER = 4.0  # voxels: deviation of the Gaussian over which both images are made as bright as each other
+_FLAT = 1e-3  # variance of intensities, of what is too flat to say how
 _LONGEST = 1.0  # nodes that a round moves at most
 _DOUBTED = 0.25  # difference of intensities from which on a voxel counts half
 _MARGIN = 6  # nodes around what is shown, where steps fade out
@@ -95,7 +97,7 @@ class _Step:
             mode = "trilinear" if d == 3 else "bilinear"
             at = F.interpolate(at[None], self.fixed.shape, mode=mode, align_corners=True)[0]
         at = at + self.places
-        seen = _as_bright(_sampled(self.moving[None], at)[0], self.fixed, self.weight)
+        seen = _as_bright(_sampled(self.moving[None], at)[0], self.fixed, self.weight, self.factor)
         difference = self.fixed - seen
         weight = self.weight / (1 + (difference / _DOUBTED).square())
         if self.beside is not None:
@@ -117,11 +119,25 @@ class _Step:
         return torch.stack([smoothed(one, _MAP_SMOOTH) for one in u])
 
 
-def _as_bright(values: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-    """Values times what makes them as bright as others where both show something; 0 is the background."""
+def _as_bright(values: Tensor, other: Tensor, weight: Tensor, factor: int) -> Tensor:
+    """Values under the line that makes them most like others in their surroundings; 0 is the background and stays.
+
+    So a coil's shading and different gains move nothing. Where values hardly vary, the line has the slope that makes
+    both images as bright as each other in all. ``factor``: voxels between two nodes.
+    """
     share = weight * (values > 0) * (other > 0)
-    squares = [(share * one.square()).sum() for one in (values, other)]
-    return values * (squares[1] / squares[0].clamp(min=1e-8)).sqrt().clamp(0.3, 3.0)
+    parts = [share, share * values, share * other, share * values.square(), share * values * other]
+    whole = ((share * other.square()).sum() / parts[3].sum().clamp(min=1e-8)).sqrt().clamp(0.3, 3.0)
+    around = [smoothed(_halved(part) if factor > 1 else part, _BRIGHT_OVER / factor) for part in parts]
+    some = around[0].clamp(min=1e-4)
+    a, b, aa, ab = (part / some for part in around[1:])
+    slope = (ab - a * b + _FLAT * whole) / ((aa - a * a).clamp(min=0) + _FLAT)
+    slope = slope.clamp(0.3, 3.0)
+    line = torch.stack([slope, b - slope * a])
+    if factor > 1:
+        mode = "trilinear" if values.ndim == 3 else "bilinear"
+        line = F.interpolate(line[None], values.shape, mode=mode, align_corners=True)[0]
+    return (values * line[0] + line[1]) * (values > 0)
 
 
 def _rows(entries: Tensor, more: float = 0.0) -> list[list[Tensor]]:

@@ -201,6 +201,12 @@ def inside(mask: sitk.Image) -> np.ndarray:
     return array.view(bool) if array.itemsize == 1 else array != 0
 
 
+def binary(mask: sitk.Image) -> sitk.Image:
+    """1 where a mask is not 0; the mask itself where it already is so."""
+    array = sitk.GetArrayViewFromImage(mask)
+    return mask if array.dtype == np.uint8 and array.max() <= 1 else mask != 0
+
+
 def mask_box(mask: sitk.Image) -> Box:
     """The box of a mask that is not 0, as slices of its array (z first)."""
     array = inside(mask)

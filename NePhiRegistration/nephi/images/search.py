@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..both import Both
+from ..device import in_threads
 from ..settings import BODY_MM
 from ..space.affine import Affine
 from ..space.grid import Grid
@@ -112,8 +113,9 @@ def _candidates(fixed: Coarse, moving: Coarse) -> list[tuple[float, str, Affine]
     near = [image.near(image.body, _AROUND_MM).float() for image in (fixed, moving)]
     correlation = _Correlation(fixed.features, near[0], np.max([size for *_, size in boxes], axis=0))
     moving = Coarse(moving.features, near[1], moving.body, moving.inner, spacing, moving.origin_lps_mm)
-    out = []
-    for name, turn, size in boxes:
+
+    def best(box: tuple[str, np.ndarray, np.ndarray]) -> tuple[float, str, Affine]:
+        name, turn, size = box
         # a grid that turns with the patient: its point p is the moving image's turn @ (p - centre) + centre
         origin = centre - (size - 1) / 2 * spacing
         axes = [torch.arange(n, dtype=torch.float32) * spacing + o for n, o in zip(size, origin, strict=True)]
@@ -122,8 +124,9 @@ def _candidates(fixed: Coarse, moving: Coarse) -> list[tuple[float, str, Affine]
         read = moving.at((points - around) @ matrix.T + around)
         score, translation = correlation.best(read[:-1], (read[-1] > 0.5).float())
         offset = origin - fixed.origin_lps_mm + translation * spacing
-        out.append((score, name, Affine(turn, turn @ (offset - centre) + centre)))
-    return sorted(out, key=lambda entry: -entry[0])
+        return score, name, Affine(turn, turn @ (offset - centre) + centre)
+
+    return sorted(in_threads(best, boxes), key=lambda entry: -entry[0])
 
 
 class Search:
@@ -153,7 +156,7 @@ class Search:
         """The best affine map from fixed to moving points, over turns, translations and the given starts."""
         fixed, moving = self.prepared.map(lambda image: image.at_scale(_COARSE_MM * self.scale))
         chosen = [(name, affine) for _, name, affine in _candidates(fixed, moving)[:_REFINED]] + list(starts.items())
-        refined = [self.rigid.refined(affine, rigid=True, steps=_RIGID_STEPS) for _, affine in chosen]
+        refined = list(in_threads(lambda start: self.rigid.refined(start[1], rigid=True, steps=_RIGID_STEPS), chosen))
         scores = [self.rigid.score(affine) for affine in refined]
         order = np.argsort(scores)[::-1]
         best = refined[order[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..device import in_threads
 from ..files.transform import displacement_transform
 from ..space.grid import Grid
 
@@ -43,14 +45,39 @@ def warped_slices(
     places = np.linspace(0, len(positions) - 1, grid.shape[0])
     spread = (along.max((1, 2)) - along.min((1, 2))).max() + 2 * _TOGETHER
     many = _TOGETHER if spread * array.shape[1] < _MOST_ROWS else 1
-    for start in range(0, len(places), many):
+    between = [_Between.of(n, wanted) for n, wanted in zip(positions.shape[1:3], grid.shape[1:], strict=True)]
+
+    def warped(start: int) -> list[np.ndarray]:
         some = places[start : start + many]
         below = np.minimum(some.astype(int), len(positions) - 2)
-        tall = _Tall(array, along[below[0] : below[-1] + 2])
+        tall, made = _Tall(array, along[below[0] : below[-1] + 2]), []
         for place, node in zip(some, below, strict=True):
             nodes = torch.from_numpy(positions[node : node + 2])
-            values = tall.read(torch.lerp(nodes[0], nodes[1], float(place - node)), grid.shape[1:], outside)
-            yield (values.round_() if whole_numbers else values).numpy().astype(array.dtype)
+            values = tall.read(torch.lerp(nodes[0], nodes[1], float(place - node)), between, outside)
+            made.append((values.round_() if whole_numbers else values).numpy().astype(array.dtype))
+        return made
+
+    for slices in in_threads(warped, range(0, len(places), many)):
+        yield from slices
+
+
+@dataclass(frozen=True)
+class _Between:
+    """Of places that are evenly spread from the first to the last node: the node below, and the part of the way on."""
+
+    below: Tensor
+    part: Tensor
+
+    @classmethod
+    def of(cls, nodes: int, count: int) -> _Between:
+        places = torch.linspace(0, nodes - 1, count, dtype=torch.double)
+        below = places.long().clamp(max=nodes - 2)
+        return cls(below, (places - below).float())
+
+    def __call__(self, values: Tensor, axis: int) -> Tensor:
+        part = self.part.reshape(-1, *[1] * (values.ndim - 1 - axis))
+        low, high = (values.index_select(axis, self.below + k) for k in (0, 1))
+        return low.lerp_(high, part)
 
 
 class _Tall:
@@ -70,16 +97,17 @@ class _Tall:
         strides = (0, height * width, width, 1)
         self.pair = tall.as_strided((1, 2, self.rows, width), strides)
 
-    def read(self, nodes: Tensor, shape: tuple[int, ...], outside: float) -> Tensor:
-        """Values (y, x) at indices that are given at nodes (j, i, 3) and linear between them."""
+    def read(self, nodes: Tensor, between: list[_Between], outside: float) -> Tensor:
+        """Values (y, x) at indices that are given at nodes (j, i, 3) and linear between them, along y and x."""
         size = torch.tensor(self.size)
         width, height, depth = self.size
         low, high = nodes.amin((0, 1)), nodes.amax((0, 1))
         # in the units in which places are read: -1 and 1 at the first and last voxel
         unit = nodes.new_tensor([2 / (width - 1), 2 / (self.rows - 1), 1.0])
         first = nodes.new_tensor([-1.0, -1.0, -float(self.first)])
-        scaled = (nodes * unit + first).movedim(-1, 0)[None].contiguous()
-        places = functional.interpolate(scaled, shape, mode="bilinear", align_corners=True)[0]
+        scaled = (nodes * unit + first).movedim(-1, 0).contiguous()
+        along_y, along_x = between
+        places = along_y(along_x(scaled, 2), 1)
         x, y, z = places
         unseen = None
         for axis, along in enumerate((x, y, z)):

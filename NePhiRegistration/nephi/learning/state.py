@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -72,6 +74,17 @@ def tensorboard(folder: Path, done: int):
 
         return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     return None
+
+
+@contextlib.contextmanager
+def silent_threads() -> Iterator[None]:
+    """Without what threads print that cannot write: TensorBoard's raises it at the next entry, too."""
+    before = threading.excepthook
+    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else before(failed)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def peak_mb(device: torch.device) -> float:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from .model import Model
 from .pair_tensors import PairTensors
 from .processes import average, join, wait
 from .settings import TrainSettings, check_training
-from .state import LOG, MODEL, RESUME, keep_log, load_state, peak_mb, save_state, tensorboard
+from .state import LOG, MODEL, RESUME, keep_log, load_state, peak_mb, save_state, silent_threads, tensorboard
 from .validate import validate
 
 
@@ -67,10 +67,12 @@ def train(
         run.resume()
     model.train()
     try:
-        with run.logging():
+        with silent_threads(), run.logging():
             fit(run.step, run.adam, run.record, settings.accumulate // world, run.before, run.after)
             if world > 1:  # nobody leaves while the first still validates and writes
                 wait()
+    except OSError as error:  # of the log or TensorBoard's curves
+        raise NephiError(f"the training in {folder} ended: {error.strerror or error}") from None
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()
@@ -119,9 +121,15 @@ class _Run:
             keep_log(self.folder / LOG, self.adam.done)
         try:
             yield
-        finally:
-            if self._writer is not None:
-                self._writer.close()
+        except BaseException:
+            with suppress(OSError):  # that it cannot write may be why it ends
+                self._close()
+            raise
+        self._close()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def step(self, number: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the next batch, the mean over the encoder's rounds, and the last round's terms."""

@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..device import in_threads
 from ..settings import VoxelSettings
 from ..space.interpolate import constant, interpolate
 from .code import LINEAR_CUBE, HybridCode, points_between, zero_code
@@ -36,7 +37,8 @@ class HeldShift:
     def __init__(self, shift: PointMap, half_extents_cube: Tensor, size: Sequence[int], smooth: float = 0.0):
         nodes = points_between(half_extents_cube, size).to(half_extents_cube.dtype)
         self.half_extents_cube, self.size = half_extents_cube, tuple(size)
-        self.values = torch.cat([shift(part) for part in nodes.split(_PARTS)]).T.reshape(-1, *reversed(self.size))
+        values = torch.cat(list(in_threads(shift, nodes.split(_PARTS), nodes.device)))
+        self.values = values.T.reshape(-1, *reversed(self.size))
         self._fit(smooth)
 
     def _fit(self, smooth: float) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..device import in_threads
+
 _FLOOR = 1e-4  # of a block's variance: what is smoother than a hundredth of the window tells nothing
 _BLOCKS = 128  # compared at a time
 
@@ -53,8 +55,8 @@ def _correlations(fixed: Tensor, moving: Tensor, index_zyx: Tensor, half: int, r
     del mean  # images of this size are what the memory goes to
     size, axes = [_quick(wide)] * d, tuple(range(1, d + 1))
     kept = (slice(None), *[slice(shifts)] * d)
-    out = []
-    for index in index_zyx.split(_BLOCKS):
+
+    def compared(index: Tensor) -> Tensor:
         block = _cut(blocks, index, side)
         block = block - block.mean(axes, keepdim=True)
         window = _cut(searched, index, wide)
@@ -62,8 +64,9 @@ def _correlations(fixed: Tensor, moving: Tensor, index_zyx: Tensor, half: int, r
         spectrum = torch.fft.rfftn(window, s=size, dim=axes) * torch.fft.rfftn(block, s=size, dim=axes).conj()
         product = torch.fft.irfftn(spectrum, s=size, dim=axes)[kept] / side**d
         spread = (block.square().mean(axes, keepdim=True) + _FLOOR) * (_cut(variance, index, shifts) + _FLOOR)
-        out.append(product / spread.sqrt())
-    return torch.cat(out)
+        return product / spread.sqrt()
+
+    return torch.cat(list(in_threads(compared, index_zyx.split(_BLOCKS))))
 
 
 def _padded(image: Tensor, by: int) -> Tensor:

@@ -5,14 +5,23 @@ Its numbers, calibration.json, come from generated breathing with known maps; th
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..config import of_json
+from ..errors import NephiError
+from ..paths import read_text_file
+
 LEAST_MM = 0.1  # added to errors before their logarithm is taken
 BLUR = 0.5  # voxels: nobody can say to better than that where a point lies; added to the bound in quadrature
+FEATURES = (
+    "mean shift", "shift", "wide shift", "asymmetry", "coarse shift", "strain",
+    "all: median of shift", "all: median of coarse asymmetry", "all: median of coarse unlike",
+)  # fmt: skip
+_LARGEST = 1e3  # of the model's numbers
 _MOST_MM = 40.0  # larger expected errors are not told apart
 
 
@@ -35,9 +44,26 @@ class Model:
         return expected, np.hypot(expected * np.interp(np.log(expected), np.log(at), times), BLUR * voxel_mm)
 
 
-def _read() -> Model:
-    data = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return Model(data["weights"], tuple(map(tuple, data["knots"])))
+def read_model(path: Path) -> Model:
+    """The model in a file; raises NephiError where it is missing or damaged: the installation is not whole."""
+    text = read_text_file(path, "calibration")
+    try:
+        data = of_json(text)
+        weights = {name: _number(data["weights"][name]) for name in (*FEATURES, "one")}
+        knots = tuple((_number(at), _number(times)) for at, times in data["knots"])
+    except (ValueError, TypeError, LookupError, OverflowError):
+        raise NephiError(f"{path} is damaged; install NePhi again") from None
+    at, times = np.array(knots).reshape(-1, 2).T
+    ordered = len(at) > 1 and at[0] > 0 and (np.diff(at) > 0).all() and (times >= 1).all()
+    if not ordered or len(data["weights"]) != len(weights) or min(weights[name] for name in FEATURES) < 0:
+        raise NephiError(f"{path} is damaged: its numbers are no calibration; install NePhi again")
+    return Model(weights, knots)
 
 
-MODEL = _read()
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
+        raise ValueError(value)
+    return float(value)
+
+
+MODEL = read_model(Path(__file__).with_suffix(".json"))

@@ -24,10 +24,10 @@ _BEGINNING = ("start", "reading", "masks", "alignment", "prediction", "features"
 # seconds on a CPU: of the imports, per voxel of both images and of one, of the search, of an iteration, and per
 # multiplication of the network at a point in the optimisation, in a map and in an exact determinant; per voxel of both
 # images at each level; of the measures, and of theirs per voxel of one image
-_START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 3.0, 1.2e-8, 8e-9, 5.8e-8, 1.05e-8
+_START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 3.0, 1.2e-8, 8e-9, 4.8e-8, 1.05e-8
 _SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 2.0, 0.0165, 2e-10
 _FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 3.3e-10, 6e-10, 2.0
-_AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 1.7e-8
+_AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 8e-9
 _TRUST_S, _USUAL_DETERMINANTS = 2.6, 1.6e5  # of the lungs of an adult
 _MODEL_S = {"lung": 4.5, "lung-m": 11.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from ..both import Both
 from ..files.transform import read_transform, through
 from ..files.writing import write_csv
-from ..images.masks import inside
+from ..images.masks import binary, inside
 from ..space.affine import Affine
 from ..space.grid import Box, Grid
 from . import quality
@@ -64,7 +64,7 @@ def measure(
         values = jacobian[mask]
         volume = VolumeChange(**quality.volume_change(values, None, grid.voxel_volume_mm3))
         if moving_mask is not None:
-            steps = tuple(max(1, int(_OVERLAP_MM / s)) for s in grid.spacing_mm)
+            steps = tuple(max(1, round(_OVERLAP_MM / s)) for s in grid.spacing_mm)
             seen = grid.every(steps)
             whole = sitk.GetArrayViewFromImage(fixed_mask)[tuple(slice(None, None, step) for step in reversed(steps))]
 
@@ -114,7 +114,7 @@ def shown_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(z, y, x) bool on a grid: the fixed mask, which is given on it, where the moving image shows anything, and the
     moving mask warped; not 0 is inside."""
-    there = sitk.GetArrayFromImage(grid.resample(moving_mask != 0, transform, sitk.sitkNearestNeighbor, _NOT_SHOWN))
+    there = sitk.GetArrayFromImage(grid.resample(binary(moving_mask), transform, sitk.sitkNearestNeighbor, _NOT_SHOWN))
     return (fixed_mask != 0) & (there != _NOT_SHOWN), there == 1
 
 

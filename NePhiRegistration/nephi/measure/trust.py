@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
+from ..images.masks import binary
 from ..space.grid import Grid
-from .calibration import MODEL
+from .calibration import FEATURES, MODEL
 from .report import ErrorEstimate
 from .signals import Signals
 
@@ -23,10 +24,6 @@ _ROWS = 2048  # places worked on at a time
 _MAP_MM = 5.0  # between the voxels of the map
 _LARGE_MM = 5.0
 _SAME = 1.0  # voxels of the coarse scale: two shifts that are nearer are the same
-FEATURES = (
-    "mean shift", "shift", "wide shift", "asymmetry", "coarse shift", "strain",
-    "all: median of shift", "all: median of coarse asymmetry", "all: median of coarse unlike",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,7 @@ class Trust:
         grid = fixed_grid.coarsened(_MAP_MM * signals.scale)
         share = np.ones(grid.shape, np.float32)
         if mask is not None:
-            mask = mask != 0 if sitk.GetArrayViewFromImage(mask).max() > 1 else mask
-            smooth = grid.resample(mask, pixel=sitk.sitkFloat32)
+            smooth = grid.resample(binary(mask), pixel=sitk.sitkFloat32)
             share = sitk.GetArrayFromImage(smooth)
             if not share.any():  # thinner than the grid
                 share[:] = 1

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from ..both import ROLES, Both
 from ..device import peak_gpu_memory_mb, peak_memory_mb, versions
-from ..files.dicom import SERIES
+from ..files.dicom_stack import SERIES
 from ..files.folder import DEFAULT_OUTPUTS, OUTPUTS, ResultFolder, check_outputs
 from ..files.image import write_image
 from ..files.nifti_writing import write_slices
