@@ -57,28 +57,37 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     if scale < 1:  # the least part of a field of view that lungs would fill
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
     # a trachea that ends in the room's air joins it to the lungs; an opening by more than its radius parts them
-    wider = [[max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM]
-    air, edges, around = small < threshold, _edges(small, threshold), _around(small, threshold)
-    room = _room(small, edges, around)
-    air = sitk.And(air, sitk.Not(room))
-    ends = edges | inside(sitk.BinaryDilate(room, [1] * d))
-    for radius in ([1] * d, *wider):
-        found = _lung_air(small, air, edges, around, radius, 0.1 * floor)
-        parts = sitk.RelabelComponent(sitk.ConnectedComponent(found), sortByObjectSize=True)
-        shape = sitk.LabelShapeStatisticsImageFilter()
-        shape.Execute(parts)
-        volumes = [shape.GetPhysicalSize(label) for label in (1, 2) if shape.HasLabel(label)]
-        if volumes and volumes[0] >= floor:
-            break
-    else:
+    radii = [[1] * d, *([max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM)]
+    # a narrow field of view may show less of the body than of what pads it
+    tries = (_found(small, threshold, padding_counts, radii, floor) for padding_counts in (False, True))
+    lungs = next((found for found in tries if found is not None), None)
+    if lungs is None:
         return None
-    two = len(volumes) == 2 and volumes[1] > 0.2 * volumes[0]
-    lungs = _chosen(small, parts, 2 if two else 1, ends, around)
     radius = [max(1, round(6.0 * scale / s)) for s in small.GetSpacing()]
     box = [(part.start, part.stop) for part in reversed(mask_box(lungs))]
     sides = zip(box, radius, lungs.GetSize(), strict=True)
     around = tuple(slice(max(0, low - r - 1), min(n, high + r + 1)) for (low, high), r, n in sides)
     return _on_grid(sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(lungs[around], radius)), grid)
+
+
+def _found(
+    image: sitk.Image, threshold: float, padding_counts: bool, radii: list[list[int]], least_mm3: float
+) -> sitk.Image | None:
+    """Lungs of at least a volume with vessels left out, by the first of the radii that parts them from the room."""
+    edges, around = _edges(image, threshold), _around(image, threshold, padding_counts)
+    room = _room(image, edges, around)
+    beside = sitk.BinaryDilate(room, [1] * image.GetDimension())
+    air, ends = sitk.And(image < threshold, sitk.Not(room)), edges | inside(beside)
+    for radius in radii:
+        found = _lung_air(image, air, edges, around, radius, 0.1 * least_mm3)
+        parts = sitk.RelabelComponent(sitk.ConnectedComponent(found), sortByObjectSize=True)
+        shape = sitk.LabelShapeStatisticsImageFilter()
+        shape.Execute(parts)
+        volumes = [shape.GetPhysicalSize(label) for label in (1, 2) if shape.HasLabel(label)]
+        if volumes and volumes[0] >= least_mm3:
+            two = len(volumes) == 2 and volumes[1] > 0.2 * volumes[0]
+            return _chosen(image, parts, 2 if two else 1, ends, around)
+    return None
 
 
 def _chosen(image: sitk.Image, parts: sitk.Image, largest: int, ends: np.ndarray, around: np.ndarray) -> sitk.Image:
@@ -157,18 +166,18 @@ def _upright(image: sitk.Image) -> int | None:
     return d - 1 - int(np.abs(Grid.of(image).axes[2]).argmax()) if d == 3 else None
 
 
-def _around(image: sitk.Image, threshold: float) -> np.ndarray:
-    """(z, y, x): of the directions along the axes, both ways, the share in which the body lies; at a coarser step, and
-    repeated."""
+def _around(image: sitk.Image, threshold: float, padding_counts: bool) -> np.ndarray:
+    """(z, y, x): of the directions along the axes, both ways, the share in which the body lies, or padding above the
+    threshold where that counts; at a coarser step, and repeated."""
     d = image.GetDimension()
     step_mm = _AROUND_MM * min(1.0, Grid.of(image).longest_side_mm / BODY_MM)
     steps = [max(1, round(step_mm / s)) for s in reversed(image.GetSpacing())]
     values = sitk.GetArrayViewFromImage(image)[tuple(slice(None, None, step) for step in steps)]
     tissue = values >= threshold
     own = tissue & ~np.isin(values, padding(image))
-    tissue = sitk.GetImageFromArray((own if own.any() else tissue).astype(np.uint8))
+    dense = sitk.GetImageFromArray((own if own.any() and not padding_counts else tissue).astype(np.uint8))
     # opened, so that the table and what else is thin is parted from it
-    parts = sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(tissue, [1] * d))
+    parts = sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(dense, [1] * d))
     body = sitk.GetArrayFromImage(sitk.RelabelComponent(parts, sortByObjectSize=True)) == 1
     out = np.zeros(body.shape, np.float32)
     for axis in range(d):
