@@ -186,6 +186,20 @@ def test_a_small_body_is_treated_as_a_large_one(phantom_3d):
     assert np.linalg.norm(affine(fixed) - moving, axis=1).mean() < before
 
 
+@pytest.mark.parametrize("kind", ["affine", "auto"])
+def test_any_number_of_threads_gives_the_same_bits(kind, phantom_2d):
+    """Sums of a similarity must not depend on how its points are shared out."""
+    before, found = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), []
+    try:
+        for threads in (1, 2, 4, 4):
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+            affine = align(Both(phantom_2d.fixed, phantom_2d.moving), Both(None, None), kind).affine
+            found.append(affine.matrix.tobytes() + np.asarray(affine.offset_mm).tobytes())
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+    assert len(set(found)) == 1
+
+
 @pytest.mark.parametrize("spacing_mm", [2.0, 3.0])
 def test_clefts_of_a_lung_are_closed_by_their_width_in_mm(spacing_mm):
     """A cleft up to twice the 6 mm of the closing is a vessel or a fissure; a wider one is not lung."""
