@@ -186,6 +186,20 @@ def test_a_small_body_is_treated_as_a_large_one(phantom_3d):
     assert np.linalg.norm(affine(fixed) - moving, axis=1).mean() < before
 
 
+@pytest.mark.parametrize("kind", ["affine", "auto"])
+def test_any_number_of_threads_gives_the_same_bits(kind, phantom_2d):
+    """Sums of a similarity must not depend on how its points are shared out."""
+    before, found = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), []
+    try:
+        for threads in (1, 2, 4, 4):
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+            affine = align(Both(phantom_2d.fixed, phantom_2d.moving), Both(None, None), kind).affine
+            found.append(affine.matrix.tobytes() + np.asarray(affine.offset_mm).tobytes())
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+    assert len(set(found)) == 1
+
+
 @pytest.mark.parametrize("spacing_mm", [2.0, 3.0])
 def test_clefts_of_a_lung_are_closed_by_their_width_in_mm(spacing_mm):
     """A cleft up to twice the 6 mm of the closing is a vessel or a fissure; a wider one is not lung."""
@@ -267,6 +281,34 @@ def test_emphysematous_lungs_cut_by_the_field_of_view_are_found(phantom_3d):
     seen.SetSpacing(phantom_3d.fixed.GetSpacing())
     found = masks.lung_mask(seen)
     assert dice(sitk.GetArrayFromImage(found) > 0, lungs[:, :, part]) > 0.9
+
+
+def _turned(image: sitk.Image, axis: int, outside: float) -> sitk.Image:
+    """By 30 degrees about the middle, in a volume with room for it."""
+    around = [n // 4 for n in image.GetSize()]
+    larger = sitk.ConstantPad(image, around, around, outside)
+    angles = [0.0] * 3
+    angles[axis] = np.deg2rad(30)
+    centre = larger.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in larger.GetSize()])
+    return sitk.Resample(larger, sitk.Euler3DTransform(centre, *angles), sitk.sitkLinear, outside)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_cut_lungs_of_a_turned_patient_on_a_table_are_found(axis, phantom_3d):
+    """The cut ends in air that pads the scan, and the table's foam is larger than a lung and no darker."""
+    lungs = sitk.GetArrayFromImage(phantom_3d.fixed_mask)
+    array = sitk.GetArrayFromImage(phantom_3d.fixed)
+    planes = np.flatnonzero(lungs.any((1, 2)))
+    seen = slice(int(planes[0] + len(planes) // 3), None)
+    foam = np.full((array.shape[0], 12, array.shape[2]), -900, array.dtype)
+    images = []
+    for part in (np.concatenate([array, foam], 1)[seen], np.concatenate([lungs, 0 * foam], 1)[seen]):
+        image = sitk.GetImageFromArray(part.astype(np.float32))
+        image.SetSpacing(phantom_3d.fixed.GetSpacing())
+        images.append(image)
+    image, truth = _turned(images[0], axis, -1000), _turned(images[1], axis, 0) > 0.5
+    found = masks.lung_mask(image)
+    assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(truth) > 0) > 0.9
 
 
 def test_no_lungs_in_a_solid_body():

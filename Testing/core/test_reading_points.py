@@ -12,7 +12,7 @@ from nephi.errors import NephiError, collected_notices
 from nephi.files import apart
 from nephi.files.cases import read_pairs
 from nephi.files.landmarks import read_landmarks
-from nephi.files.transform import displacement_transform, read_affine, read_transform, through
+from nephi.files.transform import displacement_transform, read_affine, read_transform, through, write_transform
 from nephi.measure.evaluate import evaluate
 from nephi.space.grid import Grid
 
@@ -207,6 +207,16 @@ def test_transforms_in_hdf5_that_nothing_joins_are_refused(tmp_path):
             file.move(f"TransformGroup/{k}", f"TransformGroup/{k - 1}")
     with pytest.raises(NephiError, match="several transforms that no composite one joins"):
         read_transform(path, 3)
+
+
+def test_minc_transforms_are_refused(tmp_path):
+    """ITK does not turn them from RAS to LPS, neither as it reads nor as it writes them."""
+    linear = "MNI Transform File\nTransform_Type = Linear;\nLinear_Transform =\n 1 0 0 5\n 0 1 0 0\n 0 0 1 0;\n"
+    (tmp_path / "a.xfm").write_text(linear)
+    with pytest.raises(NephiError, match="MINC .* in RAS"):
+        read_transform(tmp_path / "a.xfm", 3)
+    with pytest.raises(NephiError, match="MINC .* in RAS"):
+        write_transform(sitk.AffineTransform(3), tmp_path / "b.xfm")
 
 
 def test_a_reader_that_crashes_is_an_error(tmp_path, monkeypatch):

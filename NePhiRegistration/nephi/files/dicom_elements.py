@@ -101,7 +101,8 @@ def _elements(data: bytes, at: int, end: int, implicit: bool, sequences: frozens
 def _items(
     data: bytes, at: int, length: int, implicit: bool, sequences: frozenset[bytes]
 ) -> tuple[list[Elements], int]:
-    end, items = len(data) if length == _OPEN else at + length, []
+    items: list[Elements] = []
+    end = len(data) if length == _OPEN else at + length
     while at + 8 <= end:
         mark, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         at += 8

@@ -47,7 +47,8 @@ def frames(file: Slice, where: str) -> list[Slice]:
 
 
 def _of_groups(file: Slice, found: Elements, where: str) -> list[Slice]:
-    (shared, *_), each = [*found.get(_SHARED, []), {}], found[_EACH]
+    shared: Elements = (found.get(_SHARED) or [{}])[0]
+    each: list[Elements] = found[_EACH]
     made, scales = [], set()
     for k, group in enumerate(each, 1):
         place, axes, spacing = (_value(group, shared, *what) for what in (_PLACE, _ORIENTATION, _SPACING))

@@ -33,12 +33,13 @@ def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.Displac
 def write_transform(transform: sitk.Transform, path: str | Path) -> None:
     """Write a transform in the format of the file's name; raises NephiError where that is not possible."""
     path = Path(path)
+    _refuse_minc(path)
     if transform.GetTransformEnum() == sitk.sitkDisplacementField:
         field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
         count = field.GetNumberOfPixels() * field.GetNumberOfComponentsPerPixel()
     else:
         count = len(transform.GetParameters()) + len(transform.GetFixedParameters())
-    size = count * (_LETTERS if path.suffix.lower() in (".tfm", ".txt", ".xfm") else 8)
+    size = count * (_LETTERS if path.suffix.lower() in (".tfm", ".txt") else 8)
     with whole(path) as scratch:
         refused = f"cannot write {path}: use a known transform type such as .h5 or .tfm"
         with by_library(scratch, size, refused, crashes=True):
@@ -78,6 +79,7 @@ def open_transform(path: Path) -> sitk.Transform | None:
             check_transform(made, path)
         return made
     name = path.name.lower()
+    _refuse_minc(path)
     known = False
     if name.endswith((".tfm", ".txt")):
         known = check_text(path)
@@ -91,6 +93,11 @@ def open_transform(path: Path) -> sitk.Transform | None:
         return None
     check_transform(transform, path)
     return transform
+
+
+def _refuse_minc(path: Path) -> None:
+    if path.suffix.lower() == ".xfm":
+        raise NephiError(f"{path}: transforms of MINC (.xfm) are in RAS, which ITK leaves as it is; use .h5 or .tfm")
 
 
 def check_transform(transform: sitk.Transform, path: Path) -> None:
