@@ -81,7 +81,7 @@ def all_guides(fixed: sitk.Image, moving: sitk.Image) -> Guidance:
 def operations_of_a_step(
     preset: str, monkeypatch, guide=lambda *images: None, mask: sitk.Image | None = None
 ) -> Counter[str]:
-    """Of one late enough for every lazily made constant, in the middle of a stage; ``mask``: the maps slide along it."""
+    """Of one late enough for every lazily made constant, in the middle of a stage; the maps slide along a ``mask``."""
     seen, step = Operations(), Optimisation._evaluate
     update = fit.Adam.update
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..device import in_threads
 from ..space.interpolate import constant, interpolate
 
 _ROWS = 256  # points whose surroundings are compared at a time: they stay in a CPU's cache
@@ -45,9 +46,13 @@ def mind_ssc(image, dilation: int = 1, noise: float = 0.01, device=None) -> Tens
         slab = F.pad(slab[None, None], [pad, pad] * (d - 1) + ends, mode="replicate")[0, 0]
         side = max(2 * pad, math.isqrt(_TILE_VOXELS // out.shape[-2])) if slab.device.type == "cpu" else max(slab.shape)
         tiles = [[slice(k, k + side) for k in range(0, n, side)] for n in (stop - start, *image.shape[1:2])]
-        for tile in product(*tiles):
+
+        def made(tile: tuple[slice, ...], slab: Tensor = slab) -> tuple[tuple[slice, ...], Tensor]:
             around = slab[tuple(slice(part.start, part.stop + 2 * pad) for part in tile)]
-            out[start:stop][tile] = _mind_slab(around, dilation, pad, noise)
+            return tile, _mind_slab(around, dilation, pad, noise)
+
+        for tile, values in in_threads(made, product(*tiles), slab.device):
+            out[start:stop][tile] = values
     return out
 
 

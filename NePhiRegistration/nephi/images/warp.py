@@ -45,7 +45,7 @@ def warped_slices(
     places = np.linspace(0, len(positions) - 1, grid.shape[0])
     spread = (along.max((1, 2)) - along.min((1, 2))).max() + 2 * _TOGETHER
     many = _TOGETHER if spread * array.shape[1] < _MOST_ROWS else 1
-    between = [_Between.of(n, wanted) for n, wanted in zip(positions.shape[1:3], grid.shape[1:], strict=True)]
+    between = [_Between.of(positions.shape[axis], grid.shape[axis]) for axis in (1, 2)]
 
     def warped(start: int) -> list[np.ndarray]:
         some = places[start : start + many]

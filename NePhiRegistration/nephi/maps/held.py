@@ -17,7 +17,7 @@ from .code import LINEAR_CUBE, HybridCode, points_between, zero_code
 from .maps import FieldMap
 from .voxel import VoxelFields
 
-_PARTS = 16384  # points at a time
+_PARTS = 4096  # points at a time: what is made of them stays in the cache
 _ROUNDS = 40  # of the inversion, at most
 _SPLINE_ROUNDS = 12  # each halves what the spline misses at its nodes, at least
 _DEVIATIONS = 4  # beyond which a Gaussian is 0
