@@ -7,7 +7,7 @@ from .i18n import tr as _
 _STAGES = {
     "starting": _("Starting"),
     "reading": _("Reading the volumes"),
-    "masks": _("Finding the lungs"),
+    "masks": _("Preparing the masks"),
     "alignment": _("Aligning"),
     "prediction": _("Predicting the motion"),
     "features": _("Computing image features"),

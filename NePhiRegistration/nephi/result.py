@@ -268,8 +268,8 @@ class Registration:
         maps = self.fields.maps
         parts = _parts(maps)
         tensors = {"border": maps.border.distance} if isinstance(maps, Sliding) else {}
-        for prefix, maps in parts.items():
-            for name, module in (("fields", maps.fields), ("code", HybridCode(maps.code))):
+        for prefix, part in parts.items():
+            for name, module in (("fields", part.fields), ("code", HybridCode(part.code))):
                 tensors |= {f"{prefix}{name}.{k}": v for k, v in module.state_dict().items()}
         geometry = {
             "cube": vars(self.cube),

@@ -283,6 +283,34 @@ def test_emphysematous_lungs_cut_by_the_field_of_view_are_found(phantom_3d):
     assert dice(sitk.GetArrayFromImage(found) > 0, lungs[:, :, part]) > 0.9
 
 
+def _turned(image: sitk.Image, axis: int, outside: float) -> sitk.Image:
+    """By 30 degrees about the middle, in a volume with room for it."""
+    around = [n // 4 for n in image.GetSize()]
+    larger = sitk.ConstantPad(image, around, around, outside)
+    angles = [0.0] * 3
+    angles[axis] = np.deg2rad(30)
+    centre = larger.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in larger.GetSize()])
+    return sitk.Resample(larger, sitk.Euler3DTransform(centre, *angles), sitk.sitkLinear, outside)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_cut_lungs_of_a_turned_patient_on_a_table_are_found(axis, phantom_3d):
+    """The cut ends in air that pads the scan, and the table's foam is larger than a lung and no darker."""
+    lungs = sitk.GetArrayFromImage(phantom_3d.fixed_mask)
+    array = sitk.GetArrayFromImage(phantom_3d.fixed)
+    planes = np.flatnonzero(lungs.any((1, 2)))
+    seen = slice(int(planes[0] + len(planes) // 3), None)
+    foam = np.full((array.shape[0], 12, array.shape[2]), -900, array.dtype)
+    images = []
+    for part in (np.concatenate([array, foam], 1)[seen], np.concatenate([lungs, 0 * foam], 1)[seen]):
+        image = sitk.GetImageFromArray(part.astype(np.float32))
+        image.SetSpacing(phantom_3d.fixed.GetSpacing())
+        images.append(image)
+    image, truth = _turned(images[0], axis, -1000), _turned(images[1], axis, 0) > 0.5
+    found = masks.lung_mask(image)
+    assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(truth) > 0) > 0.9
+
+
 def test_no_lungs_in_a_solid_body():
     body = sitk.Image((40, 40, 40), sitk.sitkInt16) + 40
     assert masks.lung_mask(body) is None

@@ -122,7 +122,7 @@ def test_progress_previews_and_time_left_come_as_it_runs(scene, phantom):
 
     running(run, two_previews)
     assert run.seconds_left > 0 and fractions == sorted(fractions) and fractions[-1] > 0
-    assert [line.split("s  ")[-1] for line in run.log[:2]] == ["Reading the volumes", "Finding the lungs"]
+    assert [line.split("s  ")[-1] for line in run.log[:2]] == ["Reading the volumes", "Preparing the masks"]
     np.testing.assert_array_equal(shown[0], points)  # nothing known yet
     offset = np.array(phantom.moving.GetOrigin()) - np.array(phantom.fixed.GetOrigin())
     aligned = np.linalg.norm(shown[1] - points, axis=1).mean()

@@ -42,9 +42,8 @@ _FIRST_NODES_MM, _FIRST_POINTS, _WEIGHT, _CHECKED = 6.0, 1500, 0.5, 128
 _LEVELS = tuple(
     Level(start, Features(mm, 1), factor) for start, mm, factor in ((0.0, 8.0, 4.0), (0.15, 4.0, 2.0), (0.4, 2.0, 1.0))
 )
-# at nodes and at voxels; nodes further apart than fine voxels made known maps worse: rounds at voxels alone
-_ROUNDS = {"fast": (6, 3), "balanced": (6, 6)}
-_ROUNDS_AT_VOXELS = {"fast": (0, 8), "balanced": (0, 10)}
+# at nodes and at voxels; where nodes are further apart than fine voxels, rounds there made known maps worse
+_ROUNDS, _ROUNDS_AT_VOXELS = {"fast": (6, 3), "balanced": (6, 6)}, (0, 10)
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,8 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     if (is_.alone or is_.detailed) and _is_free(s, "similarity.name"):
         # finer nodes than two voxels apart followed noise: 1.02 instead of 0.85 mm on a known map
         finest = float(max(_FINEST_MM, is_.voxel_mm))
-        many, fine = (_ROUNDS if 2 * finest <= _FINE_MM else _ROUNDS_AT_VOXELS)["fast" if fast else "balanced"]
+        at_both = 2 * finest <= _FINE_MM
+        many, fine = _ROUNDS["fast" if fast else "balanced"] if at_both else _ROUNDS_AT_VOXELS
         yield "dense.spacing_mm", finest, ""
         at_nodes = f"{many} rounds of refinement at voxels of {2 * finest:.3g} mm, " if many else ""
         yield "dense.rounds", many, ""

@@ -16,7 +16,11 @@ _LEAST_PART = 0.01
 _TRACHEAE_MM = (9.0, 12.0)  # about its radius, and more than that of any
 _ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room; emphysema has been seen at -955
 _CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung with a median above it
-_ENCLOSED = 0.9  # part of it that has tissue on both sides, for which a darker one is a lung, too
+_LEAST_AROUND = 0.4  # of the directions in which a lung has the body; foam of a table has it above alone
+_AROUND_MM = 5.0
+_MOSTLY_AROUND = 0.5  # likewise, for which a darker one at a side is a lung, too
+_CUT_AROUND = 0.6  # likewise, of a smaller part that is cut from a lung
+_ENCLOSED = 0.8  # likewise: dark air there is none of the room's
 
 
 def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[float, float]:
@@ -35,7 +39,10 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     """Lungs of a CT by threshold: the two largest parts of air that are not the room's, and what the side of the image
     cuts from one; vessels filled in.
 
-    The room's air is darker than lungs, or touches the sides of the image or padding around what was scanned.
+    The room's air is taken away first: what is dark on average and reaches the sides of the image, also where it meets
+    a lung that the field of view cuts. Other parts of air are none of the lungs where the body does not lie around
+    them, or where they are darker than lungs, the more so at the sides of the image or beside padding around what was
+    scanned.
 
     Works at about 3 mm and comes back on the image's grid; None where no plausible lung is found
     (less than 200 ml), so that a caller can continue without a mask. The trachea may stay in. In an image
@@ -50,20 +57,12 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     if scale < 1:  # the least part of a field of view that lungs would fill
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
     # a trachea that ends in the room's air joins it to the lungs; an opening by more than its radius parts them
-    wider = [[max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM]
-    air, edges, enclosed = small < threshold, _edges(small, threshold), _enclosed(small, threshold)
-    for radius in ([1] * d, *wider):
-        inside = _lung_air(small, air, edges, enclosed, radius, 0.1 * floor)
-        parts = sitk.RelabelComponent(sitk.ConnectedComponent(inside), sortByObjectSize=True)
-        shape = sitk.LabelShapeStatisticsImageFilter()
-        shape.Execute(parts)
-        volumes = [shape.GetPhysicalSize(label) for label in (1, 2) if shape.HasLabel(label)]
-        if volumes and volumes[0] >= floor:
-            break
-    else:
+    radii = [[1] * d, *([max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM)]
+    # a narrow field of view may show less of the body than of what pads it
+    tries = (_found(small, threshold, padding_counts, radii, floor) for padding_counts in (False, True))
+    lungs = next((found for found in tries if found is not None), None)
+    if lungs is None:
         return None
-    two = len(volumes) == 2 and volumes[1] > 0.2 * volumes[0]
-    lungs = _chosen(small, parts, 2 if two else 1, edges)
     radius = [max(1, round(6.0 * scale / s)) for s in small.GetSpacing()]
     box = [(part.start, part.stop) for part in reversed(mask_box(lungs))]
     sides = zip(box, radius, lungs.GetSize(), strict=True)
@@ -71,11 +70,35 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     return _on_grid(sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(lungs[around], radius)), grid)
 
 
-def _chosen(image: sitk.Image, parts: sitk.Image, largest: int, edges: np.ndarray) -> sitk.Image:
-    """The largest parts, and of the others those that the side of the image cuts from a lung."""
+def _found(
+    image: sitk.Image, threshold: float, padding_counts: bool, radii: list[list[int]], least_mm3: float
+) -> sitk.Image | None:
+    """Lungs of at least a volume with vessels left out, by the first of the radii that parts them from the room."""
+    edges, around = _edges(image, threshold), _around(image, threshold, padding_counts)
+    room = _room(image, edges, around)
+    beside = sitk.BinaryDilate(room, [1] * image.GetDimension())
+    air, ends = sitk.And(image < threshold, sitk.Not(room)), edges | inside(beside)
+    for radius in radii:
+        found = _lung_air(image, air, edges, around, radius, 0.1 * least_mm3)
+        parts = sitk.RelabelComponent(sitk.ConnectedComponent(found), sortByObjectSize=True)
+        shape = sitk.LabelShapeStatisticsImageFilter()
+        shape.Execute(parts)
+        volumes = [shape.GetPhysicalSize(label) for label in (1, 2) if shape.HasLabel(label)]
+        if volumes and volumes[0] >= least_mm3:
+            two = len(volumes) == 2 and volumes[1] > 0.2 * volumes[0]
+            return _chosen(image, parts, 2 if two else 1, ends, around)
+    return None
+
+
+def _chosen(image: sitk.Image, parts: sitk.Image, largest: int, ends: np.ndarray, around: np.ndarray) -> sitk.Image:
+    """The largest parts, and of the others those that the end of what was scanned cuts from a lung."""
     labels, values = sitk.GetArrayViewFromImage(parts), sitk.GetArrayViewFromImage(image)
-    cut = [n for n in np.unique(labels[edges]) if n > largest and np.median(values[labels == n]) >= _CUT_LUNG_HU]
-    lungs = sitk.GetImageFromArray(np.isin(labels, [*range(1, largest + 1), *cut]).astype(np.uint8))
+
+    def cut(part: np.ndarray) -> bool:
+        return bool(around[part].mean() >= _CUT_AROUND and np.median(values[part]) >= _CUT_LUNG_HU)
+
+    also = [n for n in np.unique(labels[ends]) if n > largest and cut(labels == n)]
+    lungs = sitk.GetImageFromArray(np.isin(labels, [*range(1, largest + 1), *also]).astype(np.uint8))
     lungs.CopyInformation(parts)
     return lungs
 
@@ -95,23 +118,46 @@ def _on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
 
 
 def _lung_air(
-    image: sitk.Image, air: sitk.Image, edges: np.ndarray, enclosed: np.ndarray, radius: list[int], least_mm3: float
+    image: sitk.Image, air: sitk.Image, edges: np.ndarray, around: np.ndarray, radius: list[int], least_mm3: float
 ) -> sitk.Image:
     """The parts of air, opened by a radius in voxels, that are none of the room's."""
     labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(air, radius)))
     values = sitk.GetArrayViewFromImage(image)
     at_an_edge = set(np.unique(labels[edges]))
     counts = np.bincount(labels.ravel()) * Grid.of(image).voxel_volume_mm3
+    shares = np.bincount(labels.ravel(), around.ravel()) / np.maximum(1, np.bincount(labels.ravel()))
+    large = [n for n in np.flatnonzero(counts >= least_mm3) if n and shares[n] >= _LEAST_AROUND]
+    within = [n for n in large if shares[n] >= _CUT_AROUND]
+    within = within if counts[within].sum() >= 10 * least_mm3 else []
     found = []
-    for label in np.flatnonzero(counts >= least_mm3):
+    for label in within or large:  # the corner of a lung has the body in few directions, and so has much else
         part = labels == label
-        median = float(np.median(values[part])) if label else -np.inf
-        at_a_side = label in at_an_edge and enclosed[part].mean() < _ENCLOSED
-        if median >= (_CUT_LUNG_HU if at_a_side else _ROOM_AIR_HU):
+        at_a_side = label in at_an_edge and shares[label] < _MOSTLY_AROUND
+        if np.median(values[part]) >= (_CUT_LUNG_HU if at_a_side else _ROOM_AIR_HU):
             found.append(label)
     inside = sitk.GetImageFromArray(np.isin(labels, found).astype(np.uint8))
     inside.CopyInformation(image)
     return inside if max(radius) == 1 else sitk.And(sitk.BinaryDilate(inside, [2 * r for r in radius]), air)
+
+
+def _room(image: sitk.Image, edges: np.ndarray, around: np.ndarray) -> sitk.Image:
+    """The room's air, and what was never scanned: dark means of 3 voxels along each axis, from the sides inwards as far
+    as the body is not around, as it is around emphysema. One voxel more than that, which lies between the room and
+    tissue.
+    """
+    means = sitk.GetArrayFromImage(sitk.BoxMean(image, [1] * image.GetDimension()))
+    dark = (means < _ROOM_AIR_HU) & (around < _ENCLOSED)
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(dark.astype(np.uint8))))
+    faces = edges.copy()
+    for axis in range(faces.ndim):
+        np.moveaxis(faces, axis, 0)[[0, -1]] = True
+    share = np.bincount(labels.ravel(), around.ravel()) / np.maximum(1, np.bincount(labels.ravel()))
+    outside = np.zeros(len(share), np.uint8)
+    outside[np.unique(labels[faces])] = 1
+    outside[(share >= _LEAST_AROUND) | (np.arange(len(share)) == 0)] = 0
+    room = sitk.GetImageFromArray(outside[labels])
+    room.CopyInformation(image)
+    return sitk.BinaryDilate(room, [1] * image.GetDimension())
 
 
 def _upright(image: sitk.Image) -> int | None:
@@ -120,14 +166,25 @@ def _upright(image: sitk.Image) -> int | None:
     return d - 1 - int(np.abs(Grid.of(image).axes[2]).argmax()) if d == 3 else None
 
 
-def _enclosed(image: sitk.Image, threshold: float) -> np.ndarray:
-    """(z, y, x): between tissue in front and behind, or to the left and to the right."""
-    tissue = sitk.GetArrayFromImage(image) >= threshold
-    out = np.zeros_like(tissue)
-    for axis in set(range(tissue.ndim)) - {_upright(image)}:
-        after = np.flip(np.maximum.accumulate(np.flip(tissue, axis), axis), axis)
-        out |= np.maximum.accumulate(tissue, axis) & after
-    return out
+def _around(image: sitk.Image, threshold: float, padding_counts: bool) -> np.ndarray:
+    """(z, y, x): of the directions along the axes, both ways, the share in which the body lies, or padding above the
+    threshold where that counts; at a coarser step, and repeated."""
+    d = image.GetDimension()
+    step_mm = _AROUND_MM * min(1.0, Grid.of(image).longest_side_mm / BODY_MM)
+    steps = [max(1, round(step_mm / s)) for s in reversed(image.GetSpacing())]
+    values = sitk.GetArrayViewFromImage(image)[tuple(slice(None, None, step) for step in steps)]
+    tissue = values >= threshold
+    own = tissue & ~np.isin(values, padding(image))
+    dense = sitk.GetImageFromArray((own if own.any() and not padding_counts else tissue).astype(np.uint8))
+    # opened, so that the table and what else is thin is parted from it
+    parts = sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(dense, [1] * d))
+    body = sitk.GetArrayFromImage(sitk.RelabelComponent(parts, sortByObjectSize=True)) == 1
+    out = np.zeros(body.shape, np.float32)
+    for axis in range(d):
+        out += np.maximum.accumulate(body, axis)
+        out += np.flip(np.maximum.accumulate(np.flip(body, axis), axis), axis)
+    places = (np.arange(n) // step for n, step in zip(reversed(image.GetSize()), steps, strict=True))
+    return out[np.ix_(*places)] / (2 * d)
 
 
 def _edges(image: sitk.Image, threshold: float) -> np.ndarray:

@@ -13,10 +13,13 @@ from .code import FORWARD, INVERSE
 from .held import spline_table
 from .maps import FieldMap, Map
 
+_FASTER = 3.0  # than the field that makes it the slip is: steps of an optimiser would not take it as far in time
+_REACH_CUBE = 0.12  # from the border, as far as the slip goes: 19 mm in a chest
 _TURN_CUBE = 0.07  # distance from the border over which motion turns along it: 10 mm in a chest
 _STEPS = 2  # of Newton's method, by which points come back to their distance from the border
 _ROUNDS = 12  # of the inverse, at most
 _TOLERANCE_CUBE = 2e-5  # of the inverse
+_PICKED_ON = ("cpu",)  # where only what slips is computed: steps that a GPU replays have as many points each
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
 
 PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
@@ -53,8 +56,8 @@ class _Slipping(Map):
     def __init__(self, smooth: Map, along: FieldMap, border: Border):
         self.smooth, self.along, self.border = smooth, along, border
 
-    def _chosen(self, distance: Tensor, slid: Tensor, points: Tensor) -> Tensor:
-        """(n, d): of points at distances (n, 1) from the border, slid or as they are."""
+    def _slips(self, points: Tensor) -> Tensor | None:
+        """(n, 1) bool: which of points (n, d) do; None: all."""
         raise NotImplementedError
 
     @property
@@ -85,32 +88,62 @@ class _Slipping(Map):
         return torch.stack([moved[FORWARD], self._slid(moved[INVERSE], self.along.inverse, inverse)])
 
     def _slid(self, points: Tensor, by: PointMap, within: Tensor | None = None) -> Tensor:
-        distance, slope = self.border.at(points)
-        slid = self._along_border(points, by(points) - points, distance, slope)
-        return self._chosen(distance, slid, points) if within is None else torch.where(within, slid, points)
+        """Points (n, d) after the slip ``by``; ``within`` (n, 1): which of them slip, by default as the class says."""
+        within = self._slips(points) if within is None else within
+        if within is None:
+            return self._slipped(points, by)
+        if points.device.type not in _PICKED_ON:
+            return torch.where(within, self._slipped(points, by), points)
+        rows = within[:, 0].nonzero()[:, 0]
+        return points.index_copy(0, rows, self._slipped(points[rows], by)) if len(rows) else points
 
-    def _along_border(self, points: Tensor, shift: Tensor, distance: Tensor, slope: Tensor) -> Tensor:
+    def _slipped(self, points: Tensor, by: PointMap) -> Tensor:
         """Points, shifted so that near the border they keep their distance from it."""
-        near = torch.exp(-(distance / _TURN_CUBE).square())
-        normal = slope / slope.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
-        moved = points + shift - near * (shift * normal).sum(-1, keepdim=True) * normal
-        for _ in range(_STEPS):
-            reached, slope = self.border.at(moved)
-            step = slope / slope.square().sum(-1, keepdim=True).clamp(min=_FLAT)
-            moved = moved + near * (distance - reached) * step
-        return moved
+        shift, sought = _FASTER * (by(points) - points), torch.is_grad_enabled() and self._is_sought
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not sought):
+            distance, slope = self.border.at(points)
+            squared = slope.square().sum(-1, keepdim=True)
+            near = torch.exp(-(distance / _TURN_CUBE).square())
+            normal = slope / squared.clamp(min=1e-12).sqrt()
+            # none where two parts of the border meet: to whose sides the distance leads there is not sure
+            part = ((1 - (distance / _REACH_CUBE).square()).clamp(min=0) * squared.clamp(max=1)).square()
+        shift = part * shift
+        beside = points + shift - near * (shift * normal).sum(-1, keepdim=True) * normal
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not sought):
+            moved = beside
+            for _ in range(_STEPS):
+                reached, there = self.border.at(moved)
+                step = there / there.square().sum(-1, keepdim=True).clamp(min=_FLAT)
+                moved = moved + near * (distance - reached) * step
+        if not sought:
+            return moved
+        # the same value; its gradient is that of a step along the border, without that of how the border bends
+        kept = (slope * (points - points.detach())).sum(-1, keepdim=True)
+        free = beside - beside.detach()
+        return moved + free + near * (kept - (there * free).sum(-1, keepdim=True)) * step
+
+    @property
+    def _is_sought(self) -> bool:
+        """Whether an optimisation changes it."""
+        return self.along.code.local_code.requires_grad
 
     @torch.no_grad()
     def _unslid(self, points: Tensor) -> Tensor:
-        """Where the slip comes from: at first by the inverse displacements, then as exactly as some rounds make it."""
-        everywhere = Within(self.smooth, self.along, self.border)
-        found = everywhere._slid(points, self.along.inverse)
+        """Where the slip comes from: by the inverse displacements, then as exactly as some rounds make it.
+
+        Steps as long as the inverse displacements make them, at the points where it is not good enough yet.
+        """
+        everywhere, within = Within(self.smooth, self.along, self.border), self._slips(points)
+        left = torch.arange(len(points), device=points.device) if within is None else within[:, 0].nonzero()[:, 0]
+        found = back = self._slid(points, self.along.inverse)
         for _ in range(_ROUNDS):
-            gap = points - everywhere._slid(found, self.along.forward)
-            found = found + gap
-            if not (gap.abs() > _TOLERANCE_CUBE).any():
+            reached = everywhere._slid(found[left], self.along.forward)
+            missed = (reached - points[left]).abs().amax(-1) > _TOLERANCE_CUBE
+            if not missed.any():
                 break
-        return self._chosen(self.border.at(points)[0], found, points)
+            left, reached = left[missed], reached[missed]
+            found = found.index_add(0, left, back[left] - everywhere._slid(reached, self.along.inverse))
+        return found
 
     def to(self, device: torch.device | str) -> Map:
         return type(self)(self.smooth.to(device), self.along.to(device), self.border.to(device))
@@ -131,7 +164,7 @@ class Sliding(_Slipping):
 
     def is_within(self, points_cube: Tensor) -> Tensor:
         """(n, 1) bool: which fixed points (n, d) lie within the border."""
-        return self.border.at(points_cube)[0] < 0
+        return self.border.at(points_cube.detach())[0] < 0
 
     def on_own_side(self, stencils: Tensor) -> tuple[Tensor, PointMap]:
         with torch.no_grad():
@@ -142,12 +175,12 @@ class Sliding(_Slipping):
         values = self._through(smooth, stencils.flatten(1, 2), within).reshape(stencils.shape)
         return values, partial(self._through, smooth, within=within.flip(0))
 
-    def _chosen(self, distance: Tensor, slid: Tensor, points: Tensor) -> Tensor:
-        return torch.where(distance < 0, slid, points)
+    def _slips(self, points: Tensor) -> Tensor:
+        return self.is_within(points)
 
 
 class Within(_Slipping):
     """The map as if all points lay within the border."""
 
-    def _chosen(self, distance: Tensor, slid: Tensor, points: Tensor) -> Tensor:
-        return slid
+    def _slips(self, points: Tensor) -> None:
+        return None
