@@ -98,7 +98,7 @@ def _at_once(folder: Path) -> sitk.Image | None:
             return None
         reader.SetFileNames([str(name) for name in names])
         image = reader.Execute()
-        tags = [{key: _tag(reader, k, key) for key in (*_TAGS, *_ALIKE, *_PLACE)} for k in range(len(names))]
+        tags = [{key: _tag(reader, k, key) for key in {*_TAGS, *_ALIKE, *_PLACE}} for k in range(len(names))]
         words = [f"{slice_['0020|0037']}\\{slice_['0020|0032']}".split("\\") for slice_ in tags]
         stated = np.array(words, float).reshape(len(tags), 3, 3).transpose(0, 2, 1)  # rows, columns, position
     except (RuntimeError, MemoryError, OSError, ValueError):
