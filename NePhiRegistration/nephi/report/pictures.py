@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..space.grid import Grid
+from ..result import lowest
+from ..space.grid import Box, Grid
 
 _PIXELS = 440  # width of the widest view
 _CT_WINDOW = (-1000.0, 300.0)
@@ -86,24 +87,39 @@ def _views(grid: Grid, at_index_xyz) -> list[_View]:
 
 
 class Images:
-    """The images as arrays on the fixed grid."""
+    """The images of a report as planes of the fixed grid: what lies elsewhere is resampled where it is looked at."""
 
-    def __init__(self, fixed, warped, moving_before, jacobian, displacement, fixed_mask, expected_error=None):
+    def __init__(self, fixed, warped, moving, alignment, jacobian, displacement, fixed_mask=None, expected_error=None):
+        """Images as for ``write_report``."""
         as_array = sitk.GetArrayViewFromImage
         self.image, self.displacement, self.grid = fixed, displacement, Grid.of(fixed)
-        self.fixed, self.after, self.before = as_array(fixed), as_array(warped), as_array(moving_before)
-        self.jacobian = as_array(jacobian)
+        self.jacobian, self.shows_error = jacobian, expected_error is not None
         self.mask = None if fixed_mask is None else as_array(fixed_mask) != 0
-        self.expected = None
-        if expected_error is not None:
-            self.expected = sitk.GetArrayFromImage(self.grid.resample(expected_error))
-        thin = self.fixed[(slice(None, None, 2),) * self.fixed.ndim]
+        self._arrays = {"fixed": as_array(fixed), "after": as_array(warped), "mask": self.mask}
+        self._elsewhere = {
+            "before": (moving, alignment, sitk.sitkLinear, lowest(moving)),
+            "jacobian": (jacobian, None, sitk.sitkNearestNeighbor, 1.0),
+            "expected": (expected_error, None, sitk.sitkLinear, 0.0),
+        }
+        thin = self._arrays["fixed"][(slice(None, None, 2),) * self.grid.dimension]
         low, high = np.percentile(thin, (1, 99))
         self.window = _CT_WINDOW if thin.min() <= -500 else (float(low), float(max(high, low + 1e-6)))
 
     def of(self, name: str, view: _View) -> np.ndarray:
         """The plane (rows, columns) of one of the images."""
-        return view.take(getattr(self, name), view.position)
+        if name in self._arrays:
+            return view.take(self._arrays[name], view.position)
+        return view.take(sitk.GetArrayFromImage(self.plane(view).resample(*self._elsewhere[name])), 0)
+
+    def plane(self, view: _View) -> Grid:
+        """The voxels of a view."""
+        return self.grid.part(self.plane_box(view))
+
+    def plane_box(self, view: _View) -> Box:
+        keep = [slice(0, n) for n in self.grid.size]
+        if view.normal is not None:
+            keep[view.normal] = slice(view.position, view.position + 1)
+        return tuple(reversed(keep))
 
     def centre_index(self) -> list[int]:
         """Along each axis, x first, the slice with most of the mask; the middle without one."""
@@ -113,11 +129,14 @@ class Images:
         areas = [self.mask.sum(tuple({*axes} - {axis}), dtype=np.int32) for axis in reversed(axes)]
         return [int(np.argmax(area)) for area in areas]
 
-    def worst_fold(self) -> tuple[int, ...] | None:
-        """Voxel (x first) of the lowest determinant inside the mask, if it is a fold."""
-        inside = self.jacobian if self.mask is None else np.where(self.mask, self.jacobian, np.inf)
+    def worst_fold(self) -> tuple[tuple[int, ...], float] | None:
+        """Voxel (x first) of the lowest determinant inside the mask, and the determinant, if it is a fold."""
+        values, first = sitk.GetArrayViewFromImage(self.jacobian), self.grid.to_index(self.jacobian.GetOrigin())
+        box = tuple(slice(int(i), int(i) + n) for i, n in zip(np.rint(first)[::-1], values.shape, strict=True))
+        inside = values if self.mask is None else np.where(self.mask[box], values, np.inf)
         at = np.unravel_index(np.argmin(inside), inside.shape)
-        return None if inside[at] > 0 else tuple(map(int, at[::-1]))
+        place = tuple(int(i + part.start) for i, part in zip(at, box, strict=True))[::-1]
+        return None if inside[at] > 0 else (place, float(inside[at]))
 
 
 def jacobian_rgb(jacobian: np.ndarray) -> np.ndarray:
@@ -139,15 +158,12 @@ def checkerboard(a: np.ndarray, b: np.ndarray, spacing_mm: np.ndarray) -> np.nda
 
 def _grid_lines(images: Images, view: _View) -> list[np.ndarray]:
     """Lines of a regular grid after the forward map less its mean shift, in (column, row) of the view."""
-    keep = [slice(None)] * images.grid.dimension
-    if view.normal is not None:
-        keep[view.normal] = slice(view.position, view.position + 1)
-    plane = Grid.of(images.image[tuple(keep)])
+    plane = images.plane(view)
     frame = (plane.origin_lps_mm, plane.spacing_mm, plane.direction, 0.0, sitk.sitkVectorFloat64, True)
     identity = sitk.Transform(plane.dimension, sitk.sitkIdentity)
     vectors = sitk.Resample(images.displacement, plane.size, identity, sitk.sitkLinear, *frame)
     field = sitk.GetArrayFromImage(vectors)
-    inside = True if images.mask is None else images.mask[tuple(keep[::-1])]
+    inside = True if images.mask is None else images.mask[images.plane_box(view)]
     field -= field.mean(tuple(range(plane.dimension)), where=np.expand_dims(inside | ~np.any(inside), -1))
     index = np.moveaxis(np.indices(plane.shape)[::-1], 0, -1)
     moved = images.grid.to_index(plane.to_lps_mm(index) + field)
@@ -209,7 +225,7 @@ def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
 
 def image_sections(images: Images) -> Iterator[str]:
     window, views, spacing = images.window, _views(images.grid, images.centre_index()), images.grid.spacing_mm
-    if images.expected is not None:
+    if images.shows_error:
         panels = [_panel(images, v, _error_overlay(images, v)) for v in views]
         yield _section("Expected error", _error_legend(), panels)
     rows = min(2, len(views))
@@ -229,9 +245,10 @@ def image_sections(images: Images) -> Iterator[str]:
     yield _section("Deformation", text, grids)
     text, worst = _legend(), images.worst_fold()
     if worst is not None:
-        where, lowest = images.grid.to_lps_mm(worst), number(images.jacobian[worst[::-1]])
-        text += f" <b>The planes go through the worst fold</b>: {lowest} at ({number(where)}) mm in LPS."
-        views = _views(images.grid, worst)
+        voxel, lowest = worst
+        where = number(images.grid.to_lps_mm(voxel))
+        text += f" <b>The planes go through the worst fold</b>: {number(lowest)} at ({where}) mm in LPS."
+        views = _views(images.grid, voxel)
     maps = [_panel(images, v, jacobian_rgb(images.of("jacobian", v))) for v in views]
     yield _section("Jacobian determinant", text, maps)
 

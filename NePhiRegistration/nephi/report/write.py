@@ -96,12 +96,19 @@ def write_all(
                 breath = Breath.of(Both(fixed, moving), transform, box, where, r.length_scale)
             if breath is not None and regions is not None and measured.regions is not None:
                 measured = replace(measured, regions=breath.of_regions(measured.regions, jacobian, regions))
+            if not {"jacobian", "exact-jacobian"}.isdisjoint(outputs):
+                tell("writing", 0.0, {})
+                spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
+                write_slices(spread, np.float32, grid, scratch.jacobian)
+            for values, path in further_maps(jacobian, breath, outputs, scratch):
+                write_slices(_spread(values, box, grid, 0.0), np.float32, grid, path)
+            determinant = grid.part(box).image(jacobian) if "report" in outputs else None
+            del jacobian, breath  # the largest of what is held
             tell("expected error", 0.0, {})
             trust = r.trust(fixed, moving, transform)
             measured = judged(measured, trust.estimate(), trust.share_above, _voxel_mm(r), tolerances)
             tell("warping", 0.0, {})
-            outside = lowest(moving)
-            slices = warped_slices(moving, grid, displacement, coarse, outside)
+            slices = warped_slices(moving, grid, displacement, coarse, lowest(moving))
             warped = None
             if "report" in outputs:
                 warped = np.stack(list(slices))
@@ -109,12 +116,6 @@ def write_all(
             if "warped" in outputs:
                 kind = sitk.GetArrayViewFromImage(moving).dtype
                 write_slices(_told(slices, grid.shape[0], "warping", tell), kind, grid, scratch.warped)
-            if not {"jacobian", "exact-jacobian"}.isdisjoint(outputs):
-                tell("writing", 0.0, {})
-                spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
-                write_slices(spread, np.float32, grid, scratch.jacobian)
-            for values, path in further_maps(jacobian, breath, outputs, scratch):
-                write_slices(_spread(values, box, grid, 0.0), np.float32, grid, path)
             if "disagreement" in outputs:
                 tell("disagreement", 0.0, {})
                 seen = grid.coarsened(_DISAGREEMENT_MM * r.length_scale)
@@ -152,8 +153,9 @@ def write_all(
                     report=report.to_dict(),
                     fixed=fixed,
                     warped=grid.image(warped),
-                    moving_before=grid.resample(moving, r.affine.transform(), sitk.sitkLinear, outside),
-                    jacobian=grid.image(np.stack(list(_spread(jacobian, box, grid)))),
+                    moving=moving,
+                    alignment=r.affine.transform(),
+                    jacobian=determinant,
                     displacement=coarse.image(displacement, vector=True),
                     fixed_mask=r.fixed_mask,
                     expected_error=trust.expected,
