@@ -184,38 +184,50 @@ def _png(figure) -> str:
 
 def _panel(images: Images, view: _View, plane: np.ndarray, name="", window=(None, None), lines=()) -> str:
     """One view as an HTML figure; ``plane`` is grey (rows, columns) or colours, drawn with the mask's rim."""
-    from matplotlib.collections import LineCollection  # matplotlib is optional
+    from contourpy import contour_generator  # comes with matplotlib, which is optional
+    from matplotlib.collections import LineCollection
     from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Affine2D
 
     sides = np.array(plane.shape[1::-1]) * view.of_page(images.grid.spacing_mm)
-    figure, axes = _bare_figure(sides / sides.max() * _PIXELS / 100)
-    smooth = "nearest" if plane.ndim == 3 else None  # the colour of a fold must not be mixed
-    axes.imshow(plane, "gray", aspect="auto", vmin=window[0], vmax=window[1], interpolation=smooth)
-    axes.add_collection(LineCollection(lines, colors="#ffd23f", linewidths=0.8), autolim=False)
+    figure = _bare_figure(sides / sides.max() * _PIXELS / 100, plane, window)
+    (width, height), (rows, columns) = figure.bbox.size, plane.shape[:2]
+    of_voxels = Affine2D().translate(0.5, 0.5 - rows).scale(width / columns, -height / rows)
+
+    def add(paths, colour: str, width: float) -> None:
+        figure.add_artist(LineCollection(paths, colors=colour, linewidths=width, transform=of_voxels))
+
+    add(lines, "#ffd23f", 0.8)
     rim = images.of("mask", view) if plane.ndim == 3 and images.mask is not None else np.zeros((1, 1))
     if rim.any() and min(rim.shape) > 1:
-        axes.contour(rim, [0.5], colors="black", linewidths=0.6)
+        add(contour_generator(z=rim.astype(float)).lines(0.5), "black", 0.6)
     places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.965), (0.5, 0.035))
     for letter, place in zip(view.letters, places, strict=True):
-        text = axes.text(*place, letter, transform=axes.transAxes, ha="center", va="center", color="white")
+        text = figure.text(*place, letter, ha="center", va="center", color="white")
         text.set_path_effects([withStroke(linewidth=2, foreground="black")])
     caption = ", ".join(filter(None, (view.name, name)))
     return f'<figure><img src="{_png(figure)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _bare_figure(inches):
+def _bare_figure(inches, plane: np.ndarray, window=(None, None)):
+    """A figure that a plane fills, without axes, which would take half of the time; colours are not mixed."""
     from matplotlib.figure import Figure  # matplotlib is optional
+    from matplotlib.image import BboxImage
 
     figure = Figure(tuple(inches), dpi=100)
-    return figure, figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=())
+    image = BboxImage(figure.bbox, cmap="gray", interpolation="nearest" if plane.ndim == 3 else None)
+    image.set_data(plane)
+    image.set_clim(*window)
+    image.autoscale_None()
+    figure.add_artist(image)
+    return figure
 
 
 def picture(rgb: np.ndarray, spacing_mm: tuple[float, float], caption: str) -> str:
     """Colours (rows, columns, 3) as an HTML figure; spacing: column, row. Raises ImportError without matplotlib."""
     sides = np.array(rgb.shape[1::-1]) * spacing_mm
-    figure, axes = _bare_figure(sides / sides.max() * _PIXELS / 100)
-    axes.imshow(rgb, aspect="auto", interpolation="nearest")
-    return f'<figure><img src="{_png(figure)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    source = _png(_bare_figure(sides / sides.max() * _PIXELS / 100, rgb))
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
@@ -271,20 +283,18 @@ def _error_overlay(images: Images, view: _View) -> np.ndarray:
 
 
 def _error_legend() -> str:
-    figure, axes = _bare_figure((4, 0.16))
     low, high = _ERROR_STOPS_MM[0], _ERROR_STOPS_MM[-1]
-    axes.imshow(error_rgb(np.geomspace(low, high, 200)[None]), aspect="auto")
+    bar = _png(_bare_figure((4, 0.16), error_rgb(np.geomspace(low, high, 200)[None])))
     ticks = "".join(f"<span>{v:.2g}</span>" for v in np.geomspace(low, high, 5))
-    return f'''<span class="legend"><img src="{_png(figure)}" alt=""><span class="ticks">{ticks}</span></span>
+    return f'''<span class="legend"><img src="{bar}" alt=""><span class="ticks">{ticks}</span></span>
 Expected distance, in mm, of the map from the truth, estimated from the images without ground truth.
 Green: 1 mm or less. Yellow: 2 mm. Orange: 5 mm. Dark red: 10 mm or more.'''
 
 
 def _legend() -> str:
-    figure, axes = _bare_figure((4, 0.16))
-    axes.imshow(jacobian_rgb(_JACOBIAN_LIMIT ** np.linspace(-1, 1, 200)[None]), aspect="auto")
+    bar = _png(_bare_figure((4, 0.16), jacobian_rgb(_JACOBIAN_LIMIT ** np.linspace(-1, 1, 200)[None])))
     ticks = "".join(f"<span>{v:.2g}</span>" for v in _JACOBIAN_LIMIT ** np.linspace(-1, 1, 5))
-    return f'''<span class="legend"><img src="{_png(figure)}" alt=""><span class="ticks">{ticks}</span></span>
+    return f'''<span class="legend"><img src="{bar}" alt=""><span class="ticks">{ticks}</span></span>
 &gt; 1 (red): the tissue is larger in the moving image. &lt; 1 (blue): it is smaller there.
 <b class="fold">Magenta</b>: a fold, not above 0, where the map is wrong.'''
 
