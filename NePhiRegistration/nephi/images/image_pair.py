@@ -197,7 +197,13 @@ class ImagePair:
         return self._on_device[id(image)]
 
     def _volume(
-        self, way: int, features: Features, prepare: Callable[..., Tensor], device: torch.device, reach: int, draws: bool
+        self,
+        way: int,
+        features: Features,
+        prepare: Callable[..., Tensor],
+        device: torch.device,
+        reach: int,
+        draws: bool,
     ) -> Volume:
         grid = self.working_grid(features.spacing_mm)
         scaled = self._scaled(grid, way, features.outside, device)
