@@ -18,7 +18,6 @@ from torch import Tensor
 from ..device import has_doubles
 from ..errors import NephiError, notice
 from ..images.image_pair import ImagePair
-from ..images.volume import in_view
 from ..maps.code import FORWARD, INVERSE
 from ..maps.jacobian import finite_jacobian
 from ..maps.maps import Map
@@ -110,7 +109,8 @@ class Landmarks(Guide):
 class Labels(Guide):
     """The borders of labels: at points near those of one image, the distance to the other's is the same.
 
-    Points that the maps take out of the other image do not count: where borders run there is not known.
+    Where a border runs beyond the other image is not known: points that the maps take there do not count, and one that
+    lies nearer to the image's side than to the border it shows may be as near to a border as to that side.
     """
 
     name = "labels"
@@ -120,6 +120,7 @@ class Labels(Guide):
         self.each = max(8, min(200, _BORDER // self.borders[0].labels))
         self.held = self.borders[0].points.flatten(0, 1)
         self.views = [tuple(part.to(device) for part in view) for view in pair.views]
+        self.spacing_mm = [torch.tensor(image.GetSpacing(), device=device) for image in pair.images]
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         drawn = [borders.draw(steps, self.each, generator) for borders in self.borders]
@@ -127,11 +128,18 @@ class Labels(Guide):
         return points, distances
 
     def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
-        fixed, moving = self.borders
-        found = torch.stack([moving.distances_mm(mapped[FORWARD]), fixed.distances_mm(mapped[INVERSE])])
-        there = mapped.detach()
-        seen = torch.stack([in_view(there[FORWARD], self.views[1]), in_view(there[INVERSE], self.views[0])])[..., 0]
-        return pull((found - further[0]).abs() * seen, self.sd_mm)
+        apart_mm = [self._apart_mm(1 - way, mapped[way], further[0][way]) for way in (FORWARD, INVERSE)]
+        return pull(torch.stack(apart_mm), self.sd_mm)
+
+    def _apart_mm(self, way: int, points: Tensor, wanted_mm: Tensor) -> Tensor:
+        """How far the distances of points (n, d) from the borders of an image are from those wanted (n,), at least."""
+        found = self.borders[way].distances_mm(points)
+        matrix, offset, size = self.views[way]
+        index = points @ matrix.T + offset
+        to_side_mm = (torch.minimum(index, size - 1 - index) * self.spacing_mm[way]).amin(-1)
+        least = torch.minimum(found.abs(), to_side_mm.clamp(min=0)) * found.sign()
+        possible = torch.minimum(torch.maximum(wanted_mm, torch.minimum(found, least)), torch.maximum(found, least))
+        return (possible - wanted_mm).abs() * (to_side_mm.detach() >= 0)
 
 
 class Rigid(Guide):

@@ -124,13 +124,6 @@ def sample_linear(volume: Tensor, points_index: Tensor) -> Tensor:
     return interpolate([volume.reshape(-1, volume.shape[-1])], points_index[None], size)[0]
 
 
-def in_view(points_cube: Tensor, view: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """(n, 1): 1 where points (n, d) lie within an image's field of view, else 0; ``view``: as in ``Volume``."""
-    matrix, offset, size = view
-    index = points_cube @ matrix.T + offset
-    return ((index >= 0) & (index <= size - 1)).all(-1, keepdim=True).to(points_cube)
-
-
 def local_offsets(dimension: int) -> Tensor:
     """(3^d, d) voxel offsets of the patch that local NCC looks at, spaced by one voxel."""
     axis = torch.arange(-1, 2)
@@ -290,7 +283,11 @@ class Volume:
     def _in_view(self, points_cube: Tensor) -> Tensor:
         if self.view is None:
             return torch.ones_like(points_cube[:, :1])
-        return in_view(points_cube if self.seen_through is None else self.seen_through(points_cube), self.view)
+        matrix, offset, size = self.view
+        if self.seen_through is not None:
+            points_cube = self.seen_through(points_cube)
+        index = points_cube @ matrix.T + offset
+        return ((index >= 0) & (index <= size - 1)).all(-1, keepdim=True).to(points_cube)
 
 
 class VolumePair(tuple[Volume, Volume]):
