@@ -111,7 +111,7 @@ def test_no_refinement_and_no_window_sees_what_is_excluded(moved, role):
     ends = []
     for values in (0.5, 9 * np.random.default_rng(0).random(int(inside.sum()))):
         images = [sitk.GetArrayFromImage(image) for image in moved[:2]]
-        images["fixed moving".split().index(role)][inside] = values
+        images[int(role == "moving")][inside] = values
         few = replace(REFINED, fit=replace(REFINED.fit, iterations=5))
         result = register(*map(GRID.image, images), settings=few, guidance=Guidance(excluded=excluded))
         ends.append(result.forward(moved[2]))

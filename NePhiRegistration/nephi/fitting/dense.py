@@ -50,7 +50,8 @@ def refined_densely(
 ) -> FieldMap:
     """The maps of a pair, in its cube, as voxel fields; no corner of a cell below ``least_determinant``.
 
-    ``held``: fixed points_cube (n, d) that stay where the maps take them, as what guided the maps does. ``tell`` hears which part of the rounds is done; an exception raised in it ends them.
+    ``held``: fixed points_cube (n, d) that stay where the maps take them, as what guided the maps does. ``tell`` hears
+    which part of the rounds is done; an exception raised in it ends them.
     """
     device, cube = maps.device, pair.cube
     half = [float(side) for side in cube.half_sides_mm]
