@@ -109,8 +109,8 @@ class Landmarks(Guide):
 class Labels(Guide):
     """The borders of labels: at points near those of one image, the distance to the other's is the same.
 
-    Where a border runs beyond the other image is not known: points that the maps take there do not count, and one that
-    lies nearer to the image's side than to the border it shows may be as near to a border as to that side.
+    Where a border runs beyond the other image is not known: what lies nearer to the image's side than to the border it
+    shows may be as near to a border as to that side.
     """
 
     name = "labels"
@@ -139,7 +139,7 @@ class Labels(Guide):
         to_side_mm = (torch.minimum(index, size - 1 - index) * self.spacing_mm[way]).amin(-1)
         least = torch.minimum(found.abs(), to_side_mm.clamp(min=0)) * found.sign()
         possible = torch.minimum(torch.maximum(wanted_mm, torch.minimum(found, least)), torch.maximum(found, least))
-        return (possible - wanted_mm).abs() * (to_side_mm.detach() >= 0)
+        return (possible - wanted_mm).abs()
 
 
 class Rigid(Guide):
