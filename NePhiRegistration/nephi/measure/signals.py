@@ -166,10 +166,12 @@ def _matched(
     origin = grid.to_lps_mm(low / grid.spacing_mm)
     work = Grid(tuple(map(int, size)), (spacing_mm,) * grid.dimension, tuple(map(float, origin)), grid.direction)
     seen: Both[np.ndarray | None] = Both(work.corners_lps_mm(), _reached(work.corners_lps_mm(), transform))
-    fixed, moving = images.map(
-        lambda image, window, where: window.means(image, _factor(image, spacing_mm), where), windows, seen
-    )
-    arrays = [sitk.GetArrayFromImage(work.resample(fixed)), sitk.GetArrayFromImage(work.resample(moving, transform))]
+    ways: Both[sitk.Transform | None] = Both(None, transform)
+
+    def values(image: sitk.Image, window: _Window, where: np.ndarray | None, way: sitk.Transform | None) -> np.ndarray:
+        return sitk.GetArrayFromImage(work.resample(window.means(image, _factor(image, spacing_mm), where), way))
+
+    arrays = images.map(values, windows, seen, ways)
     voxels = np.clip(np.rint(work.to_index(points)).astype(int), 0, np.array(work.size) - 1)[:, ::-1].copy()
     one, other = (torch.from_numpy(array) for array in arrays)
     found = match(one, other, torch.from_numpy(voxels), _HALF, reach)
