@@ -132,9 +132,12 @@ def register(
     )
     report("features")
     result.history = optimisation.run(report.optimising)
-    if used.dense.rounds + used.dense.fine_rounds and not optimisation.objective.guides:
-        maps = refined_densely(optimisation.pair, optimisation.maps, used.dense, lambda part: report("optimising", 1.0))
-        optimisation.maps = result.maps = maps
+    if used.dense.rounds + used.dense.fine_rounds and not used.sliding:
+        held = [guide.held for guide in optimisation.objective.guides if guide.held is not None]
+        start = optimisation.consensus() if held and settings.consensus else optimisation.maps  # what is held is exact
+        optimisation.maps = result.maps = refined_densely(
+            optimisation.pair, start, used.dense, held, lambda part: report("optimising", 1.0)
+        )
     if settings.consensus:
         result.maps = optimisation.consensus()
     del optimisation, pair, prediction, model

@@ -35,7 +35,8 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
     blocks = (points[:, None] + offsets * fixed.spacing).reshape(-1, d)
     reference = fixed.at_voxels(index, offsets)
     plain = consensus.held
-    seen = moving.inside(blocks + plain(blocks)).reshape(_BLOCKS, -1).amin(1, keepdim=True)
+    seen = moving.inside(blocks + plain(blocks)) * fixed.counts(blocks)  # of blocks whose values all count
+    seen = seen.reshape(_BLOCKS, -1).amin(1, keepdim=True)
 
     def unlike(map_: Consensus | None) -> float:
         there = blocks + plain(blocks) if map_ is None else map_.forward(blocks)
