@@ -108,7 +108,7 @@ def in_threads(work: Callable[[Part], Made], parts: Iterable[Part], device: torc
 
 
 def release_freed_memory() -> None:
-    """Gives freed memory back to the system, where the C library is glibc: it keeps all that lies below what is held."""
+    """Give freed memory back to the system, where the C library is glibc, which keeps what lies below what is held."""
     if sys.platform == "linux":
         library = ctypes.CDLL(None)
         if hasattr(library, "malloc_trim"):

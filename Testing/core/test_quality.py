@@ -304,7 +304,9 @@ def test_histogram_counts_every_voxel_and_says_where():
 def test_histogram_of_many_voxels_is_that_of_numpy():
     values = np.random.default_rng(0).normal(1.2, 0.3, 3 * 2**18 + 5)  # more than are counted at a time
     result = quality.jacobian_histogram(values)
-    assert result["counts"] == np.histogram(values, result["edges"])[0].tolist() and sum(result["counts"]) == len(values)
+    assert result["counts"] == np.histogram(values, result["edges"])[0].tolist() and sum(result["counts"]) == len(
+        values
+    )
 
 
 def test_histogram_of_what_lies_far_out_and_of_one_value():

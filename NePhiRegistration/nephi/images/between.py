@@ -20,7 +20,7 @@ def between(values: np.ndarray, coarse: Grid, fine: Grid, outside: float = 0.0) 
     places = zip(first, step, fine.size, coarse.size, strict=True)
     ways = [_along(start + by * np.arange(n), many) for start, by, n, many in places]
     *across, along = ways
-    last, made = len(values) - 1, {}
+    last, made = len(values) - 1, dict[int, np.ndarray]()
     nothing = np.full(fine.shape[1:], outside, np.float32)
     for below, part, seen in zip(*along, strict=True):
         if not seen:

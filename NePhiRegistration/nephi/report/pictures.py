@@ -95,7 +95,9 @@ class Images:
         self.image, self.displacement, self.grid = fixed, displacement, Grid.of(fixed)
         self.jacobian, self.shows_error = jacobian, expected_error is not None
         self.mask = None if fixed_mask is None else as_array(fixed_mask) != 0
-        self._arrays = {"fixed": as_array(fixed), "after": as_array(warped), "mask": self.mask}
+        self._arrays: dict[str, np.ndarray] = {"fixed": as_array(fixed), "after": as_array(warped)}
+        if self.mask is not None:
+            self._arrays["mask"] = self.mask
         self._elsewhere = {
             "before": (moving, alignment, sitk.sitkLinear, lowest(moving)),
             "jacobian": (jacobian, None, sitk.sitkNearestNeighbor, 1.0),

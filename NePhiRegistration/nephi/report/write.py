@@ -151,7 +151,7 @@ def write_all(
                 peak_memory_mb=peak_memory_mb(),
                 peak_gpu_memory_mb=peak_gpu_memory_mb(r.device),
             )
-            if warped is not None:
+            if warped is not None and determinant is not None:
                 begin("report")
                 write_report(
                     scratch.path,
