@@ -27,7 +27,7 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
     if not parts:
         return consensus
     similarity = LNCC()
-    fixed, moving = pair.volumes(Features(_SPACING_MM, 1), similarity.prepare, device)
+    fixed, moving = pair.volumes(Features(_SPACING_MM, 1), similarity.prepare, device, drawn=(True, False))
     generator, d = torch.Generator(device).manual_seed(_SEED), len(fixed.lower)
     side = torch.arange(_SIDE) - _SIDE // 2
     offsets = torch.stack(torch.meshgrid(*[side] * d, indexing="ij"), -1).reshape(-1, d).to(device)

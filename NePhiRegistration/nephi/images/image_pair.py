@@ -125,14 +125,21 @@ class ImagePair:
         return self.compared_cube[0]
 
     def volumes(
-        self, features: Features, prepare: Callable[..., Tensor], device: torch.device | str, reach: int = 0
+        self,
+        features: Features,
+        prepare: Callable[..., Tensor],
+        device: torch.device | str,
+        reach: int = 0,
+        drawn: tuple[bool, bool] = (True, True),
     ) -> VolumePair:
         """Features of the fixed and of the moving image at a scale, on the fixed image's side of the alignment.
 
-        ``prepare``: a similarity's, which makes them; ``reach``: voxels over which they look. Raises NephiError where
-        what is excluded leaves nothing to compare.
+        ``prepare``: a similarity's, which makes them; ``reach``: voxels over which they look; ``drawn``: whether points
+        are drawn of either image, else its mask need not be seen. Raises NephiError where what is excluded leaves
+        nothing to compare.
         """
-        return VolumePair(*(self._volume(way, features, prepare, torch.device(device), reach) for way in (0, 1)))
+        on = torch.device(device)
+        return VolumePair(*(self._volume(way, features, prepare, on, reach, drawn[way]) for way in (0, 1)))
 
     def both_see(self, grid: Grid) -> np.ndarray:
         """(z, y, x) bool: which voxels of a grid over what is compared lie within both images and count in both."""
@@ -194,11 +201,19 @@ class ImagePair:
         return self._on_device[id(image)]
 
     def _volume(
-        self, way: int, features: Features, prepare: Callable[..., Tensor], device: torch.device, reach: int
+        self,
+        way: int,
+        features: Features,
+        prepare: Callable[..., Tensor],
+        device: torch.device,
+        reach: int,
+        draws: bool,
     ) -> Volume:
         grid = self.working_grid(features.spacing_mm)
-        scaled, inside, distance = self.seen_on(grid, way, features.outside, device)
-        excluded = self._sees_excluded(grid, way, reach)
+        scaled = self._scaled(grid, way, features.outside, device)
+        excluded, beyond = self._sees_excluded(grid, way, reach), self._sees_beyond(grid, way, reach)
+        needed = draws or excluded is not None or beyond is not None
+        inside, distance = self._drawn_on(grid, way, device) if needed else (None, None)
         drawn = None if inside is None else torch.as_tensor(inside[:]).cpu()
         if excluded is not None:
             drawn = ~excluded if drawn is None else drawn & ~excluded
@@ -207,7 +222,6 @@ class ImagePair:
                     f"nothing of the {('fixed', 'moving')[way]} image is left to compare: what is excluded, and "
                     f"{reach + 1} voxels of {grid.spacing_mm[0]:.3g} mm around it, covers all of it"
                 )
-        beyond = self._sees_beyond(grid, way, reach)
         if beyond is not None and drawn is not None:
             left = drawn & ~beyond
             if left.sum() >= _LEAST_LEFT * drawn.sum():  # on coarse grids features may see too far
@@ -279,25 +293,34 @@ class ImagePair:
 
         ``outside``: how far what lies outside the mask is replaced, as ``Features`` says.
         """
+        return self._scaled(grid, way, outside, device), *self._drawn_on(grid, way, device)
+
+    def _scaled(self, grid: Grid, way: int, outside: float, device: torch.device) -> Slices | DeviceSlices:
+        """The image in its window, 0 to 1, with what lies outside the mask replaced as far as is said."""
         s, image, mask = self.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]
         scaled = self._windowed(grid, way, device)
-        if mask is None:
-            return scaled, self._shown(grid, way), None
-        inside, distance = self._on(grid, mask, way, device=device), None
-        if s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
+        if mask is not None and s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
             fill, part = (
                 float(np.clip((s.outside_hu - low) / (high - low), 0, 1)),
                 self._on(grid, mask, way, device=device),
             )
             scaled.then(lambda values, rows: values + outside * (fill - values) * (1 - part[rows]))
+        return scaled
+
+    def _drawn_on(self, grid: Grid, way: int, device: torch.device):
+        """Where points are drawn, read by slices, and the mask's distance map, as ``seen_on`` says."""
+        s, mask = self.similarity, self.masks[way]
+        if mask is None:
+            return self._shown(grid, way), None
+        inside, distance = self._on(grid, mask, way, device=device), None
         if s.mask_margin_mm or s.boundary_weight:
             image_distance, distance = self._distance(way)
             if s.mask_margin_mm:
                 inside = self._on(grid, image_distance, 0, 1e3, device).then(
                     lambda values, _: values <= s.mask_margin_mm * self.scale
                 )
-        return scaled, inside.then(lambda values, _: values > 0.5), distance
+        return inside.then(lambda values, _: values > 0.5), distance
 
     def _windowed(self, grid: Grid, way: int, device: torch.device) -> Slices | DeviceSlices:
         low, high = self.windows[way]

@@ -119,9 +119,9 @@ def stages(
         "transforms": part * _MAP_PRODUCT_S * w.products * w.nodes,
         "Jacobian determinant": part * _JACOBIAN_PRODUCT_S * w.products * max(w.determinants, exact),
         "measures": _MEASURES_S + _COUNTING_S * w.fixed_voxels,
+        "writing": _FLOATS_S * w.fixed_voxels * floats,
         "expected error": _TRUST_S * min(1.0, w.determinants / _USUAL_DETERMINANTS),
         "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
-        "writing": _FLOATS_S * w.fixed_voxels * floats,
         "disagreement": part * 1.1 * _MAP_PRODUCT_S * w.products * w.disagreement * ("disagreement" in outputs),
         "report": (_PAGE_S + _READING_S * w.fixed_voxels) * ("report" in outputs),
     }
