@@ -134,9 +134,10 @@ def register(
     result.history = optimisation.run(report.optimising)
     if used.dense.rounds + used.dense.fine_rounds and not used.sliding:
         held = [guide.held for guide in optimisation.objective.guides if guide.held is not None]
-        start = optimisation.consensus() if held and settings.consensus else optimisation.maps  # what is held is exact
+        # the better map, as what is held stays as it is
+        from_maps = optimisation.consensus() if held and settings.consensus else optimisation.maps
         optimisation.maps = result.maps = refined_densely(
-            optimisation.pair, start, used.dense, held, lambda part: report("optimising", 1.0)
+            optimisation.pair, from_maps, used.dense, held, lambda part: report("optimising", 1.0)
         )
     if settings.consensus:
         result.maps = optimisation.consensus()
