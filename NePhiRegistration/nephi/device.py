@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -104,6 +105,14 @@ def in_threads(work: Callable[[Part], Made], parts: Iterable[Part], device: torc
                 yield running.popleft().result()
     finally:
         torch.set_num_threads(threads)
+
+
+def release_freed_memory() -> None:
+    """Give freed memory back to the system, where the C library is glibc, which keeps what lies below what is held."""
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "malloc_trim"):
+            library.malloc_trim(0)
 
 
 def peak_memory_mb() -> float | None:

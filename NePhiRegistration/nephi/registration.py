@@ -11,7 +11,7 @@ import torch
 
 from .both import ROLES, Both, complete
 from .config import of_kind
-from .device import choose_device
+from .device import choose_device, release_freed_memory
 from .errors import NephiError, collected_notices, notice
 from .files.image import check_image
 from .files.masks import check_mask
@@ -112,6 +112,7 @@ def register(
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(settings.model, model, pair, target)
+    release_freed_memory()  # of masks, alignment and prediction
     optimisation = Optimisation(pair, used, prediction, similarity, regulariser, target, guidance)
     report.result = result = Registration(
         maps=optimisation.maps,
@@ -131,11 +132,17 @@ def register(
     )
     report("features")
     result.history = optimisation.run(report.optimising)
-    if used.dense.rounds + used.dense.fine_rounds and not optimisation.objective.guides:
-        maps = refined_densely(optimisation.pair, optimisation.maps, used.dense, lambda part: report("optimising", 1.0))
-        optimisation.maps = result.maps = maps
+    if used.dense.rounds + used.dense.fine_rounds and not used.sliding:
+        held = [guide.held for guide in optimisation.objective.guides if guide.held is not None]
+        # the better map, as what is held stays as it is
+        from_maps = optimisation.consensus() if held and settings.consensus else optimisation.maps
+        optimisation.maps = result.maps = refined_densely(
+            optimisation.pair, from_maps, used.dense, held, lambda part: report("optimising", 1.0)
+        )
     if settings.consensus:
         result.maps = optimisation.consensus()
+    del optimisation, pair, prediction, model
+    release_freed_memory()  # before the volumes of a large image that are made of the result
     result.seconds = time.perf_counter() - started
     return result
 

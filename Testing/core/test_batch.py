@@ -197,13 +197,14 @@ def test_the_engines_of_a_killed_batch_end_and_leave_no_part_of_a_result(study, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes in /proc")
-def test_ctrl_c_ends_every_process_and_leaves_no_part_of_a_result(study, tmp_path):
+@pytest.mark.parametrize("number", ["SIGINT", "SIGHUP"])  # Ctrl-C, a terminal that is closed
+def test_an_interrupted_batch_ends_every_process_and_leaves_no_part_of_a_result(number, study, tmp_path):
     output = tmp_path / "out"
     batch = start(["batch", str(study("a", "b", "c")), "--output", str(output), "--jobs", "2", *_LONG])
     try:
         wait_for(lambda: len(engines(output)) == 2)
         time.sleep(3)  # well into their work
-        batch.send_signal(signal.SIGINT)
+        batch.send_signal(getattr(signal, number))
         _, errors = batch.communicate(timeout=20)
     finally:
         batch.kill()

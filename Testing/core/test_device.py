@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -15,7 +18,7 @@ import torch
 import yaml
 from nephi import PRESETS, Guidance, register
 from nephi import device as device_module
-from nephi.device import choose_device, devices
+from nephi.device import choose_device, devices, release_freed_memory
 from nephi.errors import NephiError
 from nephi.fitting import fit, guides
 from nephi.fitting.optimise import Optimisation
@@ -369,3 +372,20 @@ def test_a_result_does_not_depend_on_the_number_of_threads(two_threads, monkeypa
         np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
     for way in (result.forward, result.inverse, result.jacobian_determinant):
         assert len(way(points[:0])) == 0
+
+
+glibc = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim")
+
+
+@pytest.mark.skipif(not glibc, reason="the C library keeps no freed memory")
+def test_freed_memory_below_what_is_held_goes_back_to_the_system():
+    def resident_mb() -> float:
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    blocks = [np.ones(60_000, np.uint8) for _ in range(2000)]
+    last = blocks[-1]  # above the others
+    full = resident_mb()
+    del blocks
+    release_freed_memory()
+    assert resident_mb() < full - 80 and last[0] == 1

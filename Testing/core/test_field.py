@@ -45,6 +45,13 @@ def test_both_fields_start_at_the_identity(preset, d):
     assert torch.equal(fields.one(x, code, INVERSE), x)
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_no_points_are_mapped_to_none(d):
+    fields, code = make(PRESETS["balanced"].field, d)
+    field_map, none = FieldMap(fields, code), torch.zeros(0, d)
+    assert field_map.forward(none).shape == field_map.inverse(none).shape == none.shape
+
+
 def test_paper_fields_have_the_papers_size():
     fields, _ = make(PRESETS["paper"].field, 3)
     n = sum(p.numel() for p in fields.parameters())

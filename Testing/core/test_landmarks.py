@@ -112,6 +112,39 @@ def test_fcsv_frames(tmp_path, frame, sign):
     np.testing.assert_array_equal(read_landmarks(path), POINTS * [sign, sign, 1])
 
 
+SLICER = (
+    "# Markups fiducial file version = 5.6\n# CoordinateSystem = LPS\n"
+    "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n"
+)
+
+
+@pytest.mark.parametrize("desc", ["", "vessel", '"at 1,5 mm"'])
+@pytest.mark.parametrize("end", ["", ",2,0", ",2,1"])
+def test_fcsv_as_slicer_writes_it(tmp_path, end, desc):
+    """Two numbers follow the columns that it names."""
+    row = "{},{},{},{},0,0,0,1,1,1,0,F-1," + desc + ",vtkMRMLScalarVolumeNode1" + end + "\n"
+    text = SLICER + "".join(row.format(i, *p) for i, p in enumerate(POINTS.tolist(), 1))
+    np.testing.assert_array_equal(read_landmarks(_written(tmp_path, "a.fcsv", text)), POINTS)
+    whole = SLICER + row.format(1, 1, 2, 3)
+    np.testing.assert_array_equal(read_landmarks(_written(tmp_path, "b.fcsv", whole)), [[1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (SLICER + "1,1,2,3,0,0,0,1,1,1,0,F-1,,,0,0\n", "undefined"),
+        (SLICER + "1,-13,7,37,9,5,0,0,0,1,1,1,0,F-1,,\n", "decimal commas"),  # x = -13.7, y = 37.9
+        (SLICER + "1,-13,7,37,9,5,25\n", "decimal commas"),
+        (SLICER.replace("id,x", "idx"), "repair its header"),
+        (SLICER.replace("id,x", "id,,x"), "repair its header"),
+        (SLICER + "1,1,2\n", "columns"),
+    ],
+)
+def test_fcsv_with_other_columns(tmp_path, text, match):
+    with pytest.raises(NephiError, match=match):
+        read_landmarks(_written(tmp_path, "a.fcsv", text))
+
+
 @pytest.mark.parametrize("frame", ["IJK", "2", "XYZ"])
 def test_fcsv_in_another_frame(tmp_path, frame):
     text = FCSV.format(frame=f"# CoordinateSystem = {frame}\n") + "1,1,2,3,0,0,0,1,1,1,0,F\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -85,6 +87,19 @@ def test_a_volume_between_the_nodes_of_a_grid_is_that_of_itk(d):
     assert 0.02 < (wanted == 5).mean() < 0.9
     np.testing.assert_array_equal(found == 5, wanted == 5)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_between_nodes_no_more_than_some_slices_are_held():
+    coarse = Grid((20, 20, 60), (3.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
+    fine = Grid((200, 200, 90), (0.29, 0.29, 1.9), (0.0,) * 3, coarse.direction)
+    values = np.ones(coarse.shape, np.float32)
+    tracemalloc.start()
+    try:
+        assert sum(slice_[0, 0] for slice_ in between(values, coarse, fine)) == 90
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * 200 * 200 * 4
 
 
 def test_voxels_are_drawn_from_a_mask_as_from_a_list_of_all():

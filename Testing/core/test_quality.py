@@ -301,6 +301,14 @@ def test_histogram_counts_every_voxel_and_says_where():
     assert inside == {"edges": [0.95, 1.0, 1.05], "counts": [1, 2]}
 
 
+def test_histogram_of_many_voxels_is_that_of_numpy():
+    values = np.random.default_rng(0).normal(1.2, 0.3, 3 * 2**18 + 5)  # more than are counted at a time
+    result = quality.jacobian_histogram(values)
+    assert result["counts"] == np.histogram(values, result["edges"])[0].tolist() and sum(result["counts"]) == len(
+        values
+    )
+
+
 def test_histogram_of_what_lies_far_out_and_of_one_value():
     far = quality.jacobian_histogram(np.array([-50.0, 1.0, 900.0]))
     assert (far["edges"][0], far["edges"][-1]) == (-1, 5)

@@ -110,6 +110,37 @@ def test_headers_that_itk_fills_up_with_what_is_not_stated(match, count, tmp_pat
         read_image(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("count", [1, 10])
+def test_values_by_a_lookup_table(count, encoding, tmp_path):
+    write_dicom(IMAGE, tmp_path)
+    for path in sorted(tmp_path.iterdir())[-count:]:
+        data, table = pydicom.dcmread(path), pydicom.Dataset()
+        table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [4, 0, 16], "HU", b"\0\1\2\3\4\5\6\7"
+        table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
+        data.ModalityLUTSequence = [table]
+        for key in ("RescaleSlope", "RescaleIntercept"):
+            data.pop(key, None)
+        data.save_as(path)
+        encoded(path, encoding)
+    with pytest.raises(NephiError, match="Modality LUT"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("slopes", [[2.0] * 10, [1.0] * 10])
+def test_secondary_captures_with_a_scale_of_their_frames(slopes, tmp_path):
+    """ITK looks at the file's own scale alone in files of this class."""
+    write_frames(IMAGE, path := tmp_path / "a.dcm", slopes=slopes)
+    data = pydicom.dcmread(path)
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"
+    data.save_as(path)
+    if slopes[0] == 1:
+        assert same(read_image(path))
+    else:
+        with pytest.raises(NephiError, match="where its reader does not look"):
+            read_image(path)
+
+
 def test_a_colour_slice_among_others_is_named(tmp_path):
     write_dicom(IMAGE, tmp_path)
     data = pydicom.dcmread(tmp_path / "0004.dcm")

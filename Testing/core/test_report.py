@@ -51,7 +51,8 @@ def _inputs(dimension: int) -> dict:
     return {
         "fixed": phantom.fixed,
         "warped": grid.resample(phantom.moving, transform, outside=-1000),
-        "moving_before": grid.resample(phantom.moving, outside=-1000),
+        "moving": phantom.moving,
+        "alignment": sitk.Transform(dimension, sitk.sitkIdentity),
         "jacobian": grid.image(phantom.jacobian(points).astype(np.float32)),
         "displacement": sitk.Shrink(phantom.displacement(), [2] * dimension),
         "fixed_mask": phantom.fixed_mask,
@@ -218,7 +219,7 @@ def test_grid_lines_show_the_forward_map_without_its_shift():
     vectors = np.zeros_like(points)
     vectors[..., 0] = 0.1 * points[..., 0] + 50
     blank = grid.image(np.zeros(grid.shape, np.float32))
-    images = pictures.Images(blank, blank, blank, blank, coarse.image(vectors, vector=True), None)
+    images = pictures.Images(blank, blank, blank, sitk.Transform(), blank, coarse.image(vectors, vector=True))
     axial = pictures._views(grid, (15, 10, 5))[0]
     lines = pictures._grid_lines(images, axial)
     across = lines[0]  # the first row of the grid: (30, 2) columns and rows of the picture
@@ -229,7 +230,7 @@ def test_grid_lines_show_the_forward_map_without_its_shift():
 def test_pictures_keep_the_aspect_of_anisotropic_voxels():
     grid = Grid((40, 40, 10), (1.0, 1.0, 8.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
     image = grid.image(np.zeros(grid.shape, np.float32))
-    images = pictures.Images(image, image, image, image, image, None)
+    images = pictures.Images(image, image, image, sitk.Transform(), image, image)
     coronal = pictures._views(grid, (20, 20, 5))[1]
     (picture,) = _pictures(pictures._panel(images, coronal, images.of("fixed", coronal)))
     assert picture.shape[0] / picture.shape[1] == pytest.approx(80 / 40, rel=0.02)
@@ -240,8 +241,33 @@ def test_planes_are_where_the_mask_is():
     mask = np.zeros(grid.shape, np.uint8)
     mask[2, 3, 4] = mask[2, 3, 5] = mask[2, 4, 5] = mask[1, 3, 5] = 1
     blank = grid.image(np.zeros(grid.shape, np.float32))
-    images = pictures.Images(blank, blank, blank, blank, blank, grid.image(mask))
+    images = pictures.Images(blank, blank, blank, sitk.Transform(), blank, blank, grid.image(mask))
     assert images.centre_index() == [5, 3, 2]
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_planes_of_what_lies_elsewhere_are_those_of_the_whole_image_resampled(dimension, inputs2, inputs3):
+    inputs = inputs2 if dimension == 2 else inputs3
+    grid, moved = Grid.of(inputs["fixed"]), sitk.TranslationTransform(dimension, [7.0, -9.0, 4.0][:dimension])
+    box = tuple(slice(3, n - 2) for n in grid.shape)
+    values = np.random.default_rng(0).normal(1, 0.1, grid.shape).astype(np.float32)
+    whole = np.ones(grid.shape, np.float32)
+    whole[box] = values[box]
+    mask = np.ones(grid.shape, np.uint8)
+    determinant = grid.part(box).image(np.ascontiguousarray(values[box]))
+    inputs = {k: v for k, v in inputs.items() if k != "history"}
+    inputs |= {"alignment": moved, "jacobian": determinant, "fixed_mask": grid.image(mask)}
+    images = pictures.Images(**inputs)
+    lowest = sitk.GetArrayViewFromImage(inputs["moving"]).min()
+    before = sitk.GetArrayFromImage(grid.resample(inputs["moving"], moved, outside=lowest))
+    for view in pictures._views(grid, [n // 3 for n in grid.size]):
+        assert np.abs(images.of("before", view) - view.take(before, view.position)).max() <= 1  # of what is rounded
+        assert np.array_equal(images.of("jacobian", view), view.take(whole, view.position))
+    assert images.worst_fold() is None
+    at = tuple(n // 2 for n in grid.shape)
+    values[at] = -0.5
+    folded = pictures.Images(**inputs | {"jacobian": grid.part(box).image(np.ascontiguousarray(values[box]))})
+    assert folded.worst_fold() == (at[::-1], -0.5)
 
 
 def test_two_dimensions(tmp_path, inputs2):
@@ -250,7 +276,7 @@ def test_two_dimensions(tmp_path, inputs2):
 
 
 def test_bare_minimum(tmp_path, inputs3):
-    few = {k: inputs3[k] for k in ("fixed", "warped", "moving_before", "jacobian", "displacement")}
+    few = {k: inputs3[k] for k in ("fixed", "warped", "moving", "alignment", "jacobian", "displacement")}
     html = _written(tmp_path, {}, few)
     assert len(_pictures(html)) == 6 + 6 + 3 + 3 + 1
 

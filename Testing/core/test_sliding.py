@@ -96,6 +96,17 @@ def test_inverse_undoes_the_map_on_both_sides(sliding):
     assert (sliding.inverse(there) - points).abs().max() < 2 * smooth_error + 1e-4
 
 
+@pytest.mark.parametrize("radius", [0.3, 0.8])
+@pytest.mark.parametrize("many", [0, 3])
+def test_points_of_which_none_slips_or_all_do(radius, many, sliding):
+    """A map is asked for parts of a volume, of which some lie on one side of the border alone."""
+    points = _at_radius(radius, len(sliding.half_extents_cube), many)
+    for side in (sliding, sliding.within):
+        assert side.inverse(side.forward(points)).shape == points.shape
+    for moved in (sliding.forward(points), sliding.inverse(points)):
+        assert moved.shape == points.shape and moved.isfinite().all()
+
+
 def test_slip_in_a_thin_wedge_neither_folds_nor_loses_its_inverse():
     """Where two parts of the border meet, points have no single side to keep their distance from."""
     axis = torch.linspace(-1, 1, 61)

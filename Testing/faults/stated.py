@@ -170,7 +170,7 @@ def rows(path: Path) -> Any:
     cells = [re.split(r"[,;\s]+", line.strip()) for line in lines]
     if name.endswith(".fcsv"):
         cells = [row[1:4] for row in (re.split(",", line) for line in lines)]
-        ras = re.search(r"CoordinateSystem = (\S*)", text)
+        ras = re.search(r"^# CoordinateSystem = (\S*)", text, re.M)
         turn = 1.0 if ras is not None and ras[1] in ("1", "LPS") else -1.0
         return np.array(cells, float) * (turn, turn, 1)
     points = np.array(cells, float)

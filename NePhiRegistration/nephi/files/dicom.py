@@ -20,7 +20,7 @@ from ..errors import NephiError, notice
 from ..paths import check_name
 from ..space.grid import Grid
 from .apart import read_image_apart
-from .dicom_elements import lengths_fit
+from .dicom_elements import has_element, lengths_fit
 from .dicom_frames import frames
 from .dicom_stack import SERIES, Irregular, Slice, in_order, numbers, placed, some, turned
 
@@ -31,13 +31,15 @@ _ONCE_BYTES = 2**30  # of a folder that is read before its headers are known
 _OF_FOLDERS = ("DICOMDIR", "THUMBS.DB")  # what lies in many folders of images
 
 
-_TAGS = ("0008|0008", "0008|0060", "0008|103e", "0018|0081", "0018|0088", "0018|1060", "0018|1164", "0018|2010",
-         "0020|0012", "0020|0032", "0020|0037", "0020|0100", "0028|0004", "0028|0009", "0028|0030", "0028|0101",
-         "0028|0102", "0028|0103", "0028|0120", "0028|0121", "0028|1052", "0028|1053", "3004|000e")  # fmt: skip
+_TAGS = ("0008|0008", "0008|0016", "0008|0060", "0008|103e", "0018|0081", "0018|0088", "0018|1060", "0018|1164",
+         "0018|2010", "0020|0012", "0020|0032", "0020|0037", "0020|0100", "0028|0004", "0028|0009", "0028|0030",
+         "0028|0101", "0028|0102", "0028|0103", "0028|0120", "0028|0121", "0028|1052", "0028|1053",
+         "3004|000e")  # fmt: skip
 # what has to be alike in all slices for one pass: class, colours, pixel spacing and type, scale, series
 _ALIKE = ("0008|0016", "0018|1164", "0028|0002", "0028|0004", "0028|0030", "0028|0100", "0028|0101", "0028|0102",
           "0028|0103", "0028|1052", "0028|1053", SERIES)  # fmt: skip
 _PLACE = ("0020|0032", "0020|0037", "0008|0018")
+_LOOKUP = b"\x28\0\0\x30"  # a sequence, which ITK does not name
 
 
 def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Image:
@@ -98,7 +100,8 @@ def _at_once(folder: Path) -> sitk.Image | None:
             return None
         reader.SetFileNames([str(name) for name in names])
         image = reader.Execute()
-        tags = [{key: _tag(reader, k, key) for key in {*_TAGS, *_ALIKE, *_PLACE}} for k in range(len(names))]
+        keys = {*_TAGS, *_ALIKE, *_PLACE}
+        tags = [_with_lookup(path, {key: _tag(reader, k, key) for key in keys}) for k, path in enumerate(names)]
         words = [f"{slice_['0020|0037']}\\{slice_['0020|0032']}".split("\\") for slice_ in tags]
         stated = np.array(words, float).reshape(len(tags), 3, 3).transpose(0, 2, 1)  # rows, columns, position
     except (RuntimeError, MemoryError, OSError, ValueError):
@@ -126,6 +129,11 @@ def _candidates(folder: Path) -> list[Path]:
 
 def _tag(reader, *key: str | int) -> str:
     return reader.GetMetaData(*key).strip(" \0") if reader.HasMetaDataKey(*key) else ""
+
+
+def _with_lookup(path: Path, tags: dict[str, str]) -> dict[str, str]:
+    """The tags, and whether a table (Modality LUT Sequence) is stated for the values in place of a slope."""
+    return {**tags, "0028|3000": "SQ" if not tags["0028|1053"] and has_element(path, _LOOKUP) else ""}
 
 
 def image_files(folder: Path, role: str) -> list[Slice]:
@@ -174,7 +182,7 @@ def _read_header(path: Path) -> Slice | None:
         spacing_mm=np.array(reader.GetSpacing()),
         axes=np.reshape(reader.GetDirection(), (len(size),) * 2)[:3, :2],
         position_lps_mm=np.array(reader.GetOrigin()) if has_place else None,
-        tags={key: _tag(reader, key) for key in _TAGS},
+        tags=_with_lookup(path, {key: _tag(reader, key) for key in _TAGS}),
         components=reader.GetNumberOfComponents(),
     )
 

@@ -77,6 +77,13 @@ def elements(path: Path, sequences: frozenset[bytes]) -> Elements | None:
         return None
 
 
+def has_element(path: Path, tag: bytes, read: int = 2**16) -> bool:
+    """Whether a little-endian file holds an element; where it is not deflated, one that begins early in it."""
+    with open(path, "rb") as file:
+        head = file.read(read)
+    return (tag in head or _DEFLATED in head[_START:1024]) and tag in (elements(path, frozenset([tag])) or {})
+
+
 def _elements(data: bytes, at: int, end: int, implicit: bool, sequences: frozenset[bytes]) -> tuple[Elements, int]:
     """The elements from ``at`` on, and where they end: at the pixels, an item's mark or ``end``. Raises _Cut."""
     found: Elements = {}

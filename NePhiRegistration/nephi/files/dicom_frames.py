@@ -25,6 +25,7 @@ _ORIENTATION = _element(0x0020, 0x9116), _element(0x0020, 0x0037)
 _SPACING = _element(0x0028, 0x9110), _element(0x0028, 0x0030)
 _SLOPE, _INTERCEPT = ((_element(0x0028, 0x9145), _element(0x0028, number)) for number in (0x1053, 0x1052))
 _SEQUENCES = frozenset([_SHARED, _EACH, *(group for group, _ in (_PLACE, _ORIENTATION, _SPACING, _SLOPE))])
+_CAPTURE = "1.2.840.10008.5.1.4.1.1.7."  # classes of secondary captures with frames, whose groups ITK does not look at
 _OFFSETS = _element(0x3004, 0x000C)  # of the planes of a dose
 _SLICES = "(0054,0080)"  # what the frames of a scintigram step through where they are slices
 
@@ -71,6 +72,8 @@ def _of_groups(file: Slice, found: Elements, where: str) -> list[Slice]:
     if len(made) != file.size[2]:
         raise Irregular(f"{where} holds {file.size[2]} frames and describes {len(made)}; it is damaged")
     slope, intercept = scales.pop()
+    if file.tags["0008|0016"].startswith(_CAPTURE) and (1 if slope is None else slope, intercept or 0) != (1, 0):
+        raise Irregular(f"{where} states a scale for its frames (Rescale Slope) where its reader does not look")
     stated = {"0028|1053": slope, "0028|1052": intercept}
     tags = {**file.tags, **{key: str(value) for key, value in stated.items() if value is not None}}
     return [replace(one, tags=tags) for one in made]

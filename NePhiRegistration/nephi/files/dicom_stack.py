@@ -52,6 +52,8 @@ class Slice:
             return "keeps its values in other bits (High Bit) than its reader takes"
         if (slope := numbers(self.tags["0028|1053"])) is not None and not slope.all():
             return "states a rescale slope of 0, for which its reader takes 1"
+        if self.tags["0028|3000"]:
+            return "states its values by a table (Modality LUT), which its reader leaves out; convert it first"
         if self.tags["0008|0060"] == "CT" and self.tags["0028|0004"] == "MONOCHROME1":
             return "is a CT in MONOCHROME1, whose values its reader inverts"
         if "MOSAIC" in self.kinds:

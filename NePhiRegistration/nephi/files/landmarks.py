@@ -32,6 +32,7 @@ from .writing import write_text
 
 _COLUMNS = {("x", "y", "z"): False, ("l", "p", "s"): False, ("r", "a", "s"): True}  # True: RAS
 _FARTHEST_MM = 1e6
+_SLICERS_COLUMNS = 14  # that Slicer names; then it writes whether a point is placed (2), and another number
 _DECIMAL_COMMA = re.compile(r"^([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)$")
 _FRAMES = {"0": "RAS", "1": "LPS", "2": "IJK"}
 
@@ -171,18 +172,28 @@ def _csv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
 
 
 def _fcsv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
-    frame, columns, width = "RAS", [1, 2, 3], 14  # what Slicer takes where the header does not say it
+    """Slicer takes the columns after the first for x, y and z, whatever the header says."""
+    frame, width = "RAS", _SLICERS_COLUMNS  # what Slicer takes where the header does not say it
     for line in text.splitlines():
         key, _, value = line.lstrip("# ").partition("=")
         if line.startswith("#") and key.strip() == "CoordinateSystem":
             frame = value.strip()
         elif line.startswith("#") and key.strip() == "columns":
             names = [name.strip().lower() for name in value.split(",")]
-            if {"x", "y", "z"} <= set(names):
-                width = len(names)
-                columns = [names.index(axis) for axis in "xyz"]
+            if names[1:4] != list("xyz"):
+                raise NephiError(
+                    f"The columns of {path} do not begin with id,x,y,z, as Slicer's do; repair its header."
+                )
+            width = len(names)
     rows = _csv_rows("\n".join(line for line in text.splitlines() if not line.startswith("#")), path)
-    return _to_lps(_numbers(path, _picked(path, rows, columns, width), (3,)), _is_ras(path, frame))
+    for i, row in enumerate(rows, 1):
+        status = row[width].strip() if len(row) == width + 2 and width == _SLICERS_COLUMNS else ""
+        if status in ("0", "1", "3"):
+            raise NephiError(f"{path} holds an undefined landmark; place it or delete it.")
+        # a number with a decimal comma takes two cells
+        if status != "2" and len(row) not in (4, width) and not all("." in cell for cell in row[1:4]):
+            raise NephiError(_surplus(path, i, row, width))
+    return _to_lps(_numbers(path, _picked(path, rows, [1, 2, 3]), (3,)), _is_ras(path, frame))
 
 
 def _markups(path: Path, text: str, grid: Grid | None) -> np.ndarray:
@@ -281,17 +292,21 @@ def _words(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.strip()]
 
 
-def _picked(path: Path, rows: list[list[str]], columns: list[int], width: int) -> list[list[str]]:
+def _picked(path: Path, rows: list[list[str]], columns: list[int], width: int | None = None) -> list[list[str]]:
     """The cells of the columns; no row may hold more than ``width`` cells."""
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rows, 1):
         if len(row) <= max(columns):
-            raise NephiError(f"Landmark {i + 1} of {path} has {len(row)} columns, too few.")
-        if any(cell.strip() for cell in row[width:]):
-            raise NephiError(
-                f"Landmark {i + 1} of {path} has {len(row)} columns, the header {width}; numbers may have decimal "
-                "commas: save them with points, or the columns with semicolons between them."
-            )
+            raise NephiError(f"Landmark {i} of {path} has {len(row)} columns, too few.")
+        if width is not None and any(cell.strip() for cell in row[width:]):
+            raise NephiError(_surplus(path, i, row, width))
     return [[row[column] for column in columns] for row in rows]
+
+
+def _surplus(path: Path, number: int, row: list[str], width: int) -> str:
+    return (
+        f"Landmark {number} of {path} has {len(row)} columns, the header {width}; numbers may have decimal "
+        "commas: save them with points, or the columns with semicolons between them."
+    )
 
 
 def _numbers(path: Path, rows: list, widths: tuple[int, ...]) -> np.ndarray:

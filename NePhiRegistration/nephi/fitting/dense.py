@@ -7,10 +7,11 @@ they no longer do. So neither weights nor a penalty have to keep the map from fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,6 +32,8 @@ _BRIGHT_OVER = 4.0  # voxels: deviation of the Gaussian over which both images a
 _FLAT = 1e-3  # variance of intensities, of what is too flat to say how
 _LONGEST = 1.0  # nodes that a round moves at most
 _DOUBTED = 0.25  # difference of intensities from which on a voxel counts half
+_SEEN = 2 * _VOXELS_PER_NODE  # voxels as far as steps see: what is excluded must not be nearer
+_RELEASED = 4  # nodes from what is held, from which on steps are whole
 _MARGIN = 6  # nodes around what is shown, where steps fade out
 _EASED, _EASED_LAST = 2, 80  # times that places are smoothed after a round, and at the end, at most
 _INVERSIONS, _LEAST_SLOPE = 6, 0.05
@@ -39,18 +42,23 @@ _ROWS = 200_000
 
 @torch.no_grad()
 def refined_densely(
-    pair: ImagePair, maps: Map, settings: DenseSettings, tell: Callable[[float], None] = lambda part: None
+    pair: ImagePair,
+    maps: Map,
+    settings: DenseSettings,
+    held: Sequence[Tensor] = (),
+    tell: Callable[[float], None] = lambda part: None,
 ) -> FieldMap:
     """The maps of a pair, in its cube, as voxel fields; no corner of a cell below ``least_determinant``.
 
-    ``tell`` hears which part of the rounds is done; an exception raised in it ends them.
+    ``held``: fixed points_cube (n, d) that stay where the maps take them, as what guided the maps does. ``tell`` hears
+    which part of the rounds is done; an exception raised in it ends them.
     """
     device, cube = maps.device, pair.cube
     half = [float(side) for side in cube.half_sides_mm]
     size = nodes(half, _VOXELS_PER_NODE * max(settings.spacing_mm * pair.scale, pair.voxel_mm))
     fine = pair.cube_grid([_VOXELS_PER_NODE * (n - 1) + 1 for n in size])
     seen = [torch.as_tensor(np.asarray(pair.seen_on(fine, way, 0.0)[0][:])).to(device, torch.float32) for way in (0, 1)]
-    counts = [torch.as_tensor(part).to(device, torch.float32) for part in pair.counted_on(fine)]
+    counts = [torch.as_tensor(part).to(device, torch.float32) for part in pair.counted_on(fine, _SEEN)]
     u = _displacements(maps.forward, maps.half_extents_cube, size)
     box = _box((seen[0] > seen[0].min()) | (seen[1] > seen[1].min()), _VOXELS_PER_NODE, _MARGIN)
     at_nodes = [slice(a, b) for a, b in box]
@@ -58,13 +66,16 @@ def refined_densely(
     images, weights = ([one[tuple(at_voxels)].contiguous() for one in both] for both in (seen, counts))
     del seen, counts
     part = u[(slice(None), *at_nodes)].contiguous()
+    free = _free(held, maps.half_extents_cube, size)
+    free = None if free is None else free[tuple(at_nodes)].contiguous()
     rounds = (settings.rounds, settings.fine_rounds)
     for k, (many, factor) in enumerate(zip(rounds, (1, _VOXELS_PER_NODE), strict=True)):
         shown = (images, weights) if factor > 1 else ([*map(_halved, images)], [*map(_halved, weights)])
         step = _Step(shown[0], shown[1], factor, settings.stiffness, part.shape[1:])
         for done in range(many):
             tell((done + k * rounds[0]) / max(1, sum(rounds)))
-            part = eased(step(part), settings.least_determinant, _EASED)
+            moved = step(part)
+            part = eased(moved if free is None else part + free * (moved - part), settings.least_determinant, _EASED)
     u[(slice(None), *at_nodes)] = part
     u = eased(u, settings.least_determinant, _EASED_LAST)
     back = eased(_inverted(u, _displacements(maps.inverse, maps.half_extents_cube, size)), _LEAST_SLOPE, _EASED_LAST)
@@ -280,6 +291,21 @@ def _box(shown: Tensor, factor: int, margin: int) -> list[tuple[int, int]]:
         first, last = (int(where[0]), int(where[-1])) if len(where) else (0, n - 1)
         found.append((max(0, first // factor - margin), min((n - 1) // factor, -(-last // factor) + margin) + 1))
     return found
+
+
+def _free(held: Sequence[Tensor], half_extents_cube: Tensor, size: tuple[int, ...]) -> Tensor | None:
+    """((z,) y, x) at nodes: 0 around points that are held, 1 far from them; None where there are none."""
+    if not held:
+        return None
+    last = torch.tensor(size, device=half_extents_cube.device) - 1
+    below = ((torch.cat(list(held)) / half_extents_cube + 1) * last / 2).floor().long().clamp(min=0)
+    mask = np.zeros(tuple(reversed(size)), np.uint8)
+    for corner in product((0, 1), repeat=len(size)):
+        index = torch.minimum(below + torch.tensor(corner, device=below.device), last).cpu().numpy()
+        mask[tuple(index.T[::-1])] = 1
+    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(sitk.GetImageFromArray(mask), False, False, False))
+    share = torch.from_numpy(distance).to(half_extents_cube).clamp(0, _RELEASED) / _RELEASED
+    return share.square() * (3 - 2 * share)
 
 
 def _fading(shape, like: Tensor) -> Tensor:

@@ -121,8 +121,12 @@ def _check_inside(points_lps_mm: np.ndarray, image: sitk.Image, role: str) -> No
 
 
 def _check_same_labels(labels: Both[sitk.Image]) -> None:
-    fixed, moving = labels.map(lambda one: set(np.unique(sitk.GetArrayViewFromImage(one)).tolist()) - {0})
+    numbers = labels.map(lambda one: set(np.unique(sitk.GetArrayViewFromImage(one)).tolist()))
+    fixed, moving = numbers.map(lambda one: one - {0})
     for role, other in (("fixed", fixed - moving), ("moving", moving - fixed)):
         if other:
             some = ", ".join(map(str, sorted(other)[:6])) + (", ..." if len(other) > 6 else "")
             raise NephiError(f"guide labels: {some} only in the {role} label map; give labels that both images have")
+    for role, one in zip(ROLES, numbers, strict=True):
+        if len(one) == 1:
+            raise NephiError(f"guide labels: {one.pop()} fills the whole {role} image and has no border in it")

@@ -20,6 +20,7 @@ from ..errors import NephiError, notice
 from ..images.image_pair import ImagePair
 from ..maps.code import FORWARD, INVERSE
 from ..maps.jacobian import finite_jacobian
+from ..maps.maps import Map
 from ..settings import GuidanceSettings
 from ..space.grid import Grid
 from .borders import Borders
@@ -34,6 +35,7 @@ class Guide(ABC):
     """A term of the objective. ``draw`` and ``penalty`` work on the device alone, so that steps can be replayed."""
 
     name: str
+    held: Tensor | None = None  # points_cube (n, d) of the fixed image that a refinement must not move any more
 
     @abstractmethod
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -45,18 +47,18 @@ class Guide(ABC):
 
 
 def make_guides(
-    guidance: Guidance, pair: ImagePair, settings: GuidanceSettings, step_cube: float, device: torch.device
+    guidance: Guidance, pair: ImagePair, maps: Map, settings: GuidanceSettings, step_cube: float, device: torch.device
 ) -> list[Guide]:
-    """The terms for all that is given. ``step_cube``: of finite differences, in units of the cube."""
+    """The terms for all that is given, of the maps. ``step_cube``: of finite differences, in units of the cube."""
     guides: list[Guide] = []
     if guidance.landmarks_lps_mm is not None:
         guides.append(Landmarks(guidance, pair, settings.landmarks_sd_mm, device))
     if guidance.labels is not None:
-        guides.append(Labels(Borders.of(guidance.labels, pair, device), settings.labels_sd_mm))
+        guides.append(Labels(guidance.labels, pair, settings.labels_sd_mm, device))
     if guidance.rigid is not None:
         guides.append(Rigid(guidance.rigid, pair, settings.rigid_mm, device))
     if guidance.volume_kept is not None:
-        guides.append(VolumeKept(guidance.volume_kept, pair, settings.volume, step_cube, device))
+        guides.append(VolumeKept(guidance.volume_kept, pair, maps, settings.volume, step_cube, device))
     return guides
 
 
@@ -88,6 +90,7 @@ class Landmarks(Guide):
         fixed, moving = guidance.landmarks_lps_mm
         points = np.stack([pair.cube.to_cube(fixed), pair.cube.to_cube(pair.affine.inverse()(moving))])
         self.points = torch.tensor(points, dtype=torch.float32, device=device)
+        self.held = self.points[FORWARD]
         given = np.full(len(fixed), sd_mm) if guidance.landmarks_sd_mm is None else guidance.landmarks_sd_mm
         self.sd_mm = torch.tensor(given, dtype=torch.float32, device=device)
         self.to_mm = to_mm(pair, device)
@@ -104,13 +107,20 @@ class Landmarks(Guide):
 
 
 class Labels(Guide):
-    """The borders of labels: at points near those of one image, the distance to the other's is the same."""
+    """The borders of labels: at points near those of one image, the distance to the other's is the same.
+
+    Where a border runs beyond the other image is not known: what lies nearer to the image's side than to the border it
+    shows may be as near to a border as to that side.
+    """
 
     name = "labels"
 
-    def __init__(self, borders: tuple[Borders, Borders], sd_mm: float):
-        self.borders, self.sd_mm = borders, sd_mm
-        self.each = max(8, min(200, _BORDER // borders[0].labels))
+    def __init__(self, labels: tuple[sitk.Image, sitk.Image], pair: ImagePair, sd_mm: float, device: torch.device):
+        self.borders, self.sd_mm = Borders.of(labels, pair, device), sd_mm
+        self.each = max(8, min(200, _BORDER // self.borders[0].labels))
+        self.held = self.borders[0].points.flatten(0, 1)
+        self.views = [tuple(part.to(device) for part in view) for view in pair.views]
+        self.spacing_mm = [torch.tensor(image.GetSpacing(), device=device) for image in pair.images]
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         drawn = [borders.draw(steps, self.each, generator) for borders in self.borders]
@@ -118,9 +128,18 @@ class Labels(Guide):
         return points, distances
 
     def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
-        fixed, moving = self.borders
-        found = torch.stack([moving.distances_mm(mapped[FORWARD]), fixed.distances_mm(mapped[INVERSE])])
-        return pull((found - further[0]).abs(), self.sd_mm)
+        apart_mm = [self._apart_mm(1 - way, mapped[way], further[0][way]) for way in (FORWARD, INVERSE)]
+        return pull(torch.stack(apart_mm), self.sd_mm)
+
+    def _apart_mm(self, way: int, points: Tensor, wanted_mm: Tensor) -> Tensor:
+        """How far the distances of points (n, d) from the borders of an image are from those wanted (n,), at least."""
+        found = self.borders[way].distances_mm(points)
+        matrix, offset, size = self.views[way]
+        index = points @ matrix.T + offset
+        to_side_mm = (torch.minimum(index, size - 1 - index) * self.spacing_mm[way]).amin(-1)
+        least = torch.minimum(found.abs(), to_side_mm.clamp(min=0)) * found.sign()
+        possible = torch.minimum(torch.maximum(wanted_mm, torch.minimum(found, least)), torch.maximum(found, least))
+        return (possible - wanted_mm).abs()
 
 
 class Rigid(Guide):
@@ -130,6 +149,7 @@ class Rigid(Guide):
 
     def __init__(self, labels: sitk.Image, pair: ImagePair, tolerance_mm: float, device: torch.device):
         self.pool = _Pool([body for _, body in bodies_lps_mm(labels)], labels, pair, device)
+        self.held = self.pool.points
         self.each = max(24, min(128, _RIGID // self.pool.parts))
         self.to_mm, self.tolerance_mm = to_mm(pair, device), tolerance_mm
         self.from_moving_mm = torch.linalg.inv(self.to_mm[FORWARD].cpu().double()).float().to(device)
@@ -157,10 +177,18 @@ class VolumeKept(Guide):
 
     name = "volume"
 
-    def __init__(self, labels: sitk.Image, pair: ImagePair, tolerance: float, step_cube: float, device: torch.device):
+    def __init__(
+        self,
+        labels: sitk.Image,
+        pair: ImagePair,
+        maps: Map,
+        tolerance: float,
+        step_cube: float,
+        device: torch.device,
+    ):
         inside = np.argwhere(sitk.GetArrayViewFromImage(labels) != 0)[:, ::-1]
         self.pool = _Pool([Grid.of(labels).to_lps_mm(inside)], labels, pair, device)
-        d = pair.cube.dimension
+        self.held, self.maps, d = self.pool.points, maps, pair.cube.dimension
         offsets = torch.cat([torch.zeros(1, d), step_cube * torch.eye(d)])
         self.offsets, self.step, self.tolerance = offsets.to(device), step_cube, tolerance
         of_alignment = float(np.log(abs(np.linalg.det(pair.affine.matrix))))
@@ -174,9 +202,14 @@ class VolumeKept(Guide):
     def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
         many, d = len(self.offsets), mapped.shape[-1]
         there = mapped[FORWARD].reshape(-1, many, d)
-        stencils = (there[:, :1].detach() + self.offsets).reshape(-1, d)  # around where the centres end
-        back = maps(torch.stack([stencils, stencils]))[INVERSE].reshape(there.shape)
-        volumes = determinant(finite_jacobian(torch.stack([there, back]), self.step))
+        stencils = there[:, :1].detach() + self.offsets  # around where the centres end
+        on_one_side = self.maps.on_own_side(torch.stack([points[FORWARD].reshape(there.shape), stencils]))
+        if on_one_side is None:
+            back = maps(torch.stack([stencils, stencils]).flatten(1, 2))[INVERSE].reshape(there.shape)
+            values = torch.stack([there, back])
+        else:  # where the maps jump, no volume is what lies between both sides
+            values, _ = on_one_side
+        volumes = determinant(finite_jacobian(values, self.step))
         change = volumes.clamp(min=0.05).log() + self.log_of_alignment
         return pull(change.abs(), self.tolerance)
 

@@ -27,7 +27,7 @@ def affine_part(initial: sitk.Transform | PointMaps, fixed: Grid, mask: sitk.Ima
     Raises NephiError where it is none that can be inverted.
     """
     points = _points_lps_mm(fixed, mask)
-    moved = _forward(initial, points)
+    moved = through(initial, points)
     if not np.isfinite(moved).all():
         raise NephiError("the initial transform leads to places that are NaN or infinite")
     centre = points.mean(0)
@@ -98,7 +98,8 @@ def _points_lps_mm(fixed: Grid, mask: sitk.Image | None) -> np.ndarray:
     return fixed.to_lps_mm(inside[np.linspace(0, len(inside) - 1, min(_POINTS, len(inside))).astype(int)])
 
 
-def _forward(initial: sitk.Transform | PointMaps, points_lps_mm: np.ndarray) -> np.ndarray:
+def through(initial: sitk.Transform | PointMaps, points_lps_mm: np.ndarray) -> np.ndarray:
+    """Where the transform takes points (n, d)."""
     if isinstance(initial, sitk.Transform):
         return np.array([initial.TransformPoint(point) for point in points_lps_mm.tolist()])
     return initial.forward(points_lps_mm)

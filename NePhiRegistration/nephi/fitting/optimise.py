@@ -16,6 +16,7 @@ from ..images.volume import VolumePair
 from ..maps.code import HybridCode, nodes, zero_code
 from ..maps.consensus import Consensus, consensus
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
+from ..maps.sliding import Sliding
 from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
 from ..space.grid import Grid
@@ -72,12 +73,12 @@ class Optimisation:
         self.codes = [self.code]
         generator = torch.Generator(device).manual_seed(s.fit.seed)
         regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
-        guides = make_guides(guidance, self.pair, s.guidance, regularity.step_mm / cube.unit_mm, device)
         if s.sliding:
-            sliding, code = made_to_slide(self.maps, self.code, self.field, self.pair)
-            self.maps = sliding
+            self.maps, code = made_to_slide(self.maps, self.code, self.field, self.pair)
             self.codes.append(code)
-            guides.append(Continued(sliding, self.pair, device))
+        guides = make_guides(guidance, self.pair, self.maps, s.guidance, regularity.step_mm / cube.unit_mm, device)
+        if isinstance(self.maps, Sliding):
+            guides.append(Continued(self.maps, self.pair, device))
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )

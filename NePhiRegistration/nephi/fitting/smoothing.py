@@ -27,7 +27,7 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
     if not parts:
         return consensus
     similarity = LNCC()
-    fixed, moving = pair.volumes(Features(_SPACING_MM, 1), similarity.prepare, device)
+    fixed, moving = pair.volumes(Features(_SPACING_MM, 1), similarity.prepare, device, drawn=(True, False))
     generator, d = torch.Generator(device).manual_seed(_SEED), len(fixed.lower)
     side = torch.arange(_SIDE) - _SIDE // 2
     offsets = torch.stack(torch.meshgrid(*[side] * d, indexing="ij"), -1).reshape(-1, d).to(device)
@@ -35,7 +35,8 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
     blocks = (points[:, None] + offsets * fixed.spacing).reshape(-1, d)
     reference = fixed.at_voxels(index, offsets)
     plain = consensus.held
-    seen = moving.inside(blocks + plain(blocks)).reshape(_BLOCKS, -1).amin(1, keepdim=True)
+    seen = moving.inside(blocks + plain(blocks)) * fixed.counts(blocks)  # of blocks whose values all count
+    seen = seen.reshape(_BLOCKS, -1).amin(1, keepdim=True)
 
     def unlike(map_: Consensus | None) -> float:
         there = blocks + plain(blocks) if map_ is None else map_.forward(blocks)

@@ -19,17 +19,29 @@ def between(values: np.ndarray, coarse: Grid, fine: Grid, outside: float = 0.0) 
     first, step = coarse.to_index(fine.origin_lps_mm), np.divide(fine.spacing_mm, coarse.spacing_mm)
     places = zip(first, step, fine.size, coarse.size, strict=True)
     ways = [_along(start + by * np.arange(n), many) for start, by, n, many in places]
-    volume = np.asarray(values, np.float32)
-    for number, (below, part, seen) in enumerate(ways[:-1]):  # x first, the last axis of the array
-        axis, shape = volume.ndim - 1 - number, (-1, *[1] * number)
-        last = volume.shape[axis] - 1
-        low, high = (volume.take(np.minimum(below + k, last), axis) for k in (0, 1))
-        volume = _between(low, high, part.reshape(shape))
+    *across, along = ways
+    last, made = len(values) - 1, dict[int, np.ndarray]()
+    nothing = np.full(fine.shape[1:], outside, np.float32)
+    for below, part, seen in zip(*along, strict=True):
+        if not seen:
+            yield nothing
+            continue
+        ends = int(below), min(int(below) + 1, last)
+        made = {k: made[k] if k in made else _finer(values[k], across, outside) for k in ends}  # two at a time
+        yield _between(made[ends[0]], made[ends[1]], part)
+
+
+def _finer(values: np.ndarray, ways: list[tuple[np.ndarray, np.ndarray, np.ndarray]], outside: float) -> np.ndarray:
+    """One coarse slice (y, x) or row at the places along its axes, given x first, the last axis of the array."""
+    out = np.asarray(values, np.float32)
+    for number, (below, part, seen) in enumerate(ways):
+        axis, shape = out.ndim - 1 - number, (-1, *[1] * number)
+        end = out.shape[axis] - 1
+        low, high = (out.take(np.minimum(below + k, end), axis) for k in (0, 1))
+        out = _between(low, high, part.reshape(shape))
         if not seen.all():
-            volume = np.where(seen.reshape(shape), volume, np.float32(outside))
-    nothing = np.full_like(volume[0], outside)
-    for below, part, seen in zip(*ways[-1], strict=True):
-        yield _between(volume[below], volume[min(below + 1, len(volume) - 1)], part) if seen else nothing
+            out = np.where(seen.reshape(shape), out, np.float32(outside))
+    return out
 
 
 def _between(low: np.ndarray, high: np.ndarray, part: np.ndarray) -> np.ndarray:

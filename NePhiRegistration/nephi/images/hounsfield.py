@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import SimpleITK as sitk
@@ -57,8 +58,12 @@ def hu_units(image: sitk.Image) -> Units | None:
     Air (of lungs or of the room) makes a peak well below the soft tissue's, about 1000 below it; other images have
     no such pair of peaks at these places.
     """
-    sample = sparse(image).astype(np.float32).ravel()
-    pads = padding(image)
+    return _units(sparse(image).astype(np.float32).tobytes(), tuple(padding(image)))
+
+
+@lru_cache(maxsize=8)  # in a run it is asked twenty times, of the same images
+def _units(sparse_values: bytes, pads: tuple[float, ...]) -> Units | None:
+    sample = np.frombuffer(sparse_values, np.float32)
     own = sample[~np.isin(sample, [v for v in pads if not -1100 < v < -900])]
     inverted, likeness = _inverted(sample[~np.isin(sample, pads)])
     if own.size < 100:

@@ -30,7 +30,7 @@ _NODES = 4.0  # voxels between two nodes of the local code, at least: what is fi
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _AROUND_MM = 4.0  # what an image shows: where points are drawn, so that its border counts
 _LEAST_LEFT = 0.25  # of the places to compare, where features do not see beyond the image
-_BETWEEN = 0.4  # of the window, in the place of what lies on the other side of a border
+_BETWEEN = 0.4  # of the window, in the place of what is excluded or lies on the other side of a border
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
 _CPU = torch.device("cpu")
 _NEITHER: Both[sitk.Image | None] = Both(None, None)
@@ -90,7 +90,8 @@ class ImagePair:
             cube = Cube.around(np.concatenate([grid.corners_lps_mm(), region]), grid.direction)
         else:
             cube = Cube.around(region, grid.direction, cube_margin_mm * scale)
-        windows = images.map(lambda image, mask: similarity.window or choose_window(image, mask), masks)
+        counted = images.map(_counted, masks, excluded)
+        windows = images.map(lambda image, mask: similarity.window or choose_window(image, mask), counted)
         pair = cls(images, masks, affine, similarity, trusted, cube, region, scale, windows, excluded)
         if given and not pair._masks_meet(given):
             raise NephiError(_MASKS_APART)
@@ -124,17 +125,24 @@ class ImagePair:
         return self.compared_cube[0]
 
     def volumes(
-        self, features: Features, prepare: Callable[..., Tensor], device: torch.device | str, reach: int = 0
+        self,
+        features: Features,
+        prepare: Callable[..., Tensor],
+        device: torch.device | str,
+        reach: int = 0,
+        drawn: tuple[bool, bool] = (True, True),
     ) -> VolumePair:
         """Features of the fixed and of the moving image at a scale, on the fixed image's side of the alignment.
 
-        ``prepare``: a similarity's, which makes them; ``reach``: voxels over which they look. Raises NephiError where
-        what is excluded leaves nothing to compare.
+        ``prepare``: a similarity's, which makes them; ``reach``: voxels over which they look; ``drawn``: whether points
+        are drawn of either image, else its mask need not be seen. Raises NephiError where what is excluded leaves
+        nothing to compare.
         """
-        return VolumePair(*(self._volume(way, features, prepare, torch.device(device), reach) for way in (0, 1)))
+        on = torch.device(device)
+        return VolumePair(*(self._volume(way, features, prepare, on, reach, drawn[way]) for way in (0, 1)))
 
     def both_see(self, grid: Grid) -> np.ndarray:
-        """(z, y, x) bool: which voxels of a grid over what is compared lie within both images."""
+        """(z, y, x) bool: which voxels of a grid over what is compared lie within both images and count in both."""
         points = grid.slab_lps_mm(0, grid.shape[0])
         through = points, self.affine(points)
         seen = np.ones(len(points), bool)
@@ -142,7 +150,8 @@ class ImagePair:
             own = Grid.of(image)
             index = own.to_index(at)
             seen &= ((index >= 0) & (index <= np.array(own.size) - 1)).all(1)
-        return seen.reshape(grid.shape)
+        hidden = [self._sees_excluded(grid, way, 0) for way in (0, 1)]
+        return seen.reshape(grid.shape) & ~np.any([part.numpy() for part in hidden if part is not None], axis=0)
 
     def cube_grid(self, size: Sequence[int]) -> Grid:
         """The grid of this many voxels along x, y (, z) that covers the cube, borders included."""
@@ -150,18 +159,20 @@ class ImagePair:
         lower = self.cube.to_lps_mm(-self.cube.half_extents_cube)
         return Grid(tuple(size), tuple(spacing), tuple(lower.tolist()), self.cube.direction)
 
-    def counted_on(self, grid: Grid) -> Both[np.ndarray]:
-        """(z, y, x) of 0 to 1: what counts of each image, in its field of view and its mask and not excluded."""
+    def counted_on(self, grid: Grid, reach: int) -> Both[np.ndarray]:
+        """(z, y, x) of 0 to 1: what counts of each image, in its field of view and its mask.
+
+        Nothing counts that, looking over ``reach`` voxels, sees what is excluded.
+        """
         parts = []
         for way, image in enumerate(self.images):
             inside = sitk.Image(image.GetSize(), sitk.sitkFloat32) + 1
             inside.CopyInformation(image)
-            part = np.asarray(self._on(grid, inside, way)[:])
-            for mask, sign in ((self.masks[way], 1), (self.excluded[way], -1)):
-                if mask is not None:
-                    value = np.asarray(self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:])
-                    part = part * (value if sign > 0 else 1 - value)
-            parts.append(part)
+            part, mask = np.asarray(self._on(grid, inside, way)[:]), self.masks[way]
+            if mask is not None:
+                part = part * np.asarray(self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:])
+            hidden = self._sees_excluded(grid, way, reach)
+            parts.append(part if hidden is None else part * ~hidden.numpy())
         return Both(*parts)
 
     def covering_grid(self, spacing_mm: float) -> Grid:
@@ -190,11 +201,19 @@ class ImagePair:
         return self._on_device[id(image)]
 
     def _volume(
-        self, way: int, features: Features, prepare: Callable[..., Tensor], device: torch.device, reach: int
+        self,
+        way: int,
+        features: Features,
+        prepare: Callable[..., Tensor],
+        device: torch.device,
+        reach: int,
+        draws: bool,
     ) -> Volume:
         grid = self.working_grid(features.spacing_mm)
-        scaled, inside, distance = self.seen_on(grid, way, features.outside, device)
-        excluded = self._sees_excluded(grid, way, reach)
+        scaled = self._scaled(grid, way, features.outside, device)
+        excluded, beyond = self._sees_excluded(grid, way, reach), self._sees_beyond(grid, way, reach)
+        needed = draws or excluded is not None or beyond is not None
+        inside, distance = self._drawn_on(grid, way, device) if needed else (None, None)
         drawn = None if inside is None else torch.as_tensor(inside[:]).cpu()
         if excluded is not None:
             drawn = ~excluded if drawn is None else drawn & ~excluded
@@ -203,7 +222,6 @@ class ImagePair:
                     f"nothing of the {('fixed', 'moving')[way]} image is left to compare: what is excluded, and "
                     f"{reach + 1} voxels of {grid.spacing_mm[0]:.3g} mm around it, covers all of it"
                 )
-        beyond = self._sees_beyond(grid, way, reach)
         if beyond is not None and drawn is not None:
             left = drawn & ~beyond
             if left.sum() >= _LEAST_LEFT * drawn.sum():  # on coarse grids features may see too far
@@ -275,30 +293,43 @@ class ImagePair:
 
         ``outside``: how far what lies outside the mask is replaced, as ``Features`` says.
         """
+        return self._scaled(grid, way, outside, device), *self._drawn_on(grid, way, device)
+
+    def _scaled(self, grid: Grid, way: int, outside: float, device: torch.device) -> Slices | DeviceSlices:
+        """The image in its window, 0 to 1, with what lies outside the mask replaced as far as is said."""
         s, image, mask = self.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]
         scaled = self._windowed(grid, way, device)
-        if mask is None:
-            return scaled, self._shown(grid, way), None
-        inside, distance = self._on(grid, mask, way, device=device), None
-        if s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
+        if mask is not None and s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
             fill, part = (
                 float(np.clip((s.outside_hu - low) / (high - low), 0, 1)),
                 self._on(grid, mask, way, device=device),
             )
             scaled.then(lambda values, rows: values + outside * (fill - values) * (1 - part[rows]))
+        return scaled
+
+    def _drawn_on(self, grid: Grid, way: int, device: torch.device):
+        """Where points are drawn, read by slices, and the mask's distance map, as ``seen_on`` says."""
+        s, mask = self.similarity, self.masks[way]
+        if mask is None:
+            return self._shown(grid, way), None
+        inside, distance = self._on(grid, mask, way, device=device), None
         if s.mask_margin_mm or s.boundary_weight:
             image_distance, distance = self._distance(way)
             if s.mask_margin_mm:
                 inside = self._on(grid, image_distance, 0, 1e3, device).then(
                     lambda values, _: values <= s.mask_margin_mm * self.scale
                 )
-        return scaled, inside.then(lambda values, _: values > 0.5), distance
+        return inside.then(lambda values, _: values > 0.5), distance
 
     def _windowed(self, grid: Grid, way: int, device: torch.device) -> Slices | DeviceSlices:
         low, high = self.windows[way]
         scaled = self._on(grid, self.images[way], way, low, device)
-        return scaled.then(lambda values, _: ((values - low) / (high - low)).clip(0, 1))
+        scaled = scaled.then(lambda values, _: ((values - low) / (high - low)).clip(0, 1))
+        if self.excluded[way] is None:
+            return scaled
+        part = self._on(grid, sitk.Cast(self.excluded[way], sitk.sitkFloat32), way, device=device)
+        return scaled.then(lambda values, rows: values * (counts := part[rows] == 0) + _BETWEEN * ~counts)
 
     def _shown(self, grid: Grid, way: int) -> Tensor | None:
         """(z, y, x) bool: around what an image shows, where a value that stands for nothing fills much of it."""
@@ -340,6 +371,14 @@ class ImagePair:
         matrix = (index(np.eye(d)) - offset).T
         as_tensor = partial(torch.tensor, dtype=torch.float32)
         return as_tensor(matrix), as_tensor(offset), as_tensor(np.asarray(grid.size))
+
+
+def _counted(image: sitk.Image, mask: sitk.Image | None, excluded: sitk.Image | None) -> sitk.Image | None:
+    """The mask without what is excluded; None where neither is given."""
+    if excluded is None:
+        return mask
+    counts = excluded == 0
+    return counts if mask is None else counts * sitk.Cast(mask != 0, counts.GetPixelID())
 
 
 def _widened(places: Tensor, reach: int) -> Tensor:

@@ -76,8 +76,9 @@ def _found(
     """Lungs of at least a volume with vessels left out, by the first of the radii that parts them from the room."""
     edges, around = _edges(image, threshold), _around(image, threshold, padding_counts)
     room = _room(image, edges, around)
-    beside = sitk.BinaryDilate(room, [1] * image.GetDimension())
-    air, ends = sitk.And(image < threshold, sitk.Not(room)), edges | inside(beside)
+    air = _bytes(~room & (sitk.GetArrayViewFromImage(image) < threshold))
+    air.CopyInformation(image)
+    ends = edges | _grown(room)
     for radius in radii:
         found = _lung_air(image, air, edges, around, radius, 0.1 * least_mm3)
         parts = sitk.RelabelComponent(sitk.ConnectedComponent(found), sortByObjectSize=True)
@@ -98,7 +99,7 @@ def _chosen(image: sitk.Image, parts: sitk.Image, largest: int, ends: np.ndarray
         return bool(around[part].mean() >= _CUT_AROUND and np.median(values[part]) >= _CUT_LUNG_HU)
 
     also = [n for n in np.unique(labels[ends]) if n > largest and cut(labels == n)]
-    lungs = sitk.GetImageFromArray(np.isin(labels, [*range(1, largest + 1), *also]).astype(np.uint8))
+    lungs = _bytes(np.isin(labels, [*range(1, largest + 1), *also]))
     lungs.CopyInformation(parts)
     return lungs
 
@@ -121,43 +122,88 @@ def _lung_air(
     image: sitk.Image, air: sitk.Image, edges: np.ndarray, around: np.ndarray, radius: list[int], least_mm3: float
 ) -> sitk.Image:
     """The parts of air, opened by a radius in voxels, that are none of the room's."""
-    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(air, radius)))
+    narrow = max(radius) == 1
+    opened = _bytes(_opened(inside(air))) if narrow else sitk.BinaryMorphologicalOpening(air, radius)
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(opened))
     values = sitk.GetArrayViewFromImage(image)
     at_an_edge = set(np.unique(labels[edges]))
-    counts = np.bincount(labels.ravel()) * Grid.of(image).voxel_volume_mm3
-    shares = np.bincount(labels.ravel(), around.ravel()) / np.maximum(1, np.bincount(labels.ravel()))
-    large = [n for n in np.flatnonzero(counts >= least_mm3) if n and shares[n] >= _LEAST_AROUND]
+    counts, shares = _shares(labels, around)
+    volumes_mm3 = counts * Grid.of(image).voxel_volume_mm3
+    large = [n for n in np.flatnonzero(volumes_mm3 >= least_mm3) if n and shares[n] >= _LEAST_AROUND]
     within = [n for n in large if shares[n] >= _CUT_AROUND]
-    within = within if counts[within].sum() >= 10 * least_mm3 else []
+    within = within if volumes_mm3[within].sum() >= 10 * least_mm3 else []
     found = []
     for label in within or large:  # the corner of a lung has the body in few directions, and so has much else
         part = labels == label
         at_a_side = label in at_an_edge and shares[label] < _MOSTLY_AROUND
         if np.median(values[part]) >= (_CUT_LUNG_HU if at_a_side else _ROOM_AIR_HU):
             found.append(label)
-    inside = sitk.GetImageFromArray(np.isin(labels, found).astype(np.uint8))
-    inside.CopyInformation(image)
-    return inside if max(radius) == 1 else sitk.And(sitk.BinaryDilate(inside, [2 * r for r in radius]), air)
+    lungs = _bytes(np.isin(labels, found))
+    lungs.CopyInformation(image)
+    return lungs if narrow else sitk.And(sitk.BinaryDilate(lungs, [2 * r for r in radius]), air)
 
 
-def _room(image: sitk.Image, edges: np.ndarray, around: np.ndarray) -> sitk.Image:
-    """The room's air, and what was never scanned: dark means of 3 voxels along each axis, from the sides inwards as far
-    as the body is not around, as it is around emphysema. One voxel more than that, which lies between the room and
-    tissue.
+def _room(image: sitk.Image, edges: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """(z, y, x): the room's air, and what was never scanned: dark means of 3 voxels along each axis, from the sides
+    inwards as far as the body is not around, as it is around emphysema. One voxel more than that, which lies between
+    the room and tissue.
     """
-    means = sitk.GetArrayFromImage(sitk.BoxMean(image, [1] * image.GetDimension()))
-    dark = (means < _ROOM_AIR_HU) & (around < _ENCLOSED)
-    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(dark.astype(np.uint8))))
+    dark = (_means(sitk.GetArrayViewFromImage(image)) < _ROOM_AIR_HU) & (around < _ENCLOSED)
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(_bytes(dark)))
     faces = edges.copy()
     for axis in range(faces.ndim):
         np.moveaxis(faces, axis, 0)[[0, -1]] = True
-    share = np.bincount(labels.ravel(), around.ravel()) / np.maximum(1, np.bincount(labels.ravel()))
-    outside = np.zeros(len(share), np.uint8)
-    outside[np.unique(labels[faces])] = 1
-    outside[(share >= _LEAST_AROUND) | (np.arange(len(share)) == 0)] = 0
-    room = sitk.GetImageFromArray(outside[labels])
-    room.CopyInformation(image)
-    return sitk.BinaryDilate(room, [1] * image.GetDimension())
+    outside = np.zeros(labels.max() + 1, bool)
+    outside[np.unique(labels[faces])] = True
+    outside[_shares(labels, around)[1] >= _LEAST_AROUND] = False
+    outside[0] = False
+    return _grown(outside[labels])
+
+
+def _shares(labels: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of each label, and the mean of ``around`` there; both 0 for the label 0."""
+    part = labels != 0
+    own, many = labels[part], int(labels.max()) + 1
+    counts = np.bincount(own, minlength=many)
+    return counts, np.bincount(own, around[part], many) / np.maximum(1, counts)
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """Means of 3 voxels along each axis, of 2 at the ends."""
+    for axis in range(values.ndim):
+        old = np.moveaxis(values, axis, 0)
+        values = values.copy()
+        new = np.moveaxis(values, axis, 0)
+        new[1:] += old[:-1]
+        new[:-1] += old[1:]
+        new[1:-1] /= 3
+        new[[0, -1]] /= min(2, len(new))
+    return values
+
+
+def _bytes(part: np.ndarray) -> sitk.Image:
+    """Of bool (z, y, x), without its geometry."""
+    return sitk.GetImageFromArray(part.view(np.uint8))
+
+
+def _opened(part: np.ndarray) -> np.ndarray:
+    """(...) bool, without what is two voxels wide or less."""
+    return _grown(~_grown(~part))
+
+
+def _grown(part: np.ndarray) -> np.ndarray:
+    """(...) bool, grown by one voxel along one axis or two."""
+    axes = range(part.ndim)
+    return np.logical_or.reduce([_along(_along(part, a), b) for a in axes for b in axes[a + 1 :]])
+
+
+def _along(part: np.ndarray, axis: int) -> np.ndarray:
+    """Grown by one voxel along an axis."""
+    out = part.copy()
+    old, new = np.moveaxis(part, axis, 0), np.moveaxis(out, axis, 0)
+    new[1:] |= old[:-1]
+    new[:-1] |= old[1:]
+    return out
 
 
 def _upright(image: sitk.Image) -> int | None:
@@ -175,9 +221,9 @@ def _around(image: sitk.Image, threshold: float, padding_counts: bool) -> np.nda
     values = sitk.GetArrayViewFromImage(image)[tuple(slice(None, None, step) for step in steps)]
     tissue = values >= threshold
     own = tissue & ~np.isin(values, padding(image))
-    dense = sitk.GetImageFromArray((own if own.any() and not padding_counts else tissue).astype(np.uint8))
+    dense = own if own.any() and not padding_counts else tissue
     # opened, so that the table and what else is thin is parted from it
-    parts = sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(dense, [1] * d))
+    parts = sitk.ConnectedComponent(_bytes(_opened(dense)))
     body = sitk.GetArrayFromImage(sitk.RelabelComponent(parts, sortByObjectSize=True)) == 1
     out = np.zeros(body.shape, np.float32)
     for axis in range(d):
@@ -199,8 +245,7 @@ def _edges(image: sitk.Image, threshold: float) -> np.ndarray:
         if value >= threshold:
             parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(image == value))
             largest = np.bincount(parts.ravel())[1:].argmax() + 1
-            around = sitk.BinaryDilate(sitk.GetImageFromArray((parts == largest).astype(np.uint8)), [1] * d)
-            edges |= sitk.GetArrayViewFromImage(around) != 0
+            edges |= _grown(parts == largest)
     return edges
 
 

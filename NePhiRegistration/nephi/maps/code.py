@@ -49,17 +49,18 @@ class Code:
         # one row a node, in one piece: reading rows of a transposed table takes fifteen times as long
         table = self.local_code.movedim(1, -1).flatten(1, -2).contiguous()
         tables = [table.squeeze(0)] if self.batch == 1 else table.unbind()
+        channels = table.shape[-1]
         half = constant([(n - 1) / 2 for n in self.size], table.device, table.dtype)
 
         def at(points: Tensor) -> Tensor:
             two, many, d = points.shape
             position = torch.addcmul(half, points, half)
             if len(tables) == 1:
-                return interpolate(tables, position.reshape(1, -1, d), self.size, degree).reshape(two, many, -1)
+                return interpolate(tables, position.reshape(1, -1, d), self.size, degree).reshape(two, many, channels)
             # a group for each pair
             by_pair = position.reshape(two, len(tables), -1, d).transpose(0, 1).flatten(1, 2)
             found = interpolate(tables, by_pair, self.size, degree).unflatten(1, (two, -1)).transpose(0, 1)
-            return found.reshape(two, many, -1)
+            return found.reshape(two, many, channels)
 
         return at
 

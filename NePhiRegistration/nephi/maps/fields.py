@@ -112,7 +112,7 @@ class NeuralFields(Fields):
             unit = points_cube / code.half_extents_cube
             # the border itself is inside, so that it has the slope of its inner side
             inside = nn.functional.hardtanh(unit, -1 - 1e-6, 1 + 1e-6).reshape(-1, d)
-            embedding = torch.sin(torch.addmm(self.phase, inside, bands)).reshape(fields, points, -1)
+            embedding = torch.sin(torch.addmm(self.phase, inside, bands)).reshape(fields, points, bands.shape[1])
             each = 1 if code.batch == 1 else points // code.batch
             inputs = torch.cat([embedding, local_at(unit)], -1)
             first = torch.baddbmm(start.expand(-1, -1, each, -1).flatten(1, 2), inputs, weight)

@@ -136,7 +136,7 @@ class _Slipping(Map):
         everywhere, within = Within(self.smooth, self.along, self.border), self._slips(points)
         left = torch.arange(len(points), device=points.device) if within is None else within[:, 0].nonzero()[:, 0]
         found = back = self._slid(points, self.along.inverse)
-        for _ in range(_ROUNDS):
+        for _ in range(_ROUNDS if len(left) else 0):
             reached = everywhere._slid(found[left], self.along.forward)
             missed = (reached - points[left]).abs().amax(-1) > _TOLERANCE_CUBE
             if not missed.any():

@@ -26,9 +26,10 @@ _BEGINNING = ("start", "reading", "masks", "alignment", "prediction", "features"
 # images at each level; of the measures, and of theirs per voxel of one image
 _START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 3.0, 1.2e-8, 8e-9, 4.8e-8, 1.05e-8
 _SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 2.0, 0.0165, 2e-10
-_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 3.3e-10, 6e-10, 2.0
+_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 2.1e-10, 3.2e-10, 1.0
 _AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 8e-9
-_TRUST_S, _USUAL_DETERMINANTS = 2.6, 1.6e5  # of the lungs of an adult
+# of the lungs of an adult: the expected error, and how far the map is smoothed, per voxel of both images besides
+_TRUST_S, _SMOOTHING_S, _SMOOTHING_VOXEL_S, _USUAL_DETERMINANTS = 2.3, 1.1, 5e-9, 1.6e5
 _MODEL_S = {"lung": 4.5, "lung-m": 11.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
 # of the refinement: per node and round, at nodes and at voxels, and of its start and end
@@ -104,6 +105,8 @@ def stages(
     part = _GPU_PART if gpu else 1.0
     step = _GPU_ITERATION_S if gpu else _ITERATION_S + _FIT_PRODUCT_S * w.points * w.products
     first, *later = (part * (_FEATURES_S * level + _AVERAGING_S * w.voxels) for level in w.levels)
+    chest = min(1.0, w.determinants / _USUAL_DETERMINANTS)
+    smoothing = chest * (_SMOOTHING_S + _SMOOTHING_VOXEL_S * w.voxels) if settings.smooth else 0.0
     find = len(fixed_size) == 3 and not masks
     exact = w.fixed_voxels * (_MASK_PART if len(fixed_size) == 3 else 1.0) if "exact-jacobian" in outputs else 0.0
     jacobian = not {"jacobian", "exact-jacobian"}.isdisjoint(outputs)
@@ -115,14 +118,14 @@ def stages(
         "alignment": 0.2 + _SEARCH_S * find,
         "prediction": part * (_MODEL_S.get(settings.model, _OTHER_MODEL_S) if settings.model else 0.0),
         "features": first,
-        "optimising": settings.fit.iterations * step + sum(later) + part * _refining(w),
+        "optimising": settings.fit.iterations * step + sum(later) + part * (_refining(w) + smoothing),
         "transforms": part * _MAP_PRODUCT_S * w.products * w.nodes,
         "Jacobian determinant": part * _JACOBIAN_PRODUCT_S * w.products * max(w.determinants, exact),
         "measures": _MEASURES_S + _COUNTING_S * w.fixed_voxels,
-        "expected error": _TRUST_S * min(1.0, w.determinants / _USUAL_DETERMINANTS),
-        "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
         "writing": _FLOATS_S * w.fixed_voxels * floats,
-        "disagreement": part * 1.1 * _MAP_PRODUCT_S * w.products * w.disagreement * ("disagreement" in outputs),
+        "expected error": _TRUST_S * chest,
+        "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
+        "disagreement": part * 1.8 * _MAP_PRODUCT_S * w.products * w.disagreement * ("disagreement" in outputs),
         "report": (_PAGE_S + _READING_S * w.fixed_voxels) * ("report" in outputs),
     }
     return {name: seconds for name, seconds in found.items() if seconds}

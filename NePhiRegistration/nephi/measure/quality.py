@@ -175,12 +175,16 @@ def jacobian_histogram(jacobian: np.ndarray, mask: np.ndarray | None = None) -> 
     The same bins for every pair, so that histograms compare; the first and last bin (at -1 and 5 at most)
     hold what lies beyond them, not a number counts as a fold.
     """
-    values = np.nan_to_num(_inside(jacobian, mask), nan=-np.inf).clip(-2, 6) * np.float64(_BINS)
-    index = np.floor(values, out=values).clip(-_BINS, 5 * _BINS - 1).astype(np.int16)
-    low, high = int(index.min()), int(index.max()) + 1
+    values, counts = _inside(jacobian, mask), np.zeros(6 * _BINS, np.int64)
+    for start in range(0, values.size, _SLAB_VOXELS):
+        some = np.nan_to_num(values[start : start + _SLAB_VOXELS], nan=-np.inf).clip(-2, 6) * np.float64(_BINS)
+        index = np.floor(some, out=some).clip(-_BINS, 5 * _BINS - 1).astype(np.int16)
+        counts += np.bincount(index + _BINS, minlength=len(counts))
+    seen = np.flatnonzero(counts)
+    low, high = int(seen[0]) - _BINS, int(seen[-1]) + 1 - _BINS
     return {
         "edges": [i / _BINS for i in range(low, high + 1)],
-        "counts": np.bincount(index - low, minlength=high - low).tolist(),
+        "counts": counts[seen[0] : seen[-1] + 1].tolist(),
     }
 
 

@@ -165,11 +165,13 @@ def _matched(
     size = np.ceil((high - low) / spacing_mm).astype(int) + 1
     origin = grid.to_lps_mm(low / grid.spacing_mm)
     work = Grid(tuple(map(int, size)), (spacing_mm,) * grid.dimension, tuple(map(float, origin)), grid.direction)
-    seen: Both[np.ndarray | None] = Both(work.corners_lps_mm(), _reached(work.corners_lps_mm(), transform))
-    fixed, moving = images.map(
-        lambda image, window, where: window.means(image, _factor(image, spacing_mm), where), windows, seen
-    )
-    arrays = [sitk.GetArrayFromImage(work.resample(fixed)), sitk.GetArrayFromImage(work.resample(moving, transform))]
+    corners, ways = work.corners_lps_mm(), Both[sitk.Transform | None](None, transform)
+
+    def values(image: sitk.Image, window: _Window, way: sitk.Transform | None) -> np.ndarray:
+        seen = corners if way is None else _reached(corners, way)
+        return sitk.GetArrayFromImage(work.resample(window.means(image, _factor(image, spacing_mm), seen), way))
+
+    arrays = images.map(values, windows, ways)
     voxels = np.clip(np.rint(work.to_index(points)).astype(int), 0, np.array(work.size) - 1)[:, ::-1].copy()
     one, other = (torch.from_numpy(array) for array in arrays)
     found = match(one, other, torch.from_numpy(voxels), _HALF, reach)

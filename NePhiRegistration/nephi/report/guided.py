@@ -11,8 +11,7 @@ import torch
 
 from ..both import ROLES
 from ..fitting.guides import bodies_lps_mm, rigidly_moved
-from ..maps.maps import Composed
-from ..maps.sliding import Sliding
+from ..fitting.initial import through
 from ..measure import quality
 from ..result import Registration
 
@@ -55,8 +54,8 @@ def measured_guidance(r: Registration, transform: sitk.Transform) -> dict[str, A
         ]
     if g.initial is not None:
         points = quality.random_points(r.fixed_grid, r.fixed_mask, _POINTS)
-        start = r.affine(r.cube.to_lps_mm(_outer(r, r.cube.to_cube(points))))
-        found["initial"] = {"refined_mm": quality.summary(quality.tre_mm(r.forward(points), start))}
+        refined_mm = quality.tre_mm(r.forward(points), through(g.initial, points))
+        found["initial"] = {"refined_mm": quality.summary(refined_mm)}
     return found or None
 
 
@@ -136,12 +135,3 @@ def _rigidity(r: Registration, points_lps_mm: np.ndarray) -> dict[str, Any]:
         "residual_mm": quality.summary(np.linalg.norm(end - rigid, axis=-1)),
         "shift_mm": float(np.linalg.norm((end - points_lps_mm).mean(0))),
     }
-
-
-def _outer(r: Registration, points_cube: np.ndarray) -> np.ndarray:
-    """Where the initial transform alone takes points of the cube."""
-    maps = r.fields.maps
-    maps = maps.smooth if isinstance(maps, Sliding) else maps
-    assert isinstance(maps, Composed), "an initial transform is composed with what refines it"
-    points = torch.as_tensor(points_cube, dtype=torch.float32, device=maps.device)
-    return maps.outer.forward(points).cpu().numpy()

@@ -27,7 +27,8 @@ def write_report(
     report: dict,
     fixed: sitk.Image,
     warped: sitk.Image,
-    moving_before: sitk.Image,
+    moving: sitk.Image,
+    alignment: sitk.Transform,
     jacobian: sitk.Image,
     displacement: sitk.Image,
     fixed_mask: sitk.Image | None = None,
@@ -36,12 +37,13 @@ def write_report(
 ) -> None:
     """Write ``report.html`` into ``folder``, created if necessary.
 
-    fixed, warped (moving image after registration), moving_before (after alignment only), jacobian
-    (determinant of the forward map) and fixed_mask lie on the fixed grid; displacement (vectors, LPS
-    mm, forward map) and expected_error (mm) may lie on a coarser one. ``history``: dicts of step, loss and terms.
+    fixed, warped (moving image after registration) and fixed_mask lie on the fixed grid, jacobian (determinant of the
+    forward map) on it or on a box of it, around which it is 1; displacement (vectors, LPS mm, forward map) and
+    expected_error (mm) may lie on a coarser one. alignment takes fixed points to points of moving. ``history``: dicts
+    of step, loss and terms.
     Every entry of ``report`` is shown.
     """
-    images = Images(fixed, warped, moving_before, jacobian, displacement, fixed_mask, expected_error)
+    images = Images(fixed, warped, moving, alignment, jacobian, displacement, fixed_mask, expected_error)
     try:
         import matplotlib.figure  # noqa: F401 (only whether it is there)
 

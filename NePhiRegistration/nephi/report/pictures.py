@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..space.grid import Grid
+from ..result import lowest
+from ..space.grid import Box, Grid
 
 _PIXELS = 440  # width of the widest view
 _CT_WINDOW = (-1000.0, 300.0)
@@ -86,24 +87,41 @@ def _views(grid: Grid, at_index_xyz) -> list[_View]:
 
 
 class Images:
-    """The images as arrays on the fixed grid."""
+    """The images of a report as planes of the fixed grid: what lies elsewhere is resampled where it is looked at."""
 
-    def __init__(self, fixed, warped, moving_before, jacobian, displacement, fixed_mask, expected_error=None):
+    def __init__(self, fixed, warped, moving, alignment, jacobian, displacement, fixed_mask=None, expected_error=None):
+        """Images as for ``write_report``."""
         as_array = sitk.GetArrayViewFromImage
         self.image, self.displacement, self.grid = fixed, displacement, Grid.of(fixed)
-        self.fixed, self.after, self.before = as_array(fixed), as_array(warped), as_array(moving_before)
-        self.jacobian = as_array(jacobian)
+        self.jacobian, self.shows_error = jacobian, expected_error is not None
         self.mask = None if fixed_mask is None else as_array(fixed_mask) != 0
-        self.expected = None
-        if expected_error is not None:
-            self.expected = sitk.GetArrayFromImage(self.grid.resample(expected_error))
-        thin = self.fixed[(slice(None, None, 2),) * self.fixed.ndim]
+        self._arrays: dict[str, np.ndarray] = {"fixed": as_array(fixed), "after": as_array(warped)}
+        if self.mask is not None:
+            self._arrays["mask"] = self.mask
+        self._elsewhere = {
+            "before": (moving, alignment, sitk.sitkLinear, lowest(moving)),
+            "jacobian": (jacobian, None, sitk.sitkNearestNeighbor, 1.0),
+            "expected": (expected_error, None, sitk.sitkLinear, 0.0),
+        }
+        thin = self._arrays["fixed"][(slice(None, None, 2),) * self.grid.dimension]
         low, high = np.percentile(thin, (1, 99))
         self.window = _CT_WINDOW if thin.min() <= -500 else (float(low), float(max(high, low + 1e-6)))
 
     def of(self, name: str, view: _View) -> np.ndarray:
         """The plane (rows, columns) of one of the images."""
-        return view.take(getattr(self, name), view.position)
+        if name in self._arrays:
+            return view.take(self._arrays[name], view.position)
+        return view.take(sitk.GetArrayFromImage(self.plane(view).resample(*self._elsewhere[name])), 0)
+
+    def plane(self, view: _View) -> Grid:
+        """The voxels of a view."""
+        return self.grid.part(self.plane_box(view))
+
+    def plane_box(self, view: _View) -> Box:
+        keep = [slice(0, n) for n in self.grid.size]
+        if view.normal is not None:
+            keep[view.normal] = slice(view.position, view.position + 1)
+        return tuple(reversed(keep))
 
     def centre_index(self) -> list[int]:
         """Along each axis, x first, the slice with most of the mask; the middle without one."""
@@ -113,11 +131,14 @@ class Images:
         areas = [self.mask.sum(tuple({*axes} - {axis}), dtype=np.int32) for axis in reversed(axes)]
         return [int(np.argmax(area)) for area in areas]
 
-    def worst_fold(self) -> tuple[int, ...] | None:
-        """Voxel (x first) of the lowest determinant inside the mask, if it is a fold."""
-        inside = self.jacobian if self.mask is None else np.where(self.mask, self.jacobian, np.inf)
+    def worst_fold(self) -> tuple[tuple[int, ...], float] | None:
+        """Voxel (x first) of the lowest determinant inside the mask, and the determinant, if it is a fold."""
+        values, first = sitk.GetArrayViewFromImage(self.jacobian), self.grid.to_index(self.jacobian.GetOrigin())
+        box = tuple(slice(int(i), int(i) + n) for i, n in zip(np.rint(first)[::-1], values.shape, strict=True))
+        inside = values if self.mask is None else np.where(self.mask[box], values, np.inf)
         at = np.unravel_index(np.argmin(inside), inside.shape)
-        return None if inside[at] > 0 else tuple(map(int, at[::-1]))
+        place = tuple(int(i + part.start) for i, part in zip(at, box, strict=True))[::-1]
+        return None if inside[at] > 0 else (place, float(inside[at]))
 
 
 def jacobian_rgb(jacobian: np.ndarray) -> np.ndarray:
@@ -139,15 +160,12 @@ def checkerboard(a: np.ndarray, b: np.ndarray, spacing_mm: np.ndarray) -> np.nda
 
 def _grid_lines(images: Images, view: _View) -> list[np.ndarray]:
     """Lines of a regular grid after the forward map less its mean shift, in (column, row) of the view."""
-    keep = [slice(None)] * images.grid.dimension
-    if view.normal is not None:
-        keep[view.normal] = slice(view.position, view.position + 1)
-    plane = Grid.of(images.image[tuple(keep)])
+    plane = images.plane(view)
     frame = (plane.origin_lps_mm, plane.spacing_mm, plane.direction, 0.0, sitk.sitkVectorFloat64, True)
     identity = sitk.Transform(plane.dimension, sitk.sitkIdentity)
     vectors = sitk.Resample(images.displacement, plane.size, identity, sitk.sitkLinear, *frame)
     field = sitk.GetArrayFromImage(vectors)
-    inside = True if images.mask is None else images.mask[tuple(keep[::-1])]
+    inside = True if images.mask is None else images.mask[images.plane_box(view)]
     field -= field.mean(tuple(range(plane.dimension)), where=np.expand_dims(inside | ~np.any(inside), -1))
     index = np.moveaxis(np.indices(plane.shape)[::-1], 0, -1)
     moved = images.grid.to_index(plane.to_lps_mm(index) + field)
@@ -168,38 +186,50 @@ def _png(figure) -> str:
 
 def _panel(images: Images, view: _View, plane: np.ndarray, name="", window=(None, None), lines=()) -> str:
     """One view as an HTML figure; ``plane`` is grey (rows, columns) or colours, drawn with the mask's rim."""
-    from matplotlib.collections import LineCollection  # matplotlib is optional
+    from contourpy import contour_generator  # comes with matplotlib, which is optional
+    from matplotlib.collections import LineCollection
     from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Affine2D
 
     sides = np.array(plane.shape[1::-1]) * view.of_page(images.grid.spacing_mm)
-    figure, axes = _bare_figure(sides / sides.max() * _PIXELS / 100)
-    smooth = "nearest" if plane.ndim == 3 else None  # the colour of a fold must not be mixed
-    axes.imshow(plane, "gray", aspect="auto", vmin=window[0], vmax=window[1], interpolation=smooth)
-    axes.add_collection(LineCollection(lines, colors="#ffd23f", linewidths=0.8), autolim=False)
+    figure = _bare_figure(sides / sides.max() * _PIXELS / 100, plane, window)
+    (width, height), (rows, columns) = figure.bbox.size, plane.shape[:2]
+    of_voxels = Affine2D().translate(0.5, 0.5 - rows).scale(width / columns, -height / rows)
+
+    def add(paths, colour: str, width: float) -> None:
+        figure.add_artist(LineCollection(paths, colors=colour, linewidths=width, transform=of_voxels))
+
+    add(lines, "#ffd23f", 0.8)
     rim = images.of("mask", view) if plane.ndim == 3 and images.mask is not None else np.zeros((1, 1))
     if rim.any() and min(rim.shape) > 1:
-        axes.contour(rim, [0.5], colors="black", linewidths=0.6)
+        add(contour_generator(z=rim.astype(float)).lines(0.5), "black", 0.6)
     places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.965), (0.5, 0.035))
     for letter, place in zip(view.letters, places, strict=True):
-        text = axes.text(*place, letter, transform=axes.transAxes, ha="center", va="center", color="white")
+        text = figure.text(*place, letter, ha="center", va="center", color="white")
         text.set_path_effects([withStroke(linewidth=2, foreground="black")])
     caption = ", ".join(filter(None, (view.name, name)))
     return f'<figure><img src="{_png(figure)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _bare_figure(inches):
+def _bare_figure(inches, plane: np.ndarray, window=(None, None)):
+    """A figure that a plane fills, without axes, which would take half of the time; colours are not mixed."""
     from matplotlib.figure import Figure  # matplotlib is optional
+    from matplotlib.image import BboxImage
 
     figure = Figure(tuple(inches), dpi=100)
-    return figure, figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=())
+    image = BboxImage(figure.bbox, cmap="gray", interpolation="nearest" if plane.ndim == 3 else None)
+    image.set_data(plane)
+    image.set_clim(*window)
+    image.autoscale_None()
+    figure.add_artist(image)
+    return figure
 
 
 def picture(rgb: np.ndarray, spacing_mm: tuple[float, float], caption: str) -> str:
     """Colours (rows, columns, 3) as an HTML figure; spacing: column, row. Raises ImportError without matplotlib."""
     sides = np.array(rgb.shape[1::-1]) * spacing_mm
-    figure, axes = _bare_figure(sides / sides.max() * _PIXELS / 100)
-    axes.imshow(rgb, aspect="auto", interpolation="nearest")
-    return f'<figure><img src="{_png(figure)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    source = _png(_bare_figure(sides / sides.max() * _PIXELS / 100, rgb))
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
@@ -209,7 +239,7 @@ def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
 
 def image_sections(images: Images) -> Iterator[str]:
     window, views, spacing = images.window, _views(images.grid, images.centre_index()), images.grid.spacing_mm
-    if images.expected is not None:
+    if images.shows_error:
         panels = [_panel(images, v, _error_overlay(images, v)) for v in views]
         yield _section("Expected error", _error_legend(), panels)
     rows = min(2, len(views))
@@ -229,9 +259,10 @@ def image_sections(images: Images) -> Iterator[str]:
     yield _section("Deformation", text, grids)
     text, worst = _legend(), images.worst_fold()
     if worst is not None:
-        where, lowest = images.grid.to_lps_mm(worst), number(images.jacobian[worst[::-1]])
-        text += f" <b>The planes go through the worst fold</b>: {lowest} at ({number(where)}) mm in LPS."
-        views = _views(images.grid, worst)
+        voxel, lowest = worst
+        where = number(images.grid.to_lps_mm(voxel))
+        text += f" <b>The planes go through the worst fold</b>: {number(lowest)} at ({where}) mm in LPS."
+        views = _views(images.grid, voxel)
     maps = [_panel(images, v, jacobian_rgb(images.of("jacobian", v))) for v in views]
     yield _section("Jacobian determinant", text, maps)
 
@@ -254,20 +285,18 @@ def _error_overlay(images: Images, view: _View) -> np.ndarray:
 
 
 def _error_legend() -> str:
-    figure, axes = _bare_figure((4, 0.16))
     low, high = _ERROR_STOPS_MM[0], _ERROR_STOPS_MM[-1]
-    axes.imshow(error_rgb(np.geomspace(low, high, 200)[None]), aspect="auto")
+    bar = _png(_bare_figure((4, 0.16), error_rgb(np.geomspace(low, high, 200)[None])))
     ticks = "".join(f"<span>{v:.2g}</span>" for v in np.geomspace(low, high, 5))
-    return f'''<span class="legend"><img src="{_png(figure)}" alt=""><span class="ticks">{ticks}</span></span>
+    return f'''<span class="legend"><img src="{bar}" alt=""><span class="ticks">{ticks}</span></span>
 Expected distance, in mm, of the map from the truth, estimated from the images without ground truth.
 Green: 1 mm or less. Yellow: 2 mm. Orange: 5 mm. Dark red: 10 mm or more.'''
 
 
 def _legend() -> str:
-    figure, axes = _bare_figure((4, 0.16))
-    axes.imshow(jacobian_rgb(_JACOBIAN_LIMIT ** np.linspace(-1, 1, 200)[None]), aspect="auto")
+    bar = _png(_bare_figure((4, 0.16), jacobian_rgb(_JACOBIAN_LIMIT ** np.linspace(-1, 1, 200)[None])))
     ticks = "".join(f"<span>{v:.2g}</span>" for v in _JACOBIAN_LIMIT ** np.linspace(-1, 1, 5))
-    return f'''<span class="legend"><img src="{_png(figure)}" alt=""><span class="ticks">{ticks}</span></span>
+    return f'''<span class="legend"><img src="{bar}" alt=""><span class="ticks">{ticks}</span></span>
 &gt; 1 (red): the tissue is larger in the moving image. &lt; 1 (blue): it is smaller there.
 <b class="fold">Magenta</b>: a fold, not above 0, where the map is wrong.'''
 

@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..both import ROLES, Both
-from ..device import peak_gpu_memory_mb, peak_memory_mb, versions
+from ..device import peak_gpu_memory_mb, peak_memory_mb, release_freed_memory, versions
 from ..files.dicom_stack import SERIES
 from ..files.folder import DEFAULT_OUTPUTS, OUTPUTS, ResultFolder, check_outputs
 from ..files.image import write_image
@@ -76,8 +76,13 @@ def write_all(
     tell = in_stages(progress, {name: seconds for name, seconds in expected.items() if name not in done})
     wall, cpu = started or (time.perf_counter() - registration.seconds, time.process_time())
     r, grid, target = registration, registration.fixed_grid, ResultFolder(folder)
+
+    def begin(stage: str) -> None:
+        release_freed_memory()  # of the stage before: those of large images need much, each of another kind
+        tell(stage, 0.0, {})
+
     with target.replaced() as scratch:
-        tell("transforms", 0.0, {})
+        begin("transforms")
         coarse, displacement, error = r.sampled(grid)
         transform = displacement_transform(displacement, coarse)
         write_transform(transform, scratch.transform)
@@ -85,23 +90,30 @@ def write_all(
         inverse, inverse_error = _write_inverse(r, scratch)
         r.save(scratch.registration)
         with target.shown_ahead([scratch.transform, scratch.inverse_transform, scratch.registration]):
-            tell("Jacobian determinant", 0.0, {})
+            begin("Jacobian determinant")
             where = _united(r.fixed_mask, regions)
             exact = "exact-jacobian" in outputs
             box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
-            tell("measures", 0.0, {})
+            begin("measures")
             measured = _measured(r, jacobian, box, Both(transform, inverse), landmarks, labels, regions)
             breath = None
             if where is not None and (regions is not None or "ventilation" in outputs):
                 breath = Breath.of(Both(fixed, moving), transform, box, where, r.length_scale)
             if breath is not None and regions is not None and measured.regions is not None:
                 measured = replace(measured, regions=breath.of_regions(measured.regions, jacobian, regions))
-            tell("expected error", 0.0, {})
+            if not {"jacobian", "exact-jacobian"}.isdisjoint(outputs):
+                begin("writing")
+                spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
+                write_slices(spread, np.float32, grid, scratch.jacobian)
+            for values, path in further_maps(jacobian, breath, outputs, scratch):
+                write_slices(_spread(values, box, grid, 0.0), np.float32, grid, path)
+            determinant = grid.part(box).image(jacobian) if "report" in outputs else None
+            del jacobian, breath  # the largest of what is held
+            begin("expected error")
             trust = r.trust(fixed, moving, transform)
             measured = judged(measured, trust.estimate(), trust.share_above, _voxel_mm(r), tolerances)
-            tell("warping", 0.0, {})
-            outside = lowest(moving)
-            slices = warped_slices(moving, grid, displacement, coarse, outside)
+            begin("warping")
+            slices = warped_slices(moving, grid, displacement, coarse, lowest(moving))
             warped = None
             if "report" in outputs:
                 warped = np.stack(list(slices))
@@ -109,14 +121,8 @@ def write_all(
             if "warped" in outputs:
                 kind = sitk.GetArrayViewFromImage(moving).dtype
                 write_slices(_told(slices, grid.shape[0], "warping", tell), kind, grid, scratch.warped)
-            if not {"jacobian", "exact-jacobian"}.isdisjoint(outputs):
-                tell("writing", 0.0, {})
-                spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
-                write_slices(spread, np.float32, grid, scratch.jacobian)
-            for values, path in further_maps(jacobian, breath, outputs, scratch):
-                write_slices(_spread(values, box, grid, 0.0), np.float32, grid, path)
             if "disagreement" in outputs:
-                tell("disagreement", 0.0, {})
+                begin("disagreement")
                 seen = grid.coarsened(_DISAGREEMENT_MM * r.length_scale)
                 write_image(seen.image(fields_disagreement(r, seen)), scratch.fields_disagreement)
             if "error-map" in outputs:
@@ -145,15 +151,16 @@ def write_all(
                 peak_memory_mb=peak_memory_mb(),
                 peak_gpu_memory_mb=peak_gpu_memory_mb(r.device),
             )
-            if warped is not None:
-                tell("report", 0.0, {})
+            if warped is not None and determinant is not None:
+                begin("report")
                 write_report(
                     scratch.path,
                     report=report.to_dict(),
                     fixed=fixed,
                     warped=grid.image(warped),
-                    moving_before=grid.resample(moving, r.affine.transform(), sitk.sitkLinear, outside),
-                    jacobian=grid.image(np.stack(list(_spread(jacobian, box, grid)))),
+                    moving=moving,
+                    alignment=r.affine.transform(),
+                    jacobian=determinant,
                     displacement=coarse.image(displacement, vector=True),
                     fixed_mask=r.fixed_mask,
                     expected_error=trust.expected,

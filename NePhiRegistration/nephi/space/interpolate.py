@@ -138,7 +138,7 @@ def _gather(tables: Sequence[Tensor], row: Tensor, dtype: torch.dtype) -> Tensor
         else:
             found.append(table.index_select(0, rows.reshape(-1)))
     values = found[0] if len(found) == 1 else torch.cat(found)
-    return values.to(dtype).reshape(*row.shape, -1)
+    return values.to(dtype).reshape(*row.shape, tables[0].shape[1])
 
 
 def _blend(weight: Tensor, values: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class _Interpolate(torch.autograd.Function):
         found = _blend(weight[..., :1], values)
         ctx.size, ctx.degree, ctx.scale = size, degree, scale
         ctx.save_for_backward(position, values if moves else None, row, weight, *tables)
-        return found.reshape(*position.shape[:-1], -1)
+        return found.reshape(*position.shape[:-1], tables[0].shape[1])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
