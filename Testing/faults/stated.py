@@ -260,7 +260,7 @@ def pairs(path: Path) -> Any:
 def log(path: Path) -> Any:
     """Every line of the steps to keep that is whole."""
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
         try:
             entry = json.loads(line)
             if entry["step"] <= 12:

@@ -237,6 +237,8 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[tuple[int, Path | None, int,
         raise refuse(f"the header's CompressedDataSize is {fields['CompressedDataSize'][:20]}")
     length = named[0] or None if packed and named else None
     if name.upper() == "LOCAL":
+        if packed and length is None:  # ITK takes the header for packed voxels, too, and goes on without any
+            raise refuse("the header does not say how long the packed voxels are (CompressedDataSize)")
         return (size, path, at, encoding), length
     if "%" in name or name.upper().startswith("LIST"):
         return (size, None, 0, encoding), length
