@@ -94,7 +94,8 @@ class Optimisation:
         self._now: Drawn | None = None  # those of the present step
 
     def consensus(self) -> Map:
-        """Of the two maps, smoothed as far as the images agree with that."""
+        """Of the two maps, smoothed as far as the images agree with that; ends the optimisation."""
+        self._seen = self._ahead = self._now = None  # features of large images take much
         if not self._smooth:
             return consensus(self.maps)
         sides = zip(self.cube.half_extents_cube, self.code.size, strict=True)

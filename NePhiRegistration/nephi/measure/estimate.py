@@ -30,7 +30,7 @@ _FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 2.1e-10, 3.2e-
 _AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 8e-9
 # of the lungs of an adult: the expected error, and how far the map is smoothed, per voxel of both images besides
 _TRUST_S, _SMOOTHING_S, _SMOOTHING_VOXEL_S, _USUAL_DETERMINANTS = 2.3, 1.1, 5e-9, 1.6e5
-_MODEL_S = {"lung": 4.5, "lung-m": 11.0}  # its prediction alone
+_MODEL_S = {"lung": 3.5, "lung-m": 9.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
 # of the refinement: per node and round, at nodes and at voxels, and of its start and end
 _DENSE_S, _DENSE_FINE_S, _DENSE_ENDS_S = 1.1e-6, 2.4e-6, 10.0
