@@ -97,7 +97,7 @@ def test_what_is_a_notice_is_what_the_engine_says():
     code = "".join(path.read_text(encoding="utf-8") for path in Path(nephi.__file__).parent.rglob("*.py"))
     assert "lung mask was found by a threshold" in code and "The prediction of model" in code
     assert is_notice("The prediction of model 'lung' was not used: it folds.")
-    stages = set(re.findall(r"""tell\("([\w ]+)", [\d.f]""", code)) | {*PHASES, "optimising"}
+    stages = set(re.findall(r"""(?:tell|begin)\("([\w ]+)"(?:, [\d.f]|\))""", code)) | {*PHASES, "optimising"}
     assert len(stages) >= 10
     assert {s for s in stages - {"phantom"} if stage_text(s) == s[:1].upper() + s[1:]} <= {"optimising", "done"}
 

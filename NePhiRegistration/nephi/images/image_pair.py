@@ -329,7 +329,12 @@ class ImagePair:
         if self.excluded[way] is None:
             return scaled
         part = self._on(grid, sitk.Cast(self.excluded[way], sitk.sitkFloat32), way, device=device)
-        return scaled.then(lambda values, rows: values * (counts := part[rows] == 0) + _BETWEEN * ~counts)
+
+        def replaced(values, rows):
+            counts = part[rows] == 0
+            return values * counts + (0 * values + _BETWEEN) * ~counts  # of the values' own precision
+
+        return scaled.then(replaced)
 
     def _shown(self, grid: Grid, way: int) -> Tensor | None:
         """(z, y, x) bool: around what an image shows, where a value that stands for nothing fills much of it."""
