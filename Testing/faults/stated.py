@@ -163,7 +163,7 @@ def rows(path: Path) -> Any:
     if name.endswith(".vtk"):
         words = text.split("\n", 4)[4].split()
         return np.array(words[3 : 3 + 3 * int(words[1])], float).reshape(-1, 3)
-    lines = [line for line in re.split(r"[\n\r]+", text) if line.strip() and not line.startswith("#")]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     lines = lines[2:] if "elastix" in name else lines
     if name == "points.csv":
         lines = lines[1:]
