@@ -135,6 +135,19 @@ def test_a_cut_matlab_file(tmp_path):
             read_affine(str(path), 3)
 
 
+@pytest.mark.parametrize("space", [b"\xa0", b"\x85", b"\x0b", b"\x0c", b"\x1c"])
+def test_other_kinds_of_spaces_in_a_transform(space, tmp_path):
+    """Which Python skips, too, and on which ITK crashes."""
+    path = tmp_path / "a.tfm"
+    sitk.WriteTransform(sitk.Euler3DTransform((1, 2, 3), 0.1, 0.2, 0.05, (4, 5, 6)), str(path))
+    data = path.read_bytes()
+    for at in range(data.index(b"Transform:"), len(data)):
+        if data[at : at + 1] in (b" ", b"\n"):
+            path.write_bytes(data[:at] + space + data[at + 1 :])
+            with pytest.raises(NephiError):
+                read_affine(str(path), 3)
+
+
 BOMB = "99999 99999 99999 0 0 0 1 1 1 1 0 0 0 1 0 0 0 1"
 HEAD = "#Insight Transform File V1.0\n#Transform 0\nTransform: "
 

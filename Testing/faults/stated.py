@@ -165,7 +165,7 @@ def rows(path: Path) -> Any:
         return np.array(words[3 : 3 + 3 * int(words[1])], float).reshape(-1, 3)
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     lines = lines[2:] if "elastix" in name else lines
-    if name == "points.csv":
+    if name == "points.csv" or lines[:1] == ["x,y,z"]:
         lines = lines[1:]
     cells = [re.split(r"[,;\s]+", line.strip()) for line in lines]
     if name.endswith(".fcsv"):

@@ -51,11 +51,12 @@ def check_text(path: Path) -> bool:
     if text.count(_FIRST) > 1:  # ITK would compose them all
         raise NephiError(f"{path} is damaged: it holds several transform files, one after the other")
     blocks: list[dict[str, str]] = []
-    for line in text.splitlines()[1:]:
+    for line in text.replace("\r\n", "\n").split("\n")[1:]:
         key, sign, value = (part.strip() for part in line.partition(":"))
-        if not line.strip() or line.startswith("#"):
+        if not line.strip(" \t") or line.startswith("#"):
             continue
-        if not sign or key not in ("Transform", "Parameters", "FixedParameters"):
+        plain = line.isascii() and line.replace("\t", " ").isprintable()  # ITK crashes on other kinds of spaces
+        if not plain or not sign or key not in ("Transform", "Parameters", "FixedParameters"):
             raise NephiError(f"{path} is damaged: '{line[:40]}' is not a line of a transform file")
         if key == "Transform":
             blocks.append({})
