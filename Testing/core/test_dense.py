@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from detail import MM, SIDE, moved_slice
 from nephi.fitting.dense import eased, least_determinants
 from nephi.registration import register
 from nephi.settings import PRESETS, DenseSettings
 from nephi.space.grid import Grid
 
-SIDE, MM = 64, 2.0
 FAST = PRESETS["fast"]
 FEW = replace(
     FAST,
@@ -25,25 +25,9 @@ FEW = replace(
 DENSE = DenseSettings(rounds=8, fine_rounds=6, spacing_mm=MM)
 
 
-def smooth(values: np.ndarray, deviation: float) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(values), deviation))
-
-
 @pytest.fixture(scope="module")
 def moved():
-    """A slice full of detail, the same moved by about 1.5 voxels, and points of both that correspond."""
-    rng = np.random.default_rng(0)
-    shape = (SIDE, SIDE)
-    detail = smooth(rng.standard_normal(shape), 1.5)
-    away = np.hypot(*np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 2))
-    values = np.where(away < 0.8, 0.5 + 0.15 * detail / detail.std(), 0.0).clip(0, 1)
-    fixed = Grid((SIDE, SIDE), (MM, MM), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)).image(values.astype(np.float32))
-    u = np.stack([smooth(rng.standard_normal(shape), 7.0) for _ in range(2)], -1)
-    u *= 1.5 * MM / np.linalg.norm(u, axis=-1)[away < 0.7].mean()
-    field = sitk.DisplacementFieldTransform(Grid.of(fixed).image(u.astype(np.float64), vector=True))
-    moving = sitk.Resample(fixed, fixed, field, sitk.sitkLinear, 0.0)
-    at = np.argwhere(away < 0.7)[::5, ::-1] * MM
-    return fixed, moving, np.array([field.TransformPoint(point) for point in at.tolist()]), at
+    return moved_slice()
 
 
 def error_mm(result, moved) -> float:

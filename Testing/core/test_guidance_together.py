@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from detail import GRID, MM, moved_slice
 from nephi import Guidance, register
 from nephi.both import Both
 from nephi.fitting.optimise import Optimisation
@@ -21,15 +22,9 @@ from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
 
-SIDE, MM = 64, 2.0
-GRID = Grid((SIDE, SIDE), (MM, MM), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
 FAST = PRESETS["fast"]
 ALONE = replace(FAST, align="none", kept=("all",), fit=replace(FAST.fit, iterations=30))
 REFINED = replace(ALONE, dense=DenseSettings(rounds=8, fine_rounds=6, spacing_mm=MM))
-
-
-def smooth(values: np.ndarray, deviation: float) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(values), deviation))
 
 
 def disc(grid: Grid, centre_lps_mm, radius_mm: float) -> sitk.Image:
@@ -56,18 +51,7 @@ def from_rigid_mm(through, points: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def moved():
-    """A slice full of detail, the same moved by about 1.5 voxels, and points of both that correspond."""
-    rng = np.random.default_rng(0)
-    shape = (SIDE, SIDE)
-    detail = smooth(rng.standard_normal(shape), 1.5)
-    away = np.hypot(*np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 2))
-    fixed = GRID.image(np.where(away < 0.8, 0.5 + 0.15 * detail / detail.std(), 0).clip(0, 1).astype(np.float32))
-    u = np.stack([smooth(rng.standard_normal(shape), 7.0) for _ in range(2)], -1)
-    u *= 1.5 * MM / np.linalg.norm(u, axis=-1)[away < 0.7].mean()
-    field = sitk.DisplacementFieldTransform(GRID.image(u.astype(np.float64), vector=True))
-    moving = sitk.Resample(fixed, fixed, field, sitk.sitkLinear, 0.0)
-    at = np.argwhere(away < 0.7)[::5, ::-1] * MM
-    return fixed, moving, np.array([field.TransformPoint(point) for point in at.tolist()]), at
+    return moved_slice()
 
 
 # ---- the refinement voxel by voxel ----------------------------------------------------------------------

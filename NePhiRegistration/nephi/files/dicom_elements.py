@@ -38,15 +38,9 @@ def lengths_fit(path: Path, read: int = 2**15) -> bool:
 
 def is_complete(path: Path) -> bool:
     """Whether a DICOM file, little-endian, ends with its last element, and all its open sequences with their marks."""
-    data = path.read_bytes()
-    if data[128:_START] != b"DICM":
+    if (opened := _opened(path)) is None:
         return False
-    at = _dataset(data)
-    if _DEFLATED in data[_START:1024]:
-        parts, _ = _unpacked(path, data)
-        if parts is None:
-            return False
-        data, at = parts, 0
+    data, at = opened
     try:
         _end(data, at, _is_implicit(data, at), inner=False)
     except _Cut:
@@ -62,15 +56,11 @@ def elements(path: Path, sequences: frozenset[bytes]) -> Elements | None:
 
     None for a file that is cut, big-endian or has no preamble.
     """
-    data = path.read_bytes()
-    if data[128:_START] != b"DICM" or _BIG_ENDIAN in data[_START:1024]:
+    if (opened := _opened(path)) is None:
         return None
-    at = _dataset(data)
-    if _DEFLATED in data[_START:1024]:
-        parts, _ = _unpacked(path, data)
-        if parts is None:
-            return None
-        data, at = parts, 0
+    data, at = opened
+    if _BIG_ENDIAN in data[_START:at]:
+        return None
     try:
         return _elements(data, at, len(data), _is_implicit(data, at), sequences)[0]
     except _Cut:
@@ -127,6 +117,18 @@ def _items(
 
 class _Cut(Exception):
     pass
+
+
+def _opened(path: Path) -> tuple[bytes, int] | None:
+    """What holds the dataset, unpacked where it is deflated, and where it begins there; None without the preamble, and
+    where it cannot be unpacked."""
+    data = path.read_bytes()
+    if data[128:_START] != b"DICM":
+        return None
+    if _DEFLATED not in data[_START:1024]:
+        return data, _dataset(data)
+    parts, _ = _unpacked(path, data)
+    return None if parts is None else (parts, 0)
 
 
 def _unpacked(path: Path, data: bytes, keep: int = TRUSTED) -> tuple[bytes | None, int]:
