@@ -13,6 +13,7 @@ from ..maps.jacobian import exact_jacobian, finite_jacobian
 from ..settings import REGULARISERS, RegularitySettings
 from ..space.interpolate import constant
 
+_BENDING_STEPS = 2.0  # over which the slopes are compared; over one, the noise of 80 HU cost a twentieth more
 _BENDING_VOXEL_MM = 2.0  # side of a voxel at which ``bending_mm`` counts as it is
 _MOST_BENDING = 6.0  # times as much, in coarser voxels
 _LEAST_BENDING_MM = 0.1  # what is less changes nothing, but costs time
@@ -67,7 +68,10 @@ class GradICON(Regulariser):
         self.exact, self.bending = exact, bending
 
     def stencil(self, dimension: int, step: float) -> Tensor:
-        return _BENDING.stencil(dimension, step) if self.bending else super().stencil(dimension, step)
+        own = super().stencil(dimension, step)
+        if not self.bending:
+            return own
+        return torch.cat([own, _BENDING.stencil(dimension, _BENDING_STEPS * step)[1:]])  # they share the centre
 
     def penalty(self, maps: Callable[[Tensor], Tensor], points: Tensor, values: Tensor, step: float) -> Tensor:
         k = 1 if self.exact else points.shape[-1] + 1
@@ -77,7 +81,9 @@ class GradICON(Regulariser):
         folding = squared_deviation(self.jacobian(composed, points, step))
         if not self.bending:
             return folding
-        return folding + (self.bending * step) ** 2 * _BENDING.penalty(maps, points, values, step)
+        wide = [0, *range(k, points.shape[-2])]
+        bent = _BENDING.penalty(maps, points[..., wide, :], values[..., wide, :], _BENDING_STEPS * step)
+        return folding + (self.bending * step) ** 2 * bent
 
 
 class Diffusion(Regulariser):
@@ -131,10 +137,10 @@ REGULARISERS.add("none", lambda s: NoRegulariser())
 
 
 def fitted(settings: RegularitySettings, voxel_mm: float, scale: float) -> RegularitySettings:
-    """The settings of a pair: its lengths times ``scale``, and bent less the fewer voxels tell how.
+    """The settings of a pair: its lengths times ``scale``, and maps that bend less where fewer voxels tell how.
 
-    ``voxel_mm``: side of a voxel, if it were a cube. ``bending_mm`` grows with the square of its volume: of pairs in
-    coarse voxels and in fine ones, each came out best at about that (docs/benchmarks.md).
+    ``voxel_mm``: side of a voxel, if it were a cube. ``bending_mm`` grows with the square of its volume: pairs in
+    voxels of 1.7 to 5 mm came out best at about that (docs/method.md).
     """
     coarse = voxel_mm / (_BENDING_VOXEL_MM * scale)
     bending_mm = settings.bending_mm * min(coarse**6, _MOST_BENDING)
