@@ -91,7 +91,7 @@ def test_an_axis_along_which_the_images_tell_nothing_is_smoothed_alone():
     length, height = 1.5 * NODES_CUBE, 0.03
 
     class Bent(Wavy):
-        """Moves points along x by waves in x, as the second image shows, and along z by waves in z, which none shows."""
+        """Moves points along x by waves in x, which the images show, and along z by waves in z, which they do not."""
 
         def _shift(self, x):
             waves = self.height * torch.sin(2 * torch.pi * x / self.length)
