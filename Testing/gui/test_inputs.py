@@ -125,7 +125,7 @@ def test_reasons_are_said_until_nothing_is_missing(panel, phantom):
 def test_apply_without_inputs_does_nothing(panel):
     panel.ui.applyButton.click()
     panel.ui.cancelButton.click()
-    assert panel.widget.run is None and panel.ui.statusLabel.text == "Choose the fixed volume."
+    assert panel.widget.runs.run is None and panel.ui.statusLabel.text == "Choose the fixed volume."
 
 
 def test_preset_fills_the_expert_settings(panel):

@@ -25,7 +25,7 @@ _BOUND = {
 }
 _FILES = {"settings_file", "model_file", "tolerances_file"}
 _MASKS = ("fixed", "moving", "fixed_excluded", "moving_excluded", "rigid", "volume_kept")
-_BY_CODE = {"model", "device", "expert_of"} | _FILES | {f"{mask}_segment" for mask in _MASKS}
+_BY_CODE = {"model", "device", "expert_of", "several"} | _FILES | {f"{mask}_segment" for mask in _MASKS}
 _HOLDS = {  # the pairs that Slicer's connectors accept
     "QCheckBox": (bool,),
     "QSpinBox": (int,),
@@ -109,7 +109,7 @@ def test_panel_fits_into_the_width_that_slicer_gives_it(panel):
     """Everything open; wider than this, half of it lies behind a scroll bar."""
     for name in ("inputs", "registration", "batch", "result"):
         getattr(panel.ui, f"{name}CollapsibleButton").collapsed = False
-    for name in ("guides", "optional", "expert", "log", "review", "use"):
+    for name in ("guides", "optional", "expert", "several", "log", "review", "use"):
         getattr(panel.ui, f"{name}GroupBox").collapsed = False
     for widget in vars(panel.ui).values():
         if "label" in widget.name.lower() or widget.name.endswith(("LineEdit", "CheckBox", "ComboBox", "qaWidget")):
