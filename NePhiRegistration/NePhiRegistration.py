@@ -21,7 +21,8 @@ from NePhiRegistrationLib.logic import Logic
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.parameters import Parameters
 from NePhiRegistrationLib.resultpanel import ResultPanel
-from NePhiRegistrationLib.runpanel import RunPanel, duration, progress
+from NePhiRegistrationLib.runpanel import RunPanel, progress
+from NePhiRegistrationLib.words import duration
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -79,7 +80,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.panel.setMRMLScene(slicer.mrmlScene)
         self.logic = NePhiRegistrationLogic()
         self.inputs, self.results = InputPanel(self.ui), ResultPanel(self.ui)
-        self.runs = RunPanel(self.ui, self.logic, self._ask_devices, self._on_finished)
+        self.runs = RunPanel(self.ui, self.logic, self._ask_devices, self._on_results)
         self.batch = BatchPanel(self.ui, self.logic.engine, lambda: parameters.job(self._parameters))
         self._timer = qt.QTimer()
         self._timer.interval = _IDLE_MS
@@ -159,15 +160,19 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def _on_reset(self, _checked: bool = False) -> None:
         parameters.adopt_preset(self._parameters, again=True)
 
-    def _on_finished(self, run, last: bool) -> None:
-        """A registration was successful; with the last of several, the results are shown to be compared."""
-        self.results.add(run.outputs)
+    def _on_results(self, runs: list, ended: bool) -> None:
+        """The last of them is new, or all have ended: until then the views are left alone, but for the first result."""
         p = self._parameters or self.logic.getParameterNode()
-        if last or p.result is None:
-            p.result = run.forward
-        if last:
+        if not ended:
+            self.results.add(runs[-1].outputs)
+        there = [run.forward for run in runs if run.forward.GetScene() is not None]  # the user may have removed some
+        if there and (ended or p.result is None):
+            p.result = there[-1]
+        if ended:
             self.ui.inputsCollapsibleButton.collapsed = True
             self.ui.resultCollapsibleButton.collapsed = False
+            if len(runs) > 1:
+                self.ui.tablesTabWidget.setCurrentWidget(self.ui.resultsTab)
 
     # as time goes by
 

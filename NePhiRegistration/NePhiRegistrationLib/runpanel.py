@@ -10,21 +10,22 @@ from .job import Job, LogicError
 from .logic import Run
 from .parameters import Parameters
 from .resultpanel import readable
+from .words import duration
 
 
 class RunPanel:
     """Several jobs are registered one after the other; one that fails does not keep the others from it."""
 
-    def __init__(self, ui, logic, started: Callable[[], None], finished: Callable[[Run, bool], None]):
-        """``logic``: the module's; ``started()`` is called when a registration has begun, ``finished(run, last)`` with
-        each that was successful."""
-        self.ui, self._logic, self._started, self._finished = ui, logic, started, finished
+    def __init__(self, ui, logic, started: Callable[[], None], show: Callable[[list[Run], bool], None]):
+        """``logic``: the module's; ``started()`` is called when a registration has begun, ``show(runs, ended)`` after
+        each that was successful, with all of them, and when all have ended."""
+        self.ui, self._logic, self._started, self._show = ui, logic, started, show
         self.parameters: Parameters | None = None  # while the module is open
         self.run: Run | None = None  # under way
         self.installation: dependencies.Installation | None = None  # while it lasts
         self._jobs: list[Job] = []  # begun with one press of Apply
         self._waiting: list[Job] = []  # those of them that have not begun yet
-        self._results, self._seconds = 0, 0.0  # of them so far
+        self._done: list[Run] = []
         self._failures: list[str] = []
         self._note = ""  # how the last run ended, or why it could not begin
         self._failed = False  # whether that is a failure
@@ -43,7 +44,7 @@ class RunPanel:
 
     def forget(self) -> None:
         """The scene or the application is being closed."""
-        self._waiting = []
+        self._waiting, self._done = [], []
         if self.run is not None:
             self.run.cancel()
             self.run = None
@@ -92,7 +93,7 @@ class RunPanel:
             self._install(missing)
         elif not reason:
             self._jobs = several.jobs(self.parameters)
-            self._waiting, self._failures, self._results, self._seconds = list(self._jobs), [], 0, 0.0
+            self._waiting, self._failures, self._done = list(self._jobs), [], []
             self._clear_log()
             self._begin()
         self.check()
@@ -126,20 +127,22 @@ class RunPanel:
             self._started()
             return
         self._say(*self._ending())
+        if self._done:
+            self._show(self._done, True)
+        self._done = []
 
     def _end(self) -> None:
         """The registration has ended, one way or the other. Only its result is kept, by the result section."""
         run, self.run = self.run, None
         if run.state == "done":
-            self._results += 1
-            self._seconds += run.outputs.report["time_s"]["wall"]
-            self._finished(run, not self._waiting)
+            self._done.append(run)
+            self._show(self._done, False)
         elif run.state == "failed":
             self._fail(run.job, run.error)
             self.ui.logGroupBox.collapsed = False
         else:  # by the user, or as its nodes were removed
-            self._waiting = []
             self._say(run.error or self._cancelled())
+            self._waiting, self._done = [], []
             return
         self._begin()
 
@@ -149,18 +152,19 @@ class RunPanel:
 
     def _ending(self) -> tuple[str, bool]:
         """How all of them ended, and whether one failed."""
-        time, failures = duration(self._seconds), " ".join(self._failures)
+        seconds = sum(run.outputs.report["time_s"]["wall"] for run in self._done)
+        time, failures = duration(seconds), " ".join(self._failures)
         if len(self._jobs) == 1:
             return failures or _("Done in {time}.").format(time=time), bool(failures)
         text = _("{done} of {all} done in {time}: compare them in the table Results below.")
-        text = text.format(done=self._results, all=len(self._jobs), time=time)
+        text = text.format(done=len(self._done), all=len(self._jobs), time=time)
         return f"{text} {failures}".strip(), bool(failures)
 
     def _cancelled(self) -> str:
-        if not self._results:
+        if not self._done:
             return _("Cancelled. The scene is as it was before.")
         text = _("Cancelled; {done} of {all} were done before and are kept.")
-        return text.format(done=self._results, all=len(self._jobs))
+        return text.format(done=len(self._done), all=len(self._jobs))
 
     def _progress(self) -> str:
         text = progress(self.run)
@@ -209,12 +213,6 @@ def progress(run: Run) -> str:
     if run.seconds_left is None:
         return f"{run.stage_text} ..."
     return _("{stage}: {time} left").format(stage=run.stage_text, time=duration(run.seconds_left))
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{round(seconds)} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _set_text(widget, text: str) -> None:

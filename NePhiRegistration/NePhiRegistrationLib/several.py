@@ -13,7 +13,7 @@ from .job import Job
 from .ownpresets import OwnPresets
 from .parameters import Parameters
 
-AS_SET = "as set"  # the settings of the panel; other keys are terms of presets and paths of own ones
+AS_SET = "as_set"  # the settings of the panel; other keys are terms of presets and paths of own ones
 
 
 def offered(own: OwnPresets) -> dict[str, str]:
