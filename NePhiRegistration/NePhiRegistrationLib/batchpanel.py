@@ -9,8 +9,8 @@ import slicer
 from nephi.errors import NephiError
 
 from . import dependencies, phases
-from . import scene as nodes
 from .batchrun import BatchRun
+from .hierarchy import put_beside
 from .i18n import tr as _
 from .job import Job, LogicError
 
@@ -90,7 +90,7 @@ class BatchPanel:
             return " " + _("Their transforms could not be read: {reason}").format(reason=error)
         if made is None:
             return ""
-        nodes.put_beside([made], sequence)
+        put_beside([made], sequence)
         return " " + _("The sequence {name} holds their transforms.").format(name=made.GetName())
 
     def _counts(self) -> dict[str, int]:

@@ -123,6 +123,7 @@ class Run:
         self._region_names = region_names
         self._end: float | None = None  # when it will be done, by the clock
         self._live = None  # the volume that slides, while it is shown
+        self._layers = display.layers(scene)
         name = _("{moving} to {fixed}").format(moving=job.moving.GetName(), fixed=job.fixed.GetName())
         if job.label:
             name = _("{name} ({setting})").format(name=name, setting=job.label)
@@ -222,7 +223,7 @@ class Run:
             if file.is_file() and file != folder.lock:
                 with contextlib.suppress(OSError):
                     file.unlink()
-        outputs.owner = folder
+        outputs.owner, outputs.layers = folder, self._layers
         self.outputs = outputs
         self.log += [in_panel_words(text) for text in outputs.report["warnings"]]
         self.state, self.stage, self.fraction = "done", "done", 1.0

@@ -50,6 +50,7 @@ class ResultPanel:
         ui.foldsTable.connect("cellClicked(int,int)", self._jump_to_fold)
         ui.histogramButton.connect("clicked(bool)", self._show_histogram)
         ui.saveButton.connect("clicked(bool)", self._save)
+        ui.removeResultButton.connect("clicked(bool)", self._remove)
 
     def add(self, outputs: Outputs) -> None:
         """A registration that has just ended."""
@@ -229,6 +230,26 @@ class ResultPanel:
     def _jump_to_fold(self, row: int, _column: int) -> None:
         out = self.outputs
         display.jump(out.forward.GetScene(), fold_centre_ras_mm(out.folds, row))
+
+    def _remove(self, _checked: bool = False) -> None:
+        """Take the result back. The one before it is shown then, or what the views showed before the first one."""
+        p, out = self._parameters, self.outputs
+        text = _(
+            "Remove the result {name} from the scene, with its transforms, volumes, tables and reviews? "
+            "What it was made from stays, and so does what was saved in a folder."
+        ).format(name=out.forward.GetName())
+        if under := out.under():
+            names = ", ".join(node.GetName() for node in under)
+            text += "\n\n" + _("What lies under its transforms returns to its own place: {names}.").format(names=names)
+        if not slicer.util.confirmOkCancelDisplay(text):
+            return
+        mrml, others = out.forward.GetScene(), [node for node in self._results if node is not out.forward]
+        p.result = others[-1] if others else None
+        self._finished.pop(out.forward.GetID(), None)
+        out.remove()
+        if not others:
+            display.show_layers(mrml, out.layers)
+        self.update(p)
 
     def _show_histogram(self, _checked: bool = False) -> None:
         slicer.modules.plots.logic().ShowChartInLayout(self.outputs.histogram)

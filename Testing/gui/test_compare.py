@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from pathlib import Path
 
 import pytest
 import slicer
 from nephi.settings import PRESETS
-from NePhiRegistrationLib.choices import Preset
+from NePhiRegistrationLib.choices import Preset, View
 from PySide6.QtCore import Qt
 
 FAILS, WAITS = 13, 14  # iterations at which the script does
@@ -129,6 +131,70 @@ def test_it_goes_on_while_another_module_is_open_but_not_in_another_scene(quick)
     quick.tick()
     assert _ended(quick) and len(quick.settings()) == 3 and _ticked(quick) == []
     assert quick.ui.applyButton.text == "Apply"
+
+
+def _nodes() -> set:
+    """All but colour tables, which other volumes may use too, by ID with the parent transform's."""
+    found = (slicer.mrmlScene.GetNthNode(i) for i in range(slicer.mrmlScene.GetNumberOfNodes()))
+    return {
+        (node.GetID(), node.GetTransformNodeID() if node.IsA("vtkMRMLTransformableNode") else None)
+        for node in found
+        if not node.IsA("vtkMRMLColorNode")
+    }
+
+
+def _layers() -> set:
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    return {(n.GetBackgroundVolumeID(), n.GetForegroundVolumeID(), n.GetForegroundOpacity()) for n in nodes}
+
+
+def _items_in_the_hierarchy() -> int:
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    return hierarchy.GetNumberOfItems()
+
+
+def test_results_are_taken_back_and_all_is_as_before(quick):
+    ui, p = quick.ui, quick.p
+    slicer.util.setSliceViewerLayers(background=p.moving, foreground=p.fixed, foregroundOpacity=0.25, fit=False)
+    items, before, layers = _items_in_the_hierarchy(), _nodes(), _layers()
+    assert len(layers) == 1
+    for _time in range(2):
+        ui.applyButton.click()
+        quick.wait(lambda: _ended(quick))
+    first, second = _results()
+    for view in (View.JACOBIAN, View.ERROR, View.DISPLACEMENT):
+        p.view = view
+    p.grid = True
+    p.moving.SetAndObserveTransformNodeID(second.GetID())  # as users do
+    slicer.app.answer = False
+    ui.removeResultButton.click()
+    assert second.GetName() in slicer.app.said[-1] and f"own place: {p.moving.GetName()}." in slicer.app.said[-1]
+    assert _results() == [first, second] and p.moving.GetTransformNodeID() == second.GetID()
+    slicer.app.answer = True
+    ui.removeResultButton.click()
+    assert _results() == [first] and p.result is first and p.moving.GetTransformNodeID() is None
+    assert ui.resultsTable.rowCount == 1 and ui.verdictLabel.visible
+    ui.removeResultButton.click()
+    assert p.result is None and "After a registration" in ui.summaryLabel.text and not ui.qaWidget.visible
+    assert _nodes() ^ before == set()
+    assert (_layers(), _items_in_the_hierarchy()) == (layers, items)
+    gc.collect()
+    assert list(Path(slicer.app.temporaryPath).glob("nephi-run-*")) == []
+
+
+def test_what_was_made_of_a_result_stays_in_its_folder(quick, phantom):
+    ui = quick.ui
+    ui.applyButton.click()
+    quick.wait(lambda: _ended(quick))
+    ui.applySelector.setCurrentNode(phantom[5])
+    ui.ontoFixedButton.click()
+    made = slicer.util.getNodesByClass("vtkMRMLMarkupsFiducialNode")[-1]
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    name = hierarchy.GetItemName(hierarchy.GetItemParent(hierarchy.GetItemByDataNode(made)))
+    assert name.startswith("Registration ")
+    ui.removeResultButton.click()
+    assert made.GetScene() is not None and _results() == []
+    assert hierarchy.GetItemName(hierarchy.GetItemParent(hierarchy.GetItemByDataNode(made))) == name
 
 
 def test_what_cannot_begin_is_said_before(quick):
