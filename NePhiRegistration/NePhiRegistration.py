@@ -18,6 +18,7 @@ from NePhiRegistrationLib.batchpanel import BatchPanel
 from NePhiRegistrationLib.inputpanel import InputPanel
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
+from NePhiRegistrationLib.lungpanel import LungPanel
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.parameters import Parameters
 from NePhiRegistrationLib.resultpanel import ResultPanel
@@ -80,6 +81,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.panel.setMRMLScene(slicer.mrmlScene)
         self.logic = NePhiRegistrationLogic()
         self.inputs, self.results = InputPanel(self.ui), ResultPanel(self.ui)
+        self.lungs = LungPanel(self.ui, self.logic)
         self.runs = RunPanel(self.ui, self.logic, self._ask_devices, self._on_results)
         self.batch = BatchPanel(self.ui, self.logic.engine, lambda: parameters.job(self._parameters))
         self._timer = qt.QTimer()
@@ -98,8 +100,8 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         """The application closes or the module is loaded anew."""
         self.exit()
         self._timer.stop()
-        self.results.forget()
-        self.runs.forget()
+        for part in (self.runs, self.results, self.lungs):
+            part.forget()
         self.batch.cancel()
         self.removeObservers()
 
@@ -123,8 +125,8 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.results.drop_removed()
 
     def _on_scene_start_close(self, _caller, _event) -> None:
-        self.runs.forget()
-        self.results.forget()
+        for part in (self.runs, self.results, self.lungs):
+            part.forget()
         self._set_parameters(None)
 
     def _on_scene_new(self, _caller, _event) -> None:
@@ -136,7 +138,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             remembered.keep(self._parameters, slicer.app.userSettings())
             self._parameters.disconnectGui(self._gui_tag)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
-        self._parameters = self.inputs.parameters = self.runs.parameters = new
+        self._parameters = self.inputs.parameters = self.lungs.parameters = self.runs.parameters = new
         if new is not None:
             if not new.expert_of:  # of a new scene
                 remembered.recall(new, slicer.app.userSettings())
@@ -153,9 +155,13 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if p is None:
             return
         parameters.adopt_preset(p)
-        self.inputs.show(self.logic.devices)
-        self.runs.check()
+        self._show_inputs()
         self.results.update(p)
+
+    def _show_inputs(self) -> None:
+        self.inputs.show(self.logic.devices)
+        self.lungs.show()
+        self.runs.check()
 
     def _on_reset(self, _checked: bool = False) -> None:
         parameters.adopt_preset(self._parameters, again=True)
@@ -183,20 +189,19 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                 self._devices = None
                 self._update()
         was_busy = self.runs.busy
-        self.runs.tick()
-        self.batch.tick()
+        for part in (self.runs, self.lungs, self.batch):
+            part.tick()
         if self.results.stale or was_busy and not self.runs.busy:
             self._update()
         elif self._parameters is not None:
-            self.inputs.show(self.logic.devices)
-            self.runs.check()
+            self._show_inputs()
             self.results.follow(self._parameters)
-        self._timer.interval = _RUNNING_MS if self.runs.busy else _IDLE_MS
+        self._timer.interval = _RUNNING_MS if self.runs.busy or self.lungs.running else _IDLE_MS
         if self._parameters is None:
             self._stop_if_idle()
 
     def _stop_if_idle(self) -> None:
-        if not self.runs.busy and not self.batch.running:
+        if not (self.runs.busy or self.lungs.running or self.batch.running):
             self._timer.stop()
 
     def _ask_devices(self) -> None:
