@@ -101,6 +101,13 @@ class BatchPanel:
         ui = self.ui
         ui.batchStatusLabel.text = text
         ui.batchStartButton.enabled, ui.batchStopButton.enabled = not self.running, self.running
+        for button, tip in (
+            (ui.batchStartButton, _("Register every pair that is not finished, with the settings above.")),
+            (ui.batchStopButton, _("End it; pairs that are finished stay.")),
+        ):
+            button.toolTip = (
+                tip if button.enabled else _("The list is running.") if self.running else _("Nothing runs.")
+            )
         rows = [] if self._run is None else self._run.rows()
         ui.batchTable.visible = bool(rows)
         if rows != self._rows:

@@ -6,6 +6,7 @@ from .i18n import tr as _
 from .job import LogicError
 from .lungs import LungSearch
 from .parameters import Parameters
+from .waiting import wait_cursor
 
 _SIDES = ("fixed", "moving")
 
@@ -56,7 +57,8 @@ class LungPanel:
 
     def _start(self, _checked: bool = False) -> None:
         try:
-            self._search, self._note = LungSearch(self._logic.engine, self._without_mask()), ""
+            with wait_cursor():  # a volume is written
+                self._search, self._note = LungSearch(self._logic.engine, self._without_mask()), ""
         except LogicError as error:
             self._note = str(error)
         self.show()

@@ -64,6 +64,12 @@ class Outputs:
         return current(json.loads(self.report_text.GetText()))
 
     @property
+    def page(self) -> Path | None:
+        """The engine's report with pictures, where it was asked for and is still there."""
+        page = None if self.folder is None else ResultFolder.opened(self.folder).page
+        return page if page is not None and page.is_file() else None
+
+    @property
     def fixed(self):
         return self.forward.GetNodeReference(f"{_ROLE}Fixed")
 

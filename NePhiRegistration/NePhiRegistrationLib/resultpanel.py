@@ -21,11 +21,13 @@ from .shown import Shown, meaning
 from .summary import Kind, as_html, compared_results, summary, unbroken
 from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
 from .verdict import FOLDS, Judgement, judgement
+from .waiting import wait_cursor
 from .words import in_panel_words
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
 _COLORS = {Kind.GOOD: theme.GREEN, Kind.NEUTRAL: theme.GREY, Kind.NOTICE: theme.BLUE, Kind.ATTENTION: theme.RED}
+_REGIONLESS = _("Choose lobes or other regions, or a fixed mask with several segments, before the registration.")
 _NEEDED = ("inverse", "warped", "jacobian", "fields_disagreement", "statistics", "folds", "report_text")
 
 
@@ -96,8 +98,9 @@ class ResultPanel:
             self._fill()
         self.stale = False
         if outputs is not None:
-            self._show_view(p)
-            self._show_grid(p)
+            with wait_cursor():
+                self._show_view(p)
+                self._show_grid(p)
         self._say(p)
         self._use.update(self.outputs)
         self._review.update(self.outputs)
@@ -186,12 +189,13 @@ class ResultPanel:
         if out is None:
             return
         tables = (
-            (ui.numbersTable, out.statistics, UNIT_COLUMN),
-            (ui.foldsTable, out.folds, None),
-            (ui.lobesTable, out.ventilation, None),
+            (ui.numbersTable, out.statistics, UNIT_COLUMN, ""),
+            (ui.foldsTable, out.folds, None, _("The map folds nowhere.")),
+            (ui.lobesTable, out.ventilation, None, _REGIONLESS),
         )
-        for i, (table, node, unit_column) in enumerate(tables):
+        for i, (table, node, unit_column, absent) in enumerate(tables):
             ui.tablesTabWidget.setTabEnabled(i, _fill_table(table, node, unit_column) > 0)
+            ui.tablesTabWidget.setTabToolTip(i, "" if table.rowCount else absent)
         count = ui.foldsTable.rowCount
         title = _("Folds ({count})").format(count=count) if count else _("No folds")
         ui.tablesTabWidget.setTabText(1, title)
@@ -259,7 +263,8 @@ class ResultPanel:
         if not folder:
             return
         try:
-            place, missing = self.outputs.save(folder)
+            with wait_cursor():
+                place, missing = self.outputs.save(folder)
         except (NephiError, OSError) as error:
             slicer.util.errorDisplay(_("The result could not be saved: {reason}").format(reason=error))
             return

@@ -10,6 +10,7 @@ from .job import Job, LogicError
 from .logic import Run
 from .parameters import Parameters
 from .resultpanel import readable
+from .waiting import wait_cursor
 from .words import duration
 
 
@@ -61,6 +62,9 @@ class RunPanel:
         ui.applyButton.toolTip = problem or _("Start the registration; Slicer stays usable while it runs.")
         _set_text(ui.applyButton, _("Apply") if len(jobs) == 1 else _("Apply all"))
         ui.cancelButton.enabled = running
+        ui.cancelButton.toolTip = (
+            _("End the registration now; the scene is left as it was before.") if running else _("Nothing is running.")
+        )
         _set_text(ui.estimateLabel, "-" if problem else self._logic.expected(p, jobs))
         ui.progressBar.visible = running
         if running:
@@ -115,7 +119,8 @@ class RunPanel:
         while self._waiting:
             job = self._waiting.pop(0)
             try:
-                self.run = self._logic.engine.start(job)
+                with wait_cursor():  # the volumes are written
+                    self.run = self._logic.engine.start(job)
             except LogicError as error:
                 self._fail(job, str(error))
                 continue
