@@ -189,13 +189,13 @@ class ResultPanel:
         if out is None:
             return
         tables = (
-            (ui.numbersTable, out.statistics, UNIT_COLUMN, ""),
-            (ui.foldsTable, out.folds, None, _("The map folds nowhere.")),
-            (ui.lobesTable, out.ventilation, None, _REGIONLESS),
+            (ui.numbersTable, out.statistics, UNIT_COLUMN, "", ""),
+            (ui.foldsTable, out.folds, None, "", _("The map folds nowhere.")),
+            (ui.lobesTable, out.ventilation, None, _("Lobes, lungs or other regions, one by one."), _REGIONLESS),
         )
-        for i, (table, node, unit_column, absent) in enumerate(tables):
+        for i, (table, node, unit_column, there, absent) in enumerate(tables):
             ui.tablesTabWidget.setTabEnabled(i, _fill_table(table, node, unit_column) > 0)
-            ui.tablesTabWidget.setTabToolTip(i, "" if table.rowCount else absent)
+            ui.tablesTabWidget.setTabToolTip(i, there if table.rowCount else absent)
         count = ui.foldsTable.rowCount
         title = _("Folds ({count})").format(count=count) if count else _("No folds")
         ui.tablesTabWidget.setTabText(1, title)
