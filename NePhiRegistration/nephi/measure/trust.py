@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..images.masks import binary
+from ..images.through import linear_through
 from ..space.grid import Grid
 from .calibration import FEATURES, MODEL
 from .report import ErrorEstimate
@@ -93,8 +94,7 @@ class Trust:
         grid = fixed_grid.coarsened(_MAP_MM * signals.scale)
         share = np.ones(grid.shape, np.float32)
         if mask is not None:
-            smooth = grid.resample(binary(mask), pixel=sitk.sitkFloat32)
-            share = sitk.GetArrayFromImage(smooth)
+            share = linear_through(binary(mask), grid, None)
             if not share.any():  # thinner than the grid
                 share[:] = 1
         inside = share > 0

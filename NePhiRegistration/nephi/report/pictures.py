@@ -177,10 +177,13 @@ def _grid_lines(images: Images, view: _View) -> list[np.ndarray]:
 
 
 def _png(figure) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is optional
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is optional, and brings PIL
+    from PIL import Image
 
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream, pil_kwargs={"compress_level": 4})
+    canvas, stream = FigureCanvasAgg(figure), io.BytesIO()
+    canvas.draw()
+    colours = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])  # nothing shines through
+    Image.fromarray(colours).save(stream, "png", compress_level=2)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
@@ -213,16 +216,22 @@ def _panel(images: Images, view: _View, plane: np.ndarray, name="", window=(None
 
 def _bare_figure(inches, plane: np.ndarray, window=(None, None)):
     """A figure that a plane fills, without axes, which would take half of the time; colours are not mixed."""
-    from matplotlib.figure import Figure  # matplotlib is optional
-    from matplotlib.image import BboxImage
+    from matplotlib.figure import Figure  # matplotlib is optional, and brings PIL
+    from PIL import Image
 
-    figure = Figure(tuple(inches), dpi=100)
-    image = BboxImage(figure.bbox, cmap="gray", interpolation="nearest" if plane.ndim == 3 else None)
-    image.set_data(plane)
-    image.set_clim(*window)
-    image.autoscale_None()
-    figure.add_artist(image)
+    figure, colours = Figure(tuple(inches), dpi=100), plane.ndim == 3
+    if not colours:
+        low, high = (end if chosen is None else chosen for chosen, end in zip(window, _ends(plane), strict=True))
+        plane = np.clip((plane.astype(np.float32) - low) * (255 / (high - low or 1)), 0, 255).astype(np.uint8)
+    size = tuple(int(side) for side in figure.bbox.size)
+    way = Image.Resampling.NEAREST if colours else Image.Resampling.BILINEAR
+    shown = Image.fromarray(np.ascontiguousarray(plane)).resize(size, way).convert("RGB")
+    figure.figimage(np.asarray(shown), origin="upper")
     return figure
+
+
+def _ends(plane: np.ndarray) -> tuple[float, float]:
+    return float(plane.min()), float(plane.max())
 
 
 def picture(rgb: np.ndarray, spacing_mm: tuple[float, float], caption: str) -> str:
