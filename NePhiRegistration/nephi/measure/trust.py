@@ -21,7 +21,7 @@ from .signals import Signals
 
 _POOL_MM = 6.0  # standard deviation of the weights around a place; of the wider ones twice as much
 _LEAST_MM, _LEAST_RATIO = 0.1, 0.02  # below these differences do not count
-_ROWS = 2048  # places worked on at a time
+_ROWS = 128  # places worked on at a time: their weights stay in the cache
 _MAP_MM = 5.0  # between the voxels of the map
 _LARGE_MM = 5.0
 _SAME = 1.0  # voxels of the coarse scale: two shifts that are nearer are the same
@@ -43,16 +43,25 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     s = signals
     shift, coarse_shift = (np.linalg.norm(v, axis=1) for v in (s.shifts_mm, s.coarse_shifts_mm))
     trust = (np.clip(s.best, 0.0, 1.0) ** 2 / (1 + (s.asymmetry_mm / s.scale) ** 2) + 1e-3).astype(np.float32)
-    trusted, wide, plain, coarse = (np.empty((len(places_lps_mm), k)) for k in (s.shifts_mm.shape[1] + 1, 1, 2, 1))
+    d, trust = s.shifts_mm.shape[1], trust[:, None]
+    # weighted means are sums of values divided by sums of weights, all of one product
+    fine = np.column_stack([trust * s.shifts_mm, trust * shift[:, None], trust, s.asymmetry_mm, s.strain])
+    far, apart = fine[:, d : d + 2], coarse_shift[:, None]
+    sums, wide, coarse = [], [], []
     for start in range(0, len(places_lps_mm), _ROWS):
-        rows = slice(start, start + _ROWS)
-        near = _near(places_lps_mm[rows], s.points_lps_mm, _POOL_MM * s.scale)
-        plain[rows] = _mean(near, np.column_stack([s.asymmetry_mm, s.strain]))
-        trusted[rows] = _mean(near * trust, np.column_stack([s.shifts_mm, shift]))
-        wide[rows] = _mean(np.sqrt(np.sqrt(near)) * trust, shift[:, None])  # a fourth root is a Gaussian twice as wide
-        near = _near(places_lps_mm[rows], s.coarse_points_lps_mm, _POOL_MM * s.scale)
-        coarse[rows] = _mean(near, coarse_shift[:, None])
-    lengths = np.column_stack([np.linalg.norm(trusted[:, :-1], axis=1), trusted[:, -1:], wide, plain[:, :1], coarse])
+        rows = places_lps_mm[start : start + _ROWS]
+        near = _near(rows, s.points_lps_mm, _POOL_MM * s.scale)
+        sums.append(_sums(near, fine))
+        wide.append(_sums(np.sqrt(np.sqrt(near, out=near), out=near), far))  # a fourth root: a Gaussian twice as wide
+        coarse.append(_sums(_near(rows, s.coarse_points_lps_mm, _POOL_MM * s.scale), apart))
+    of_fine, of_wide, of_coarse = (np.concatenate(parts) for parts in (sums, wide, coarse))
+    trusted, plain = of_fine[:, : d + 1] / of_fine[:, d + 1 : d + 2], of_fine[:, d + 2 : -1] / of_fine[:, -1:]
+    lengths = np.column_stack(
+        [
+            np.linalg.norm(trusted[:, :-1], axis=1), trusted[:, -1], of_wide[:, 0] / of_wide[:, 1], plain[:, 0],
+            of_coarse[:, 0] / of_coarse[:, 1],
+        ]
+    )  # fmt: skip
     whole = np.array([np.median(shift), np.median(s.coarse_asymmetry_mm)])
     everywhere = [*np.log(whole / s.scale + _LEAST_MM), np.log(np.median(1 - s.coarse_best) + _LEAST_RATIO)]
     return np.column_stack(
@@ -70,12 +79,15 @@ def _near(places_lps_mm: np.ndarray, points_lps_mm: np.ndarray, deviation_mm: fl
     places, points = (
         (v - middle).astype(np.float32) / np.float32(deviation_mm) for v in (places_lps_mm, points_lps_mm)
     )
-    halves = (points**2).sum(1) / 2 - places @ points.T  # of the squared distances, but for what all points share
-    return np.exp(halves.min(1, keepdims=True) - halves)
+    halves = places @ points.T  # minus those of the squared distances, but for what all points share
+    halves -= (points**2).sum(1) / 2
+    halves -= halves.max(1, keepdims=True)
+    return np.exp(halves, out=halves)
 
 
-def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return weights @ values.astype(weights.dtype) / weights.sum(1, keepdims=True)
+def _sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(n, k + 1): sums of values (m, k) under weights (n, m), and of the weights."""
+    return (weights @ np.column_stack([values, np.ones(len(values))]).astype(weights.dtype)).astype(float)
 
 
 @dataclass(frozen=True)
