@@ -43,9 +43,11 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
         return float(similarity.compare(moving.at(there).reshape(_BLOCKS, -1), reference, seen))
 
     limit, best = (1 + _WORSE) * unlike(None), consensus
-    for part in parts:
-        smoother = consensus.smoothed(part * nodes_cube)
+    while parts:  # halved each time: what is smoothed farther fits worse
+        middle = len(parts) // 2
+        smoother = consensus.smoothed(parts[middle] * nodes_cube)
         if unlike(smoother) > limit:
-            break
-        best = smoother
+            parts = parts[:middle]
+        else:
+            best, parts = smoother, parts[middle + 1 :]
     return best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -10,7 +11,21 @@ import SimpleITK as sitk
 from ..space.grid import Grid
 
 _STRAIGHT = 1e-6  # voxels that the axes of one grid may leave those of the other over its whole length
-Places = tuple[np.ndarray, np.ndarray]  # of a grid in another's index: its first voxel and its steps, each (d,), x first
+Places = tuple[
+    np.ndarray, np.ndarray
+]  # of a grid in another's index: its first voxel and its steps, each (d,), x first
+
+
+class _Slices(Protocol):
+    """Values (z, y, x) that are read a slice at a time."""
+
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> np.ndarray: ...
+
+
 _Along = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -40,7 +55,9 @@ def places_along(coarse: Grid, fine: Grid, transform: sitk.Transform | None = No
     return first, np.diag(ways) / np.maximum(last, 1)
 
 
-def read_between(values: np.ndarray, places: Places, size: tuple[int, ...], outside: float) -> Iterator[np.ndarray]:
+def read_between(
+    values: _Slices | np.ndarray, places: Places, size: tuple[int, ...], outside: float
+) -> Iterator[np.ndarray]:
     """As ``between``, of so many voxels (x first) at these places."""
     ways = [
         _along(start + by * np.arange(n), many)

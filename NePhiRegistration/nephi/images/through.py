@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from torch.nn import functional
 
+from ..device import in_threads
 from ..space.grid import Grid
 from .between import Places, places_along, read_between
 
@@ -67,7 +68,7 @@ def linear_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | No
         seen = np.logical_and.reduce([(k >= -0.5) & (k < n - 0.5) for k, n in zip(index, size, strict=True)])
         # grid_sample has -1 and 1 at the first and last voxel
         unit = [k * np.float32(2 / max(n - 1, 1)) - np.float32(1) for k, n in zip(index, size, strict=True)]
-        position = torch.from_numpy(np.stack(unit, -1)).reshape(1, *[1] * (len(size) - 2), -1, unit[0].shape[-1], len(size))
+        position = torch.from_numpy(np.stack(unit, -1))[None, None]
         values = functional.grid_sample(table, position, padding_mode="border", align_corners=True)
         return np.where(seen, values.reshape(unit[0].shape).numpy(), np.float32(outside))
 
@@ -76,9 +77,23 @@ def linear_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | No
 
 def _filled(places: Iterator[list[np.ndarray]], read: _Reader, grid: Grid, kind) -> np.ndarray:
     out = np.empty(grid.shape, kind)
-    for row, index in zip(out, places, strict=True):
-        row[...] = read(index)
+    for row, values in zip(out, in_threads(read, places), strict=True):
+        row[...] = values
     return out
+
+
+class _Component:
+    """Of a field's vectors, read a slice at a time, the parts along one direction (d,)."""
+
+    def __init__(self, field: sitk.Image, direction: np.ndarray):
+        self._field, self._vectors = field, sitk.GetArrayViewFromImage(field)  # of whose memory it is
+        self._direction, self.shape = direction, self._vectors.shape[:-1]
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return self._vectors[place] @ self._direction
 
 
 def _nearest_along(array: np.ndarray, places: Places, grid: Grid, outside: float) -> np.ndarray:
@@ -90,9 +105,7 @@ def _nearest_along(array: np.ndarray, places: Places, grid: Grid, outside: float
     return out
 
 
-def _places_through(
-    transform: sitk.Transform | None, grid: Grid, other: Grid
-) -> Iterator[list[np.ndarray]] | None:
+def _places_through(transform: sitk.Transform | None, grid: Grid, other: Grid) -> Iterator[list[np.ndarray]] | None:
     """Indices in ``other``, float32 (y, x) along x, y (, z), of the points of each slice of ``grid`` through a
     displacement field whose axes are the grid's; None for other transforms. Beyond the field points stay, as in ITK.
     """
@@ -105,8 +118,7 @@ def _places_through(
         return None
     d = grid.dimension
     to_index = other.to_index(np.eye(d)) - other.to_index(np.zeros(d))
-    shift = (sitk.GetArrayViewFromImage(field) @ to_index).astype(np.float32)
-    shifts = zip(*(read_between(part, along, grid.size, 0.0) for part in np.moveaxis(shift, -1, 0)), strict=True)
+    shifts = zip(*(read_between(_Component(field, way), along, grid.size, 0.0) for way in to_index.T), strict=True)
     first = other.to_index(grid.to_lps_mm(np.zeros(d)))
     steps = other.to_index(grid.to_lps_mm(np.eye(d))) - first  # row: along one axis of the grid
 

@@ -69,9 +69,7 @@ def label_agreement(
     whole = sitk.GetArrayViewFromImage(moving)
     ways = {"before_": alignment, "": transform}
     warped = {
-        when: nearest_through(moving, grid, through, 0.0)
-        for when, through in ways.items()
-        if through is not None
+        when: nearest_through(moving, grid, through, 0.0) for when, through in ways.items() if through is not None
     }
     for label in sorted({*np.unique(wanted).tolist(), *np.unique(whole).tolist()} - {0}):
         here = wanted == label
