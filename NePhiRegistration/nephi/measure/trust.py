@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
+import torch
+from torch import Tensor
 
+from ..device import in_threads
 from ..images.masks import binary
 from ..images.through import linear_through
 from ..space.grid import Grid
@@ -21,6 +24,7 @@ from .signals import Signals
 
 _POOL_MM = 6.0  # standard deviation of the weights around a place; of the wider ones twice as much
 _LEAST_MM, _LEAST_RATIO = 0.1, 0.02  # below these differences do not count
+_LEAST_LOG = -80.0  # of a weight: smaller numbers than normal ones take many times as long
 _ROWS = 128  # places worked on at a time: their weights stay in the cache
 _MAP_MM = 5.0  # between the voxels of the map
 _LARGE_MM = 5.0
@@ -46,15 +50,21 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     d, trust = s.shifts_mm.shape[1], trust[:, None]
     # weighted means are sums of values divided by sums of weights, all of one product
     fine = np.column_stack([trust * s.shifts_mm, trust * shift[:, None], trust, s.asymmetry_mm, s.strain])
-    far, apart = fine[:, d : d + 2], coarse_shift[:, None]
-    sums, wide, coarse = [], [], []
-    for start in range(0, len(places_lps_mm), _ROWS):
-        rows = places_lps_mm[start : start + _ROWS]
-        near = _near(rows, s.points_lps_mm, _POOL_MM * s.scale)
-        sums.append(_sums(near, fine))
-        wide.append(_sums(np.sqrt(np.sqrt(near, out=near), out=near), far))  # a fourth root: a Gaussian twice as wide
-        coarse.append(_sums(_near(rows, s.coarse_points_lps_mm, _POOL_MM * s.scale), apart))
-    of_fine, of_wide, of_coarse = (np.concatenate(parts) for parts in (sums, wide, coarse))
+    far, apart = _with_ones(fine[:, d : d + 2]), _with_ones(coarse_shift[:, None])
+    fine_points, coarse_points, places = (
+        torch.from_numpy(((v - s.points_lps_mm.mean(0)) / (_POOL_MM * s.scale)).astype(np.float32))
+        for v in (s.points_lps_mm, s.coarse_points_lps_mm, places_lps_mm)
+    )
+    fine = _with_ones(fine)
+
+    def pooled(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        near = _near(rows, fine_points)
+        found = near @ fine
+        wide = near.sqrt_().sqrt_() @ far  # a fourth root: a Gaussian twice as wide
+        return found, wide, _near(rows, coarse_points) @ apart
+
+    parts = zip(*in_threads(pooled, places.split(_ROWS)), strict=True)
+    of_fine, of_wide, of_coarse = (torch.cat(part).double().numpy() for part in parts)
     trusted, plain = of_fine[:, : d + 1] / of_fine[:, d + 1 : d + 2], of_fine[:, d + 2 : -1] / of_fine[:, -1:]
     lengths = np.column_stack(
         [
@@ -73,21 +83,16 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     )
 
 
-def _near(places_lps_mm: np.ndarray, points_lps_mm: np.ndarray, deviation_mm: float) -> np.ndarray:
-    """(n, m) weights of the points around each place, in single precision; the nearest has 1."""
-    middle = points_lps_mm.mean(0)
-    places, points = (
-        (v - middle).astype(np.float32) / np.float32(deviation_mm) for v in (places_lps_mm, points_lps_mm)
-    )
-    halves = places @ points.T  # minus those of the squared distances, but for what all points share
-    halves -= (points**2).sum(1) / 2
-    halves -= halves.max(1, keepdims=True)
-    return np.exp(halves, out=halves)
+def _near(places: Tensor, points: Tensor) -> Tensor:
+    """(n, m) weights of the points around each place, both in units of the deviation; the nearest has 1."""
+    halves = torch.addmm(points.square().sum(1) / -2, places, points.T)  # minus half the squared distances, but for
+    halves -= halves.amax(1, keepdim=True)  # what all points share
+    return halves.clamp_(min=_LEAST_LOG).exp_()
 
 
-def _sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(n, k + 1): sums of values (m, k) under weights (n, m), and of the weights."""
-    return (weights @ np.column_stack([values, np.ones(len(values))]).astype(weights.dtype)).astype(float)
+def _with_ones(values: np.ndarray) -> Tensor:
+    """(m, k + 1): values (m, k), and a column whose sums are those of the weights."""
+    return torch.from_numpy(np.column_stack([values, np.ones(len(values))]).astype(np.float32))
 
 
 @dataclass(frozen=True)
