@@ -161,14 +161,14 @@ def _displacements(field: sitk.Image, points_lps_mm: np.ndarray) -> np.ndarray:
     """Displacements (n, d) of a field, linear between its voxels, held for half a voxel beyond and 0 from there on."""
     vectors, size = sitk.GetArrayViewFromImage(field), np.array(field.GetSize())
     index = Grid.of(field).to_index(points_lps_mm)
-    seen = ((index >= -0.5) & (index < size - 0.5)).all(1)
-    place = np.clip(np.where(seen[:, None], index, 0.0), 0, size - 1)  # also of what is not finite
+    seen = np.all((index >= -0.5) & (index < size - 0.5), axis=1)
+    place = np.clip(np.where(np.expand_dims(seen, 1), index, 0.0), 0, size - 1)  # also of what is not finite
     below = np.minimum(place.astype(int), np.maximum(size - 2, 0))
     part, out = place - below, np.zeros_like(points_lps_mm)
     for corner in product((0, 1), repeat=len(size)):
         at = np.minimum(below + corner, size - 1)
         weight = np.where(corner, part, 1 - part).prod(1)
-        out += (weight * seen)[:, None] * vectors[tuple(at.T[::-1])]
+        out += np.expand_dims(weight * seen, 1) * vectors[tuple(at.T[::-1])]
     return out
 
 

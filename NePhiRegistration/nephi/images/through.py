@@ -1,21 +1,15 @@
-"""An image read on a grid through a transform, in numpy where both go along the same axes: ITK takes two to ten times
-as long."""
+"""Where an image is read on a grid through a transform, and its nearest voxels there: without ITK, which takes several
+times as long, where grids and fields go along the same axes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import SimpleITK as sitk
-import torch
-from torch.nn import functional
 
-from ..device import in_threads
 from ..space.grid import Grid
 from .between import Places, places_along, read_between
-
-_SINGLE = (np.int8, np.uint8, np.int16, np.uint16, np.float32)  # what single precision holds
-_Reader = Callable[[list[np.ndarray]], np.ndarray]  # indices (y, x) along x, y (, z) of an array -> values (y, x)
 
 
 def nearest_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | None, outside: float) -> np.ndarray:
@@ -28,57 +22,20 @@ def nearest_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | N
     array = sitk.GetArrayViewFromImage(image)
     if places is not None:
         return _nearest_along(array, places, grid, outside)
-    found = _places_through(transform, grid, Grid.of(image))
+    found = places_through(transform, grid, Grid.of(image))
     if found is None:
         return sitk.GetArrayFromImage(grid.resample(image, transform, sitk.sitkNearestNeighbor, outside))
     size, flat = array.shape[::-1], array.reshape(-1)
 
-    def read(index: list[np.ndarray]) -> np.ndarray:
-        seen, at = None, np.zeros(index[0].shape, np.intp)
+    out = np.empty(grid.shape, array.dtype)
+    for row, index in zip(out, found, strict=True):
+        seen, at = np.ones(row.shape, bool), np.zeros(row.shape, np.intp)
         for along, n in zip(reversed(index), reversed(size), strict=True):
             along += np.float32(0.5)
-            inside = (along >= 0) & (along < n)
-            seen = inside if seen is None else seen & inside
+            seen &= (along >= 0) & (along < n)
             at *= n
             at += along.astype(np.intp)  # floor, where it is seen
-        values = flat.take(at, mode="clip")
-        return np.where(seen, values, values.dtype.type(outside))
-
-    return _filled(found, read, grid, array.dtype)
-
-
-def linear_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | None, outside: float = 0.0) -> np.ndarray:
-    """As ``nearest_through``, interpolated linearly, as float32 (z, y, x)."""
-    places = places_along(Grid.of(image), grid, transform)
-    array = sitk.GetArrayViewFromImage(image)
-    if array.dtype.type not in _SINGLE:
-        found = places = None
-    elif places is None:
-        found = _places_through(transform, grid, Grid.of(image))
-    if places is not None:
-        out = np.empty(grid.shape, np.float32)
-        for row, values in zip(out, read_between(array, places, grid.size, outside), strict=True):
-            row[...] = values
-        return out
-    if found is None:
-        return sitk.GetArrayFromImage(grid.resample(image, transform, sitk.sitkLinear, outside, sitk.sitkFloat32))
-    size, table = array.shape[::-1], torch.from_numpy(array.astype(np.float32))[None, None]
-
-    def read(index: list[np.ndarray]) -> np.ndarray:
-        seen = np.logical_and.reduce([(k >= -0.5) & (k < n - 0.5) for k, n in zip(index, size, strict=True)])
-        # grid_sample has -1 and 1 at the first and last voxel
-        unit = [k * np.float32(2 / max(n - 1, 1)) - np.float32(1) for k, n in zip(index, size, strict=True)]
-        position = torch.from_numpy(np.stack(unit, -1))[None, None]
-        values = functional.grid_sample(table, position, padding_mode="border", align_corners=True)
-        return np.where(seen, values.reshape(unit[0].shape).numpy(), np.float32(outside))
-
-    return _filled(found, read, grid, np.float32)
-
-
-def _filled(places: Iterator[list[np.ndarray]], read: _Reader, grid: Grid, kind) -> np.ndarray:
-    out = np.empty(grid.shape, kind)
-    for row, values in zip(out, in_threads(read, places), strict=True):
-        row[...] = values
+        row[...] = np.where(seen, flat.take(at, mode="clip"), array.dtype.type(outside))
     return out
 
 
@@ -105,7 +62,7 @@ def _nearest_along(array: np.ndarray, places: Places, grid: Grid, outside: float
     return out
 
 
-def _places_through(transform: sitk.Transform | None, grid: Grid, other: Grid) -> Iterator[list[np.ndarray]] | None:
+def places_through(transform: sitk.Transform | None, grid: Grid, other: Grid) -> Iterator[list[np.ndarray]] | None:
     """Indices in ``other``, float32 (y, x) along x, y (, z), of the points of each slice of ``grid`` through a
     displacement field whose axes are the grid's; None for other transforms. Beyond the field points stay, as in ITK.
     """

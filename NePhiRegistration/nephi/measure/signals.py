@@ -19,7 +19,7 @@ from ..errors import NephiError
 from ..images.blocks import block_means, seen_box
 from ..images.hounsfield import CT_WINDOW, Units, hu_units, sparse, unseen_values
 from ..images.masks import drawn, inside, region_lps_mm
-from ..images.through import linear_through
+from ..images.warp import linear_through
 from ..settings import BODY_MM
 from ..space.grid import Grid
 from .blockmatch import match

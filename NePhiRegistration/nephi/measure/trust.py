@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..device import in_threads
 from ..images.masks import binary
-from ..images.through import linear_through
+from ..images.warp import linear_through
 from ..space.grid import Grid
 from .calibration import FEATURES, MODEL
 from .report import ErrorEstimate
@@ -49,13 +49,12 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     trust = (np.clip(s.best, 0.0, 1.0) ** 2 / (1 + (s.asymmetry_mm / s.scale) ** 2) + 1e-3).astype(np.float32)
     d, trust = s.shifts_mm.shape[1], trust[:, None]
     # weighted means are sums of values divided by sums of weights, all of one product
-    fine = np.column_stack([trust * s.shifts_mm, trust * shift[:, None], trust, s.asymmetry_mm, s.strain])
-    far, apart = _with_ones(fine[:, d : d + 2]), _with_ones(coarse_shift[:, None])
+    values = np.column_stack([trust * s.shifts_mm, trust * shift[:, None], trust, s.asymmetry_mm, s.strain])
+    fine, far, apart = map(_with_ones, (values, values[:, d : d + 2], coarse_shift[:, None]))
     fine_points, coarse_points, places = (
         torch.from_numpy(((v - s.points_lps_mm.mean(0)) / (_POOL_MM * s.scale)).astype(np.float32))
         for v in (s.points_lps_mm, s.coarse_points_lps_mm, places_lps_mm)
     )
-    fine = _with_ones(fine)
 
     def pooled(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         near = _near(rows, fine_points)

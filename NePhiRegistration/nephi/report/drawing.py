@@ -86,8 +86,8 @@ def letters(texts: Sequence[str], size: tuple[float, float]) -> str:
 def plot(title: str, x_label: str, lines: Sequence[Line]) -> str:
     """Curves as SVG, on axes with round numbers. What is not finite is left out."""
     width, height, margin = _CURVES
-    kept = [(x[good], y[good], *rest) for x, y, *rest in lines for good in (np.isfinite(x) & np.isfinite(y),)]
-    x_ticks, y_ticks = (_ticks(np.concatenate([line[axis] for line in kept])) for axis in (0, 1))
+    kept = [_finite(line) for line in lines]
+    x_ticks, y_ticks = (_ticks(np.concatenate(values)) for values in zip(*(line[:2] for line in kept), strict=True))
 
     def to_page(values: np.ndarray, ticks: np.ndarray, start: float, end: float) -> np.ndarray:
         return start + (np.asarray(values, float) - ticks[0]) / (ticks[-1] - ticks[0]) * (end - start)
@@ -112,6 +112,12 @@ def plot(title: str, x_label: str, lines: Sequence[Line]) -> str:
             body.append(f'<text {at} style="fill: {colour}">{escape(name)}</text>')
     opened = f'<svg viewBox="0 0 {width} {height}" class="plot" role="img" aria-label="{escape(title)}">'
     return f"{opened}{''.join(body)}</svg>"
+
+
+def _finite(line: Line) -> Line:
+    x, y, colour, name = line
+    good = np.isfinite(x) & np.isfinite(y)
+    return x[good], y[good], colour, name
 
 
 def _ticks(values: np.ndarray) -> np.ndarray:
