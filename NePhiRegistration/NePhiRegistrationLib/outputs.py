@@ -209,7 +209,7 @@ class Outputs:
         for part, name in _TABLES.items():
             if getattr(self, part) is not None:
                 tables.write_table(getattr(self, part), files.path / name)
-        return [] if files.registration.exists() else [files.registration.name]  # without matplotlib there is no page
+        return [] if files.registration.exists() else [files.registration.name]
 
 
 def _part(forward, name: str):

@@ -68,11 +68,14 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
         smoother = consensus.smoothed([parts[each] * nodes_cube for each in steps])
         return smoother, unlike(smoother)
 
-    for part in range(1, len(parts)):
-        smoother, worse = tried([part] * d)
+    left, right = 1, len(parts)
+    while left < right:  # halved each time: what is smoothed farther fits worse
+        middle = (left + right) // 2
+        smoother, worse = tried([middle] * d)
         if worse > limit:
-            break
-        best, chosen, now = smoother, [part] * d, worse
+            right = middle
+        else:
+            best, chosen, now, left = smoother, [middle] * d, worse, middle + 1
     axes = set(range(d))  # along which it may be smoothed further
     while axes := {axis for axis in axes if chosen[axis] + 1 < len(parts)}:
         gains = []
@@ -82,11 +85,11 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
             if worse > limit:
                 axes.remove(axis)  # nor does it go when the others are smoothed further
             else:
-                left = bands(smoother) / max(bands(best), 1e-12)
-                if left > _CALMER:
+                calm = bands(smoother) / max(bands(best), 1e-12)
+                if calm > _CALMER:
                     axes.remove(axis)
                 else:
-                    gains.append(((1 - left) / max(worse - now, 1e-6 * limit), axis, smoother, steps, worse))
+                    gains.append(((1 - calm) / max(worse - now, 1e-6 * limit), axis, smoother, steps, worse))
         if gains:
             *_, best, chosen, now = max(gains, key=lambda one: one[:2])
     return best
