@@ -14,12 +14,12 @@ from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic, Run
 
 from . import state
-from .dialog import SAVE, Dialog
+from .dialog import SAVE, SAVE_MADE, Dialog
 from .files import Served
 from .inputs import OWN, Inputs
 from .presets import Presets, own_presets
 from .results import Results
-from .roles import ROLES
+from .roles import OPENED, ROLES, USES
 from .slices import Slices
 from .views import Views
 
@@ -64,16 +64,19 @@ class Controller:
 
     # files
 
-    def browse(self, role: str) -> None:
+    def browse(self, role: str, key: str = "") -> None:
+        """Open the dialog; ``key``: of what is to be saved as a file."""
         if role == SAVE and (outputs := self.results.chosen) is not None:
             self.dialog.open(role, f"{outputs.moving.GetName()} registered".replace("/", "_"))
-        elif role in ROLES:
+        elif role == SAVE_MADE and (name := self.results.choose_file(key)):
+            self.dialog.open(role, name)
+        elif role in OPENED:
             self.dialog.open(role)
 
     async def choose(self, path: str, series: str = "") -> None:
         """Open what was chosen in the dialog for its role; ``series``: the UID of one of a DICOM folder."""
         role = self.state.dialog
-        if role not in ROLES or self.state.busy or self.run is not None:
+        if role not in OPENED or self.state.busy or self.run is not None:
             return
         if role in _SCANS and self.results.found:
             self._question("open", self._loss("Opening another scan"), "Open")
@@ -88,11 +91,14 @@ class Controller:
         try:
             file = self.served.path(path)
             if file.is_dir() and not series:
-                found = await asyncio.to_thread(_series, file, ROLES[role].text.lower())
+                found = await asyncio.to_thread(_series, file, OPENED[role].text.lower())
                 if len(found) > 1:
                     self.dialog.offer(found, path)
                     return
-            loaded = await self.inputs.load(role, file, name, series)
+            if role in USES:
+                await self.results.applied.add(role, file, name, series)
+            else:
+                loaded = await self.inputs.load(role, file, name, series)
         except (NephiError, nodes.FrameError) as error:
             self._fail(str(error))
             return
@@ -102,7 +108,8 @@ class Controller:
         if role in _SCANS:
             self.results.drop()
         with self.state:
-            self.inputs.take(role, loaded)
+            if role in ROLES:
+                self.inputs.take(role, loaded)
             self.state.dialog = ""
             self.state.error = ""
         if role in _SCANS:
@@ -195,7 +202,7 @@ class Controller:
 
     def _set_window(self) -> None:
         low_high = state.CT_WINDOWS[self.state.ct_window]
-        results = [outputs.warped for outputs in self.results.found.values()]
+        results = [*(outputs.warped for outputs in self.results.found.values()), *self.results.applied.scans]
         for volume in (self.inputs.nodes.get("fixed"), self.inputs.nodes.get("moving"), *results):
             if volume is not None and nodes.in_hounsfield(volume):
                 volume.GetDisplayNode().SetAutoWindowLevel(False)

@@ -12,9 +12,10 @@ import SimpleITK as sitk
 import slicer
 import vtk
 from nephi.errors import NephiError
+from nephi.files.dicom_segmentations import is_segmentation, read_segmentation
 from nephi.files.image import open_image, read_volume
 from nephi.files.landmarks import read_landmarks
-from nephi.files.masks import check_mask, check_regions, read_regions
+from nephi.files.masks import check_mask, check_regions
 from nephi.files.transform import read_transform, write_transform
 from NePhiRegistrationLib import scene as nodes
 from vtk.util.numpy_support import numpy_to_vtk
@@ -42,17 +43,19 @@ def scan_node(scene: Any, image: sitk.Image, name: str) -> Any:
     return node
 
 
-def labels_node(scene: Any, path: Path, volume: Any, role: str, one_by_one: bool) -> Any:
-    """A mask, or regions that count ``one_by_one``: a segmentation, or labels on the volume's voxels.
+def labels_node(scene: Any, path: Path, volume: Any | None, role: str, one_by_one: bool) -> Any:
+    """A mask, or regions that count ``one_by_one``: a segmentation, or labels on the volume's voxels, if there is one.
 
     Raises NephiError. Several labels of a mask become a segmentation, of which one can be chosen.
     """
     if path.name.lower().endswith(_SEGMENTATION):
         return _segmentation(scene, path, role)
-    reference = _image_of(volume)
-    if one_by_one:
-        return _volume(scene, _LABEL_MAP, read_regions(path, reference, role), path.name)
+    if path.suffix.lower() == ".dcm" and is_segmentation(path):
+        return _dicom_segmentation(scene, path)
     image = open_image(path, role)
+    reference = image if volume is None else _image_of(volume)
+    if one_by_one:
+        return _volume(scene, _LABEL_MAP, check_regions(image, reference, role), path.name)
     mask = check_mask(image, reference, role)
     with contextlib.suppress(NephiError):  # probabilities, say
         labels = check_regions(image, reference, role)
@@ -71,6 +74,15 @@ def _segmentation(scene: Any, path: Path, role: str) -> Any:
         nodes.remove(scene, node)
         raise NephiError(f"{role}: cannot read {path.name} as a segmentation; it is damaged or empty")
     node.GetDisplayNode().SetVisibility(False)
+    return node
+
+
+def _dicom_segmentation(scene: Any, path: Path) -> Any:
+    found = read_segmentation(path)
+    node = _as_segmentation(scene, _volume(scene, _LABEL_MAP, found.labels, path.name))
+    segmentation, names = node.GetSegmentation(), {int(s.SegmentNumber): str(s.SegmentLabel) for s in found.segments}
+    for segment in map(segmentation.GetSegment, segmentation.GetSegmentIDs()):
+        segment.SetName(names.get(segment.GetLabelValue(), segment.GetName()))
     return node
 
 

@@ -17,6 +17,8 @@ from NePhiRegistrationLib.summary import summary
 from NePhiRegistrationLib.surface import surface_model
 
 from . import state
+from .applied import Applied
+from .dialog import SAVE_MADE
 from .files import Served
 from .landmarks import Landmarks
 from .views import Views
@@ -35,6 +37,8 @@ class Results:
         self.found: dict[str, Outputs] = {}  # by the ID of the forward transform
         self.unsaved: set[str] = set()
         self.landmarks = Landmarks(server, views)
+        self.applied = Applied(server, views, lambda: self.show(again=True))
+        self._saving = ""  # which of the nodes made by applying the result
         self._models: dict[str, Any] = {}  # the surface of what was compared
         self._shown: Shown | None = None
         for name in ("sign", "save"):
@@ -64,6 +68,7 @@ class Results:
         if self._shown is not None:
             self.state.former_result = self._shown.outputs.forward.GetID()
         self.landmarks.show(outputs)
+        self.applied.show(outputs)
         if self._shown is not None:
             self._shown.leave()
             self._shown = None
@@ -96,7 +101,7 @@ class Results:
         if self._shown is None:
             return
         s, view = self.state, View[self.state.view]
-        if again:
+        if self.applied.leave_views() or again:
             self._shown.forget()
         self._shown.show(view, s.before, s.opacity, s.legend, s.beyond)
         self._shown.show_grid(s.grid, s.grid_mode, s.grid_spacing, True, s.grid_3d, s.legend)
@@ -134,6 +139,7 @@ class Results:
             self.state.result, self.state.results = "", []
         self._choose("")
         self.landmarks.forget()
+        self.applied.forget()
         with self.state:
             self.state.former_result, self.state.compared = "", {}
         for model in self._models.values():
@@ -174,9 +180,19 @@ class Results:
         """The result that is shown into ``folder``; where it is. Raises NephiError and OSError."""
         place, _missing = self.found[self.state.result].save(folder)
         self.landmarks.write(place)
+        self.applied.write(place)
         return place
 
+    def choose_file(self, key: str) -> str:
+        """The name that is offered for what the result was applied to, which ``save`` then writes; "" for none."""
+        self._saving = key
+        return self.applied.made[key].file_name if key in self.applied.made else ""
+
     def save(self) -> None:
+        """What the dialog is open for."""
+        if self.state.dialog == SAVE_MADE:
+            self._save_file()
+            return
         key = self.state.result
         if key not in self.found:
             return
@@ -190,3 +206,20 @@ class Results:
         self.unsaved.discard(key)
         with self.state:
             self.state.dialog, self.state.note = "", f"Saved in {self.served.relative(place)}."
+
+    def _save_file(self) -> None:
+        made = self.applied.made.get(self._saving)
+        if made is None:
+            return
+        try:
+            ending = "".join(Path(made.file_name).suffixes[-2:])
+            path = self.served.new_file(
+                self.state.dialog_path, self.state.save_name.strip().removesuffix(ending) + ending
+            )
+            made.write(path)
+        except (NephiError, OSError) as error:
+            with self.state:
+                self.state.dialog_error = f"It could not be saved: {error}"
+            return
+        with self.state:
+            self.state.dialog, self.state.note = "", f"Saved as {self.served.relative(path)}."

@@ -16,13 +16,14 @@ class Kind(Enum):
     LABELS = auto()  # all of its segments count, each by itself
     POINTS = auto()
     TRANSFORM = auto()
+    STRUCTURES = auto()  # segments on voxels of their own, also of a DICOM segmentation
     SETTINGS = auto()
     MODEL = auto()
 
     @property
     def endings(self) -> tuple[str, ...]:
         """Of the names of such files."""
-        own = {Kind.POINTS: POINTS, Kind.TRANSFORM: TRANSFORMS}
+        own = {Kind.POINTS: POINTS, Kind.TRANSFORM: TRANSFORMS, Kind.STRUCTURES: (*IMAGES, ".dcm")}
         own |= {Kind.SETTINGS: (".json",), Kind.MODEL: (".safetensors",)}
         return own.get(self, IMAGES)
 
@@ -60,6 +61,12 @@ ROLES = {
     "settings_file": Role("Settings file", Kind.SETTINGS),
     "model_file": Role("Model file", Kind.MODEL),
 }
+USES = {  # what a result is applied to
+    "apply_scan": Role("Scan", Kind.SCAN),
+    "apply_labels": Role("Segmentation or label map", Kind.STRUCTURES),
+    "apply_points": Role("Landmarks", Kind.POINTS),
+}
+OPENED = ROLES | USES  # what the dialog can be asked for
 GROUPS = {  # as they stand together on the page
     "scans": ("fixed", "moving"),
     "masks": ("fixed_mask", "moving_mask"),

@@ -12,7 +12,7 @@ from NePhiRegistrationLib.verdict import judgement
 from NePhiRegistrationLib.words import in_panel_words
 from slicer.util import arrayFromVTKMatrix
 
-from .roles import ROLES, picks
+from .roles import ROLES, USES, picks
 
 CT_WINDOWS = {"wide": (-1000, 300), "lung": (-1350, 150), "soft": (-160, 240), "bone": (-450, 1050)}
 
@@ -69,6 +69,9 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "landmark": {},  # the point that is looked at
         "verdict": {},
         "lines": [],
+        "apply_to": "fixed",  # the scan that something else is brought to
+        "uses": [_item(name, role.text) for name, role in USES.items()],
+        "applied": [],  # what was made of it
         "reviews": [],  # texts, the latest first
         "reviewer": "",
         "review_comment": "",

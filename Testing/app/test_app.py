@@ -262,6 +262,44 @@ def test_pairs_of_landmarks_are_corrected_and_added(panel):
     page.wait_for_selector("#to-result", state="detached")
 
 
+def test_a_result_is_applied_to_something_else_both_ways(folder, tmp_path, panel):
+    """Labels and landmarks come to where the phantom says, a scan is seen, a file that is none is told in one line."""
+    from browser import colourful
+    from nephi.files.landmarks import read_landmarks
+
+    page = panel.page
+    before = panel.view("Green")
+    page.click("#apply summary")
+    panel.choose("apply_scan", "scans/", "moving.nii.gz")
+    scan = page.get_by_label("moving on fixed", exact=True)
+    assert scan.is_checked()
+    scan.uncheck()
+    panel.browse("apply_points")
+    page.get_by_role("button", name="quick.json", exact=True).click()
+    page.locator("dialog [role=alert]").wait_for()
+    page.keyboard.press("Escape")
+    panel.choose("apply_points", "scans/", "moving.csv")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download moving on fixed_1", exact=True).click()
+    download.value.save_as(tmp_path / "points.csv")
+    points, truth = read_landmarks(tmp_path / "points.csv"), read_landmarks(folder / "scans" / "fixed.csv")
+    apart = read_landmarks(folder / "scans" / "moving.csv") - truth
+    assert np.linalg.norm(points - truth, axis=1).mean() < 0.5 * np.linalg.norm(apart, axis=1).mean()
+    page.select_option("#apply-to", "moving")
+    panel.choose("apply_labels", "scans/", "halves.seg.nrrd")
+    panel.until(lambda pixels: colourful(pixels) > colourful(before) + 0.05, "Green")
+    page.get_by_role("button", name="Save halves on moving", exact=True).click()
+    page.click("#save-here")
+    page.wait_for_selector("dialog", state="detached")
+    assert (folder / "scans" / "halves on moving.seg.nrrd").is_file()
+    page.get_by_role("button", name="Remove moving on fixed", exact=True).click()
+    page.get_by_label("moving on fixed", exact=True).wait_for(state="detached")
+    page.get_by_label("halves on moving", exact=True).uncheck()
+    page.click("#apply summary")
+    panel.until(lambda pixels: colourful(pixels) < colourful(before) + 0.02, "Green")
+    assert not panel.errors
+
+
 def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_path, panel):
     page = panel.page
     page.click("#accept")
@@ -280,6 +318,8 @@ def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_pat
     place = folder / page.inner_text(".message").split("Saved in ")[1].split("\n")[0].rstrip(". ✕")
     names = {file.name for file in place.iterdir()}
     assert {"fixed_landmarks.csv", "moving_landmarks.csv"} <= names  # as they were corrected
+    applied = {file.name for file in (place / "applied").iterdir()}
+    assert applied == {"halves on moving.seg.nrrd", "moving on fixed_1.csv"}
     assert names >= {"transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "report.json"}
     (signed,) = json.loads((place / "review.json").read_text(encoding="utf-8"))["reviews"]
     assert (signed["verdict"], signed["name"], signed["comment"]) == ("accepted", "Dr. Müller", "bases checked")
@@ -290,7 +330,7 @@ def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_pat
     archive = tmp_path / "result.zip"
     download.value.save_as(archive)
     with zipfile.ZipFile(archive) as packed:
-        assert packed.testzip() is None and set(packed.namelist()) >= names - {"report.html"}
+        assert packed.testzip() is None and set(packed.namelist()) >= names - {"report.html", "applied"}
     with page.context.expect_page() as opened:
         page.click("#report")
     opened.value.wait_for_load_state()
