@@ -15,6 +15,7 @@ from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.applying import apply_to
 from NePhiRegistrationLib.outputs import Outputs
 
+from . import dicom
 from .roles import IMAGES, POINTS, USES, Kind
 from .views import Views
 
@@ -44,9 +45,16 @@ class Made:
         return self.node.IsA("vtkMRMLLabelMapVolumeNode")
 
     @property
+    def has_segments(self) -> bool:
+        return self.is_labels or self.node.IsA("vtkMRMLSegmentationNode")
+
+    @property
+    def plain_name(self) -> str:
+        return re.sub(r'[\\/:*?"<>|]', "_", self.name).strip(" .") or "result"
+
+    @property
     def file_name(self) -> str:
-        plain = re.sub(r'[\\/:*?"<>|]', "_", self.name).strip(" .") or "result"
-        return plain + _ENDINGS.get(self.node.GetClassName(), ".nii.gz")
+        return self.plain_name + _ENDINGS.get(self.node.GetClassName(), ".nii.gz")
 
     def write(self, path: Path) -> None:
         """Raises OSError."""
@@ -87,6 +95,7 @@ class Applied:
             if self.outputs != outputs:
                 raise NephiError("another result was chosen meanwhile")
             node = apply_to(outputs, source, backwards)
+            dicom.carry(source, node)
         finally:
             nodes.remove(self.views.scene, source)
         target = outputs.moving if backwards else outputs.fixed
@@ -100,7 +109,9 @@ class Applied:
         kind, words = USES[role].kind, USES[role].text.lower()
         if kind is Kind.SCAN:
             image = await asyncio.to_thread(loading.read_scan, path, words, series)
-            return loading.scan_node(self.views.scene, image, name)
+            node = loading.scan_node(self.views.scene, image, name)
+            dicom.remember(node, path, series)
+            return node
         if kind is Kind.POINTS:
             return loading.points_node(self.views.scene, path, lies_in)
         return loading.labels_node(self.views.scene, path, None, words, one_by_one=True)

@@ -13,6 +13,7 @@ from NePhiRegistrationLib.guides import Guides
 from NePhiRegistrationLib.job import Job
 from NePhiRegistrationLib.ownpresets import OwnPresets
 
+from . import dicom
 from .roles import ROLES, Kind
 
 _SCANS = ("fixed", "moving")
@@ -35,7 +36,9 @@ class Inputs:
             return path
         if kind is Kind.SCAN:
             image = await asyncio.to_thread(loading.read_scan, path, words, series)
-            return loading.scan_node(self.scene, image, name)
+            node = loading.scan_node(self.scene, image, name)
+            dicom.remember(node, path, series)
+            return node
         if kind is Kind.TRANSFORM:
             return loading.transform_node(self.scene, path)
         volume = self.nodes[ROLES[role].side]

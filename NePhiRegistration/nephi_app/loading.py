@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nephi.files.landmarks import read_landmarks
 from nephi.files.masks import check_mask, check_regions
 from nephi.files.transform import read_transform, write_transform
 from NePhiRegistrationLib import scene as nodes
+from NePhiRegistrationLib.dicom_export import SEGMENTS
 from vtk.util.numpy_support import numpy_to_vtk
 
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0])
@@ -83,6 +85,7 @@ def _dicom_segmentation(scene: Any, path: Path) -> Any:
     segmentation, names = node.GetSegmentation(), {int(s.SegmentNumber): str(s.SegmentLabel) for s in found.segments}
     for segment in map(segmentation.GetSegment, segmentation.GetSegmentIDs()):
         segment.SetName(names.get(segment.GetLabelValue(), segment.GetName()))
+    node.SetAttribute(SEGMENTS, json.dumps([item.to_json() for item in found.segments]))
     return node
 
 

@@ -19,6 +19,8 @@ from NePhiRegistrationLib.surface import surface_model
 from . import state
 from .applied import Applied
 from .dialog import SAVE_MADE
+from .dicom import DicomFiles
+from .dicom import problem as dicom_problem
 from .files import Served
 from .landmarks import Landmarks
 from .views import Views
@@ -87,6 +89,8 @@ class Results:
                 self.state.table = "numbers"
             self.state.looks = state.looks(outputs)
             self.state.has_page = self.page_file() is not None
+            self.state.dicom_reason = dicom_problem(outputs)
+            self.state.with_dicom = self.state.with_dicom and not self.state.dicom_reason
             self._say_reviews()
         self._shown = Shown(outputs)
         self.show()
@@ -178,9 +182,13 @@ class Results:
 
     def write(self, folder: Path) -> Path:
         """The result that is shown into ``folder``; where it is. Raises NephiError and OSError."""
-        place, _missing = self.found[self.state.result].save(folder)
+        outputs = self.found[self.state.result]
+        objects = DicomFiles(outputs, self.applied.of_result()) if self.state.with_dicom else None
+        place, _missing = outputs.save(folder)
         self.landmarks.write(place)
         self.applied.write(place)
+        if objects is not None:
+            objects.write(place)
         return place
 
     def choose_file(self, key: str) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
+_THIS_FOLDER = "Open this folder (DICOM)"
 PATIENCE_MS = 240_000  # on a busy machine
 CORE = Path(__file__).parents[2] / "NePhiRegistration"
 
@@ -107,9 +108,9 @@ class Panel:
             self.page.get_by_role("button", name=part, exact=True).click()
         self.page.wait_for_selector("dialog", state="detached")
 
-    def open_pair(self) -> None:
-        self.choose("fixed", "scans/", "fixed.nii.gz")
-        self.choose("moving", "scans/", "moving.nii.gz")
+    def open_pair(self, dicom: bool = False) -> None:
+        self.choose("fixed", *(("dicom/", _THIS_FOLDER) if dicom else ("scans/", "fixed.nii.gz")))
+        self.choose("moving", "scans/", *(("moving/", _THIS_FOLDER) if dicom else ("moving.nii.gz",)))
         self.page.get_by_label("From files").check()
         for role in ("fixed_mask", "moving_mask"):
             self.choose(role, "scans/", f"{role}.nii.gz")

@@ -115,7 +115,7 @@ def test_what_is_known_beyond_the_images_takes_part(app, browser, folder):
 
     panel = Panel(browser.context(), f"{app.address}&new=1")
     page = panel.page
-    panel.open_pair()
+    panel.open_pair(dicom=True)
     panel.choose("fixed_mask", "scans/", "halves.seg.nrrd")
     assert page.locator("#segment-fixed_mask option").all_inner_texts() == ["All segments", "Right half", "Left half"]
     panel.choose("fixed_mask", "scans/", "labels.nii.gz")
@@ -139,12 +139,17 @@ def test_what_is_known_beyond_the_images_takes_part(app, browser, folder):
     page.wait_for_selector("#register:enabled")
     page.click("#register")
     panel.finish()
+    page.click("#apply summary")
+    page.select_option("#apply-to", "moving")
+    panel.choose("apply_labels", "scans/", "halves.seg.nrrd")
+    page.check("#with-dicom")
     page.click("#save")
     page.fill("#save-name", "guided")
     page.click("#save-here")
     page.wait_for_selector("dialog", state="detached")
     (place,) = folder.rglob("guided")
     report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+    _check_dicom_objects(place / "dicom", folder)
     assert report["settings"]["fit"]["iterations"] == 20
     assert report["settings"]["guidance"]["landmarks_sd_mm"] == 2.5
     assert report["alignment"]["offset_mm"] == pytest.approx([1, 2, 3])
@@ -154,6 +159,22 @@ def test_what_is_known_beyond_the_images_takes_part(app, browser, folder):
     page.wait_for_selector("text=This session has ended")
     panel.context.close()
     assert not panel.errors
+
+
+def _check_dicom_objects(place: Path, folder: Path) -> None:
+    """They refer to the series that were opened, and hold the warped scan and segments."""
+    import pydicom
+    from nephi.files.image import read_volume
+
+    assert {file.name for file in place.iterdir()} == {
+        "halves on moving.dcm", "registration.dcm", "registration_inverse.dcm", "warped"
+    }  # fmt: skip
+    read = {file.stem: pydicom.dcmread(file) for file in place.glob("*.dcm")}
+    assert read["registration"].ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3"
+    assert read["halves on moving"].ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.4"
+    names = [segment.SegmentLabel for segment in read["halves on moving"].SegmentSequence]
+    assert names == ["Right half", "Left half"]
+    assert read_volume(place / "warped", "warped").GetSize() == (64, 56, 56)
 
 
 def test_cancelling_ends_the_engine_and_changes_nothing(app, panel):
