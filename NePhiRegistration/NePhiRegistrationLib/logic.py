@@ -18,7 +18,7 @@ from . import display
 from . import scene as nodes
 from .i18n import tr as _
 from .job import Job, LogicError
-from .outputs import Outputs
+from .outputs import Outputs, new_forward
 from .runner import EngineProcess, find_python
 from .words import failure, in_panel_words, stage_text
 
@@ -122,10 +122,7 @@ class Run:
         self._region_names = region_names
         self._end: float | None = None  # when it will be done, by the clock
         self._live = None  # the volume that slides, while it is shown
-        name = _("{moving} to {fixed}").format(moving=job.moving.GetName(), fixed=job.fixed.GetName())
-        self.forward = nodes.add(scene, "vtkMRMLGridTransformNode", name)
-        self.forward.SetNodeReferenceID("NePhi.Fixed", job.fixed.GetID())
-        self.forward.SetNodeReferenceID("NePhi.Moving", job.moving.GetID())
+        self.forward = new_forward(job.fixed, job.moving)
 
     @property
     def seconds_left(self) -> float | None:

@@ -84,7 +84,7 @@ class Applied:
     def of_result(self) -> list[Made]:
         return [made for made in self.made.values() if self.outputs and made.result == self.outputs.forward.GetID()]
 
-    async def add(self, role: str, path: Path, name: str, series: str) -> None:
+    async def add(self, role: str, path: Path, name: str, series: tuple[str, ...]) -> None:
         """What a file or DICOM folder holds, in the other scan. Raises NephiError and FrameError; nothing is left."""
         outputs, backwards = self.outputs, self.state.apply_to == "moving"
         if outputs is None:
@@ -103,7 +103,7 @@ class Applied:
         self.made[node.GetID()] = Made(node, outputs.forward.GetID(), backwards)
         self.show_made(node.GetID(), True)
 
-    async def _load(self, role: str, path: Path, name: str, series: str, lies_in: Any) -> Any:
+    async def _load(self, role: str, path: Path, name: str, series: tuple[str, ...], lies_in: Any) -> Any:
         from . import loading
 
         kind, words = USES[role].kind, USES[role].text.lower()

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from .applied import Made
 
-_SERIES = "NePhi.Series"  # attribute of scans: folder and UID of their series
+_SERIES = "NePhi.Series"  # attribute of scans: folder and UIDs, of which one is that of their series
 _FOLDER = "dicom"  # in that of a saved result
 
 
-def remember(node: Any, path: Path, series: str) -> None:
+def remember(node: Any, path: Path, series: tuple[str, ...]) -> None:
     """Where a scan was opened from, if it was a DICOM folder."""
     if path.is_dir():
         node.SetAttribute(_SERIES, json.dumps([str(path), series]))
@@ -45,8 +45,8 @@ def series_of(node: Any) -> Series:
     """Raises NephiError where its files are no longer what they were."""
     from nephi.files.dicom_objects import read_series
 
-    folder, uid = json.loads(node.GetAttribute(_SERIES))
-    return read_series(Path(folder), (uid,) if uid else ())
+    folder, uids = json.loads(node.GetAttribute(_SERIES))
+    return read_series(Path(folder), tuple(uids))
 
 
 class DicomFiles:

@@ -76,6 +76,10 @@ class Served:
             raise NephiError(f"{name} leads out of the folder that is served")
         return path
 
+    def holds(self, path: Path) -> bool:
+        """Whether this lies below the root, whether or not it exists; links count as what they lead to."""
+        return path.resolve().is_relative_to(self.root)
+
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 

@@ -27,7 +27,7 @@ class Inputs:
         self.nodes: dict[str, Any] = {}  # by role
         self.files: dict[str, Path] = {}  # of roles that no node is made of
 
-    async def load(self, role: str, path: Path, name: str, series: str = "") -> Any:
+    async def load(self, role: str, path: Path, name: str, series: tuple[str, ...] = ()) -> Any:
         """The node of a file or DICOM folder, or the file itself; raises NephiError and FrameError. Nothing changes."""
         from . import loading  # with SimpleITK, for which the first page need not wait
 
@@ -106,11 +106,15 @@ class Inputs:
 
     def problem(self) -> str:
         """Why there is no job yet, in words; "" where there is one."""
+        return self.settings_problem() or self.job().problem()
+
+    def settings_problem(self) -> str:
+        """Why the settings are not complete, whatever they are for."""
         if self.state.preset == Preset.FILE.term and "settings_file" not in self.files:
             return "Choose a settings file, or another preset."
         if self.state.model == MODEL_FILE and "model_file" not in self.files:
             return "Choose a model file, or no trained model."
-        return self.job().problem()
+        return ""
 
 
 def _segments(labels: Any) -> list[dict]:

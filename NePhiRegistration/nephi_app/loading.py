@@ -28,12 +28,12 @@ _SEGMENTATION = (".seg.nrrd", ".seg.nhdr")  # as Slicer calls them
 _LABEL_MAP, _SEGMENTATION_NODE = "vtkMRMLLabelMapVolumeNode", "vtkMRMLSegmentationNode"
 
 
-def read_scan(path: Path, role: str, series: str = "") -> sitk.Image:
-    """A 3D image from a file or a DICOM folder, of which ``series`` names one by its UID; raises NephiError.
+def read_scan(path: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Image:
+    """A 3D image from a file or a DICOM folder, of which one of ``series`` is the UID; raises NephiError.
 
     Touches no scene, so that a thread may do it.
     """
-    return read_volume(path, role, (series,) if series else ())
+    return read_volume(path, role, series)
 
 
 def scan_node(scene: Any, image: sitk.Image, name: str) -> Any:

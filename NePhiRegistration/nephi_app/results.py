@@ -53,12 +53,13 @@ class Results:
     def chosen(self) -> Outputs | None:
         return self.found.get(self.state.result)
 
-    def add(self, outputs: Outputs, landmarks: tuple[Any, Any] | None, text: str) -> None:
-        """Show a registration that has just ended; ``text`` tells it from others, ``landmarks`` are its two lists."""
+    def add(self, outputs: Outputs, landmarks: tuple[Any, Any] | None, text: str, saved: bool = False) -> None:
+        """Show a registration; ``text`` tells it from others, ``landmarks`` are its two lists."""
         key = outputs.forward.GetID()
         self.found[key] = outputs
         self.landmarks.keep(outputs, landmarks)
-        self.unsaved.add(key)
+        if not saved:
+            self.unsaved.add(key)
         with self.state:
             self.state.results = [*self.state.results, {"value": key, "text": text}]
             self.state.result = key

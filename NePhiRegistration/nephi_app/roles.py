@@ -17,6 +17,7 @@ class Kind(Enum):
     POINTS = auto()
     TRANSFORM = auto()
     STRUCTURES = auto()  # segments on voxels of their own, also of a DICOM segmentation
+    PAIRS = auto()  # a list of pairs
     SETTINGS = auto()
     MODEL = auto()
 
@@ -24,6 +25,7 @@ class Kind(Enum):
     def endings(self) -> tuple[str, ...]:
         """Of the names of such files."""
         own = {Kind.POINTS: POINTS, Kind.TRANSFORM: TRANSFORMS, Kind.STRUCTURES: (*IMAGES, ".dcm")}
+        own |= {Kind.PAIRS: (".csv", ".tsv")}
         own |= {Kind.SETTINGS: (".json",), Kind.MODEL: (".safetensors",)}
         return own.get(self, IMAGES)
 
@@ -66,7 +68,8 @@ USES = {  # what a result is applied to
     "apply_labels": Role("Segmentation or label map", Kind.STRUCTURES),
     "apply_points": Role("Landmarks", Kind.POINTS),
 }
-OPENED = ROLES | USES  # what the dialog can be asked for
+BATCH = "batch_list"
+OPENED = ROLES | USES | {BATCH: Role("List of pairs", Kind.PAIRS)}  # what the dialog can be asked for
 GROUPS = {  # as they stand together on the page
     "scans": ("fixed", "moving"),
     "masks": ("fixed_mask", "moving_mask"),

@@ -67,7 +67,7 @@ async def _serve(start: Start, told: Any) -> None:
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        controller.cancel()
+        controller.close()
         controller.results.found.clear()
         shutil.rmtree(start.temporary, ignore_errors=True)
         os._exit(0)  # the thread that reads standard input and VTK's objects would hold it up

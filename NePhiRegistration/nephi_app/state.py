@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from NePhiRegistrationLib import tables
+from NePhiRegistrationLib import batchrun, tables
 from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View, models
 from NePhiRegistrationLib.summary import compared_results
 from NePhiRegistrationLib.verdict import judgement
@@ -95,6 +95,13 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "grid_modes": [_item(m.term, m.label()) for m in GridMode],
         "grid_spacing": 12,
         "grid_3d": False,
+        # a list of pairs
+        "batch_list": "",
+        "batch_folder": "",  # beside the list, for the results
+        "batch_running": False,
+        "batch_columns": list(batchrun.COLUMNS.values()),
+        "batch_rows": [],
+        "batch_text": "",
         # dialogs
         "dialog": "",
         "dialog_title": "",

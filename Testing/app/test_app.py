@@ -390,6 +390,46 @@ def test_a_second_result_with_settings_of_ones_own_is_compared_with_the_first(ap
     assert not panel.errors
 
 
+def test_a_list_of_pairs_is_stopped_gone_on_with_and_a_result_opened(app, folder, panel):
+    """A pair that fails says why; a list that names a file elsewhere is refused."""
+    page = panel.page
+    page.click("#batch summary")
+    panel.browse("batch_list")
+    page.locator("dialog .path button").first.click()
+    page.get_by_role("button", name="scans/", exact=True).click()
+    page.get_by_role("button", name="pairs away.csv").click()
+    page.locator("dialog [role=alert]", has_text="away.nii.gz does not lie in the folder").wait_for()
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    panel.choose("batch_list", "scans/", "pairs.csv")
+    assert page.input_value("#batch-folder") == "pairs results"
+    (folder / "scans" / "linked").symlink_to(folder.parent)
+    page.fill("#batch-folder", "linked")
+    page.click("#start-batch")
+    page.locator(".message.error", has_text="leads out of the folder").wait_for()
+    page.fill("#batch-folder", "pairs results")
+    page.click("#start-batch")
+    page.wait_for_selector("#batch td:has-text('running')")
+    assert page.locator("#register").is_disabled()
+    page.click("#stop-batch")
+    page.wait_for_selector("#batch td:has-text('stopped')")
+    assert "the next start goes on" in page.inner_text("#batch [role=status]")
+    page.click("#start-batch")
+    page.wait_for_selector("text=1 of 2 pairs registered, 1 failed.")
+    assert "damaged.nii.gz" in page.inner_text("#batch .why")
+    assert page.locator("#batch tr:has-text('whole')").inner_text().split("\t")[2] in ("PASS", "CHECK", "FAIL")
+    results = page.locator("#result option").count()
+    page.get_by_role("button", name="Open whole", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Open").click()
+    page.wait_for_function("document.querySelectorAll('#result option').length === 0")
+    assert results == 2
+    page.wait_for_selector(".verdict")
+    assert page.text_content("output >> nth=0") == "fixed.nii.gz"
+    page.get_by_role("tab", name="Landmarks (").wait_for()
+    page.wait_for_selector("#report")
+    assert not panel.errors
+
+
 def test_the_keyboard_is_enough(app, browser, panel):
     """Focus is visible; a slice is moved, a choice changed, a dialog opened and left without the mouse."""
     page = panel.page
