@@ -24,6 +24,7 @@ from .results import Results
 from .roles import BATCH, OPENED, ROLES, USES
 from .slices import Slices
 from .views import Views
+from .windows import Windows
 
 _POLL_S = 0.3
 _SCANS = ("fixed", "moving")
@@ -49,6 +50,7 @@ class Controller:
         self.ended = asyncio.Event()  # by the user
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
         self.results = Results(server, served, views, self._start)
+        self.windows = Windows(self.state, self.inputs, self.results, views.render)
         self.batches = Batches(server, served, self.logic, self.inputs, self._fail, self._start)
         server.trigger("open_pair")(self.open_pair)
         for name in ("begin", "browse", "choose", "drop", "register", "cancel", "jump", "ask", "answer"):
@@ -57,7 +59,6 @@ class Controller:
         server.trigger("fit")(self.slices.fit)
         self.state.change(*_INPUTS)(self._say_problem)
         self.state.change("layout")(lambda layout, **_: views.choose(layout))
-        self.state.change("ct_window")(lambda **_: self._set_window())
         self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
 
     def begin(self) -> None:
@@ -234,6 +235,7 @@ class Controller:
     def _add(self, outputs: Outputs, text: str, saved: bool = False) -> None:
         fixed, moving = (self.inputs.nodes.get(f"{side}_landmarks") for side in _SCANS)
         self.results.add(outputs, None if None in (fixed, moving) else (fixed, moving), text, saved)
+        self.windows.draw()
 
     # the views
 
@@ -243,22 +245,11 @@ class Controller:
         fixed, moving = (self.inputs.nodes.get(role) for role in ("fixed", "moving"))
         shown = moving if fixed is None else fixed
         display.show_comparison(shown, moving, display.FADE if shown is not moving and moving is not None else "")
-        hounsfield = any(volume is not None and nodes.in_hounsfield(volume) for volume in (fixed, moving))
+        self.windows.offer()
         with self.state:
             self.state.has_images = True
-            self.state.windows = state.windows(hounsfield)
-        self._set_window()
         self.views.show_slices_in_3d(True)
         self.slices.fit()
-
-    def _set_window(self) -> None:
-        low_high = state.CT_WINDOWS[self.state.ct_window]
-        results = [*(outputs.warped for outputs in self.results.found.values()), *self.results.applied.scans]
-        for volume in (self.inputs.nodes.get("fixed"), self.inputs.nodes.get("moving"), *results):
-            if volume is not None and nodes.in_hounsfield(volume):
-                volume.GetDisplayNode().SetAutoWindowLevel(False)
-                volume.GetDisplayNode().SetWindowLevelMinMax(*low_high)
-        self.views.render()
 
     def jump(self, point_ras_mm: list[float]) -> None:
         display.jump(self.scene, [float(value) for value in point_ras_mm])

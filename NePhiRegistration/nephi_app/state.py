@@ -14,8 +14,6 @@ from slicer.util import arrayFromVTKMatrix
 
 from .roles import ROLES, USES, picks
 
-CT_WINDOWS = {"wide": (-1000, 300), "lung": (-1350, 150), "soft": (-160, 240), "bone": (-450, 1050)}
-
 
 def first(root_name: str, root_path: str) -> dict[str, Any]:
     return {
@@ -55,8 +53,10 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         # the views
         "has_images": False,
         "layout": "four",
-        "ct_window": "wide",
+        "window": "wide",
         "windows": [],
+        "level": 0,
+        "width": 1,
         "letters": {},
         # a result
         "has_result": False,
@@ -116,12 +116,6 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "question": "",
         "question_yes": "",
     }
-
-
-def windows(hounsfield: bool) -> list[dict]:
-    """The windows that are offered for a CT; none for other images, which keep what fits their values."""
-    texts = {"wide": "Chest, wide", "lung": "Lung", "soft": "Soft tissue", "bone": "Bone"}
-    return [_item(*pair) for pair in texts.items()] if hounsfield else []
 
 
 def looks(outputs: Any) -> list[dict]:
