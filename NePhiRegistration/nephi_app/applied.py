@@ -68,10 +68,10 @@ class Made:
 
 
 class Applied:
-    """``again()`` shows in the views what is chosen to be shown of the result."""
+    """``again()`` shows in the views what is chosen to be shown of the result, ``alone()`` takes its surface away."""
 
-    def __init__(self, server: Any, views: Views, again: Callable[[], None]):
-        self.state, self.views, self._again = server.state, views, again
+    def __init__(self, server: Any, views: Views, again: Callable[[], None], alone: Callable[[], None]):
+        self.state, self.views, self._again, self._alone = server.state, views, again, alone
         self.outputs: Outputs | None = None
         self.made: dict[str, Made] = {}  # by the node's ID
         for name in ("show_made", "remove_made"):
@@ -185,6 +185,8 @@ class Applied:
         if on and outputs is not None and _takes_the_views(made):
             below = outputs.moving if made.backwards else outputs.fixed
             display.show_comparison(below, made.node if made.is_scan else None, display.FADE if made.is_scan else "")
+            if made.backwards:
+                self._alone()
             self.state.meaning = f"{made.name}, over the {'moving' if made.backwards else 'fixed'} scan."
         if made.is_labels:
             display.show_labels(scene, made.node, on)

@@ -39,7 +39,7 @@ class Results:
         self.found: dict[str, Outputs] = {}  # by the ID of the forward transform
         self.unsaved: set[str] = set()
         self.landmarks = Landmarks(server, views)
-        self.applied = Applied(server, views, lambda: self.show(again=True))
+        self.applied = Applied(server, views, lambda: self.show(again=True), lambda: self._show_surface(False))
         self._saving = ""  # which of the nodes made by applying the result
         self._models: dict[str, Any] = {}  # the surface of what was compared
         self._shown: Shown | None = None
@@ -75,8 +75,7 @@ class Results:
         if self._shown is not None:
             self._shown.leave()
             self._shown = None
-        for key, model in self._models.items():
-            model.GetDisplayNode().SetVisibility(key == result)
+        self._show_surface(True)
         with self.state:
             self.state.has_result = outputs is not None
             if outputs is None:
@@ -108,6 +107,7 @@ class Results:
         s, view = self.state, View[self.state.view]
         if self.applied.leave_views() or again:
             self._shown.forget()
+            self._show_surface(True)
         self._shown.show(view, s.before, s.opacity, s.legend, s.beyond)
         self._shown.show_grid(s.grid, s.grid_mode, s.grid_spacing, True, s.grid_3d, s.legend)
         grid_text = display.grid_text(self._shown.outputs.forward) if s.grid else ""
@@ -138,6 +138,11 @@ class Results:
         to_world = nodes.ijk_to_world(outputs.fields_disagreement)
         self._models[key] = surface_model(self.scene, inside, to_world, "Compared region")
         self.views.render()
+
+    def _show_surface(self, on: bool) -> None:
+        """That of the result that is chosen, which lies in the fixed scan."""
+        for key, model in self._models.items():
+            model.GetDisplayNode().SetVisibility(on and key == self.state.result)
 
     def drop(self) -> None:
         with self.state:

@@ -65,8 +65,8 @@ ROLES = {
 }
 USES = {  # what a result is applied to
     "apply_scan": Role("Scan", Kind.SCAN),
-    "apply_labels": Role("Segmentation or label map", Kind.STRUCTURES),
-    "apply_points": Role("Landmarks", Kind.POINTS),
+    "apply_labels": Role("Segmentation", Kind.STRUCTURES, hint=" or label map"),
+    "apply_points": Role("Landmarks", Kind.POINTS, hint=" list"),
 }
 BATCH = "batch_list"
 OPENED = ROLES | USES | {BATCH: Role("List of pairs", Kind.PAIRS)}  # what the dialog can be asked for

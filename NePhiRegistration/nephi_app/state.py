@@ -72,7 +72,7 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "with_dicom": False,  # whether DICOM objects are saved and downloaded too
         "dicom_reason": "",  # why there can be none
         "apply_to": "fixed",  # the scan that something else is brought to
-        "uses": [_item(name, role.text) for name, role in USES.items()],
+        "uses": [{**_item(name, role.text), "hint": role.hint} for name, role in USES.items()],
         "applied": [],  # what was made of it
         "reviews": [],  # texts, the latest first
         "reviewer": "",

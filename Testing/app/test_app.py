@@ -82,11 +82,10 @@ def test_bad_input_is_told_in_one_line_and_nothing_outside_is_reached(panel):
 
 
 def test_a_dicom_folder_is_a_scan(panel):
+    from browser import THIS_FOLDER
+
     page = panel.page
-    panel.browse("fixed")
-    page.get_by_role("button", name="dicom/").click()
-    page.get_by_role("button", name="Open this folder").click()
-    page.wait_for_selector("dialog", state="detached")
+    panel.choose("fixed", "dicom/", THIS_FOLDER)
     assert page.inner_text("output >> nth=0") == "dicom"
     panel.until(lambda pixels: pixels.std() > 20)
     page.click("#choose-fixed")
@@ -100,6 +99,7 @@ def test_a_series_is_chosen_where_a_folder_holds_several(panel):
     panel.browse("moving")
     page.locator("dialog .path button").first.click()
     page.get_by_role("button", name="visit/").click()
+    panel.wait_for_folder("visit/")
     page.get_by_role("button", name="Open this folder").click()
     one = page.get_by_role("button", name="Thorax 2.0, 36 images")
     one.wait_for()
