@@ -68,10 +68,13 @@ class Made:
 
 
 class Applied:
-    """``again()`` shows in the views what is chosen to be shown of the result, ``alone()`` takes its surface away."""
+    """``again()`` shows in the views what is chosen to be shown of the result, ``leave(fixed)`` takes it away.
 
-    def __init__(self, server: Any, views: Views, again: Callable[[], None], alone: Callable[[], None]):
-        self.state, self.views, self._again, self._alone = server.state, views, again, alone
+    All but what also belongs to the fixed scan, where that is what is shown.
+    """
+
+    def __init__(self, server: Any, views: Views, again: Callable[[], None], leave: Callable[[bool], None]):
+        self.state, self.views, self._again, self._leave = server.state, views, again, leave
         self.outputs: Outputs | None = None
         self.made: dict[str, Made] = {}  # by the node's ID
         for name in ("show_made", "remove_made"):
@@ -184,9 +187,8 @@ class Applied:
         outputs = self.outputs
         if on and outputs is not None and _takes_the_views(made):
             below = outputs.moving if made.backwards else outputs.fixed
+            self._leave(not made.backwards)
             display.show_comparison(below, made.node if made.is_scan else None, display.FADE if made.is_scan else "")
-            if made.backwards:
-                self._alone()
             self.state.meaning = f"{made.name}, over the {'moving' if made.backwards else 'fixed'} scan."
         if made.is_labels:
             display.show_labels(scene, made.node, on)

@@ -65,7 +65,10 @@ class Batches:
             self.served.path(self.served.relative(file))
         return case, folder
 
-    def start(self) -> None:
+    def start(self, folder: str) -> None:
+        """``folder``: the name that the page has now, which comes with the click, not after it."""
+        with self.state:
+            self.state.batch_folder = str(folder)
         if self.running or self.state.running or not self.state.batch_list:
             return
         try:

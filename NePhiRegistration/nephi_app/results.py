@@ -39,7 +39,7 @@ class Results:
         self.found: dict[str, Outputs] = {}  # by the ID of the forward transform
         self.unsaved: set[str] = set()
         self.landmarks = Landmarks(server, views)
-        self.applied = Applied(server, views, lambda: self.show(again=True), lambda: self._show_surface(False))
+        self.applied = Applied(server, views, lambda: self.show(again=True), self._leave)
         self._saving = ""  # which of the nodes made by applying the result
         self._models: dict[str, Any] = {}  # the surface of what was compared
         self._shown: Shown | None = None
@@ -138,6 +138,12 @@ class Results:
         to_world = nodes.ijk_to_world(outputs.fields_disagreement)
         self._models[key] = surface_model(self.scene, inside, to_world, "Compared region")
         self.views.render()
+
+    def _leave(self, fixed: bool) -> None:
+        """Nothing of it in the views, which show something else; ``fixed``: in the fixed scan."""
+        if self._shown is not None:
+            self._shown.leave()
+        self._show_surface(fixed)
 
     def _show_surface(self, on: bool) -> None:
         """That of the result that is chosen, which lies in the fixed scan."""

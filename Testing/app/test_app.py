@@ -305,6 +305,7 @@ def test_a_result_is_applied_to_something_else_both_ways(folder, tmp_path, panel
     page.get_by_role("button", name="quick.json", exact=True).click()
     page.locator("dialog [role=alert]").wait_for()
     page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
     panel.choose("apply_points", "scans/", "moving.csv")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download moving on fixed_1", exact=True).click()
