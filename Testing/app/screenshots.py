@@ -6,9 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import SimpleITK as sitk
 from browser import App, Browser, Panel, colourful
-from nephi.synthetic.phantom import make_phantom
 from PIL import Image
 
 PLACE = Path(__file__).parents[2] / "Resources" / "Screenshots"
@@ -43,7 +41,6 @@ def main() -> int:
         _until_coloured(panel, grey)
         panel.view("ThreeD")
         _save(page, "app_error")
-        _apply(panel, folder)
         page.click("summary >> text=Scans and settings")
         told = page.inner_text("#register + .hint")
         page.select_option("#preset", "balanced")
@@ -69,27 +66,6 @@ def main() -> int:
         browser.close()
         app.end()
     return 0
-
-
-def _apply(panel: Panel, folder: Path) -> None:
-    """A segmentation of the fixed scan, brought to the moving one; the masks of the generated chest are no files."""
-    lungs = make_phantom().fixed_mask
-    halves = sitk.GetArrayFromImage(lungs)
-    halves[:, :, halves.shape[2] // 2 :] *= 2
-    labels = sitk.GetImageFromArray(halves)
-    labels.CopyInformation(lungs)
-    sitk.WriteImage(labels, str(folder / "lungs.nii.gz"))
-    page = panel.page
-    page.click("#apply summary")
-    page.select_option("#apply-to", "moving")
-    before = panel.view("Green")
-    panel.choose("apply_labels", "lungs.nii.gz")
-    panel.until_changed(before, "Green")
-    page.locator("#apply").scroll_into_view_if_needed()
-    panel.view("ThreeD")
-    _save(page, "app_apply")
-    page.get_by_role("button", name="Remove lungs", exact=False).click()
-    page.click("#apply summary")
 
 
 def _until_coloured(panel: Panel, grey: float) -> None:
