@@ -13,6 +13,7 @@ from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic, Run
 from NePhiRegistrationLib.outputs import Outputs
+from NePhiRegistrationLib.words import duration
 
 from . import state
 from .batches import Batches
@@ -214,7 +215,7 @@ class Controller:
         while run.poll():
             with self.state:
                 self.state.stage, self.state.percent = run.stage_text, round(100 * run.fraction)
-                self.state.left = "" if run.seconds_left is None else f"about {state.duration(run.seconds_left)} left"
+                self.state.left = "" if run.seconds_left is None else f"about {duration(run.seconds_left)} left"
             self.views.render()
             await asyncio.sleep(_POLL_S)
         self.run = None
