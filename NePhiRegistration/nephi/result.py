@@ -278,7 +278,7 @@ class Registration:
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
             "consensus": maps is not self.maps,
-            "smooth": 0.0 if (found := consensus_in(self.maps)) is None else found.smooth,
+            "smooth": () if (found := consensus_in(self.maps)) is None else found.smooth,
             "length_scale": self.length_scale,
             "alignment": self.alignment.method,
         }
@@ -330,7 +330,9 @@ class Registration:
                 raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
             maps = Sliding(maps, parts["along."], Border(distance.to(device), upper.to(device)))
         if geometry.get("consensus"):  # files of former versions have no such entry
-            maps = consensus(maps, float(geometry.get("smooth", 0.0)))
+            smooth = geometry.get("smooth", ())  # one number in files of former versions
+            along = smooth if isinstance(smooth, list) else [smooth] * cube.dimension
+            maps = consensus(maps, [float(distance) for distance in along])
         affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))
         return cls(
             maps=maps,

@@ -25,7 +25,7 @@ from .guidance import NOTHING, Guidance
 from .guides import make_guides
 from .initial import outer_map
 from .objective import Drawn, Objective
-from .regularity import Regulariser
+from .regularity import Regulariser, fitted
 from .similarity import Similarity
 from .sliding import Continued, made_to_slide
 from .smoothing import smoothed
@@ -54,7 +54,7 @@ class Optimisation:
         settings: Settings,
         prediction: Start | None,
         similarity: Similarity,
-        regulariser: Regulariser,
+        regulariser: Regulariser | None,
         device: torch.device,
         guidance: Guidance = NOTHING,
     ):
@@ -72,19 +72,22 @@ class Optimisation:
         self.maps: Map = own if outer is None else outer @ own
         self.codes = [self.code]
         generator = torch.Generator(device).manual_seed(s.fit.seed)
-        regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
+        regularity = fitted(s.regularity, pair.voxel_mm, pair.scale)
         if s.sliding:
             self.maps, code = made_to_slide(self.maps, self.code, self.field, self.pair)
             self.codes.append(code)
         guides = make_guides(guidance, self.pair, self.maps, s.guidance, regularity.step_mm / cube.unit_mm, device)
         if isinstance(self.maps, Sliding):
             guides.append(Continued(self.maps, self.pair, device))
+        # what an initial transform or guides ask for may be sharper than the nodes
+        free = bool(guides) or outer is not None
+        self._smooth = 0.0 if free else s.smooth
+        if free:
+            regularity = replace(regularity, bending_mm=0.0)
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
         self.guidance_weight = s.guidance.weight
-        # what an initial transform or guides ask for may be sharper than the nodes
-        self._smooth = 0.0 if guides or outer is not None else s.smooth
         self.adam = Adam([p for part in (*self.codes, self.fields) for p in part.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
