@@ -124,7 +124,7 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
         yield "similarity.name", s.similarity.name, f"similarity {s.similarity.name}: {why}"
     yield "smooth", 0.0, ""  # measured on CTs of the chest alone
     if is_.contrasts_differ:
-        if is_.alone and not any(is_.ct) and is_.dimension == 3:  # heads became worse: 0.82 instead of 0.77 mm
+        if is_.alone and is_.dimension == 3:  # heads became worse: 0.82 instead of 0.77 mm
             yield from _refined(is_, s)
         return
     if is_.alone:
