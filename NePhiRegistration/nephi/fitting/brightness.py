@@ -118,10 +118,8 @@ class _Bins:
     def smooth(self, values: Tensor) -> Tensor:
         """Sums of values in each bin, under a Gaussian of one bin."""
         low = self.low.flatten()
-        sums = sum(
-            torch.bincount(low + more, (values * part).flatten(), _BINS)
-            for more, part in ((0, 1 - self.part), (1, self.part))
-        )
+        sums = torch.bincount(low, (values * (1 - self.part)).flatten(), _BINS)
+        sums += torch.bincount(low + 1, (values * self.part).flatten(), _BINS)
         middle = torch.arange(_BINS, device=low.device)
         return torch.exp(-((middle[:, None] - middle).square()) / 2).to(values) @ sums.to(values)
 

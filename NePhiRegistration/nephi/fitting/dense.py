@@ -94,7 +94,7 @@ class _Step:
     def __init__(self, images: list[Tensor], weights: list[Tensor], factor: int, settings: DenseSettings, shape):
         self.fixed, self.moving = images
         self.weight, self.factor, self.stiffness = weights[0], factor, settings.stiffness
-        self.curve = Curve(*images, factor) if settings.curve else None
+        self.curve = Curve(self.fixed, self.moving, factor) if settings.curve else None
         self.around = _AROUND_CURVES if settings.curve else _AROUND
         self.beside = weights[1] if float(weights[1].min()) < 1 else None
         self.slopes = slopes(self.fixed)
