@@ -132,6 +132,21 @@ def test_points_are_drawn_around_what_a_scan_without_background_shows():
         assert drawn[(fixed.volume[..., 0] > 0.2).numpy().ravel()].all()  # all of the organ
 
 
+def test_organs_of_other_contrast_are_refined_by_a_curve_where_neither_is_a_ct():
+    def curved(fixed: np.ndarray, moving: np.ndarray) -> bool:
+        dense = configured(pair(moving, fixed=fixed), PRESETS["fast"])[0].dense
+        assert dense.curve <= (dense.fine_rounds > 0)
+        return dense.curve
+
+    plain, flat = organ(), organ((48, 48))
+    noise = np.random.default_rng(0).uniform(0, 0.05, plain.shape)
+    assert curved(plain, CHANGES["folded"](plain)) and not curved(plain, CHANGES["gain"](plain))
+    assert not curved(flat, CHANGES["folded"](flat))
+    assert not curved(plain + noise, CHANGES["folded"](plain) + noise)  # something around it, as a head
+    ct = np.where(plain > 0, 1000 * plain - 600, -1024)
+    assert not curved(plain, ct)
+
+
 def test_heads_are_refined_but_no_trunks_thick_slices_or_masked_images():
     """``detailed``: as small as a head, in voxels that are fine along each axis, with air around all sides but one."""
 

@@ -53,6 +53,32 @@ def test_a_coils_shading_moves_little(moved):
     assert more < plain + 0.1 * MM
 
 
+def other_contrast(image: sitk.Image) -> sitk.Image:
+    """Dark and bright parts take the same brightness, as two tissues do in T2; the background stays."""
+    values = sitk.GetArrayFromImage(image)
+    return Grid.of(image).image(np.where(values > 0, 0.9 - 1.3 * np.abs(values - 0.45), 0.0).astype(np.float32))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_fine_motion_is_found_between_two_contrasts(moved, swapped):
+    """Whichever image the curve leads from; by lines alone it is not."""
+    fixed, moving, points, partners = moved
+    both = (other_contrast(fixed), moving) if swapped else (fixed, other_contrast(moving))
+    dense = replace(DENSE, rounds=0)
+    kinds = DenseSettings(), dense, replace(dense, curve=True)
+    before, lines, curve = (error_mm(register(*both, settings=replace(FEW, dense=one)), moved) for one in kinds)
+    assert curve < 0.8 * before and curve < 0.8 * lines
+
+
+def test_images_that_no_curve_relates_move_nothing(moved):
+    fixed, _, _, points = moved
+    values = sitk.GetArrayFromImage(fixed)
+    other = Grid.of(fixed).image(np.where(values > 0, np.rot90(values, 2), 0.0).astype(np.float32))
+    settings = replace(FEW, fit=replace(FEW.fit, iterations=0), dense=replace(DENSE, curve=True))
+    result = register(fixed, other, settings=settings)
+    assert np.linalg.norm(result.forward(points) - points, axis=1).max() < 0.01 * MM
+
+
 def test_noise_moves_nothing(moved):
     fixed = moved[0]
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""Refinement of both maps of a pair voxel by voxel, for images of one contrast that are full of detail, as brains are.
+"""Refinement of both maps of a pair voxel by voxel, for images that are full of detail, as brains are.
 
 In each round every voxel asks for a small step (Lucas and Kanade 1981, the slopes of both images as in Vercauteren et
 al. 2009), the steps are smoothed and composed with the map, and places that come near to folding are smoothed until
@@ -22,14 +22,13 @@ from ..maps.code import LINEAR_CUBE, Code, nodes, points_between
 from ..maps.maps import FieldMap, Map
 from ..maps.voxel import VoxelFields
 from ..settings import DenseSettings, VoxelSettings
+from .brightness import Curve, as_bright, halved, slopes
 
 _VOXELS_PER_NODE = 2  # of the finer of both scales; of the coarser one each is a node
-_AROUND = 1.0  # nodes: deviation of the Gaussian over which steps are found
+_AROUND, _AROUND_CURVES = 1.0, 1.5  # nodes: deviation of the Gaussian over which steps are found
 _STEP_SMOOTH, _MAP_SMOOTH = 1.0, 0.35  # nodes: deviations under which each step, and the map after it, is smoothed
 _WORTH_OVER = 6.0  # nodes: deviation of the Gaussian over which it is asked what steps are worth
 _BY_CHANCE = 0.2  # part of a step that may seem to be worth it where there is noise alone
-_BRIGHT_OVER = 4.0  # voxels: deviation of the Gaussian over which both images are made as bright as each other
-_FLAT = 1e-3  # variance of intensities, of what is too flat to say how
 _LONGEST = 1.0  # nodes that a round moves at most
 _DOUBTED = 0.25  # difference of intensities from which on a voxel counts half
 _SEEN = 2 * _VOXELS_PER_NODE  # voxels as far as steps see: what is excluded must not be nearer
@@ -70,8 +69,8 @@ def refined_densely(
     free = None if free is None else free[tuple(at_nodes)].contiguous()
     rounds = (settings.rounds, settings.fine_rounds)
     for k, (many, factor) in enumerate(zip(rounds, (1, _VOXELS_PER_NODE), strict=True)):
-        shown = (images, weights) if factor > 1 else ([*map(_halved, images)], [*map(_halved, weights)])
-        step = _Step(shown[0], shown[1], factor, settings.stiffness, part.shape[1:])
+        shown = (images, weights) if factor > 1 else ([*map(halved, images)], [*map(halved, weights)])
+        step = _Step(shown[0], shown[1], factor, settings, part.shape[1:])
         for done in range(many):
             tell((done + k * rounds[0]) / max(1, sum(rounds)))
             moved = step(part)
@@ -92,11 +91,13 @@ class _Step:
     ``images``, ``weights``: of both, on a grid with ``factor`` voxels between two nodes.
     """
 
-    def __init__(self, images: list[Tensor], weights: list[Tensor], factor: int, stiffness: float, shape):
+    def __init__(self, images: list[Tensor], weights: list[Tensor], factor: int, settings: DenseSettings, shape):
         self.fixed, self.moving = images
-        self.weight, self.factor, self.stiffness = weights[0], factor, stiffness
+        self.weight, self.factor, self.stiffness = weights[0], factor, settings.stiffness
+        self.curve = Curve(self.fixed, self.moving, factor) if settings.curve else None
+        self.around = _AROUND_CURVES if settings.curve else _AROUND
         self.beside = weights[1] if float(weights[1].min()) < 1 else None
-        self.slopes = _slopes(self.fixed)
+        self.slopes = slopes(self.fixed)
         self.places, self.at_nodes = _places(self.fixed.shape, self.fixed), _places(shape, self.fixed)
         self.fading = _fading(shape, self.fixed)
         odd = _places(shape, self.fixed).sum(0) % 2
@@ -108,18 +109,18 @@ class _Step:
             mode = "trilinear" if d == 3 else "bilinear"
             at = F.interpolate(at[None], self.fixed.shape, mode=mode, align_corners=True)[0]
         at = at + self.places
-        seen = _as_bright(_sampled(self.moving[None], at)[0], self.fixed, self.weight, self.factor)
-        difference = self.fixed - seen
-        weight = self.weight / (1 + (difference / _DOUBTED).square())
+        fixed, seen, weight, its_slopes = self._compared(at)
+        difference = fixed - seen
+        weight = weight / (1 + (difference / _DOUBTED).square())
         if self.beside is not None:
             weight = weight * _sampled(self.beside[None], at)[0]
-        slopes = (self.slopes + _slopes(seen)) / 2
-        equations = [weight * slopes[i] * slopes[j] for i in range(d) for j in range(i, d)]
-        equations += [weight * slopes[i] * difference for i in range(d)]
+        both = (its_slopes + slopes(seen)) / 2
+        equations = [weight * both[i] * both[j] for i in range(d) for j in range(i, d)]
+        equations += [weight * both[i] * difference for i in range(d)]
         if self.factor > 1:
-            equations = [_halved(one) for one in equations]
+            equations = [halved(one) for one in equations]
         # two halves of the nodes, each of which says what the other one's steps are worth
-        halves = [torch.stack([smoothed(half * one, _AROUND) for one in equations]) for half in self.halves]
+        halves = [torch.stack([smoothed(half * one, self.around) for one in equations]) for half in self.halves]
         moves = [_solved(_rows(half[:-d], self.stiffness), half[-d:]) for half in halves]
         worth = sum(_worth(move, half, _WORTH_OVER) for move, half in zip(moves, reversed(halves), strict=True)) / 2
         move = worth * (moves[0] + moves[1]) / (2 * self.factor)
@@ -129,26 +130,14 @@ class _Step:
         u = move + _sampled(u, self.at_nodes + move)
         return torch.stack([smoothed(one, _MAP_SMOOTH) for one in u])
 
-
-def _as_bright(values: Tensor, other: Tensor, weight: Tensor, factor: int) -> Tensor:
-    """Values under the line that makes them most like others in their surroundings; 0 is the background and stays.
-
-    So a coil's shading and different gains move nothing. Where values hardly vary, the line has the slope that makes
-    both images as bright as each other in all. ``factor``: voxels between two nodes.
-    """
-    share = weight * (values > 0) * (other > 0)
-    parts = [share, share * values, share * other, share * values.square(), share * values * other]
-    whole = ((share * other.square()).sum() / parts[3].sum().clamp(min=1e-8)).sqrt().clamp(0.3, 3.0)
-    around = [smoothed(_halved(part) if factor > 1 else part, _BRIGHT_OVER / factor) for part in parts]
-    some = around[0].clamp(min=1e-4)
-    a, b, aa, ab = (part / some for part in around[1:])
-    slope = (ab - a * b + _FLAT * whole) / ((aa - a * a).clamp(min=0) + _FLAT)
-    slope = slope.clamp(0.3, 3.0)
-    line = torch.stack([slope, b - slope * a])
-    if factor > 1:
-        mode = "trilinear" if values.ndim == 3 else "bilinear"
-        line = F.interpolate(line[None], values.shape, mode=mode, align_corners=True)[0]
-    return (values * line[0] + line[1]) * (values > 0)
+    def _compared(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Both images in one contrast and brightness, weights, and the slopes of the fixed one."""
+        if self.curve is None:
+            seen = as_bright(_sampled(self.moving[None], at)[0], self.fixed, self.weight, self.factor)
+            return self.fixed, seen, self.weight, self.slopes
+        raw, shown = _sampled(torch.stack([self.moving, self.curve.shown[1]]), at)
+        fixed, seen, weight = self.curve(raw, shown, self.weight)
+        return fixed, seen, weight, slopes(fixed)
 
 
 def _rows(entries: Tensor, more: float = 0.0) -> list[list[Tensor]]:
@@ -210,11 +199,11 @@ def least_determinants(u: Tensor) -> Tensor:
 def _inverted(u: Tensor, start: Tensor) -> Tensor:
     """The displacements of the inverse, by Newton's method from ``start``."""
     d, places = len(u), _places(u.shape[1:], u)
-    slopes = torch.stack([slope for one in u for slope in _slopes(one)])  # (d * d, ...), row after row
+    across = torch.stack([slope for one in u for slope in slopes(one)])  # (d * d, ...), row after row
     back = start
     for _ in range(_INVERSIONS):
         at = places + back
-        moved = _sampled(torch.cat([u, slopes]), at)
+        moved = _sampled(torch.cat([u, across]), at)
         gap = -(back + moved[:d])
         rows = [[moved[d + i * d + j] + float(i == j) for j in range(d)] for i in range(d)]
         move = _solved(rows, gap, _LEAST_SLOPE)
@@ -239,26 +228,6 @@ def _solved(rows: list[list[Tensor]], right: Tensor, least: float = 0.0) -> Tens
         determinant = determinant.clamp(min=least)
     found = [_determinant([[right[i] if j == k else rows[i][j] for j in range(d)] for i in range(d)]) for k in range(d)]
     return torch.stack(found) / determinant
-
-
-def _slopes(values: Tensor) -> Tensor:
-    """Central differences (d, ...) along x, y (, z); 0 at the border."""
-    out = values.new_zeros(values.ndim, *values.shape)
-    for j in range(values.ndim):
-        axis = values.ndim - 1 - j
-        n = values.shape[axis] - 2
-        out[j].narrow(axis, 1, n).copy_((values.narrow(axis, 2, n) - values.narrow(axis, 0, n)) / 2)
-    return out
-
-
-def _halved(values: Tensor) -> Tensor:
-    """Every second voxel of an odd number along each axis, each the mean over its surroundings."""
-    for axis, n in enumerate(values.shape):
-        even = values.index_select(axis, torch.arange(0, n, 2, device=values.device))
-        odd = values.index_select(axis, torch.arange(1, n, 2, device=values.device))
-        first, last = odd.narrow(axis, 0, 1), odd.narrow(axis, odd.shape[axis] - 1, 1)
-        values = even / 2 + (torch.cat([first, odd], axis) + torch.cat([odd, last], axis)) / 4
-    return values
 
 
 def _places(shape, like: Tensor) -> Tensor:
