@@ -155,11 +155,11 @@ class Registration:
         assert isinstance(maps, Sliding), "only maps that slide have sides"
         fine = grid.coarsened(_SIDES_MM * self.length_scale)
         of_sides = []
-        for side in (maps.within, maps.smooth):
+        for side in (maps.within, maps.around):
             coarse, values, _ = replace(self, maps=side).sampled(grid, inverse, good_mm)
             of_sides.append(grid_values(values, coarse, fine))
         out, other = of_sides
-        around = replace(self, maps=maps.smooth)
+        around = replace(self, maps=maps.around)
         for z in range(fine.shape[0]):
             at = fine.slab_lps_mm(z, z + 1)
             fixed = self.cube.to_cube(around.inverse(at) if inverse else at)
@@ -270,14 +270,16 @@ class Registration:
         tensors = {"border": maps.border.distance} if isinstance(maps, Sliding) else {}
         for prefix, part in parts.items():
             for name, module in (("fields", part.fields), ("code", HybridCode(part.code))):
-                tensors |= {f"{prefix}{name}.{k}": v for k, v in module.state_dict().items()}
+                tensors |= {
+                    f"{prefix}{name}.{k}": v.clone() for k, v in module.state_dict().items()
+                }  # sides share some
         geometry = {
             "cube": vars(self.cube),
             "affine": {"matrix": self.affine.matrix.tolist(), "offset_mm": self.affine.offset_mm.tolist()},
             "fixed_grid": _plain(self.fixed_grid),
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
-            "consensus": maps is not self.maps,
+            "consensus": consensus_in(self.maps) is not None,
             "smooth": 0.0 if (found := consensus_in(self.maps)) is None else found.smooth,
             "length_scale": self.length_scale,
             "alignment": self.alignment.method,
@@ -324,13 +326,16 @@ class Registration:
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
         maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
-        if "along." in parts:
+        if "within." in parts:
             distance = tensors["border"]
             if distance.dtype != torch.float16 or distance.ndim != cube.dimension or min(distance.shape) < 2:
                 raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
-            maps = Sliding(maps, parts["along."], Border(distance.to(device), upper.to(device)))
+            within: Map = parts["outer."] @ parts["within."] if "outer." in parts else parts["within."]
+            maps = Sliding(within, maps, Border(distance.to(device), upper.to(device)))
         if geometry.get("consensus"):  # files of former versions have no such entry
             maps = consensus(maps, float(geometry.get("smooth", 0.0)))
+        elif isinstance(maps, Sliding):
+            maps = maps.meeting()
         affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))
         return cls(
             maps=maps,
@@ -379,11 +384,12 @@ def _loaded(result: Registration | str | Path) -> Registration:
 
 def _parts(maps: Map) -> dict[str, FieldMap]:
     """The maps that a file holds, by the prefix of their tensors; raises NephiError for others than the package's."""
-    sliding = maps if isinstance(maps, Sliding) else None
-    maps = maps if sliding is None else sliding.smooth
-    parts = {"": maps.inner, "outer.": maps.outer} if isinstance(maps, Composed) else {"": maps}
-    if sliding is not None:
-        parts["along."] = sliding.along
+    sides = {"": maps.around, "within.": maps.within} if isinstance(maps, Sliding) else {"": maps}
+    parts: dict[str, Map] = {}
+    for prefix, side in sides.items():
+        if isinstance(side, Composed):  # the outer map of both sides is one
+            parts["outer."] = side.outer
+        parts[prefix] = side.inner if isinstance(side, Composed) else side
     found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
     if len(found) < len(parts):
         raise NephiError(

@@ -145,10 +145,9 @@ def test_volumes_are_those_of_each_side_of_a_border_that_slides(sliding):
     region = sitk.Cast(sitk.Abs(distance) < 3, sitk.sitkUInt8)
     masks = Both(p.fixed_mask, p.moving_mask)
     pair = ImagePair.of(Both(p.fixed, p.moving), masks, Affine.identity(2), settings.similarity)
-    pair = replace(pair, apart=True)
     with_its = make_similarity(settings.similarity), make_regulariser(settings.regularity)
     optimisation = Optimisation(pair, settings, None, *with_its, device, Guidance(volume_kept=region))
-    maps, code = optimisation.maps, optimisation.codes[1]
+    maps, code = optimisation.maps, optimisation.code
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         code.local_code[:, :2] = 0.1 * torch.randn(code.local_code[:, :2].shape, generator=generator)

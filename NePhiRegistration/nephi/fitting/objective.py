@@ -113,7 +113,7 @@ class Objective:
         partners, guided = self._known(known, steps), []
         for guide in self.guides:
             places, *further = guide.draw(steps, self.generator)
-            guided.append((places[:, :, None], *further))
+            guided.append((places[:, :, None].expand(-1, -1, len(pairs), -1, -1), *further))
         return Drawn(torch.cat([compared, both], 3), reference, stencils.shape[3], partners, tuple(guided))
 
     def __call__(
