@@ -29,9 +29,9 @@ from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
 from .maps.consensus import as_optimised, consensus, consensus_in
 from .maps.jacobian import exact_jacobian
-from .maps.maps import Composed, FieldMap, Map, make_fields
+from .maps.maps import FieldMap, Map, make_fields
 from .maps.sampled import coarsest_displacement, grid_values, held_error, nodes_around
-from .maps.sliding import Border, Sliding
+from .maps.sliding import WITHIN, Border, Sliding, field_maps, of_field_maps
 from .measure.quality import displacement_jacobian, random_points
 from .measure.signals import measure_signals
 from .measure.trust import Trust
@@ -266,7 +266,7 @@ class Registration:
     def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
         maps = self.fields.maps
-        parts = _parts(maps)
+        parts = field_maps(maps)
         tensors = {"border": maps.border.distance} if isinstance(maps, Sliding) else {}
         for prefix, part in parts.items():
             for name, module in (("fields", part.fields), ("code", HybridCode(part.code))):
@@ -325,13 +325,13 @@ class Registration:
                 module.load_state_dict(part)
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
-        maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
-        if "within." in parts:
+        border = None
+        if WITHIN in parts:
             distance = tensors["border"]
             if distance.dtype != torch.float16 or distance.ndim != cube.dimension or min(distance.shape) < 2:
                 raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
-            within: Map = parts["outer."] @ parts["within."] if "outer." in parts else parts["within."]
-            maps = Sliding(within, maps, Border(distance.to(device), upper.to(device)))
+            border = Border(distance.to(device), upper.to(device))
+        maps = of_field_maps(parts, border)
         if geometry.get("consensus"):  # files of former versions have no such entry
             maps = consensus(maps, float(geometry.get("smooth", 0.0)))
         elif isinstance(maps, Sliding):
@@ -380,22 +380,6 @@ def warp(
 
 def _loaded(result: Registration | str | Path) -> Registration:
     return result if isinstance(result, Registration) else Registration.load(result)
-
-
-def _parts(maps: Map) -> dict[str, FieldMap]:
-    """The maps that a file holds, by the prefix of their tensors; raises NephiError for others than the package's."""
-    sides = {"": maps.around, "within.": maps.within} if isinstance(maps, Sliding) else {"": maps}
-    parts: dict[str, Map] = {}
-    for prefix, side in sides.items():
-        if isinstance(side, Composed):  # the outer map of both sides is one
-            parts["outer."] = side.outer
-        parts[prefix] = side.inner if isinstance(side, Composed) else side
-    found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
-    if len(found) < len(parts):
-        raise NephiError(
-            "only maps that fields make, the composition of two, such maps that slide, or their consensus, can be saved"
-        )
-    return found
 
 
 def _plain(grid: Grid) -> dict:

@@ -133,12 +133,12 @@ def test_sides_that_differ_in_a_thin_wedge_neither_fold_nor_lose_their_inverse()
 
 def test_stencils_stay_on_their_centres_side(sliding):
     d = len(sliding.half_extents_cube)
-    stencils = _at_radius(0.599, d)[:, None] + torch.cat([torch.zeros(1, d), 0.01 * torch.eye(d)])
-    both = torch.stack([stencils, stencils])
-    values, back = sliding.on_own_side(both)
-    torch.testing.assert_close(values[0], sliding.within.forward(stencils.flatten(0, 1)).reshape(stencils.shape))
-    returned = back(values.flip(0).flatten(1, 2)).reshape(both.shape)
-    assert (returned[1] - stencils).norm(dim=-1).max() < 0.02  # the jump is larger
+    stencils = _at_radius(0.57, d)[:, None] + torch.cat([torch.zeros(1, d), 0.05 * torch.eye(d)])
+    assert not sliding.is_within(stencils.flatten(0, 1)).all()
+    there = sliding.within.forward(stencils.flatten(0, 1)).reshape(stencils.shape)
+    values = sliding.on_own_side(torch.stack([stencils, there]))
+    torch.testing.assert_close(values[0], there)
+    assert (values[1] - stencils).norm(dim=-1).max() < 5e-3  # the jump is larger
 
 
 def test_sliding_finds_the_wall_that_a_continuous_map_drags_along(phantom, results):

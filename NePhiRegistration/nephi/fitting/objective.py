@@ -150,8 +150,7 @@ class Objective:
             terms["boundary"] = torch.stack(list(each)).mean()
         if drawn.known is not None:
             terms["known"] = self._distance_mm(others.pop(0) - drawn.known.flip(0))
-        at_stencils, back = maps.on_own_side(stencils) or (values.reshape(stencils.shape), evaluate)
-        terms["regularity"] = self.regulariser.penalty(back, stencils, at_stencils, self.step)
+        terms["regularity"] = self.regulariser.penalty(evaluate, stencils, values.reshape(stencils.shape), self.step)
         if r.code_prior:
             terms["code_prior"] = _code_prior(maps)
         for guide, (at, *further), there in zip(self.guides, drawn.guided, others, strict=True):

@@ -81,7 +81,8 @@ class Optimisation:
             return own if outer is None else outer @ own
 
         self.evaluated = made(self.code)  # of both sides at once, where motion slides
-        self.maps, self.pairs = self.evaluated, (self.pair,)
+        self.maps = self.evaluated
+        self.pairs: tuple[ImagePair, ...] = (self.pair,)
         generator = torch.Generator(device).manual_seed(s.fit.seed)
         regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
         if s.sliding:

@@ -59,7 +59,7 @@ class Wall(Landmarks):
     name = "wall"
 
     def __init__(self, bones: Both[np.ndarray], pair: ImagePair, device: torch.device):
-        super().__init__(Guidance(landmarks_lps_mm=tuple(bones)), pair, _WALL_MM * pair.scale, device)
+        super().__init__(Guidance(landmarks_lps_mm=(bones.fixed, bones.moving)), pair, _WALL_MM * pair.scale, device)
         self.held = None
 
     def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:

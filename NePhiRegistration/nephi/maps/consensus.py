@@ -133,5 +133,5 @@ def as_optimised(maps: Map) -> Map:
     """The maps that a consensus is of, or the same where there is none."""
     if isinstance(maps, Sliding):
         parts = maps.apart()
-        return Sliding(as_optimised(parts.within), as_optimised(parts.around), parts.border)
+        return Sliding(as_optimised(parts.within), as_optimised(parts.around), parts.border).meeting()
     return maps.of if isinstance(maps, Consensus) else maps

@@ -8,10 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..errors import NephiError
 from ..space.interpolate import constant, interpolate
 from .code import FORWARD, INVERSE, nodes
 from .held import HeldShift, spline_table
-from .maps import Map
+from .maps import Composed, FieldMap, Map
 
 _REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
 _SPACING_CUBE = 0.03  # of the nodes that hold that change
@@ -19,6 +20,7 @@ _STEPS = 3  # of Newton's method, by which points come to a distance from the bo
 _ROUNDS = 12  # of the inverse, at most
 _TOLERANCE_CUBE = 2e-5  # of the inverse
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
+OUTER, WITHIN = "outer.", "within."  # of what both sides are composed with, and of the inner side's own
 
 PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
 
@@ -86,18 +88,12 @@ class Sliding(Map):
         back = self.around.inverse(points_cube)
         return _replaced(back, self.is_within(back), points_cube, self.within.inverse)
 
-    def on_own_side(self, stencils: Tensor) -> tuple[Tensor, PointMap]:
+    def on_own_side(self, stencils: Tensor) -> Tensor:
         points = stencils.flatten(1, 2)
-
-        def both(points: Tensor) -> tuple[Tensor, Tensor]:
-            return self.within(points), self.around(points)
-
-        inside, outside = both(points)
-        centres = torch.stack([stencils[FORWARD, :, 0], outside[INVERSE].reshape(stencils.shape[1:])[:, 0]])
+        inside, outside = (side(points).reshape(stencils.shape) for side in (self.within, self.around))
+        centres = torch.stack([stencils[FORWARD, :, 0], outside[INVERSE, :, 0]])
         within = torch.stack([self.is_within(centre) for centre in centres])
-        within = within[:, :, None].expand(-1, -1, stencils.shape[2], -1).flatten(1, 2)
-        values = torch.where(within, inside, outside).reshape(stencils.shape)
-        return values, lambda further: torch.where(within.flip(0), *both(further))
+        return torch.where(within[:, :, None], inside, outside)
 
     def meeting(self) -> Sliding:
         """The same, its inner map changed near the border so that both sides meet."""
@@ -168,3 +164,29 @@ def _replaced(values: Tensor, where: Tensor, points: Tensor, by: PointMap) -> Te
     """Values (n, d), where (n, 1) says so those of points (n, d)."""
     rows = where[:, 0].nonzero()[:, 0]
     return values.index_copy(0, rows, by(points[rows])) if len(rows) else values
+
+
+def field_maps(maps: Map) -> dict[str, FieldMap]:
+    """The maps that others are made of, by the prefix of their tensors in a file; what ``of_field_maps`` puts together.
+
+    Raises NephiError for maps that others than fields make.
+    """
+    maps = maps.apart() if isinstance(maps, Sliding) else maps
+    sides = {"": maps.around, WITHIN: maps.within} if isinstance(maps, Sliding) else {"": maps}
+    parts: dict[str, Map] = {}
+    for prefix, side in sides.items():
+        if isinstance(side, Composed):  # that of both sides is one
+            parts[OUTER] = side.outer
+        parts[prefix] = side.inner if isinstance(side, Composed) else side
+    found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
+    if len(found) < len(parts):
+        raise NephiError(
+            "only maps that fields make, the composition of two, such maps that slide, or their consensus, can be saved"
+        )
+    return found
+
+
+def of_field_maps(parts: dict[str, FieldMap], border: Border | None) -> Map:
+    """The maps made of such parts."""
+    sides = [parts[OUTER] @ parts[name] if OUTER in parts else parts[name] for name in ("", WITHIN) if name in parts]
+    return sides[0] if border is None else Sliding(sides[1], sides[0], border)
