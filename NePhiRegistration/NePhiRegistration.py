@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import slicer
 import vtk
 from nephi import runfolder
 from nephi.errors import NephiError
-from NePhiRegistrationLib import dependencies, parameters, remembered, sample, theme
+from NePhiRegistrationLib import parameters, remembered, sample
 from NePhiRegistrationLib.batchpanel import BatchPanel
 from NePhiRegistrationLib.inputpanel import InputPanel
 from NePhiRegistrationLib.job import Job, LogicError
 from NePhiRegistrationLib.logic import Logic
+from NePhiRegistrationLib.lungpanel import LungPanel
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.parameters import Parameters
-from NePhiRegistrationLib.resultpanel import ResultPanel, readable
+from NePhiRegistrationLib.resultpanel import ResultPanel
+from NePhiRegistrationLib.runpanel import RunPanel, progress
+from NePhiRegistrationLib.words import duration
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -65,14 +69,9 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
         self.logic = None
-        self.run = None  # the registration under way
         self._parameters: Parameters | None = None
         self._gui_tag = None
         self._devices: threading.Thread | None = None  # while it asks what there is to compute on
-        self._installation: dependencies.Installation | None = None  # while it lasts
-        self._note = ""  # how the last run ended, or why it could not begin
-        self._failed = False  # whether that is a failure
-        self._logged = 0  # lines of its log that are shown
 
     def setup(self) -> None:
         ScriptedLoadableModuleWidget.setup(self)
@@ -82,6 +81,8 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.panel.setMRMLScene(slicer.mrmlScene)
         self.logic = NePhiRegistrationLogic()
         self.inputs, self.results = InputPanel(self.ui), ResultPanel(self.ui)
+        self.lungs = LungPanel(self.ui, self.logic)
+        self.runs = RunPanel(self.ui, self.logic, self._ask_devices, self._on_results)
         self.batch = BatchPanel(self.ui, self.logic.engine, lambda: parameters.job(self._parameters))
         self._timer = qt.QTimer()
         self._timer.interval = _IDLE_MS
@@ -92,9 +93,6 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         for event in (scene.EndCloseEvent, scene.EndImportEvent):
             self.addObserver(scene, event, self._on_scene_new)
         self.addObserver(scene, scene.NodeRemovedEvent, self._on_node_removed)
-        ui.applyButton.connect("clicked(bool)", self._on_apply)
-        ui.cancelButton.connect("clicked(bool)", self._on_cancel)
-        ui.liveCheckBox.connect("toggled(bool)", self._on_live)
         ui.resetButton.connect("clicked(bool)", self._on_reset)
         self.enter()
 
@@ -102,9 +100,9 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         """The application closes or the module is loaded anew."""
         self.exit()
         self._timer.stop()
-        self.results.forget()
-        for under_way in filter(None, (self.run, self.batch)):
-            under_way.cancel()
+        for part in (self.runs, self.results, self.lungs):
+            part.forget()
+        self.batch.cancel()
         self.removeObservers()
 
     def enter(self) -> None:
@@ -115,8 +113,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def exit(self) -> None:
         self._set_parameters(None)
         self.results.rest()
-        if not self._running() and not self.batch.running and self._installation is None:
-            self._timer.stop()
+        self._stop_if_idle()
 
     def onReload(self) -> None:
         """Developers' reload: the library and the core anew too, which Slicer would keep as they were."""
@@ -128,11 +125,8 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.results.drop_removed()
 
     def _on_scene_start_close(self, _caller, _event) -> None:
-        if self.run is not None:
-            self.run.cancel()
-            self.run = None
-        self._say("")
-        self.results.forget()
+        for part in (self.runs, self.results, self.lungs):
+            part.forget()
         self._set_parameters(None)
 
     def _on_scene_new(self, _caller, _event) -> None:
@@ -144,7 +138,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             remembered.keep(self._parameters, slicer.app.userSettings())
             self._parameters.disconnectGui(self._gui_tag)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
-        self._parameters = self.inputs.parameters = new
+        self._parameters = self.inputs.parameters = self.lungs.parameters = self.runs.parameters = new
         if new is not None:
             if not new.expert_of:  # of a new scene
                 remembered.recall(new, slicer.app.userSettings())
@@ -161,79 +155,30 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if p is None:
             return
         parameters.adopt_preset(p)
-        self.inputs.show(self.logic.devices)
-        self._check()
+        self._show_inputs()
         self.results.update(p)
 
-    def _check(self) -> None:
-        """Whether Apply may be pressed, and what it will take; else why not."""
-        ui, p, running = self.ui, self._parameters, self._running()
-        problem, installing = parameters.problem(p), self._installation
-        if installing is not None:
-            problem = installing.text
-        ui.applyButton.enabled = not running and not problem
-        ui.applyButton.toolTip = problem or _("Start the registration; Slicer stays usable while it runs.")
-        ui.cancelButton.enabled = running
-        _set_text(ui.estimateLabel, "-" if problem else self.logic.expected(p))
-        ui.progressBar.visible = running
-        if running:
-            ui.progressBar.value = round(100 * self.run.fraction)
-        ui.noteLabel.styleSheet = f"color: {readable(ui.noteLabel, theme.RED)}" if self._failed else ""
-        for label, text in ((ui.noteLabel, "" if running else self._note), (ui.statusLabel, problem)):
-            text = _progress(self.run) if running and label is ui.statusLabel else text
-            _set_text(label, text)
-            label.visible = bool(text)
-
-    def _say(self, note: str, failed: bool = False) -> None:
-        self._note, self._failed = note, failed
-
-    # what the user does
-
-    def _on_apply(self, _checked: bool = False) -> None:
-        reason = dependencies.problem()
-        missing = [] if reason else dependencies.missing()
-        self._say(reason, failed=bool(reason))
-        if missing:
-            self._install(missing)
-        elif not reason:
-            self._start()
-        self._check()
-
-    def _start(self) -> None:
-        p = self._parameters
-        self._ask_devices()  # where PyTorch was installed meanwhile
-        self._clear_log()
-        try:
-            self.run = self.logic.engine.start(parameters.job(p))
-        except LogicError as error:
-            self._say(str(error), failed=True)
-        else:
-            self.run.show_live(p.live)
-            self._timer.interval = _RUNNING_MS
-
-    def _install(self, names: list[str]) -> None:
-        """The user presses Apply again when it is done: until then, anything may have been changed."""
-        if dependencies.confirm(names):
-            self._clear_log()
-            self._installation = dependencies.Installation(names)
-        else:
-            text = _("The registration needs {names}, which was not installed.")
-            self._say(text.format(names=", ".join(names)), failed=True)
-
-    def _clear_log(self) -> None:
-        self.ui.logTextEdit.setPlainText("")
-        self._logged = 0
-
-    def _on_cancel(self, _checked: bool = False) -> None:
-        self.run.cancel()
-        self._end()
+    def _show_inputs(self) -> None:
+        self.inputs.show(self.logic.devices)
+        self.lungs.show()
+        self.runs.check()
 
     def _on_reset(self, _checked: bool = False) -> None:
         parameters.adopt_preset(self._parameters, again=True)
 
-    def _on_live(self, on: bool) -> None:
-        if self._running():
-            self.run.show_live(on)
+    def _on_results(self, runs: list, ended: bool) -> None:
+        """The last of them is new, or all have ended: until then the views are left alone, but for the first result."""
+        p = self._parameters or self.logic.getParameterNode()
+        if not ended:
+            self.results.add(runs[-1].outputs)
+        there = [run.forward for run in runs if run.forward.GetScene() is not None]  # the user may have removed some
+        if there and (ended or p.result is None):
+            p.result = there[-1]
+        if ended:
+            self.ui.inputsCollapsibleButton.collapsed = True
+            self.ui.resultCollapsibleButton.collapsed = False
+            if len(runs) > 1:
+                self.ui.tablesTabWidget.setCurrentWidget(self.ui.resultsTab)
 
     # as time goes by
 
@@ -243,62 +188,21 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             if not self._devices.is_alive():
                 self._devices = None
                 self._update()
-        if self._installation is not None:
-            self._log(self._installation.log)
-            if not self._installation.running:
-                self._end_installation()
-        if self._running():
-            going_on = self.run.poll()
-            self._log(self.run.log)
-            if not going_on:
-                self._end()
-        self.batch.tick()
-        if self.results.stale:
+        was_busy = self.runs.busy
+        for part in (self.runs, self.lungs, self.batch):
+            part.tick()
+        if self.results.stale or was_busy and not self.runs.busy:
             self._update()
         elif self._parameters is not None:
-            self.inputs.show(self.logic.devices)
-            self._check()
+            self._show_inputs()
             self.results.follow(self._parameters)
-
-    def _running(self) -> bool:
-        return self.run is not None and self.run.state == "running"
-
-    def _log(self, lines: list[str]) -> None:
-        for line in lines[self._logged :]:
-            self.ui.logTextEdit.appendPlainText(line)
-        self._logged = len(lines)
-
-    def _end_installation(self) -> None:
-        installation, self._installation = self._installation, None
-        if installation.error:
-            self._say(installation.error, failed=True)
-            self.ui.logGroupBox.collapsed = False
-        else:
-            self._say(_("All that is needed is installed: press Apply to register."))
-            self._ask_devices()
+        self._timer.interval = _RUNNING_MS if self.runs.busy or self.lungs.running else _IDLE_MS
         if self._parameters is None:
-            self._timer.stop()
+            self._stop_if_idle()
 
-    def _end(self) -> None:
-        """The run has ended, one way or the other. Only its result is kept, by the result section."""
-        run, self.run, ui = self.run, None, self.ui
-        self._timer.interval = _IDLE_MS
-        if run.state == "done":
-            seconds = run.outputs.report["time_s"]["wall"]
-            self._say(_("Done in {time}.").format(time=_duration(seconds)))
-            self.results.add(run.outputs)
-            p = self._parameters or self.logic.getParameterNode()
-            p.result = run.forward
-            ui.inputsCollapsibleButton.collapsed = True
-            ui.resultCollapsibleButton.collapsed = False
-        elif run.state == "failed":
-            self._say(run.error, failed=True)
-            ui.logGroupBox.collapsed = False
-        else:
-            self._say(run.error or _("Cancelled. The scene is as it was before."))
-        if self._parameters is None:
+    def _stop_if_idle(self) -> None:
+        if not (self.runs.busy or self.lungs.running or self.batch.running):
             self._timer.stop()
-        self._update()
 
     def _ask_devices(self) -> None:
         """Without waiting: PyTorch takes seconds to say what it can compute on."""
@@ -335,17 +239,18 @@ class NePhiRegistrationLogic(ScriptedLoadableModuleLogic):
             return
         self.devices_known = True
 
-    def expected(self, p: Parameters) -> str:
-        """Time and memory of the run that ``p`` describes, and what differs from the preset, in words."""
-        job = parameters.job(p)
-        wanted = "cuda:0" if job.device == "auto" else job.device
+    def expected(self, p: Parameters, jobs: list[Job]) -> str:
+        """Time and memory of the jobs that ``p`` describes, and what differs from the preset, in words."""
+        wanted = "cuda:0" if p.device == "auto" else p.device
         device = next((d for d in self.devices if d["name"] == wanted != "cpu"), None)
-        job.device = device["name"] if device else "cpu"
-        cost = self.engine.estimate(job)
+        costs = [self.engine.estimate(replace(job, device=device["name"] if device else "cpu")) for job in jobs]
+        memory_mb = max(cost.memory_mb for cost in costs)
         text = _("about {time} and {memory} GB of memory").format(
-            time=_duration(cost.seconds), memory=f"{cost.memory_mb / 1000:.1f}"
+            time=duration(sum(cost.seconds for cost in costs)), memory=f"{memory_mb / 1000:.1f}"
         )
-        if device and cost.memory_mb > device.get("memory_mb", cost.memory_mb):
+        if len(jobs) > 1:
+            text += _(" for {count} registrations, one after the other").format(count=len(jobs))
+        if device and memory_mb > device.get("memory_mb", memory_mb):
             text += _("; more than {device} has").format(device=device["label"])
         try:
             changes = parameters.expert_changes(p)
@@ -371,7 +276,7 @@ class NePhiRegistrationTest(ScriptedLoadableModuleTest):
         nodes = slicer.mrmlScene.GetNumberOfNodes()
         run = Logic(slicer.mrmlScene, temporary=slicer.app.temporaryPath).start(job)
         while run.poll():
-            self.delayDisplay(_progress(run), 100)
+            self.delayDisplay(progress(run), 100)
         if find_spec("torch") is None:
             self.assertIn("PyTorch", run.error)
             self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), nodes)
@@ -380,20 +285,3 @@ class NePhiRegistrationTest(ScriptedLoadableModuleTest):
         error = run.outputs.report["tre_mm"]
         self.assertLess(error["after"]["mean"], error["before"]["mean"])
         self.assertIs(run.outputs.forward.GetNodeReference("NePhi.Fixed"), fixed)
-
-
-def _progress(run) -> str:
-    if run.seconds_left is None:
-        return f"{run.stage_text} ..."
-    return _("{stage}: {time} left").format(stage=run.stage_text, time=_duration(run.seconds_left))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{round(seconds)} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _set_text(label, text: str) -> None:
-    if label.text != text:
-        label.text = text

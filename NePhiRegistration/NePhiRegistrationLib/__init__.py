@@ -1,5 +1,5 @@
 """What the NePhi module does with a MRML scene.
 
-Only ``resultpanel`` (qt), ``parameters`` (slicer.parameterNodeWrapper) and ``dependencies`` need Slicer's application;
-everything else runs on slicer-core alone.
+Only the parts of the panel (``*panel`` and ``waiting``: qt; ``parameters`` and ``several``:
+slicer.parameterNodeWrapper) and ``dependencies`` need Slicer's application; everything else runs on slicer-core alone.
 """

@@ -6,6 +6,7 @@ import slicer
 import vtk
 
 from . import scene as nodes
+from .hierarchy import put_beside
 from .i18n import tr as _
 
 CLASSES = (  # what can be applied to
@@ -43,7 +44,7 @@ def apply_to(outputs, node, backwards: bool = False):
         made.GetDisplayNode().CopyContent(node.GetDisplayNode())
     for role in ("Fixed", "Moving"):
         made.SetNodeReferenceID(f"NePhi.{role}", getattr(outputs, role.lower()).GetID())
-    nodes.put_beside([made], outputs.forward)
+    put_beside([made], outputs.forward)
     return made
 
 

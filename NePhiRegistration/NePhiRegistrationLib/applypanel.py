@@ -11,6 +11,7 @@ from . import scene as nodes
 from .applying import apply_to
 from .i18n import tr as _
 from .methods import methods_text
+from .waiting import wait_cursor
 
 
 class ApplyPanel:
@@ -21,11 +22,19 @@ class ApplyPanel:
         ui.ontoMovingButton.connect("clicked(bool)", lambda _checked: self._apply(backwards=True))
         ui.methodsButton.connect("clicked(bool)", self._copy_methods)
         ui.dicomButton.connect("clicked(bool)", self._export_dicom)
+        ui.reportButton.connect("clicked(bool)", self._open_report)
 
     def update(self, outputs) -> None:
         ui, self.outputs = self.ui, outputs
         if outputs is None:
             return
+        there = outputs.page is not None
+        ui.reportButton.enabled = there
+        ui.reportButton.toolTip = (
+            _("Open the report with pictures in the web browser.")
+            if there
+            else _("There is no report with pictures: tick it above Apply before a registration.")
+        )
         reason = dicom_export.problem(outputs)
         ui.dicomButton.enabled = not reason
         ui.dicomButton.toolTip = reason or _(
@@ -38,11 +47,15 @@ class ApplyPanel:
             slicer.util.errorDisplay(_("Choose what the result is to be applied to."))
             return
         try:
-            made = apply_to(self.outputs, node, backwards)
+            with wait_cursor():
+                made = apply_to(self.outputs, node, backwards)
         except nodes.FrameError as error:
             slicer.util.errorDisplay(_("{name} {reason}").format(name=node.GetName(), reason=error))
             return
         slicer.util.showStatusMessage(_("Made {name}.").format(name=made.GetName()), 5000)
+
+    def _open_report(self, _checked: bool = False) -> None:
+        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self.outputs.page)))
 
     def _copy_methods(self, _checked: bool = False) -> None:
         slicer.app.clipboard().setText(methods_text(self.outputs.report))

@@ -9,8 +9,8 @@ import slicer
 from nephi.errors import NephiError
 
 from . import dependencies, phases
-from . import scene as nodes
 from .batchrun import BatchRun
+from .hierarchy import put_beside
 from .i18n import tr as _
 from .job import Job, LogicError
 
@@ -90,7 +90,7 @@ class BatchPanel:
             return " " + _("Their transforms could not be read: {reason}").format(reason=error)
         if made is None:
             return ""
-        nodes.put_beside([made], sequence)
+        put_beside([made], sequence)
         return " " + _("The sequence {name} holds their transforms.").format(name=made.GetName())
 
     def _counts(self) -> dict[str, int]:
@@ -101,6 +101,13 @@ class BatchPanel:
         ui = self.ui
         ui.batchStatusLabel.text = text
         ui.batchStartButton.enabled, ui.batchStopButton.enabled = not self.running, self.running
+        for button, tip in (
+            (ui.batchStartButton, _("Register every pair that is not finished, with the settings above.")),
+            (ui.batchStopButton, _("End it; pairs that are finished stay.")),
+        ):
+            button.toolTip = (
+                tip if button.enabled else _("The list is running.") if self.running else _("Nothing runs.")
+            )
         rows = [] if self._run is None else self._run.rows()
         ui.batchTable.visible = bool(rows)
         if rows != self._rows:

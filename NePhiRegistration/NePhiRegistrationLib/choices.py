@@ -24,6 +24,11 @@ class Preset(Choice):
     PAPER = "paper", _("As in the publication")
     FILE = "file", _("Settings file (JSON)")
 
+    @property
+    def name_only(self) -> str:
+        """Without what describes it."""
+        return self.text.partition(":")[0]
+
 
 class Alignment(Choice):
     AUTO = "auto", _("Automatic")

@@ -183,11 +183,7 @@ def show_live(forward, fixed, moving):
     live.CreateDefaultDisplayNodes()
     nodes.show_like(live, moving)
     live.SetAndObserveTransformNodeID(forward.GetID())
-    layers = [
-        (c.GetID(), c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetForegroundOpacity())
-        for c in _composites(scene)
-    ]
-    live.SetAttribute(_LIVE, json.dumps(layers))
+    live.SetAttribute(_LIVE, json.dumps(layers(scene)))
     _set_layers(scene, fixed, live, 0.5)
     return live
 
@@ -197,13 +193,31 @@ def hide_live(live) -> None:
     scene = live.GetScene()
     if scene is None:  # it was closed
         return
-    for composite_id, background, foreground, opacity in json.loads(live.GetAttribute(_LIVE)):
-        composite = scene.GetNodeByID(composite_id)
-        if composite is not None and composite.GetForegroundVolumeID() == live.GetID():
-            composite.SetBackgroundVolumeID(background)
-            composite.SetForegroundVolumeID(foreground)
-            composite.SetForegroundOpacity(opacity)
+    shown = {c.GetID() for c in _composites(scene) if c.GetForegroundVolumeID() == live.GetID()}
+    show_layers(scene, [layer for layer in json.loads(live.GetAttribute(_LIVE)) if layer[0] in shown])
     nodes.remove(scene, live)
+
+
+def layers(scene) -> list[tuple]:
+    """What each slice view shows, by IDs: itself, background, foreground and the foreground's opacity."""
+    return [
+        (c.GetID(), c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetForegroundOpacity())
+        for c in _composites(scene)
+    ]
+
+
+def show_layers(scene, shown: list) -> None:
+    """The same again, as far as views and volumes are still there."""
+    for composite_id, background, foreground, opacity in shown:
+        composite = scene.GetNodeByID(composite_id)
+        if composite is not None:
+            composite.SetBackgroundVolumeID(_there(scene, background))
+            composite.SetForegroundVolumeID(_there(scene, foreground))
+            composite.SetForegroundOpacity(opacity)
+
+
+def _there(scene, node_id: str | None) -> str | None:
+    return node_id if node_id and scene.GetNodeByID(node_id) is not None else None
 
 
 def show_overlay(fixed, volume, on: bool, opacity: float, title: str, label_format: str, labels: int) -> None:

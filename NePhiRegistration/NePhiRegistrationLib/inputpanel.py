@@ -9,6 +9,7 @@ from .choices import MODEL_FILE, Preset, models
 from .i18n import tr as _
 from .parameters import Parameters
 from .presetpanel import PresetPanel
+from .severalpanel import SeveralPanel
 
 _SIDES = ("fixed", "moving")
 _SEGMENTS = {  # the box of a mask's segments, and the mask
@@ -31,6 +32,7 @@ class InputPanel:
             "tolerances_file": ui.tolerancesFilePathLineEdit,
         }
         self._presets = PresetPanel(ui)
+        self._several = SeveralPanel(ui, self._presets.presets)
         ui.deviceComboBox.connect("activated(int)", lambda index: self._choose("device", ui.deviceComboBox, index))
         ui.modelComboBox.connect("activated(int)", lambda index: self._choose("model", ui.modelComboBox, index))
         for box_name, mask in _SEGMENTS.items():
@@ -44,8 +46,9 @@ class InputPanel:
         ui, p = self.ui, self.parameters
         ui.settingsFileLabel.visible = ui.settingsFilePathLineEdit.visible = p.preset is Preset.FILE
         ui.modelFileLabel.visible = ui.modelFilePathLineEdit.visible = p.model == MODEL_FILE
-        self._presets.parameters = p
+        self._presets.parameters = self._several.parameters = p
         self._presets.show()
+        self._several.show()
         for name, line in self._files.items():
             if line.currentPath != getattr(p, name):
                 line.currentPath = getattr(p, name)

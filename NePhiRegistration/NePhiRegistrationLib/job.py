@@ -44,6 +44,7 @@ class Job:
     device: str = "auto"
     tolerances_file: str = ""  # of the site, for the verdict
     page: bool = False  # whether the report with pictures, report.html, is written too
+    label: str = ""  # what tells the result from others of the same pair, in its name
 
     def settings(self) -> Settings:
         """Preset, then settings file, then overrides and alignment; raises NephiError for what makes no sense."""

@@ -118,11 +118,15 @@ class Run:
         self.log: list[str] = []
         self.error = ""
         self.outputs: Outputs | None = None
-        self._scene, self._job, self._process, self._folder = scene, job, process, folder
+        self.job = job
+        self._scene, self._process, self._folder = scene, process, folder
         self._region_names = region_names
         self._end: float | None = None  # when it will be done, by the clock
         self._live = None  # the volume that slides, while it is shown
+        self._layers = display.layers(scene)
         name = _("{moving} to {fixed}").format(moving=job.moving.GetName(), fixed=job.fixed.GetName())
+        if job.label:
+            name = _("{name} ({setting})").format(name=name, setting=job.label)
         self.forward = nodes.add(scene, "vtkMRMLGridTransformNode", name)
         self.forward.SetNodeReferenceID("NePhi.Fixed", job.fixed.GetID())
         self.forward.SetNodeReferenceID("NePhi.Moving", job.moving.GetID())
@@ -142,8 +146,8 @@ class Run:
         if self.state != "running":
             return False
         needed = {
-            _("The fixed volume was removed while the registration ran."): self._job.fixed,
-            _("The moving volume was removed while the registration ran."): self._job.moving,
+            _("The fixed volume was removed while the registration ran."): self.job.fixed,
+            _("The moving volume was removed while the registration ran."): self.job.moving,
             _("The transform was removed while the registration ran."): self.forward,
         }
         for text, node in needed.items():
@@ -189,7 +193,7 @@ class Run:
             display.hide_live(self._live)
             self._live = None
         if on and self.state == "running":
-            self._live = display.show_live(self.forward, self._job.fixed, self._job.moving)
+            self._live = display.show_live(self.forward, self.job.fixed, self.job.moving)
 
     def _progress(self, message: dict) -> None:
         stage, seconds = message.get("stage", self.stage), message.get("seconds", 0.0)
@@ -207,7 +211,7 @@ class Run:
         self.forward.SetAndObserveTransformFromParent(grid)
 
     def _finish(self) -> None:
-        job, folder = self._job, self._folder
+        job, folder = self.job, self._folder
         try:
             result = folder.path / "result"
             outputs = Outputs.read(result, self.forward, job.fixed, job.moving, self._region_names)
@@ -219,7 +223,7 @@ class Run:
             if file.is_file() and file != folder.lock:
                 with contextlib.suppress(OSError):
                     file.unlink()
-        outputs.owner = folder
+        outputs.owner, outputs.layers = folder, self._layers
         self.outputs = outputs
         self.log += [in_panel_words(text) for text in outputs.report["warnings"]]
         self.state, self.stage, self.fraction = "done", "done", 1.0

@@ -6,20 +6,21 @@ import itertools
 import json
 import re
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from nephi.files.folder import ResultFolder
 from nephi.measure.report import current
 
 from . import tables
+from .hierarchy import put_into_folder, remove_with_folder
 from .i18n import tr as _
 from .review import as_file, reviews
 from .scene import (
     add,
     interpolate_linearly,
     mark_as_map,
-    put_into_folder,
+    of_class,
     read_grid_transform,
     read_volume,
     remove,
@@ -56,10 +57,17 @@ class Outputs:
     report_text: object = None  # vtkMRMLTextNode with the report as JSON, so that it stays with the scene
     folder: Path | None = None  # of the engine's files; None after the scene was loaded again
     owner: object = None  # keeps that folder until the last reference to this is gone
+    layers: list = field(default_factory=list)  # what the slice views showed before, see ``display``; as ``folder``
 
     @property
     def report(self) -> dict:
         return current(json.loads(self.report_text.GetText()))
+
+    @property
+    def page(self) -> Path | None:
+        """The engine's report with pictures, where it was asked for and is still there."""
+        page = None if self.folder is None else ResultFolder.opened(self.folder).page
+        return page if page is not None and page.is_file() else None
 
     @property
     def fixed(self):
@@ -144,6 +152,22 @@ class Outputs:
             interpolate_linearly(transform)
         return found
 
+    def under(self) -> list:
+        """Nodes that one of the transforms moves."""
+        transforms = (self.forward, self.inverse)
+        found = of_class(self.forward.GetScene(), "vtkMRMLTransformableNode")
+        return [node for node in found if node.GetParentTransformNode() in transforms]
+
+    def remove(self) -> None:
+        """Take all nodes of the result out of the scene, and its folder; what was under its transforms lies as before.
+
+        Its ``layers`` are not shown again. Slicer's own undo does not serve: it is off in a scene
+        and in every node of it, unless an application turns it on.
+        """
+        for node in self.under():
+            node.SetAndObserveTransformNodeID(None)
+        remove_with_folder(self.nodes())
+
     def save(self, folder: str | Path) -> tuple[Path, list[str]]:
         """All files of the result into ``folder``, or into a new folder in it where it holds a result already.
 
@@ -194,7 +218,7 @@ def _part(forward, name: str):
 
 
 def _node_fields() -> list[str]:
-    return [part.name for part in fields(Outputs) if part.name not in ("folder", "owner")]
+    return [part.name for part in fields(Outputs) if part.name not in ("folder", "owner", "layers")]
 
 
 def _unused(folder: Path, name: str) -> Path:

@@ -67,6 +67,7 @@ class Parameters:
     live: bool = True
     tolerances_file: str = ""  # of the site; "": the defaults
     page: bool = False  # the report with pictures too
+    several: str = ""  # settings that are registered one after the other, see ``several``
 
     result: slicer.vtkMRMLGridTransformNode  # the forward transform, which refers to the rest
     view: View = View.FADE
@@ -153,19 +154,20 @@ def job(p: Parameters) -> Job:
     file = p.settings_file if p.preset is Preset.FILE else ""
     name = Preset.BALANCED.term if p.preset is Preset.FILE else p.preset.term
     model = p.model_file if p.model == MODEL_FILE else p.model
-    return Job(**own, align=p.align.term, preset=name, settings_file=file, model=model, overrides=_overrides(p))
+    return Job(**own, align=p.align.term, preset=name, settings_file=file, model=model, overrides=overrides(p))
 
 
-def _overrides(p: Parameters) -> dict:
+def overrides(p: Parameters) -> dict:
+    """What the expert fields change of the preset, nested as in a settings file."""
     try:
         changes = expert_changes(p)
     except NephiError:
         return {}
-    overrides: dict = {}
+    nested: dict = {}
     for name, value in changes.items():
         section, key = _PLACES[name]
-        overrides.setdefault(section, {})[key] = value.term if isinstance(value, Similarity) else value
-    return overrides
+        nested.setdefault(section, {})[key] = value.term if isinstance(value, Similarity) else value
+    return nested
 
 
 _PLACES = {

@@ -42,6 +42,11 @@ class PresetPanel:
             box.setEditText(chosen)
             self._shown = chosen
         self.ui.removePresetButton.enabled = bool(chosen)
+        self.ui.removePresetButton.toolTip = (
+            _("Remove the preset {name}.").format(name=chosen)
+            if chosen
+            else _("Choose one of your own presets first; NePhi's cannot be removed.")
+        )
 
     def _choose(self, index: int) -> None:
         self._use(self.presets.path(self.ui.ownPresetComboBox.itemText(index)))

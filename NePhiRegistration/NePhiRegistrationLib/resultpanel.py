@@ -21,11 +21,13 @@ from .shown import Shown, meaning
 from .summary import Kind, as_html, compared_results, summary, unbroken
 from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
 from .verdict import FOLDS, Judgement, judgement
+from .waiting import wait_cursor
 from .words import in_panel_words
 
 RESULT_ATTRIBUTE = "NePhi.Result"  # of forward transform nodes that the selector offers
 _FLICKER_MS = 600
 _COLORS = {Kind.GOOD: theme.GREEN, Kind.NEUTRAL: theme.GREY, Kind.NOTICE: theme.BLUE, Kind.ATTENTION: theme.RED}
+_REGIONLESS = _("Choose lobes or other regions, or a fixed mask with several segments, before the registration.")
 _NEEDED = ("inverse", "warped", "jacobian", "fields_disagreement", "statistics", "folds", "report_text")
 
 
@@ -50,6 +52,7 @@ class ResultPanel:
         ui.foldsTable.connect("cellClicked(int,int)", self._jump_to_fold)
         ui.histogramButton.connect("clicked(bool)", self._show_histogram)
         ui.saveButton.connect("clicked(bool)", self._save)
+        ui.removeResultButton.connect("clicked(bool)", self._remove)
 
     def add(self, outputs: Outputs) -> None:
         """A registration that has just ended."""
@@ -95,8 +98,9 @@ class ResultPanel:
             self._fill()
         self.stale = False
         if outputs is not None:
-            self._show_view(p)
-            self._show_grid(p)
+            with wait_cursor():
+                self._show_view(p)
+                self._show_grid(p)
         self._say(p)
         self._use.update(self.outputs)
         self._review.update(self.outputs)
@@ -185,12 +189,13 @@ class ResultPanel:
         if out is None:
             return
         tables = (
-            (ui.numbersTable, out.statistics, UNIT_COLUMN),
-            (ui.foldsTable, out.folds, None),
-            (ui.lobesTable, out.ventilation, None),
+            (ui.numbersTable, out.statistics, UNIT_COLUMN, "", ""),
+            (ui.foldsTable, out.folds, None, "", _("The map folds nowhere.")),
+            (ui.lobesTable, out.ventilation, None, _("Lobes, lungs or other regions, one by one."), _REGIONLESS),
         )
-        for i, (table, node, unit_column) in enumerate(tables):
+        for i, (table, node, unit_column, there, absent) in enumerate(tables):
             ui.tablesTabWidget.setTabEnabled(i, _fill_table(table, node, unit_column) > 0)
+            ui.tablesTabWidget.setTabToolTip(i, there if table.rowCount else absent)
         count = ui.foldsTable.rowCount
         title = _("Folds ({count})").format(count=count) if count else _("No folds")
         ui.tablesTabWidget.setTabText(1, title)
@@ -230,6 +235,26 @@ class ResultPanel:
         out = self.outputs
         display.jump(out.forward.GetScene(), fold_centre_ras_mm(out.folds, row))
 
+    def _remove(self, _checked: bool = False) -> None:
+        """Take the result back. The one before it is shown then, or what the views showed before the first one."""
+        p, out = self._parameters, self.outputs
+        text = _(
+            "Remove the result {name} from the scene, with its transforms, volumes, tables and reviews? "
+            "What it was made from stays, and so does what was saved in a folder."
+        ).format(name=out.forward.GetName())
+        if under := out.under():
+            names = ", ".join(node.GetName() for node in under)
+            text += "\n\n" + _("What lies under its transforms returns to its own place: {names}.").format(names=names)
+        if not slicer.util.confirmOkCancelDisplay(text):
+            return
+        mrml, others = out.forward.GetScene(), [node for node in self._results if node is not out.forward]
+        p.result = others[-1] if others else None
+        self._finished.pop(out.forward.GetID(), None)
+        out.remove()
+        if not others:
+            display.show_layers(mrml, out.layers)
+        self.update(p)
+
     def _show_histogram(self, _checked: bool = False) -> None:
         slicer.modules.plots.logic().ShowChartInLayout(self.outputs.histogram)
 
@@ -238,7 +263,8 @@ class ResultPanel:
         if not folder:
             return
         try:
-            place, missing = self.outputs.save(folder)
+            with wait_cursor():
+                place, missing = self.outputs.save(folder)
         except (NephiError, OSError) as error:
             slicer.util.errorDisplay(_("The result could not be saved: {reason}").format(reason=error))
             return

@@ -242,31 +242,6 @@ def is_map(volume) -> bool:
     return volume.GetAttribute(_MAP) is not None
 
 
-def put_into_folder(name: str, members: list, beside) -> None:
-    """Nodes into a new folder of the subject hierarchy, in the one that ``beside`` is in."""
-    scene = beside.GetScene()
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-    neighbour = hierarchy.GetItemByDataNode(beside)
-    parent = hierarchy.GetItemParent(neighbour) if neighbour else hierarchy.GetSceneItemID()
-    _put(hierarchy, members, hierarchy.CreateFolderItem(parent, hierarchy.GenerateUniqueItemName(name)))
-
-
-def _put(hierarchy, members: list, folder: int) -> None:
-    for node in members:
-        item = hierarchy.GetItemByDataNode(node)
-        if item:
-            hierarchy.SetItemParent(item, folder)
-        else:
-            hierarchy.CreateItem(folder, node)
-
-
-def put_beside(members: list, neighbour) -> None:
-    """Nodes into the folder of the subject hierarchy that ``neighbour`` is in."""
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(neighbour.GetScene())
-    folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(neighbour))
-    _put(hierarchy, members, folder or hierarchy.GetSceneItemID())
-
-
 def of_class(scene, class_name: str) -> list:
     return [scene.GetNthNodeByClass(i, class_name) for i in range(scene.GetNumberOfNodesByClass(class_name))]
 

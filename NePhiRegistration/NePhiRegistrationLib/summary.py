@@ -9,7 +9,7 @@ from html import escape
 from .i18n import tr as _
 from .review import reviews
 from .verdict import judgement
-from .words import in_panel_words, is_notice
+from .words import duration, in_panel_words, is_notice
 
 
 class Kind(Enum):
@@ -41,7 +41,16 @@ def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> li
 
 def compared_results(results: list) -> tuple[list[str], list[list[str]]]:
     """Titles and a row of texts for each of several ``Outputs``, best told apart by their names."""
-    titles = [_("Result"), _("Verdict"), _("Review"), _("Expected (mm)"), _("TRE (mm)"), _("Folds (%)"), _("Preset")]
+    titles = [
+        _("Result"),
+        _("Verdict"),
+        _("Review"),
+        _("Expected (mm)"),
+        _("TRE (mm)"),
+        _("Folds (%)"),
+        _("Preset"),
+        _("Time"),
+    ]
     rows = []
     for outputs in results:
         report, judged = outputs.report, judgement(outputs.report)
@@ -51,9 +60,10 @@ def compared_results(results: list) -> tuple[list[str], list[list[str]]]:
         verdict = "-" if judged is None else f"{judged.sign} {judged.title}"
         folds = f"{report['folds']['percent']:.3g}"
         preset = str(report.get("settings", {}).get("preset", "-"))
+        time = duration(report["time_s"]["wall"])
         signed = reviews(outputs)
         review = signed[-1].verdict if signed else "-"
-        rows.append([outputs.forward.GetName(), verdict, review, *numbers, folds, preset])
+        rows.append([outputs.forward.GetName(), verdict, review, *numbers, folds, preset, time])
     return titles, rows
 
 

@@ -37,6 +37,12 @@ def stage_text(stage: str) -> str:
     return _STAGES.get(stage, stage[:1].upper() + stage[1:])
 
 
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def in_panel_words(text: str) -> str:
     """A message for users of the command line, for one who has no options to give."""
     for option, words in _OPTIONS.items():

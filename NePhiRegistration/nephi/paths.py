@@ -1,4 +1,4 @@
-"""Files that are given by the user: checked before they are opened, and read whole as text."""
+"""Files that are given by the user: checked before they are opened or written, and read whole as text."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
         return path
     except OSError as error:
         raise NephiError(f"{role}: cannot read {path}: {error.strerror}") from None
+
+
+def output_file(path: str) -> Path:
+    """The path, checked: raises NephiError if its folder does not exist, or it is a folder itself."""
+    file = Path(path)
+    if not file.parent.is_dir():
+        raise NephiError(f"output folder {file.parent} does not exist")
+    if file.is_dir():
+        raise NephiError(f"output {file} is a folder; give a file in it")
+    return file
 
 
 def read_text_file(path: str | Path, role: str) -> bytes:

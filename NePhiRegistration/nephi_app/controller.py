@@ -12,6 +12,7 @@ from NePhiRegistrationLib import display, sample
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic, Run
+from NePhiRegistrationLib.words import duration
 
 from . import state
 from .dialog import SAVE, Dialog
@@ -158,7 +159,7 @@ class Controller:
         while run.poll():
             with self.state:
                 self.state.stage, self.state.percent = run.stage_text, round(100 * run.fraction)
-                self.state.left = "" if run.seconds_left is None else f"about {state.duration(run.seconds_left)} left"
+                self.state.left = "" if run.seconds_left is None else f"about {duration(run.seconds_left)} left"
             self.views.render()
             await asyncio.sleep(_POLL_S)
         self.run = None

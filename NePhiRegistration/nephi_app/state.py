@@ -9,7 +9,7 @@ from NePhiRegistrationLib import tables
 from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View, models
 from NePhiRegistrationLib.summary import compared_results
 from NePhiRegistrationLib.verdict import judgement
-from NePhiRegistrationLib.words import in_panel_words
+from NePhiRegistrationLib.words import duration, in_panel_words
 from slicer.util import arrayFromVTKMatrix
 
 from .roles import ROLES, picks
@@ -157,10 +157,6 @@ def result_tables(outputs: Any) -> list[dict]:
 
 def cost(estimate: Any) -> str:
     return f"About {duration(estimate.seconds)} and {estimate.memory_mb / 1000:.1f} GB of memory."
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def letters(slice_node: Any) -> str:

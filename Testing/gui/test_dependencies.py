@@ -47,7 +47,7 @@ def python_slicer(monkeypatch, tmp_path):
 
 
 def wait_for_installation(panel) -> None:
-    panel.wait(lambda: panel.widget._installation is None, 60)
+    panel.wait(lambda: panel.widget.runs.installation is None, 60)
 
 
 def test_missing_torch_is_installed_while_slicer_stays_usable(ready, installed, python_slicer, monkeypatch):
@@ -59,7 +59,7 @@ def test_missing_torch_is_installed_while_slicer_stays_usable(ready, installed, 
     ui.applyButton.click()
     assert ui.noteLabel.text == "The registration needs torch, safetensors, which was not installed."
     assert "several minutes" in slicer.app.said[-1] and "go on working" in slicer.app.said[-1]
-    assert ready.widget._installation is None and ready.widget.run is None
+    assert ready.widget.runs.installation is None and ready.widget.runs.run is None
 
     slicer.app.answer = True
     ui.applyButton.click()
@@ -78,7 +78,7 @@ def test_missing_torch_is_installed_while_slicer_stays_usable(ready, installed, 
     ready.tick()
     assert ui.applyButton.enabled
     ui.applyButton.click()
-    assert ready.widget._running()
+    assert ready.widget.runs.running
     ui.cancelButton.click()
 
 
@@ -89,7 +89,7 @@ def test_installation_that_fails_says_why(ready, installed, python_slicer, monke
     wait_for_installation(ready)
     note = ready.ui.noteLabel
     assert note.text == "The Python packages could not be installed: pip install safetensors>=0.4" and note.styleSheet
-    assert not ready.ui.logGroupBox.collapsed and ready.widget.run is None
+    assert not ready.ui.logGroupBox.collapsed and ready.widget.runs.run is None
     ready.tick()
     assert ready.ui.applyButton.enabled  # to be tried again
 
@@ -99,7 +99,7 @@ def test_installation_that_cannot_begin(ready, installed, monkeypatch):
     monkeypatch.setenv("PATH", "")
     ready.ui.applyButton.click()
     ready.tick()
-    assert "PythonSlicer executable not found" in ready.ui.noteLabel.text and ready.widget._installation is None
+    assert "PythonSlicer executable not found" in ready.ui.noteLabel.text and ready.widget.runs.installation is None
 
 
 def test_torch_is_not_offered_without_the_extension(ready, installed, monkeypatch):
@@ -109,7 +109,7 @@ def test_torch_is_not_offered_without_the_extension(ready, installed, monkeypatc
     said = len(slicer.app.said)
     ready.ui.applyButton.click()
     assert "install the extension PyTorch" in ready.ui.noteLabel.text and ready.ui.noteLabel.styleSheet
-    assert len(slicer.app.said) == said and ready.widget.run is None
+    assert len(slicer.app.said) == said and ready.widget.runs.run is None
 
 
 @pytest.mark.skipif(not PYTORCH_SOURCE, reason="SLICER_PYTORCH_SOURCE_DIR names no checkout of the extension")
@@ -130,7 +130,7 @@ def test_old_or_damaged_torch_is_recognised(ready, installed, version, words):
     installed["torch"] = version
     ready.ui.applyButton.click()
     assert words in ready.ui.noteLabel.text and "uninstall it in the module PyTorch Utils" in ready.ui.noteLabel.text
-    assert ready.widget.run is None
+    assert ready.widget.runs.run is None
 
 
 @pytest.mark.parametrize("version", ["2.4.0", "2.9.1+cu128", "2.10.0a0+git123"])

@@ -125,7 +125,7 @@ def test_reasons_are_said_until_nothing_is_missing(panel, phantom):
 def test_apply_without_inputs_does_nothing(panel):
     panel.ui.applyButton.click()
     panel.ui.cancelButton.click()
-    assert panel.widget.run is None and panel.ui.statusLabel.text == "Choose the fixed volume."
+    assert panel.widget.runs.run is None and panel.ui.statusLabel.text == "Choose the fixed volume."
 
 
 def test_preset_fills_the_expert_settings(panel):
@@ -278,3 +278,31 @@ def test_tolerances_of_the_site(panel, phantom, tmp_path):
     file.write_text('{"mean_mm": 1.5}')
     panel.tick()
     assert _why_not(panel) == "" and parameters.job(panel.p).tolerances_file == str(file)
+
+
+def test_lungs_that_are_found_become_the_mask_that_is_missing(ready):
+    ui, p = ready.ui, ready.p
+    assert not ui.findLungsButton.enabled and "nothing to be found" in ui.findLungsButton.toolTip
+    p.fixed_mask = None
+    ready.tick()
+    assert ui.findLungsButton.enabled and not ui.lungsLabel.visible
+    ui.findLungsButton.click()
+    assert ui.lungsLabel.text == "Looking for the lungs ..." and not ui.findLungsButton.enabled
+    ready.leave()  # it goes on
+    ready.wait(lambda: not ready.widget.lungs.running)
+    ready.enter()
+    assert p.fixed_mask.GetName() == "Lungs of Exhale (phantom)" and p.fixed_segment == ""
+    assert p.moving_mask.IsA("vtkMRMLLabelMapVolumeNode")  # that was chosen
+    assert ui.lungsLabel.visible and "Segment Editor" in ui.lungsLabel.text and not ui.findLungsButton.enabled
+    assert parameters.job(p).measured_regions() is p.fixed_mask and ui.applyButton.enabled
+
+
+def test_search_for_lungs_ends_with_the_scene(ready):
+    ready.p.fixed_mask = None
+    ready.tick()
+    ready.ui.findLungsButton.click()
+    slicer.mrmlScene.Clear(0)
+    ready.tick()
+    assert not ready.widget.lungs.running and not ready.ui.lungsLabel.visible
+    assert "Choose a volume first" in ready.ui.findLungsButton.toolTip
+    assert slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == []

@@ -39,29 +39,29 @@ def _alive(pid: int) -> bool:
 
 
 def _optimising(panel) -> bool:
-    return panel.widget.run.stage == "optimising" and panel.widget.run.fraction > 0
+    return panel.widget.runs.run.stage == "optimising" and panel.widget.runs.run.fraction > 0
 
 
 def _previewed(panel) -> bool:
-    return panel.widget.run.forward.GetTransformFromParent().IsA("vtkOrientedGridTransform")
+    return panel.widget.runs.run.forward.GetTransformFromParent().IsA("vtkOrientedGridTransform")
 
 
 def test_run_to_the_result(ready):
     ui, p = ready.ui, ready.p
     ui.applyButton.click()
-    run = ready.widget.run
+    run = ready.widget.runs.run
     assert ui.cancelButton.enabled and not ui.applyButton.enabled and ui.progressBar.visible
     assert ui.statusLabel.text.startswith("Starting")
     ready.wait(lambda: _optimising(ready))
     live = slicer.mrmlScene.GetNodeByID(next(iter(_foregrounds())))
-    assert live.GetTransformNodeID() == ready.widget.run.forward.GetID() and live is not p.moving
+    assert live.GetTransformNodeID() == ready.widget.runs.run.forward.GetID() and live is not p.moving
     assert p.moving.GetTransformNodeID() is None
     assert ui.statusLabel.text.startswith("Optimising") and ui.progressBar.value > 0
     ready.wait(lambda: run.state != "running")
     assert run.state == "done", ui.noteLabel.text
     assert ui.noteLabel.text.startswith("Done in ") and not ui.statusLabel.text and not ui.progressBar.visible
     assert ui.applyButton.enabled and not ui.cancelButton.enabled
-    assert p.result is run.forward is ui.resultSelector.currentNode() and ready.widget.run is None
+    assert p.result is run.forward is ui.resultSelector.currentNode() and ready.widget.runs.run is None
     assert "Optimising" in ui.logTextEdit.plainText
     assert _foregrounds() == {run.outputs.warped.GetID()}
     assert ui.inputsCollapsibleButton.collapsed and ui.qaWidget.visible
@@ -72,7 +72,7 @@ def test_cancel_leaves_the_scene_as_it_was(endless):
     before, foregrounds = _nodes(), _foregrounds()
     endless.ui.applyButton.click()
     endless.wait(lambda: _optimising(endless) and _previewed(endless))
-    pid = endless.widget.run._process.pid
+    pid = endless.widget.runs.run._process.pid
     assert _nodes() > before and _foregrounds() != foregrounds
     endless.ui.cancelButton.click()
     assert not _alive(pid)
@@ -101,7 +101,7 @@ def test_engine_error_is_one_line_with_the_log_below(ready, tmp_path):
     before, foregrounds = _nodes(), _foregrounds()
     ready.widget.logic.engine.python = str(engine)
     ready.ui.applyButton.click()
-    ready.wait(lambda: not ready.widget._running())
+    ready.wait(lambda: not ready.widget.runs.running)
     assert ready.ui.noteLabel.text == "the images do not overlap"
     assert "color" in ready.ui.noteLabel.styleSheet and ready.ui.statusLabel.styleSheet == ""
     assert "some detail" in ready.ui.logTextEdit.plainText and not ready.ui.logGroupBox.collapsed
@@ -125,9 +125,9 @@ def test_engine_that_does_not_exist(ready, tmp_path):
 def test_run_goes_on_while_another_module_is_open(ready):
     ready.p.iterations = 5
     ready.ui.applyButton.click()
-    run = ready.widget.run
+    run = ready.widget.runs.run
     ready.leave()
-    ready.wait(lambda: not ready.widget._running())
+    ready.wait(lambda: not ready.widget.runs.running)
     assert run.state == "done"
     ready.enter()
     assert ready.p.result is run.forward and ready.ui.qaWidget.visible
@@ -136,7 +136,7 @@ def test_run_goes_on_while_another_module_is_open(ready):
 def test_scene_closed_during_a_run(endless):
     endless.ui.applyButton.click()
     endless.wait(lambda: _optimising(endless))
-    pid = endless.widget.run._process.pid
+    pid = endless.widget.runs.run._process.pid
     slicer.mrmlScene.Clear(0)
     assert not _alive(pid)
     endless.tick()
@@ -153,7 +153,7 @@ def test_scene_closed_after_a_run_or_a_failure(ready, tmp_path):
         ready.widget.logic.engine.python = python
         ready.p.iterations = 1
         ready.ui.applyButton.click()
-        ready.wait(lambda: not ready.widget._running())
+        ready.wait(lambda: not ready.widget.runs.running)
         assert ready.ui.noteLabel.text
         slicer.mrmlScene.Clear(0)
         ready.tick()
@@ -170,7 +170,7 @@ def test_runs_use_slicers_folder_for_temporary_files_and_leave_nothing(ready):
     ready.ui.applyButton.click()
     (made,) = folder.iterdir()
     assert (made / "fixed.nrrd").is_file()
-    ready.wait(lambda: not ready.widget._running())
+    ready.wait(lambda: not ready.widget.runs.running)
     assert [file.name for file in made.iterdir() if file.suffix == ".nrrd"] == []
     assert (made / "result" / "transform.h5").is_file()  # to be saved
     slicer.mrmlScene.Clear(0)
@@ -183,14 +183,14 @@ def test_folder_vanishing_during_a_run(endless):
     endless.ui.applyButton.click()
     endless.wait(lambda: _optimising(endless))
     shutil.rmtree(slicer.app.temporaryPath)
-    endless.wait(lambda: not endless.widget._running())
+    endless.wait(lambda: not endless.widget.runs.running)
     assert "folder of the registration was removed" in endless.ui.noteLabel.text
     assert _nodes() == before and endless.ui.applyButton.enabled
 
 
 def test_input_removed_during_a_run(endless):
     endless.ui.applyButton.click()
-    pid = endless.widget.run._process.pid
+    pid = endless.widget.runs.run._process.pid
     slicer.mrmlScene.RemoveNode(endless.p.moving)
     endless.tick()
     assert not _alive(pid)
@@ -200,7 +200,7 @@ def test_input_removed_during_a_run(endless):
 
 def test_cleanup_ends_the_run(endless):
     endless.ui.applyButton.click()
-    pid = endless.widget.run._process.pid
+    pid = endless.widget.runs.run._process.pid
     endless.widget.cleanup()
     assert not _alive(pid)
 

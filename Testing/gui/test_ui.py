@@ -25,7 +25,7 @@ _BOUND = {
 }
 _FILES = {"settings_file", "model_file", "tolerances_file"}
 _MASKS = ("fixed", "moving", "fixed_excluded", "moving_excluded", "rigid", "volume_kept")
-_BY_CODE = {"model", "device", "expert_of"} | _FILES | {f"{mask}_segment" for mask in _MASKS}
+_BY_CODE = {"model", "device", "expert_of", "several"} | _FILES | {f"{mask}_segment" for mask in _MASKS}
 _HOLDS = {  # the pairs that Slicer's connectors accept
     "QCheckBox": (bool,),
     "QSpinBox": (int,),
@@ -109,12 +109,61 @@ def test_panel_fits_into_the_width_that_slicer_gives_it(panel):
     """Everything open; wider than this, half of it lies behind a scroll bar."""
     for name in ("inputs", "registration", "batch", "result"):
         getattr(panel.ui, f"{name}CollapsibleButton").collapsed = False
-    for name in ("guides", "optional", "expert", "log", "review", "use"):
+    for name in ("guides", "optional", "expert", "several", "log", "review", "use"):
         getattr(panel.ui, f"{name}GroupBox").collapsed = False
     for widget in vars(panel.ui).values():
         if "label" in widget.name.lower() or widget.name.endswith(("LineEdit", "CheckBox", "ComboBox", "qaWidget")):
             widget.visible = True
     assert panel.widget.panel.minimumSizeHint.width() <= 400
+
+
+def _reach(panel) -> list:
+    """What the Tab key reaches, in its order."""
+    found, widget = [], panel.ui.fixedSelector
+    names = {id(w): name for name, w in vars(panel.ui).items()}
+    while widget is not None and (id(widget) not in names or names[id(widget)] not in found):
+        if id(widget) in names:
+            found.append(names[id(widget)])
+        widget = widget.nextInFocusChain()
+    return found
+
+
+def test_what_cannot_be_pressed_says_why(finished):
+    """A tool tip that only says what a button would do leaves one guessing."""
+    ui = finished.ui
+    (finished.outputs.folder / "report.html").unlink(missing_ok=True)
+    finished.p.fixed = None
+    finished.tick()
+    buttons = {n: getattr(ui, n) for n, w in _WIDGETS.items() if w.get("class") == "QPushButton"}
+    grey = {name: button.toolTip for name, button in buttons.items() if not button.enabled}
+    assert {
+        "applyButton",
+        "cancelButton",
+        "batchStopButton",
+        "removePresetButton",
+        "dicomButton",
+        "reportButton",
+    } == set(grey)
+    assert [name for name, tip in grey.items() if not tip or tip == _properties(name)["toolTip"].text] == []
+    tabs = ui.tablesTabWidget
+    assert all(tabs.isTabEnabled(i) or tabs.tabToolTip(i) for i in range(tabs.count))
+
+
+def test_the_keyboard_goes_through_the_panel_from_top_to_bottom(finished):
+    """Everything open: what Tab reaches next stands further down, or to the right of it."""
+    for name, widget in vars(finished.ui).items():
+        if name.endswith(("CollapsibleButton", "GroupBox")):
+            widget.collapsed = False
+    finished.tick()
+    reached = _reach(finished)
+    assert len(reached) > 60
+    shown = [getattr(finished.ui, name) for name in reached]
+    shown = [w for w in shown if w.visible and "Label" not in type(w).__name__ and w.focusPolicy != 0]
+    tops = [w.mapTo(finished.widget.panel, w.rect.topLeft()) for w in shown]
+    wrong = [
+        (a.name, b.name) for a, b, p, q in zip(shown, shown[1:], tops, tops[1:], strict=False) if q.y() < p.y() - 12
+    ]
+    assert wrong == []
 
 
 def test_code_uses_widgets_that_exist():

@@ -110,6 +110,33 @@ def test_result_is_applied_to_what_is_chosen(finished, phantom):
     assert "nonlinear transform" in slicer.app.said[-1]
 
 
+def test_report_is_opened_where_there_is_one(finished, monkeypatch):
+    opened = []
+    monkeypatch.setattr("qt.QDesktopServices.openUrl", lambda url: opened.append(url.toLocalFile()))
+    page = finished.outputs.folder / "report.html"
+    page.unlink(missing_ok=True)
+    finished.widget._update()
+    assert not finished.ui.reportButton.enabled and "tick it above Apply" in finished.ui.reportButton.toolTip
+    page.write_text("<html></html>", encoding="utf-8")
+    finished.widget._update()
+    finished.ui.reportButton.click()
+    assert opened == [str(page)]
+
+
+def test_the_pointer_tells_to_wait_while_views_are_made(finished, monkeypatch):
+    shapes = []
+
+    def show(*_arguments):
+        cursor = slicer.app.qt.overrideCursor()
+        shapes.append(cursor and cursor.shape().name)
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr("NePhiRegistrationLib.display.show_comparison", show)
+    with pytest.raises(RuntimeError):
+        finished.widget.results._show_again()
+    assert shapes == ["WaitCursor"] and slicer.app.qt.overrideCursor() is None
+
+
 def test_methods_text_goes_to_the_clipboard(finished):
     finished.ui.methodsButton.click()
     assert slicer.app.clipboard().text().startswith("Image pairs were registered with NePhi")

@@ -34,6 +34,7 @@ from ..measure.estimate import stages
 from ..measure.report import Report
 from ..measure.timetable import Timetable
 from ..measure.verdict import read_tolerances
+from ..paths import output_file
 from ..registration import register
 from ..report.guided import in_words
 from ..report.preview import Preview
@@ -44,7 +45,7 @@ from ..space.grid import Grid
 from ..synthetic.breathing import generate
 from ..synthetic.phantom import make_phantom
 from .convert import TransformFile, export
-from .evaluate import label_pair, landmark_pair, mask_pair, output_file
+from .evaluate import label_pair, landmark_pair, mask_pair
 from .guidance import guidance_from
 from .options import outputs_from, settings_from
 from .progress import Progress, tell_notices

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,6 +15,7 @@ from ..files.masks import read_mask, read_regions
 from ..files.transform import read_affine
 from ..files.writing import write_text
 from ..measure.evaluate import evaluate, write_landmark_errors
+from ..paths import output_file
 from .progress import tell_notices
 
 
@@ -57,16 +57,6 @@ def label_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[si
     if not all(paths) or moving is None:
         raise NephiError("labels are needed for both images: give --fixed-labels, --moving-labels and both images")
     return paths.map(lambda path, image, role: read_regions(path, image, f"{role} labels"), Both(fixed, moving), ROLES)
-
-
-def output_file(path: str) -> Path:
-    """The path, checked: raises NephiError if its folder does not exist, or it is a folder itself."""
-    file = Path(path)
-    if not file.parent.is_dir():
-        raise NephiError(f"output folder {file.parent} does not exist")
-    if file.is_dir():
-        raise NephiError(f"output {file} is a folder; give a file in it")
-    return file
 
 
 def evaluate_command(options) -> int:

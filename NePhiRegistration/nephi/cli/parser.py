@@ -1,5 +1,5 @@
-"""The arguments of ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | structures | demo
-| devices | dirlab | train | breathe | commission | app``."""
+"""The arguments of ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | structures | lungs
+| demo | devices | dirlab | train | breathe | commission | app``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def command_parser() -> argparse.ArgumentParser:
         _add_jacobian,
         _add_evaluate,
         _add_structures,
+        _add_lungs,
         _add_demo,
         _add_train,
         _add_breathe,
@@ -181,6 +182,14 @@ def _add_structures(subparsers) -> None:
     p.add_argument("-o", "--output", metavar="FILE", help="label map (default: only list what there is)")
     _add_series(p)
     p.set_defaults(run=("structures", "structures_command"))
+
+
+def _add_lungs(subparsers) -> None:
+    p = subparsers.add_parser("lungs", help="find the lungs of a chest CT, right and left, to be corrected or measured")
+    p.add_argument("image", metavar="CT", help="chest CT: a file or a DICOM folder")
+    p.add_argument("-o", "--output", required=True, metavar="FILE", help="label map: 1 right, 2 left, 3 not told apart")
+    _add_series(p)
+    p.set_defaults(run=("lungs", "lungs_command"))
 
 
 def _add_demo(subparsers) -> None:

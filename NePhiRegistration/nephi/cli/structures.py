@@ -19,11 +19,10 @@ from ..files.dicom_structures import (
     write_structures,
 )
 from ..files.image import read_volume, write_image
-from ..paths import check_file
+from ..paths import check_file, output_file
 from ..result import Registration
 from ..space.grid import Grid
 from .convert import TransformFile
-from .evaluate import output_file
 
 _HALF, _MOSTLY = 128, 192  # of the 255 of a voxel within a region
 _LITTLE = 0.05  # part of the smaller region by which two may overlap in a label map

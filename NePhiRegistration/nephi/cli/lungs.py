@@ -1,0 +1,31 @@
+"""``nephi lungs``: the lungs that a registration would find, to be looked at and corrected."""
+
+from __future__ import annotations
+
+import SimpleITK as sitk
+
+from ..errors import NephiError
+from ..files.image import read_volume, write_image
+from ..images.hounsfield import hounsfield, looks_like_ct
+from ..images.masks import lung_mask
+from ..images.sides import LEFT, RIGHT, UNDIVIDED, right_and_left
+from ..paths import output_file
+
+_NAMES = {RIGHT: "right lung", LEFT: "left lung", UNDIVIDED: "lungs"}
+
+
+def lungs_command(options) -> int:
+    target = output_file(options.output)
+    image = hounsfield(read_volume(options.image, series=tuple(options.series)), "image")
+    if image.GetDimension() != 3 or not looks_like_ct(image):
+        raise NephiError(f"{options.image} is no 3D CT; lungs are found in CTs alone")
+    found = lung_mask(image)
+    if found is None:
+        raise NephiError(f"no lungs were found in {options.image}")
+    labels = right_and_left(found)
+    write_image(labels, target)
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(labels)
+    for label in shape.GetLabels():
+        print(f"{label:>3}  {_NAMES[label]:<10}  {shape.GetPhysicalSize(label) / 1e6:.2f} L")
+    return 0
