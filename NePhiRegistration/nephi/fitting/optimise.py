@@ -29,7 +29,7 @@ from .initial import outer_map
 from .objective import Drawn, Objective
 from .regularity import Regulariser
 from .similarity import Similarity
-from .sliding import OneSide, OnItsSide, Tie, Wall, border_of, of_both_sides, sides
+from .sliding import OneSide, OnItsSide, Tie, Wall, border_of, of_both_sides, sides, with_near_nodes
 from .smoothing import smoothed
 
 _POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
@@ -61,7 +61,8 @@ class Optimisation:
         guidance: Guidance = NOTHING,
     ):
         s, predicted = settings, None if prediction is None else prediction.maps
-        self.levels = _schedule(s.levels, s.fit.iterations, predicted is not None)
+        levels = with_near_nodes(s.levels) if s.sliding else s.levels
+        self.levels = _schedule(levels, s.fit.iterations, predicted is not None)
         self.cube = cube = pair.cube if prediction is None else prediction.cube
         self.pair, self.device, self.field = pair.in_cube(cube), device, pair.fitted(s.field)
         start, outer, self.keep_nodes = self._start(predicted, s.fit)

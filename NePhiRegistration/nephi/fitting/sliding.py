@@ -14,7 +14,7 @@ from ..both import Both
 from ..images.image_pair import ImagePair
 from ..maps.code import FORWARD, INVERSE, LINEAR_CUBE, Code, nodes, points_between
 from ..maps.sliding import Border
-from ..settings import FieldSettings
+from ..settings import FieldSettings, Level
 from ..space.grid import Grid
 from .guidance import Guidance
 from .guides import Guide, Landmarks, pull
@@ -27,9 +27,15 @@ _TIED, _TIED_MM = (
     0.2,
 )  # points of the border a step, and how far they may be apart: nothing pulls within half of it
 _WALL_MM = 4.0  # from where bones are taken to be, at first: nothing pulls within half of that
+_FEWEST = 2.0  # times as far apart as at the last level: nodes of any level, at most
 _AROUND_MM = 20.0  # the masks, where walls are compared
 
 PointMap = Callable[[Tensor], Tensor]  # points_cube (2, n, d) -> the same
+
+
+def with_near_nodes(levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    """The levels with no fewer nodes than it takes to bend next to a wall that stays."""
+    return tuple(replace(level, node_spacing_factor=min(level.node_spacing_factor, _FEWEST)) for level in levels)
 
 
 def sides(pair: ImagePair) -> tuple[ImagePair, ImagePair]:
