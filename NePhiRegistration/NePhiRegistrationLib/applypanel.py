@@ -61,12 +61,17 @@ class ApplyPanel:
         slicer.app.clipboard().setText(methods_text(self.outputs.report))
         slicer.util.showStatusMessage(_("The text for the methods section is in the clipboard."), 5000)
 
+    def _series(self, volume):
+        return dicom_export.from_database(volume, slicer.dicomDatabase.fileForInstance)
+
     def _export_dicom(self, _checked: bool = False) -> None:
         folder = qt.QFileDialog.getExistingDirectory(None, _("Folder for the DICOM registration"))
         if not folder:
             return
         try:
-            written = dicom_export.export(self.outputs, folder, slicer.dicomDatabase.fileForInstance)
+            if reason := dicom_export.problem(self.outputs):
+                raise NephiError(reason)
+            written = dicom_export.export(self.outputs, folder, self._series)
         except (NephiError, OSError) as error:
             slicer.util.errorDisplay(_("The registration could not be written: {reason}").format(reason=error))
             return

@@ -9,18 +9,11 @@ import slicer
 from nephi.errors import NephiError
 
 from . import dependencies, phases
-from .batchrun import BatchRun
+from .batchrun import COLUMNS, BatchRun, cells
 from .hierarchy import put_beside
 from .i18n import tr as _
 from .job import Job, LogicError
 
-_COLUMNS = {
-    "name": _("Pair"),
-    "verdict": _("Verdict"),
-    "expected_error_mm": _("Expected (mm)"),
-    "tre_mm": _("TRE (mm)"),
-}
-_STATUS = {"running": _("running"), "failed": _("failed"), "interrupted": _("stopped")}
 _REMEMBERED = {"batchListPathLineEdit": "batch_list", "batchOutputPathLineEdit": "batch_output"}
 
 
@@ -45,13 +38,8 @@ class BatchPanel:
         if self._run is None or not self.running:
             return
         going_on = self._run.poll()
-        if going_on:
-            self._show(_("{done} of {all} pairs ...").format(**self._counts()))
-        elif self._run.error:
-            self._show(self._run.error)
-        else:
-            text = _("{done} of {all} pairs registered, {failed} failed. They are in {folder}.")
-            self._show(text.format(**self._counts(), folder=self._run.output) + self._add_transforms())
+        added = "" if going_on or self._run.error else self._add_transforms()
+        self._show(self._run.text(str(self._run.output)) + added)
 
     def cancel(self) -> None:
         if self._run is not None:
@@ -77,7 +65,8 @@ class BatchPanel:
 
     def _stop(self, _checked: bool = False) -> None:
         self.cancel()
-        self._show(_("Stopped. What is finished stays; the next start goes on from there."))
+        if self._run is not None:
+            self._show(self._run.text(str(self._run.output)))
 
     def _add_transforms(self) -> str:
         """What is said besides, where a sequence was registered that is still there."""
@@ -92,10 +81,6 @@ class BatchPanel:
             return ""
         put_beside([made], sequence)
         return " " + _("The sequence {name} holds their transforms.").format(name=made.GetName())
-
-    def _counts(self) -> dict[str, int]:
-        states = [row["status"] for row in self._run.rows()]
-        return {"done": states.count("done"), "failed": states.count("failed"), "all": len(self._run.names)}
 
     def _show(self, text: str) -> None:
         ui = self.ui
@@ -117,21 +102,12 @@ class BatchPanel:
     def _fill(self) -> None:
         table = self.ui.batchTable
         table.setRowCount(len(self._rows))
-        table.setColumnCount(len(_COLUMNS))
-        table.setHorizontalHeaderLabels(list(_COLUMNS.values()))
+        table.setColumnCount(len(COLUMNS))
+        table.setHorizontalHeaderLabels(list(COLUMNS.values()))
         for i, row in enumerate(self._rows):
-            for j, column in enumerate(_COLUMNS):
-                item = qt.QTableWidgetItem(_text(row, column))
+            for j, text in enumerate(cells(row)):
+                item = qt.QTableWidgetItem(text)
                 item.setToolTip(row.get("error") or row.get("reasons") or "")
                 table.setItem(i, j, item)
         table.resizeColumnsToContents()
         table.resizeRowsToContents()
-
-
-def _text(row: dict[str, str], column: str) -> str:
-    value = row.get(column) or ""
-    if column.endswith("_mm"):
-        return f"{float(value):.2f}" if value else "-"
-    if column == "verdict" and row["status"] != "done":
-        return _STATUS.get(row["status"], row["status"])
-    return value or "-"

@@ -1,4 +1,4 @@
-"""A list of pairs that is registered in a process of its own, watched by polling."""
+"""A list of pairs that is registered in a process of its own, watched by polling, and its table."""
 
 from __future__ import annotations
 
@@ -18,6 +18,41 @@ from .scene import FrameError
 from .words import failure
 
 _SUMMARY = "summary.csv"
+COLUMNS = {
+    "name": _("Pair"),
+    "verdict": _("Verdict"),
+    "expected_error_mm": _("Expected (mm)"),
+    "tre_mm": _("TRE (mm)"),
+}
+_STATUS = {"waiting": _("waiting"), "running": _("running"), "failed": _("failed"), "interrupted": _("stopped")}
+
+
+def rows(output: Path, names: list[str], running: bool) -> list[dict[str, str]]:
+    """Of the table of a batch in its folder as it is now: name, status, error, verdict, ...; none where there is none.
+
+    A pair that was under way when its batch was ended has been stopped.
+    """
+    try:
+        with (output / _SUMMARY).open(encoding="utf-8", newline="") as file:
+            found = {row["name"]: row for row in csv.DictReader(file)}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error):
+        return []
+    known = [found[name] for name in names if name in found]
+    return [row | ({} if running or row["status"] != "running" else {"status": "interrupted"}) for row in known]
+
+
+def cells(row: dict[str, str]) -> list[str]:
+    """What a row shows in ``COLUMNS``."""
+    return [_cell(row, column) for column in COLUMNS]
+
+
+def _cell(row: dict[str, str], column: str) -> str:
+    value = row.get(column) or ""
+    if column.endswith("_mm"):
+        return f"{float(value):.2f}" if value else "-"
+    if column == "verdict" and row["status"] != "done":
+        return _STATUS.get(row["status"], row["status"])
+    return value or "-"
 
 
 class BatchRun:
@@ -31,7 +66,7 @@ class BatchRun:
     def __init__(self, logic, pairs: str, output: str, job: Job, sequence: tuple | None = None):
         if not output or not (pairs or sequence):
             raise LogicError(_("Choose a list of pairs or a sequence, and a folder for the results."))
-        self.output, self.running, self.error = Path(output), True, ""
+        self.output, self.running, self.stopped, self.error = Path(output), True, False, ""
         self.log: list[str] = []
         self._folder = None
         try:
@@ -68,15 +103,23 @@ class BatchRun:
         """End it and the pair under way; what is finished stays."""
         if self.running:
             self._end()
+            self.stopped = True
 
     def rows(self) -> list[dict[str, str]]:
-        """Of the batch's table as it is now: name, status, error, verdict, ..."""
-        try:
-            with (self.output / _SUMMARY).open(encoding="utf-8", newline="") as file:
-                found = {row["name"]: row for row in csv.DictReader(file)}
-        except (OSError, KeyError, UnicodeDecodeError):
-            return []
-        return [found[name] for name in self.names if name in found]
+        return rows(self.output, self.names, self.running)
+
+    def text(self, folder: str) -> str:
+        """How far it is, in words; ``folder``: what the results' one is called."""
+        if self.error:
+            return self.error
+        if self.stopped:
+            return _("Stopped. What is finished stays; the next start goes on from there.")
+        states = [row["status"] for row in self.rows()]
+        counts = {"done": states.count("done"), "failed": states.count("failed"), "all": len(self.names)}
+        if self.running:
+            return _("{done} of {all} pairs ...").format(**counts)
+        text = _("{done} of {all} pairs registered, {failed} failed. They are in {folder}.")
+        return text.format(**counts, folder=folder)
 
     def _end(self) -> None:
         self._process.end()

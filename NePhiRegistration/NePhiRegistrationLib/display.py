@@ -153,6 +153,16 @@ def show_comparison(fixed, other, kind: str, opacity: float = 0.5, squares_mm: f
     nodes.remove(scene, made)
 
 
+def show_labels(scene, labels, on: bool) -> None:
+    """A label map over all that the slice views show."""
+    for composite in _composites(scene):
+        if on:
+            composite.SetLabelVolumeID(labels.GetID())
+            composite.SetLabelOpacity(0.5)
+        elif composite.GetLabelVolumeID() == labels.GetID():
+            composite.SetLabelVolumeID(None)
+
+
 def flicker(scene) -> None:
     """The other of the two volumes, fixed or foreground, in all slice views."""
     for composite in _composites(scene):

@@ -18,7 +18,7 @@ from . import display
 from . import scene as nodes
 from .i18n import tr as _
 from .job import Job, LogicError
-from .outputs import Outputs
+from .outputs import Outputs, new_forward
 from .runner import EngineProcess, find_python
 from .words import failure, in_panel_words, stage_text
 
@@ -124,12 +124,7 @@ class Run:
         self._end: float | None = None  # when it will be done, by the clock
         self._live = None  # the volume that slides, while it is shown
         self._layers = display.layers(scene)
-        name = _("{moving} to {fixed}").format(moving=job.moving.GetName(), fixed=job.fixed.GetName())
-        if job.label:
-            name = _("{name} ({setting})").format(name=name, setting=job.label)
-        self.forward = nodes.add(scene, "vtkMRMLGridTransformNode", name)
-        self.forward.SetNodeReferenceID("NePhi.Fixed", job.fixed.GetID())
-        self.forward.SetNodeReferenceID("NePhi.Moving", job.moving.GetID())
+        self.forward = new_forward(job.fixed, job.moving, job.label)
 
     @property
     def seconds_left(self) -> float | None:

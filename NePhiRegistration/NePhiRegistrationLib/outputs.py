@@ -142,6 +142,18 @@ class Outputs:
         self.histogram, self.histogram_series, self.histogram_table = tables.histogram_nodes(scene, report, name)
 
     @classmethod
+    def opened(cls, folder: Path, fixed, moving) -> Outputs:
+        """A result that lies in a folder, of these scans. Raises OSError; whatever a damaged file causes is one."""
+        forward = new_forward(fixed, moving)
+        try:
+            return cls.read(folder, forward, fixed, moving, {})
+        except Exception as error:
+            remove(forward.GetScene(), forward)
+            raise OSError(
+                _("The result in {folder} could not be read: {reason}").format(folder=folder.name, reason=error)
+            ) from None
+
+    @classmethod
     def find(cls, forward) -> Outputs | None:
         """The result that a forward transform node belongs to, as after loading a scene; None if it is none."""
         if forward is None or forward.GetNodeReference(f"{_ROLE}report_text") is None:
@@ -209,7 +221,18 @@ class Outputs:
         for part, name in _TABLES.items():
             if getattr(self, part) is not None:
                 tables.write_table(getattr(self, part), files.path / name)
-        return [] if files.registration.exists() else [files.registration.name]  # without matplotlib there is no page
+        return [] if files.registration.exists() else [files.registration.name]
+
+
+def new_forward(fixed, moving, label: str = ""):
+    """The transform node of a registration that begins, or is read; ``label`` tells it from others of the pair."""
+    name = _("{moving} to {fixed}").format(moving=moving.GetName(), fixed=fixed.GetName())
+    if label:
+        name = _("{name} ({setting})").format(name=name, setting=label)
+    forward = add(fixed.GetScene(), "vtkMRMLGridTransformNode", name)
+    forward.SetNodeReferenceID(f"{_ROLE}Fixed", fixed.GetID())
+    forward.SetNodeReferenceID(f"{_ROLE}Moving", moving.GetID())
+    return forward
 
 
 def _part(forward, name: str):

@@ -103,6 +103,13 @@ def label_names(node, labels: Sequence[int] = ()) -> dict[int, str]:
     return {label: name or _("label {number}").format(number=label) for label, name in names.items()}
 
 
+def write_segmentation(node, path: Path) -> None:
+    """A segmentation as Slicer itself writes it (.seg.nrrd), with the names of its segments."""
+    copy = slicer.vtkMRMLSegmentationNode()
+    copy.CopyContent(node, True)
+    _store(slicer.vtkMRMLSegmentationStorageNode(), copy, path, compressed=True)
+
+
 def write_points(markups, path: Path) -> None:
     """Control points in world coordinates as CSV: x,y,z in LPS mm."""
     position, rows = [0.0] * 3, ["x,y,z"]

@@ -87,12 +87,17 @@ def in_threads(work: Callable[[Part], Made], parts: Iterable[Part], device: torc
         with torch.set_grad_enabled(gradients):
             return work(part)
 
-    for first in rest:
-        yield work(first)
-        break
     if threads == 1 or device.type != "cpu":
         yield from map(work, rest)
         return
+    for first in rest:
+        torch.set_num_threads(1)
+        try:
+            found = work(first)
+        finally:
+            torch.set_num_threads(threads)
+        yield found
+        break
     torch.set_num_threads(1)  # of the threads that begin now, too
     try:
         with ThreadPoolExecutor(threads) as pool:

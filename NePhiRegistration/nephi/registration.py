@@ -20,7 +20,7 @@ from .fitting.dense import refined_densely
 from .fitting.guidance import NOTHING, Guidance
 from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
-from .fitting.regularity import Regulariser, make_regulariser
+from .fitting.regularity import Regulariser
 from .fitting.similarity import Similarity, make_similarity
 from .images.align import Alignment, align, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
@@ -32,7 +32,7 @@ from .maps.sliding import Sliding
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, Timetable, in_stages
 from .result import Registration
-from .settings import PRESETS, Settings, check
+from .settings import PRESETS, REGULARISERS, Settings, check
 from .space.grid import Grid
 
 PHASES = ("reading", "masks", "alignment", "prediction", "features")  # before the optimisation
@@ -66,7 +66,7 @@ def register(
     images, points are drawn from the whole images. Raises NephiError for input that can't be registered.
     """
     started = time.perf_counter()
-    settings, similarity, regulariser = _checked(settings, similarity, regulariser)
+    settings, similarity = _checked(settings, similarity, regulariser)
     target = choose_device(device)
     given = fixed_mask is not None and moving_mask is not None
     sizes = fixed.GetSize(), fixed.GetSpacing(), moving.GetSize()
@@ -170,15 +170,16 @@ class _Progress:
 
 def _checked(
     settings: Settings, similarity: Similarity | None, regulariser: Regulariser | None
-) -> tuple[Settings, Similarity, Regulariser]:
-    """The settings, checked, and the two objects; of those that were given the settings take the class's name."""
+) -> tuple[Settings, Similarity]:
+    """The settings, checked, and the similarity; of objects that were given the settings take the class's name."""
     if similarity is not None:
         settings = replace(settings, similarity=of_kind(settings.similarity, type(similarity).__name__))
     if regulariser is not None:
         settings = replace(settings, regularity=replace(settings.regularity, name=type(regulariser).__name__))
     check(settings, names=False)
-    similarity = similarity or make_similarity(settings.similarity)
-    return settings, similarity, regulariser or make_regulariser(settings.regularity)
+    if regulariser is None:
+        REGULARISERS.check(settings.regularity.name)
+    return settings, similarity or make_similarity(settings.similarity)
 
 
 def _check_images(images: Both[sitk.Image]) -> Both[sitk.Image]:

@@ -280,7 +280,7 @@ class Registration:
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
             "consensus": consensus_in(self.maps) is not None,
-            "smooth": 0.0 if (found := consensus_in(self.maps)) is None else found.smooth,
+            "smooth": () if (found := consensus_in(self.maps)) is None else found.smooth,
             "length_scale": self.length_scale,
             "alignment": self.alignment.method,
         }
@@ -333,7 +333,9 @@ class Registration:
             border = Border(distance.to(device), upper.to(device))
         maps = of_field_maps(parts, border)
         if geometry.get("consensus"):  # files of former versions have no such entry
-            maps = consensus(maps, float(geometry.get("smooth", 0.0)))
+            smooth = geometry.get("smooth", ())  # one number in files of former versions
+            along = smooth if isinstance(smooth, list) else [smooth] * cube.dimension
+            maps = consensus(maps, [float(distance) for distance in along])
         elif isinstance(maps, Sliding):
             maps = maps.meeting()
         affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))

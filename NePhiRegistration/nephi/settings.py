@@ -188,6 +188,7 @@ class RegularitySettings:
     points: Sampling = Sampling(0.0, 64, 64)  # points per step
     exact: bool = False  # Jacobian by automatic differentiation instead of finite differences
     step_mm: Positive = 1.5  # of the finite differences
+    bending_mm: NotNegative = 0.0  # of gradicon, in voxels of 2 mm: length over which slopes must not change by much
     code_prior: NotNegative = 0.0  # weight of Eq. 5, which keeps the code small
 
 
@@ -271,20 +272,21 @@ PRESETS: dict[str, Settings] = {
     "fast": Settings(
         "fast",
         levels=(*_wide(0.4), Level(0.4, Features(1.75, 1))),
+        regularity=RegularitySettings(bending_mm=1.5),
         fit=FitSettings(iterations=220, learning_rate=4e-3),
     ),
     "balanced": Settings(
         "balanced",
         levels=_coarse_to_fine(0.4, 0.7, outside=0.5),
         similarity=MindSettings(mask_margin_mm=7.0),
-        regularity=RegularitySettings(weight=0.5),
+        regularity=RegularitySettings(weight=0.5, bending_mm=1.2),
         fit=FitSettings(iterations=500),
     ),
     "accurate": Settings(
         "accurate",
         levels=_coarse_to_fine(0.25, 0.8, outside=0.25),
         similarity=MindSettings(points=Sampling(0.0, 1500, 1500), mask_margin_mm=7.0),
-        regularity=RegularitySettings(weight=1.5),
+        regularity=RegularitySettings(weight=1.5, bending_mm=0.7),
         fit=FitSettings(iterations=1500),
     ),
     # Table 1 and supplement A: width 128, two hidden layers, 32 + 32 code, 2 % and 0.01 % of the voxels

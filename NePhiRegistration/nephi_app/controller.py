@@ -12,20 +12,25 @@ from NePhiRegistrationLib import display, sample
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic, Run
+from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.words import duration
 
 from . import state
-from .dialog import SAVE, Dialog
+from .batches import Batches
+from .dialog import SAVE, SAVE_MADE, Dialog
 from .files import Served
 from .inputs import OWN, Inputs
 from .presets import Presets, own_presets
 from .results import Results
-from .roles import ROLES
+from .roles import BATCH, OPENED, ROLES, USES
 from .slices import Slices
 from .views import Views
+from .windows import Windows
 
 _POLL_S = 0.3
 _SCANS = ("fixed", "moving")
+_OF_PAIRS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
+_ENDING = "Ending the session"
 _INPUTS = ("masks", "preset", "model", "device", "align", "names", "segment", "guide_sd_mm", "running")
 
 
@@ -46,13 +51,15 @@ class Controller:
         self.ended = asyncio.Event()  # by the user
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
         self.results = Results(server, served, views, self._start)
+        self.windows = Windows(self.state, self.inputs, self.results, views.render)
+        self.batches = Batches(server, served, self.logic, self.inputs, self._fail, self._start)
+        server.trigger("open_pair")(self.open_pair)
         for name in ("begin", "browse", "choose", "drop", "register", "cancel", "jump", "ask", "answer"):
             server.trigger(name)(getattr(self, name))
         server.trigger("enter")(self.dialog.enter)
         server.trigger("fit")(self.slices.fit)
         self.state.change(*_INPUTS)(self._say_problem)
         self.state.change("layout")(lambda layout, **_: views.choose(layout))
-        self.state.change("ct_window")(lambda **_: self._set_window())
         self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
 
     def begin(self) -> None:
@@ -65,16 +72,19 @@ class Controller:
 
     # files
 
-    def browse(self, role: str) -> None:
+    def browse(self, role: str, key: str = "") -> None:
+        """Open the dialog; ``key``: of what is to be saved as a file."""
         if role == SAVE and (outputs := self.results.chosen) is not None:
             self.dialog.open(role, f"{outputs.moving.GetName()} registered".replace("/", "_"))
-        elif role in ROLES:
+        elif role == SAVE_MADE and (name := self.results.choose_file(key)):
+            self.dialog.open(role, name)
+        elif role in OPENED:
             self.dialog.open(role)
 
     async def choose(self, path: str, series: str = "") -> None:
         """Open what was chosen in the dialog for its role; ``series``: the UID of one of a DICOM folder."""
         role = self.state.dialog
-        if role not in ROLES or self.state.busy or self.run is not None:
+        if role not in OPENED or self.state.busy or self.run is not None:
             return
         if role in _SCANS and self.results.found:
             self._question("open", self._loss("Opening another scan"), "Open")
@@ -83,17 +93,22 @@ class Controller:
         await self._open(role, path, series)
 
     async def _open(self, role: str, path: str, series: str) -> None:
-        name = Path(path).name or self.state.root_name
+        name, uids = Path(path).name or self.state.root_name, (series,) if series else ()
         with self.state:
             self.state.busy = f"Opening {name}"
         try:
             file = self.served.path(path)
             if file.is_dir() and not series:
-                found = await asyncio.to_thread(_series, file, ROLES[role].text.lower())
+                found = await asyncio.to_thread(_series, file, OPENED[role].text.lower())
                 if len(found) > 1:
                     self.dialog.offer(found, path)
                     return
-            loaded = await self.inputs.load(role, file, name, series)
+            if role in USES:
+                await self.results.applied.add(role, file, name, uids)
+            elif role == BATCH:
+                self.batches.take(file)
+            else:
+                loaded = await self.inputs.load(role, file, name, uids)
         except (NephiError, nodes.FrameError) as error:
             self._fail(str(error))
             return
@@ -103,11 +118,47 @@ class Controller:
         if role in _SCANS:
             self.results.drop()
         with self.state:
-            self.inputs.take(role, loaded)
+            if role in ROLES:
+                self.inputs.take(role, loaded)
             self.state.dialog = ""
             self.state.error = ""
         if role in _SCANS:
             self._show_scans()
+
+    def open_pair(self, name: str) -> None:
+        """A result of the list of pairs with its scans, in the place of what is open."""
+        if self.state.busy or self.run is not None:
+            return
+        if self.results.unsaved:
+            self._question("pair", self._loss("Opening this result"), "Open")
+            self._wanted = (name, "", "")
+        else:
+            self._start(self._open_pair(name))
+
+    async def _open_pair(self, name: str) -> None:
+        with self.state:
+            self.state.busy = f"Opening {name}"
+        try:
+            case, folder = self.batches.case(name)
+            found = {role: file for role, file in case.files.items() if role in _OF_PAIRS}
+            self.results.drop()
+            for role in ROLES:
+                self.inputs.forget(role)
+            for role, file in found.items():
+                path = self.served.path(self.served.relative(file.resolve()))
+                self.inputs.take(role, await self.inputs.load(role, path, path.name, case.series))
+            self._show_scans()
+            outputs = Outputs.opened(folder, *(self.inputs.nodes[role] for role in _SCANS))
+        except (NephiError, nodes.FrameError, OSError) as error:
+            self._fail(f"{name}: {error}")
+            return
+        finally:
+            with self.state:
+                self.state.busy = ""
+        with self.state:
+            self.state.error, self.state.inputs_open = "", False
+            self.state.masks = "files" if any("mask" in role for role in found) else self.state.masks
+        self._add(outputs, name, saved=True)
 
     def drop(self, role: str) -> None:
         """No longer use this mask, list or file."""
@@ -137,7 +188,7 @@ class Controller:
         self.state.estimate = "" if estimate is None else state.cost(estimate)
 
     def register(self) -> None:
-        if self.run is not None or self.state.busy:
+        if self.run is not None or self.state.busy or self.batches.running:
             return
         try:
             self.run = self.logic.start(self.inputs.job())
@@ -155,6 +206,11 @@ class Controller:
         if self.run is not None:
             self.run.cancel()
 
+    def close(self) -> None:
+        """End what runs."""
+        self.cancel()
+        self.batches.stop()
+
     async def _watch(self, run: Run) -> None:
         while run.poll():
             with self.state:
@@ -169,14 +225,18 @@ class Controller:
                 self.state.error = run.error
                 self.state.note = "" if run.error else "The registration was cancelled; nothing was changed."
         if run.outputs is not None:
-            fixed, moving = (self.inputs.nodes.get(f"{side}_landmarks") for side in _SCANS)
             preset = self.state.preset.removeprefix(OWN)
             text = f"{time.strftime('%H:%M')}, {preset}, masks: {self.state.masks}"
             self.state.inputs_open = False
-            self.results.add(run.outputs, None if None in (fixed, moving) else (fixed, moving), text)
+            self._add(run.outputs, text)
         else:
             self.results.show(again=True)
         self.views.render()
+
+    def _add(self, outputs: Outputs, text: str, saved: bool = False) -> None:
+        fixed, moving = (self.inputs.nodes.get(f"{side}_landmarks") for side in _SCANS)
+        self.results.add(outputs, None if None in (fixed, moving) else (fixed, moving), text, saved)
+        self.windows.draw()
 
     # the views
 
@@ -186,22 +246,11 @@ class Controller:
         fixed, moving = (self.inputs.nodes.get(role) for role in ("fixed", "moving"))
         shown = moving if fixed is None else fixed
         display.show_comparison(shown, moving, display.FADE if shown is not moving and moving is not None else "")
-        hounsfield = any(volume is not None and nodes.in_hounsfield(volume) for volume in (fixed, moving))
+        self.windows.offer()
         with self.state:
             self.state.has_images = True
-            self.state.windows = state.windows(hounsfield)
-        self._set_window()
         self.views.show_slices_in_3d(True)
         self.slices.fit()
-
-    def _set_window(self) -> None:
-        low_high = state.CT_WINDOWS[self.state.ct_window]
-        results = [outputs.warped for outputs in self.results.found.values()]
-        for volume in (self.inputs.nodes.get("fixed"), self.inputs.nodes.get("moving"), *results):
-            if volume is not None and nodes.in_hounsfield(volume):
-                volume.GetDisplayNode().SetAutoWindowLevel(False)
-                volume.GetDisplayNode().SetWindowLevelMinMax(*low_high)
-        self.views.render()
 
     def jump(self, point_ras_mm: list[float]) -> None:
         display.jump(self.scene, [float(value) for value in point_ras_mm])
@@ -210,7 +259,7 @@ class Controller:
 
     def ask(self, what: str) -> None:
         """Do what loses something after a question, and at once where nothing is lost."""
-        texts = {"phantom": ("Opening the generated chest", "Open"), "end": ("Ending the session", "End")}
+        texts = {"phantom": ("Opening the generated chest", "Open"), "end": (_ENDING, "End")}
         if what not in texts:
             return
         text, yes = texts[what]
@@ -225,7 +274,8 @@ class Controller:
             self.state.dialog, self.state.question, self.state.question_yes = "", text, yes
 
     def _loss(self, doing: str) -> str:
-        running = " and stops the registration" if self.run is not None else ""
+        batch = self.batches.running and doing == _ENDING
+        running = " and stops the registration" if self.run is not None or batch else ""
         unsaved = len(self.results.unsaved)
         which = "the result that has not been saved" if unsaved == 1 else f"{unsaved} results that have not been saved"
         lost = f" discards {which}{running}." if unsaved else f" closes the scans that are open{running}."
@@ -238,13 +288,15 @@ class Controller:
         if yes and asked == "phantom" and self.run is None:
             await self._open_phantom()
         elif yes and asked == "end":
-            self.cancel()
+            self.close()
             with self.state:
                 self.state.ended = True
             await asyncio.sleep(0.5)  # until the page has it
             self.ended.set()
         elif yes and asked == "open":
             await self._open(*self._wanted)
+        elif yes and asked == "pair" and self.run is None:
+            await self._open_pair(self._wanted[0])
         self._asked = ""
 
     # helpers

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from nephi.errors import NephiError
 
 from .files import Served
-from .roles import ROLES
+from .roles import OPENED
 
 if TYPE_CHECKING:
     from nephi.files.dicom_series import Series
 
-SAVE = "save"  # stands beside the roles of inputs
+SAVE, SAVE_MADE = "save", "save_made"  # stand beside the roles of what is opened
+_TITLES = {SAVE: "Save the result", SAVE_MADE: "Save as a file"}
 
 
 class Dialog:
@@ -21,17 +22,17 @@ class Dialog:
         self.state, self.served = state, served
 
     def open(self, role: str, save_name: str = "") -> None:
-        """For an input of this role, or to save under that name; where it was last."""
+        """For a file of this role, or to save under that name; where it was last."""
         with self.state:
             self.state.dialog, self.state.save_name = role, save_name
-            self.state.dialog_title = "Save the result" if role == SAVE else ROLES[role].text
+            self.state.dialog_title = _TITLES.get(role) or OPENED[role].text
         self.enter(self.state.dialog_path)
 
     def enter(self, path: str) -> None:
         """List a folder; where that is gone, the one that is served, with the reason."""
         role = self.state.dialog
         try:
-            entries, more = self.served.entries(path, ROLES[role].kind.endings if role in ROLES else ())
+            entries, more = self.served.entries(path, OPENED[role].kind.endings if role in OPENED else ())
         except NephiError as error:
             if path:
                 self.enter("")

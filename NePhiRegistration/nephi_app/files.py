@@ -58,13 +58,27 @@ class Served:
 
     def new_folder(self, relative: str, name: str) -> Path:
         """A folder to write into, which need not exist yet; raises NephiError for a name that leads elsewhere."""
+        return self._new(relative, name, "folder")
+
+    def new_file(self, relative: str, name: str) -> Path:
+        """A file to write, which must not exist yet; raises NephiError."""
+        path = self._new(relative, name, "file")
+        if path.exists() or path.is_symlink():
+            raise NephiError(f"{path.name} exists already: choose another name")
+        return path
+
+    def _new(self, relative: str, name: str, what: str) -> Path:
         name = name.strip()
         if not name or name in (".", "..") or re.search(r'[\\/\0:*?"<>|]', name):
-            raise NephiError("a name for the folder is needed, without / and other special characters")
+            raise NephiError(f"a name for the {what} is needed, without / and other special characters")
         path = self.path(relative) / name
         if not path.resolve().is_relative_to(self.root):
             raise NephiError(f"{name} leads out of the folder that is served")
         return path
+
+    def holds(self, path: Path) -> bool:
+        """Whether this lies below the root, whether or not it exists; links count as what they lead to."""
+        return path.resolve().is_relative_to(self.root)
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

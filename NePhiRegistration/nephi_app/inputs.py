@@ -13,6 +13,7 @@ from NePhiRegistrationLib.guides import Guides
 from NePhiRegistrationLib.job import Job
 from NePhiRegistrationLib.ownpresets import OwnPresets
 
+from . import dicom
 from .roles import ROLES, Kind
 
 _SCANS = ("fixed", "moving")
@@ -26,7 +27,7 @@ class Inputs:
         self.nodes: dict[str, Any] = {}  # by role
         self.files: dict[str, Path] = {}  # of roles that no node is made of
 
-    async def load(self, role: str, path: Path, name: str, series: str = "") -> Any:
+    async def load(self, role: str, path: Path, name: str, series: tuple[str, ...] = ()) -> Any:
         """The node of a file or DICOM folder, or the file itself; raises NephiError and FrameError. Nothing changes."""
         from . import loading  # with SimpleITK, for which the first page need not wait
 
@@ -35,7 +36,9 @@ class Inputs:
             return path
         if kind is Kind.SCAN:
             image = await asyncio.to_thread(loading.read_scan, path, words, series)
-            return loading.scan_node(self.scene, image, name)
+            node = loading.scan_node(self.scene, image, name)
+            dicom.remember(node, path, series)
+            return node
         if kind is Kind.TRANSFORM:
             return loading.transform_node(self.scene, path)
         volume = self.nodes[ROLES[role].side]
@@ -103,11 +106,15 @@ class Inputs:
 
     def problem(self) -> str:
         """Why there is no job yet, in words; "" where there is one."""
+        return self.settings_problem() or self.job().problem()
+
+    def settings_problem(self) -> str:
+        """Why the settings are not complete, whatever they are for."""
         if self.state.preset == Preset.FILE.term and "settings_file" not in self.files:
             return "Choose a settings file, or another preset."
         if self.state.model == MODEL_FILE and "model_file" not in self.files:
             return "Choose a model file, or no trained model."
-        return self.job().problem()
+        return ""
 
 
 def _segments(labels: Any) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import SimpleITK as sitk
 import slicer
 import vtk
 from nephi.errors import NephiError
+from nephi.files.dicom_segmentations import is_segmentation, read_segmentation
 from nephi.files.image import open_image, read_volume
 from nephi.files.landmarks import read_landmarks
-from nephi.files.masks import check_mask, check_regions, read_regions
+from nephi.files.masks import check_mask, check_regions
 from nephi.files.transform import read_transform, write_transform
 from NePhiRegistrationLib import scene as nodes
+from NePhiRegistrationLib.dicom_export import SEGMENTS
 from vtk.util.numpy_support import numpy_to_vtk
 
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0])
@@ -25,12 +28,12 @@ _SEGMENTATION = (".seg.nrrd", ".seg.nhdr")  # as Slicer calls them
 _LABEL_MAP, _SEGMENTATION_NODE = "vtkMRMLLabelMapVolumeNode", "vtkMRMLSegmentationNode"
 
 
-def read_scan(path: Path, role: str, series: str = "") -> sitk.Image:
-    """A 3D image from a file or a DICOM folder, of which ``series`` names one by its UID; raises NephiError.
+def read_scan(path: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Image:
+    """A 3D image from a file or a DICOM folder, of which one of ``series`` is the UID; raises NephiError.
 
     Touches no scene, so that a thread may do it.
     """
-    return read_volume(path, role, (series,) if series else ())
+    return read_volume(path, role, series)
 
 
 def scan_node(scene: Any, image: sitk.Image, name: str) -> Any:
@@ -42,17 +45,19 @@ def scan_node(scene: Any, image: sitk.Image, name: str) -> Any:
     return node
 
 
-def labels_node(scene: Any, path: Path, volume: Any, role: str, one_by_one: bool) -> Any:
-    """A mask, or regions that count ``one_by_one``: a segmentation, or labels on the volume's voxels.
+def labels_node(scene: Any, path: Path, volume: Any | None, role: str, one_by_one: bool) -> Any:
+    """A mask, or regions that count ``one_by_one``: a segmentation, or labels on the volume's voxels, if there is one.
 
     Raises NephiError. Several labels of a mask become a segmentation, of which one can be chosen.
     """
     if path.name.lower().endswith(_SEGMENTATION):
         return _segmentation(scene, path, role)
-    reference = _image_of(volume)
-    if one_by_one:
-        return _volume(scene, _LABEL_MAP, read_regions(path, reference, role), path.name)
+    if path.suffix.lower() == ".dcm" and is_segmentation(path):
+        return _dicom_segmentation(scene, path)
     image = open_image(path, role)
+    reference = image if volume is None else _image_of(volume)
+    if one_by_one:
+        return _volume(scene, _LABEL_MAP, check_regions(image, reference, role), path.name)
     mask = check_mask(image, reference, role)
     with contextlib.suppress(NephiError):  # probabilities, say
         labels = check_regions(image, reference, role)
@@ -71,6 +76,16 @@ def _segmentation(scene: Any, path: Path, role: str) -> Any:
         nodes.remove(scene, node)
         raise NephiError(f"{role}: cannot read {path.name} as a segmentation; it is damaged or empty")
     node.GetDisplayNode().SetVisibility(False)
+    return node
+
+
+def _dicom_segmentation(scene: Any, path: Path) -> Any:
+    found = read_segmentation(path)
+    node = _as_segmentation(scene, _volume(scene, _LABEL_MAP, found.labels, path.name))
+    segmentation, names = node.GetSegmentation(), {int(s.SegmentNumber): str(s.SegmentLabel) for s in found.segments}
+    for segment in map(segmentation.GetSegment, segmentation.GetSegmentIDs()):
+        segment.SetName(names.get(segment.GetLabelValue(), segment.GetName()))
+    node.SetAttribute(SEGMENTS, json.dumps([item.to_json() for item in found.segments]))
     return node
 
 

@@ -17,6 +17,10 @@ from NePhiRegistrationLib.summary import summary
 from NePhiRegistrationLib.surface import surface_model
 
 from . import state
+from .applied import Applied
+from .dialog import SAVE_MADE
+from .dicom import DicomFiles
+from .dicom import problem as dicom_problem
 from .files import Served
 from .landmarks import Landmarks
 from .views import Views
@@ -35,6 +39,8 @@ class Results:
         self.found: dict[str, Outputs] = {}  # by the ID of the forward transform
         self.unsaved: set[str] = set()
         self.landmarks = Landmarks(server, views)
+        self.applied = Applied(server, views, lambda: self.show(again=True), self._leave)
+        self._saving = ""  # which of the nodes made by applying the result
         self._models: dict[str, Any] = {}  # the surface of what was compared
         self._shown: Shown | None = None
         for name in ("sign", "save"):
@@ -47,12 +53,13 @@ class Results:
     def chosen(self) -> Outputs | None:
         return self.found.get(self.state.result)
 
-    def add(self, outputs: Outputs, landmarks: tuple[Any, Any] | None, text: str) -> None:
-        """Show a registration that has just ended; ``text`` tells it from others, ``landmarks`` are its two lists."""
+    def add(self, outputs: Outputs, landmarks: tuple[Any, Any] | None, text: str, saved: bool = False) -> None:
+        """Show a registration; ``text`` tells it from others, ``landmarks`` are its two lists."""
         key = outputs.forward.GetID()
         self.found[key] = outputs
         self.landmarks.keep(outputs, landmarks)
-        self.unsaved.add(key)
+        if not saved:
+            self.unsaved.add(key)
         with self.state:
             self.state.results = [*self.state.results, {"value": key, "text": text}]
             self.state.result = key
@@ -64,11 +71,11 @@ class Results:
         if self._shown is not None:
             self.state.former_result = self._shown.outputs.forward.GetID()
         self.landmarks.show(outputs)
+        self.applied.show(outputs)
         if self._shown is not None:
             self._shown.leave()
             self._shown = None
-        for key, model in self._models.items():
-            model.GetDisplayNode().SetVisibility(key == result)
+        self._show_surface(True)
         with self.state:
             self.state.has_result = outputs is not None
             if outputs is None:
@@ -82,6 +89,8 @@ class Results:
                 self.state.table = "numbers"
             self.state.looks = state.looks(outputs)
             self.state.has_page = self.page_file() is not None
+            self.state.dicom_reason = dicom_problem(outputs)
+            self.state.with_dicom = self.state.with_dicom and not self.state.dicom_reason
             self._say_reviews()
         self._shown = Shown(outputs)
         self.show()
@@ -96,8 +105,9 @@ class Results:
         if self._shown is None:
             return
         s, view = self.state, View[self.state.view]
-        if again:
+        if self.applied.leave_views() or again:
             self._shown.forget()
+            self._show_surface(True)
         self._shown.show(view, s.before, s.opacity, s.legend, s.beyond)
         self._shown.show_grid(s.grid, s.grid_mode, s.grid_spacing, True, s.grid_3d, s.legend)
         grid_text = display.grid_text(self._shown.outputs.forward) if s.grid else ""
@@ -129,11 +139,23 @@ class Results:
         self._models[key] = surface_model(self.scene, inside, to_world, "Compared region")
         self.views.render()
 
+    def _leave(self, fixed: bool) -> None:
+        """Nothing of it in the views, which show something else; ``fixed``: in the fixed scan."""
+        if self._shown is not None:
+            self._shown.leave()
+        self._show_surface(fixed)
+
+    def _show_surface(self, on: bool) -> None:
+        """That of the result that is chosen, which lies in the fixed scan."""
+        for key, model in self._models.items():
+            model.GetDisplayNode().SetVisibility(on and key == self.state.result)
+
     def drop(self) -> None:
         with self.state:
             self.state.result, self.state.results = "", []
         self._choose("")
         self.landmarks.forget()
+        self.applied.forget()
         with self.state:
             self.state.former_result, self.state.compared = "", {}
         for model in self._models.values():
@@ -172,11 +194,25 @@ class Results:
 
     def write(self, folder: Path) -> Path:
         """The result that is shown into ``folder``; where it is. Raises NephiError and OSError."""
-        place, _missing = self.found[self.state.result].save(folder)
+        outputs = self.found[self.state.result]
+        objects = DicomFiles(outputs, self.applied.of_result()) if self.state.with_dicom else None
+        place, _missing = outputs.save(folder)
         self.landmarks.write(place)
+        self.applied.write(place)
+        if objects is not None:
+            objects.write(place)
         return place
 
+    def choose_file(self, key: str) -> str:
+        """The name that is offered for what the result was applied to, which ``save`` then writes; "" for none."""
+        self._saving = key
+        return self.applied.made[key].file_name if key in self.applied.made else ""
+
     def save(self) -> None:
+        """What the dialog is open for."""
+        if self.state.dialog == SAVE_MADE:
+            self._save_file()
+            return
         key = self.state.result
         if key not in self.found:
             return
@@ -190,3 +226,20 @@ class Results:
         self.unsaved.discard(key)
         with self.state:
             self.state.dialog, self.state.note = "", f"Saved in {self.served.relative(place)}."
+
+    def _save_file(self) -> None:
+        made = self.applied.made.get(self._saving)
+        if made is None:
+            return
+        try:
+            ending = "".join(Path(made.file_name).suffixes[-2:])
+            path = self.served.new_file(
+                self.state.dialog_path, self.state.save_name.strip().removesuffix(ending) + ending
+            )
+            made.write(path)
+        except (NephiError, OSError) as error:
+            with self.state:
+                self.state.dialog_error = f"It could not be saved: {error}"
+            return
+        with self.state:
+            self.state.dialog, self.state.note = "", f"Saved as {self.served.relative(path)}."

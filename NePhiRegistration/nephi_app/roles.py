@@ -16,13 +16,16 @@ class Kind(Enum):
     LABELS = auto()  # all of its segments count, each by itself
     POINTS = auto()
     TRANSFORM = auto()
+    STRUCTURES = auto()  # segments on voxels of their own, also of a DICOM segmentation
+    PAIRS = auto()  # a list of pairs
     SETTINGS = auto()
     MODEL = auto()
 
     @property
     def endings(self) -> tuple[str, ...]:
         """Of the names of such files."""
-        own = {Kind.POINTS: POINTS, Kind.TRANSFORM: TRANSFORMS}
+        own = {Kind.POINTS: POINTS, Kind.TRANSFORM: TRANSFORMS, Kind.STRUCTURES: (*IMAGES, ".dcm")}
+        own |= {Kind.PAIRS: (".csv", ".tsv")}
         own |= {Kind.SETTINGS: (".json",), Kind.MODEL: (".safetensors",)}
         return own.get(self, IMAGES)
 
@@ -60,6 +63,13 @@ ROLES = {
     "settings_file": Role("Settings file", Kind.SETTINGS),
     "model_file": Role("Model file", Kind.MODEL),
 }
+USES = {  # what a result is applied to
+    "apply_scan": Role("Scan", Kind.SCAN),
+    "apply_labels": Role("Segmentation", Kind.STRUCTURES, hint=" or label map"),
+    "apply_points": Role("Landmarks", Kind.POINTS, hint=" list"),
+}
+BATCH = "batch_list"
+OPENED = ROLES | USES | {BATCH: Role("List of pairs", Kind.PAIRS)}  # what the dialog can be asked for
 GROUPS = {  # as they stand together on the page
     "scans": ("fixed", "moving"),
     "masks": ("fixed_mask", "moving_mask"),

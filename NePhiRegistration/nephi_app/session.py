@@ -15,8 +15,10 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .access import SECRET_HEADER, Start
 from .files import Served
@@ -65,7 +67,7 @@ async def _serve(start: Start, told: Any) -> None:
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        controller.cancel()
+        controller.close()
         controller.results.found.clear()
         shutil.rmtree(start.temporary, ignore_errors=True)
         os._exit(0)  # the thread that reads standard input and VTK's objects would hold it up
@@ -134,23 +136,43 @@ def _add_files(app: Any, controller: Any, temporary: Path) -> None:
     async def result(request: Any) -> Any:
         if controller.results.chosen is None:
             raise web.HTTPNotFound
-        folder = Path(tempfile.mkdtemp(dir=temporary))
-        try:
+        with _scratch(temporary) as folder:
             place = controller.results.write(folder / "result")
             archive = await asyncio.to_thread(shutil.make_archive, str(folder / "archive"), "zip", str(place))
-            headers = {"Content-Disposition": 'attachment; filename="nephi-result.zip"'}
-            response = web.StreamResponse(headers={**headers, "Content-Type": "application/zip"})
-            await response.prepare(request)
-            with Path(archive).open("rb") as file:
-                while block := file.read(1 << 20):
-                    await response.write(block)
-            return response
-        finally:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(folder)
+            return await send(request, Path(archive), "nephi-result.zip")
+
+    async def made(request: Any) -> Any:
+        wanted = controller.results.applied.made.get(request.match_info["key"])
+        if wanted is None:
+            raise web.HTTPNotFound
+        with _scratch(temporary) as folder:
+            path = folder / wanted.file_name
+            wanted.write(path)
+            return await send(request, path, path.name)
+
+    async def send(request: Any, path: Path, name: str) -> Any:
+        kind = {"Content-Type": "application/octet-stream"}
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}", **kind}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                await response.write(block)
+        return response
 
     app.router.add_get("/report.html", report)
     app.router.add_get("/result.zip", result)
+    app.router.add_get("/made/{key}", made)
+
+
+@contextlib.contextmanager
+def _scratch(temporary: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=temporary))
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

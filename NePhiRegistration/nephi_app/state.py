@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from NePhiRegistrationLib import tables
+from NePhiRegistrationLib import batchrun, tables
 from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View, models
 from NePhiRegistrationLib.summary import compared_results
 from NePhiRegistrationLib.verdict import judgement
 from NePhiRegistrationLib.words import duration, in_panel_words
 from slicer.util import arrayFromVTKMatrix
 
-from .roles import ROLES, picks
-
-CT_WINDOWS = {"wide": (-1000, 300), "lung": (-1350, 150), "soft": (-160, 240), "bone": (-450, 1050)}
+from .roles import ROLES, USES, picks
 
 
 def first(root_name: str, root_path: str) -> dict[str, Any]:
@@ -55,8 +53,10 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         # the views
         "has_images": False,
         "layout": "four",
-        "ct_window": "wide",
+        "window": "wide",
         "windows": [],
+        "level": 0,
+        "width": 1,
         "letters": {},
         # a result
         "has_result": False,
@@ -69,6 +69,11 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "landmark": {},  # the point that is looked at
         "verdict": {},
         "lines": [],
+        "with_dicom": False,  # whether DICOM objects are saved and downloaded too
+        "dicom_reason": "",  # why there can be none
+        "apply_to": "fixed",  # the scan that something else is brought to
+        "uses": [{**_item(name, role.text), "hint": role.hint} for name, role in USES.items()],
+        "applied": [],  # what was made of it
         "reviews": [],  # texts, the latest first
         "reviewer": "",
         "review_comment": "",
@@ -90,6 +95,13 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "grid_modes": [_item(m.term, m.label()) for m in GridMode],
         "grid_spacing": 12,
         "grid_3d": False,
+        # a list of pairs
+        "batch_list": "",
+        "batch_folder": "",  # beside the list, for the results
+        "batch_running": False,
+        "batch_columns": list(batchrun.COLUMNS.values()),
+        "batch_rows": [],
+        "batch_text": "",
         # dialogs
         "dialog": "",
         "dialog_title": "",
@@ -104,12 +116,6 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "question": "",
         "question_yes": "",
     }
-
-
-def windows(hounsfield: bool) -> list[dict]:
-    """The windows that are offered for a CT; none for other images, which keep what fits their values."""
-    texts = {"wide": "Chest, wide", "lung": "Lung", "soft": "Soft tissue", "bone": "Bone"}
-    return [_item(*pair) for pair in texts.items()] if hounsfield else []
 
 
 def looks(outputs: Any) -> list[dict]:

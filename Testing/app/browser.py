@@ -17,6 +17,7 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
+THIS_FOLDER = "Open this folder (DICOM)"
 PATIENCE_MS = 240_000  # on a busy machine
 CORE = Path(__file__).parents[2] / "NePhiRegistration"
 
@@ -105,11 +106,17 @@ class Panel:
         self.page.locator("dialog .path button").first.click()
         for part in path:
             self.page.get_by_role("button", name=part, exact=True).click()
+            if part.endswith("/"):
+                self.wait_for_folder(part)
         self.page.wait_for_selector("dialog", state="detached")
 
-    def open_pair(self) -> None:
-        self.choose("fixed", "scans/", "fixed.nii.gz")
-        self.choose("moving", "scans/", "moving.nii.gz")
+    def wait_for_folder(self, folder: str) -> None:
+        """Until the dialog lists this folder: what is pressed before that is pressed in the former one."""
+        self.page.locator("dialog .path button").get_by_text(folder.rstrip("/"), exact=True).wait_for()
+
+    def open_pair(self, dicom: bool = False) -> None:
+        self.choose("fixed", *(("dicom/", THIS_FOLDER) if dicom else ("scans/", "fixed.nii.gz")))
+        self.choose("moving", "scans/", *(("moving/", THIS_FOLDER) if dicom else ("moving.nii.gz",)))
         self.page.get_by_label("From files").check()
         for role in ("fixed_mask", "moving_mask"):
             self.choose(role, "scans/", f"{role}.nii.gz")

@@ -25,8 +25,8 @@ def pytest_collection_modifyitems(items):
 def folder(tmp_path_factory) -> Path:
     """A served folder: see its parts below.
 
-    ``scans`` holds a pair, masks, landmarks, labels, a segmentation, settings, ``dicom`` a series, ``visit`` two; there
-    are a damaged file and links that lead out.
+    ``scans`` holds a pair (the moving scan also as a series), masks, landmarks, labels, a segmentation, settings,
+    lists of pairs, ``dicom`` a series, ``visit`` two; there are a damaged file and links that lead out.
     """
     import SimpleITK as sitk
     from nephi.files.landmarks import write_landmarks
@@ -44,9 +44,16 @@ def folder(tmp_path_factory) -> Path:
     sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), str(scans / "shift.tfm"))
     (scans / "quick.json").write_text('{"fit": {"iterations": 20}}', encoding="utf-8")
     _write_series(phantom.fixed, root / "dicom")
+    _write_series(phantom.moving, scans / "moving", uid="1.2.4")
     for k, image in enumerate((phantom.fixed, phantom.moving[:, :, 10:-10]), 1):
         _write_series(image, root / "visit", uid=f"1.2.3.{k}", description=("Thorax 1.0", "Thorax 2.0")[k - 1])
     (root / "damaged.nii.gz").write_bytes(b"no image")
+    roles = [f"{side}{what}" for what in ("", "_mask", "_landmarks") for side in ("fixed", "moving")]
+    files = [f"{role.removesuffix('_landmarks')}.{'csv' if 'landmarks' in role else 'nii.gz'}" for role in roles]
+    rows = [["name", *roles], ["whole", *files], ["broken", files[0], "../damaged.nii.gz"]]
+    (scans / "pairs.csv").write_text("\n".join(map(",".join, rows)), encoding="utf-8")
+    away = "name,fixed,moving\nsecret,fixed.nii.gz,../away.nii.gz\n"
+    (scans / "pairs away.csv").write_text(away, encoding="utf-8")
     sitk.WriteImage(phantom.fixed, str(outside / "secret.nii.gz"))
     (root / "away.nii.gz").symlink_to(outside / "secret.nii.gz")
     (root / "elsewhere").symlink_to(outside)

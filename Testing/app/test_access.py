@@ -57,6 +57,18 @@ def test_nothing_outside_the_folder_is_reached(served, path):
 def test_results_are_written_below_the_folder_only(served, name):
     with pytest.raises(NephiError):
         served.new_folder("", name)
+    with pytest.raises(NephiError):
+        served.new_file("", name)
+
+
+def test_a_file_is_never_written_over(served):
+    path = served.new_file("b10", "points.csv")
+    path.write_text("x", encoding="utf-8")
+    with pytest.raises(NephiError, match="exists already"):
+        served.new_file("b10", "points.csv")
+    assert served.holds(path) and served.holds(path.with_name("not yet"))
+    for elsewhere in (served.root / ".." / "x", served.root / "out" / "x", served.root / "out.nii.gz"):
+        assert not served.holds(elsewhere)
 
 
 def test_a_new_folder_may_be_anywhere_below(served):

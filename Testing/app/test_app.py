@@ -82,11 +82,10 @@ def test_bad_input_is_told_in_one_line_and_nothing_outside_is_reached(panel):
 
 
 def test_a_dicom_folder_is_a_scan(panel):
+    from browser import THIS_FOLDER
+
     page = panel.page
-    panel.browse("fixed")
-    page.get_by_role("button", name="dicom/").click()
-    page.get_by_role("button", name="Open this folder").click()
-    page.wait_for_selector("dialog", state="detached")
+    panel.choose("fixed", "dicom/", THIS_FOLDER)
     assert page.inner_text("output >> nth=0") == "dicom"
     panel.until(lambda pixels: pixels.std() > 20)
     page.click("#choose-fixed")
@@ -100,6 +99,7 @@ def test_a_series_is_chosen_where_a_folder_holds_several(panel):
     panel.browse("moving")
     page.locator("dialog .path button").first.click()
     page.get_by_role("button", name="visit/").click()
+    panel.wait_for_folder("visit/")
     page.get_by_role("button", name="Open this folder").click()
     one = page.get_by_role("button", name="Thorax 2.0, 36 images")
     one.wait_for()
@@ -115,7 +115,7 @@ def test_what_is_known_beyond_the_images_takes_part(app, browser, folder):
 
     panel = Panel(browser.context(), f"{app.address}&new=1")
     page = panel.page
-    panel.open_pair()
+    panel.open_pair(dicom=True)
     panel.choose("fixed_mask", "scans/", "halves.seg.nrrd")
     assert page.locator("#segment-fixed_mask option").all_inner_texts() == ["All segments", "Right half", "Left half"]
     panel.choose("fixed_mask", "scans/", "labels.nii.gz")
@@ -139,12 +139,17 @@ def test_what_is_known_beyond_the_images_takes_part(app, browser, folder):
     page.wait_for_selector("#register:enabled")
     page.click("#register")
     panel.finish()
+    page.click("#apply summary")
+    page.select_option("#apply-to", "moving")
+    panel.choose("apply_labels", "scans/", "halves.seg.nrrd")
+    page.check("#with-dicom")
     page.click("#save")
     page.fill("#save-name", "guided")
     page.click("#save-here")
     page.wait_for_selector("dialog", state="detached")
     (place,) = folder.rglob("guided")
     report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+    _check_dicom_objects(place / "dicom", folder)
     assert report["settings"]["fit"]["iterations"] == 20
     assert report["settings"]["guidance"]["landmarks_sd_mm"] == 2.5
     assert report["alignment"]["offset_mm"] == pytest.approx([1, 2, 3])
@@ -154,6 +159,22 @@ def test_what_is_known_beyond_the_images_takes_part(app, browser, folder):
     page.wait_for_selector("text=This session has ended")
     panel.context.close()
     assert not panel.errors
+
+
+def _check_dicom_objects(place: Path, folder: Path) -> None:
+    """They refer to the series that were opened, and hold the warped scan and segments."""
+    import pydicom
+    from nephi.files.image import read_volume
+
+    assert {file.name for file in place.iterdir()} == {
+        "halves on moving.dcm", "registration.dcm", "registration_inverse.dcm", "warped"
+    }  # fmt: skip
+    read = {file.stem: pydicom.dcmread(file) for file in place.glob("*.dcm")}
+    assert read["registration"].ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3"
+    assert read["halves on moving"].ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.4"
+    names = [segment.SegmentLabel for segment in read["halves on moving"].SegmentSequence]
+    assert names == ["Right half", "Left half"]
+    assert read_volume(place / "warped", "warped").GetSize() == (64, 56, 56)
 
 
 def test_cancelling_ends_the_engine_and_changes_nothing(app, panel):
@@ -215,6 +236,12 @@ def test_a_registration_survives_a_closed_tab_and_is_seen_in_the_views(app, brow
     assert difference(before, apart) < difference(together, apart)
     page.uncheck("#before")
     shown = panel.until_changed(before, "Green")
+    page.select_option("#window", "custom")
+    assert (page.input_value("#level"), page.input_value("#width")) == ("-350", "1300")
+    page.fill("#level", "2000")
+    panel.until(lambda pixels: pixels.mean() < 0.6 * shown.mean(), "Green")
+    page.select_option("#window", "wide")
+    shown = panel.until(lambda pixels: difference(shown, pixels) < 1, "Green")
     page.check("#grid")
     page.get_by_text("Cyan: 0 mm").wait_for()
     panel.until(lambda pixels: colourful(pixels) > grey + 0.05, "Green")
@@ -262,6 +289,45 @@ def test_pairs_of_landmarks_are_corrected_and_added(panel):
     page.wait_for_selector("#to-result", state="detached")
 
 
+def test_a_result_is_applied_to_something_else_both_ways(folder, tmp_path, panel):
+    """Labels and landmarks come to where the phantom says, a scan is seen, a file that is none is told in one line."""
+    from browser import colourful
+    from nephi.files.landmarks import read_landmarks
+
+    page = panel.page
+    before = panel.view("Green")
+    page.click("#apply summary")
+    panel.choose("apply_scan", "scans/", "moving.nii.gz")
+    scan = page.get_by_label("moving on fixed", exact=True)
+    assert scan.is_checked()
+    scan.uncheck()
+    panel.browse("apply_points")
+    page.get_by_role("button", name="quick.json", exact=True).click()
+    page.locator("dialog [role=alert]").wait_for()
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    panel.choose("apply_points", "scans/", "moving.csv")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download moving on fixed_1", exact=True).click()
+    download.value.save_as(tmp_path / "points.csv")
+    points, truth = read_landmarks(tmp_path / "points.csv"), read_landmarks(folder / "scans" / "fixed.csv")
+    apart = read_landmarks(folder / "scans" / "moving.csv") - truth
+    assert np.linalg.norm(points - truth, axis=1).mean() < 0.5 * np.linalg.norm(apart, axis=1).mean()
+    page.select_option("#apply-to", "moving")
+    panel.choose("apply_labels", "scans/", "halves.seg.nrrd")
+    panel.until(lambda pixels: colourful(pixels) > colourful(before) + 0.05, "Green")
+    page.get_by_role("button", name="Save halves on moving", exact=True).click()
+    page.click("#save-here")
+    page.wait_for_selector("dialog", state="detached")
+    assert (folder / "scans" / "halves on moving.seg.nrrd").is_file()
+    page.get_by_role("button", name="Remove moving on fixed", exact=True).click()
+    page.get_by_label("moving on fixed", exact=True).wait_for(state="detached")
+    page.get_by_label("halves on moving", exact=True).uncheck()
+    page.click("#apply summary")
+    panel.until(lambda pixels: colourful(pixels) < colourful(before) + 0.02, "Green")
+    assert not panel.errors
+
+
 def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_path, panel):
     page = panel.page
     page.click("#accept")
@@ -280,6 +346,8 @@ def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_pat
     place = folder / page.inner_text(".message").split("Saved in ")[1].split("\n")[0].rstrip(". ✕")
     names = {file.name for file in place.iterdir()}
     assert {"fixed_landmarks.csv", "moving_landmarks.csv"} <= names  # as they were corrected
+    applied = {file.name for file in (place / "applied").iterdir()}
+    assert applied == {"halves on moving.seg.nrrd", "moving on fixed_1.csv"}
     assert names >= {"transform.h5", "inverse_transform.h5", "warped.nii.gz", "jacobian.nii.gz", "report.json"}
     (signed,) = json.loads((place / "review.json").read_text(encoding="utf-8"))["reviews"]
     assert (signed["verdict"], signed["name"], signed["comment"]) == ("accepted", "Dr. Müller", "bases checked")
@@ -290,7 +358,7 @@ def test_a_result_is_saved_downloaded_and_reported(app, browser, folder, tmp_pat
     archive = tmp_path / "result.zip"
     download.value.save_as(archive)
     with zipfile.ZipFile(archive) as packed:
-        assert packed.testzip() is None and set(packed.namelist()) >= names - {"report.html"}
+        assert packed.testzip() is None and set(packed.namelist()) >= names - {"report.html", "applied"}
     with page.context.expect_page() as opened:
         page.click("#report")
     opened.value.wait_for_load_state()
@@ -326,6 +394,46 @@ def test_a_second_result_with_settings_of_ones_own_is_compared_with_the_first(ap
     page.click("#other-result")
     page.click("summary >> text=Scans and settings")
     page.select_option("#view", "FADE")
+    assert not panel.errors
+
+
+def test_a_list_of_pairs_is_stopped_gone_on_with_and_a_result_opened(app, folder, panel):
+    """A pair that fails says why; a list that names a file elsewhere is refused."""
+    page = panel.page
+    page.click("#batch summary")
+    panel.browse("batch_list")
+    page.locator("dialog .path button").first.click()
+    page.get_by_role("button", name="scans/", exact=True).click()
+    page.get_by_role("button", name="pairs away.csv").click()
+    page.locator("dialog [role=alert]", has_text="away.nii.gz does not lie in the folder").wait_for()
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    panel.choose("batch_list", "scans/", "pairs.csv")
+    assert page.input_value("#batch-folder") == "pairs results"
+    (folder / "scans" / "linked").symlink_to(folder.parent)
+    page.fill("#batch-folder", "linked")
+    page.click("#start-batch")
+    page.locator(".message.error", has_text="leads out of the folder").wait_for()
+    page.fill("#batch-folder", "pairs results")
+    page.click("#start-batch")
+    page.wait_for_selector("#batch td:has-text('running')")
+    assert page.locator("#register").is_disabled()
+    page.click("#stop-batch")
+    page.wait_for_selector("#batch td:has-text('stopped')")
+    assert "the next start goes on" in page.inner_text("#batch [role=status]")
+    page.click("#start-batch")
+    page.wait_for_selector("text=1 of 2 pairs registered, 1 failed.")
+    assert "damaged.nii.gz" in page.inner_text("#batch .why")
+    assert page.locator("#batch tr:has-text('whole')").inner_text().split("\t")[2] in ("PASS", "CHECK", "FAIL")
+    results = page.locator("#result option").count()
+    page.get_by_role("button", name="Open whole", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Open").click()
+    page.wait_for_function("document.querySelectorAll('#result option').length === 0")
+    assert results == 2
+    page.wait_for_selector(".verdict")
+    assert page.text_content("output >> nth=0").startswith("fixed.nii.gz")
+    page.get_by_role("tab", name="Landmarks (").wait_for()
+    page.wait_for_selector("#report")
     assert not panel.errors
 
 

@@ -92,7 +92,7 @@ def test_the_page_shows_all_cases_and_what_misses(outcomes):
     html = page_of(made, both)
     for text in ("quiet-breathing", "wrong-patient", "NOT PASSED", "Clinic &lt;B&gt;", made["sha256"]):
         assert text in html
-    assert html.count("<img") == 3 + 2  # of a wrong pair there is no true determinant
+    assert html.count("<image ") == 3 + 2  # of a wrong pair there is no true determinant
 
 
 @pytest.mark.parametrize(

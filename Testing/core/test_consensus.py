@@ -135,6 +135,23 @@ def test_files_of_before_hold_the_fields_alone(registered, tmp_path):
     np.testing.assert_array_equal(Registration.load(tmp_path / "old.safetensors").forward(x), result.fields.forward(x))
 
 
+def test_files_of_before_hold_one_distance_of_smoothing(registered, tmp_path):
+    """Along all axes alike; now there is one for each."""
+    _, result = registered
+    along = [0.1] * result.cube.dimension
+    ours = replace(result, maps=Consensus(result.fields.maps, along))
+    ours.save(tmp_path / "new.safetensors")
+    metadata, tensors = read_tensors(tmp_path / "new.safetensors", "a registration")
+    geometry = json.loads(metadata["geometry"])
+    assert geometry["smooth"] == along
+    for smooth, maps in ((0.1, ours.maps), (0.0, Consensus(result.fields.maps))):
+        changed = metadata | {"geometry": json.dumps(geometry | {"smooth": smooth})}
+        write_tensors(tmp_path / "old.safetensors", tensors, changed)
+        again = Registration.load(tmp_path / "old.safetensors")
+        x = centres(result)
+        np.testing.assert_allclose(again.forward(x), replace(result, maps=maps).forward(x), rtol=0, atol=1e-4)
+
+
 def test_without_it_the_fields_are_the_result(short, phantom_2d):
     result = register(phantom_2d.fixed, phantom_2d.moving, settings=replace(short(2), consensus=False), device="cpu")
     assert result.fields is result

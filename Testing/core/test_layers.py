@@ -22,8 +22,6 @@ ROOMS = (
 PENDING: set[tuple[str, str]] = set()
 INSIDE = {  # imports inside functions, and why
     "cli.cluster": "submitit is optional",
-    "report.page": "matplotlib is optional",
-    "report.pictures": "matplotlib is optional",
     "learning.state": "TensorBoard is optional",
     "device": "resource is missing on Windows",
 }

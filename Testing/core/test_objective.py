@@ -9,7 +9,7 @@ import pytest
 import torch
 from nephi.config import of_kind
 from nephi.fitting.objective import Objective
-from nephi.fitting.regularity import make_regulariser
+from nephi.fitting.regularity import fitted, make_regulariser
 from nephi.fitting.similarity import make_similarity
 from nephi.images.volume import Volume, VolumePair
 from nephi.maps.code import Code, HybridCode, zero_code
@@ -312,3 +312,39 @@ def test_the_differences_of_the_regulariser_are_taken_a_step_in_mm_apart(unit_mm
     stencils = asked[0][0, 30:].reshape(8, -1, 2)
     apart_mm = (stencils[:, 1:] - stencils[:, :1]).norm(dim=-1) * unit_mm
     torch.testing.assert_close(apart_mm, torch.full_like(apart_mm, 1.5), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_bending_is_added_to_gradicon_by_its_length(exact, dimension):
+    """A map that bends by b and its inverse: GradICON finds nothing, the bending energy counts (length x b)^2."""
+    b, length_mm, settings = 0.3, 6.0, RegularitySettings(exact=exact, step_mm=1.5)
+    step = 0.02  # in the cube
+
+    def maps(points):
+        forward, back = points.unbind(0)
+        first = torch.eye(points.shape[-1])[0].to(points)
+        bend = b / 2
+        return torch.stack([forward + bend * forward[:, 1:2] ** 2 * first, back - bend * back[:, 1:2] ** 2 * first])
+
+    def penalty(bending_mm):
+        regulariser = make_regulariser(replace(settings, bending_mm=bending_mm))
+        at = torch.rand(20, 1, dimension, dtype=torch.double) + regulariser.stencil(dimension, step).double()
+        points = at.expand(2, *at.shape).clone().requires_grad_(exact)
+        values = maps(points.flatten(1, 2)).reshape(points.shape)
+        return float(regulariser.penalty(maps, points, values, step).detach())
+
+    length_cube = length_mm / settings.step_mm * step
+    assert penalty(0.0) == pytest.approx(0, abs=1e-9)
+    # of both maps, whose energy is averaged
+    assert penalty(length_mm) == pytest.approx((length_cube * b) ** 2, rel=1e-3)
+
+
+def test_maps_bend_less_in_coarse_voxels_and_freely_in_fine_ones():
+    settings = RegularitySettings(bending_mm=1.0, step_mm=1.5)
+    lengths = [fitted(settings, voxel_mm, 1.0).bending_mm for voxel_mm in (0.7, 1.5, 2.0, 2.5, 5.0, 8.0)]
+    assert lengths[0] == 0 and lengths[2] == pytest.approx(1)
+    assert lengths[1] < lengths[2] < lengths[3] < lengths[4] == lengths[5]
+    small = fitted(settings, 0.2, 0.1)
+    assert small.bending_mm == pytest.approx(0.1 * lengths[2]) and small.step_mm == pytest.approx(0.15)
+    assert fitted(replace(settings, bending_mm=0.0), 5.0, 1.0).bending_mm == 0

@@ -164,14 +164,17 @@ def test_dicom_registration_says_the_same_as_the_transform(finished, made, tmp_p
         assert dicom_export.problem(out) == ""
         folder = tmp_path / "out"
         folder.mkdir()
-        written = dicom_export.export(out, folder, files.get)
+        written = dicom_export.export(out, folder, lambda volume: dicom_export.from_database(volume, files.get))
         points = points_in(finished.phantom.fixed, 100)
         for path, transform in zip(written, (out.forward, out.inverse), strict=True):
             read = read_registration(path)
             there = lps([read.TransformPoint(point) for point in lps(points).tolist()])
             assert np.abs(there - transformed(transform, points)).max() < 0.01
+        _check_series_and_segments(
+            finished, folder, *(dicom_export.from_database(v, files.get) for v in (out.fixed, out.moving))
+        )
         with pytest.raises(NephiError, match="no longer in the database"):
-            dicom_export.export(out, folder, lambda uid: "")
+            dicom_export.from_database(out.fixed, lambda uid: "")
         parent = put_under(out.moving, np.eye(4))
         assert "lies under a transform" in dicom_export.problem(out)
         out.moving.SetAndObserveTransformNodeID(None)
@@ -179,6 +182,28 @@ def test_dicom_registration_says_the_same_as_the_transform(finished, made, tmp_p
     finally:
         for volume in (out.fixed, out.moving):
             volume.RemoveAttribute("DICOM.instanceUIDs")
+
+
+def _check_series_and_segments(finished, folder, fixed, moving):
+    """What is read again is what was written: voxels and their places, names and codes of segments."""
+    from nephi.files.image import read_volume
+    from nephi_app.loading import labels_node
+
+    out, scene = finished.outputs, finished.scene
+    dicom_export.write_scan(out.warped, folder / "warped", fixed, moving, "Warped")
+    read = read_volume(folder / "warped", "warped")
+    assert np.abs(sitk.GetArrayFromImage(read) - arrayFromVolume(out.warped)).max() < 1  # HU
+    np.testing.assert_allclose(read.GetOrigin(), finished.phantom.fixed.GetOrigin(), atol=1e-3)
+    mask = 3 * finished.phantom.fixed_mask
+    labels = volume_node(scene, mask, "lungs", LABELS)
+    dicom_export.write_segments(labels, out.fixed, folder / "lungs.dcm", fixed)
+    node = labels_node(scene, folder / "lungs.dcm", None, "lungs", one_by_one=True)
+    node.GetSegmentation().GetNthSegment(0).SetName("label 3")
+    dicom_export.write_segments(node, out.fixed, folder / "again.dcm", fixed)
+    again = labels_node(scene, folder / "again.dcm", None, "lungs", one_by_one=True)
+    assert display.nodes.write_labels(again, out.fixed, folder / "again.nrrd") == {1: "label 3"}
+    shown = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "again.nrrd"))) != 0
+    assert (shown == (sitk.GetArrayFromImage(mask) != 0)).all()
 
 
 def test_methods_text_has_the_reports_numbers(finished):

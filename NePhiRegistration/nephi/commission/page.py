@@ -17,7 +17,7 @@ _STEP_MM = 3.0  # between the pixels of the pictures
 
 
 def page_of(record: dict[str, Any], outcomes: list[Outcome]) -> str:
-    """HTML; the pictures need matplotlib, which is optional."""
+    """HTML."""
     return document("Commissioning record", _body(record, outcomes))
 
 
@@ -86,12 +86,9 @@ def _pictures(outcome: Outcome) -> Iterator[str]:
     grey = sitk.GetArrayViewFromImage(pair.fixed)[tuple(np.moveaxis(index_zyx, -1, 0))]
     grey = np.clip((grey.astype(float) + 1000) / 1200, 0, 1)[..., None] * np.full(3, 255)
     spacing = (grid.spacing_mm[0] * steps[1], grid.spacing_mm[2] * steps[0])
-    try:
-        panels = [picture(grey.astype(np.uint8), spacing, "fixed image")]
-        for name, values in maps.items():
-            rgb = grey.astype(np.uint8).copy()
-            rgb[here] = jacobian_rgb(values)
-            panels.append(picture(rgb, spacing, name))
-    except ImportError:
-        return
+    panels = [picture(grey.astype(np.uint8), spacing, "fixed image")]
+    for name, values in maps.items():
+        rgb = grey.astype(np.uint8).copy()
+        rgb[here] = jacobian_rgb(values)
+        panels.append(picture(rgb, spacing, name))
     yield f'<section><div class="views">{"".join(panels)}</div></section>'

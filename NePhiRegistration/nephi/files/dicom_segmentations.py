@@ -22,6 +22,7 @@ from .dicom_objects import (
     new_object,
     object_class,
     pydicom_module,
+    quiet,
     reference,
     save_object,
     series_reference,
@@ -146,6 +147,19 @@ def write_segmentation(labels: sitk.Image, segments: list[Any], path: Path, of: 
     data.PixelData = pydicom.pixels.utils.pack_bits(planes.astype(np.uint8))
     with replaced(path.parent) as scratch:
         save_object(data, scratch / path.name)
+
+
+@quiet()
+def new_segment(number: int, name: str, like: Any = None) -> Any:
+    """An item of a Segment Sequence, with codes and colour of the item ``like``, otherwise with the codes of tissue."""
+    if like is not None:
+        return _renumbered(like, number)
+    item = pydicom_module().Dataset()
+    item.SegmentNumber, item.SegmentLabel = number, name[:64]
+    item.SegmentAlgorithmType, item.SegmentAlgorithmName = "SEMIAUTOMATIC", "NePhi"
+    tissue = coded("85756007", "SCT", "Tissue")
+    item.SegmentedPropertyCategoryCodeSequence, item.SegmentedPropertyTypeCodeSequence = [tissue], [tissue]
+    return item
 
 
 def _renumbered(segment: Any, number: int) -> Any:

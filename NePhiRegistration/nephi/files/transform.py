@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,26 @@ def _check_numbers(values: np.ndarray, path: Path, what: str) -> None:
 
 
 def through(transform: sitk.Transform, points_lps_mm: np.ndarray) -> np.ndarray:
-    return np.array([transform.TransformPoint(p) for p in np.asarray(points_lps_mm, float).tolist()])
+    """Where a transform takes points (n, d)."""
+    points = np.asarray(points_lps_mm, float)
+    if transform.GetTransformEnum() == sitk.sitkDisplacementField and len(points):  # point by point takes long
+        return points + _displacements(sitk.DisplacementFieldTransform(transform).GetDisplacementField(), points)
+    return np.array([transform.TransformPoint(p) for p in points.tolist()])
+
+
+def _displacements(field: sitk.Image, points_lps_mm: np.ndarray) -> np.ndarray:
+    """Displacements (n, d) of a field, linear between its voxels, held for half a voxel beyond and 0 from there on."""
+    vectors, size = sitk.GetArrayViewFromImage(field), np.array(field.GetSize())
+    index = Grid.of(field).to_index(points_lps_mm)
+    seen = np.all((index >= -0.5) & (index < size - 0.5), axis=1)
+    place = np.clip(np.where(np.expand_dims(seen, 1), index, 0.0), 0, size - 1)  # also of what is not finite
+    below = np.minimum(place.astype(int), np.maximum(size - 2, 0))
+    part, out = place - below, np.zeros_like(points_lps_mm)
+    for corner in product((0, 1), repeat=len(size)):
+        at = np.minimum(below + corner, size - 1)
+        weight = np.where(corner, part, 1 - part).prod(1)
+        out += np.expand_dims(weight * seen, 1) * vectors[tuple(at.T[::-1])]
+    return out
 
 
 def read_affine(path: str, dimension: int) -> Affine:

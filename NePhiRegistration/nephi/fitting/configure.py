@@ -121,7 +121,8 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     else:
         why = f"the images are of one contrast (a line explains {is_.linear:.2f} of the variance)"
         yield "similarity.name", s.similarity.name, f"similarity {s.similarity.name}: {why}"
-    yield "smooth", 0.0, ""  # measured on CTs of the chest alone
+    yield "smooth", 0.0, ""  # both measured on CTs of the chest alone
+    yield "regularity.bending_mm", 0.0, ""
     if is_.contrasts_differ:
         return
     if is_.alone:

@@ -27,7 +27,7 @@ from .guidance import NOTHING, Guidance
 from .guides import make_guides
 from .initial import outer_map
 from .objective import Drawn, Objective
-from .regularity import Regulariser
+from .regularity import Regulariser, fitted
 from .similarity import Similarity
 from .sliding import OneSide, OnItsSide, Tie, Wall, border_of, of_both_sides, sides, with_near_nodes
 from .smoothing import smoothed
@@ -56,7 +56,7 @@ class Optimisation:
         settings: Settings,
         prediction: Start | None,
         similarity: Similarity,
-        regulariser: Regulariser,
+        regulariser: Regulariser | None,
         device: torch.device,
         guidance: Guidance = NOTHING,
     ):
@@ -85,7 +85,7 @@ class Optimisation:
         self.maps = self.evaluated
         self.pairs: tuple[ImagePair, ...] = (self.pair,)
         generator = torch.Generator(device).manual_seed(s.fit.seed)
-        regularity = replace(s.regularity, step_mm=s.regularity.step_mm * pair.scale)
+        regularity = fitted(s.regularity, pair.voxel_mm, pair.scale)
         if s.sliding:
             border = border_of(self.pair, device)
             self.maps = Sliding(made(OneSide(self.code, 0)), made(OneSide(self.code, 1)), border)
@@ -94,11 +94,14 @@ class Optimisation:
         if isinstance(self.maps, Sliding):
             guides = [*(OnItsSide(guide, border) for guide in guides), Tie(border, self.pair)]
             guides += [] if bones is None else [Wall(bones, self.pair, device)]
+        # what an initial transform or guides ask for may be sharper than the nodes
+        free = bool(guides) or outer is not None
+        self._smooth = 0.0 if free else s.smooth
+        if free:
+            regularity = replace(regularity, bending_mm=0.0)
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
-        # what an initial transform or guides ask for may be sharper than the nodes
-        self._smooth = 0.0 if guides or outer is not None else s.smooth
         self.adam = Adam([p for part in (self.code, self.fields) for p in part.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level

@@ -6,6 +6,7 @@ import torch
 
 from ..images.image_pair import ImagePair
 from ..maps.consensus import Consensus
+from ..maps.jacobian import finite_jacobian
 from ..settings import Features
 from .similarity import LNCC
 
@@ -14,6 +15,9 @@ _SPACING_MM, _SIDE = 1.5, 5  # of the blocks that are compared
 _BLOCKS = 600
 _WORSE = 0.0075  # of what keeps the blocks from agreeing wholly, that a smoother map may add
 _SEED = 16
+_APART = 0.75  # of the nodes' distance: where the determinant is compared with itself
+_STEP = 0.125  # of the nodes' distance, over which the determinant is taken
+_CALMER = 0.98  # bands that smoothing along an axis may leave at most, else it does nothing for them
 
 
 @torch.no_grad()
@@ -22,9 +26,12 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
 
     ``nodes_cube``: distance between the nodes of the fields' code; ``most``: the part of it over which it may be
     smoothed. The images are compared by their correlation in blocks around random points of the fixed mask.
+
+    It is smoothed along all axes alike, as far as that goes, then further along single axes, first along that which
+    calms the Jacobian determinant most for what it costs: across thick slices the images tell less of the map.
     """
-    parts = [part for part in _PARTS if part <= most]
-    if not parts:
+    parts = [0.0, *(part for part in _PARTS if part <= most)]
+    if len(parts) == 1:
         return consensus
     similarity = LNCC()
     fixed, moving = pair.volumes(Features(_SPACING_MM, 1), similarity.prepare, device, drawn=(True, False))
@@ -38,14 +45,51 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
     seen = moving.inside(blocks + plain(blocks)) * fixed.counts(blocks)  # of blocks whose values all count
     seen = seen.reshape(_BLOCKS, -1).amin(1, keepdim=True)
 
-    def unlike(map_: Consensus | None) -> float:
-        there = blocks + plain(blocks) if map_ is None else map_.forward(blocks)
+    def unlike(map_: Consensus) -> float:
+        there = map_.forward(blocks) if map_.smooth else blocks + plain(blocks)
         return float(similarity.compare(moving.at(there).reshape(_BLOCKS, -1), reference, seen))
 
-    limit, best = (1 + _WORSE) * unlike(None), consensus
-    for part in parts:
-        smoother = consensus.smoothed(part * nodes_cube)
-        if unlike(smoother) > limit:
-            break
-        best = smoother
+    step = _STEP * nodes_cube
+    eye = torch.eye(d, device=device)
+    nearby = torch.cat([torch.zeros(1, d, device=device), *(way * nodes_cube * _APART * eye for way in (-1, 1))])
+    stencil = torch.cat([torch.zeros(1, d, device=device), step * eye])
+    around = points[:, None, None] + nearby[:, None] + stencil
+
+    def bands(map_: Consensus) -> float:
+        """How much the determinant varies over as little as lies between two nodes, along all axes together."""
+        values = map_.forward(around.reshape(-1, d)).reshape(around.shape)
+        centre, before, after = finite_jacobian(values, step).det().split([1, d, d], 1)
+        return float((before + after - 2 * centre).square().mean())
+
+    best, chosen, now = consensus, [0] * d, unlike(consensus)
+    limit = (1 + _WORSE) * now
+
+    def tried(steps: list[int]) -> tuple[Consensus, float]:
+        smoother = consensus.smoothed([parts[each] * nodes_cube for each in steps])
+        return smoother, unlike(smoother)
+
+    left, right = 1, len(parts)
+    while left < right:  # halved each time: what is smoothed farther fits worse
+        middle = (left + right) // 2
+        smoother, worse = tried([middle] * d)
+        if worse > limit:
+            right = middle
+        else:
+            best, chosen, now, left = smoother, [middle] * d, worse, middle + 1
+    axes = set(range(d))  # along which it may be smoothed further
+    while axes := {axis for axis in axes if chosen[axis] + 1 < len(parts)}:
+        gains = []
+        for axis in sorted(axes):
+            steps = [part + (axis == other) for other, part in enumerate(chosen)]
+            smoother, worse = tried(steps)
+            if worse > limit:
+                axes.remove(axis)  # nor does it go when the others are smoothed further
+            else:
+                calm = bands(smoother) / max(bands(best), 1e-12)
+                if calm > _CALMER:
+                    axes.remove(axis)
+                else:
+                    gains.append(((1 - calm) / max(worse - now, 1e-6 * limit), axis, smoother, steps, worse))
+        if gains:
+            *_, best, chosen, now = max(gains, key=lambda one: one[:2])
     return best

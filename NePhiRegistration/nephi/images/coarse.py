@@ -119,10 +119,12 @@ class Prepared:
         else:
             unseen = np.zeros(array.shape, bool)
             low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
-        values = np.clip((array - low) / (high - low if high > low else 1.0), 0.0, 1.0)
+        array -= low
+        array /= high - low if high > low else 1.0
+        np.clip(array, 0.0, 1.0, out=array)
+        array[unseen] = 0.0
         grid = Grid.of(image)
-        seen = grid.image((~unseen).astype(np.float32))
-        return cls(grid.image(np.where(unseen, 0.0, values).astype(np.float32)), seen, mask, ct)
+        return cls(grid.image(array), grid.image((~unseen).astype(np.float32)), mask, ct)
 
     def at_scale(self, spacing_mm: float) -> Coarse:
         """Averaged, then resampled over the box that holds the body."""
@@ -173,12 +175,14 @@ def _filled(array: np.ndarray, padding_hu: list[float]) -> np.ndarray:
     there."""
     flat = array <= _FLAT_AIR_HU
     for axis in (-1, -2):
-        same = np.diff(array, axis=axis) == 0
-        ends = [(0, 0)] * array.ndim
-        ends[axis] = (1, 1)
-        same = np.pad(same, ends)
-        flat &= np.delete(same, 0, axis) | np.delete(same, -1, axis)
-    return flat | np.isin(array, padding_hu)
+        along, alike = np.moveaxis(array, axis, 0), np.zeros(array.shape, bool)
+        same, near = along[1:] == along[:-1], np.moveaxis(alike, axis, 0)
+        near[1:] |= same
+        near[:-1] |= same
+        flat &= alike
+    for value in padding_hu:
+        flat |= array == value
+    return flat
 
 
 def _body(values: Tensor, seen: Tensor, edges: Tensor) -> Tensor:

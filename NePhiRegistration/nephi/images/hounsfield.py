@@ -29,7 +29,7 @@ def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
 
 def padding(image: sitk.Image, least: float = _LEAST_PADDING) -> list[float]:
     """Values that fill a corner and at least this part of the image."""
-    array, sample = sitk.GetArrayViewFromImage(image), sparse(image)
+    array, sample = sitk.GetArrayViewFromImage(image), np.ascontiguousarray(sparse(image))  # it is read many times
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in array.shape], indexing="ij"), -1).reshape(-1, array.ndim)
     values = {float(array[tuple(index)]) for index in ends}
     return sorted(value for value in values if (sample == value).mean() >= least)

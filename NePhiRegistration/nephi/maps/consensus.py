@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -28,12 +29,12 @@ class Consensus(Map):
     smooth: they are found once at nodes and held as splines, so that a point costs what it costs in one field, in the
     inverse, which is exact, about four times that.
 
-    ``smooth``: the distance in the cube over which the mean is smoothed, as fields follow the noise between the nodes
-    of their code; it is then a spline itself. 0: it is not smoothed.
+    ``smooth``: the distances in the cube along x, y (, z) over which the mean is smoothed, as fields follow the noise
+    between the nodes of their code; it is then a spline itself. None, or 0 along each axis: it is not smoothed.
     """
 
-    def __init__(self, of: Map, smooth: float = 0.0):
-        self.of, self.smooth = of, smooth
+    def __init__(self, of: Map, smooth: Sequence[float] = ()):
+        self.of, self.smooth = of, tuple(smooth) if any(smooth) else ()
 
     @property
     def half_extents_cube(self) -> Tensor:
@@ -51,16 +52,15 @@ class Consensus(Map):
     def _mean(self, points_cube: Tensor) -> Tensor:
         return self.of.forward(points_cube) + self._to_mean(points_cube)
 
-    def smoothed(self, smooth: float) -> Consensus:
-        """The same mean, smoothed over another distance: what was evaluated is not evaluated again."""
+    def smoothed(self, smooth: Sequence[float]) -> Consensus:
+        """The same mean, smoothed over other distances: what was evaluated is not evaluated again."""
         other = Consensus(self.of, smooth)
         other.__dict__["_to_mean"], other.__dict__["held"] = self._to_mean, self.held
         return other
 
     @cached_property
     def _smoothed(self) -> HeldShift:
-        """The mean's displacement, smoothed."""
-        return self.held.smoothed(self.smooth / _SMOOTH_SPACING_CUBE)
+        return self.held.smoothed([distance / _SMOOTH_SPACING_CUBE for distance in self.smooth])
 
     @cached_property
     def held(self) -> HeldShift:
@@ -115,7 +115,7 @@ class Consensus(Map):
         return Consensus(self.of.to(device), self.smooth)
 
 
-def consensus(of: Map, smooth: float = 0.0) -> Map:
+def consensus(of: Map, smooth: Sequence[float] = ()) -> Map:
     """The consensus of a pair's maps; of maps that slide, that of each side, where both meet."""
     if isinstance(of, Sliding):
         return Sliding(Consensus(of.within, smooth), Consensus(of.around, smooth), of.border).meeting()

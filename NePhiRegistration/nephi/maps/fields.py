@@ -14,6 +14,8 @@ from ..settings import FIELDS, FieldSettings, NeuralSettings, VoxelSettings
 from ..space.interpolate import constant
 from .code import FORWARD, INVERSE, LINEAR_CUBE, Code
 
+_PARTS = 4096  # points that a CPU evaluates at a time where nothing is differentiated: they stay in its cache
+
 
 class Fields(nn.Module):
     """The forward and the inverse map as functions of points and a code. Subclasses need ``forward`` alone.
@@ -93,7 +95,10 @@ class NeuralFields(Fields):
         return torch.sin(self.settings.omega * x) if self.settings.modulation == "sine" else torch.relu(x)
 
     def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
-        return self._bound(code, lambda parameter: parameter[way : way + 1])(points_cube[None])[0]
+        through = self._bound(code, lambda parameter: parameter[way : way + 1])
+        if torch.is_grad_enabled() or points_cube.device.type != "cpu" or len(points_cube) <= _PARTS:
+            return through(points_cube[None])[0]
+        return torch.cat([through(part[None])[0] for part in points_cube.split(_PARTS)])
 
     def forward(self, points_cube: Tensor, code: Code) -> Tensor:
         return self.bound(code)(points_cube)

@@ -30,26 +30,22 @@ class HeldShift:
     """A small displacement in the cube, as a quadratic spline through its values at nodes and held beyond the border.
 
     ``shift``: points_cube (n, d) -> displacement (n, d), evaluated once at ``size`` nodes along x, y (, z).
-    ``smooth``: over this many nodes the values are smoothed before.
     """
 
     @torch.no_grad()
-    def __init__(self, shift: PointMap, half_extents_cube: Tensor, size: Sequence[int], smooth: float = 0.0):
+    def __init__(self, shift: PointMap, half_extents_cube: Tensor, size: Sequence[int]):
         nodes = points_between(half_extents_cube, size).to(half_extents_cube.dtype)
         self.half_extents_cube, self.size = half_extents_cube, tuple(size)
         values = torch.cat(list(in_threads(shift, nodes.split(_PARTS), nodes.device)))
         self.values = values.T.reshape(-1, *reversed(self.size))
-        self._fit(smooth)
-
-    def _fit(self, smooth: float) -> None:
-        values = _smoothed(self.values, smooth) if smooth else self.values
-        self.table = _table(values)
+        self.table = _table(self.values)
 
     @torch.no_grad()
-    def smoothed(self, nodes: float) -> HeldShift:
-        """The same values, smoothed over another number of nodes."""
+    def smoothed(self, nodes: Sequence[float]) -> HeldShift:
+        """The values smoothed over so many nodes along x, y (, z); 0: not along this axis."""
         other = copy.copy(self)
-        other._fit(nodes)
+        other.values = _smoothed(self.values, nodes)
+        other.table = _table(other.values)
         return other
 
     def __call__(self, points_cube: Tensor) -> Tensor:
@@ -93,8 +89,9 @@ def _inverted(forward: PointMap, points: Tensor, good: float) -> Tensor:
     return found
 
 
-def _smoothed(values: Tensor, nodes: float) -> Tensor:
-    """Values (c, (z,) y, x) under a Gaussian of so many nodes, applied again to what it takes away (twicing).
+def _smoothed(values: Tensor, nodes: Sequence[float]) -> Tensor:
+    """Values (c, (z,) y, x) under a Gaussian of so many nodes along x, y (, z), applied again to what it takes away
+    (twicing).
 
     Polynomials of degree 3 stay as they are, and little is lost of what is wider than six times that.
     """
@@ -102,17 +99,17 @@ def _smoothed(values: Tensor, nodes: float) -> Tensor:
     return low + _gaussian(values - low, nodes)
 
 
-def _gaussian(values: Tensor, nodes: float) -> Tensor:
+def _gaussian(values: Tensor, nodes: Sequence[float]) -> Tensor:
     """Beyond the border values go on as they came, mirrored at its point: slopes are kept."""
-    return _along_axes(values, lambda n: _gaussian_matrix(n, nodes))
-
-
-def _along_axes(values: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
-    """Values (c, (z,) y, x), along each axis of n nodes multiplied by ``matrix(n)`` (n, n)."""
-    for axis in range(1, values.ndim):
-        factor = matrix(values.shape[axis]).to(values)
-        values = torch.tensordot(factor, values, ([1], [axis])).movedim(0, axis)
+    for axis, over in enumerate(reversed(nodes), 1):
+        if over:
+            values = _along(values, axis, _gaussian_matrix(values.shape[axis], over))
     return values
+
+
+def _along(values: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """Values multiplied by a matrix (n, n) along an axis of n nodes."""
+    return torch.tensordot(matrix.to(values), values, ([1], [axis])).movedim(0, axis)
 
 
 @lru_cache(maxsize=64)
@@ -142,7 +139,9 @@ def _spline(values: Tensor) -> Tensor:
 
     Axis by axis: a spline whose coefficients are the values misses them by at most half.
     """
-    return _along_axes(values, _spline_matrix)
+    for axis in range(1, values.ndim):
+        values = _along(values, axis, _spline_matrix(values.shape[axis]))
+    return values
 
 
 @lru_cache(maxsize=64)

@@ -20,7 +20,7 @@ _FINER = 0.96  # of what the error asks for, so that the next spacing is likely 
 
 def halved(grid: Grid, values: np.ndarray) -> tuple[Grid, np.ndarray]:
     """Half the spacing: values (z, y, x, d) float32 at the nodes stay, those between come by cubic interpolation."""
-    for axis in range(grid.dimension):
+    for axis in reversed(range(grid.dimension)):  # along the rows first: it takes longest, and there is least of it
         v = np.moveaxis(values, axis, 0)
         between = (v[:-1] + v[1:]) / 2
         if len(v) > 3:  # the parabolas through the nodes at either side, averaged

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..device import in_threads
 
@@ -35,8 +34,13 @@ def match(fixed: Tensor, moving: Tensor, index_zyx: Tensor, half: int, reach: in
     ``fixed`` and ``moving`` (z, y, x) lie on one grid. Both serve as the block and as what is searched; the shift is
     half the difference of the two, each to a fraction of a voxel by a parabola.
     """
-    there = _correlations(fixed, moving, index_zyx, half, reach)
-    back = _correlations(moving, fixed, index_zyx, half, reach)
+    inner = (slice(None), *[slice(reach, reach + 2 * half + 1)] * fixed.ndim)
+
+    def compared(index: Tensor) -> tuple[Tensor, Tensor]:
+        one, other = (_around(image, index, half + reach) for image in (fixed, moving))
+        return _correlations(one[inner], other), _correlations(other[inner], one)
+
+    there, back = map(torch.cat, zip(*in_threads(compared, index_zyx.split(_BLOCKS)), strict=True))
     (a, best), (b, _) = _peaks(there), _peaks(back)
     centre: tuple = (slice(None), *[reach] * fixed.ndim)
     here = there[centre]
@@ -45,51 +49,37 @@ def match(fixed: Tensor, moving: Tensor, index_zyx: Tensor, half: int, reach: in
     )  # index z first, results x first
 
 
-def _correlations(fixed: Tensor, moving: Tensor, index_zyx: Tensor, half: int, reach: int) -> Tensor:
-    """(n, k, ..., k) correlations of the fixed blocks with the moving ones, for all shifts, z first."""
-    d, side, shifts = fixed.ndim, 2 * half + 1, 2 * reach + 1
-    wide = side + shifts - 1
-    blocks, searched = _padded(fixed, half), _padded(moving, half + reach)
-    mean = _box_mean(searched, side)
-    variance = _box_mean(searched.square(), side).addcmul_(mean, mean, value=-1).clamp_(min=0)
-    del mean  # images of this size are what the memory goes to
+def _correlations(block: Tensor, window: Tensor) -> Tensor:
+    """(n, k, ..., k) correlations of blocks (n, side, ...) with all blocks of the windows (n, side + k - 1, ...)."""
+    d, side, wide = block.ndim - 1, block.shape[1], window.shape[1]
     size, axes = [_quick(wide)] * d, tuple(range(1, d + 1))
-    kept = (slice(None), *[slice(shifts)] * d)
-
-    def compared(index: Tensor) -> Tensor:
-        block = _cut(blocks, index, side)
-        block = block - block.mean(axes, keepdim=True)
-        window = _cut(searched, index, wide)
-        window = window - window.mean(axes, keepdim=True)
-        spectrum = torch.fft.rfftn(window, s=size, dim=axes) * torch.fft.rfftn(block, s=size, dim=axes).conj()
-        product = torch.fft.irfftn(spectrum, s=size, dim=axes)[kept] / side**d
-        spread = (block.square().mean(axes, keepdim=True) + _FLOOR) * (_cut(variance, index, shifts) + _FLOOR)
-        return product / spread.sqrt()
-
-    return torch.cat(list(in_threads(compared, index_zyx.split(_BLOCKS))))
+    mean = _box_mean(window, side)
+    variance = _box_mean(window.square(), side).addcmul_(mean, mean, value=-1).clamp_(min=0)
+    block = block - block.mean(axes, keepdim=True)
+    window = window - window.mean(axes, keepdim=True)
+    spectrum = torch.fft.rfftn(window, s=size, dim=axes) * torch.fft.rfftn(block, s=size, dim=axes).conj()
+    kept = (slice(None), *[slice(wide - side + 1)] * d)
+    product = torch.fft.irfftn(spectrum, s=size, dim=axes)[kept] / side**d
+    return product / ((block.square().mean(axes, keepdim=True) + _FLOOR) * (variance + _FLOOR)).sqrt()
 
 
-def _padded(image: Tensor, by: int) -> Tensor:
-    return functional.pad(image[None, None], [by] * 2 * image.ndim, mode="replicate")[0, 0]
-
-
-def _box_mean(image: Tensor, side: int) -> Tensor:
-    for axis in range(image.ndim):
-        n = image.shape[axis] - side + 1
-        total = image.narrow(axis, 0, n).clone()
+def _box_mean(windows: Tensor, side: int) -> Tensor:
+    for axis in range(windows.ndim - 1, 0, -1):
+        n = windows.shape[axis] - side + 1
+        total = windows.narrow(axis, 0, n).clone()
         for first in range(1, side):
-            total += image.narrow(axis, first, n)
-        image = total.div_(side)
-    return image
+            total += windows.narrow(axis, first, n)
+        windows = total.div_(side)
+    return windows
 
 
-def _cut(image: Tensor, index_zyx: Tensor, side: int) -> Tensor:
-    """(n, side, ..., side): the boxes whose first voxels are these (n, d)."""
-    d = image.ndim
-    stride = torch.tensor([int(np.prod(image.shape[axis + 1 :])) for axis in range(d)])
-    offsets = torch.stack(torch.meshgrid(*[torch.arange(side)] * d, indexing="ij"), -1).reshape(-1, d)
-    flat = (index_zyx * stride).sum(-1, keepdim=True) + (offsets * stride).sum(-1)
-    return image.reshape(-1)[flat].reshape(-1, *[side] * d)
+def _around(image: Tensor, index_zyx: Tensor, reach: int) -> Tensor:
+    """(n, 2 reach + 1, ...): the boxes around voxels (n, d); beyond the border its values hold."""
+    d, steps, flat = image.ndim, torch.arange(-reach, reach + 1), torch.zeros(1, dtype=torch.long)
+    for axis, extent in enumerate(image.shape):
+        along = (index_zyx[:, axis, None] + steps).clamp_(0, extent - 1)
+        flat = flat[..., None] * extent + along.reshape(len(along), *[1] * axis, -1)
+    return image.reshape(-1).index_select(0, flat.reshape(-1)).reshape(-1, *[len(steps)] * d)
 
 
 def _quick(n: int) -> int:

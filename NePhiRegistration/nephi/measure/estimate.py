@@ -21,16 +21,18 @@ _BYTES_A_WORK_VOXEL = 45.0  # of the working grid: features of both images, befo
 _BYTES_AN_ACTIVATION = 60.0
 _TRANSFORM_MM, _JACOBIAN_MM, _CONSISTENCY_MM = 5.0, 3.0, 4.0  # between the points at which maps are evaluated
 _BEGINNING = ("start", "reading", "masks", "alignment", "prediction", "features", "optimising")  # what register does
-# seconds on a CPU: of the imports, per voxel of both images and of one, of the search, of an iteration, and per
-# multiplication of the network at a point in the optimisation, in a map and in an exact determinant; per voxel of both
-# images at each level; of the measures, and of theirs per voxel of one image
-_START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 3.0, 1.2e-8, 8e-9, 4.8e-8, 1.05e-8
-_SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 2.0, 0.0165, 2e-10
-_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 2.1e-10, 3.2e-10, 1.0
-_AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 8e-9
+# seconds on a CPU: of the imports, per voxel of both images and of one, of the check and the search of an alignment, of
+# an iteration, and per multiplication of the network at a point in the optimisation, in a map and in an exact
+# determinant; per voxel of both images at each level; of the measures, and of theirs per voxel of one image
+_START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 2.0, 1.2e-8, 8e-9, 4.8e-8, 1.05e-8
+_CHECK_S, _SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 0.7, 1.5, 0.0165, 2e-10
+_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 2.1e-10, 3.2e-10, 0.25
+_AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 4e-9
+# of a map that a model predicts alone, without a network: per node of the transforms, determinant, point of the map
+_SPLINE_S, _SPLINE_JACOBIAN_S, _SPLINE_POINT_S = 1.7e-6, 2.5e-6, 2.8e-6
 # of the lungs of an adult: the expected error, and how far the map is smoothed, per voxel of both images besides
-_TRUST_S, _SMOOTHING_S, _SMOOTHING_VOXEL_S, _USUAL_DETERMINANTS = 2.3, 1.1, 5e-9, 1.6e5
-_MODEL_S = {"lung": 3.5, "lung-m": 9.0}  # its prediction alone
+_TRUST_S, _SMOOTHING_S, _SMOOTHING_VOXEL_S, _USUAL_DETERMINANTS = 1.4, 0.65, 5e-9, 1.6e5
+_MODEL_S = {"lung": 3.0, "lung-m": 9.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
 # of the refinement: per node and round, at nodes and at voxels, and of its start and end
 _DENSE_S, _DENSE_FINE_S, _DENSE_ENDS_S = 1.1e-6, 2.4e-6, 10.0
@@ -104,6 +106,12 @@ def stages(
     gpu = device.startswith("cuda")
     part = _GPU_PART if gpu else 1.0
     step = _GPU_ITERATION_S if gpu else _ITERATION_S + _FIT_PRODUCT_S * w.points * w.products
+    predicted = settings.model is not None and not settings.fit.iterations
+    node, determinant, point = (
+        (_SPLINE_S, _SPLINE_JACOBIAN_S, _SPLINE_POINT_S)
+        if predicted
+        else (_MAP_PRODUCT_S * w.products, _JACOBIAN_PRODUCT_S * w.products, 1.8 * _MAP_PRODUCT_S * w.products)
+    )
     first, *later = (part * (_FEATURES_S * level + _AVERAGING_S * w.voxels) for level in w.levels)
     chest = min(1.0, w.determinants / _USUAL_DETERMINANTS)
     smoothing = chest * (_SMOOTHING_S + _SMOOTHING_VOXEL_S * w.voxels) if settings.smooth else 0.0
@@ -115,17 +123,20 @@ def stages(
         "start": _GPU_START_S if gpu else _START_S,
         "reading": _READING_S * w.voxels,
         "masks": _MASKS_S * w.voxels * find,
-        "alignment": 0.2 + _SEARCH_S * find,
+        "alignment": _CHECK_S + _SEARCH_S * find,
         "prediction": part * (_MODEL_S.get(settings.model, _OTHER_MODEL_S) if settings.model else 0.0),
-        "features": first,
-        "optimising": settings.fit.iterations * step + sum(later) + part * (_refining(w) + smoothing),
-        "transforms": part * _MAP_PRODUCT_S * w.products * w.nodes,
-        "Jacobian determinant": part * _JACOBIAN_PRODUCT_S * w.products * max(w.determinants, exact),
+        # of a prediction alone it is only found how far it is smoothed, which is told as part of the features
+        "features": part * smoothing if predicted else first,
+        "optimising": settings.fit.iterations * step
+        + (not predicted) * (sum(later) + part * smoothing)
+        + part * _refining(w),
+        "transforms": part * node * w.nodes,
+        "Jacobian determinant": part * determinant * max(w.determinants, exact),
         "measures": _MEASURES_S + _COUNTING_S * w.fixed_voxels,
         "writing": _FLOATS_S * w.fixed_voxels * floats,
         "expected error": _TRUST_S * chest,
         "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
-        "disagreement": part * 1.8 * _MAP_PRODUCT_S * w.products * w.disagreement * ("disagreement" in outputs),
+        "disagreement": part * point * w.disagreement * ("disagreement" in outputs),
         "report": (_PAGE_S + _READING_S * w.fixed_voxels) * ("report" in outputs),
     }
     return {name: seconds for name, seconds in found.items() if seconds}

@@ -14,6 +14,7 @@ from ..both import Both
 from ..files.transform import read_transform, through
 from ..files.writing import write_csv
 from ..images.masks import binary, inside
+from ..images.through import nearest_through
 from ..space.affine import Affine
 from ..space.grid import Box, Grid
 from . import quality
@@ -114,7 +115,7 @@ def shown_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(z, y, x) bool on a grid: the fixed mask, which is given on it, where the moving image shows anything, and the
     moving mask warped; not 0 is inside."""
-    there = sitk.GetArrayFromImage(grid.resample(binary(moving_mask), transform, sitk.sitkNearestNeighbor, _NOT_SHOWN))
+    there = nearest_through(binary(moving_mask), grid, transform, _NOT_SHOWN)
     return (fixed_mask != 0) & (there != _NOT_SHOWN), there == 1
 
 

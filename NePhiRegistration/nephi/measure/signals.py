@@ -19,6 +19,7 @@ from ..errors import NephiError
 from ..images.blocks import block_means, seen_box
 from ..images.hounsfield import CT_WINDOW, Units, hu_units, sparse, unseen_values
 from ..images.masks import drawn, inside, region_lps_mm
+from ..images.warp import linear_through
 from ..settings import BODY_MM
 from ..space.grid import Grid
 from .blockmatch import match
@@ -169,7 +170,7 @@ def _matched(
 
     def values(image: sitk.Image, window: _Window, way: sitk.Transform | None) -> np.ndarray:
         seen = corners if way is None else _reached(corners, way)
-        return sitk.GetArrayFromImage(work.resample(window.means(image, _factor(image, spacing_mm), seen), way))
+        return linear_through(window.means(image, _factor(image, spacing_mm), seen), work, way)
 
     arrays = images.map(values, windows, ways)
     voxels = np.clip(np.rint(work.to_index(points)).astype(int), 0, np.array(work.size) - 1)[:, ::-1].copy()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import SimpleITK as sitk
 
+from ..images.through import nearest_through
 from ..space.grid import Grid
 from .quality import dice
 from .report import SurfaceDistance
@@ -68,9 +69,7 @@ def label_agreement(
     whole = sitk.GetArrayViewFromImage(moving)
     ways = {"before_": alignment, "": transform}
     warped = {
-        when: sitk.GetArrayFromImage(grid.resample(moving, through, sitk.sitkNearestNeighbor))
-        for when, through in ways.items()
-        if through is not None
+        when: nearest_through(moving, grid, through, 0.0) for when, through in ways.items() if through is not None
     }
     for label in sorted({*np.unique(wanted).tolist(), *np.unique(whole).tolist()} - {0}):
         here = wanted == label

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
+import torch
+from torch import Tensor
 
+from ..device import in_threads
 from ..images.masks import binary
+from ..images.warp import linear_through
 from ..space.grid import Grid
 from .calibration import FEATURES, MODEL
 from .report import ErrorEstimate
@@ -20,7 +24,8 @@ from .signals import Signals
 
 _POOL_MM = 6.0  # standard deviation of the weights around a place; of the wider ones twice as much
 _LEAST_MM, _LEAST_RATIO = 0.1, 0.02  # below these differences do not count
-_ROWS = 2048  # places worked on at a time
+_LEAST_LOG = -80.0  # of a weight: smaller numbers than normal ones take many times as long
+_ROWS = 128  # places worked on at a time: their weights stay in the cache
 _MAP_MM = 5.0  # between the voxels of the map
 _LARGE_MM = 5.0
 _SAME = 1.0  # voxels of the coarse scale: two shifts that are nearer are the same
@@ -42,16 +47,30 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     s = signals
     shift, coarse_shift = (np.linalg.norm(v, axis=1) for v in (s.shifts_mm, s.coarse_shifts_mm))
     trust = (np.clip(s.best, 0.0, 1.0) ** 2 / (1 + (s.asymmetry_mm / s.scale) ** 2) + 1e-3).astype(np.float32)
-    trusted, wide, plain, coarse = (np.empty((len(places_lps_mm), k)) for k in (s.shifts_mm.shape[1] + 1, 1, 2, 1))
-    for start in range(0, len(places_lps_mm), _ROWS):
-        rows = slice(start, start + _ROWS)
-        near = _near(places_lps_mm[rows], s.points_lps_mm, _POOL_MM * s.scale)
-        plain[rows] = _mean(near, np.column_stack([s.asymmetry_mm, s.strain]))
-        trusted[rows] = _mean(near * trust, np.column_stack([s.shifts_mm, shift]))
-        wide[rows] = _mean(np.sqrt(np.sqrt(near)) * trust, shift[:, None])  # a fourth root is a Gaussian twice as wide
-        near = _near(places_lps_mm[rows], s.coarse_points_lps_mm, _POOL_MM * s.scale)
-        coarse[rows] = _mean(near, coarse_shift[:, None])
-    lengths = np.column_stack([np.linalg.norm(trusted[:, :-1], axis=1), trusted[:, -1:], wide, plain[:, :1], coarse])
+    d, trust = s.shifts_mm.shape[1], trust[:, None]
+    # weighted means are sums of values divided by sums of weights, all of one product
+    values = np.column_stack([trust * s.shifts_mm, trust * shift[:, None], trust, s.asymmetry_mm, s.strain])
+    fine, far, apart = map(_with_ones, (values, values[:, d : d + 2], coarse_shift[:, None]))
+    fine_points, coarse_points, places = (
+        torch.from_numpy(((v - s.points_lps_mm.mean(0)) / (_POOL_MM * s.scale)).astype(np.float32))
+        for v in (s.points_lps_mm, s.coarse_points_lps_mm, places_lps_mm)
+    )
+
+    def pooled(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        near = _near(rows, fine_points)
+        found = near @ fine
+        wide = near.sqrt_().sqrt_() @ far  # a fourth root: a Gaussian twice as wide
+        return found, wide, _near(rows, coarse_points) @ apart
+
+    parts = zip(*in_threads(pooled, places.split(_ROWS)), strict=True)
+    of_fine, of_wide, of_coarse = (torch.cat(part).double().numpy() for part in parts)
+    trusted, plain = of_fine[:, : d + 1] / of_fine[:, d + 1 : d + 2], of_fine[:, d + 2 : -1] / of_fine[:, -1:]
+    lengths = np.column_stack(
+        [
+            np.linalg.norm(trusted[:, :-1], axis=1), trusted[:, -1], of_wide[:, 0] / of_wide[:, 1], plain[:, 0],
+            of_coarse[:, 0] / of_coarse[:, 1],
+        ]
+    )  # fmt: skip
     whole = np.array([np.median(shift), np.median(s.coarse_asymmetry_mm)])
     everywhere = [*np.log(whole / s.scale + _LEAST_MM), np.log(np.median(1 - s.coarse_best) + _LEAST_RATIO)]
     return np.column_stack(
@@ -63,18 +82,16 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     )
 
 
-def _near(places_lps_mm: np.ndarray, points_lps_mm: np.ndarray, deviation_mm: float) -> np.ndarray:
-    """(n, m) weights of the points around each place, in single precision; the nearest has 1."""
-    middle = points_lps_mm.mean(0)
-    places, points = (
-        (v - middle).astype(np.float32) / np.float32(deviation_mm) for v in (places_lps_mm, points_lps_mm)
-    )
-    halves = (points**2).sum(1) / 2 - places @ points.T  # of the squared distances, but for what all points share
-    return np.exp(halves.min(1, keepdims=True) - halves)
+def _near(places: Tensor, points: Tensor) -> Tensor:
+    """(n, m) weights of the points around each place, both in units of the deviation; the nearest has 1."""
+    halves = torch.addmm(points.square().sum(1) / -2, places, points.T)  # minus half the squared distances, but for
+    halves -= halves.amax(1, keepdim=True)  # what all points share
+    return halves.clamp_(min=_LEAST_LOG).exp_()
 
 
-def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return weights @ values.astype(weights.dtype) / weights.sum(1, keepdims=True)
+def _with_ones(values: np.ndarray) -> Tensor:
+    """(m, k + 1): values (m, k), and a column whose sums are those of the weights."""
+    return torch.from_numpy(np.column_stack([values, np.ones(len(values))]).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -93,8 +110,7 @@ class Trust:
         grid = fixed_grid.coarsened(_MAP_MM * signals.scale)
         share = np.ones(grid.shape, np.float32)
         if mask is not None:
-            smooth = grid.resample(binary(mask), pixel=sitk.sitkFloat32)
-            share = sitk.GetArrayFromImage(smooth)
+            share = linear_through(binary(mask), grid, None)
             if not share.any():  # thinner than the grid
                 share[:] = 1
         inside = share > 0

@@ -1,6 +1,6 @@
 """A registration on one page: a self-contained HTML file to read, print and send.
 
-The page says what is known and what is not; matplotlib draws its pictures and is optional.
+The page says what is known and what is not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from .html import bullets, document, leaves, rows_table, table
 from .pictures import Images, curve_sections, image_sections, number
 
 _MOST_FOLDS = 20  # rows of their table
-_NO_PICTURES = "<p>matplotlib is missing: <code>pip install nephi[report]</code> adds the pictures.</p>"
 
 
 def write_report(
@@ -44,12 +43,7 @@ def write_report(
     Every entry of ``report`` is shown.
     """
     images = Images(fixed, warped, moving, alignment, jacobian, displacement, fixed_mask, expected_error)
-    try:
-        import matplotlib.figure  # noqa: F401 (only whether it is there)
-
-        pictures = [*image_sections(images), *curve_sections(history, _landmark_errors(report))]
-    except ImportError:
-        pictures = [_NO_PICTURES]
+    pictures = [*image_sections(images), *curve_sections(history, _landmark_errors(report))]
     body = [*_headline(report), *pictures, *_tables(report)]
     write_text(ResultFolder(Path(folder)).page, document("Registration report", body))
 

@@ -1,12 +1,7 @@
-"""The pictures of the report: planes through the volumes, colours, curves, as HTML with the images inside.
-
-matplotlib is imported where something is drawn: the page can do without.
-"""
+"""The pictures of the report: planes through the volumes, colours, curves, as HTML with the images inside."""
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +13,7 @@ import SimpleITK as sitk
 
 from ..result import lowest
 from ..space.grid import Box, Grid
+from .drawing import letters, lines_path, over_pixels, plane, plot, png, rim_path
 
 _PIXELS = 440  # width of the widest view
 _CT_WINDOW = (-1000.0, 300.0)
@@ -176,60 +172,37 @@ def _grid_lines(images: Images, view: _View) -> list[np.ndarray]:
     return [*found[:: steps[1]], *found[:, :: steps[0]].swapaxes(0, 1)]
 
 
-def _png(figure) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is optional
-
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream, pil_kwargs={"compress_level": 4})
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _panel(images: Images, view: _View, plane: np.ndarray, name="", window=(None, None), lines=()) -> str:
-    """One view as an HTML figure; ``plane`` is grey (rows, columns) or colours, drawn with the mask's rim."""
-    from contourpy import contour_generator  # comes with matplotlib, which is optional
-    from matplotlib.collections import LineCollection
-    from matplotlib.patheffects import withStroke
-    from matplotlib.transforms import Affine2D
-
-    sides = np.array(plane.shape[1::-1]) * view.of_page(images.grid.spacing_mm)
-    figure = _bare_figure(sides / sides.max() * _PIXELS / 100, plane, window)
-    (width, height), (rows, columns) = figure.bbox.size, plane.shape[:2]
-    of_voxels = Affine2D().translate(0.5, 0.5 - rows).scale(width / columns, -height / rows)
-
-    def add(paths, colour: str, width: float) -> None:
-        figure.add_artist(LineCollection(paths, colors=colour, linewidths=width, transform=of_voxels))
-
-    add(lines, "#ffd23f", 0.8)
-    rim = images.of("mask", view) if plane.ndim == 3 and images.mask is not None else np.zeros((1, 1))
-    if rim.any() and min(rim.shape) > 1:
-        add(contour_generator(z=rim.astype(float)).lines(0.5), "black", 0.6)
-    places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.965), (0.5, 0.035))
-    for letter, place in zip(view.letters, places, strict=True):
-        text = figure.text(*place, letter, ha="center", va="center", color="white")
-        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
-    caption = ", ".join(filter(None, (view.name, name)))
-    return f'<figure><img src="{_png(figure)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+def _panel(images: Images, view: _View, seen: np.ndarray, name="", window=(None, None), lines=()) -> str:
+    """One view as an HTML figure; ``seen`` is grey (rows, columns) or colours, drawn with the mask's rim."""
+    shape, size = seen.shape[:2], _size(seen.shape, view.of_page(images.grid.spacing_mm))
+    over = []
+    if len(lines):
+        over.append(over_pixels(lines_path(lines), shape, size, "#ffd23f", 0.8))
+    rim = images.of("mask", view) if seen.ndim == 3 and images.mask is not None else np.zeros((1, 1), bool)
+    if rim.any():
+        over.append(over_pixels(rim_path(rim), shape, size, "black", 0.6))
+    over.append(letters(view.letters, size))
+    pixels = seen if seen.ndim == 3 else _grey(seen, *window)
+    return plane(pixels, size, ", ".join(filter(None, (view.name, name))), over)
 
 
-def _bare_figure(inches, plane: np.ndarray, window=(None, None)):
-    """A figure that a plane fills, without axes, which would take half of the time; colours are not mixed."""
-    from matplotlib.figure import Figure  # matplotlib is optional
-    from matplotlib.image import BboxImage
+def _size(shape: tuple[int, ...], spacing_mm) -> tuple[float, float]:
+    """Width and height on the page of a plane (rows, columns); spacing: column, row."""
+    sides = np.array(shape[1::-1]) * spacing_mm
+    width, height = (sides / sides.max() * _PIXELS).clip(min=1)
+    return float(width), float(height)
 
-    figure = Figure(tuple(inches), dpi=100)
-    image = BboxImage(figure.bbox, cmap="gray", interpolation="nearest" if plane.ndim == 3 else None)
-    image.set_data(plane)
-    image.set_clim(*window)
-    image.autoscale_None()
-    figure.add_artist(image)
-    return figure
+
+def _grey(values: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
+    """Values from low to high, by default the least and the largest, as uint8."""
+    low, high = float(values.min()) if low is None else low, float(values.max()) if high is None else high
+    scaled = (values.astype(np.float32) - low) * (255 / (high - low or 1.0))
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
 
 def picture(rgb: np.ndarray, spacing_mm: tuple[float, float], caption: str) -> str:
-    """Colours (rows, columns, 3) as an HTML figure; spacing: column, row. Raises ImportError without matplotlib."""
-    sides = np.array(rgb.shape[1::-1]) * spacing_mm
-    source = _png(_bare_figure(sides / sides.max() * _PIXELS / 100, rgb))
-    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    """Colours (rows, columns, 3) as an HTML figure; spacing: column, row."""
+    return plane(rgb, _size(rgb.shape, spacing_mm), caption)
 
 
 def _section(title: str, text: str, panels: list[str], rows: int = 1) -> str:
@@ -286,7 +259,7 @@ def _error_overlay(images: Images, view: _View) -> np.ndarray:
 
 def _error_legend() -> str:
     low, high = _ERROR_STOPS_MM[0], _ERROR_STOPS_MM[-1]
-    bar = _png(_bare_figure((4, 0.16), error_rgb(np.geomspace(low, high, 200)[None])))
+    bar = png(error_rgb(np.geomspace(low, high, 200)[None]))
     ticks = "".join(f"<span>{v:.2g}</span>" for v in np.geomspace(low, high, 5))
     return f'''<span class="legend"><img src="{bar}" alt=""><span class="ticks">{ticks}</span></span>
 Expected distance, in mm, of the map from the truth, estimated from the images without ground truth.
@@ -294,7 +267,7 @@ Green: 1 mm or less. Yellow: 2 mm. Orange: 5 mm. Dark red: 10 mm or more.'''
 
 
 def _legend() -> str:
-    bar = _png(_bare_figure((4, 0.16), jacobian_rgb(_JACOBIAN_LIMIT ** np.linspace(-1, 1, 200)[None])))
+    bar = png(jacobian_rgb(_JACOBIAN_LIMIT ** np.linspace(-1, 1, 200)[None]))
     ticks = "".join(f"<span>{v:.2g}</span>" for v in _JACOBIAN_LIMIT ** np.linspace(-1, 1, 5))
     return f'''<span class="legend"><img src="{bar}" alt=""><span class="ticks">{ticks}</span></span>
 &gt; 1 (red): the tissue is larger in the moving image. &lt; 1 (blue): it is smaller there.
@@ -302,31 +275,20 @@ def _legend() -> str:
 
 
 def curve_sections(history: Sequence[dict], landmark_errors: dict | None) -> Iterator[str]:
-    from matplotlib.figure import Figure  # matplotlib is optional
-
     terms = [k for k in (history[0] if history else {}) if k != "step"]
     if terms:
-        rows = -(-len(terms) // 3)
-        figure = Figure((9, 2.2 * rows), dpi=100, layout="constrained")
-        for number, term in enumerate(terms, 1):
-            axes = figure.add_subplot(rows, 3, number)
-            steps, values = zip(*[(h["step"], h.get(term, np.nan)) for h in history], strict=True)
-            axes.plot(steps, values, color=_AFTER, lw=1.2)
-            _plain_axes(axes, term, "step")
-        yield f'<section><h2>Progress</h2><img src="{_png(figure)}" alt="loss curves"></section>'
+        steps = np.array([h["step"] for h in history], float)
+        curves = [
+            plot(term, "step", [(steps, np.array([h.get(term, np.nan) for h in history], float), _AFTER, "")])
+            for term in terms
+        ]
+        yield f'<section><h2>Progress</h2><div class="plots">{"".join(curves)}</div></section>'
     if landmark_errors:
-        figure = Figure((7, 3.2), dpi=100, layout="constrained")
-        axes = figure.add_subplot()
+        lines = []
         for (name, errors), colour in zip(landmark_errors.items(), (_BEFORE, _AFTER), strict=False):
-            share = np.linspace(0, 100, len(errors) + 1)
-            axes.step([0, *np.sort(errors)], share, where="post", color=colour, label=name)
-        axes.legend(frameon=False, loc="lower right")
-        _plain_axes(axes, "landmarks with an error up to this, in %", "error (TRE) in mm")
-        yield f'<section><h2>Landmark errors</h2><img src="{_png(figure)}" alt="landmark errors"></section>'
-
-
-def _plain_axes(axes, title: str, x_label: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.set_xlabel(x_label, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(color="0.9")
+            reached = np.linspace(0, 100, len(errors) + 1)
+            # a step up at each error
+            lines.append((np.repeat([0, *np.sort(errors)], 2)[1:], np.repeat(reached, 2)[:-1], colour, name))
+        title = "landmarks with an error up to this, in %"
+        drawn = plot(title, "error (TRE) in mm", lines)
+        yield f'<section><h2>Landmark errors</h2><div class="plots">{drawn}</div></section>'

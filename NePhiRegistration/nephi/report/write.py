@@ -23,6 +23,7 @@ from ..files.image import write_image
 from ..files.nifti_writing import write_slices
 from ..files.transform import displacement_transform, through, write_transform
 from ..files.writing import write_text
+from ..images.through import nearest_through
 from ..images.warp import warped_slices
 from ..measure import quality
 from ..measure.estimate import beginning, stages
@@ -243,8 +244,7 @@ def fields_disagreement(registration: Registration, grid: Grid) -> np.ndarray:
     """|inverse(forward(x)) - x| of the two fields, in mm (z, y, x) at a grid's nodes in the mask, 0 elsewhere."""
     inside = np.ones(grid.shape, bool)
     if registration.fixed_mask is not None:
-        mask = grid.resample(registration.fixed_mask, interpolator=sitk.sitkNearestNeighbor)
-        inside = sitk.GetArrayViewFromImage(mask) != 0
+        inside = nearest_through(registration.fixed_mask, grid, None, 0.0) != 0
     out, fields = np.zeros(grid.shape, np.float32), registration.fields
     for z in range(len(out)):
         points = grid.slab_lps_mm(z, z + 1)[inside[z].reshape(-1)]
