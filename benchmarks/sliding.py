@@ -47,16 +47,13 @@ def places(phantom: Phantom) -> dict[str, np.ndarray]:
 
 
 def apart_mm(result: nephi.Registration, points_lps_mm: np.ndarray) -> float:
-    """How far, at most, the slip takes points of the border beside it; 0 for maps that do not jump."""
+    """How far, at most, the map within takes points of the border beside where the one around takes it; 0 without."""
     maps, unit_mm = result.maps, result.cube.unit_mm
     if not isinstance(maps, Sliding):
         return 0.0
-    points = torch.tensor(result.cube.to_cube(points_lps_mm), dtype=torch.float32)
-    for _ in range(8):  # onto the border
-        distance, slope = maps.border.at(points)
-        points = points - distance * slope / slope.square().sum(-1, keepdim=True).clamp(min=0.25)
-    on_it = maps.border.at(points)[0].abs() < 0.01 / unit_mm
-    beside = maps.border.at(maps.within.slip(points))[0].abs()[on_it]
+    points = maps.border.brought(torch.tensor(result.cube.to_cube(points_lps_mm), dtype=torch.float32))
+    on_it = points[maps.border.at(points)[0][:, 0].abs() < 0.01 / unit_mm]
+    beside = maps.border.at(maps.around.solve(maps.within.forward(on_it)))[0].abs()
     return float(beside.max()) * unit_mm
 
 

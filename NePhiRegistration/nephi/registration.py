@@ -22,13 +22,13 @@ from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser
 from .fitting.similarity import Similarity, make_similarity
-from .fitting.sliding import with_walls
 from .images.align import Alignment, align, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
 from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
+from .maps.sliding import Sliding
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, Timetable, in_stages
 from .result import Registration
@@ -106,9 +106,6 @@ def register(
     report.expect(stages(used, *sizes, str(target)))
     if used.similarity != settings.similarity:
         pair, similarity = replace(pair, similarity=used.similarity), make_similarity(used.similarity)
-    if settings.sliding:
-        used = with_walls(used)
-        pair = replace(pair, similarity=used.similarity, apart=True)
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(settings.model, model, pair, target)
@@ -141,6 +138,8 @@ def register(
         )
     if settings.consensus:
         result.maps = optimisation.consensus()
+    elif isinstance(result.maps, Sliding):
+        result.maps = result.maps.meeting()
     del optimisation, pair, prediction, model
     release_freed_memory()  # before the volumes of a large image that are made of the result
     result.seconds = time.perf_counter() - started

@@ -29,9 +29,9 @@ from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
 from .maps.consensus import as_optimised, consensus, consensus_in
 from .maps.jacobian import exact_jacobian
-from .maps.maps import Composed, FieldMap, Map, make_fields
+from .maps.maps import FieldMap, Map, make_fields
 from .maps.sampled import coarsest_displacement, grid_values, held_error, nodes_around
-from .maps.sliding import Border, Sliding
+from .maps.sliding import WITHIN, Border, Sliding, field_maps, of_field_maps
 from .measure.quality import displacement_jacobian, random_points
 from .measure.signals import measure_signals
 from .measure.trust import Trust
@@ -155,11 +155,11 @@ class Registration:
         assert isinstance(maps, Sliding), "only maps that slide have sides"
         fine = grid.coarsened(_SIDES_MM * self.length_scale)
         of_sides = []
-        for side in (maps.within, maps.smooth):
+        for side in (maps.within, maps.around):
             coarse, values, _ = replace(self, maps=side).sampled(grid, inverse, good_mm)
             of_sides.append(grid_values(values, coarse, fine))
         out, other = of_sides
-        around = replace(self, maps=maps.smooth)
+        around = replace(self, maps=maps.around)
         for z in range(fine.shape[0]):
             at = fine.slab_lps_mm(z, z + 1)
             fixed = self.cube.to_cube(around.inverse(at) if inverse else at)
@@ -266,18 +266,20 @@ class Registration:
     def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
         maps = self.fields.maps
-        parts = _parts(maps)
+        parts = field_maps(maps)
         tensors = {"border": maps.border.distance} if isinstance(maps, Sliding) else {}
         for prefix, part in parts.items():
             for name, module in (("fields", part.fields), ("code", HybridCode(part.code))):
-                tensors |= {f"{prefix}{name}.{k}": v for k, v in module.state_dict().items()}
+                tensors |= {
+                    f"{prefix}{name}.{k}": v.clone() for k, v in module.state_dict().items()
+                }  # sides share some
         geometry = {
             "cube": vars(self.cube),
             "affine": {"matrix": self.affine.matrix.tolist(), "offset_mm": self.affine.offset_mm.tolist()},
             "fixed_grid": _plain(self.fixed_grid),
             "moving_grid": _plain(self.moving_grid),
             "maps": {p: {"code_size": m.code.size, "field": vars(m.fields.settings)} for p, m in parts.items()},
-            "consensus": maps is not self.maps,
+            "consensus": consensus_in(self.maps) is not None,
             "smooth": () if (found := consensus_in(self.maps)) is None else found.smooth,
             "length_scale": self.length_scale,
             "alignment": self.alignment.method,
@@ -323,16 +325,19 @@ class Registration:
                 module.load_state_dict(part)
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
-        maps: Map = parts["outer."] @ parts[""] if "outer." in parts else parts[""]
-        if "along." in parts:
+        border = None
+        if WITHIN in parts:
             distance = tensors["border"]
             if distance.dtype != torch.float16 or distance.ndim != cube.dimension or min(distance.shape) < 2:
                 raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
-            maps = Sliding(maps, parts["along."], Border(distance.to(device), upper.to(device)))
+            border = Border(distance.to(device), upper.to(device))
+        maps = of_field_maps(parts, border)
         if geometry.get("consensus"):  # files of former versions have no such entry
             smooth = geometry.get("smooth", ())  # one number in files of former versions
             along = smooth if isinstance(smooth, list) else [smooth] * cube.dimension
             maps = consensus(maps, [float(distance) for distance in along])
+        elif isinstance(maps, Sliding):
+            maps = maps.meeting()
         affine = Affine(*(np.array(geometry["affine"][name]) for name in ("matrix", "offset_mm")))
         return cls(
             maps=maps,
@@ -377,21 +382,6 @@ def warp(
 
 def _loaded(result: Registration | str | Path) -> Registration:
     return result if isinstance(result, Registration) else Registration.load(result)
-
-
-def _parts(maps: Map) -> dict[str, FieldMap]:
-    """The maps that a file holds, by the prefix of their tensors; raises NephiError for others than the package's."""
-    sliding = maps if isinstance(maps, Sliding) else None
-    maps = maps if sliding is None else sliding.smooth
-    parts = {"": maps.inner, "outer.": maps.outer} if isinstance(maps, Composed) else {"": maps}
-    if sliding is not None:
-        parts["along."] = sliding.along
-    found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
-    if len(found) < len(parts):
-        raise NephiError(
-            "only maps that fields make, the composition of two, such maps that slide, or their consensus, can be saved"
-        )
-    return found
 
 
 def _plain(grid: Grid) -> dict:

@@ -26,7 +26,6 @@ from nephi.fitting.replay import Replayed
 from nephi.images import image_pair
 from nephi.images.resample import DeviceImage, DeviceSlices
 from nephi.images.slices import Slices
-from nephi.maps import sliding as sliding_module
 from nephi.space import interpolate as interpolate_module
 from nephi.space.affine import Affine
 from nephi.space.cube import Cube
@@ -127,7 +126,6 @@ def test_a_guided_step_neither_reads_from_nor_copies_to_the_host(monkeypatch):
 
 
 def test_a_sliding_step_neither_reads_from_nor_copies_to_the_host(monkeypatch):
-    monkeypatch.setattr(sliding_module, "_PICKED_ON", ())  # as on a GPU
     grid = Grid.of(smooth_pair()[0])
     inside = np.zeros(grid.shape, np.uint8)
     inside[8:32, 8:32, 8:32] = 1

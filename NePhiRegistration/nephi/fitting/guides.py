@@ -203,12 +203,10 @@ class VolumeKept(Guide):
         many, d = len(self.offsets), mapped.shape[-1]
         there = mapped[FORWARD].reshape(-1, many, d)
         stencils = there[:, :1].detach() + self.offsets  # around where the centres end
-        on_one_side = self.maps.on_own_side(torch.stack([points[FORWARD].reshape(there.shape), stencils]))
-        if on_one_side is None:
+        values = self.maps.on_own_side(torch.stack([points[FORWARD].reshape(there.shape), stencils]))
+        if values is None:  # else no volume is what lies between both sides
             back = maps(torch.stack([stencils, stencils]).flatten(1, 2))[INVERSE].reshape(there.shape)
             values = torch.stack([there, back])
-        else:  # where the maps jump, no volume is what lies between both sides
-            values, _ = on_one_side
         volumes = determinant(finite_jacobian(values, self.step))
         change = volumes.clamp(min=0.05).log() + self.log_of_alignment
         return pull(change.abs(), self.tolerance)

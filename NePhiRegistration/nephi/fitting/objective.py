@@ -113,7 +113,7 @@ class Objective:
         partners, guided = self._known(known, steps), []
         for guide in self.guides:
             places, *further = guide.draw(steps, self.generator)
-            guided.append((places[:, :, None], *further))
+            guided.append((places[:, :, None].expand(-1, -1, len(pairs), -1, -1), *further))
         return Drawn(torch.cat([compared, both], 3), reference, stencils.shape[3], partners, tuple(guided))
 
     def __call__(
@@ -150,8 +150,7 @@ class Objective:
             terms["boundary"] = torch.stack(list(each)).mean()
         if drawn.known is not None:
             terms["known"] = self._distance_mm(others.pop(0) - drawn.known.flip(0))
-        at_stencils, back = maps.on_own_side(stencils) or (values.reshape(stencils.shape), evaluate)
-        terms["regularity"] = self.regulariser.penalty(back, stencils, at_stencils, self.step)
+        terms["regularity"] = self.regulariser.penalty(evaluate, stencils, values.reshape(stencils.shape), self.step)
         if r.code_prior:
             terms["code_prior"] = _code_prior(maps)
         for guide, (at, *further), there in zip(self.guides, drawn.guided, others, strict=True):

@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..both import complete
 from ..errors import NephiError
+from ..images.bones import bones_aligned
 from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
-from ..maps.code import HybridCode, nodes, zero_code
+from ..maps.code import Code, HybridCode, nodes, zero_code
 from ..maps.consensus import Consensus, consensus
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
 from ..maps.sliding import Sliding
@@ -27,7 +29,7 @@ from .initial import outer_map
 from .objective import Drawn, Objective
 from .regularity import Regulariser, fitted
 from .similarity import Similarity
-from .sliding import Continued, made_to_slide
+from .sliding import OneSide, OnItsSide, Tie, Wall, border_of, of_both_sides, sides, with_near_nodes
 from .smoothing import smoothed
 
 _POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
@@ -59,7 +61,8 @@ class Optimisation:
         guidance: Guidance = NOTHING,
     ):
         s, predicted = settings, None if prediction is None else prediction.maps
-        self.levels = _schedule(s.levels, s.fit.iterations, predicted is not None)
+        levels = with_near_nodes(s.levels) if s.sliding else s.levels
+        self.levels = _schedule(levels, s.fit.iterations, predicted is not None)
         self.cube = cube = pair.cube if prediction is None else prediction.cube
         self.pair, self.device, self.field = pair.in_cube(cube), device, pair.fitted(s.field)
         start, outer, self.keep_nodes = self._start(predicted, s.fit)
@@ -67,18 +70,30 @@ class Optimisation:
             grid = Grid.of(pair.images.fixed)
             outer = outer_map(guidance.initial, pair.affine, grid, pair.masks.fixed, cube, pair.scale, device)
         self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
-        self.code = HybridCode(start.code).to(device)
-        own = FieldMap(self.fields, self.code)
-        self.maps: Map = own if outer is None else outer @ own
-        self.codes = [self.code]
+        masks, bones, first = complete(*pair.masks), None, start.code
+        if s.sliding:
+            assert masks is not None, "motion slides along masks"
+            bones = bones_aligned(pair.images, masks, pair.affine, pair.scale)
+            first = of_both_sides(first, self.pair, self.field, bones)
+        self.code = HybridCode(first).to(device)
+
+        def made(code: Code) -> Map:
+            own = FieldMap(self.fields, code)
+            return own if outer is None else outer @ own
+
+        self.evaluated = made(self.code)  # of both sides at once, where motion slides
+        self.maps = self.evaluated
+        self.pairs: tuple[ImagePair, ...] = (self.pair,)
         generator = torch.Generator(device).manual_seed(s.fit.seed)
         regularity = fitted(s.regularity, pair.voxel_mm, pair.scale)
         if s.sliding:
-            self.maps, code = made_to_slide(self.maps, self.code, self.field, self.pair)
-            self.codes.append(code)
+            border = border_of(self.pair, device)
+            self.maps = Sliding(made(OneSide(self.code, 0)), made(OneSide(self.code, 1)), border)
+            self.pairs = sides(self.pair)
         guides = make_guides(guidance, self.pair, self.maps, s.guidance, regularity.step_mm / cube.unit_mm, device)
         if isinstance(self.maps, Sliding):
-            guides.append(Continued(self.maps, self.pair, device))
+            guides = [*(OnItsSide(guide, border) for guide in guides), Tie(border, self.pair)]
+            guides += [] if bones is None else [Wall(bones, self.pair, device)]
         # what an initial transform or guides ask for may be sharper than the nodes
         free = bool(guides) or outer is not None
         self._smooth = 0.0 if free else s.smooth
@@ -87,11 +102,10 @@ class Optimisation:
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
-        self.guidance_weight = s.guidance.weight
-        self.adam = Adam([p for part in (*self.codes, self.fields) for p in part.parameters()], s.fit)
+        self.adam = Adam([p for part in (self.code, self.fields) for p in part.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
-        self._seen: tuple[Features, VolumePair] | None = None  # the present features, and what they depend on
+        self._seen: tuple[Features, list[VolumePair]] | None = None  # the present features, and what they depend on
         self._ahead: Drawn | None = None  # the points of the next steps
         self._first = 0  # the step that they begin with
         self._now: Drawn | None = None  # those of the present step
@@ -120,7 +134,7 @@ class Optimisation:
             ) from None
         finally:
             torch.set_num_threads(self.threads)
-        for module in (self.fields, *self.codes):
+        for module in (self.fields, self.code):
             module.eval().requires_grad_(False)
         return history
 
@@ -146,13 +160,13 @@ class Optimisation:
         return FieldMap(fields, zero_code(self.field, half_extents, size)), None, False
 
     @property
-    def volumes(self) -> VolumePair:
-        """The features of the present level."""
+    def volumes(self) -> list[VolumePair]:
+        """The features of the present level, of each side where motion slides."""
         assert self._seen is not None, "no level has begun"
         return self._seen[1]
 
     def _evaluate(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.objective(self.maps, [self.volumes], drawn=self._now)
+        return self.objective(self.evaluated, self.volumes, drawn=self._now)
 
     def _prepare(self, step: int) -> int:
         """The step's points; returns the step that the level began with, as they stay in place for as long."""
@@ -176,24 +190,26 @@ class Optimisation:
             self._seen = None  # before the next ones are made: one level's at a time
             self._seen = (
                 level.features,
-                self.pair.volumes(level.features, similarity.prepare, self.device, similarity.reach(dilation)),
+                [
+                    pair.volumes(level.features, similarity.prepare, self.device, similarity.reach(dilation))
+                    for pair in self.pairs
+                ],
             )
         size = self._code_size(level)
         if self.begin and not self.keep_nodes and size != self.code.size:
-            for code in self.codes:
-                self.adam.replace(*code.refine(size, self.field.code_degree))
-        if Continued.name in self.objective.weights:  # where motion is still large, it would hold it back
-            self.objective.weights[Continued.name] = self.guidance_weight if level is self.levels[-1][0] else 0.0
+            self.adam.replace(*self.code.refine(size, self.field.code_degree))
+        if Wall.name in self.objective.weights and level is self.levels[-1][0]:
+            self.objective.weights[Wall.name] = 0.0  # the images know better
         self._ahead = self._now = None
-        points = self.objective.points_of(self.volumes)
+        points = self.objective.points_of(self.volumes[0])
         torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))
 
     def _draw(self, step: int) -> Drawn:
         """The points of the next steps of the level at once."""
-        d, points = self.cube.dimension, self.objective.points_of(self.volumes)
-        channels = self.volumes[0].volume.shape[-1] * (3**d if self.objective.similarity.patch else 1)
+        d, points = self.cube.dimension, self.objective.points_of(self.volumes[0])
+        channels = self.volumes[0][0].volume.shape[-1] * (3**d if self.objective.similarity.patch else 1)
         steps = max(1, min(self.end - step, _DRAWN_VALUES // (2 * points * (channels + d))))
-        return self.objective.draw([self.volumes], self.code.half_extents_cube, steps=steps)
+        return self.objective.draw(self.volumes, self.code.half_extents_cube, steps=steps)
 
     def _code_size(self, level: Level) -> tuple[int, ...]:
         """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""

@@ -1,4 +1,4 @@
-"""What a registration needs where motion may slide: the border, the slip at its start, and settings that see walls."""
+"""What a registration needs where motion may slide: the border, the two sides, and what ties them to each other."""
 
 from __future__ import annotations
 
@@ -10,74 +10,132 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from ..both import Both
 from ..images.image_pair import ImagePair
-from ..maps.code import FORWARD, Code, HybridCode, nodes, points_between, zero_code
-from ..maps.maps import FieldMap, Map
-from ..maps.sliding import Border, Sliding
-from ..maps.voxel import VoxelFields
-from ..settings import FieldSettings, Settings, VoxelSettings
+from ..maps.code import FORWARD, INVERSE, LINEAR_CUBE, Code, nodes, points_between
+from ..maps.sliding import Border
+from ..settings import FieldSettings, Level
 from ..space.grid import Grid
-from .guides import Guide, lengths, pull, to_mm
+from .guidance import Guidance
+from .guides import Guide, Landmarks, pull
 
 _NODES_MM = 3.0  # between which the distance from the border is held
 _SMOOTH_MM = 2.0  # standard deviation: a border of voxels has steps
 _FAR_MM = 20.0  # distances are told as far as that
-_STEP_MM = 6.0  # between the three points of a line that leads inwards from the border
-_ALIKE_MM = 1.0  # how much two of them may move apart: nothing pulls within half of that
-_LINES = 150  # a step
+_TIED, _TIED_MM = (
+    200,
+    0.2,
+)  # points of the border a step, and how far they may be apart: nothing pulls within half of it
+_WALL_MM = 4.0  # from where bones are taken to be, at first: nothing pulls within half of that
+_FEWEST = 2.0  # times as far apart as at the last level: nodes of any level, at most
 _AROUND_MM = 20.0  # the masks, where walls are compared
 
-
-def with_walls(settings: Settings) -> Settings:
-    """The settings, with what lies around the masks compared, too, at twice as many points."""
-    similarity, points = settings.similarity, settings.similarity.points
-    twice = replace(points, fraction=2 * points.fraction, least=2 * points.least, most=2 * points.most)
-    around_mm = max(similarity.mask_margin_mm, _AROUND_MM)
-    return replace(settings, similarity=replace(similarity, mask_margin_mm=around_mm, points=twice))
+PointMap = Callable[[Tensor], Tensor]  # points_cube (2, n, d) -> the same
 
 
-def made_to_slide(smooth: Map, like: Code, field: FieldSettings, pair: ImagePair) -> tuple[Sliding, HybridCode]:
-    """Maps of the pair that slide, and the code of their slip: it moves nothing yet, on the nodes of another code."""
-    d = len(like.half_extents_cube)
-    settings = VoxelSettings(local_code=2 * d, code_spacing_mm=field.code_spacing_mm, code_degree=2)
-    code = HybridCode(zero_code(settings, like.half_extents_cube, like.size))
-    return Sliding(smooth, FieldMap(VoxelFields(settings, d), code), border_of(pair, smooth.device)), code
+def with_near_nodes(levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    """The levels with no fewer nodes than it takes to bend next to a wall that stays."""
+    return tuple(replace(level, node_spacing_factor=min(level.node_spacing_factor, _FEWEST)) for level in levels)
 
 
-class Continued(Guide):
-    """Within the border, motion goes on towards it as it is farther from it: next to it there is little to compare.
+def sides(pair: ImagePair) -> tuple[ImagePair, ImagePair]:
+    """The pair as it is compared within its masks' border, and around it, where it is compared farther away."""
+    far_mm = max(pair.similarity.mask_margin_mm, _AROUND_MM)
+    similarity = replace(pair.similarity, mask_margin_mm=far_mm)
+    return replace(pair, side="within"), replace(pair, side="around", similarity=similarity)
 
-    The slip alone yields: where the smooth map falls off towards a wall that stays, it must not drag the wall along.
-    """
+
+def of_both_sides(code: Code, pair: ImagePair, field: FieldSettings, bones: Both[np.ndarray] | None) -> Code:
+    """The code that both sides start from: within as given, around as the bones moved, where they are seen."""
+    within, around = code.local_code, code.local_code
+    if bones is not None and field.moves_points:
+        around, d = code.local_code.detach().clone(), pair.cube.dimension
+        at = points_between(code.half_extents_cube, code.size)
+        fixed, moving = pair.cube.to_cube(bones.fixed), pair.cube.to_cube(pair.affine.inverse()(bones.moving))
+        for way, (start, end) in enumerate(((fixed, moving), (moving, fixed))):
+            matrix, *_ = np.linalg.lstsq(np.c_[start, np.ones(len(start))], end, rcond=None)
+            shift = torch.from_numpy(np.c_[at.numpy(), np.ones(len(at))] @ matrix).to(at) - at
+            around[0, way * d : (way + 1) * d] = shift.T.reshape(-1, *reversed(code.size)) / LINEAR_CUBE
+    return Code(code.global_code.repeat(2, 1), torch.cat([within, around]), code.half_extents_cube)
+
+
+class Wall(Landmarks):
+    """What lies around moves about as the bones do: ribs are alike, and organs pull them onto the next ones."""
+
+    name = "wall"
+
+    def __init__(self, bones: Both[np.ndarray], pair: ImagePair, device: torch.device):
+        super().__init__(Guidance(landmarks_lps_mm=(bones.fixed, bones.moving)), pair, _WALL_MM * pair.scale, device)
+        self.held = None
+
+    def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
+        return super().penalty(maps, mapped[:, 1], points[:, 1], *further)
+
+
+class OneSide(Code):
+    """The code of one side, of a code that is being optimised."""
+
+    def __init__(self, of: Code, number: int):
+        self.of, self.number = of, number
+
+    @property
+    def half_extents_cube(self) -> Tensor:  # type: ignore[override]
+        return self.of.half_extents_cube
+
+    @property
+    def global_code(self) -> Tensor:  # type: ignore[override]
+        return self.of.global_code[self.number : self.number + 1]
+
+    @property
+    def local_code(self) -> Tensor:  # type: ignore[override]
+        return self.of.local_code[self.number : self.number + 1]
+
+
+class Tie(Guide):
+    """Both sides take the border to the same place: what one map does to it, the other one undoes up to a slip."""
 
     name = "sliding"
 
-    def __init__(self, sliding: Sliding, pair: ImagePair, device: torch.device):
-        border = sliding.border
-        step = _STEP_MM * pair.scale / pair.cube.unit_mm
+    def __init__(self, border: Border, pair: ImagePair):
         points = points_between(border.half_extents_cube, border.size)
-        distance, slope = border.at(points)
-        chosen = ((distance < 0) & (distance > -step))[:, 0]
-        inwards = -step * slope[chosen] / lengths(slope[chosen])[:, None]
-        lines = torch.stack([points[chosen] + number * inwards for number in range(3)], 1)
-        farthest, _ = border.at(lines[:, 2])
-        lower, upper = (torch.tensor(edge, dtype=torch.float32, device=device) for edge in pair.compared_cube)
-        seen = ((lines[:, 2] >= lower) & (lines[:, 2] <= upper)).all(1)
-        # where the border bends much, the line soon comes near another part of it
-        kept = seen & (farthest < -1.5 * step)[:, 0]
-        self.lines = lines[kept] if kept.any() else lines[:1, :1].expand(1, 3, -1)
-        self.sliding, self.to_mm, self.sd_mm = sliding, to_mm(pair, device)[0], _ALIKE_MM * pair.scale
+        distance, _ = border.at(points)
+        near = points[(distance[:, 0].abs() < _NODES_MM * pair.scale / pair.cube.unit_mm)]
+        self.points, self.border = border.brought(near), border
+        self.unit_mm, self.sd_mm = pair.cube.unit_mm, _TIED_MM * pair.scale
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        which = torch.randint(len(self.lines), (steps, _LINES), generator=generator, device=self.lines.device)
-        points = self.lines[which].flatten(1, 2)
-        return (points[:, None].expand(-1, 2, -1, -1),)
+        which = torch.randint(len(self.points), (steps, _TIED), generator=generator, device=self.points.device)
+        return (self.points[which][:, None].expand(-1, 2, -1, -1),)
 
-    def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
-        slipped = self.sliding.slip(points[FORWARD])
-        moved = slipped + (mapped[FORWARD] - slipped).detach()
-        near, middle, far = ((moved - points[FORWARD]) @ self.to_mm).unflatten(0, (-1, 3)).unbind(1)
-        return pull(lengths(torch.stack([near - middle, middle - far])), self.sd_mm)
+    def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
+        there = mapped[FORWARD].flip(0).flatten(0, 1)  # where the other side's map takes them
+        back = maps(torch.stack([there, there]))[INVERSE]
+        distance, _ = self.border.at(back)
+        return pull(distance.abs() * self.unit_mm, self.sd_mm)
+
+
+class OnItsSide(Guide):
+    """Guidance of maps with two sides, each point by that of its own side."""
+
+    def __init__(self, of: Guide, border: Border):
+        self.of, self.border, self.name, self.held = of, border, of.name, of.held
+
+    def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return self.of.draw(steps, generator)
+
+    def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
+        def chosen(points: Tensor) -> Tensor:
+            both = maps(points[:, None].expand(-1, 2, -1, -1).flatten(1, 2))
+            return self._chosen(points, both.unflatten(1, (2, -1)))
+
+        own = points[:, 0]
+        return self.of.penalty(chosen, self._chosen(own, mapped), own, *further)
+
+    def _chosen(self, points: Tensor, both: Tensor) -> Tensor:
+        """Of values (2, sides, n, d) at points (2, n, d), those of each point's side."""
+        inside, outside = both.unbind(1)
+        sides = torch.stack([self.border.within(points[FORWARD]), self.border.within(outside[INVERSE])])
+        return torch.where(sides, inside, outside)
 
 
 def border_of(pair: ImagePair, device: torch.device) -> Border:

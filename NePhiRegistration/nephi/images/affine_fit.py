@@ -80,7 +80,7 @@ class AffineFit:
             step = torch.linalg.solve(normal + damping, right).double().numpy()
             change = sum(p * g.double().numpy() for p, g in zip(step[d:], generators, strict=True)) / _LENGTH_MM
             turn = np.eye(d) + change
-            new = (_orthogonal(turn) if rigid else turn) @ best.matrix
+            new = (orthogonal(turn) if rigid else turn) @ best.matrix
             affine = Affine(new, here + step[:d] - new @ self.centre)
             score, part, there = self._compared(affine)
             if score > highest and part > least:
@@ -121,7 +121,7 @@ def _standard(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return centred / spread, spread
 
 
-def _orthogonal(matrix: np.ndarray) -> np.ndarray:
+def orthogonal(matrix: np.ndarray) -> np.ndarray:
     u, _, v = np.linalg.svd(matrix)
     return u @ v
 

@@ -31,6 +31,7 @@ _MARGIN_MM = 10.0  # of the working grid around the masks
 _AROUND_MM = 4.0  # what an image shows: where points are drawn, so that its border counts
 _LEAST_LEFT = 0.25  # of the places to compare, where features do not see beyond the image
 _BETWEEN = 0.4  # of the window, in the place of what is excluded or lies on the other side of a border
+_EDGE_MM = 4.0  # from the masks' border, within: what lies around is compared up to there
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
 _CPU = torch.device("cpu")
 _NEITHER: Both[sitk.Image | None] = Both(None, None)
@@ -45,7 +46,8 @@ class ImagePair:
     ``cube``: where the maps live. ``region_lps_mm`` (n, d): corners of what is compared, on the fixed image's side of
     the alignment. ``scale``: of all lengths, below 1 for small bodies. ``windows``: intensities that become 0 and 1.
     ``trusted``: the masks were given, not detected, so that what lies outside them may be left out. ``excluded``: masks
-    of what must not count. ``apart``: no feature on one side of the masks' borders sees the other side.
+    of what must not count. ``side``: "within" or "around" the masks: no feature
+    sees the other side, and points are drawn on this one.
     """
 
     images: Both[sitk.Image]
@@ -58,7 +60,7 @@ class ImagePair:
     scale: float
     windows: Both[tuple[float, float]]
     excluded: Both[sitk.Image | None] = _NEITHER
-    apart: bool = False
+    side: str | None = None
     _on_device: dict[int, DeviceImage] = field(default_factory=dict, repr=False)
     _distances: dict[int, sitk.Image] = field(default_factory=dict, repr=False)
 
@@ -227,9 +229,8 @@ class ImagePair:
             if left.sum() >= _LEAST_LEFT * drawn.sum():  # on coarse grids features may see too far
                 drawn, excluded = left, beyond if excluded is None else excluded | beyond
         inside = drawn
-        values = partial(prepare, dilation=features.dilation, device=device)
         return Volume(
-            self._of_each_side(grid, way, values, device) if self.apart else values(scaled),
+            prepare(scaled, dilation=features.dilation, device=device),
             torch.tensor(self.lower_cube, dtype=torch.float32),
             grid.spacing_mm[0] / self.cube.unit_mm,
             inside,
@@ -237,19 +238,6 @@ class ImagePair:
             distance,
             excluded=excluded,
         ).to(device)
-
-    def _of_each_side(self, grid: Grid, way: int, prepare: Callable[..., Tensor], device: torch.device) -> Tensor:
-        """Features (z, y, x, c) within the mask of the image within, and around it of the image around."""
-        mask = self.masks[way]
-        assert mask is not None, "sides are those of masks"
-        within, around = (self._windowed(grid, way, device) for _ in range(2))
-        part = self._on(grid, mask, way, device=device)
-        within.then(lambda values, rows: values + (_BETWEEN - values) * (1 - part[rows]))
-        around.then(lambda values, rows: values + (_BETWEEN - values) * part[rows])
-        inside = torch.as_tensor(part[:]).to(device) > 0.5
-        out = prepare(around)
-        out[inside] = prepare(within)[inside]
-        return out
 
     def _sees_excluded(self, grid: Grid, way: int, reach: int) -> Tensor | None:
         """(z, y, x) bool on a working grid: where features that look over ``reach`` voxels see what is excluded.
@@ -300,6 +288,12 @@ class ImagePair:
         s, image, mask = self.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]
         scaled = self._windowed(grid, way, device)
+        if self.side is not None:
+            assert mask is not None, "sides are those of masks"
+            part, within = self._on(grid, mask, way, device=device), self.side == "within"
+            return scaled.then(
+                lambda values, rows: values + (_BETWEEN - values) * (1 - part[rows] if within else part[rows])
+            )
         if mask is not None and s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
             fill, part = (
                 float(np.clip((s.outside_hu - low) / (high - low), 0, 1)),
@@ -317,8 +311,12 @@ class ImagePair:
         if s.mask_margin_mm or s.boundary_weight:
             image_distance, distance = self._distance(way)
             if s.mask_margin_mm:
+                margin, least = (
+                    s.mask_margin_mm * self.scale,
+                    -_EDGE_MM * self.scale if self.side == "around" else -np.inf,
+                )
                 inside = self._on(grid, image_distance, 0, 1e3, device).then(
-                    lambda values, _: values <= s.mask_margin_mm * self.scale
+                    lambda values, _: (values <= margin) & (values >= least)
                 )
         return inside.then(lambda values, _: values > 0.5), distance
 

@@ -69,7 +69,7 @@ def _fast(n: int) -> int:
         n += 1
 
 
-class _Correlation:
+class Correlation:
     """Scores of a fixed image against turned moving ones, at every translation in voxels."""
 
     def __init__(self, features: Tensor, seen: Tensor, largest: np.ndarray):
@@ -111,7 +111,7 @@ def _candidates(fixed: Coarse, moving: Coarse) -> list[tuple[float, str, Affine]
     half = (moving.size_xyz - 1) / 2 * spacing
     boxes = [(name, turn, np.ceil(np.abs(turn.T) @ half / spacing).astype(int) * 2 + 1) for name, turn in _turns(d)]
     near = [image.near(image.body, _AROUND_MM).float() for image in (fixed, moving)]
-    correlation = _Correlation(fixed.features, near[0], np.max([size for *_, size in boxes], axis=0))
+    correlation = Correlation(fixed.features, near[0], np.max([size for *_, size in boxes], axis=0))
     moving = Coarse(moving.features, near[1], moving.body, moving.inner, spacing, moving.origin_lps_mm)
 
     def best(box: tuple[str, np.ndarray, np.ndarray]) -> tuple[float, str, Affine]:

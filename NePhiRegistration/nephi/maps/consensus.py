@@ -116,21 +116,22 @@ class Consensus(Map):
 
 
 def consensus(of: Map, smooth: Sequence[float] = ()) -> Map:
-    """The consensus of a pair's maps; of maps that slide, of the smooth ones alone: the slip is exact both ways."""
+    """The consensus of a pair's maps; of maps that slide, that of each side, where both meet."""
     if isinstance(of, Sliding):
-        return Sliding(Consensus(of.smooth, smooth), of.along, of.border)
+        return Sliding(Consensus(of.within, smooth), Consensus(of.around, smooth), of.border).meeting()
     return Consensus(of, smooth)
 
 
 def consensus_in(maps: Map) -> Consensus | None:
-    """The consensus that maps are, or that they hold where they slide."""
-    smooth = maps.smooth if isinstance(maps, Sliding) else maps
-    return smooth if isinstance(smooth, Consensus) else None
+    """The consensus that maps are, or that the maps within are where they slide."""
+    if isinstance(maps, Sliding):
+        maps = maps.apart().within
+    return maps if isinstance(maps, Consensus) else None
 
 
 def as_optimised(maps: Map) -> Map:
     """The maps that a consensus is of, or the same where there is none."""
-    found = consensus_in(maps)
-    if found is None:
-        return maps
-    return Sliding(found.of, maps.along, maps.border) if isinstance(maps, Sliding) else found.of
+    if isinstance(maps, Sliding):
+        parts = maps.apart()
+        return Sliding(as_optimised(parts.within), as_optimised(parts.around), parts.border).meeting()
+    return maps.of if isinstance(maps, Consensus) else maps

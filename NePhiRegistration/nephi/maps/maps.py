@@ -51,9 +51,10 @@ class Map(ABC):
         """The same function as a call, for several calls in a row between which nothing changes."""
         return self
 
-    def on_own_side(self, stencils: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]] | None:
-        """Of a map that jumps: values at stencils (2, m, k, d), each as if it lay on its centre's side of the jump, and
-        the map of their exchanged values back, on the same sides. None of maps that don't."""
+    def on_own_side(self, stencils: Tensor) -> Tensor | None:
+        """Of a map that jumps: values at stencils (2, m, k, d), each as if it lay on its centre's side of the jump.
+
+        None of maps that don't."""
         return None
 
     def __matmul__(self, inner: Map) -> Composed:

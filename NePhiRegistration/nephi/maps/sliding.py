@@ -1,26 +1,26 @@
-"""Maps that slide: what lies within a border moves along it, past what lies around it."""
+"""Maps that slide: what lies within a border moves by a map of its own, along what lies around it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..errors import NephiError
 from ..space.interpolate import constant, interpolate
-from .code import FORWARD, INVERSE
-from .held import spline_table
-from .maps import FieldMap, Map
+from .code import FORWARD, INVERSE, nodes
+from .held import HeldShift, spline_table
+from .maps import Composed, FieldMap, Map
 
-_FASTER = 3.0  # than the field that makes it the slip is: steps of an optimiser would not take it as far in time
-_REACH_CUBE = 0.12  # from the border, as far as the slip goes: 19 mm in a chest
-_TURN_CUBE = 0.07  # distance from the border over which motion turns along it: 10 mm in a chest
-_STEPS = 2  # of Newton's method, by which points come back to their distance from the border
+_REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
+_SPACING_CUBE = 0.03  # of the nodes that hold that change
+_STEPS = 3  # of Newton's method, by which points come to a distance from the border
 _ROUNDS = 12  # of the inverse, at most
 _TOLERANCE_CUBE = 2e-5  # of the inverse
-_PICKED_ON = ("cpu",)  # where only what slips is computed: steps that a GPU replays have as many points each
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
+OUTER, WITHIN = "outer.", "within."  # of what both sides are composed with, and of the inner side's own
 
 PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
 
@@ -46,141 +46,147 @@ class Border:
         values = interpolate([self._table], position[None], self.size, 2)[0]
         return values[:, :1], values[:, 1:]
 
+    def within(self, points_cube: Tensor) -> Tensor:
+        """(n, 1) bool: which points (n, d) lie within it."""
+        return self.at(points_cube.detach())[0] < 0
+
+    def brought(self, points_cube: Tensor, distance: Tensor | float = 0.0) -> Tensor:
+        """Points (n, d), brought to a distance (n, 1) from it along its slope; where that is flat, only near it."""
+        for _ in range(_STEPS):
+            found, slope = self.at(points_cube)
+            squared = slope.square().sum(-1, keepdim=True).clamp(min=_FLAT)
+            points_cube = points_cube + (distance - found) * slope / squared
+        return points_cube
+
     def to(self, device: torch.device | str) -> Border:
         return Border(self.distance.to(device), self.half_extents_cube.to(device))
 
 
-class _Slipping(Map):
-    """A smooth map after a slip; whether all points slip, or those within the border, subclasses say."""
+class Sliding(Map):
+    """A map within a border and another one around it, on which side a moving point lies as the latter says.
 
-    def __init__(self, smooth: Map, along: FieldMap, border: Border):
-        self.smooth, self.along, self.border = smooth, along, border
+    Where both take the border to the same place, as ``meeting`` makes them, the two sides neither part nor overlap.
+    """
 
-    def _slips(self, points: Tensor) -> Tensor | None:
-        """(n, 1) bool: which of points (n, d) do; None: all."""
-        raise NotImplementedError
+    def __init__(self, within: Map, around: Map, border: Border):
+        self.within, self.around, self.border = within, around, border
 
     @property
     def half_extents_cube(self) -> Tensor:
-        return self.smooth.half_extents_cube
-
-    def slip(self, points_cube: Tensor) -> Tensor:
-        """Where fixed points (n, d) slip to, before the smooth map takes them on."""
-        return self._slid(points_cube, self.along.forward)
-
-    def forward(self, points_cube: Tensor) -> Tensor:
-        return self.smooth.forward(self.slip(points_cube))
-
-    def inverse(self, points_cube: Tensor) -> Tensor:
-        return self._unslid(self.smooth.inverse(points_cube))
-
-    def __call__(self, points_cube: Tensor) -> Tensor:
-        return self._through(self.smooth, points_cube)
-
-    def bound(self) -> PointMap:
-        return partial(self._through, self.smooth.bound())
-
-    def _through(self, smooth: PointMap, points_cube: Tensor, within: Tensor | None = None) -> Tensor:
-        """As a call; ``within`` (2, n, 1): which points count as such."""
-        forward, inverse = (None, None) if within is None else within
-        slid = self._slid(points_cube[FORWARD], self.along.forward, forward)
-        moved = smooth(torch.stack([slid, points_cube[INVERSE]]))
-        return torch.stack([moved[FORWARD], self._slid(moved[INVERSE], self.along.inverse, inverse)])
-
-    def _slid(self, points: Tensor, by: PointMap, within: Tensor | None = None) -> Tensor:
-        """Points (n, d) after the slip ``by``; ``within`` (n, 1): which of them slip, by default as the class says."""
-        within = self._slips(points) if within is None else within
-        if within is None:
-            return self._slipped(points, by)
-        if points.device.type not in _PICKED_ON:
-            return torch.where(within, self._slipped(points, by), points)
-        rows = within[:, 0].nonzero()[:, 0]
-        return points.index_copy(0, rows, self._slipped(points[rows], by)) if len(rows) else points
-
-    def _slipped(self, points: Tensor, by: PointMap) -> Tensor:
-        """Points, shifted so that near the border they keep their distance from it."""
-        shift, sought = _FASTER * (by(points) - points), torch.is_grad_enabled() and self._is_sought
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not sought):
-            distance, slope = self.border.at(points)
-            squared = slope.square().sum(-1, keepdim=True)
-            near = torch.exp(-(distance / _TURN_CUBE).square())
-            normal = slope / squared.clamp(min=1e-12).sqrt()
-            # none where two parts of the border meet: to whose sides the distance leads there is not sure
-            part = ((1 - (distance / _REACH_CUBE).square()).clamp(min=0) * squared.clamp(max=1)).square()
-        shift = part * shift
-        beside = points + shift - near * (shift * normal).sum(-1, keepdim=True) * normal
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not sought):
-            moved = beside
-            for _ in range(_STEPS):
-                reached, there = self.border.at(moved)
-                step = there / there.square().sum(-1, keepdim=True).clamp(min=_FLAT)
-                moved = moved + near * (distance - reached) * step
-        if not sought:
-            return moved
-        # the same value; its gradient is that of a step along the border, without that of how the border bends
-        kept = (slope * (points - points.detach())).sum(-1, keepdim=True)
-        free = beside - beside.detach()
-        return moved + free + near * (kept - (there * free).sum(-1, keepdim=True)) * step
-
-    @property
-    def _is_sought(self) -> bool:
-        """Whether an optimisation changes it."""
-        return self.along.code.local_code.requires_grad
-
-    @torch.no_grad()
-    def _unslid(self, points: Tensor) -> Tensor:
-        """Where the slip comes from: by the inverse displacements, then as exactly as some rounds make it.
-
-        Steps as long as the inverse displacements make them, at the points where it is not good enough yet.
-        """
-        everywhere, within = Within(self.smooth, self.along, self.border), self._slips(points)
-        left = torch.arange(len(points), device=points.device) if within is None else within[:, 0].nonzero()[:, 0]
-        found = back = self._slid(points, self.along.inverse)
-        for _ in range(_ROUNDS if len(left) else 0):
-            reached = everywhere._slid(found[left], self.along.forward)
-            missed = (reached - points[left]).abs().amax(-1) > _TOLERANCE_CUBE
-            if not missed.any():
-                break
-            left, reached = left[missed], reached[missed]
-            found = found.index_add(0, left, back[left] - everywhere._slid(reached, self.along.inverse))
-        return found
-
-    def to(self, device: torch.device | str) -> Map:
-        return type(self)(self.smooth.to(device), self.along.to(device), self.border.to(device))
-
-
-class Sliding(_Slipping):
-    """A smooth map after a slip within the border, which takes the border onto itself.
-
-    forward(x) = smooth(slip(x)) within the border, smooth(x) outside. As the slip only moves points of the border along
-    it, the two sides neither part nor overlap. ``along``: displacements, of which the slip takes what leads along the
-    border near it, and all of it far within.
-    """
-
-    @property
-    def within(self) -> Map:
-        """The map within the border, continued beyond it."""
-        return Within(self.smooth, self.along, self.border)
+        return self.around.half_extents_cube
 
     def is_within(self, points_cube: Tensor) -> Tensor:
         """(n, 1) bool: which fixed points (n, d) lie within the border."""
-        return self.border.at(points_cube.detach())[0] < 0
+        return self.border.within(points_cube)
 
-    def on_own_side(self, stencils: Tensor) -> tuple[Tensor, PointMap]:
-        with torch.no_grad():
-            fixed, moving = stencils[:, :, 0]
-            within = torch.stack([self.is_within(fixed), self.is_within(self.smooth.inverse(moving))])
-        within = within[:, :, None].expand(-1, -1, stencils.shape[2], -1).flatten(1, 2)
-        smooth = self.smooth.bound()
-        values = self._through(smooth, stencils.flatten(1, 2), within).reshape(stencils.shape)
-        return values, partial(self._through, smooth, within=within.flip(0))
+    def forward(self, points_cube: Tensor) -> Tensor:
+        return _replaced(
+            self.around.forward(points_cube), self.is_within(points_cube), points_cube, self.within.forward
+        )
 
-    def _slips(self, points: Tensor) -> Tensor:
-        return self.is_within(points)
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        back = self.around.inverse(points_cube)
+        return _replaced(back, self.is_within(back), points_cube, self.within.inverse)
+
+    def on_own_side(self, stencils: Tensor) -> Tensor:
+        points = stencils.flatten(1, 2)
+        inside, outside = (side(points).reshape(stencils.shape) for side in (self.within, self.around))
+        centres = torch.stack([stencils[FORWARD, :, 0], outside[INVERSE, :, 0]])
+        within = torch.stack([self.is_within(centre) for centre in centres])
+        return torch.where(within[:, :, None], inside, outside)
+
+    def meeting(self) -> Sliding:
+        """The same, its inner map changed near the border so that both sides meet."""
+        return Sliding(Meeting(self.within, self.around, self.border), self.around, self.border)
+
+    def apart(self) -> Sliding:
+        """The same before that."""
+        within = self.within.of if isinstance(self.within, Meeting) else self.within
+        return Sliding(within, self.around, self.border)
+
+    def to(self, device: torch.device | str) -> Sliding:
+        return Sliding(self.within.to(device), self.around.to(device), self.border.to(device))
 
 
-class Within(_Slipping):
-    """The map as if all points lay within the border."""
+class Meeting(Map):
+    """A map, changed near a border so that it takes the border where another map takes it.
 
-    def _slips(self, points: Tensor) -> None:
-        return None
+    forward(x) = of.forward(x) + near(x) * c(foot(x)): c moves a point of the border onto the other map's border, at
+    right angles to it. It is small and smooth, found once at nodes and held as a spline.
+    """
+
+    def __init__(self, of: Map, around: Map, border: Border):
+        self.of, self.around, self.border = of, around, border
+
+    @property
+    def half_extents_cube(self) -> Tensor:
+        return self.of.half_extents_cube
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        return self.of.forward(points_cube) + self._change(points_cube)
+
+    @torch.no_grad()
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        found = back = self.of.inverse(points_cube)
+        left = torch.arange(len(points_cube), device=points_cube.device)
+        for _ in range(_ROUNDS):
+            reached = self.forward(found[left])
+            missed = (reached - points_cube[left]).abs().amax(-1) > _TOLERANCE_CUBE
+            if not missed.any():
+                break
+            left, reached = left[missed], reached[missed]
+            found = found.index_add(0, left, back[left] - self.of.inverse(reached))
+        return found
+
+    @cached_property
+    def _change(self) -> HeldShift:
+        half_extents = self.half_extents_cube
+        return HeldShift(self._missing, half_extents, nodes(half_extents.tolist(), _SPACING_CUBE))
+
+    def _missing(self, points_cube: Tensor) -> Tensor:
+        """near(x) * c(foot(x)) at points (n, d)."""
+        distance, _ = self.border.at(points_cube)
+        rows = (distance[:, 0].abs() < _REACH_CUBE).nonzero()[:, 0]
+        if not len(rows):
+            return torch.zeros_like(points_cube)
+        foot = self.border.brought(points_cube[rows])
+        moved = self.of.forward(foot)
+        beside = self.around.solve(moved)
+        change = self.around.forward(self.border.brought(beside, self.border.at(foot)[0])) - moved
+        near = (1 - (distance[rows] / _REACH_CUBE).square()).square()
+        return torch.zeros_like(points_cube).index_copy(0, rows, near * change)
+
+    def to(self, device: torch.device | str) -> Meeting:
+        return Meeting(self.of.to(device), self.around.to(device), self.border.to(device))
+
+
+def _replaced(values: Tensor, where: Tensor, points: Tensor, by: PointMap) -> Tensor:
+    """Values (n, d), where (n, 1) says so those of points (n, d)."""
+    rows = where[:, 0].nonzero()[:, 0]
+    return values.index_copy(0, rows, by(points[rows])) if len(rows) else values
+
+
+def field_maps(maps: Map) -> dict[str, FieldMap]:
+    """The maps that others are made of, by the prefix of their tensors in a file; what ``of_field_maps`` puts together.
+
+    Raises NephiError for maps that others than fields make.
+    """
+    maps = maps.apart() if isinstance(maps, Sliding) else maps
+    sides = {"": maps.around, WITHIN: maps.within} if isinstance(maps, Sliding) else {"": maps}
+    parts: dict[str, Map] = {}
+    for prefix, side in sides.items():
+        if isinstance(side, Composed):  # that of both sides is one
+            parts[OUTER] = side.outer
+        parts[prefix] = side.inner if isinstance(side, Composed) else side
+    found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
+    if len(found) < len(parts):
+        raise NephiError(
+            "only maps that fields make, the composition of two, such maps that slide, or their consensus, can be saved"
+        )
+    return found
+
+
+def of_field_maps(parts: dict[str, FieldMap], border: Border | None) -> Map:
+    """The maps made of such parts."""
+    sides = [parts[OUTER] @ parts[name] if OUTER in parts else parts[name] for name in ("", WITHIN) if name in parts]
+    return sides[0] if border is None else Sliding(sides[1], sides[0], border)
