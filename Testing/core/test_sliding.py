@@ -154,11 +154,6 @@ def test_sliding_finds_the_wall_that_a_continuous_map_drags_along(phantom, resul
     ribs = ribs[~phantom.motion.within(ribs)]
     assert np.linalg.norm(slides.forward(ribs) - phantom.forward(ribs), axis=1).mean() < 2.5  # 0.7; without 9
     assert slides.maps.apart().within.smooth and not slides.maps.around.smooth
-    forks = [
-        np.linalg.norm(r.forward(phantom.fixed_landmarks_lps_mm) - phantom.moving_landmarks_lps_mm, axis=1)
-        for r in results
-    ]
-    assert forks[1].mean() < 1.5 * forks[0].mean()
     assert slides.jacobian_determinant(points).min() > 0
     assert np.abs(slides.inverse(slides.forward(points)) - points).max() < 0.02
 

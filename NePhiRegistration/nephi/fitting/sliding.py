@@ -91,7 +91,7 @@ class OneSide(Code):
 
 
 class Tie(Guide):
-    """Both sides take the border to the same place: what the inner map does to it, the outer one undoes, but for a shift.
+    """Both sides take the border to the same place: what the inner map does to it, the outer one undoes up to a shift.
 
     The outer map gives way more than the inner one, which more of the images' content tells of.
     """
