@@ -97,7 +97,7 @@ class Optimisation:
             guides = [*(OnItsSide(guide, border) for guide in guides), Tie(border, self.pair)]
             guides += [] if bones is None else [Wall(bones, self.pair, device)]
         self._smooth = 0.0 if free else s.smooth
-        if free:
+        if free or s.sliding:  # an outer map bends next to a wall that stays
             regularity = replace(regularity, bending_mm=0.0)
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
