@@ -120,10 +120,9 @@ class Optimisation:
             return consensus(self.maps)
         sides = zip(self.cube.half_extents_cube, self.code.size, strict=True)
         nodes_cube = max(2 * float(half) / (n - 1) for half, n in sides)
-        sliding = isinstance(self.maps, Sliding)
-        of = Consensus(self.maps.within if sliding else self.maps)
-        found = smoothed(self.pairs[0], of, nodes_cube, self._smooth, self.device)
-        return consensus(self.maps, found.smooth) if sliding else found
+        of = self.maps.within if isinstance(self.maps, Sliding) else self.maps
+        found = smoothed(self.pairs[0], Consensus(of), nodes_cube, self._smooth, self.device)
+        return consensus(self.maps, found.smooth) if isinstance(self.maps, Sliding) else found
 
     def run(self, record: Callable[[dict], None]) -> list[dict]:
         """All levels; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""
