@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from NePhiRegistrationLib.applying import apply_to
 from NePhiRegistrationLib.outputs import Outputs
 
 from . import dicom
+from .files import plain
 from .roles import IMAGES, POINTS, USES, Kind
 from .views import Views
 
@@ -49,12 +49,8 @@ class Made:
         return self.is_labels or self.node.IsA("vtkMRMLSegmentationNode")
 
     @property
-    def plain_name(self) -> str:
-        return re.sub(r'[\\/:*?"<>|]', "_", self.name).strip(" .") or "result"
-
-    @property
     def file_name(self) -> str:
-        return self.plain_name + _ENDINGS.get(self.node.GetClassName(), ".nii.gz")
+        return plain(self.name) + _ENDINGS.get(self.node.GetClassName(), ".nii.gz")
 
     def write(self, path: Path) -> None:
         """Raises OSError."""

@@ -11,6 +11,8 @@ from nephi.errors import NephiError
 from NePhiRegistrationLib import dicom_export
 from NePhiRegistrationLib.outputs import Outputs
 
+from .files import plain
+
 if TYPE_CHECKING:
     from nephi.files.dicom_objects import Series
 
@@ -75,6 +77,6 @@ class DicomFiles:
         for made in self.made:
             reference, target = (out.moving, self.moving) if made.backwards else (out.fixed, self.fixed)
             if made.is_scan and made.node.GetAttribute(_SERIES):
-                dicom_export.write_scan(made.node, place / made.plain_name, target, series_of(made.node), "Warped")
+                dicom_export.write_scan(made.node, place / plain(made.name), target, series_of(made.node), "Warped")
             elif made.has_segments:
-                dicom_export.write_segments(made.node, reference, place / f"{made.plain_name}.dcm", target)
+                dicom_export.write_segments(made.node, reference, place / f"{plain(made.name)}.dcm", target)

@@ -166,13 +166,13 @@ class Results:
         for held in (self._models, self.found, self.unsaved):
             held.clear()
 
-    def sign(self, accepted: bool, name: str, comment: str) -> None:
-        """Accept or reject the result that is shown; the page's texts come with the click, not after it."""
+    def sign(self, accepted: bool) -> None:
+        """Accept or reject the result that is shown, with the name and comment that are given."""
         outputs = self.chosen
         if outputs is None:
             return
         try:
-            review.sign(outputs, bool(accepted), str(name), str(comment))
+            review.sign(outputs, bool(accepted), str(self.state.reviewer), str(self.state.review_comment))
         except ValueError as error:
             with self.state:
                 self.state.review_error = str(error)
