@@ -127,7 +127,8 @@ class Batches:
             for row in rows
         ]
         if run is None or run.output != output:
-            text = f"{len(self._cases)} pairs" if self._cases else ""
+            count = len(self._cases)
+            text = f"{count} pair{'s' if count > 1 else ''}" if count else ""
         else:
             text = run.text(self.served.relative(run.output))
         known = {"batch_running": self.running, "batch_rows": listed, "batch_text": text}

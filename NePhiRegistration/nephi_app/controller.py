@@ -93,7 +93,7 @@ class Controller:
         await self._open(role, path, series)
 
     async def _open(self, role: str, path: str, series: str) -> None:
-        name, uids = Path(path).name or self.state.root_name, (series,) if series else ()
+        name, uids = self.dialog.name(path, series), (series,) if series else ()
         with self.state:
             self.state.busy = f"Opening {name}"
         try:
@@ -105,6 +105,7 @@ class Controller:
                     return
             if role in USES:
                 await self.results.applied.add(role, file, name, uids)
+                self.windows.draw()
             elif role == BATCH:
                 self.batches.take(file)
             else:

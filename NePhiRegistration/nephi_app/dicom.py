@@ -35,6 +35,20 @@ def carry(source: Any, made: Any) -> None:
             made.SetAttribute(name, source.GetAttribute(name))
 
 
+def check_frame(path: Path, scan: Any) -> None:
+    """Raises NephiError where a DICOM object lies in another frame of reference than the scan, if that is known."""
+    from nephi.files.dicom_objects import is_dicom, read_header
+
+    if not scan.GetAttribute(_SERIES) or not is_dicom(path):
+        return
+    header = read_header(path)
+    regions = header.get("StructureSetROISequence") or []
+    frames = {str(item.get("ReferencedFrameOfReferenceUID", "") or "") for item in regions}
+    frames.add(str(header.get("FrameOfReferenceUID", "") or ""))
+    if frames - {"", series_of(scan).frame}:
+        raise NephiError(f"{path.name} lies in another frame of reference than {scan.GetName()}")
+
+
 def problem(outputs: Outputs) -> str:
     """Why no DICOM objects can be written of a result, in words; "" where they can."""
     for volume in (outputs.fixed, outputs.moving):

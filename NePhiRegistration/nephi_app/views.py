@@ -128,6 +128,8 @@ class Views:
             legend.SetSize(0.1, 0.45)
             for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
                 text.SetFontSize(size)
+                text.SetBackgroundColor(0, 0, 0)  # readable over bright tissue, too
+                text.SetBackgroundOpacity(0.6)
             legend.Modified()
 
     def render(self) -> None:
