@@ -392,7 +392,6 @@ def test_a_second_result_with_settings_of_ones_own_is_compared_with_the_first(ap
     panel.until_changed(other, "Green")
     assert page.input_value("#result") == chosen
     page.click("#other-result")
-    page.click("summary >> text=Scans and settings")
     page.select_option("#view", "FADE")
     assert not panel.errors
 
@@ -417,7 +416,6 @@ def test_a_choice_counts_for_what_is_pressed_right_after_it(app, panel, tmp_path
     download.value.save_as(archive := tmp_path / "second.zip")
     with zipfile.ZipFile(archive) as packed:
         assert json.loads(packed.read("report.json"))["settings"]["fit"]["iterations"] == 20
-    page.click("summary >> text=Scans and settings")
     assert not panel.errors
 
 
@@ -434,7 +432,6 @@ def test_a_list_of_pairs_is_stopped_gone_on_with_and_a_result_opened(app, folder
     page.wait_for_selector("dialog", state="detached")
     panel.choose("batch_list", "scans/", "list/", "pairs.csv")
     assert page.input_value("#batch-folder") == "pairs results"
-    page.click("summary >> text=Scans and settings")
     page.select_option("#preset", "file")
     panel.choose("settings_file", "scans/", "endless.json")
     (folder / "scans" / "list" / "linked").symlink_to(folder.parent)
