@@ -116,13 +116,14 @@ class Results:
             s.has_opacity = view in OVERLAYS or view is View.FADE
             s.has_legend = view in OVERLAYS or s.grid
             s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
+        self.views.tidy_legends()  # before anything is drawn
         self._start(self._tidy())
 
     async def _tidy(self) -> None:
-        for _time in range(2):  # a legend that has just been made takes its size when it has been drawn
-            self.views.tidy_legends()
-            self.views.render()
-            await asyncio.sleep(_DRAWN_S)
+        self.views.render()
+        await asyncio.sleep(_DRAWN_S)  # a legend that has just been made takes its size when it has been drawn
+        self.views.tidy_legends()
+        self.views.render()
 
     async def flicker(self) -> None:
         while True:
