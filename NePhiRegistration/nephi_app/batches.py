@@ -122,7 +122,7 @@ class Batches:
                 "cells": batchrun.cells(row),
                 "name": row["name"],
                 "done": row["status"] == "done",
-                "why": row.get("error") or row.get("reasons") or "",
+                "why": self.served.without_root(row.get("error") or row.get("reasons") or ""),
             }
             for row in rows
         ]

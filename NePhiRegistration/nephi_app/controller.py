@@ -316,7 +316,7 @@ class Controller:
 
     def _fail(self, text: str) -> None:
         with self.state:
-            self.state["dialog_error" if self.state.dialog else "error"] = text
+            self.state["dialog_error" if self.state.dialog else "error"] = self.served.without_root(text)
 
     def _start(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,10 @@ class Served:
 
     def _is_below(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.root)
+
+    def without_root(self, text: str) -> str:
+        """A message in which files are named from the root on, as the page names them."""
+        return text.replace(f"{self.root}{os.sep}", "")
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
