@@ -17,6 +17,7 @@ _SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest
 _SMOOTH_SPACING_CUBE = 0.04  # of those that hold a smoothed mean: 6 mm in a chest
 _TOLERANCE_CUBE = 2e-5  # of the inverse: 3 micrometres in a chest
 _NEAR_CUBE = 4e-4  # what is missed by less, one step mends: about a five-hundredth is left, an eighth at worst
+_SMOOTH_NEAR_CUBE = 1e-4  # likewise of a smoothed mean, where beyond the cube a fifth is left
 _ROUNDS = 8  # of the inverse, at most; one or two are enough where the maps do not fold
 
 
@@ -46,8 +47,9 @@ class Consensus(Map):
         return self._mean(points_cube)
 
     def inverse(self, points_cube: Tensor) -> Tensor:
-        back = self.of.inverse(points_cube)
-        return self._solved(points_cube, back, back + self._to_inverse(points_cube))
+        if self.smooth:
+            return self._solved(points_cube, self._nearly_back, near=_SMOOTH_NEAR_CUBE)
+        return self._solved(points_cube, self.of.inverse, self._to_inverse)
 
     def _mean(self, points_cube: Tensor) -> Tensor:
         return self.of.forward(points_cube) + self._to_mean(points_cube)
@@ -89,15 +91,29 @@ class Consensus(Map):
 
         return self._held(correction)
 
+    def _nearly_back(self, points_cube: Tensor) -> Tensor:
+        """The smoothed mean's inverse, nearly, which takes a quarter of what a field takes."""
+        return points_cube + self._smoothed_back(points_cube)
+
+    @cached_property
+    def _smoothed_back(self) -> HeldShift:
+        """The displacement of the smoothed mean's inverse."""
+        return self._held(lambda y: self._solved(y, self.of.inverse) - y)
+
     def _held(self, correction: PointMap) -> HeldShift:
         return HeldShift(correction, self.half_extents_cube, nodes(self.half_extents_cube.tolist(), _SPACING_CUBE))
 
-    def _solved(self, y: Tensor, back: Tensor, near: Tensor) -> Tensor:
-        """The points that the mean takes to ``y``; ``back``: where the inverse field takes y, ``near``: a first guess.
+    def _solved(
+        self, y: Tensor, inverse: PointMap, correction: PointMap | None = None, near: float = _NEAR_CUBE
+    ) -> Tensor:
+        """The points that the mean takes to ``y``; ``inverse``: nearly its inverse, to which a correction may be known.
 
-        Steps as long as the inverse field makes them, at the points where it is not good enough yet.
+        Steps as long as ``inverse`` makes them, at the points where it is not good enough yet; the last one where it is
+        missed by less than ``near``.
         """
-        found, left = near, torch.arange(len(y), device=y.device)
+        back = inverse(y)
+        found = back if correction is None else back + correction(y)
+        left = torch.arange(len(y), device=y.device)
         for _ in range(_ROUNDS):
             reached = self.forward(found[left])
             off = (reached - y[left]).abs().amax(-1)
@@ -105,8 +121,8 @@ class Consensus(Map):
             if not missed.any():
                 break
             left, reached, off = left[missed], reached[missed], off[missed]
-            found = found.index_add(0, left, back[left] - self.of.inverse(reached))
-            left = left[off > _NEAR_CUBE]
+            found = found.index_add(0, left, back[left] - inverse(reached))
+            left = left[off > near]
             if not len(left):
                 break
         return found
