@@ -43,7 +43,7 @@ class Consensus(Map):
 
     def forward(self, points_cube: Tensor) -> Tensor:
         if self.smooth:
-            return points_cube + self._smoothed(points_cube)
+            return points_cube + self.shift(points_cube)
         return self._mean(points_cube)
 
     def inverse(self, points_cube: Tensor) -> Tensor:
@@ -57,15 +57,16 @@ class Consensus(Map):
     def smoothed(self, smooth: Sequence[float]) -> Consensus:
         """The same mean, smoothed over other distances: what was evaluated is not evaluated again."""
         other = Consensus(self.of, smooth)
-        other.__dict__["_to_mean"], other.__dict__["held"] = self._to_mean, self.held
+        other.__dict__["_to_mean"], other.__dict__["_held_mean"] = self._to_mean, self._held_mean
         return other
 
     @cached_property
-    def _smoothed(self) -> HeldShift:
-        return self.held.smoothed([distance / _SMOOTH_SPACING_CUBE for distance in self.smooth])
+    def shift(self) -> HeldShift:
+        """The mean's displacement as a spline, smoothed if that was asked for."""
+        return self._held_mean.smoothed([distance / _SMOOTH_SPACING_CUBE for distance in self.smooth])
 
     @cached_property
-    def held(self) -> HeldShift:
+    def _held_mean(self) -> HeldShift:
         """The mean's displacement as a spline, not smoothed."""
         size = nodes(self.half_extents_cube.tolist(), _SMOOTH_SPACING_CUBE)
         return HeldShift(lambda x: self._mean(x) - x, self.half_extents_cube, size)
