@@ -42,7 +42,7 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
     blocks = (points[:, None] + offsets * fixed.spacing).reshape(-1, d)
     reference = fixed.at_voxels(index, offsets)
     weights = consensus.shift.weights(blocks)
-    seen = moving.inside(blocks + consensus.shift.at(weights)) * fixed.counts(blocks)  # of blocks whose values all count
+    seen = moving.inside(blocks + consensus.shift.at(weights)) * fixed.counts(blocks)  # where all of a block counts
     seen = seen.reshape(_BLOCKS, -1).amin(1, keepdim=True)
 
     def unlike(map_: Consensus) -> float:
