@@ -82,6 +82,14 @@ def test_its_jacobian_is_that_of_what_it_does():
     torch.testing.assert_close(exact, torch.stack(columns, -1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_points_of_known_weights_move_as_any_do(dimension):
+    plain, x = Consensus(Waves(dimension, 0.02)), 1.2 * points(dimension)  # some beyond the cube
+    smooth, weights = plain.smoothed([0.1] * dimension), plain.shift.weights(x)
+    torch.testing.assert_close(x + smooth.shift.at(weights), smooth.forward(x), rtol=0, atol=1e-9)
+    assert (smooth.shift.at(weights) - plain.shift.at(weights)).abs().max() > 1e-4
+
+
 def test_where_a_map_folds_the_inverse_stays_near_and_finite():
     consensus, x = Consensus(Waves(2, 0.6)), points(2)
     assert (consensus.inverse(x) - x).norm(dim=-1).max() < 3
