@@ -31,7 +31,8 @@ class Consensus(Map):
     inverse, which is exact, about four times that.
 
     ``smooth``: the distances in the cube along x, y (, z) over which the mean is smoothed, as fields follow the noise
-    between the nodes of their code; it is then a spline itself. None, or 0 along each axis: it is not smoothed.
+    between the nodes of their code; it is then a spline itself, and so is its inverse, nearly, which is iterated
+    until it is exact. None, or 0 along each axis: it is not smoothed.
     """
 
     def __init__(self, of: Map, smooth: Sequence[float] = ()):
