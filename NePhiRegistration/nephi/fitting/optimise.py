@@ -91,13 +91,13 @@ class Optimisation:
             self.maps = Sliding(made(OneSide(self.code, 0)), made(OneSide(self.code, 1)), border)
             self.pairs = sides(self.pair)
         guides = make_guides(guidance, self.pair, self.maps, s.guidance, regularity.step_mm / cube.unit_mm, device)
+        # what an initial transform or guides ask for may be sharper than the nodes
+        free = bool(guides) or outer is not None
         if isinstance(self.maps, Sliding):
             guides = [*(OnItsSide(guide, border) for guide in guides), Tie(border, self.pair)]
             guides += [] if bones is None else [Wall(bones, self.pair, device)]
-        # what an initial transform or guides ask for may be sharper than the nodes
-        free = bool(guides) or outer is not None
         self._smooth = 0.0 if free else s.smooth
-        if free:
+        if free or s.sliding:  # an outer map bends next to a wall that stays
             regularity = replace(regularity, bending_mm=0.0)
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
@@ -111,13 +111,18 @@ class Optimisation:
         self._now: Drawn | None = None  # those of the present step
 
     def consensus(self) -> Map:
-        """Of the two maps, smoothed as far as the images agree with that; ends the optimisation."""
+        """Of the two maps, smoothed as far as the images agree with that; ends the optimisation.
+
+        Where motion slides, the inner side is smoothed: an outer one turns within a few millimetres next to the wall.
+        """
         self._seen = self._ahead = self._now = None  # features of large images take much
         if not self._smooth:
             return consensus(self.maps)
         sides = zip(self.cube.half_extents_cube, self.code.size, strict=True)
         nodes_cube = max(2 * float(half) / (n - 1) for half, n in sides)
-        return smoothed(self.pair, Consensus(self.maps), nodes_cube, self._smooth, self.device)
+        of = self.maps.within if isinstance(self.maps, Sliding) else self.maps
+        found = smoothed(self.pairs[0], Consensus(of), nodes_cube, self._smooth, self.device)
+        return consensus(self.maps, found.smooth) if isinstance(self.maps, Sliding) else found
 
     def run(self, record: Callable[[dict], None]) -> list[dict]:
         """All levels; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""

@@ -22,10 +22,9 @@ from .guides import Guide, Landmarks, pull
 _NODES_MM = 3.0  # between which the distance from the border is held
 _SMOOTH_MM = 2.0  # standard deviation: a border of voxels has steps
 _FAR_MM = 20.0  # distances are told as far as that
-_TIED, _TIED_MM = (
-    200,
-    0.2,
-)  # points of the border a step, and how far they may be apart: nothing pulls within half of it
+_TIED = 200  # points of the border a step
+_TIED_MM = 0.2  # standard deviation of how far they may be apart: nothing pulls within half of it
+_GIVES_WAY = 0.5  # how much of that pull the inner map gets, compared with the outer one
 _WALL_MM = 4.0  # from where bones are taken to be, at first: nothing pulls within half of that
 _FEWEST = 2.0  # times as far apart as at the last level: nodes of any level, at most
 _AROUND_MM = 20.0  # the masks, where walls are compared
@@ -92,7 +91,10 @@ class OneSide(Code):
 
 
 class Tie(Guide):
-    """Both sides take the border to the same place: what one map does to it, the other one undoes up to a slip."""
+    """Both sides take the border to the same place: what the inner map does to it, the outer one undoes up to a shift.
+
+    The outer map gives way more than the inner one, which more of the images' content tells of.
+    """
 
     name = "sliding"
 
@@ -108,8 +110,9 @@ class Tie(Guide):
         return (self.points[which][:, None].expand(-1, 2, -1, -1),)
 
     def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
-        there = mapped[FORWARD].flip(0).flatten(0, 1)  # where the other side's map takes them
-        back = maps(torch.stack([there, there]))[INVERSE]
+        inner = mapped[FORWARD, 0]
+        there = torch.lerp(inner.detach(), inner, _GIVES_WAY).repeat(2, 1)  # as many points for either side
+        _, back = maps(torch.stack([there, there]))[INVERSE].chunk(2)
         distance, _ = self.border.at(back)
         return pull(distance.abs() * self.unit_mm, self.sd_mm)
 

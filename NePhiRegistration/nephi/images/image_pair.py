@@ -46,8 +46,8 @@ class ImagePair:
     ``cube``: where the maps live. ``region_lps_mm`` (n, d): corners of what is compared, on the fixed image's side of
     the alignment. ``scale``: of all lengths, below 1 for small bodies. ``windows``: intensities that become 0 and 1.
     ``trusted``: the masks were given, not detected, so that what lies outside them may be left out. ``excluded``: masks
-    of what must not count. ``side``: "within" or "around" the masks: no feature
-    sees the other side, and points are drawn on this one.
+    of what must not count. ``side``: "within" or "around" the masks: no feature sees the other side, and points are
+    drawn on this one.
     """
 
     images: Both[sitk.Image]

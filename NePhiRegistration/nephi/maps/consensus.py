@@ -134,9 +134,9 @@ class Consensus(Map):
 
 
 def consensus(of: Map, smooth: Sequence[float] = ()) -> Map:
-    """The consensus of a pair's maps; of maps that slide, that of each side, where both meet."""
+    """The consensus of a pair's maps; of maps that slide, that of each side where both meet, smoothed within."""
     if isinstance(of, Sliding):
-        return Sliding(Consensus(of.within, smooth), Consensus(of.around, smooth), of.border).meeting()
+        return Sliding(Consensus(of.within, smooth), Consensus(of.around), of.border).meeting()
     return Consensus(of, smooth)
 
 
