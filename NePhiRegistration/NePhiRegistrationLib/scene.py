@@ -194,6 +194,25 @@ def read_transform(path: Path, scene, name: str):
     return node
 
 
+def read_model(path: Path, scene, name: str):
+    """A new node of a surface in a file; raises OSError for one that is damaged or empty."""
+    read = slicer.vtkMRMLModelNode()
+    _load(slicer.vtkMRMLModelStorageNode(), read, path)
+    if read.GetPolyData() is None or not read.GetPolyData().GetNumberOfPoints():
+        raise OSError(_("{file} holds no surface").format(file=path.name))
+    node = add(scene, "vtkMRMLModelNode", name)
+    node.SetAndObservePolyData(read.GetPolyData())
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def write_model(node, path: Path) -> None:
+    """A model in the format of the file's name, in LPS mm as Slicer itself writes it."""
+    copy = slicer.vtkMRMLModelNode()
+    copy.SetAndObserveMesh(node.GetMesh())
+    _store(slicer.vtkMRMLModelStorageNode(), copy, path, compressed=True)
+
+
 def interpolate_linearly(node) -> bool:
     """Between the nodes of a displacement grid as ITK and the engine do it, where MRML would take cubic splines.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,16 @@ from NePhiRegistrationLib.applying import apply_to
 from NePhiRegistrationLib.outputs import Outputs
 
 from . import dicom
+from .files import plain
 from .roles import IMAGES, POINTS, USES, Kind
 from .views import Views
 
 _FOLDER = "applied"  # in that of a saved result
-_ENDINGS = {"vtkMRMLSegmentationNode": ".seg.nrrd", "vtkMRMLMarkupsFiducialNode": ".csv"}
+_WRITERS = {  # ending and writer; of all others those of images
+    "vtkMRMLSegmentationNode": (".seg.nrrd", nodes.write_segmentation),
+    "vtkMRMLMarkupsFiducialNode": (".csv", nodes.write_points),
+    "vtkMRMLModelNode": (".vtp", nodes.write_model),
+}
 
 
 @dataclass(eq=False)
@@ -49,22 +53,16 @@ class Made:
         return self.is_labels or self.node.IsA("vtkMRMLSegmentationNode")
 
     @property
-    def plain_name(self) -> str:
-        return re.sub(r'[\\/:*?"<>|]', "_", self.name).strip(" .") or "result"
+    def _writer(self) -> tuple[str, Callable[[Any, Path], None]]:
+        return _WRITERS.get(self.node.GetClassName(), (".nii.gz", nodes.write_image_file))
 
     @property
     def file_name(self) -> str:
-        return self.plain_name + _ENDINGS.get(self.node.GetClassName(), ".nii.gz")
+        return plain(self.name) + self._writer[0]
 
     def write(self, path: Path) -> None:
         """Raises OSError."""
-        kind = self.node.GetClassName()
-        if kind == "vtkMRMLSegmentationNode":
-            nodes.write_segmentation(self.node, path)
-        elif kind == "vtkMRMLMarkupsFiducialNode":
-            nodes.write_points(self.node, path)
-        else:
-            nodes.write_image_file(self.node, path)
+        self._writer[1](self.node, path)
 
 
 class Applied:
@@ -83,6 +81,11 @@ class Applied:
     @property
     def scans(self) -> list[Any]:
         return [made.node for made in self.made.values() if made.is_scan]
+
+    @property
+    def takes_the_views(self) -> bool:
+        """Whether something stands in the place of what is chosen to be shown of the result."""
+        return any(made.shown and _takes_the_views(made) for made in self.of_result())
 
     def of_result(self) -> list[Made]:
         return [made for made in self.made.values() if self.outputs and made.result == self.outputs.forward.GetID()]
@@ -117,6 +120,9 @@ class Applied:
             return node
         if kind is Kind.POINTS:
             return loading.points_node(self.views.scene, path, lies_in)
+        if kind is Kind.SURFACE:
+            return loading.surface_node(self.views.scene, path)
+        dicom.check_frame(path, lies_in)
         return loading.labels_node(self.views.scene, path, None, words, one_by_one=True)
 
     def show(self, outputs: Outputs | None) -> None:
@@ -194,6 +200,8 @@ class Applied:
             display.show_labels(scene, made.node, on)
         elif not made.is_scan:
             made.node.GetDisplayNode().SetVisibility(on)
+            if made.node.IsA("vtkMRMLModelNode"):
+                made.node.GetDisplayNode().SetVisibility2D(on)
             if on and made.node.IsA("vtkMRMLMarkupsNode"):
                 display.jump(scene, made.node.GetNthControlPointPositionWorld(0))
         self.views.render()
@@ -215,6 +223,6 @@ def _takes_the_views(made: Made) -> bool:
 
 def _stem(name: str) -> str:
     """A file's name without what tells its format."""
-    endings = (".seg.nrrd", ".seg.nhdr", ".mrk.json", ".dcm", *IMAGES, *POINTS)
+    endings = (".seg.nrrd", ".seg.nhdr", ".mrk.json", ".dcm", *IMAGES, *POINTS, *Kind.SURFACE.endings)
     known = sorted((ending for ending in endings if name.lower().endswith(ending)), key=len)
     return name[: -len(known[-1])] or name if known else name

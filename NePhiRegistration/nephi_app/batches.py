@@ -60,15 +60,9 @@ class Batches:
         if case is None or output is None:
             raise NephiError("there is no such result")
         self._check(case, output)
-        folder = self.served.path(self.served.relative(output / name))
-        for file in folder.iterdir():
-            self.served.path(self.served.relative(file))
-        return case, folder
+        return case, self.served.whole(self.served.relative(output / name))
 
-    def start(self, folder: str) -> None:
-        """``folder``: the name that the page has now, which comes with the click, not after it."""
-        with self.state:
-            self.state.batch_folder = str(folder)
+    def start(self) -> None:
         if self.running or self.state.running or not self.state.batch_list:
             return
         try:
@@ -128,12 +122,13 @@ class Batches:
                 "cells": batchrun.cells(row),
                 "name": row["name"],
                 "done": row["status"] == "done",
-                "why": row.get("error") or row.get("reasons") or "",
+                "why": self.served.without_root(row.get("error") or row.get("reasons") or ""),
             }
             for row in rows
         ]
         if run is None or run.output != output:
-            text = f"{len(self._cases)} pairs" if self._cases else ""
+            count = len(self._cases)
+            text = f"{count} pair{'s' if count > 1 else ''}" if count else ""
         else:
             text = run.text(self.served.relative(run.output))
         known = {"batch_running": self.running, "batch_rows": listed, "batch_text": text}

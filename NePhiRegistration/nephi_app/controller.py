@@ -18,7 +18,7 @@ from NePhiRegistrationLib.words import duration
 from . import state
 from .batches import Batches
 from .dialog import SAVE, SAVE_MADE, Dialog
-from .files import Served
+from .files import Served, plain
 from .inputs import OWN, Inputs
 from .presets import Presets, own_presets
 from .results import Results
@@ -75,7 +75,7 @@ class Controller:
     def browse(self, role: str, key: str = "") -> None:
         """Open the dialog; ``key``: of what is to be saved as a file."""
         if role == SAVE and (outputs := self.results.chosen) is not None:
-            self.dialog.open(role, f"{outputs.moving.GetName()} registered".replace("/", "_"))
+            self.dialog.open(role, plain(f"{outputs.moving.GetName()} registered"))
         elif role == SAVE_MADE and (name := self.results.choose_file(key)):
             self.dialog.open(role, name)
         elif role in OPENED:
@@ -93,11 +93,11 @@ class Controller:
         await self._open(role, path, series)
 
     async def _open(self, role: str, path: str, series: str) -> None:
-        name, uids = Path(path).name or self.state.root_name, (series,) if series else ()
+        name, uids = self.dialog.name(path, series), (series,) if series else ()
         with self.state:
             self.state.busy = f"Opening {name}"
         try:
-            file = self.served.path(path)
+            file = self.served.whole(path)
             if file.is_dir() and not series:
                 found = await asyncio.to_thread(_series, file, OPENED[role].text.lower())
                 if len(found) > 1:
@@ -105,6 +105,7 @@ class Controller:
                     return
             if role in USES:
                 await self.results.applied.add(role, file, name, uids)
+                self.windows.draw()
             elif role == BATCH:
                 self.batches.take(file)
             else:
@@ -145,7 +146,7 @@ class Controller:
             for role in ROLES:
                 self.inputs.forget(role)
             for role, file in found.items():
-                path = self.served.path(self.served.relative(file.resolve()))
+                path = self.served.whole(self.served.relative(file.resolve()))
                 self.inputs.take(role, await self.inputs.load(role, path, path.name, case.series))
             self._show_scans()
             outputs = Outputs.opened(folder, *(self.inputs.nodes[role] for role in _SCANS))
@@ -315,7 +316,7 @@ class Controller:
 
     def _fail(self, text: str) -> None:
         with self.state:
-            self.state["dialog_error" if self.state.dialog else "error"] = text
+            self.state["dialog_error" if self.state.dialog else "error"] = self.served.without_root(text)
 
     def _start(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

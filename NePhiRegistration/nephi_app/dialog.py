@@ -54,5 +54,14 @@ class Dialog:
         with self.state:
             self.state.series_path = path
             self.state.series = [
-                {"uid": one.uid, "text": f"{one.description or one.uid}, {one.images} images"} for one in found
+                {"uid": one.uid, "name": _name(one), "text": f"{_name(one)}, {one.images} images"} for one in found
             ]
+
+    def name(self, path: str, series: str) -> str:
+        """What is opened is called that: the file or folder, and the series where one was chosen."""
+        folder = Path(path).name or self.state.root_name
+        return ", ".join([folder, *(one["name"] for one in self.state.series if one["uid"] == series)])
+
+
+def _name(series: Series) -> str:
+    return series.description or series.uid

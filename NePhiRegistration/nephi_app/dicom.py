@@ -11,6 +11,8 @@ from nephi.errors import NephiError
 from NePhiRegistrationLib import dicom_export
 from NePhiRegistrationLib.outputs import Outputs
 
+from .files import plain
+
 if TYPE_CHECKING:
     from nephi.files.dicom_objects import Series
 
@@ -31,6 +33,20 @@ def carry(source: Any, made: Any) -> None:
     for name in (_SERIES, dicom_export.SEGMENTS):
         if source.GetAttribute(name):
             made.SetAttribute(name, source.GetAttribute(name))
+
+
+def check_frame(path: Path, scan: Any) -> None:
+    """Raises NephiError where a DICOM object lies in another frame of reference than the scan, if that is known."""
+    from nephi.files.dicom_objects import is_dicom, read_header
+
+    if not scan.GetAttribute(_SERIES) or not is_dicom(path):
+        return
+    header = read_header(path)
+    regions = header.get("StructureSetROISequence") or []
+    frames = {str(item.get("ReferencedFrameOfReferenceUID", "") or "") for item in regions}
+    frames.add(str(header.get("FrameOfReferenceUID", "") or ""))
+    if frames - {"", series_of(scan).frame}:
+        raise NephiError(f"{path.name} lies in another frame of reference than {scan.GetName()}")
 
 
 def problem(outputs: Outputs) -> str:
@@ -75,6 +91,6 @@ class DicomFiles:
         for made in self.made:
             reference, target = (out.moving, self.moving) if made.backwards else (out.fixed, self.fixed)
             if made.is_scan and made.node.GetAttribute(_SERIES):
-                dicom_export.write_scan(made.node, place / made.plain_name, target, series_of(made.node), "Warped")
+                dicom_export.write_scan(made.node, place / plain(made.name), target, series_of(made.node), "Warped")
             elif made.has_segments:
-                dicom_export.write_segments(made.node, reference, place / f"{made.plain_name}.dcm", target)
+                dicom_export.write_segments(made.node, reference, place / f"{plain(made.name)}.dcm", target)

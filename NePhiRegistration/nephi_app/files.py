@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,13 @@ class Served:
             raise NephiError(f"{relative or 'the folder'} does not exist in the folder that is served")
         return path
 
+    def whole(self, relative: str) -> Path:
+        """``path`` of what is to be read; raises NephiError also where what is read with it leads out of the root."""
+        path = self.path(relative)
+        if not self.holds(path):
+            raise NephiError(f"{path.name}: a file that belongs to it may lie outside the folder that is served")
+        return path
+
     def entries(self, relative: str, endings: tuple[str, ...] = ()) -> tuple[list[Entry], bool]:
         """Folders, then files with one of the ``endings`` (none: no file), and whether there are more than are listed.
 
@@ -49,7 +57,7 @@ class Served:
                 is_folder = item.is_dir()
                 if item.name.startswith(".") or not (is_folder or item.name.lower().endswith(endings or ("\0",))):
                     continue
-                if item.resolve().is_relative_to(self.root):
+                if self._is_below(item):
                     found.append(Entry(item.name, item.relative_to(self.root).as_posix(), is_folder))
         except OSError as error:
             raise NephiError(f"{relative or 'the folder'} cannot be read: {error.strerror}") from None
@@ -72,16 +80,50 @@ class Served:
         if not name or name in (".", "..") or re.search(r'[\\/\0:*?"<>|]', name):
             raise NephiError(f"a name for the {what} is needed, without / and other special characters")
         path = self.path(relative) / name
-        if not path.resolve().is_relative_to(self.root):
+        if not self._is_below(path):
             raise NephiError(f"{name} leads out of the folder that is served")
         return path
 
     def holds(self, path: Path) -> bool:
-        """Whether this lies below the root, whether or not it exists; links count as what they lead to."""
+        """Whether this lies below the root, with all that is read with it, whether or not it exists.
+
+        Links count as what they lead to. Voxels in several files, whose names only their reader knows, may be anywhere.
+        """
+        if not self._is_below(path):
+            return False
+        try:
+            return all(part is not None and self._is_below(part) for part in _read_with(path))
+        except NephiError:
+            return True  # a header that its reader refuses, too
+
+    def _is_below(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.root)
+
+    def without_root(self, text: str) -> str:
+        """A message in which files are named from the root on, as the page names them."""
+        return text.replace(f"{self.root}{os.sep}", "")
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def _read_with(path: Path) -> list[Path | None]:
+    """The files of a folder, and the other file of a scan in two; None for several. Raises NephiError."""
+    from nephi.files.headers import META, NRRD, voxel_file
+
+    name = path.name.lower()
+    if path.is_dir():
+        return list(path.iterdir())
+    if name.endswith((".hdr", ".img")):
+        return [path.with_suffix(ending) for ending in (".hdr", ".img", ".img.gz")]
+    if name.endswith((*META, *NRRD)):
+        return [voxel_file(path, path.name)]
+    return []
+
+
+def plain(name: str) -> str:
+    """A name that a file may have."""
+    return re.sub(r'[\\/\0:*?"<>|]', "_", name).strip(" .") or "result"
 
 
 def parent(relative: str) -> str:

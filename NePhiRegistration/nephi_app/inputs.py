@@ -29,6 +29,12 @@ class Inputs:
 
     async def load(self, role: str, path: Path, name: str, series: tuple[str, ...] = ()) -> Any:
         """The node of a file or DICOM folder, or the file itself; raises NephiError and FrameError. Nothing changes."""
+        loaded = await self._load(role, path, name, series)
+        if not isinstance(loaded, Path):
+            loaded.SetName(name)  # also where there is one of that name, which it may take the place of
+        return loaded
+
+    async def _load(self, role: str, path: Path, name: str, series: tuple[str, ...]) -> Any:
         from . import loading  # with SimpleITK, for which the first page need not wait
 
         kind, words = ROLES[role].kind, ROLES[role].text.lower()

@@ -14,6 +14,7 @@ import slicer
 import vtk
 from nephi.errors import NephiError
 from nephi.files.dicom_segmentations import is_segmentation, read_segmentation
+from nephi.files.dicom_structures import filled, is_structure_set, read_structures
 from nephi.files.image import open_image, read_volume
 from nephi.files.landmarks import read_landmarks
 from nephi.files.masks import check_mask, check_regions
@@ -22,6 +23,7 @@ from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.dicom_export import SEGMENTS
 from vtk.util.numpy_support import numpy_to_vtk
 
+_HALF = 128  # of the 255 of a voxel within a region
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0])
 _CT_WINDOW_HU = (-1000, 300)
 _SEGMENTATION = (".seg.nrrd", ".seg.nhdr")  # as Slicer calls them
@@ -54,6 +56,8 @@ def labels_node(scene: Any, path: Path, volume: Any | None, role: str, one_by_on
         return _segmentation(scene, path, role)
     if path.suffix.lower() == ".dcm" and is_segmentation(path):
         return _dicom_segmentation(scene, path)
+    if path.suffix.lower() == ".dcm" and is_structure_set(path):
+        return _structure_set(scene, path)
     image = open_image(path, role)
     reference = image if volume is None else _image_of(volume)
     if one_by_one:
@@ -89,16 +93,38 @@ def _dicom_segmentation(scene: Any, path: Path) -> Any:
     return node
 
 
+def _structure_set(scene: Any, path: Path) -> Any:
+    """Its regions as segments, each on voxels of its own, so that they may overlap."""
+    found = [structure for structure in read_structures(path) if structure.contours]
+    if not found:
+        raise NephiError(f"{path.name} holds no regions")
+    images = [filled(structure) >= _HALF for structure in found]
+    node = nodes.add(scene, _SEGMENTATION_NODE, path.name, displayed=True)
+    for structure, image in zip(found, images, strict=True):
+        _add_segments(_volume(scene, _LABEL_MAP, image, structure.name), node)
+        segmentation = node.GetSegmentation()
+        segment = segmentation.GetNthSegment(segmentation.GetNumberOfSegments() - 1)
+        segment.SetName(structure.name)
+        if len(structure.colour) == 3:
+            segment.SetColor(*(part / 255 for part in structure.colour))
+    return node
+
+
+def _add_segments(labels: Any, node: Any) -> None:
+    """The label map's labels to a segmentation, which takes its place."""
+    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, node)
+    node.GetDisplayNode().SetVisibility(False)
+    nodes.remove(labels.GetScene(), labels)
+
+
 def _as_segmentation(scene: Any, labels: Any) -> Any:
     """The label map's labels as segments, in its place."""
-    node = nodes.add(scene, _SEGMENTATION_NODE, labels.GetName(), displayed=True)
-    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, node)
-    node.SetName(labels.GetName())
-    node.GetDisplayNode().SetVisibility(False)
+    node, name = nodes.add(scene, _SEGMENTATION_NODE, labels.GetName(), displayed=True), labels.GetName()
+    _add_segments(labels, node)
+    node.SetName(name)
     segmentation = node.GetSegmentation()
     for segment in map(segmentation.GetSegment, segmentation.GetSegmentIDs()):
         segment.SetName(f"label {segment.GetLabelValue()}")  # not what a colour table calls that number
-    nodes.remove(scene, labels)
     return node
 
 
@@ -118,6 +144,14 @@ def points_node(scene: Any, path: Path, volume: Any) -> Any:
     for i, point in enumerate((points_lps_mm @ _RAS_LPS).tolist(), 1):
         markups.AddControlPoint(point, str(i))
     return markups
+
+
+def surface_node(scene: Any, path: Path) -> Any:
+    """The surface of a file; raises NephiError."""
+    try:
+        return nodes.read_model(path, scene, path.name)
+    except OSError as error:
+        raise NephiError(str(error)) from None
 
 
 def _volume(scene: Any, class_name: str, image: sitk.Image, name: str) -> Any:

@@ -28,10 +28,10 @@ class Presets:
             server.trigger(name)(getattr(self, name))
         self._offer(self.state.preset)
 
-    def save_preset(self, name: str) -> None:
-        """Settings as they are chosen now; an earlier preset of that name is replaced."""
+    def save_preset(self) -> None:
+        """Settings as they are chosen now, under the name that is given; an earlier preset of that name is replaced."""
         try:
-            path = self.inputs.own.save(str(name), self.inputs.job().settings())
+            path = self.inputs.own.save(str(self.state.own_preset), self.inputs.job().settings())
         except (NephiError, OSError, ValueError) as error:
             self._fail(str(error))
             return

@@ -116,13 +116,14 @@ class Results:
             s.has_opacity = view in OVERLAYS or view is View.FADE
             s.has_legend = view in OVERLAYS or s.grid
             s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
+        self.views.tidy_legends()  # before anything is drawn
         self._start(self._tidy())
 
     async def _tidy(self) -> None:
-        for _time in range(2):  # a legend that has just been made takes its size when it has been drawn
-            self.views.tidy_legends()
-            self.views.render()
-            await asyncio.sleep(_DRAWN_S)
+        self.views.render()
+        await asyncio.sleep(_DRAWN_S)  # a legend that has just been made takes its size when it has been drawn
+        self.views.tidy_legends()
+        self.views.render()
 
     async def flicker(self) -> None:
         while True:
@@ -166,13 +167,13 @@ class Results:
         for held in (self._models, self.found, self.unsaved):
             held.clear()
 
-    def sign(self, accepted: bool, name: str, comment: str) -> None:
-        """Accept or reject the result that is shown; the page's texts come with the click, not after it."""
+    def sign(self, accepted: bool) -> None:
+        """Accept or reject the result that is shown, with the name and comment that are given."""
         outputs = self.chosen
         if outputs is None:
             return
         try:
-            review.sign(outputs, bool(accepted), str(name), str(comment))
+            review.sign(outputs, bool(accepted), str(self.state.reviewer), str(self.state.review_comment))
         except ValueError as error:
             with self.state:
                 self.state.review_error = str(error)

@@ -16,7 +16,8 @@ class Kind(Enum):
     LABELS = auto()  # all of its segments count, each by itself
     POINTS = auto()
     TRANSFORM = auto()
-    STRUCTURES = auto()  # segments on voxels of their own, also of a DICOM segmentation
+    STRUCTURES = auto()  # segments on voxels of their own, also of a DICOM segmentation or structure set
+    SURFACE = auto()  # of formats whose readers survive damaged files
     PAIRS = auto()  # a list of pairs
     SETTINGS = auto()
     MODEL = auto()
@@ -25,7 +26,7 @@ class Kind(Enum):
     def endings(self) -> tuple[str, ...]:
         """Of the names of such files."""
         own = {Kind.POINTS: POINTS, Kind.TRANSFORM: TRANSFORMS, Kind.STRUCTURES: (*IMAGES, ".dcm")}
-        own |= {Kind.PAIRS: (".csv", ".tsv")}
+        own |= {Kind.SURFACE: (".stl", ".vtp"), Kind.PAIRS: (".csv", ".tsv")}
         own |= {Kind.SETTINGS: (".json",), Kind.MODEL: (".safetensors",)}
         return own.get(self, IMAGES)
 
@@ -65,8 +66,9 @@ ROLES = {
 }
 USES = {  # what a result is applied to
     "apply_scan": Role("Scan", Kind.SCAN),
-    "apply_labels": Role("Segmentation", Kind.STRUCTURES, hint=" or label map"),
+    "apply_labels": Role("Segmentation", Kind.STRUCTURES, hint=", label map or RT structure set"),
     "apply_points": Role("Landmarks", Kind.POINTS, hint=" list"),
+    "apply_surface": Role("Surface", Kind.SURFACE, hint=" model (STL, VTP)"),
 }
 BATCH = "batch_list"
 OPENED = ROLES | USES | {BATCH: Role("List of pairs", Kind.PAIRS)}  # what the dialog can be asked for

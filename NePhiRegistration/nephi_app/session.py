@@ -97,6 +97,7 @@ def build(server: Any, start: Start) -> Any:
         views.place(grid)
     with AbstractLayout(server, html.Div(trame_server=server), template_name="main"):
         client.Style((PAGE / "page.css").read_text(encoding="utf-8"))
+        client.Script((PAGE / "page.js").read_text(encoding="utf-8"))
         html.Div(_page_html())
     return Controller(server, served, Path(start.temporary), views)
 

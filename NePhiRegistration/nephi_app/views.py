@@ -126,14 +126,22 @@ class Views:
             legend = self.scene.GetNthNodeByClass(i, "vtkMRMLColorLegendDisplayNode")
             legend.SetViewNodeIDs(slices)
             legend.SetSize(0.1, 0.45)
+            legend.SetPosition(*_beside_the_letter(*legend.GetPosition()))
             for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
                 text.SetFontSize(size)
+                text.SetBackgroundColor(0, 0, 0)  # readable over bright tissue, too
+                text.SetBackgroundOpacity(0.6)
             legend.Modified()
 
     def render(self) -> None:
         """Draw anew in every view, as after a change that no view observes."""
         for view in self._app.view_manager.get_views():
             view.schedule_render()
+
+
+def _beside_the_letter(x: float, y: float) -> tuple[float, float]:
+    """A legend's place, of what is free, off the side at which a letter names the direction of the patient."""
+    return min(max(x, 0.08), 0.92), y
 
 
 def _unseen(kind: type, **given: Any) -> Any:

@@ -64,7 +64,7 @@ class Windows:
                 _set(volume, *(low + part * (high - low) for part in parts))
         for outputs in self.results.found.values():
             nodes.show_like(outputs.warped, outputs.moving)
-        if self.state.has_result and self.state.view in _MADE_WITH_IT:
+        if self.state.has_result and self.state.view in _MADE_WITH_IT and not self.results.applied.takes_the_views:
             self.results.show(again=True)
         self._render()
 

@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
 def folder(tmp_path_factory) -> Path:
     """A served folder: see its parts below.
 
-    ``scans`` holds a pair (the moving scan also as a series), masks, landmarks, labels, a segmentation, settings,
+    ``scans`` holds a pair (the moving scan also as a series), masks, landmarks, labels, segmentations, settings,
     lists of pairs, ``dicom`` a series, ``visit`` two; there are a damaged file and links that lead out.
     """
     import SimpleITK as sitk
@@ -42,22 +42,40 @@ def folder(tmp_path_factory) -> Path:
         write_landmarks(scans / f"{name}.csv", getattr(phantom, f"{name}_landmarks_lps_mm")[::20])
     _write_labels(phantom, scans)
     sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), str(scans / "shift.tfm"))
-    (scans / "quick.json").write_text('{"fit": {"iterations": 20}}', encoding="utf-8")
+    for name, iterations in (("quick", 20), ("endless", 1_000_000)):
+        (scans / f"{name}.json").write_text(f'{{"fit": {{"iterations": {iterations}}}}}', encoding="utf-8")
     _write_series(phantom.fixed, root / "dicom")
     _write_series(phantom.moving, scans / "moving", uid="1.2.4")
+    _write_structures(root / "dicom", scans / "organs.dcm", phantom.fixed_landmarks_lps_mm.mean(0))
     for k, image in enumerate((phantom.fixed, phantom.moving[:, :, 10:-10]), 1):
         _write_series(image, root / "visit", uid=f"1.2.3.{k}", description=("Thorax 1.0", "Thorax 2.0")[k - 1])
     (root / "damaged.nii.gz").write_bytes(b"no image")
-    roles = [f"{side}{what}" for what in ("", "_mask", "_landmarks") for side in ("fixed", "moving")]
-    files = [f"{role.removesuffix('_landmarks')}.{'csv' if 'landmarks' in role else 'nii.gz'}" for role in roles]
-    rows = [["name", *roles], ["whole", *files], ["broken", files[0], "../damaged.nii.gz"]]
-    (scans / "pairs.csv").write_text("\n".join(map(",".join, rows)), encoding="utf-8")
+    _write_list(scans / "list")
     away = "name,fixed,moving\nsecret,fixed.nii.gz,../away.nii.gz\n"
     (scans / "pairs away.csv").write_text(away, encoding="utf-8")
     sitk.WriteImage(phantom.fixed, str(outside / "secret.nii.gz"))
     (root / "away.nii.gz").symlink_to(outside / "secret.nii.gz")
     (root / "elsewhere").symlink_to(outside)
     return root
+
+
+def _write_list(folder: Path) -> None:
+    """``pairs.csv``: of two pairs, one with all its files, coarse as it is registered in a test, and one damaged."""
+    import SimpleITK as sitk
+    from nephi.files.landmarks import write_landmarks
+    from nephi.synthetic.phantom import make_phantom
+
+    folder.mkdir()
+    phantom = make_phantom(size=(32, 28, 28), spacing_mm=10.0)
+    roles = [f"{side}{what}" for what in ("", "_mask", "_landmarks") for side in ("fixed", "moving")]
+    names = [f"{role}.csv" if "landmarks" in role else f"{role}.nii.gz" for role in roles]
+    for role, name in zip(roles, names, strict=True):
+        if "landmarks" in role:
+            write_landmarks(folder / name, getattr(phantom, f"{role}_lps_mm")[::20])
+        else:
+            sitk.WriteImage(getattr(phantom, role), str(folder / name))
+    rows = [["name", *roles], ["whole", *names], ["broken", names[0], "../../damaged.nii.gz"]]
+    (folder / "pairs.csv").write_text("\n".join(map(",".join, rows)), encoding="utf-8")
 
 
 def _write_labels(phantom, folder: Path) -> None:
@@ -77,6 +95,19 @@ def _write_labels(phantom, folder: Path) -> None:
         for key, value in values.items():
             labels.SetMetaData(f"Segment{i}_{key}", value)
     sitk.WriteImage(labels, str(folder / "halves.seg.nrrd"))
+
+
+def _write_structures(series: Path, path: Path, centre_lps_mm: np.ndarray) -> None:
+    """Two boxes that overlap as an RT structure set."""
+    from nephi.files.dicom_objects import read_series
+    from nephi.files.dicom_structures import Structure, write_structures
+
+    corners = np.array([(-40, -40, 0), (40, -40, 0), (40, 40, 0), (-40, 40, 0)], float)
+    drawn = [
+        Structure(name, [centre_lps_mm.round() + corners + (shift, 0, z) for z in range(-30, 31, 5)])
+        for name, shift in (("Target", 0), ("Margin", 30))
+    ]
+    write_structures(drawn, path, read_series(series))
 
 
 def _write_series(image, folder: Path, uid: str = "1.2.3", description: str = "Thorax") -> None:

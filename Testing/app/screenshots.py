@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import SimpleITK as sitk
 from browser import App, Browser, Panel, colourful
 from PIL import Image
 
@@ -18,6 +19,7 @@ def main() -> int:
         folder, temporary = Path(scratch) / "scans", Path(scratch) / "temporary"
         for made in (folder, temporary):
             made.mkdir()
+        write_files(folder)
         app = App(folder, temporary)
         panel = Panel(browser.context(), app.address)
         page = panel.page
@@ -63,9 +65,60 @@ def main() -> int:
         _until_coloured(panel, grey)
         panel.view("ThreeD")
         _save(page, "app_grid")
+        take_apply(panel)
+        take_pairs(panel)
         browser.close()
         app.end()
     return 0
+
+
+def write_files(folder: Path) -> None:
+    """A segmentation on the moving chest, and a list of pairs of which one is damaged."""
+    from nephi.synthetic.phantom import make_phantom
+
+    phantom = make_phantom()
+    labels = sitk.GetArrayFromImage(phantom.moving_mask).astype("uint8")
+    labels[:, :, labels.shape[2] // 2 :] *= 2
+    image = sitk.GetImageFromArray(labels)
+    image.CopyInformation(phantom.moving)
+    for i, name in enumerate(("Right lung", "Left lung")):
+        for key, value in {"ID": f"lung{i}", "Name": name, "LabelValue": str(i + 1), "Layer": "0"}.items():
+            image.SetMetaData(f"Segment{i}_{key}", value)
+    sitk.WriteImage(image, str(folder / "lungs.seg.nrrd"), True)
+    small = make_phantom(size=(32, 28, 28), spacing_mm=10.0)
+    for name in ("fixed", "moving"):
+        sitk.WriteImage(getattr(small, name), str(folder / f"{name}.nii.gz"))
+    (folder / "cut.nii.gz").write_bytes(b"")
+    rows = ["name,fixed,moving", "patient 1,fixed.nii.gz,moving.nii.gz", "patient 2,moving.nii.gz,fixed.nii.gz"]
+    (folder / "study.csv").write_text("\n".join([*rows, "patient 3,fixed.nii.gz,cut.nii.gz"]), encoding="utf-8")
+
+
+def take_apply(panel: Panel) -> None:
+    page = panel.page
+    page.uncheck("#grid")
+    page.select_option("#view", "FIXED")
+    page.get_by_role("button", name="Dark", exact=True).click()
+    grey = colourful(panel.view("Green"))
+    page.click("#apply summary")
+    panel.choose("apply_labels", "lungs.seg.nrrd")
+    page.locator("#apply").scroll_into_view_if_needed()
+    _until_coloured(panel, grey)
+    panel.view("ThreeD")
+    _save(page, "app_apply")
+    page.click("#apply summary")
+
+
+def take_pairs(panel: Panel) -> None:
+    page = panel.page
+    page.click("summary >> text=Scans and settings")
+    page.select_option("#preset", "fast")
+    page.click("summary >> text=Scans and settings")
+    page.click("#batch summary")
+    panel.choose("batch_list", "study.csv")
+    page.click("#start-batch")
+    page.wait_for_selector("text=2 of 3 pairs registered, 1 failed.")
+    page.locator("#batch tr").last.scroll_into_view_if_needed()
+    _save(page, "app_pairs")
 
 
 def _until_coloured(panel: Panel, grey: float) -> None:

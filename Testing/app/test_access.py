@@ -53,6 +53,30 @@ def test_nothing_outside_the_folder_is_reached(served, path):
         served.path(path)
 
 
+def test_what_is_read_with_a_file_is_not_outside_either(served):
+    """The files of a folder, the voxels of a header: by a name, a link, or a pattern that only their reader knows."""
+    root, secret = served.root, served.root.parent / "secret.raw"
+    secret.touch()
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = "
+    nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nspace: LPS\nsizes: 2 2 2\nencoding: raw\ndata file: "
+    good = {"own.mhd": header + "own.raw", "own.nhdr": nrrd + "deep/own.raw", "damaged.mhd": "ObjectType"}
+    bad = {"name.mhd": header + "../../secret.raw", "path.mha": header + str(secret), "list.mhd": header + "LIST\nx",
+           "name.nhdr": nrrd + "../../secret.raw", "many.nrrd": nrrd + "x%d.raw 1 2 1"}  # fmt: skip
+    for name, text in (good | bad).items():
+        (root / "b10" / name).write_text(text, encoding="utf-8")
+    (root / "b10" / "pair.hdr").touch()
+    (root / "b10" / "pair.img").symlink_to(secret)
+    (root / "series").mkdir()
+    (root / "series" / "1.dcm").touch()
+    for path in (*(f"b10/{name}" for name in good), "series", "scan.nii.gz"):
+        assert served.whole(path) == root / path and served.holds(root / path)
+    (root / "series" / "2.dcm").symlink_to(secret)
+    for path in (*(f"b10/{name}" for name in bad), "b10/pair.hdr", "series"):
+        assert not served.holds(root / path), path
+        with pytest.raises(NephiError, match="outside the folder"):
+            served.whole(path)
+
+
 @pytest.mark.parametrize("name", ["", " ", ".", "..", "../x", "a/b", "a\\b", "C:x", "a\0b", "out"])
 def test_results_are_written_below_the_folder_only(served, name):
     with pytest.raises(NephiError):

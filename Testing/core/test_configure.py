@@ -75,7 +75,7 @@ def test_what_was_set_by_hand_stays():
         "similarity": {"name": "mind", "points": 1000},
         "levels": [{}],
         "field": {"code_spacing_mm": 12.0},
-        "regularity": {"weight": 0.5, "points": 64},
+        "regularity": {"weight": 0.5, "points": 64, "bending_mm": 1.2},
         "fit": {"iterations": 500},
         "smooth": 1.0,
     }

@@ -48,8 +48,9 @@ def points(dimension: int, many: int = 2000) -> torch.Tensor:
 
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("height", [0.0, 0.003, 0.03])
-def test_its_two_maps_are_inverses_of_each_other(dimension, height):
-    consensus, x = Consensus(Waves(dimension, height)), points(dimension)
+@pytest.mark.parametrize("smooth", [0.0, 0.1])
+def test_its_two_maps_are_inverses_of_each_other(dimension, height, smooth):
+    consensus, x = Consensus(Waves(dimension, height), [smooth] * dimension), points(dimension)
     for there, back in ((consensus.forward, consensus.inverse), (consensus.inverse, consensus.forward)):
         assert (back(there(x)) - x).abs().max() < 6e-5  # 0.01 mm of a cube of 300 mm
 
@@ -79,6 +80,14 @@ def test_its_jacobian_is_that_of_what_it_does():
         steps = h * torch.eye(3, dtype=torch.double)
         columns = [(consensus.forward(x + s) - consensus.forward(x - s)) / (2 * h) for s in steps]
     torch.testing.assert_close(exact, torch.stack(columns, -1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_points_of_known_weights_move_as_any_do(dimension):
+    plain, x = Consensus(Waves(dimension, 0.02)), 1.2 * points(dimension)  # some beyond the cube
+    smooth, weights = plain.smoothed([0.1] * dimension), plain.shift.weights(x)
+    torch.testing.assert_close(x + smooth.shift.at(weights), smooth.forward(x), rtol=0, atol=1e-9)
+    assert (smooth.shift.at(weights) - plain.shift.at(weights)).abs().max() > 1e-4
 
 
 def test_where_a_map_folds_the_inverse_stays_near_and_finite():

@@ -68,3 +68,22 @@ def test_points_through_a_field_are_itk_s(dimension):
     moved = (wanted != points).any(1)
     assert 50 < moved.sum() < 450
     np.testing.assert_allclose(through(field, points), wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("slices", [(1, 1), (1, 4), (4, 1)], ids=["both", "the image", "the grid"])
+@pytest.mark.parametrize("displaced", [False, True])
+def test_one_slice_is_read_as_itk_reads_it(slices, displaced):
+    image, grid, rng = _scene(3, np.int16)
+    image = image[:, :, : slices[0]]
+    first = grid.to_lps_mm([0.0, 0.0, 2.35])  # within the first slice of the image
+    grid = replace(grid.slices(0, slices[1]), origin_lps_mm=tuple(first.tolist()))
+    field = Grid.of(image) if slices[0] > 1 else grid
+    transform = displacement_transform(0.8 * rng.normal(size=(*field.shape, 3)), field) if displaced else None
+    linear = sitk.GetArrayFromImage(grid.resample(image, transform, sitk.sitkLinear, -7.0, sitk.sitkFloat32))
+    nearest = sitk.GetArrayFromImage(grid.resample(image, transform, sitk.sitkNearestNeighbor, 9))
+    assert 0.05 < (linear == -7).mean() < 0.95
+    few = 0.005 if displaced else 0.0
+    assert (np.abs(linear_through(image, grid, transform, -7.0) - linear) > 0.2).mean() <= few
+    assert (nearest_through(image, grid, transform, 9) != nearest).mean() <= few
+    if not displaced:
+        np.testing.assert_allclose(Slices(image, grid, None, -7.0)[:], linear, atol=1e-3)

@@ -52,7 +52,7 @@ def test_apptainer_copies_the_same():
 @pytest.mark.parametrize("path", [DOCKERFILE, APPTAINER], ids=lambda path: path.name)
 def test_containers_install_extras_that_exist(path):
     declared = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
-    extras = re.search(r"\[(report[\w,]*)\]", text(path))[1].split(",")
+    extras = re.search(r"pip install [^\n]*\[([\w,]+)\]", text(path))[1].split(",")
     assert set(extras) <= set(declared) and {"cluster", "formats", "dicom"} <= set(extras)
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import vtk
 from nephi.errors import NephiError
+from nephi_app import dicom, loading
 from nephi_app.inputs import OWN, Inputs
 from nephi_app.roles import GROUPS, ROLES
+from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.guides import Guides
 from NePhiRegistrationLib.ownpresets import OwnPresets
 from NePhiRegistrationLib.scene import of_class
@@ -115,6 +118,7 @@ def test_another_scan_takes_what_lay_on_the_former_with_it(inputs, scene):
     assert "fixed_excluded" not in inputs.nodes and inputs.state.names["fixed_excluded"] == ""
     assert of_class(scene, "vtkMRMLSegmentationNode") == [] and inputs.job().moving_mask is not None
     assert len(of_class(scene, "vtkMRMLScalarVolumeNode")) == 3  # with the label map, which is one too
+    assert {inputs.state.names[role] for role in ("fixed", "moving")} == {"scan.nii.gz"}  # no number behind it
 
 
 @pytest.mark.parametrize("name", ["damaged.seg.nrrd", "points.csv"])
@@ -160,3 +164,78 @@ def test_an_own_preset_is_its_settings(inputs, tmp_path):
     assert inputs.problem() == "" and inputs.job().settings().fit.iterations == 7
     inputs.own.remove("Seven steps")
     assert "Seven steps" in inputs.problem()
+
+
+@pytest.fixture
+def series(tmp_path) -> Path:
+    """A folder with a DICOM series of three slices."""
+    (folder := tmp_path / "series").mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(3):
+        image = sitk.Image(8, 8, 1, sitk.sitkInt16)
+        tags = {"0008|0060": "CT", "0008|0018": f"1.9.{k}", "0020|000d": "1.7", "0020|000e": "1.8", "0020|0052": "1.6"}
+        tags |= {"0020|0032": f"0\\0\\{4 * k}", "0020|0037": "1\\0\\0\\0\\1\\0"}
+        for key, value in tags.items():
+            image.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{k}.dcm"))
+        writer.Execute(image)
+    return folder
+
+
+def test_regions_of_a_structure_set_become_segments_where_they_lie(scene, series, tmp_path):
+    from nephi.files.dicom_objects import read_series
+    from nephi.files.dicom_structures import Structure, write_structures
+
+    square = np.array([(0, 0, 0), (20, 0, 0), (20, 10, 0), (0, 10, 0)], float)
+    drawn = [
+        Structure(name, [square + (x, -30, z) for z in range(40, 53, 3)], colour=(255, 0, 51))
+        for name, x in (("Heart", 100), ("Heart with margin", 110))
+    ]
+    write_structures(drawn, path := tmp_path / "organs.dcm", read_series(series))
+    node = loading.labels_node(scene, path, None, "segmentation", one_by_one=True)
+    segmentation = node.GetSegmentation()
+    keys = segmentation.GetSegmentIDs()
+    assert [segmentation.GetSegment(key).GetName() for key in keys] == ["Heart", "Heart with margin"]
+    assert segmentation.GetSegment(keys[0]).GetColor() == pytest.approx((1, 0, 0.2))
+    for key, x in zip(keys, (100, 110), strict=True):  # which overlap
+        bounds_ras_mm = [0.0] * 6
+        segmentation.GetSegment(key).GetBounds(bounds_ras_mm)
+        np.testing.assert_allclose(bounds_ras_mm, (-x - 20, -x, 20, 30, 38.5, 53.5), atol=1.1)
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(NephiError, match="damaged"):
+        loading.labels_node(scene, path, None, "segmentation", one_by_one=True)
+    nodes.remove(scene, node)
+
+
+def test_objects_of_another_frame_of_reference_are_refused(scene, series):
+    scan = nodes.add(scene, "vtkMRMLScalarVolumeNode", "scan")
+    dicom.check_frame(series / "0.dcm", scan)  # not known to be of a series
+    dicom.remember(scan, series, ())
+    dicom.check_frame(series / "0.dcm", scan)
+    image = sitk.ReadImage(str(series / "0.dcm"))
+    image.SetMetaData("0020|0052", "1.66")
+    sitk.WriteImage(image, str(other := series.parent / "other.dcm"))
+    with pytest.raises(NephiError, match="another frame of reference than scan"):
+        dicom.check_frame(other, scan)
+    nodes.remove(scene, scan)
+
+
+@pytest.mark.parametrize("ending", [".stl", ".vtp"])
+def test_a_surface_is_read_as_it_was_written(scene, tmp_path, ending):
+    sphere = vtk.vtkSphereSource()
+    sphere.SetCenter(10, 20, 30)
+    sphere.Update()
+    made = nodes.add(scene, "vtkMRMLModelNode", "ball")
+    made.SetAndObservePolyData(sphere.GetOutput())
+    nodes.write_model(made, path := tmp_path / f"ball{ending}")
+    read, bounds_ras_mm = loading.surface_node(scene, path), [0.0] * 6
+    read.GetRASBounds(bounds_ras_mm)
+    np.testing.assert_allclose(bounds_ras_mm, (9.5, 10.5, 19.5, 20.5, 29.5, 30.5), atol=0.05)
+    path.write_bytes(b"no surface")
+    before = scene.GetNumberOfNodes()
+    with pytest.raises(NephiError) as told:
+        loading.surface_node(scene, path)
+    assert path.name in str(told.value) and scene.GetNumberOfNodes() == before
+    for node in (made, read):
+        nodes.remove(scene, node)

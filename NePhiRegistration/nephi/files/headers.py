@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import NephiError, notice
@@ -50,21 +51,11 @@ def check_header(path: Path, role: str) -> bool:
 
     False where its voxels are in several files, which are not checked.
     """
-
-    def refuse(reason: str) -> NephiError:
-        return NephiError(f"{role}: cannot read {path}: {reason}")
-
+    refuse = _refusal(path, role)
+    (size, data, at, encoding), packed = _header(path, role)
+    if data is None:
+        return False
     try:
-        with open(path, "rb") as file:
-            head = file.read(_HEADER)
-        if path.name.lower().endswith(NRRD):
-            (size, data, at, encoding), packed = _nrrd(head, path, refuse), None
-        else:
-            (size, data, at, encoding), packed = _meta(head, path, refuse)
-        if data is None:
-            return False
-        if re.search(r"[\x00-\x1f\x7f-\x9f]", data.name):
-            raise refuse("the name of the file that holds its voxels is damaged")
         if not data.is_file():
             raise refuse(f"its voxels should be in {data.name}, which is missing")
         held = data.stat().st_size - at
@@ -77,6 +68,33 @@ def check_header(path: Path, role: str) -> bool:
         what = "is cut off" if held < size else "holds more than its header names, so that one of the two is damaged"
         raise refuse(f"{data.name} {what}: {held} bytes of voxels instead of {size}")
     return True
+
+
+def voxel_file(path: Path, role: str) -> Path | None:
+    """The file that holds the voxels of a NRRD or MetaImage file, often itself; None where they are in several.
+
+    Raises NephiError for a header that is damaged.
+    """
+    return _header(path, role)[0][1]
+
+
+def _refusal(path: Path, role: str) -> Callable[[str], NephiError]:
+    return lambda reason: NephiError(f"{role}: cannot read {path}: {reason}")
+
+
+def _header(path: Path, role: str) -> tuple[tuple[int, Path | None, int, str], int | None]:
+    """As ``_meta``, of a file of either kind."""
+    refuse = _refusal(path, role)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEADER)
+    except OSError as error:
+        raise refuse(error.strerror or str(error)) from None
+    found = (_nrrd(head, path, refuse), None) if path.name.lower().endswith(NRRD) else _meta(head, path, refuse)
+    voxels = found[0][1]
+    if voxels is not None and re.search(r"[\x00-\x1f\x7f-\x9f]", voxels.name):
+        raise refuse("the name of the file that holds its voxels is damaged")
+    return found
 
 
 def _check_packed(path: Path, at: int, size: int, packed: int | None, refuse) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..device import has_doubles
 from ..errors import NephiError, notice
 from ..images.image_pair import ImagePair
+from ..images.masks import inside
 from ..maps.code import FORWARD, INVERSE
 from ..maps.jacobian import finite_jacobian
 from ..maps.maps import Map
@@ -29,6 +30,7 @@ from .guidance import Guidance
 _FREE = 0.5  # standard deviations within which nothing pulls
 _LANDMARKS, _BORDER, _RIGID, _VOLUME = 1000, 1500, 2000, 200  # points per step, at most
 _LEAST_VOXELS = 8  # of a rigid body
+_STIFF, _LEAST_STIFFNESS = 11.0, 0.2  # pull of rigid bodies per part of the compared volume that they fill; the least
 
 
 class Guide(ABC):
@@ -143,13 +145,19 @@ class Labels(Guide):
 
 
 class Rigid(Guide):
-    """Bodies that move rigidly, each by its own motion: the one that fits where the map takes its points best."""
+    """Bodies that move rigidly, each by its own motion: the one that fits where the map takes its points best.
+
+    The smaller they are, the less the images pull at them: what is stiffer than that needs stays where it is and holds
+    back all around it.
+    """
 
     name = "rigid"
 
     def __init__(self, labels: sitk.Image, pair: ImagePair, tolerance_mm: float, device: torch.device):
         self.pool = _Pool([body for _, body in bodies_lps_mm(labels)], labels, pair, device)
-        self.held = self.pool.points
+        self.held, mask = self.pool.points, pair.masks.fixed
+        voxels = pair.images.fixed.GetNumberOfPixels() if mask is None else int(inside(mask).sum())
+        self.stiffness = min(1.0, max(_LEAST_STIFFNESS, _STIFF * len(self.held) / max(1, voxels)))
         self.each = max(24, min(128, _RIGID // self.pool.parts))
         self.to_mm, self.tolerance_mm = to_mm(pair, device), tolerance_mm
         self.from_moving_mm = torch.linalg.inv(self.to_mm[FORWARD].cpu().double()).float().to(device)
@@ -169,7 +177,7 @@ class Rigid(Guide):
             moved = mapped[FORWARD] + (rigid_mm - end_mm).flatten(0, 1) @ self.from_moving_mm
         returned_mm = (maps(torch.stack([moved, moved]))[INVERSE] - points[FORWARD]) @ to_fixed_mm
         apart_mm = torch.stack([lengths(end_mm - rigid_mm).flatten(), lengths(returned_mm)])
-        return pull(apart_mm, self.tolerance_mm)
+        return self.stiffness * pull(apart_mm, self.tolerance_mm)
 
 
 class VolumeKept(Guide):
@@ -186,8 +194,8 @@ class VolumeKept(Guide):
         step_cube: float,
         device: torch.device,
     ):
-        inside = np.argwhere(sitk.GetArrayViewFromImage(labels) != 0)[:, ::-1]
-        self.pool = _Pool([Grid.of(labels).to_lps_mm(inside)], labels, pair, device)
+        index_xyz = np.argwhere(inside(labels))[:, ::-1]
+        self.pool = _Pool([Grid.of(labels).to_lps_mm(index_xyz)], labels, pair, device)
         self.held, self.maps, d = self.pool.points, maps, pair.cube.dimension
         offsets = torch.cat([torch.zeros(1, d), step_cube * torch.eye(d)])
         self.offsets, self.step, self.tolerance = offsets.to(device), step_cube, tolerance

@@ -41,12 +41,12 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
     points, index = fixed.draw(_BLOCKS, generator)
     blocks = (points[:, None] + offsets * fixed.spacing).reshape(-1, d)
     reference = fixed.at_voxels(index, offsets)
-    plain = consensus.held
-    seen = moving.inside(blocks + plain(blocks)) * fixed.counts(blocks)  # of blocks whose values all count
+    weights = consensus.shift.weights(blocks)
+    seen = moving.inside(blocks + consensus.shift.at(weights)) * fixed.counts(blocks)  # where all of a block counts
     seen = seen.reshape(_BLOCKS, -1).amin(1, keepdim=True)
 
     def unlike(map_: Consensus) -> float:
-        there = map_.forward(blocks) if map_.smooth else blocks + plain(blocks)
+        there = blocks + map_.shift.at(weights)
         return float(similarity.compare(moving.at(there).reshape(_BLOCKS, -1), reference, seen))
 
     step = _STEP * nodes_cube

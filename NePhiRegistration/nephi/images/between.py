@@ -60,7 +60,7 @@ def read_between(
 ) -> Iterator[np.ndarray]:
     """As ``between``, of so many voxels (x first) at these places."""
     ways = [
-        _along(start + by * np.arange(n), many)
+        neighbours(start + by * np.arange(n), many)
         for start, by, n, many in zip(*places, size, reversed(values.shape), strict=True)
     ]
     *across, along = ways
@@ -97,7 +97,7 @@ def _between(low: np.ndarray, high: np.ndarray, part: np.ndarray) -> np.ndarray:
     return out
 
 
-def _along(index: np.ndarray, size: int) -> _Along:
+def neighbours(index: np.ndarray, size: int) -> _Along:
     """Of indices along an axis (n,): the voxel below, the part of the way to the next one, and whether it is seen."""
     place = index.clip(0, size - 1)
     below = np.floor(place).clip(max=max(size - 2, 0))

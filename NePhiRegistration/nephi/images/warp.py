@@ -14,7 +14,7 @@ from torch.nn import functional
 from ..device import in_threads
 from ..files.transform import displacement_transform
 from ..space.grid import Grid
-from .between import places_along, read_between
+from .between import neighbours, places_along, read_between
 from .through import places_through
 
 _EXACT = (np.int8, np.uint8, np.int16, np.uint16, np.float32)  # what single precision holds
@@ -103,9 +103,8 @@ class _Between:
 
     @classmethod
     def of(cls, nodes: int, count: int) -> _Between:
-        places = torch.linspace(0, nodes - 1, count, dtype=torch.double)
-        below = places.long().clamp(max=nodes - 2)
-        return cls(below, (places - below).float())
+        below, part, _ = neighbours(np.linspace(0, nodes - 1, count), nodes)
+        return cls(torch.from_numpy(below), torch.from_numpy(part))
 
     def __call__(self, values: Tensor, axis: int) -> Tensor:
         part = self.part.reshape(-1, *[1] * (values.ndim - 1 - axis))

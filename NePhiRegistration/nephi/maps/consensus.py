@@ -17,6 +17,7 @@ _SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest
 _SMOOTH_SPACING_CUBE = 0.04  # of those that hold a smoothed mean: 6 mm in a chest
 _TOLERANCE_CUBE = 2e-5  # of the inverse: 3 micrometres in a chest
 _NEAR_CUBE = 4e-4  # what is missed by less, one step mends: about a five-hundredth is left, an eighth at worst
+_SMOOTH_NEAR_CUBE = 1e-4  # likewise of a smoothed mean, where beyond the cube a fifth is left
 _ROUNDS = 8  # of the inverse, at most; one or two are enough where the maps do not fold
 
 
@@ -30,7 +31,8 @@ class Consensus(Map):
     inverse, which is exact, about four times that.
 
     ``smooth``: the distances in the cube along x, y (, z) over which the mean is smoothed, as fields follow the noise
-    between the nodes of their code; it is then a spline itself. None, or 0 along each axis: it is not smoothed.
+    between the nodes of their code; it is then a spline itself, and so is its inverse, nearly, which is iterated
+    until it is exact. None, or 0 along each axis: it is not smoothed.
     """
 
     def __init__(self, of: Map, smooth: Sequence[float] = ()):
@@ -42,12 +44,13 @@ class Consensus(Map):
 
     def forward(self, points_cube: Tensor) -> Tensor:
         if self.smooth:
-            return points_cube + self._smoothed(points_cube)
+            return points_cube + self.shift(points_cube)
         return self._mean(points_cube)
 
     def inverse(self, points_cube: Tensor) -> Tensor:
-        back = self.of.inverse(points_cube)
-        return self._solved(points_cube, back, back + self._to_inverse(points_cube))
+        if self.smooth:
+            return self._solved(points_cube, self._nearly_back, near=_SMOOTH_NEAR_CUBE)
+        return self._solved(points_cube, self.of.inverse, self._to_inverse)
 
     def _mean(self, points_cube: Tensor) -> Tensor:
         return self.of.forward(points_cube) + self._to_mean(points_cube)
@@ -55,15 +58,16 @@ class Consensus(Map):
     def smoothed(self, smooth: Sequence[float]) -> Consensus:
         """The same mean, smoothed over other distances: what was evaluated is not evaluated again."""
         other = Consensus(self.of, smooth)
-        other.__dict__["_to_mean"], other.__dict__["held"] = self._to_mean, self.held
+        other.__dict__["_to_mean"], other.__dict__["_held_mean"] = self._to_mean, self._held_mean
         return other
 
     @cached_property
-    def _smoothed(self) -> HeldShift:
-        return self.held.smoothed([distance / _SMOOTH_SPACING_CUBE for distance in self.smooth])
+    def shift(self) -> HeldShift:
+        """The mean's displacement as a spline, smoothed if that was asked for."""
+        return self._held_mean.smoothed([distance / _SMOOTH_SPACING_CUBE for distance in self.smooth])
 
     @cached_property
-    def held(self) -> HeldShift:
+    def _held_mean(self) -> HeldShift:
         """The mean's displacement as a spline, not smoothed."""
         size = nodes(self.half_extents_cube.tolist(), _SMOOTH_SPACING_CUBE)
         return HeldShift(lambda x: self._mean(x) - x, self.half_extents_cube, size)
@@ -89,15 +93,29 @@ class Consensus(Map):
 
         return self._held(correction)
 
+    def _nearly_back(self, points_cube: Tensor) -> Tensor:
+        """The smoothed mean's inverse, nearly, which takes a quarter of what a field takes."""
+        return points_cube + self._smoothed_back(points_cube)
+
+    @cached_property
+    def _smoothed_back(self) -> HeldShift:
+        """The displacement of the smoothed mean's inverse."""
+        return self._held(lambda y: self._solved(y, self.of.inverse) - y)
+
     def _held(self, correction: PointMap) -> HeldShift:
         return HeldShift(correction, self.half_extents_cube, nodes(self.half_extents_cube.tolist(), _SPACING_CUBE))
 
-    def _solved(self, y: Tensor, back: Tensor, near: Tensor) -> Tensor:
-        """The points that the mean takes to ``y``; ``back``: where the inverse field takes y, ``near``: a first guess.
+    def _solved(
+        self, y: Tensor, inverse: PointMap, correction: PointMap | None = None, near: float = _NEAR_CUBE
+    ) -> Tensor:
+        """The points that the mean takes to ``y``; ``inverse``: nearly its inverse, to which a correction may be known.
 
-        Steps as long as the inverse field makes them, at the points where it is not good enough yet.
+        Steps as long as ``inverse`` makes them, at the points where it is not good enough yet; the last one where it is
+        missed by less than ``near``.
         """
-        found, left = near, torch.arange(len(y), device=y.device)
+        back = inverse(y)
+        found = back if correction is None else back + correction(y)
+        left = torch.arange(len(y), device=y.device)
         for _ in range(_ROUNDS):
             reached = self.forward(found[left])
             off = (reached - y[left]).abs().amax(-1)
@@ -105,8 +123,8 @@ class Consensus(Map):
             if not missed.any():
                 break
             left, reached, off = left[missed], reached[missed], off[missed]
-            found = found.index_add(0, left, back[left] - self.of.inverse(reached))
-            left = left[off > _NEAR_CUBE]
+            found = found.index_add(0, left, back[left] - inverse(reached))
+            left = left[off > near]
             if not len(left):
                 break
         return found

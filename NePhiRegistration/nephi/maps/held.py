@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..device import in_threads
 from ..settings import VoxelSettings
-from ..space.interpolate import constant, interpolate
+from ..space.interpolate import PointWeights, constant, interpolate
 from .code import LINEAR_CUBE, HybridCode, points_between, zero_code
 from .maps import FieldMap
 from .voxel import VoxelFields
@@ -50,9 +50,19 @@ class HeldShift:
 
     def __call__(self, points_cube: Tensor) -> Tensor:
         """The displacement (n, d) at points (n, d)."""
+        return interpolate([self.table], self._position(points_cube)[None], self.size, 2)[0]
+
+    def weights(self, points_cube: Tensor) -> PointWeights:
+        """What the nodes weigh at points (n, d) that are asked for again with other values at the nodes."""
+        return PointWeights(self._position(points_cube), self.size, 2)
+
+    def at(self, weights: PointWeights) -> Tensor:
+        """The displacement (n, d) at points of which the weights are known."""
+        return weights.at(self.table)
+
+    def _position(self, points_cube: Tensor) -> Tensor:
         half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
-        position = torch.addcmul(half, points_cube / self.half_extents_cube, half)
-        return interpolate([self.table], position[None], self.size, 2)[0]
+        return torch.addcmul(half, points_cube / self.half_extents_cube, half)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ _FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 2.1e-10, 3.2e-
 _AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 4e-9
 # of a map that a model predicts alone, without a network: per node of the transforms, determinant, point of the map
 _SPLINE_S, _SPLINE_JACOBIAN_S, _SPLINE_POINT_S = 1.7e-6, 2.5e-6, 2.8e-6
+_SMOOTH_S = 2.6e-6  # per node of the transforms of fields that are smoothed
 # of the lungs of an adult: the expected error, and how far the map is smoothed, per voxel of both images besides
 _TRUST_S, _SMOOTHING_S, _SMOOTHING_VOXEL_S, _USUAL_DETERMINANTS = 1.4, 0.65, 5e-9, 1.6e5
 _MODEL_S = {"lung": 3.0, "lung-m": 9.0}  # its prediction alone
@@ -112,6 +113,8 @@ def stages(
         if predicted
         else (_MAP_PRODUCT_S * w.products, _JACOBIAN_PRODUCT_S * w.products, 1.8 * _MAP_PRODUCT_S * w.products)
     )
+    if settings.smooth and not predicted:
+        node = min(node, _SMOOTH_S)
     first, *later = (part * (_FEATURES_S * level + _AVERAGING_S * w.voxels) for level in w.levels)
     chest = min(1.0, w.determinants / _USUAL_DETERMINANTS)
     smoothing = chest * (_SMOOTHING_S + _SMOOTHING_VOXEL_S * w.voxels) if settings.smooth else 0.0

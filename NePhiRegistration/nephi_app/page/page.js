@@ -1,0 +1,25 @@
+// Choices reach the server before whatever is pressed after them. trame holds choices back while a call is under way,
+// and for a moment after it, but passes calls on at once; the server takes up what it is sent in that order.
+if (!window.nephiSends) {
+  window.nephiSends = true;
+  const call = trame.trigger;
+  const held = () => trame.state.dirtyKeys;
+  const sendChoices = async () => {
+    if (!trame.client.isConnected()) return;
+    const keys = [...held()], changes = keys.map(key => ({ key, value: trame.state.get(key) }));
+    held().clear();
+    await trame.client.getRemote().Trame.updateState(changes).catch(() => trame.state.dirty(...keys));
+  };
+  trame.trigger = (...what) => {
+    if (held().size) sendChoices();
+    return call(...what);
+  };
+  // links, as of files to download, do not go the way of calls: they wait for the answer
+  document.addEventListener('click', async event => {
+    const link = event.isTrusted && event.target.closest('a[href]');
+    if (!link || !(held().size || trame.client.isBusy())) return;
+    event.preventDefault();
+    await sendChoices();
+    link.click();
+  }, true);
+}
