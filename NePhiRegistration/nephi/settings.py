@@ -273,7 +273,7 @@ PRESETS: dict[str, Settings] = {
     "fast": Settings(
         "fast",
         levels=(*_wide(0.4), Level(0.4, Features(1.75, 1))),
-        regularity=RegularitySettings(bending_mm=1.5),
+        regularity=RegularitySettings(bending_mm=0.8),
         fit=FitSettings(iterations=220, learning_rate=4e-3),
     ),
     "balanced": Settings(

@@ -102,6 +102,7 @@ class Optimisation:
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
+        self.guidance_weight = s.guidance.weight
         self.adam = Adam([p for part in (self.code, self.fields) for p in part.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
@@ -203,8 +204,10 @@ class Optimisation:
         size = self._code_size(level)
         if self.begin and not self.keep_nodes and size != self.code.size:
             self.adam.replace(*self.code.refine(size, self.field.code_degree))
-        if Wall.name in self.objective.weights and level is self.levels[-1][0]:
-            self.objective.weights[Wall.name] = 0.0  # the images know better
+        last, weights = level is self.levels[-1][0], self.objective.weights
+        for name, counts in ((Wall.name, not last), (Tie.name, last)):  # in the end the images know better than bones
+            if name in weights:  # and a tie at the beginning would keep lungs from moving far
+                weights[name] = self.guidance_weight if counts else 0.0
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes[0])
         torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))

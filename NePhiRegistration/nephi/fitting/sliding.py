@@ -24,7 +24,6 @@ _SMOOTH_MM = 2.0  # standard deviation: a border of voxels has steps
 _FAR_MM = 20.0  # distances are told as far as that
 _TIED = 200  # points of the border a step
 _TIED_MM = 0.2  # standard deviation of how far they may be apart: nothing pulls within half of it
-_GIVES_WAY = 0.5  # how much of that pull the inner map gets, compared with the outer one
 _WALL_MM = 4.0  # from where bones are taken to be, at first: nothing pulls within half of that
 _FEWEST = 2.0  # times as far apart as at the last level: nodes of any level, at most
 _AROUND_MM = 20.0  # the masks, where walls are compared
@@ -93,7 +92,7 @@ class OneSide(Code):
 class Tie(Guide):
     """Both sides take the border to the same place: what the inner map does to it, the outer one undoes up to a shift.
 
-    The outer map gives way more than the inner one, which more of the images' content tells of.
+    The outer map gives way, and in the last level alone: held by what it slides along, a lung that moves far was lost.
     """
 
     name = "sliding"
@@ -110,8 +109,7 @@ class Tie(Guide):
         return (self.points[which][:, None].expand(-1, 2, -1, -1),)
 
     def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
-        inner = mapped[FORWARD, 0]
-        there = torch.lerp(inner.detach(), inner, _GIVES_WAY).repeat(2, 1)  # as many points for either side
+        there = mapped[FORWARD, 0].detach().repeat(2, 1)  # as many points for either side
         _, back = maps(torch.stack([there, there]))[INVERSE].chunk(2)
         distance, _ = self.border.at(back)
         return pull(distance.abs() * self.unit_mm, self.sd_mm)
