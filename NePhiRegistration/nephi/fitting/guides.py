@@ -30,7 +30,7 @@ from .guidance import Guidance
 _FREE = 0.5  # standard deviations within which nothing pulls
 _LANDMARKS, _BORDER, _RIGID, _VOLUME = 1000, 1500, 2000, 200  # points per step, at most
 _LEAST_VOXELS = 8  # of a rigid body
-_STIFF, _LEAST_STIFFNESS = 11.0, 0.2  # pull of rigid bodies per part of the compared volume that they fill; the least
+_STIFF, _LEAST_STIFFNESS = 11.0, 0.4  # pull of rigid bodies per part of the compared volume that they fill; the least
 
 
 class Guide(ABC):
