@@ -94,7 +94,7 @@ class Optimisation:
         # what an initial transform or guides ask for may be sharper than the nodes
         free = bool(guides) or outer is not None
         if isinstance(self.maps, Sliding):
-            guides = [*(OnItsSide(guide, border) for guide in guides), Tie(border, self.pair)]
+            guides = [*(OnItsSide(guide, border) for guide in guides), Tie(border, self.pair, bool(guides))]
             guides += [] if bones is None else [Wall(bones, self.pair, device)]
         self._smooth = 0.0 if free else s.smooth
         if free or s.sliding:  # an outer map bends next to a wall that stays

@@ -93,11 +93,13 @@ class Tie(Guide):
     """Both sides take the border to the same place: what the inner map does to it, the outer one undoes up to a shift.
 
     The outer map gives way, and in the last level alone: held by what it slides along, a lung that moves far was lost.
+    Where the maps are guided, both give way: what closes the gap that is left would move the inner one afterwards.
     """
 
     name = "sliding"
 
-    def __init__(self, border: Border, pair: ImagePair):
+    def __init__(self, border: Border, pair: ImagePair, guided: bool):
+        self.guided = guided
         points = points_between(border.half_extents_cube, border.size)
         distance, _ = border.at(points)
         near = points[(distance[:, 0].abs() < _NODES_MM * pair.scale / pair.cube.unit_mm)]
@@ -109,8 +111,12 @@ class Tie(Guide):
         return (self.points[which][:, None].expand(-1, 2, -1, -1),)
 
     def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
-        there = mapped[FORWARD, 0].detach().repeat(2, 1)  # as many points for either side
-        _, back = maps(torch.stack([there, there]))[INVERSE].chunk(2)
+        if self.guided:
+            there = mapped[FORWARD].flip(0).flatten(0, 1)  # where the other side's map takes them
+            back = maps(torch.stack([there, there]))[INVERSE]
+        else:
+            there = mapped[FORWARD, 0].detach().repeat(2, 1)  # as many points for either side
+            _, back = maps(torch.stack([there, there]))[INVERSE].chunk(2)
         distance, _ = self.border.at(back)
         return pull(distance.abs() * self.unit_mm, self.sd_mm)
 
