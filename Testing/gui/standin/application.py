@@ -32,7 +32,9 @@ class Application:
         atexit.register(shutil.rmtree, self.temporaryPath, ignore_errors=True)
         self.qt = QtWidgets.QApplication.instance() or QtWidgets.QApplication(["slicer"])
         self.qt.setStyle("Fusion")
-        self.slicerUserSettingsFilePath = f"{self.temporaryPath}/settings/Slicer.ini"
+        settings = f"{self.temporaryPath}.settings"  # beside what runs leave in the temporary folder
+        atexit.register(shutil.rmtree, settings, ignore_errors=True)
+        self.slicerUserSettingsFilePath = f"{settings}/Slicer.ini"
         self._settings = QtCore.QSettings(f"{self.temporaryPath}.ini", QtCore.QSettings.IniFormat)
         atexit.register(Path(f"{self.temporaryPath}.ini").unlink, missing_ok=True)
         self.said: list[str] = []
