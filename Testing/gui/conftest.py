@@ -110,6 +110,7 @@ def panel(app, monkeypatch):
     panel = Panel()
     yield panel
     panel.close()
+    shutil.rmtree(Path(slicer.app.slicerUserSettingsFilePath).parent, ignore_errors=True)  # presets of the test's own
 
 
 @functools.cache
