@@ -45,17 +45,12 @@ def make_pair(size: int):
     return on_grid(sitk.Transform(3, sitk.sitkIdentity)), on_grid(sitk.DisplacementFieldTransform(control))
 
 
-def peak_mb() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
 def run(method: str, size: int, iterations: int) -> dict:
     from dataclasses import replace
 
     import torch
     from nephi.both import Both
+    from nephi.device import peak_memory_mb
     from nephi.fitting.fit import Adam, fit
     from nephi.fitting.objective import Objective
     from nephi.fitting.similarity import make_similarity
@@ -68,7 +63,7 @@ def run(method: str, size: int, iterations: int) -> dict:
 
     torch.set_num_threads(2)
     fixed, moving = make_pair(size)
-    before = peak_mb()
+    before = peak_memory_mb()
     spacing = SIDE_MM / (size - 1)
     similarity = MindSettings(points=Sampling(0.0, 2000, 2000), finest=0.5)
     levels = (Level(features=Features(spacing, 2)),)
@@ -85,7 +80,7 @@ def run(method: str, size: int, iterations: int) -> dict:
             generator = torch.Generator().manual_seed(0)
             objective = Objective(similarity, regularity, pair.cube.unit_mm, generator)
             fit(lambda step: objective(maps, [volumes]), Adam(maps.parameters(), settings.fit))
-    return {"method": method, "size": size, "peak_mb": peak_mb() - before, "images_mb": 2 * 2 * size**3 / 1e6}
+    return {"method": method, "size": size, "peak_mb": peak_memory_mb() - before, "images_mb": 2 * 2 * size**3 / 1e6}
 
 
 def held_mb() -> float:
@@ -100,7 +95,7 @@ def run_dense(size_xyz: tuple[int, int, int] = (512, 512, 300)) -> dict:
 
     import numpy as np
     import SimpleITK as sitk
-    from nephi.device import limit_threads
+    from nephi.device import limit_threads, peak_memory_mb
     from nephi.registration import register
     from nephi.settings import PRESETS
     from nephi.space.grid import Grid
@@ -115,7 +110,7 @@ def run_dense(size_xyz: tuple[int, int, int] = (512, 512, 300)) -> dict:
     result = register(
         fixed, moving, fixed_mask=mask, moving_mask=mask, settings=PRESETS["fast"], auto_mask=False, device="cpu"
     )
-    registered = peak_mb() - base
+    registered = peak_memory_mb() - base
     grid = Grid.of(fixed)
     field = result.displacement(grid)
     jacobian = result.dense_jacobian(grid, mask)
@@ -123,7 +118,7 @@ def run_dense(size_xyz: tuple[int, int, int] = (512, 512, 300)) -> dict:
         "voxels": int(np.prod(size_xyz)),
         "in_mask": int(sitk.GetArrayViewFromImage(mask).sum()),
         "field_and_jacobian_mb": (field.nbytes + jacobian.nbytes) / 1e6,
-        "peak_beyond_images_mb": {"registered": registered, "dense": peak_mb() - base},
+        "peak_beyond_images_mb": {"registered": registered, "dense": peak_memory_mb() - base},
         "seconds": time.perf_counter() - started,
     }
 
