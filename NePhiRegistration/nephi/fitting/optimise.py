@@ -119,8 +119,8 @@ class Optimisation:
         self._seen = self._ahead = self._now = None  # features of large images take much
         if not self._smooth:
             return consensus(self.maps)
-        sides = zip(self.cube.half_extents_cube, self.code.size, strict=True)
-        nodes_cube = max(2 * float(half) / (n - 1) for half, n in sides)
+        extents = zip(self.cube.half_extents_cube, self.code.size, strict=True)
+        nodes_cube = max(2 * float(half) / (n - 1) for half, n in extents)
         of = self.maps.within if isinstance(self.maps, Sliding) else self.maps
         found = smoothed(self.pairs[0], Consensus(of), nodes_cube, self._smooth, self.device)
         return consensus(self.maps, found.smooth) if isinstance(self.maps, Sliding) else found
@@ -205,8 +205,9 @@ class Optimisation:
         if self.begin and not self.keep_nodes and size != self.code.size:
             self.adam.replace(*self.code.refine(size, self.field.code_degree))
         last, weights = level is self.levels[-1][0], self.objective.weights
-        for name, counts in ((Wall.name, not last), (Tie.name, last)):  # in the end the images know better than bones
-            if name in weights:  # and a tie at the beginning would keep lungs from moving far
+        # in the end the images know better than bones; a tie from the beginning would keep lungs from moving far
+        for name, counts in ((Wall.name, not last), (Tie.name, last)):
+            if name in weights:
                 weights[name] = self.guidance_weight if counts else 0.0
         self._ahead = self._now = None
         points = self.objective.points_of(self.volumes[0])

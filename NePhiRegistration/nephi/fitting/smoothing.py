@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from ..images.image_pair import ImagePair
@@ -55,6 +57,7 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
     stencil = torch.cat([torch.zeros(1, d, device=device), step * eye])
     around = points[:, None, None] + nearby[:, None] + stencil
 
+    @cache
     def bands(map_: Consensus) -> float:
         """How much the determinant varies over as little as lies between two nodes, along all axes together."""
         values = map_.forward(around.reshape(-1, d)).reshape(around.shape)

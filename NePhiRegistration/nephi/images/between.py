@@ -11,9 +11,8 @@ import SimpleITK as sitk
 from ..space.grid import Grid
 
 _STRAIGHT = 1e-6  # voxels that the axes of one grid may leave those of the other over its whole length
-Places = tuple[
-    np.ndarray, np.ndarray
-]  # of a grid in another's index: its first voxel and its steps, each (d,), x first
+# of a grid in another's index: its first voxel and its steps, each (d,), x first
+Places = tuple[np.ndarray, np.ndarray]
 
 
 class _Slices(Protocol):

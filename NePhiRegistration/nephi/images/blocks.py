@@ -14,6 +14,11 @@ _MARGIN = 2  # blocks around what is seen
 _MOST_SUMMED = 2**15
 
 
+def shrink_factors(grid: Grid, spacing_mm: float) -> list[int]:
+    """Voxels of a grid, x first, that one block of at most ``spacing_mm`` holds along each axis; at least one."""
+    return [max(1, min(int(spacing_mm / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
+
+
 def seen_box(grid: Grid, points_lps_mm: np.ndarray, factor: Sequence[int]) -> Box | None:
     """The box of whole blocks of ``factor`` (x first) voxels that holds points (n, d), with a margin.
 

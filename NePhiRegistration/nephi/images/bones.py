@@ -10,6 +10,7 @@ from ..both import Both
 from ..space.affine import Affine
 from ..space.grid import Grid
 from .affine_fit import AffineFit, orthogonal
+from .blocks import shrink_factors
 from .coarse import Coarse, blurred
 from .hounsfield import looks_like_ct
 from .search import Correlation
@@ -66,8 +67,7 @@ def _bones(image: sitk.Image, mask: sitk.Image, through: Affine, grid: Grid) -> 
     bone = sitk.Clamp((sitk.Cast(image, sitk.sitkFloat32) - low) / (high - low), sitk.sitkFloat32, 0, 1)
     inside = sitk.Cast(mask != 0, sitk.sitkFloat32)
     everywhere = inside * 0 + 1
-    sizes = zip(image.GetSpacing(), image.GetSize(), strict=True)
-    shrink = [max(1, min(int(grid.spacing_mm[0] / s), n)) for s, n in sizes]
+    shrink = shrink_factors(Grid.of(image), grid.spacing_mm[0])
 
     def resampled(values: sitk.Image) -> torch.Tensor:
         on_grid = grid.resample(sitk.BinShrink(values, shrink), through.transform(), sitk.sitkLinear, 0.0)

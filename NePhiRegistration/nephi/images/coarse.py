@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..space.grid import Grid
+from .blocks import shrink_factors
 from .hounsfield import CT_WINDOW, looks_like_ct, sparse, unseen_values
 
 _EDGE = 0.04  # change of the prepared values, from the background or from voxel to voxel, that tells the body
@@ -130,7 +131,7 @@ class Prepared:
         """Averaged, then resampled over the box that holds the body."""
         grid = Grid.of(self.values)
         d = grid.dimension
-        shrink = [max(1, min(int(spacing_mm / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
+        shrink = shrink_factors(grid, spacing_mm)
         corners = grid.corners_lps_mm()
         low, high = corners.min(0), corners.max(0)
         size = np.maximum(np.round((high - low) / spacing_mm), 1).astype(int) + 1

@@ -311,10 +311,8 @@ class ImagePair:
         if s.mask_margin_mm or s.boundary_weight:
             image_distance, distance = self._distance(way)
             if s.mask_margin_mm:
-                margin, least = (
-                    s.mask_margin_mm * self.scale,
-                    -_EDGE_MM * self.scale if self.side == "around" else -np.inf,
-                )
+                margin = s.mask_margin_mm * self.scale
+                least = -_EDGE_MM * self.scale if self.side == "around" else -np.inf
                 inside = self._on(grid, image_distance, 0, 1e3, device).then(
                     lambda values, _: (values <= margin) & (values >= least)
                 )

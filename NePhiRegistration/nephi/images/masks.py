@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from ..settings import BODY_MM
 from ..space.grid import Box, Grid
 from .between import between
-from .blocks import block_means
+from .blocks import block_means, shrink_factors
 from .hounsfield import CT_WINDOW, looks_like_ct, padding, sparse
 
 LUNG_THRESHOLD_HU = -400.0
@@ -51,7 +51,7 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     grid = Grid.of(image)
     d = grid.dimension
     scale = min(1.0, grid.longest_side_mm / BODY_MM)  # of all lengths, for small bodies
-    shrink = [max(1, min(int(3.0 * scale / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
+    shrink = shrink_factors(grid, 3.0 * scale)
     small = sitk.Cast(block_means(image, shrink), sitk.sitkFloat32)
     floor = 200e3 if d == 3 else 1000.0
     if scale < 1:  # the least part of a field of view that lungs would fill

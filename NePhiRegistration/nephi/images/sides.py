@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from ..settings import BODY_MM
 from ..space.grid import Grid
-from .blocks import block_means
+from .blocks import block_means, shrink_factors
 from .masks import inside
 
 RIGHT, LEFT, UNDIVIDED = 1, 2, 3
@@ -26,7 +26,7 @@ def right_and_left(lungs: sitk.Image) -> sitk.Image:
     """
     grid = Grid.of(lungs)
     scale = min(1.0, grid.longest_side_mm / BODY_MM)
-    shrink = [max(1, min(int(3.0 * scale / s), n)) for s, n in zip(grid.spacing_mm, grid.size, strict=True)]
+    shrink = shrink_factors(grid, 3.0 * scale)
     small = block_means(lungs, shrink, prepare=lambda values: (values != 0).astype(np.float32)) > 0.5
     thickness = sitk.SignedMaurerDistanceMap(small, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
     width_mm = _width_mm(small)

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from .code import nodes
 from .held import HeldShift, PointMap
-from .maps import Map
+from .maps import Map, iterated_inverse
 from .sliding import Sliding
 
 _SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest; 4 mm give the same errors
 _SMOOTH_SPACING_CUBE = 0.04  # of those that hold a smoothed mean: 6 mm in a chest
-_TOLERANCE_CUBE = 2e-5  # of the inverse: 3 micrometres in a chest
 _NEAR_CUBE = 4e-4  # what is missed by less, one step mends: about a five-hundredth is left, an eighth at worst
 _SMOOTH_NEAR_CUBE = 1e-4  # likewise of a smoothed mean, where beyond the cube a fifth is left
 _ROUNDS = 8  # of the inverse, at most; one or two are enough where the maps do not fold
@@ -108,26 +107,8 @@ class Consensus(Map):
     def _solved(
         self, y: Tensor, inverse: PointMap, correction: PointMap | None = None, near: float = _NEAR_CUBE
     ) -> Tensor:
-        """The points that the mean takes to ``y``; ``inverse``: nearly its inverse, to which a correction may be known.
-
-        Steps as long as ``inverse`` makes them, at the points where it is not good enough yet; the last one where it is
-        missed by less than ``near``.
-        """
-        back = inverse(y)
-        found = back if correction is None else back + correction(y)
-        left = torch.arange(len(y), device=y.device)
-        for _ in range(_ROUNDS):
-            reached = self.forward(found[left])
-            off = (reached - y[left]).abs().amax(-1)
-            missed = off > _TOLERANCE_CUBE
-            if not missed.any():
-                break
-            left, reached, off = left[missed], reached[missed], off[missed]
-            found = found.index_add(0, left, back[left] - inverse(reached))
-            left = left[off > near]
-            if not len(left):
-                break
-        return found
+        """The points that the mean takes to ``y``, see ``iterated_inverse``."""
+        return iterated_inverse(self.forward, inverse, y, _ROUNDS, correction, near)
 
     def to(self, device: torch.device | str) -> Consensus:
         return Consensus(self.of.to(device), self.smooth)

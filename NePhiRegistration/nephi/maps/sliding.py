@@ -12,13 +12,12 @@ from ..errors import NephiError
 from ..space.interpolate import constant, interpolate
 from .code import FORWARD, INVERSE, nodes
 from .held import HeldShift, spline_table
-from .maps import Composed, FieldMap, Map
+from .maps import Composed, FieldMap, Map, iterated_inverse
 
 _REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
 _SPACING_CUBE = 0.03  # of the nodes that hold that change
 _STEPS = 3  # of Newton's method, by which points come to a distance from the border
 _ROUNDS = 12  # of the inverse, at most
-_TOLERANCE_CUBE = 2e-5  # of the inverse
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
 OUTER, WITHIN = "outer.", "within."  # of what both sides are composed with, and of the inner side's own
 
@@ -127,16 +126,7 @@ class Meeting(Map):
 
     @torch.no_grad()
     def inverse(self, points_cube: Tensor) -> Tensor:
-        found = back = self.of.inverse(points_cube)
-        left = torch.arange(len(points_cube), device=points_cube.device)
-        for _ in range(_ROUNDS):
-            reached = self.forward(found[left])
-            missed = (reached - points_cube[left]).abs().amax(-1) > _TOLERANCE_CUBE
-            if not missed.any():
-                break
-            left, reached = left[missed], reached[missed]
-            found = found.index_add(0, left, back[left] - self.of.inverse(reached))
-        return found
+        return iterated_inverse(self.forward, self.of.inverse, points_cube, _ROUNDS)
 
     @cached_property
     def _change(self) -> HeldShift:
