@@ -70,7 +70,8 @@ def limit_threads(threads: int | None = None) -> None:
     """Few threads: the optimisation's steps are small, more threads only wait for each other."""
     if threads is not None and threads < 1:
         raise NephiError(f"--threads {threads}: must be at least 1")
-    threads = threads or min(_THREADS, torch.get_num_threads())
+    # of far more than there are processors, OpenMP ends the process
+    threads = min(threads, os.cpu_count() or 1) if threads else min(_THREADS, torch.get_num_threads())
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .errors import NephiError
@@ -41,6 +42,11 @@ def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
         return path
     except OSError as error:
         raise NephiError(f"{role}: cannot read {path}: {error.strerror}") from None
+
+
+def resolved(path: str | Path) -> Path:
+    """The path without links; one whose links lead in a circle is left as it is, and not found later."""
+    return Path(os.path.realpath(path))
 
 
 def output_file(path: str) -> Path:

@@ -24,7 +24,7 @@ from .images.align import Alignment
 from .images.between import between
 from .images.masks import drawn, mask_box
 from .images.masks import inside as inside_of
-from .images.warp import warped_slices
+from .images.warp import tell_blank, tell_labels, tell_side, warped_slices
 from .journal import complete_moves
 from .maps.code import HybridCode, zero_code
 from .maps.consensus import as_optimised, consensus, consensus_in
@@ -191,16 +191,21 @@ class Registration:
     ) -> sitk.Image:
         """A moving image as it lies on the fixed image's grid, or on ``grid``; ``inverse``: a fixed one on the moving.
 
-        ``labels``: nearest neighbour, 0 outside; else linear, the image's lowest value outside. Raises NephiError for
-        an image of another dimension.
+        ``labels``: nearest neighbour, 0 outside; else linear, the image's lowest value outside. A notice tells of an
+        image that seems to be another than was meant. Raises NephiError for one of another dimension.
         """
         grid = (self.moving_grid if inverse else self.fixed_grid) if grid is None else grid
         if image.GetDimension() != grid.dimension:
             raise NephiError(f"the input image is {image.GetDimension()}D, the registration {grid.dimension}D")
+        tell_side(image, self.fixed_grid, self.moving_grid, inverse)
         if labels:
-            return grid.resample(image, self.transform(grid, inverse), sitk.sitkNearestNeighbor)
-        coarse, displacement, _ = self.sampled(grid, inverse)
-        return grid.image(np.stack(list(warped_slices(image, grid, displacement, coarse, lowest(image)))))
+            warped = grid.resample(image, self.transform(grid, inverse), sitk.sitkNearestNeighbor)
+        else:
+            tell_labels(image)
+            coarse, displacement, _ = self.sampled(grid, inverse)
+            warped = grid.image(np.stack(list(warped_slices(image, grid, displacement, coarse, lowest(image)))))
+        tell_blank(image, warped)
+        return warped
 
     def jacobian_image(
         self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None, exact: bool = False

@@ -249,6 +249,8 @@ _GOOD = "name,fixed,moving\na,f.nii,m.nii\n"
         (_GOOD + ",f.nii,m.nii\n", "'' cannot be"),
         (_GOOD + "..,f.nii,m.nii\n", "'..' cannot be"),
         (_GOOD + "b,f.nii,m.nii,extra\n", "has 4 cells"),
+        (_GOOD + "Summary.csv,f.nii,m.nii\n", "'Summary.csv' cannot be"),
+        (_GOOD + "settings.json,f.nii,m.nii\n", "'settings.json' cannot be"),
     ],
 )
 def test_a_wrong_list_is_one_line(text, words, tmp_path, capfd):
@@ -307,6 +309,13 @@ def test_lists_from_spreadsheets(tmp_path):
     assert read_pairs(pairs)[0].files["fixed"] == Path("/abs/e.nii")
     with pytest.raises(NephiError, match="cannot read"):
         read_pairs(tmp_path)
+
+
+def test_a_list_may_name_files_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "pairs.csv").write_text("name,fixed,moving\na,~/f.nrrd,m.nrrd\n")
+    (pair,) = read_pairs(tmp_path / "pairs.csv")
+    assert pair.files == {"fixed": tmp_path / "home" / "f.nrrd", "moving": tmp_path / "m.nrrd"}
 
 
 def test_a_row_without_an_image_fails_alone(tmp_path, capsys):

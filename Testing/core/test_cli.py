@@ -60,6 +60,10 @@ def folder(tmp_path_factory, phantom_2d: Phantom) -> Path:
     corner = np.zeros(array.shape, np.uint8)
     corner[:4, :4] = 1
     write("corner_mask.nii.gz", sitk.GetImageFromArray(corner))
+    voxel = np.zeros(array.shape, np.uint8)
+    voxel[array.shape[0] // 2, array.shape[1] // 2] = 1
+    write("voxel_mask.nii.gz", sitk.GetImageFromArray(voxel))
+    (folder / "circle.nrrd").symlink_to("circle.nrrd")
     np.savetxt(folder / "three.csv", np.ones((3, 2)), fmt="%g", delimiter=",", header="x,y", comments="")
     np.savetxt(folder / "solid.csv", np.ones((3, 3)), fmt="%g", delimiter=",", header="x,y,z", comments="")
     return folder
@@ -110,6 +114,10 @@ _BAD = {
     "an image as regions": (["--regions", "@nan.nrrd"], ["regions", "not a label map"]),
     "no seconds": (["--preview", "0"], ["--preview 0", "above 0"]),
     "unknown model": (["--model", "nobody"], ["no model 'nobody'", "model file"]),
+    "an empty value": (["--fixed-mask", ""], ["--fixed-mask ''", "leave it out"]),
+    "links in a circle": (["@circle.nrrd", "@moving.nii.gz"], ["fixed image", "circle.nrrd"]),
+    "a mask of one voxel": (
+        ["--fixed-mask", "@voxel_mask.nii.gz", "--moving-mask", "@moving_mask.nii.gz"], ["masks do not overlap"]),
     "absent GPU": (["--device", "cuda:99"], ["cuda:99", "--device cpu"]),
 }  # fmt: skip
 

@@ -379,3 +379,16 @@ def test_inverse_consistency(dimension, scale, shift):
     np.testing.assert_allclose(quality.inverse_consistency_mm(forward, inverse, points), 0, atol=1e-9)
     off = quality.inverse_consistency_mm(forward, lambda x: inverse(x) + 2.0, points)
     np.testing.assert_allclose(off, 2 * np.sqrt(dimension))
+
+
+def test_inverse_consistency_is_measured_where_the_inverse_is_known():
+    grid = _grid((20, 20, 20))
+    points, shift = grid.points_lps_mm().reshape(-1, 3), np.array([300.0, 0.0, 0.0])
+    moving = Grid(grid.size, grid.spacing_mm, tuple(np.add(grid.origin_lps_mm, shift * 0.97)), grid.direction)
+
+    def inverse(x):  # as of a displacement field, which moves nothing beyond its grid
+        return np.where(moving.holds(x)[:, None], x - shift, x)
+
+    assert quality.inverse_consistency_mm(lambda x: x + shift, inverse, points).max() == 300
+    there = quality.inverse_consistency_mm(lambda x: x + shift, inverse, points, moving)
+    assert 0 < len(there) < len(points) and there.max() < 1e-9

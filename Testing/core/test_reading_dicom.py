@@ -269,3 +269,36 @@ def test_lengths_that_look_like_letters_do_not_mislead(size, tmp_path):
         assert not lengths_fit(path)
         path.write_bytes(whole)
     assert np.array_equal(sitk.GetArrayFromImage(read_image(tmp_path)), sitk.GetArrayFromImage(image))
+
+
+@pytest.mark.parametrize("encoding", ["ImplicitVRLittleEndian", "ExplicitVRLittleEndian", "ExplicitVRBigEndian",
+                                      "DeflatedExplicitVRLittleEndian", "no preamble"])  # fmt: skip
+@pytest.mark.parametrize("what", ["Rows", "Columns", "NumberOfFrames"])
+def test_pixels_that_are_fewer_than_stated_are_not_made_up(what, encoding, tmp_path):
+    """GDCM takes the rest from what lies in memory, of one file and of all files of a series."""
+    pydicom = pytest.importorskip("pydicom")
+    write_dicom(IMAGE, tmp_path)
+    bare = encoding == "no preamble"
+    syntax = getattr(pydicom.uid, "ImplicitVRLittleEndian" if bare else encoding)
+    for path in tmp_path.iterdir():
+        data = pydicom.dcmread(path)
+        if encoding == "ExplicitVRBigEndian":
+            data.PixelData = np.frombuffer(data.PixelData, "<i2").astype(">i2").tobytes()
+        if "Explicit" in encoding:  # what lies before the pixels may be open
+            data.ReferencedImageSequence = [pydicom.Dataset()]
+            data["ReferencedImageSequence"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = syntax
+        data.preamble = None if bare else data.preamble
+        order = {"implicit_vr": syntax.is_implicit_VR, "little_endian": syntax.is_little_endian}
+        if bare:
+            del data.file_meta
+        pydicom.dcmwrite(path, data, enforce_file_format=False, **order)
+    assert same(read(tmp_path)[0])
+    for path in tmp_path.iterdir():
+        data = pydicom.dcmread(path, force=True)
+        setattr(data, what, int(data.get(what, 1)) + 1)
+        order = {} if not bare else {"implicit_vr": True, "little_endian": True}
+        pydicom.dcmwrite(path, data, enforce_file_format=False, **order)
+    for given in (tmp_path, path):
+        with pytest.raises(NephiError, match=r"cannot be read|cannot read|damaged|no DICOM series"):
+            read(given)

@@ -116,6 +116,13 @@ def test_label_maps(tmp_path):
     sitk.WriteImage(GRID.image(labels * 0.5), str(tmp_path / "half.nrrd"))
     with pytest.raises(NephiError, match="whole numbers"):
         read_regions(tmp_path / "half.nrrd", IMAGE)
+    sitk.WriteImage(GRID.image(labels * 12_175), str(tmp_path / "brain.nrrd"))  # as FreeSurfer numbers them
+    found = read_regions(tmp_path / "brain.nrrd", IMAGE)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), labels * 12_175)
+    many = np.arange(INSIDE.size, dtype=np.int32).reshape(INSIDE.shape) % 1200
+    sitk.WriteImage(GRID.image(many), str(tmp_path / "many.nrrd"))
+    with pytest.raises(NephiError, match="1199 labels; it seems to be an image"):
+        read_regions(tmp_path / "many.nrrd", IMAGE)
 
 
 def test_notices_reach_the_report_and_stderr(phantom_2d, tmp_path, capsys):

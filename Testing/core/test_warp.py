@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from geometry import rotation
-from nephi.errors import NephiError
+from nephi.cli.convert import TransformFile
+from nephi.errors import NephiError, collected_notices
 from nephi.files.nifti import read_nifti
 from nephi.files.nifti_writing import write_slices
 from nephi.files.transform import displacement_transform
 from nephi.images.warp import warped_slices
+from nephi.registration import register
 from nephi.space.grid import Grid
 
 AXES = [np.eye(3), np.diag([1.0, -1.0, -1.0]), rotation(3, 25.0), np.eye(3)[[2, 0, 1]]]
@@ -83,3 +85,40 @@ def test_a_failure_between_slices_leaves_the_older_file(tmp_path):
     with pytest.raises(NephiError):
         write_slices(failing(), np.int16, grid, path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["image.nii.gz"]
+
+
+def told(work) -> list[str]:
+    with collected_notices() as notices:
+        work()
+    return notices
+
+
+def test_an_image_that_seems_to_be_another_than_was_meant_is_told(phantom_2d, short):
+    """Of another frame, of the other side of the map, or a label map."""
+    phantom, result = phantom_2d, register(phantom_2d.fixed, phantom_2d.moving, settings=short(2))
+    assert not told(lambda: result.warp(phantom.moving)) and not told(lambda: result.warp(phantom.fixed, inverse=True))
+    elsewhere = sitk.Image(phantom.moving)
+    elsewhere.SetOrigin([5000.0, 0.0])
+    lungs = Grid.of(elsewhere).image(sitk.GetArrayFromImage(phantom.moving_mask))
+    for image, labels in ((elsewhere, False), (lungs, True)):
+        (said,) = told(lambda image=image, labels=labels: result.warp(image, labels=labels))
+        assert "shows nothing of the input image" in said
+    (said,) = told(lambda: result.warp(phantom.fixed))
+    assert "grid of the fixed image" in said and "with --inverse" in said
+    (said,) = told(lambda: result.warp(phantom.moving, inverse=True))
+    assert "grid of the moving image" in said and "without --inverse" in said
+    labels = Grid.of(phantom.moving).image((sitk.GetArrayFromImage(phantom.moving) // 400).astype(np.int16))
+    (said,) = told(lambda: result.warp(labels))
+    assert "--labels" in said
+    assert not told(lambda: result.warp(labels, labels=True)) and not told(lambda: result.warp(phantom.moving_mask))
+
+
+def test_a_transform_file_tells_the_same(tmp_path):
+    grid = Grid((20, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+    sitk.WriteTransform(sitk.TranslationTransform(3, [1.0, 0.0, 0.0]), str(tmp_path / "a.tfm"))
+    transform = TransformFile(tmp_path / "a.tfm", grid, False)
+    image = grid.image(np.random.default_rng(0).normal(0, 1, grid.shape).astype(np.float32))
+    assert not told(lambda: transform.warp(image, grid, labels=False, inverse=False))
+    image.SetOrigin([500.0, 0.0, 0.0])
+    (said,) = told(lambda: transform.warp(image, grid, labels=False, inverse=False))
+    assert "shows nothing of the input image" in said

@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import process
 from ..errors import NephiError
-from ..files.cases import GUIDES_OF_BOTH, ROLES, Case, fingerprints
+from ..files.cases import GUIDES_OF_BOTH, ROLES, SETTINGS, SUMMARY, Case, fingerprints
 from ..files.folder import DEFAULT_OUTPUTS, ResultFolder
 from ..files.writing import claim, output_folder, without_locks, write_csv, write_text
 from ..measure.report import Report
@@ -30,7 +30,6 @@ from ..paths import read_text_file
 from ..runfolder import RunFolder, remove_abandoned
 from ..settings import Settings
 
-SUMMARY, SETTINGS = "summary.csv", "settings.json"
 _ORPHANS_S = 10.0  # the engines of a batch that was killed may need this long to end
 _SHARED_S = 60.0  # and the many jobs of a cluster that begin at the same moment this long to pass one by one
 _POLL_S, _POLL_ELSEWHERE_S = 0.05, 1.0

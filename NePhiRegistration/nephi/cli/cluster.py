@@ -20,14 +20,14 @@ from typing import Annotated, Any
 from .. import process
 from ..config import of_json, read_checked
 from ..errors import NephiError
-from ..files.cases import Case
+from ..files.cases import SETTINGS, Case
 from ..files.folder import ResultFolder
 from ..files.writing import output_folder, write_text
 from ..limits import AtLeast, Count, Positive
 from ..measure.verdict import read_tolerances
-from ..paths import read_text_file
+from ..paths import read_text_file, resolved
 from ..settings import Settings
-from .batch import SETTINGS, failed, finished_report, pair_row, run_batch, write_summary
+from .batch import failed, finished_report, pair_row, run_batch, write_summary
 from .summarise import row_in
 
 ENGINES = ("local", "slurm", "processes")
@@ -127,7 +127,7 @@ def run_on_cluster(
     """
     submitit = _submitit()
     output = output.resolve()
-    pairs = [replace(pair, files={role: path.resolve() for role, path in pair.files.items()}) for pair in pairs]
+    pairs = [replace(pair, files={role: resolved(path) for role, path in pair.files.items()}) for pair in pairs]
     how = how | {"threads": how["threads"] or max(1, cluster.cpus // how["jobs"])}
     with output_folder(output, patience_s=_PATIENCE_S):
         write_text(output / SETTINGS, settings.to_json() + "\n")

@@ -14,7 +14,7 @@ import numpy as np
 from ..both import complete
 from ..config import decode, read_json
 from ..device import choose_device, devices, limit_threads
-from ..errors import NephiError, collected_notices
+from ..errors import NephiError, collected_notices, notice
 from ..files.cases import fingerprints
 from ..files.dicom_objects import read_series, write_series
 from ..files.dicom_segmentations import is_segmentation, read_segmentation, write_segmentation
@@ -206,6 +206,10 @@ def jacobian_command(options) -> int:
     if options.mask:
         reference = grid.image(np.zeros(grid.shape, np.uint8)) if reference is None else reference
         mask = read_mask(options.mask, reference, "mask")
+    if not result.fixed_grid.meets(grid):
+        notice(
+            "The reference lies beside the fixed image, where nothing was registered; look whether it belongs to it."
+        )
     write_image(grid.image(result.dense_jacobian(grid, mask)), target)
     return 0
 

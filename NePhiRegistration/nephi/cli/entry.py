@@ -56,6 +56,8 @@ def _main(arguments: list[str] | None) -> int:
     atexit.register(gc.freeze)  # the process's memory goes at once: no search for garbage in it, half a second long
     try:
         module, command = options.run
+        _expand_homes(options)
+        _check_here()
         output = getattr(options, "output", None)
         if output is not None and (not output.strip() or "\0" in output):
             raise NephiError(f"--output {output!r} names no file or folder")
@@ -72,13 +74,17 @@ def _main(arguments: list[str] | None) -> int:
             raise
         print(f"nephi: the Python package {error.name} is missing; {_PACKAGES[error.name]}", file=sys.stderr)
         return 2
+    except ImportError as error:  # it is there, but cannot be loaded
+        print(
+            f"nephi: the Python package {error.name or 'torch'} cannot be loaded: {_first_line(error)}", file=sys.stderr
+        )
+        return 2
     except KeyboardInterrupt:
         print("nephi: interrupted; no result was written", file=sys.stderr)
         return 130
     except OSError as error:  # such as a name that is too long, where a file is only looked for
-        if error.filename is None:
-            raise
-        print(f"nephi: cannot use {ascii(str(error.filename))[1:-1]}: {error.strerror}", file=sys.stderr)
+        what = "" if error.filename is None else f"cannot use {ascii(str(error.filename))[1:-1]}: "
+        print(f"nephi: {what}{error.strerror or _first_line(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         # torch raises RuntimeError where the memory of the computer does not do
@@ -89,6 +95,25 @@ def _main(arguments: list[str] | None) -> int:
             file=sys.stderr,
         )
         return 2
+
+
+def _expand_homes(options) -> None:
+    """``~`` at the start of a path is the home folder; shells leave it to the program in ``--output=~/a``."""
+    for name, value in vars(options).items():
+        if isinstance(value, list):
+            setattr(options, name, [os.path.expanduser(one) if isinstance(one, str) else one for one in value])
+        elif value == "" and name != "output":  # such as of a variable of the shell that is not set
+            raise NephiError(f"--{name.replace('_', '-')} '' says nothing; leave it out, or give it a value")
+        elif isinstance(value, str):
+            setattr(options, name, os.path.expanduser(value))
+
+
+def _check_here() -> None:
+    """Raise NephiError where the current folder is gone: MKL then ends the process without a reason."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise NephiError("the current folder is gone; change to another one") from None
 
 
 def _keep_freed_memory() -> None:
@@ -108,6 +133,10 @@ def _imported(module: str) -> ModuleType:
         return import_module(f".{module}", __package__)
     finally:
         gc.enable()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _interrupt(*_):

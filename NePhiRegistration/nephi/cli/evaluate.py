@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from ..both import ROLES, Both
 from ..errors import NephiError, collected_notices, notice
 from ..files.image import read_volume
-from ..files.landmarks import read_landmarks
+from ..files.landmarks import names_of_points, read_landmarks
 from ..files.masks import read_mask, read_regions
 from ..files.transform import read_affine
 from ..files.writing import write_text
@@ -37,6 +37,12 @@ def landmark_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> tupl
         )
     if a.shape[1] != fixed.GetDimension():
         raise NephiError(f"the landmarks are {a.shape[1]}D, the images {fixed.GetDimension()}D")
+    first, second = map(names_of_points, paths)
+    if first != second and len(first) == len(set(first)) and sorted(first) == sorted(second):
+        notice(
+            f"{paths[0]} and {paths[1]} name the same points in another order, but points belong together row by row; "
+            "if the names say which, sort one of the files."
+        )
     return a, b
 
 

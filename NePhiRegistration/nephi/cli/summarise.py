@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ..config import of_json, read_json
 from ..errors import NephiError
-from ..files.cases import Case, read_pairs
+from ..files.cases import SETTINGS, SUMMARY, Case, read_pairs
 from ..files.folder import ResultFolder
 from ..files.writing import is_held, output_folder
 from ..paths import read_text_file
 from ..settings import from_dict
-from .batch import SETTINGS, SUMMARY, pair_row, report_of, write_summary
+from .batch import pair_row, report_of, write_summary
 
 _PATIENCE_S = 10.0  # for another process that writes the table at the same moment
 

@@ -26,6 +26,7 @@ import SimpleITK as sitk
 
 from .. import process
 from ..errors import NephiError
+from .dicom_elements import lengths_fit
 from .geometry import check_geometry
 from .writing import reserve
 
@@ -74,7 +75,10 @@ def _room(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NephiError(f"no room for temporary files, to read {path}: {error.strerror or error}") from None
+        why = error.strerror or error
+        if error.errno == errno.EAGAIN:  # of the number of processes
+            raise NephiError(f"cannot read {path} in a process of its own: {why}") from None
+        raise NephiError(f"no room for temporary files, to read {path}: {why}") from None
 
 
 def _run(arguments: list[str], path: Path, message: str) -> None:
@@ -157,11 +161,14 @@ _UNPACKED = ("VTKImageIO", "GiplImageIO", "BMPImageIO", "StimulateImageIO", "Bio
 
 
 def _cut(path: str) -> bool:
-    """Whether a file of a format without compression lacks voxels or, of VTK, its place, which ITK does not tell."""
+    """Whether a file lacks voxels or, of VTK, its place, which ITK does not tell; of formats without compression."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     reader.ReadImageInformation()
-    if reader.GetImageIOFromFileName(path) not in _UNPACKED or path.lower().endswith(".gz"):
+    kind = reader.GetImageIOFromFileName(path)
+    if kind == "GDCMImageIO":
+        return not lengths_fit(Path(path))
+    if kind not in _UNPACKED or path.lower().endswith(".gz"):
         return False
     with open(path, "rb") as file:
         head = file.read(1024)

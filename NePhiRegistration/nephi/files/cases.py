@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NephiError
-from ..paths import read_text_file
+from ..paths import read_text_file, resolved
 from .tables import rows_of
 
 # what guides a registration: of both images or of neither, and each by itself
@@ -22,6 +22,7 @@ ROLES = (
 )  # fmt: skip
 # what only training reads: points that are known to correspond
 TRAINING_ROLES = ("fixed_points", "moving_points")
+SUMMARY, SETTINGS = OF_BATCH = "summary.csv", "settings.json"  # files beside the pairs' folders
 _SERIES = "series"  # column of the DICOM series to read
 _MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null")  # cells that pandas and spreadsheets leave empty
 
@@ -50,7 +51,7 @@ def fingerprints(
 
 
 def _fingerprint(path: Path) -> dict:
-    path = path.resolve()
+    path = resolved(path)
     parts = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]  # a folder of DICOM files
     try:
         stats = [part.stat() for part in parts]
@@ -91,9 +92,12 @@ def read_pairs(path: str | Path) -> list[Case]:
             raise NephiError(f"{path}: the row of '{row[0]}' has {len(row)} cells, the header {len(head)}")
         cells = dict(zip(head, row, strict=False))
         name, series = cells.pop("name"), cells.pop(_SERIES, "").split()
-        pairs.append(Case(name, {role: path.parent / cell for role, cell in cells.items() if cell}, tuple(series)))
+        files = {role: path.parent / Path(cell).expanduser() for role, cell in cells.items() if cell}
+        pairs.append(Case(name, files, tuple(series)))
     seen = set()
     for name in (pair.name for pair in pairs):
+        if name.lower() in OF_BATCH:
+            raise NephiError(f"{path}: '{name}' cannot be a pair's name: a file of the batch is named so")
         if not name or name.startswith(".") or name.endswith(".") or any(c in '/\\:*?"<>|' for c in name):
             raise NephiError(f"{path}: '{name}' cannot be a pair's name: its folder is named after it")
         if name.lower() in seen:

@@ -21,15 +21,17 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _BIG_ENDIAN = b"1.2.840.10008.1.2.2\0"
 _PIXELS = b"\xe0\x7f\x10\0"
 _SHORT = 2**16  # bytes of a value that is of interest
+_SHAPE = {b"\x28\0\2\0": "samples", b"\x28\0\x08\0": "frames", b"\x28\0\x10\0": "rows", b"\x28\0\x11\0": "columns",
+          b"\x28\0\0\1": "bits"}  # fmt: skip
 
 
 def lengths_fit(path: Path, read: int = 2**15) -> bool:
-    """Whether the first elements of a DICOM file, up to the first open sequence, end within it."""
+    """Whether the first elements of a DICOM file end within it, and its pixels are as many as it states."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         data = file.read(read)
     if data[128:_START] != b"DICM":
-        return True  # without the preamble: GDCM decides
+        return data[:2] != b"\x08\0" or _fit(data, 0, size)  # without the preamble, where it begins as most do
     if _DEFLATED in data[_START:1024]:
         parts, length = _unpacked(path, data, keep=read)
         return parts is not None and _fit(parts, 0, length)
@@ -179,29 +181,50 @@ def _fit(data: bytes, at: int, size: int, order: Order = "little") -> bool:
     if at == _START:
         at = _dataset(data)
     implicit = _is_implicit(data, at)
+    stated: dict[str, bytes] = {}
     while at + 8 <= len(data):
+        tag = _tag(data, at, order)
         length, head = _head(data, at, implicit, order)
         if length == _OPEN:
-            return True
+            try:
+                at = _end_of_items(data, at + head, implicit or data[at + 4 : at + 6] == b"UN", order)
+            except _Cut:  # further on than was read, or packed pixels, which have a length of their own
+                return True
+            continue
+        if tag == _PIXELS:
+            return at + head + length <= size and _least_bytes(stated, order) <= length
+        if tag in _SHAPE:
+            stated[_SHAPE[tag]] = data[at + head : at + head + length]
         at += head + length
         if at > size:
             return False
     return True
 
 
-def _end(data: bytes, at: int, implicit: bool, inner: bool) -> int:
+def _least_bytes(stated: dict[str, bytes], order: Order) -> int:
+    """Bytes of pixels that are not packed; of fewer GDCM takes the rest from what lies in memory. 0: not known."""
+    rows, columns, bits, samples = (
+        int.from_bytes(stated.get(name, b""), order) for name in ("rows", "columns", "bits", "samples")
+    )
+    frames = stated.get("frames", b"").strip(b" \0") or b"1"
+    if samples > 1 or not frames.isdigit():  # of colours some share their values
+        return 0
+    return (rows * columns * bits * int(frames) + 7) // 8
+
+
+def _end(data: bytes, at: int, implicit: bool, inner: bool, order: Order = "little") -> int:
     """Where a dataset ends: with the file, or, ``inner``, with the mark of an item's end. Raises _Cut."""
     while at < len(data):
         if at + 8 > len(data):
             if not inner and not any(data[at:]):  # filled up
                 return len(data)
             raise _Cut
-        if inner and data[at : at + 4] == _ITEM_ENDS:
+        if inner and _tag(data, at, order) == _ITEM_ENDS:
             return at + 8
-        length, head = _head(data, at, implicit)
+        length, head = _head(data, at, implicit, order)
         # of unknown elements that are open the items are implicit
         at = (
-            _end_of_items(data, at + head, implicit or data[at + 4 : at + 6] == b"UN")
+            _end_of_items(data, at + head, implicit or data[at + 4 : at + 6] == b"UN", order)
             if length == _OPEN
             else at + head + length
         )
@@ -210,13 +233,19 @@ def _end(data: bytes, at: int, implicit: bool, inner: bool) -> int:
     return at
 
 
-def _end_of_items(data: bytes, at: int, implicit: bool) -> int:
+def _end_of_items(data: bytes, at: int, implicit: bool, order: Order = "little") -> int:
     while at + 8 <= len(data):
-        mark, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        mark, length = _tag(data, at, order), int.from_bytes(data[at + 4 : at + 8], order)
         at += 8
         if mark == _SEQUENCE_ENDS:
             return at
         if mark != _ITEM:
             raise _Cut
-        at = _end(data, at, implicit, inner=True) if length == _OPEN else at + length
+        at = _end(data, at, implicit, True, order) if length == _OPEN else at + length
     raise _Cut
+
+
+def _tag(data: bytes, at: int, order: Order) -> bytes:
+    """A tag as it stands in little-endian files."""
+    tag = data[at : at + 4]
+    return tag if order == "little" else tag[1::-1] + tag[:1:-1]

@@ -212,7 +212,7 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[tuple[int, Path | None, int,
         if stop < 0 and key != "ElementDataFile":
             raise refuse("this is not a MetaImage file, or its header is cut off")
         if line.strip():
-            if not sign or len(line) > _LONGEST or not re.fullmatch(r"\w[\w |-]*", key):
+            if not sign or len(line) > _LONGEST or not re.fullmatch(r"\w[^\x00-\x1f\x7f]*", key):
                 raise refuse(f"the header holds a line that is not a field: {line[:40]!r}")
             if key in fields:
                 raise refuse(f"the header names {key} twice")

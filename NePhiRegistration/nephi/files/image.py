@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from ..paths import check_file
+from ..space.grid import Grid
 from .apart import read_image_apart
 from .dicom import read_dicom, read_dicom_file
 from .dicom_objects import STRUCTURES, is_dicom
@@ -25,6 +26,7 @@ from .writing import by_library, reserve, whole
 _HEAD = 4096  # bytes of a DICOM file that say what it is
 _LARGEST, _LEAST_RANGE = 1e15, 1e-30  # values whose squares single precision holds
 _LEAST_PART = 2**-16  # of the largest value by which values have to differ: single precision has 24 bits
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _SMALLEST = 8  # voxels per axis; below this there is nothing to register
 
 
@@ -60,7 +62,11 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
             if is_dicom(path):
                 return read_dicom_file(path, role)
             if not name.endswith((*NRRD, *META)) or not check_header(path, role):
-                return read_image_apart(path, role)
+                image = read_image_apart(path, role)
+                if name.endswith(_PICTURES):
+                    size = " x ".join(f"{mm:g}" for mm in image.GetSpacing())
+                    notice(f"{role}: {path.name} does not say where the image lies; voxels of {size} mm are taken.")
+                return image
             return sitk.ReadImage(str(path))
         except RuntimeError:
             raise NephiError(
@@ -140,10 +146,28 @@ def _bytes(image: sitk.Image) -> int:
     return image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
 
 
+def _check_kept(path: Path, image: sitk.Image) -> None:
+    """Raise NephiError where a format does not hold where an image lies or what its voxels are."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        held = Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+        kept = reader.GetPixelID() == image.GetPixelID() and held.same_as(Grid.of(image))
+    except RuntimeError:
+        kept = False
+    if not kept:
+        raise NephiError(
+            f"cannot write {path}: files of its type do not hold where the image lies or what its voxels are; "
+            "use .nii.gz, .nrrd or .mha"
+        )
+
+
 def _check_written(path: Path, image: sitk.Image) -> None:
     """ITK does not always tell when the disk runs full; raises OSError if the file is cut."""
     name, least = path.name.lower(), _bytes(image)
     if not name.endswith((*NIFTI, *NRRD, *META)):
+        _check_kept(path, image)
         return
     if name.endswith((*NRRD, *META)):
         try:

@@ -32,6 +32,7 @@ from .writing import write_text
 
 _COLUMNS = {("x", "y", "z"): False, ("l", "p", "s"): False, ("r", "a", "s"): True}  # True: RAS
 _FARTHEST_MM = 1e6
+_SLICERS_HEADER = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 _SLICERS_COLUMNS = 14  # that Slicer names; then it writes whether a point is placed (2), and another number
 _DECIMAL_COMMA = re.compile(r"^([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)$")
 _FRAMES = {"0": "RAS", "1": "LPS", "2": "IJK"}
@@ -78,6 +79,26 @@ def read_deviations(path: str | Path) -> np.ndarray | None:
     if "sd" not in header:
         return None
     return _numbers(path, _picked(path, rows[1:], [header.index("sd")], len(header)), (1,))[:, 0]
+
+
+def names_of_points(path: str | Path) -> list[str]:
+    """What a file that was read calls its points, in its order: the labels of Slicer, the column name, label or id of a
+    .csv; empty where it names none."""
+    path = Path(path)
+    if is_dicom(path):
+        return []
+    text = _text(path)
+    reader = _reader(path, text)
+    if reader is _markups:
+        lists = [markup.get("controlPoints") or [] for markup in json.loads(text)["markups"]]
+        return [str(point.get("label", "")) for row in lists for point in row]
+    if reader not in (_csv, _fcsv):
+        return []
+    lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    rows = _csv_rows(lines, path)
+    header = _SLICERS_HEADER.split(",") if reader is _fcsv else [cell.strip().lower() for cell in rows.pop(0)]
+    column = next((header.index(name) for name in ("name", "label", "id") if name in header), None)
+    return [] if column is None else [row[column] for row in rows if len(row) > column]
 
 
 def _text(path: Path) -> str:
@@ -350,7 +371,7 @@ def _fcsv_text(points: np.ndarray) -> str:
     lines = [
         "# Markups fiducial file version = 5.0",
         "# CoordinateSystem = LPS",
-        "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID",
+        f"# columns = {_SLICERS_HEADER}",
     ]
     for i, row in enumerate(points.tolist(), 1):
         lines.append(f"{i},{','.join(map(repr, row))},1,0,0,0,1,1,0,L-{i},,")

@@ -12,7 +12,8 @@ from ..space.grid import Grid
 from .geometry import numbers
 from .image import check_volume, open_image
 
-_HIGHEST_LABEL = 1000  # beyond it an image was taken for a label map
+_HIGHEST_LABEL = 65535
+_MOST_REGIONS = 1000  # of more, an image was taken for a label map
 _MOST_LABELS = 256  # the same, for masks
 _BESIDE = 0.5  # voxels by which a mask's box may lie off its image's; it is resampled then
 
@@ -35,7 +36,13 @@ def check_regions(labels: sitk.Image, image: sitk.Image, role: str) -> sitk.Imag
         raise NephiError(f"{role}: this is not a label map: whole numbers from 0 to {_HIGHEST_LABEL} are expected")
     if not array.any():
         raise NephiError(f"{role}: the label map is empty")
-    return sitk.Cast(labels, sitk.sitkUInt16)
+    labels = sitk.Cast(labels, sitk.sitkUInt16)
+    held = np.zeros(_HIGHEST_LABEL + 1, bool)
+    for row in sitk.GetArrayViewFromImage(labels):
+        held[row] = True
+    if held[1:].sum() > _MOST_REGIONS:
+        raise NephiError(f"{role}: the label map holds {held[1:].sum()} labels; it seems to be an image")
+    return labels
 
 
 def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..paths import resolved
 from .cases import ROLES
 
 
@@ -17,7 +18,7 @@ def hashes(files: Mapping[str, str | Path | None], align: str = "", model: str |
     """
     given = {role: Path(path) for role in ROLES if (path := files.get(role))}
     given |= {name: Path(path) for name, path in (("align", align), ("model", model)) if path and Path(path).is_file()}
-    return {role: _hashed(path.resolve()) for role, path in given.items()}
+    return {role: _hashed(resolved(path)) for role, path in given.items()}
 
 
 def _hashed(path: Path) -> dict:

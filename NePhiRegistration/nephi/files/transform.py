@@ -31,6 +31,13 @@ def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.Displac
     return sitk.DisplacementFieldTransform(grid.image(displacement.astype(np.float64), vector=True))
 
 
+def field_grid(transform: sitk.Transform) -> Grid | None:
+    """The grid of a displacement field, beyond which it moves nothing; None for other transforms."""
+    if transform.GetTransformEnum() != sitk.sitkDisplacementField:
+        return None
+    return Grid.of(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
+
+
 def write_transform(transform: sitk.Transform, path: str | Path) -> None:
     """Write a transform in the format of the file's name; raises NephiError where that is not possible."""
     path = Path(path)

@@ -150,7 +150,7 @@ class Search:
     def distance_mm(self, first: Affine, second: Affine) -> float:
         """Mean over the fixed image's body."""
         some = self.affine.points[0].numpy()[::20]
-        return float(np.linalg.norm(first(some) - second(some), axis=1).mean())
+        return float(np.linalg.norm(first(some) - second(some), axis=1).mean()) if len(some) else 0.0
 
     def best(self, starts: dict[str, Affine]) -> Found:
         """The best affine map from fixed to moving points, over turns, translations and the given starts."""

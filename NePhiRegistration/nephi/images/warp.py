@@ -12,14 +12,51 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..device import in_threads
+from ..errors import notice
 from ..files.transform import displacement_transform
 from ..space.grid import Grid
 from .between import neighbours, places_along, read_between
 from .through import places_through
 
 _EXACT = (np.int8, np.uint8, np.int16, np.uint16, np.float32)  # what single precision holds
+_SAMPLED, _MOST_LABELS = 64, 64  # places along each axis, and values of what may be a label map
 _TOGETHER = 8  # slices that are made of the same ones
 _MOST_ROWS = 2**16  # of the image that one slice reads from: of more, single precision misses places by 1/256 voxel
+
+
+def tell_side(image: sitk.Image, fixed: Grid, moving: Grid, inverse: bool) -> None:
+    """A notice where a fixed image is warped as a moving one, or, ``inverse``, the other way round."""
+    own, other = (fixed, moving) if inverse else (moving, fixed)
+    given = Grid.of(image)
+    if given.same_as(other) and not given.same_as(own):
+        here, there = ("moving", "fixed") if inverse else ("fixed", "moving")
+        notice(
+            f"The input image has the grid of the {here} image, but it is warped as a {there} one; "
+            f"{'without' if inverse else 'with'} --inverse (inverse={not inverse}) it is warped as a {here} one."
+        )
+
+
+def tell_blank(image: sitk.Image, warped: sitk.Image) -> None:
+    """A notice where an image was warped to one that shows nothing of it."""
+    before, after = sitk.GetArrayViewFromImage(image), sitk.GetArrayViewFromImage(warped)
+    if after.min() == after.max() and before.min() != before.max():
+        notice(
+            "The warped image shows nothing of the input image: under the map it lies elsewhere. Look whether it is of "
+            "this patient, in the frame of the images that were registered, and on the side of the map that was meant."
+        )
+
+
+def tell_labels(image: sitk.Image) -> None:
+    """A notice where an image that is interpolated linearly seems to be a label map."""
+    array = sitk.GetArrayViewFromImage(image)
+    steps = tuple(max(1, n // _SAMPLED) for n in array.shape)
+    some = array[tuple(slice(None, None, step) for step in steps)]
+    values = np.unique(some) if np.issubdtype(array.dtype, np.integer) else np.empty(0)
+    if 2 < len(values) <= _MOST_LABELS:
+        notice(
+            f"The input image holds {len(values)} values alone and was interpolated; if it is a label map, give "
+            "--labels (labels=True), or values come about that lie between its labels."
+        )
 
 
 def warped_slices(

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..both import Both
-from ..files.transform import read_transform, through
+from ..files.transform import field_grid, read_transform, through
 from ..files.writing import write_csv
 from ..images.masks import binary, inside
 from ..images.through import nearest_through
@@ -24,6 +24,7 @@ from .surfaces import label_agreement, surface_distance
 PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
 _CONSISTENCY_POINTS = 20_000
 _NOT_SHOWN = 255  # beyond the moving image
+_LEAST_COVERED = 0.5  # of the fixed image by a field that is told nothing of
 _OVERLAP_MM = 2.0
 _WITHIN_MM = 2.0  # a landmark error that counts as small
 _WORSE, _WORSE_MM = 1.1, 1.0  # a mean error beyond this multiple, and this much, of the unaligned one is suspicious
@@ -38,6 +39,7 @@ def measure(
     exact: bool,
     box: Box | None = None,
     consistent: tuple[PointMap, PointMap] | None = None,
+    moving_grid: Grid | None = None,
     fields: tuple[PointMap, PointMap] | None = None,
     alignment: Affine | None = None,
     fixed_mask: sitk.Image | None = None,
@@ -50,10 +52,10 @@ def measure(
     ``jacobian`` (z, y, x): determinant of the forward map on the fixed image's ``grid``, or in a ``box`` of it that
     holds the mask, ``exact`` or by central differences. ``forward`` and ``transform`` are the same map, for points
     and to resample the moving mask by. ``landmarks``: fixed and moving points (n, d) in LPS mm, row by row.
-    ``consistent``: the forward and the inverse transform, whose inverse consistency is measured; ``fields``: the two
-    fields that they come from, whose disagreement is; both at 20,000 random points of the fixed mask (without one, of
-    the image), the same at every call. Overlap is measured at every voxel, of finer images at every n-th, so that these
-    are about 2 mm apart.
+    ``consistent``: the forward and the inverse transform, whose inverse consistency is measured where the first takes
+    points into ``moving_grid``, in which the second is known; ``fields``: the two fields that they come from, whose
+    disagreement is; both at 20,000 random points of the fixed mask (without one, of the image), the same at every call.
+    Overlap is measured at every voxel, of finer images at every n-th, so that these are about 2 mm apart.
     """
     box = tuple(slice(0, n) for n in grid.shape) if box is None else box
     mask, values = None if fixed_mask is None else inside(fixed_mask)[box], jacobian
@@ -78,7 +80,8 @@ def measure(
             surface = surface_distance(here, after, seen.spacing_mm)
     points = quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)
     consistency, disagreement = (
-        maps and _summary(quality.inverse_consistency_mm(*maps, points)) for maps in (consistent, fields)
+        None if maps is None else _summary_of_any(quality.inverse_consistency_mm(*maps, points, where))
+        for maps, where in ((consistent, moving_grid), (fields, None))
     )
     counted = quality.fold_summary(values)
     warnings = []
@@ -145,7 +148,7 @@ def evaluate(
     """
     grid = Grid.of(fixed)
     forward = _transform(transform, grid.dimension)
-    back = None if inverse is None else partial(through, _transform(inverse, grid.dimension))
+    back = None if inverse is None else _transform(inverse, grid.dimension)
     to_field = sitk.TransformToDisplacementFieldFilter()
     to_field.SetReferenceImage(fixed)
     to_field.SetOutputPixelType(sitk.sitkVectorFloat32)
@@ -156,7 +159,8 @@ def evaluate(
         partial(through, forward),
         forward,
         exact=False,
-        consistent=None if back is None else (partial(through, forward), back),
+        consistent=None if back is None else (partial(through, forward), partial(through, back)),
+        moving_grid=None if back is None else field_grid(back),
         alignment=alignment,
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
@@ -164,11 +168,22 @@ def evaluate(
         labels=labels,
     )
     mask = None if fixed_mask is None else sitk.GetArrayViewFromImage(fixed_mask) != 0
+    if (field := field_grid(forward)) is not None:
+        share = field.holds(quality.random_points(grid, fixed_mask, _CONSISTENCY_POINTS)).mean()
+        if share < _LEAST_COVERED:
+            report.warnings.append(
+                f"The transform's field covers {100 * share:.0f} % of the fixed {'image' if mask is None else 'mask'}, "
+                "and moves nothing beyond: look whether they belong together."
+            )
     return replace(report, non_diffeomorphic=quality.non_diffeomorphic_volume(displacement, grid, mask))
 
 
 def _transform(transform: sitk.Transform | str | Path, dimension: int) -> sitk.Transform:
     return transform if isinstance(transform, sitk.Transform) else read_transform(transform, dimension)
+
+
+def _summary_of_any(values: np.ndarray) -> Summary | None:
+    return _summary(values) if len(values) else None
 
 
 def _summary(values: np.ndarray) -> Summary:

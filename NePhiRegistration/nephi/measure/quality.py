@@ -269,9 +269,17 @@ def inverse_consistency_mm(
     forward: Callable[[np.ndarray], np.ndarray],
     inverse: Callable[[np.ndarray], np.ndarray],
     points_lps_mm: np.ndarray,
+    moving_grid: Grid | None = None,
 ) -> np.ndarray:
-    """|inverse(forward(x)) - x| in mm, (n,), at the fixed points (n, d); both maps take and return (n, d)."""
-    return tre_mm(inverse(forward(points_lps_mm)), points_lps_mm)
+    """|inverse(forward(x)) - x| in mm, (n,), at the fixed points (n, d); both maps take and return (n, d).
+
+    ``moving_grid``: where the inverse is known; points that go elsewhere are left out.
+    """
+    moved = forward(points_lps_mm)
+    if moving_grid is not None:
+        there = moving_grid.holds(moved)
+        points_lps_mm, moved = points_lps_mm[there], moved[there]
+    return tre_mm(inverse(moved), points_lps_mm)
 
 
 def _checked(displacement_mm: np.ndarray, grid: Grid) -> np.ndarray:

@@ -225,6 +225,7 @@ def _measured(
         exact=r.fixed_mask is not None,  # outside the mask differences have to do
         box=box,
         consistent=(partial(through, transforms.fixed), partial(through, transforms.moving)),
+        moving_grid=r.moving_grid,
         fields=(r.fields.forward, r.fields.inverse),
         alignment=r.affine,
         fixed_mask=r.fixed_mask,

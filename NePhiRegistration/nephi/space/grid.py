@@ -71,6 +71,19 @@ class Grid:
         """(..., d) points_lps_mm -> (..., d) continuous voxel indices, x first."""
         return (np.asarray(points_lps_mm, float) - np.asarray(self.origin_lps_mm)) @ self._inverse_step.T
 
+    def holds(self, points_lps_mm) -> np.ndarray:
+        """(...) bool: whether points (..., d) lie in a voxel of the grid."""
+        index_xyz = self.to_index(points_lps_mm)
+        return np.all((index_xyz >= -0.5) & (index_xyz < np.array(self.size) - 0.5), axis=-1)
+
+    def meets(self, other: Grid) -> bool:
+        """Whether any voxel of one of the two grids lies in the other, of about 16 along each axis."""
+
+        def some(grid: Grid) -> np.ndarray:
+            return grid.every(tuple(max(1, n // 16) for n in grid.size)).points_lps_mm()
+
+        return bool(self.holds(some(other)).any() or other.holds(some(self)).any())
+
     def corners_lps_mm(self) -> np.ndarray:
         """(2^d, d) centres of the corner voxels."""
         index = np.stack(np.meshgrid(*[(0, n - 1) for n in self.size], indexing="ij"), -1)
