@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import NephiError
 from .journal import complete_moves
@@ -47,6 +49,21 @@ def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
 def resolved(path: str | Path) -> Path:
     """The path without links; one whose links lead in a circle is left as it is, and not found later."""
     return Path(os.path.realpath(path))
+
+
+def check_spared(outputs: Iterable[str | Path], options: Mapping[str, Any]) -> None:
+    """Raise NephiError where a file that is to be written is there, and one of the options' values, an input, too."""
+    places = {_place(path): path for path in outputs if os.path.isfile(path)}
+    for value in options.values():
+        for one in value if isinstance(value, list) else [value]:
+            if places and isinstance(one, str) and (written := places.get(_place(one))) is not None:
+                raise NephiError(f"{written} is an input, which the output would replace; give another name or folder")
+
+
+def _place(path: str | Path) -> str:
+    """Where a file lies itself, which may be a link."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def output_file(path: str) -> Path:

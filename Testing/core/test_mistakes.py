@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,26 @@ def test_what_itk_converts_with_all_it_knows_of_a_file_is_read(source, target, t
     found = read_image(tmp_path / f"b{target}")
     assert Grid.of(found).same_as(Grid.of(image))
     assert np.array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))
+
+
+def test_an_output_that_would_replace_an_input_is_refused(result, tmp_path, capfd):
+    work = tmp_path / "work"
+    shutil.copytree(result, work)
+    out, moving = work / "out", work / "moving.nii.gz"
+    (out / "summary.csv").write_text("name,fixed,moving\na,../fixed.nii.gz,../moving.nii.gz\n")
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    (tmp_path / "way").symlink_to("work")
+    for command in (
+        ["warp", out, moving, "-o", tmp_path / "way" / "moving.nii.gz"],
+        ["evaluate", out / "transform.h5", "--fixed", work / "fixed.nii.gz", "-o", out / "transform.h5"],
+        ["register", work / "fixed.nii.gz", out / "warped.nii.gz", "-o", tmp_path / "way" / "out"],
+        ["register", work / "fixed.nii.gz", moving, "--align", out / "transform.h5", "-o", out],
+        ["batch", out / "summary.csv", "-o", out],
+    ):
+        assert main([str(argument) for argument in command]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "is an input" in line
+    assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
 
 
 def test_the_home_folder_is_meant_by_a_tilde(result, tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from ..errors import NephiError
-from ..files.cases import Case, read_pairs
+from ..files.cases import SUMMARY, Case, read_pairs
+from ..paths import check_spared
 from .batch import run_batch
 from .cluster import cluster_settings, run_on_cluster
 from .options import outputs_from, settings_from
@@ -34,6 +35,7 @@ def batch_command(options) -> int:
         raise NephiError("--shard and --engine: the engine shares the pairs out itself; give one of them")
     outputs = outputs_from(options)
     pairs, output = read_pairs(options.pairs), Path(options.output)
+    check_spared([output / SUMMARY], vars(options))
     if options.shard:
         pairs = shard_of(pairs, options.shard)
     how = {

@@ -34,7 +34,7 @@ from ..measure.estimate import stages
 from ..measure.report import Report
 from ..measure.timetable import Timetable
 from ..measure.verdict import read_tolerances
-from ..paths import output_file
+from ..paths import check_spared, output_file
 from ..registration import register
 from ..report.guided import in_words
 from ..report.preview import Preview
@@ -54,6 +54,7 @@ from .structures import warp_structures
 
 def register_command(options) -> int:
     started = options.started, 0.0  # CPU time counts from the start of the process
+    check_spared(ResultFolder(Path(options.output)).files, vars(options))
     settings, tolerances = settings_from(options), read_tolerances(options.tolerances)
     if options.preview is not None and not options.preview > 0:
         raise NephiError(f"--preview {options.preview:g}: must be a number of seconds above 0")

@@ -15,6 +15,7 @@ from importlib import import_module
 from types import ModuleType
 
 from ..errors import NephiError, collected_notices
+from ..paths import check_spared
 from .console import consoles
 from .parser import command_parser
 from .progress import tell_notices
@@ -61,6 +62,8 @@ def _main(arguments: list[str] | None) -> int:
         output = getattr(options, "output", None)
         if output is not None and (not output.strip() or "\0" in output):
             raise NephiError(f"--output {output!r} names no file or folder")
+        if output is not None:
+            check_spared([output], {name: value for name, value in vars(options).items() if name != "output"})
         # imported when it is known that it is needed: torch and SimpleITK take seconds, ``--help`` answers at once
         with collected_notices() as notices:
             code = getattr(_imported(module), command)(options) or 0
