@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 import zlib
 
@@ -15,7 +16,7 @@ from nephi.files import dicom, dicom_elements
 from nephi.files.dicom_elements import lengths_fit
 from nephi.files.dicom_series import dicom_series
 from nephi.files.dicom_stack import SERIES
-from nephi.files.image import read_image
+from nephi.files.image import read_image, read_volume
 from nephi.space.grid import Grid
 
 IMAGE = textured()
@@ -240,6 +241,29 @@ def test_notices_are_pythons_warnings(tmp_path):
         warnings.simplefilter("error")
         (tmp_path / "copy.dcm").unlink()
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("every", [2, 1])
+def test_a_series_that_is_spread_over_folders_is_not_read_in_part(every, tmp_path):
+    """Every second slice would make an even stack, too."""
+    write_dicom(IMAGE, tmp_path)
+    (below := tmp_path / "more" / "here").mkdir(parents=True)
+    (tmp_path / "more" / "text.txt").write_text("no image")
+    for path in sorted(tmp_path.glob("*.dcm")):
+        shutil.copy(path, below)
+    assert same(read(tmp_path)[0])  # copies
+    for path in sorted(tmp_path.glob("*.dcm"))[::every]:
+        path.unlink()
+    with pytest.raises(NephiError, match="further slices|no DICOM series in folder .* itself") as told:
+        read(tmp_path)
+    assert str(below) in str(told.value)
+
+
+def test_a_single_slice_is_told(tmp_path):
+    write_dicom(IMAGE, tmp_path)
+    with collected_notices() as notices:
+        read_volume(path := min(tmp_path.iterdir()))
+    assert len(notices) == 1 and path.name in notices[0] and "give its folder" in notices[0]
 
 
 @pytest.mark.parametrize("length", [100, 2**26])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +40,8 @@ _TAGS = ("0008|0008", "0008|0016", "0008|0060", "0008|103e", "0018|0081", "0018|
 _ALIKE = ("0008|0016", "0018|1164", "0028|0002", "0028|0004", "0028|0030", "0028|0100", "0028|0101", "0028|0102",
           "0028|0103", "0028|1052", "0028|1053", SERIES)  # fmt: skip
 _PLACE = ("0020|0032", "0020|0037", "0008|0018")
+_SERIES_AND_OWN = rb"\x20\0\x0e\0", rb"\x08\0\x18\0"  # UIDs
+_HEAD = 2**14  # bytes that hold them
 _LOOKUP = b"\x28\0\0\x30"  # a sequence, which ITK does not name
 
 
@@ -48,13 +51,16 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
     Raises NephiError, with the files' names, for files that cannot be read, missing slices, uneven spacing, tilted
     stacks and several phases, and where two series are equally large.
     """
-    if (image := _at_once(folder)) is not None:
+    below = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if not below and (image := _at_once(folder)) is not None:
         return image
     found: dict[str, list[Slice]] = defaultdict(list)
     for file in image_files(folder, role):
         found[file.series].append(file)
     if not found:
-        raise NephiError(f"{role}: no DICOM series in folder {folder}")
+        some_below = next((path.parent for path in _dicom_below(below)), None)
+        hint = "" if some_below is None else f" itself; give one of the folders in it, such as {some_below}"
+        raise NephiError(f"{role}: no DICOM series in folder {folder}{hint}")
     where = f"{role}: {folder}"
     named = [uid for uid in found if uid in series]
     if len(named) > 1:
@@ -62,7 +68,9 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
     if series and not named and len(found) > 1:
         raise NephiError(f"{where} holds none of the series given, but {_listed(found)}")
     if named or len(found) == 1:
-        return _image(_stack(found[named[0] if named else next(iter(found))], where), where)
+        only = found[named[0] if named else next(iter(found))]
+        _check_whole(only, below, where)
+        return _image(_stack(only, where), where)
     stacks, flaws = {}, {}
     for uid, files in found.items():
         try:
@@ -81,7 +89,26 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
             "choose one with --series, or put it in a folder of its own"
         )
     notice(f"{where} holds {len(found)} DICOM series, {_listed(found)}; the largest regular one is read, {best}.")
+    _check_whole(found[best], below, where)
     return _image(_stack(found[best], where), where)
+
+
+def _dicom_below(folders: list[Path]) -> Iterator[Path]:
+    """The DICOM files in folders and in those in them."""
+    for folder in folders:
+        for inner, _, names in os.walk(folder):
+            yield from (path for name in sorted(names) if (path := Path(inner, name)).is_file() and _is_dicom(path))
+
+
+def _check_whole(files: list[Slice], below: list[Path], where: str) -> None:
+    """Raise NephiError where further slices of a series lie in the folders below that of ``files``."""
+    uids = {file.uid.encode() for file in files}
+    for path in _dicom_below(below):
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+        series, own = (re.search(tag + rb"(?:UI..|.{4})([\d.]+)", head, re.DOTALL) for tag in _SERIES_AND_OWN)
+        if series is not None and series[1] == files[0].series.encode() and (own is None or own[1] not in uids):
+            raise NephiError(f"{where}: further slices of its series lie in {path.parent}; put all in one folder")
 
 
 def _at_once(folder: Path) -> sitk.Image | None:
@@ -302,6 +329,8 @@ def read_dicom_file(path: Path, role: str) -> sitk.Image:
     if (file := _read_header(path)) is None:
         raise NephiError(f"{where} is damaged: its DICOM header cannot be read")
     if file.position_lps_mm is not None:
+        if file.size[2] == 1:
+            notice(f"{where} is a single slice; give its folder to read the whole series.")
         return _arranged(image, _stack([file], where), where)
     if file.flaw:
         raise Irregular(f"{where} {file.flaw}")
