@@ -66,6 +66,38 @@ def _written(rng: np.random.Generator, folder: Path) -> None:
         raise _Differs(f"voxels in {suffix}")
 
 
+def _converted(rng: np.random.Generator, folder: Path) -> None:
+    """ITK's writers note in a file what its readers found in another."""
+    image = _image(_drawn(rng), rng, str(rng.choice(["u1", "i2", "f4"])))
+    image.SetMetaData("Acquisition [1]", "a")
+    source, target = rng.choice([".nii.gz", ".nrrd", ".mha", ".mhd", ".nhdr", ".hdr"], 2)
+    sitk.WriteImage(image, str(folder / f"a{source}"))
+    path, packed = folder / f"b{target}", bool(rng.random() < 0.5)
+    sitk.WriteImage(sitk.ReadImage(str(folder / f"a{source}")), str(path), packed)
+    found, wanted = read_volume(path), sitk.ReadImage(str(path))
+    _close(Grid.of(found).corners_lps_mm(), Grid.of(wanted).corners_lps_mm(), 1e-3, f"a corner in {source} as {target}")
+    if not np.array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(wanted)):
+        raise _Differs(f"voxels in {source} as {target}")
+
+
+def _kept(rng: np.random.Generator, folder: Path) -> None:
+    """A format that does not hold an image is refused."""
+    grid = _drawn(rng)
+    if rng.random() < 0.5:
+        grid = replace(grid, direction=tuple(np.eye(grid.dimension).ravel().tolist()))
+    image = grid.image(np.abs(rng.normal(0, 60, grid.shape)).astype(str(rng.choice(["u1", "i2", "f4"]))))
+    path = folder / f"image{rng.choice(['.tif', '.png', '.vtk', '.gipl', '.mnc', '.bmp', '.jpg'])}"
+    try:
+        write_image(image, path)
+    except NephiError:
+        if path.exists():
+            raise _Differs(f"{path.name} was written, though refused") from None
+        return
+    found = sitk.ReadImage(str(path))
+    if not Grid.of(found).same_as(grid) or not np.array_equal(*map(sitk.GetArrayViewFromImage, (found, image))):
+        raise _Differs(f"what is in {path.name}")
+
+
 def _points(rng: np.random.Generator, folder: Path) -> None:
     grid = _drawn(rng)
     points = _places(grid, rng)
@@ -146,6 +178,8 @@ def _registered(rng: np.random.Generator, folder: Path) -> None:
 
 PROPERTIES: dict[str, Callable[[np.random.Generator, Path], None]] = {
     "images written and read": _written,
+    "images converted by ITK": _converted,
+    "images in other formats": _kept,
     "points and indices": _points,
     "resampling": _resampled,
     "transforms written and read": _transformed,

@@ -140,34 +140,33 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
             sitk.WriteImage(image, str(scratch), True, 1)
         for file in scratch.parent.glob(f"{scratch.name.split('.')[0]}.*"):
             _check_written(file, image)
+        if not scratch.name.lower().endswith((*NIFTI, *NRRD, *META)) and not _keeps(scratch, image):
+            raise NephiError(
+                f"cannot write {path}: files of its type do not hold where the image lies or what its voxels are; "
+                "use .nii.gz, .nrrd or .mha"
+            )
 
 
 def _bytes(image: sitk.Image) -> int:
     return image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
 
 
-def _check_kept(path: Path, image: sitk.Image) -> None:
-    """Raise NephiError where a format does not hold where an image lies or what its voxels are."""
+def _keeps(path: Path, image: sitk.Image) -> bool:
+    """Whether a file that was written holds where the image lies and what its voxels are; not every format does."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        held = Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-        kept = reader.GetPixelID() == image.GetPixelID() and held.same_as(Grid.of(image))
     except RuntimeError:
-        kept = False
-    if not kept:
-        raise NephiError(
-            f"cannot write {path}: files of its type do not hold where the image lies or what its voxels are; "
-            "use .nii.gz, .nrrd or .mha"
-        )
+        return False
+    held = Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    return reader.GetPixelID() == image.GetPixelID() and held.same_as(Grid.of(image))
 
 
 def _check_written(path: Path, image: sitk.Image) -> None:
     """ITK does not always tell when the disk runs full; raises OSError if the file is cut."""
     name, least = path.name.lower(), _bytes(image)
     if not name.endswith((*NIFTI, *NRRD, *META)):
-        _check_kept(path, image)
         return
     if name.endswith((*NRRD, *META)):
         try:
