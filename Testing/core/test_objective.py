@@ -330,7 +330,7 @@ def test_bending_is_added_to_gradicon_by_its_length(exact, dimension):
 
     def penalty(bending_mm):
         regulariser = make_regulariser(replace(settings, bending_mm=bending_mm))
-        at = torch.rand(24, 1, dimension, dtype=torch.double) + regulariser.stencil(dimension, step).double()
+        at = regulariser.around(torch.rand(24, dimension, dtype=torch.double), step)
         points = at.expand(2, *at.shape).clone().requires_grad_(exact)
         values = maps(points.flatten(1, 2)).reshape(points.shape)
         return float(regulariser.penalty(maps, points, values, step).detach())

@@ -13,7 +13,6 @@ from ..images.volume import VolumePair
 from ..maps.code import FORWARD, INVERSE
 from ..maps.maps import Composed, FieldMap, Map
 from ..settings import RegularitySettings, SimilaritySettings
-from ..space.interpolate import constant
 from .guides import Guide
 from .regularity import Regulariser, make_regulariser
 from .similarity import Similarity, make_similarity
@@ -193,14 +192,13 @@ class Objective:
         return ((squares + _BLUNT_MM**2).sqrt() - _BLUNT_MM).mean()
 
     def _regularity_points(self, volumes: VolumePair, half_extents_cube: Tensor, steps: int) -> Tensor:
-        """(steps, m, k, d): half over the whole cube, half where the similarity looks, each with its stencil."""
+        """(steps, m, k, d): half over the whole cube, half where the similarity looks; around each what is needed."""
         r, d = self.regularity_settings, len(half_extents_cube)
         n = r.points.count(volumes[FORWARD].voxels)
         anywhere = torch.rand((steps, n - n // 2, d), generator=self.generator, device=half_extents_cube.device) * 2 - 1
         compared = volumes[FORWARD].draw(steps * (n // 2), self.generator)[0].unflatten(0, (steps, n // 2))
         points = torch.cat([anywhere * half_extents_cube, compared], 1)
-        offsets = self.regulariser.stencil(d, self.step).tolist()
-        return points[:, :, None] + constant(offsets, points.device, points.dtype)
+        return self.regulariser.around(points, self.step)
 
     def _similarity(self, pairs: Sequence[VolumePair], reference: Tensor, mapped: Tensor) -> Tensor:
         """Mean over both directions and all pairs, of reference values (2, b, n, c) and mapped points (2, b, n, d).

@@ -35,8 +35,13 @@ class Regulariser:
         centre = torch.zeros(1, dimension)
         return centre if self.exact else torch.cat([centre, step * torch.eye(dimension)])
 
+    def around(self, points: Tensor, step: float) -> Tensor:
+        """(..., n, k, d): where the maps are needed for points (..., n, d); by default the stencil around each."""
+        offsets = self.stencil(points.shape[-1], step).tolist()
+        return points[..., None, :] + constant(offsets, points.device, points.dtype)
+
     def penalty(self, maps: Callable[[Tensor], Tensor], points: Tensor, values: Tensor, step: float) -> Tensor:
-        """A scalar. ``points`` (2, n, k, d): the stencils, the same for both maps; ``values``: the maps there.
+        """A scalar. ``points`` (2, n, k, d): those of ``around``, the same for both maps; ``values``: the maps there.
 
         ``maps`` takes points (2, n, d), entry 0 through the forward map and entry 1 through the inverse one. If
         ``exact``, the points carry gradients.
@@ -67,22 +72,53 @@ class GradICON(Regulariser):
     def __init__(self, exact: bool = False, bending: float = 0.0):
         self.exact, self.bending = exact, bending
 
-    def penalty(self, maps: Callable[[Tensor], Tensor], points: Tensor, values: Tensor, step: float) -> Tensor:
-        # points are the same for both entries, so entry 0 is phi(psi(x)) and entry 1 is psi(phi(x))
-        back = values.flip(0)
+    def around(self, points: Tensor, step: float) -> Tensor:
+        """With ``bending``, a second stencil follows, ahead of the first."""
+        here = super().around(points, step)
         if not self.bending:
-            return squared_deviation(self.jacobian(maps(back.flatten(1, 2)).reshape(back.shape), points, step))
-        n, d = points.shape[1], points.shape[-1]
-        ahead = [[_BENDING_STEPS * step * (axis == turn % d) for axis in range(d)] for turn in range(n)]
-        together = torch.cat([back, points + constant(ahead, points.device, points.dtype)[:, None]], 2)
-        composed, there = maps(together.flatten(1, 2)).reshape(together.shape).split(points.shape[-2], 2)
-        if self.exact:
-            changes = self.jacobian(there, points, step) - self.jacobian(values, points, step)
-        else:  # the same in fewer operations
-            changes = self.jacobian(there - values, points, step)
+            return here
+        n, d = points.shape[-2:]
+        ahead = [[[_BENDING_STEPS * step * (axis == turn % d) for axis in range(d)]] for turn in range(n)]
+        return torch.cat([here, here + constant(ahead, points.device, points.dtype)], -2)
+
+    def penalty(self, maps: Callable[[Tensor], Tensor], points: Tensor, values: Tensor, step: float) -> Tensor:
+        d, k = points.shape[-1], points.shape[-2] // (2 if self.bending else 1)
+        # points are the same for both entries, so entry 0 is phi(psi(x)) and entry 1 is psi(phi(x))
+        back = values[..., :k, :].flip(0)
+        composed = maps(back.flatten(1, 2)).reshape(back.shape)
         strength = d**3 * (self.bending / _BENDING_STEPS) ** 2  # d axes take turns; of d x d slopes the mean
-        folding = squared_deviation(self.jacobian(composed, points, step))
-        return torch.add(folding, changes.square().mean(), alpha=strength)
+        if self.exact:
+            folding = squared_deviation(exact_jacobian(composed[..., 0, :], points)[..., 0, :, :])
+            if not self.bending:
+                return folding
+            here, ahead = (exact_jacobian(values[..., at, :], points)[..., at, :, :] for at in range(2))
+            return torch.add(folding, (ahead - here).square().mean(), alpha=strength)
+        if not self.bending:
+            return _mean_square(composed, _slopes(k, d / step), _identity(d))
+        # both in one product: the slopes of the composition, and what those of the map differ by
+        less, none = _slopes(k, -((2 * strength) ** 0.5) / step), [0.0] * k
+        weights = [row + 2 * none for row in _slopes(k, 2**0.5 * d / step)]
+        weights += [none + row + [-w for w in row] for row in less]
+        wanted = [[2**0.5 * v for v in row] for row in _identity(d)] + [[0.0] * d] * d
+        return _mean_square(torch.cat([composed, values], 2), weights, wanted)
+
+
+def _identity(d: int) -> list[list[float]]:
+    """(d, d): d times the identity matrix, as a mean of d x d squares weighs it."""
+    return [[float(d * (i == j)) for j in range(d)] for i in range(d)]
+
+
+def _slopes(k: int, factor: float) -> list[list[float]]:
+    """(k - 1, k): differences along each axis of values on a stencil, times a factor."""
+    return [[-factor, *(factor * (i == j) for j in range(k - 1))] for i in range(k - 1)]
+
+
+def _mean_square(values: Tensor, weights: list[list[float]], wanted: list[list[float]]) -> Tensor:
+    """Mean square of what weights (r, k) make of values (..., k, d) on stencils, less what is wanted, (r, d)."""
+    k, d = values.shape[-2:]
+    flat, kind = values.reshape(-1, k, d), (values.device, values.dtype)
+    found = torch.bmm(constant(weights, *kind).expand(len(flat), -1, -1), flat)
+    return F.mse_loss(found, constant(wanted, *kind).expand_as(found))
 
 
 class Diffusion(Regulariser):

@@ -74,8 +74,8 @@ class MeanSquares(_Intensities):
     """Mean squared difference over points and channels."""
 
     def compare(self, values: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-        squares = F.mse_loss(values, reference, reduction="none")
-        return (squares * point_shares(weight)).sum() * (values.shape[-2] / values.numel())
+        squares, most = F.mse_loss(values, reference, reduction="none"), weight.mean(-2, keepdim=True)
+        return (squares * (weight / most.clamp(min=1e-9))).mean()
 
 
 class Mind(MeanSquares):

@@ -111,6 +111,11 @@ class NeuralFields(Fields):
         s, fields = self.settings, len(own(self.out))
         weight, start = self._input_layer(code, own)
         bands, local_at = self.bands * code.half_extents_cube[:, None], code.bound(s.code_degree)
+        # omega on the weights, which are fewer than what they make of the points
+        synthesis = [
+            (s.omega * own(w), s.omega * own(b)) for w, b in zip(self.synthesis, self.synthesis_bias, strict=True)
+        ]
+        modulation = [(own(w), own(b)) for w, b in zip(self.modulation, self.modulation_bias, strict=True)]
 
         def evaluate(points_cube: Tensor) -> Tensor:
             points, d = points_cube.shape[1:]
@@ -124,11 +129,9 @@ class NeuralFields(Fields):
             signal, gate, shift = first.split([s.width, s.width, d], -1)
             signal = torch.sin(signal)
             skip = gate = self._modulate(gate)
-            for w_s, b_s, w_m, b_m in zip(
-                self.synthesis, self.synthesis_bias, self.modulation, self.modulation_bias, strict=True
-            ):
-                gate = self._modulate(torch.baddbmm(own(b_m), gate, own(w_m))) + skip
-                signal = torch.sin(s.omega * torch.baddbmm(own(b_s), signal, own(w_s))) * gate
+            for (w_s, b_s), (w_m, b_m) in zip(synthesis, modulation, strict=True):
+                gate = self._modulate(torch.baddbmm(b_m, gate, w_m)) + skip
+                signal = torch.sin(torch.baddbmm(b_s, signal, w_s)) * gate
             return torch.baddbmm(points_cube + shift, signal, own(self.out))
 
         return evaluate
