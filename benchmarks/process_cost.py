@@ -23,7 +23,7 @@ def main(result: str, log: str, *command: str) -> None:
         "exit_code": os.waitstatus_to_exitcode(status),
         "wall_s": time.perf_counter() - start,
         "cpu_s": usage.ru_utime + usage.ru_stime,
-        "peak_memory_mb": usage.ru_maxrss * unit / 2**20,
+        "peak_memory_mb": usage.ru_maxrss * unit / 1e6,
     }
     with open(result, "w") as file:
         json.dump(cost, file)
