@@ -4,12 +4,17 @@ Import it as ``from .i18n import tr as _``: Slicer takes the context from the fi
 texts by the name ``_``, so that it must not be wrapped.
 """
 
-try:
-    from slicer.i18n import tr
-except ImportError:  # slicer-core has none: tests, scripts, a browser
+import contextlib
+import sys
 
-    def tr(text: str) -> str:
-        return text
+
+def tr(text: str) -> str:
+    return text
+
+
+if "slicer" in sys.modules:  # the application has imported it long before; elsewhere nothing is translated
+    with contextlib.suppress(ImportError):  # slicer-core has no translations
+        from slicer.i18n import tr
 
 
 __all__ = ["tr"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nephi.errors import NephiError
-from nephi.learning.shipped import find_model
+from nephi.learning.shipped import find_model, shipped_models
 from nephi.measure.verdict import read_tolerances
 from nephi.settings import ALIGNMENTS, Settings, from_dict, load, preset
 
@@ -50,7 +50,7 @@ class Job:
         """Preset, then settings file, then overrides and alignment; raises NephiError for what makes no sense."""
         settings = preset(self.preset)
         if self.settings_file:
-            settings = load(self.settings_file, settings)
+            settings = _beside(Path(self.settings_file), load(self.settings_file, settings))
         settings = from_dict(self.overrides, settings)
         given: dict = {"model": self.model} if self.model else {}
         if self.initial_is_bent():
@@ -63,6 +63,10 @@ class Job:
             deviation = {"guidance": {"landmarks_sd_mm": self.guides.landmarks_sd_mm}}
             settings = from_dict(deviation, settings)
         return replace(settings, **given)
+
+    def files(self) -> list[Path]:
+        """What the settings name: the file of a model that is not shipped, a transform; raises NephiError."""
+        return list(_named(self.settings()).values())
 
     def initial_is_bent(self) -> bool:
         """Whether there is an initial transform that is not linear, which is refined rather than kept."""
@@ -99,6 +103,8 @@ class Job:
             settings = self.settings()
             if settings.sliding and not self.auto_mask and None in (self.fixed_mask, self.moving_mask):
                 yield _("For lungs that slide along the chest wall, choose a mask of the lungs in both volumes.")
+            if (transform := _named(settings).get("align")) is not None and not transform.is_file():
+                yield _("The transform {file}, which the settings name, does not exist.").format(file=transform)
             if settings.model:
                 find_model(settings.model)
                 if self.initial_is_bent():
@@ -124,3 +130,17 @@ class Job:
                 return text.format(name=initial.GetName())
             parent = parent.GetParentTransformNode()
         return ""
+
+
+def _named(settings: Settings) -> dict[str, Path]:
+    """The files that settings name, by their entries."""
+    found = {} if settings.align in ALIGNMENTS else {"align": Path(settings.align)}
+    if settings.model and settings.model not in shipped_models():
+        found["model"] = Path(settings.model)
+    return found
+
+
+def _beside(file: Path, settings: Settings) -> Settings:
+    """With the files that are named in a settings file as they lie from there: the engine runs elsewhere."""
+    named = {entry: str(file.parent.absolute() / path) for entry, path in _named(settings).items()}
+    return replace(settings, **named)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nephi.errors import NephiError
 from nephi.settings import Settings
 
 from .i18n import tr as _
@@ -21,6 +22,9 @@ class OwnPresets:
         return sorted((file.stem for file in self.folder.glob("*.json")), key=str.casefold)
 
     def path(self, name: str) -> Path:
+        """Raises NephiError for a name that leads elsewhere."""
+        if _BAD.search(name):
+            raise NephiError(_("There is no preset of that name."))
         return self.folder / f"{name}.json"
 
     def name_of(self, path: str) -> str:

@@ -38,6 +38,7 @@ class Batches:
         server.trigger("start_batch")(self.start)
         server.trigger("stop_batch")(self.stop)
         self.state.change("batch_folder")(self._tell)
+        self.state.batch_columns = list(batchrun.COLUMNS.values())
 
     @property
     def running(self) -> bool:
@@ -66,14 +67,13 @@ class Batches:
         if self.running or self.state.running or not self.state.batch_list:
             return
         try:
-            if reason := self.inputs.settings_problem():
-                raise NephiError(reason)
+            job = self.inputs.checked()
             path = self.served.path(self.state.batch_list)
             self._cases = self._read(path)  # as it is now
             output = self.served.new_folder(parent(self.state.batch_list), self.state.batch_folder)
             for case in self._cases.values():
                 self._check(case, output)
-            self._run = BatchRun(self.logic, str(path), str(output), self.inputs.job())
+            self._run = BatchRun(self.logic, str(path), str(output), job)
         except (NephiError, LogicError) as error:
             self._fail(str(error))
             return

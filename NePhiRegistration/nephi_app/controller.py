@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from NePhiRegistrationLib.logic import Logic, Run
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.words import duration
 
-from . import state
+from . import told
 from .batches import Batches
 from .dialog import SAVE, SAVE_MADE, Dialog
 from .files import Served, plain
@@ -24,6 +25,7 @@ from .presets import Presets, own_presets
 from .results import Results
 from .roles import BATCH, OPENED, ROLES, USES
 from .slices import Slices
+from .state import of_scans
 from .views import Views
 from .windows import Windows
 
@@ -35,51 +37,49 @@ _INPUTS = ("masks", "preset", "model", "device", "align", "names", "segment", "g
 
 
 class Controller:
-    """One scene and what is done with it; ``temporary``: where the runs' folders are made."""
+    """One scene and what is done with it; ``temporary``: where the runs' folders are made, ``end()`` ends all."""
 
-    def __init__(self, server: Any, served: Served, temporary: Path, views: Views):
+    def __init__(
+        self, server: Any, served: Served, temporary: Path, views: Views, dialog: Dialog, end: Callable[[], None]
+    ):
         self.server, self.state, self.served, self.views = server, server.state, served, views
         self.scene = views.scene
         self.logic = Logic(self.scene, temporary=temporary)
-        self.dialog, self.slices = Dialog(self.state, served), Slices(self.state, views)
-        self.inputs = Inputs(self.scene, self.state, own_presets())
+        self.dialog, self.slices, self._end = dialog, Slices(self.state, views), end
+        self.inputs = Inputs(self.scene, self.state, own_presets(), served)
         self.presets = Presets(server, self.inputs, self._fail)
         self.run: Run | None = None
         self._asked = ""
         self._wanted = ("", "", "")  # role, path and series of what was asked about
-        self._begun = False
-        self.ended = asyncio.Event()  # by the user
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
         self.results = Results(server, served, views, self._start)
         self.windows = Windows(self.state, self.inputs, self.results, views.render)
         self.batches = Batches(server, served, self.logic, self.inputs, self._fail, self._start)
         server.trigger("open_pair")(self.open_pair)
-        for name in ("begin", "browse", "choose", "drop", "register", "cancel", "jump", "ask", "answer"):
+        for name in ("name_it", "choose", "drop", "register", "cancel", "jump", "ask", "answer"):
             server.trigger(name)(getattr(self, name))
-        server.trigger("enter")(self.dialog.enter)
         server.trigger("fit")(self.slices.fit)
         self.state.change(*_INPUTS)(self._say_problem)
         self.state.change("layout")(lambda layout, **_: views.choose(layout))
         self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
 
     def begin(self) -> None:
-        """A page can be used, the first or another: make what it did not wait for."""
-        if not self._begun:
-            self._begun = True
-            self.views.make()
-            self._start(self._list_devices())
-            self._start(self.results.flicker())
+        """What goes on by itself; the choices of a page that was there before are taken up."""
+        self.views.make()
+        self.views.choose(self.state.layout)
+        with self.state:
+            self._say_problem()
+        self._start(self._list_devices())
+        self._start(self.results.flicker())
 
     # files
 
-    def browse(self, role: str, key: str = "") -> None:
-        """Open the dialog; ``key``: of what is to be saved as a file."""
-        if role == SAVE and (outputs := self.results.chosen) is not None:
-            self.dialog.open(role, plain(f"{outputs.moving.GetName()} registered"))
-        elif role == SAVE_MADE and (name := self.results.choose_file(key)):
-            self.dialog.open(role, name)
-        elif role in OPENED:
-            self.dialog.open(role)
+    def name_it(self, key: str = "") -> None:
+        """Open the dialog to save the result that is shown or, by its ``key``, what it was applied to."""
+        if key and (name := self.results.choose_file(key)):
+            self.dialog.open(SAVE_MADE, name)
+        elif not key and (outputs := self.results.chosen) is not None:
+            self.dialog.open(SAVE, plain(f"{outputs.moving.GetName()} registered"))
 
     async def choose(self, path: str, series: str = "") -> None:
         """Open what was chosen in the dialog for its role; ``series``: the UID of one of a DICOM folder."""
@@ -137,6 +137,8 @@ class Controller:
             self._start(self._open_pair(name))
 
     async def _open_pair(self, name: str) -> None:
+        if self.state.busy:  # pressed twice
+            return
         with self.state:
             self.state.busy = f"Opening {name}"
         try:
@@ -167,6 +169,8 @@ class Controller:
             self.inputs.forget(role)
 
     async def _open_phantom(self) -> None:
+        if self.state.busy:  # pressed twice
+            return
         with self.state:
             self.state.busy = "Generating the chest"
         phantom = await asyncio.to_thread(_phantom)
@@ -186,10 +190,13 @@ class Controller:
     def _say_problem(self, **_: Any) -> None:
         self.state.reason = self.inputs.problem()
         estimate = None if self.state.reason else self.logic.estimate(self.inputs.job())
-        self.state.estimate = "" if estimate is None else state.cost(estimate)
+        self.state.estimate = "" if estimate is None else told.cost(estimate)
 
     def register(self) -> None:
         if self.run is not None or self.state.busy or self.batches.running:
+            return
+        if reason := self.inputs.problem():
+            self._fail(reason)
             return
         try:
             self.run = self.logic.start(self.inputs.job())
@@ -200,7 +207,7 @@ class Controller:
         with self.state:
             self.state.error = self.state.note = ""
             self.state.running, self.state.percent, self.state.left = True, 0, ""
-            self.state.stage = self.run.stage_text
+            self.state.stage = of_scans(self.run.stage_text)
         self._start(self._watch(self.run))
 
     def cancel(self) -> None:
@@ -215,7 +222,7 @@ class Controller:
     async def _watch(self, run: Run) -> None:
         while run.poll():
             with self.state:
-                self.state.stage, self.state.percent = run.stage_text, round(100 * run.fraction)
+                self.state.stage, self.state.percent = of_scans(run.stage_text), round(100 * run.fraction)
                 self.state.left = "" if run.seconds_left is None else f"about {duration(run.seconds_left)} left"
             self.views.render()
             await asyncio.sleep(_POLL_S)
@@ -283,7 +290,7 @@ class Controller:
         return doing + lost
 
     async def answer(self, yes: bool) -> None:
-        asked = self._asked
+        asked, self._asked = self._asked, ""
         with self.state:
             self.state.question = ""
         if yes and asked == "phantom" and self.run is None:
@@ -293,12 +300,11 @@ class Controller:
             with self.state:
                 self.state.ended = True
             await asyncio.sleep(0.5)  # until the page has it
-            self.ended.set()
+            self._end()
         elif yes and asked == "open":
             await self._open(*self._wanted)
         elif yes and asked == "pair" and self.run is None:
             await self._open_pair(self._wanted[0])
-        self._asked = ""
 
     # helpers
 

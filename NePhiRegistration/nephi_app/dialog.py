@@ -18,8 +18,15 @@ _TITLES = {SAVE: "Save the result", SAVE_MADE: "Save as a file"}
 
 
 class Dialog:
-    def __init__(self, state: Any, served: Served):
-        self.state, self.served = state, served
+    def __init__(self, server: Any, served: Served):
+        self.state, self.served = server.state, served
+        for name in ("browse", "enter"):
+            server.trigger(name)(getattr(self, name))
+
+    def browse(self, role: str) -> None:
+        """For a file of this role."""
+        if role in OPENED:
+            self.open(role)
 
     def open(self, role: str, save_name: str = "") -> None:
         """For a file of this role, or to save under that name; where it was last."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from nephi.errors import NephiError
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.choices import MODEL_FILE, Preset
 from NePhiRegistrationLib.guides import Guides
@@ -14,16 +16,19 @@ from NePhiRegistrationLib.job import Job
 from NePhiRegistrationLib.ownpresets import OwnPresets
 
 from . import dicom
+from .files import Served
 from .roles import ROLES, Kind
+from .state import of_scans
 
 _SCANS = ("fixed", "moving")
 _PLAIN = ("fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions", "initial_transform")
+_SOURCE = "NePhi.Source"  # attribute of a scan: the file or folder that it was opened from, and series
 OWN = "own/"  # before the name of an own preset
 
 
 class Inputs:
-    def __init__(self, scene: Any, state: Any, own: OwnPresets):
-        self.scene, self.state, self.own = scene, state, own
+    def __init__(self, scene: Any, state: Any, own: OwnPresets, served: Served):
+        self.scene, self.state, self.own, self.served = scene, state, own, served
         self.nodes: dict[str, Any] = {}  # by role
         self.files: dict[str, Path] = {}  # of roles that no node is made of
 
@@ -43,6 +48,7 @@ class Inputs:
         if kind is Kind.SCAN:
             image = await asyncio.to_thread(loading.read_scan, path, words, series)
             node = loading.scan_node(self.scene, image, name)
+            node.SetAttribute(_SOURCE, json.dumps([str(path), series]))
             dicom.remember(node, path, series)
             return node
         if kind is Kind.TRANSFORM:
@@ -110,9 +116,23 @@ class Inputs:
             return str(self.own.path(preset.removeprefix(OWN)))
         return str(self.files.get("settings_file", "")) if preset == Preset.FILE.term else ""
 
+    def checked(self) -> Job:
+        """The job, to be used; raises NephiError where its settings lack something, or name files elsewhere."""
+        if reason := self.settings_problem():
+            raise NephiError(reason)
+        return self.job()
+
     def problem(self) -> str:
         """Why there is no job yet, in words; "" where there is one."""
-        return self.settings_problem() or self.job().problem()
+        return of_scans(self.settings_problem() or self._same_scan() or self.job().problem())
+
+    def _same_scan(self) -> str:
+        """What was opened twice is two nodes."""
+        fixed, moving = (self.nodes.get(role) for role in _SCANS)
+        if fixed is None or moving is None or not (source := fixed.GetAttribute(_SOURCE)):
+            return ""
+        same = source == moving.GetAttribute(_SOURCE)
+        return "The fixed and the moving scan are the same: choose another one." if same else ""
 
     def settings_problem(self) -> str:
         """Why the settings are not complete, whatever they are for."""
@@ -120,7 +140,11 @@ class Inputs:
             return "Choose a settings file, or another preset."
         if self.state.model == MODEL_FILE and "model_file" not in self.files:
             return "Choose a model file, or no trained model."
-        return ""
+        try:
+            away = [path.name for path in self.job().files() if not self.served.holds(path)]
+        except NephiError as error:
+            return str(error)
+        return f"The settings name {away[0]}, which does not lie in the folder that is served." if away else ""
 
 
 def _segments(labels: Any) -> list[dict]:

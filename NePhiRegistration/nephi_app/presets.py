@@ -30,8 +30,10 @@ class Presets:
 
     def save_preset(self) -> None:
         """Settings as they are chosen now, under the name that is given; an earlier preset of that name is replaced."""
+        if not str(self.state.own_preset).strip():  # or pressed twice
+            return
         try:
-            path = self.inputs.own.save(str(self.state.own_preset), self.inputs.job().settings())
+            path = self.inputs.own.save(str(self.state.own_preset), self.inputs.checked().settings())
         except (NephiError, OSError, ValueError) as error:
             self._fail(str(error))
             return
@@ -45,7 +47,7 @@ class Presets:
             return
         try:
             self.inputs.own.remove(self.state.preset.removeprefix(OWN))
-        except OSError as error:
+        except (NephiError, OSError) as error:
             self._fail(str(error))
         with self.state:
             self._offer(Preset.BALANCED.term)

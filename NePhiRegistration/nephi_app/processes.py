@@ -73,6 +73,7 @@ class Processes:
             sys.executable, "-m", "nephi_app.session",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=engine_environment(),
             start_new_session=True,  # Ctrl-C is for the launcher
+            cwd=start.temporary,  # Python looks there for packages, too: files that are served are none
         )  # fmt: skip
         assert process.stdin is not None
         process.stdin.write((json.dumps(asdict(start)) + "\n").encode())

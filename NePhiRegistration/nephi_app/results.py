@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,19 @@ from NePhiRegistrationLib.shown import Shown, meaning
 from NePhiRegistrationLib.summary import summary
 from NePhiRegistrationLib.surface import surface_model
 
-from . import state
+from . import told
 from .applied import Applied
-from .dialog import SAVE_MADE
+from .dialog import SAVE, SAVE_MADE
 from .dicom import DicomFiles
 from .dicom import problem as dicom_problem
 from .files import Served
 from .landmarks import Landmarks
+from .state import of_scans
 from .views import Views
 
 _FLICKER_S = 0.6
 _DRAWN_S = 0.3
+_TWICE_S = 1.0  # within which a button that was pressed again was meant once
 _LOOKS = ("view", "before", "opacity", "legend", "beyond", "grid", "grid_mode", "grid_spacing", "grid_3d")
 
 
@@ -43,6 +46,7 @@ class Results:
         self._saving = ""  # which of the nodes made by applying the result
         self._models: dict[str, Any] = {}  # the surface of what was compared
         self._shown: Shown | None = None
+        self._signed_s = float("-inf")
         for name in ("sign", "save"):
             server.trigger(name)(getattr(self, name))
         server.trigger("show_again")(self._back)
@@ -64,7 +68,7 @@ class Results:
             self.state.results = [*self.state.results, {"value": key, "text": text}]
             self.state.result = key
             names = [one["text"] for one in self.state.results]
-            self.state.compared = state.compared(names, list(self.found.values()))
+            self.state.compared = told.compared(names, list(self.found.values()))
 
     def _choose(self, result: str, **_: Any) -> None:
         outputs = self.found.get(result)
@@ -81,13 +85,13 @@ class Results:
             if outputs is None:
                 self.state.verdict, self.state.lines, self.state.tables = {}, [], []
                 return
-            self.state.verdict = state.verdict(outputs)
+            self.state.verdict = told.verdict(outputs)
             lines = summary(outputs.report, outputs.jacobian.GetSpacing(), nodes.in_hounsfield(outputs.warped))
-            self.state.lines = [{"sign": x.kind.value, "kind": x.kind.name, "text": x.text} for x in lines]
-            self.state.tables = state.result_tables(outputs)
+            self.state.lines = [{"sign": x.kind.value, "kind": x.kind.name, "text": of_scans(x.text)} for x in lines]
+            self.state.tables = told.result_tables(outputs)
             if self.state.table not in ("landmarks", *(one["name"] for one in self.state.tables if one["rows"])):
                 self.state.table = "numbers"
-            self.state.looks = state.looks(outputs)
+            self.state.looks = told.looks(outputs)
             self.state.has_page = self.page_file() is not None
             self.state.dicom_reason = dicom_problem(outputs)
             self.state.with_dicom = self.state.with_dicom and not self.state.dicom_reason
@@ -115,7 +119,7 @@ class Results:
             s.can_before = view in COMPARISONS
             s.has_opacity = view in OVERLAYS or view is View.FADE
             s.has_legend = view in OVERLAYS or s.grid
-            s.meaning = " ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text]))
+            s.meaning = of_scans(" ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text])))
         self.views.tidy_legends()  # before anything is drawn
         self._start(self._tidy())
 
@@ -170,7 +174,7 @@ class Results:
     def sign(self, accepted: bool) -> None:
         """Accept or reject the result that is shown, with the name and comment that are given."""
         outputs = self.chosen
-        if outputs is None:
+        if outputs is None or time.monotonic() - self._signed_s < _TWICE_S:
             return
         try:
             review.sign(outputs, bool(accepted), str(self.state.reviewer), str(self.state.review_comment))
@@ -178,6 +182,7 @@ class Results:
             with self.state:
                 self.state.review_error = str(error)
             return
+        self._signed_s = time.monotonic()
         self.unsaved.add(self.state.result)
         with self.state:
             self.state.review_comment = ""
@@ -215,7 +220,7 @@ class Results:
             self._save_file()
             return
         key = self.state.result
-        if key not in self.found:
+        if self.state.dialog != SAVE or key not in self.found:  # or pressed twice
             return
         try:
             folder = self.served.new_folder(self.state.dialog_path, self.state.save_name)

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import hmac
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .access import SECRET_HEADER, Start
-from .files import Served
 
-PAGE = Path(__file__).parent / "page"
-_TITLES = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal", "ThreeD": "3D"}
+if TYPE_CHECKING:
+    from .front import Front
 
 
 def main() -> int:
@@ -41,15 +38,15 @@ def main() -> int:
 async def _serve(start: Start, told: Any) -> None:
     from trame_server.core import Server
 
+    from .front import Front
+
     server = Server("nephi")
     server.client_type = "vue3"
-    gc.disable()  # nothing of what is made until then goes again
-    controller = build(server, start)
-    gc.enable()
+    front = Front(server, start)
 
     def bind(web: Any) -> None:
         _guard(web.app, start.secret)
-        _add_files(web.app, controller, Path(start.temporary))
+        _add_files(web.app, front, Path(start.temporary))
 
     server.controller.on_server_bind.add(bind)
 
@@ -63,52 +60,17 @@ async def _serve(start: Start, told: Any) -> None:
         port=0, host="127.0.0.1", exec_mode="coroutine", open_browser=False, show_connection_info=False, timeout=0,
         thread=True,
     )  # fmt: skip
-    ends = (ended, asyncio.ensure_future(serving), asyncio.ensure_future(controller.ended.wait()))
+    ends = (ended, asyncio.ensure_future(serving), asyncio.ensure_future(front.ended.wait()))
+    completing = asyncio.ensure_future(front.complete())
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        controller.close()
-        controller.results.found.clear()
+        completing.cancel()
+        if front.controller is not None:
+            front.controller.close()
+            front.controller.results.found.clear()
         shutil.rmtree(start.temporary, ignore_errors=True)
         os._exit(0)  # the thread that reads standard input and VTK's objects would hold it up
-
-
-def build(server: Any, start: Start) -> Any:
-    """The page and what moves it; imported here, as it takes a second."""
-    from trame_client.ui.core import AbstractLayout
-    from trame_client.widgets import client, html
-
-    from . import state
-    from .controller import Controller
-    from .views import SLICES, Views
-
-    served = Served(Path(start.root))
-    view_html = (PAGE / "view.html").read_text(encoding="utf-8")
-    server.state.update(state.first(served.root.name or str(served.root), str(served.root)))
-    for name in SLICES:
-        server.state.update({f"slice_{name}": 0, f"range_{name}": [0, 1, 1]})
-
-    def gutter(name: str) -> None:
-        text = view_html.replace("NAME", name).replace("TITLE", _TITLES[name])
-        html.Div(text if name in SLICES else _TITLE_ONLY.replace("TITLE", _TITLES[name]), classes="gutter")
-
-    views = Views(server, gutter)
-    with AbstractLayout(server, html.Div(trame_server=server, style="height: 100%"), template_name="views") as grid:
-        views.place(grid)
-    with AbstractLayout(server, html.Div(trame_server=server), template_name="main"):
-        client.Style((PAGE / "page.css").read_text(encoding="utf-8"))
-        client.Script((PAGE / "page.js").read_text(encoding="utf-8"))
-        html.Div(_page_html())
-    return Controller(server, served, Path(start.temporary), views)
-
-
-def _page_html() -> str:
-    pick = (PAGE / "pick.html").read_text(encoding="utf-8")
-    page = (PAGE / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"PICKS\((\w+)\)", lambda found: pick.replace("GROUP", found[1]), page)
-
-
-_TITLE_ONLY = '<div class="over" v-show="has_images"><span class="title">TITLE</span></div>'
 
 
 def _guard(app: Any, secret: str) -> None:
@@ -125,25 +87,30 @@ def _guard(app: Any, secret: str) -> None:
     app.middlewares.append(check)
 
 
-def _add_files(app: Any, controller: Any, temporary: Path) -> None:
+def _add_files(app: Any, front: Front, temporary: Path) -> None:
     from aiohttp import web
 
+    def results() -> Any:
+        if front.controller is None:
+            raise web.HTTPNotFound
+        return front.controller.results
+
     async def report(_request: Any) -> Any:
-        page = controller.results.page_file()
+        page = results().page_file()
         if page is None:
             raise web.HTTPNotFound
         return web.FileResponse(page, headers={"Content-Security-Policy": "sandbox allow-scripts"})
 
     async def result(request: Any) -> Any:
-        if controller.results.chosen is None:
+        if results().chosen is None:
             raise web.HTTPNotFound
         with _scratch(temporary) as folder:
-            place = controller.results.write(folder / "result")
+            place = results().write(folder / "result")
             archive = await asyncio.to_thread(shutil.make_archive, str(folder / "archive"), "zip", str(place))
             return await send(request, Path(archive), "nephi-result.zip")
 
     async def made(request: Any) -> Any:
-        wanted = controller.results.applied.made.get(request.match_info["key"])
+        wanted = results().applied.made.get(request.match_info["key"])
         if wanted is None:
             raise web.HTTPNotFound
         with _scratch(temporary) as folder:

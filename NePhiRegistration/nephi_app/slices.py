@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import state as first
-from .views import SLICES, Views
+from . import told
+from .state import SLICES
+from .views import Views
 
 
 class Slices:
@@ -20,7 +21,7 @@ class Slices:
         self.views.fit()
         nodes = {name: self.views.slice_view(name).get_view_node() for name in SLICES}
         with self.state:
-            self.state.letters = {name: first.letters(node) for name, node in nodes.items()}
+            self.state.letters = {name: told.letters(node) for name, node in nodes.items()}
         for name in SLICES:
             self._say(name)
 

@@ -1,23 +1,23 @@
-"""What the page knows at first, and the tables that it shows of a result."""
+"""What the page knows at first; imports neither VTK nor Slicer, which come later."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-import numpy as np
-from NePhiRegistrationLib import batchrun, tables
 from NePhiRegistrationLib.choices import Alignment, GridMode, Preset, View, models
-from NePhiRegistrationLib.summary import compared_results
-from NePhiRegistrationLib.verdict import judgement
-from NePhiRegistrationLib.words import duration, in_panel_words
-from slicer.util import arrayFromVTKMatrix
 
 from .roles import ROLES, USES, picks
+
+SLICES = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}  # names of the views and their orientation
+THREE_D = "ThreeD"
+_VOLUME = re.compile(r"\b((?:fixed|moving|both|warped|Reading the|None: the) )volume(s?)\b", re.IGNORECASE)
 
 
 def first(root_name: str, root_path: str) -> dict[str, Any]:
     return {
         "trame__title": "NePhi",
+        "ready": False,  # whether the views are there, and what needs them
         "theme": "dark",
         "root_name": root_name,
         "root_path": root_path,
@@ -33,15 +33,15 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "segment": dict.fromkeys(ROLES, ""),
         "masks": "auto",
         "preset": Preset.BALANCED.term,
-        "presets": [],
+        "presets": [item(p.term, p.label()) for p in Preset],
         "own_preset": "",  # the name under which one is to be kept
         "model": "",
-        "models": [_item(*pair) for pair in models()],
+        "models": [item(*pair) for pair in models()],
         "guide_sd_mm": 1.0,
         "device": "auto",
-        "devices": [_item("auto", "Automatic")],
+        "devices": [item("auto", "Automatic")],
         "align": Alignment.AUTO.term,
-        "alignments": [_item(a.term, a.label()) for a in Alignment],
+        "alignments": [item(a.term, a.label()) for a in Alignment],
         "reason": "",
         "estimate": "",
         # a run
@@ -57,7 +57,10 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "windows": [],
         "level": 0,
         "width": 1,
+        "histogram": {},
         "letters": {},
+        **{f"slice_{name}": 0 for name in SLICES},
+        **{f"range_{name}": [0, 1, 1] for name in SLICES},  # of the slice: lowest, highest, step
         # a result
         "has_result": False,
         "has_page": False,
@@ -72,7 +75,7 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "with_dicom": False,  # whether DICOM objects are saved and downloaded too
         "dicom_reason": "",  # why there can be none
         "apply_to": "fixed",  # the scan that something else is brought to
-        "uses": [{**_item(name, role.text), "hint": role.hint} for name, role in USES.items()],
+        "uses": [{**item(name, role.text), "hint": role.hint} for name, role in USES.items()],
         "applied": [],  # what was made of it
         "reviews": [],  # texts, the latest first
         "reviewer": "",
@@ -92,14 +95,14 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "has_legend": False,
         "grid": False,
         "grid_mode": GridMode.GRID.term,
-        "grid_modes": [_item(m.term, m.label()) for m in GridMode],
+        "grid_modes": [item(m.term, m.label()) for m in GridMode],
         "grid_spacing": 12,
         "grid_3d": False,
         # a list of pairs
         "batch_list": "",
         "batch_folder": "",  # beside the list, for the results
         "batch_running": False,
-        "batch_columns": list(batchrun.COLUMNS.values()),
+        "batch_columns": [],
         "batch_rows": [],
         "batch_text": "",
         # dialogs
@@ -118,69 +121,10 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
     }
 
 
-def looks(outputs: Any) -> list[dict]:
-    """What the views can show of a result."""
-    return [_item(v.name, v.label()) for v in View if v is not View.ERROR or outputs.error_map is not None]
+def item(value: str, text: str) -> dict:
+    return {"value": value, "text": of_scans(text)}
 
 
-def verdict(outputs: Any) -> dict:
-    """The engine's verdict with its reasons and what to look at; empty where there is none."""
-    judged = judgement(outputs.report)
-    if judged is None:
-        return {}
-    views = {view.term: view.name for view in View}
-    places = [_item(views.get(place, place), judged.place_name(place)) for place in judged.places]
-    return {
-        "outcome": judged.outcome,
-        "text": f"{judged.sign} {judged.title}",
-        "reasons": [in_panel_words(reason) for reason in judged.reasons],
-        "places": places,
-    }
-
-
-def compared(names: list[str], results: list[Any]) -> dict:
-    """A row a measure, a column a result, as a page is narrow; empty where there are no two."""
-    if len(results) < 2:
-        return {}
-    titles, rows = compared_results(results)
-    return {"columns": ["", *names], "rows": [list(row) for row in zip(titles, *rows, strict=True)][1:]}
-
-
-def result_tables(outputs: Any) -> list[dict]:
-    """Name, title, columns, rows of text and, where a row is a place, the points in RAS mm to jump to."""
-    numbers_columns, numbers = tables.texts(outputs.statistics, tables.UNIT_COLUMN)
-    folds_columns, folds = tables.texts(outputs.folds)
-    count = len(folds)
-    made = [
-        _table("numbers", "Numbers", numbers_columns, numbers),
-        _table("folds", f"Folds ({count})" if count else "No folds", folds_columns, folds,
-               [list(tables.fold_centre_ras_mm(outputs.folds, row)) for row in range(count)]),
-    ]  # fmt: skip
-    if outputs.ventilation is not None:
-        made.append(_table("regions", "Regions", *tables.texts(outputs.ventilation)))
-    return made
-
-
-def cost(estimate: Any) -> str:
-    return f"About {duration(estimate.seconds)} and {estimate.memory_mb / 1000:.1f} GB of memory."
-
-
-def letters(slice_node: Any) -> str:
-    """What of the patient lies left, right, at the top and at the bottom of a slice view."""
-    axes_ras = arrayFromVTKMatrix(slice_node.GetSliceToRAS())[:3, :2]
-    right, top = (_letter(axes_ras[:, i]) for i in (0, 1))
-    left, bottom = (_letter(-axes_ras[:, i]) for i in (0, 1))
-    return left + right + top + bottom
-
-
-def _letter(direction_ras: np.ndarray) -> str:
-    axis = int(np.abs(direction_ras).argmax())
-    return ("RL", "AP", "SI")[axis][0 if direction_ras[axis] > 0 else 1]
-
-
-def _table(name: str, title: str, columns: list, rows: list, points: list | None = None) -> dict:
-    return {"name": name, "title": title, "columns": columns, "rows": rows, "points": points or []}
-
-
-def _item(value: str, text: str) -> dict:
-    return {"value": value, "text": text}
+def of_scans(text: str) -> str:
+    """Words of Slicer's panel, where an image is a volume, for the page: a reader thinks of millilitres."""
+    return _VOLUME.sub(lambda found: found[1] + "scan" + found[2], text)

@@ -15,14 +15,13 @@ import numpy as np
 import slicer
 import vtk
 from slicer.util import arrayFromVTKMatrix
-from trame_rca import module as rca
 from trame_slicer.core import LayoutManager, SlicerApp
 from trame_slicer.rca_view.rca_view_factory import RemoteViewFactory
 from trame_slicer.views import Layout, LayoutDirection, SliceView, ThreeDView, ViewLayoutDefinition, ViewType
 from trame_slicer.views.render_scheduler import NoScheduleRendering
 
-SLICES = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}  # names of the views and their orientation
-THREE_D = "ThreeD"
+from .state import SLICES, THREE_D
+
 _MOST_PIXELS = 1_500_000  # of a view that are drawn; on larger screens they are enlarged
 _LAYOUTS = {"four": [*SLICES, THREE_D]} | {name: [name] for name in (*SLICES, THREE_D)}
 
@@ -31,7 +30,6 @@ class Views:
     """The scene and its views, which ``make`` makes; ``gutter(view name)`` adds what lies over a view."""
 
     def __init__(self, server: Any, gutter: Callable[[str], None]):
-        server.enable_module(rca)  # which a view would do itself, but only before the server starts
         self._app = SlicerApp()
         self.scene = self._app.scene
         # trame-slicer's colour logic does not register it
@@ -58,7 +56,7 @@ class Views:
         self._layout.initialize_layout_grid(page)
 
     def make(self) -> None:
-        """The views, once; this takes half a second, for which the first page need not wait."""
+        """The views, once."""
         if self.made:
             return
         self.made = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import slicer
 from NePhiRegistrationLib import scene as nodes
 
 from .inputs import Inputs
@@ -13,10 +15,14 @@ from .results import Results
 _OF_CT = {  # name and lowest and highest HU
     "wide": ("Chest, wide", -1000, 300),
     "lung": ("Lung", -1350, 150),
-    "soft": ("Soft tissue", -160, 240),
+    "soft": ("Mediastinum", -160, 240),
     "bone": ("Bone", -450, 1050),
+    "liver": ("Liver", -20, 140),
+    "brain": ("Brain", 0, 80),
 }
 _AUTOMATIC, _CUSTOM = "automatic", "custom"
+_BINS, _HEIGHT = 128, 100  # of the histogram
+_MOST_VOXELS = 1_000_000  # that it counts
 _MADE_WITH_IT = ("CHECKERBOARD", "DIFFERENCE")  # views that are made anew
 
 
@@ -42,9 +48,11 @@ class Windows:
 
     def offer(self) -> None:
         """What can be chosen for the scans that are open, which are then drawn so."""
-        known = {name: text for name, (text, *_) in _OF_CT.items()} if self._of_ct else {_AUTOMATIC: "Automatic"}
-        known[_CUSTOM] = "Level, width"
+        of_ct = {name: f"{text} ({(low + high) // 2}/{high - low})" for name, (text, low, high) in _OF_CT.items()}
+        known = of_ct if self._of_ct else {_AUTOMATIC: "Automatic"}
+        known[_CUSTOM] = "By hand"
         with self.state:
+            self.state.histogram = histogram(self._scans[0]) if self._scans else {}
             self.state.windows = [{"value": value, "text": text} for value, text in known.items()]
             if self.state.window not in known or self.state.window == _CUSTOM:
                 self.state.window = next(iter(known))
@@ -69,7 +77,10 @@ class Windows:
         self._render()
 
     def _choose(self, **_: Any) -> None:
-        if self.state.window == _CUSTOM or not self._scans:
+        if self.state.window == _CUSTOM:
+            self._take()  # numbers that came before it
+            return
+        if not self._scans:
             return
         low, high = _OF_CT.get(self.state.window, ("", *_automatic(self._scans[0])))[1:]
         with self.state:
@@ -81,6 +92,23 @@ class Windows:
         numbers = all(isinstance(value, int | float) for value in (self.state.level, self.state.width))
         if self.state.window == _CUSTOM and numbers and self.state.width > 0:
             self.draw()
+
+
+def histogram(volume: Any) -> dict:
+    """How often values occur, on a logarithmic scale, as an outline ``_BINS`` wide and ``_HEIGHT`` high.
+
+    ``low``, ``high``: what its sides stand for, which leave out the very brightest, as of metal.
+    """
+    array = slicer.util.arrayFromVolume(volume)
+    step = max(1, round((array.size / _MOST_VOXELS) ** (1 / 3)))
+    values = array[::step, ::step, ::step].ravel()
+    low, high = float(values.min()), float(np.quantile(values, 0.9999))
+    high = high if high > low else low + 1
+    counts = np.log1p(np.histogram(values, _BINS, (low, high))[0])
+    heights = _HEIGHT * (1 - counts / max(counts.max(), 1e-6))
+    outline = [f"0,{_HEIGHT}", *(f"{i + 0.5},{y:.1f}" for i, y in enumerate(heights)), f"{_BINS},{_HEIGHT}"]
+    unit = "HU" if nodes.in_hounsfield(volume) else ""
+    return {"name": volume.GetName(), "low": low, "high": high, "unit": unit, "outline": " ".join(outline)}
 
 
 def _parts(values: tuple[float, float], between: tuple[float, float]) -> tuple[float, ...]:

@@ -31,8 +31,9 @@ class App:
         environment = {**os.environ, "TMPDIR": str(temporary), "XDG_CONFIG_HOME": str(self.settings)}
         environment |= {"PYTHONPATH": str(CORE), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "nephi", "app", "--no-browser", "--port", "0", *options, str(folder)],
+            [sys.executable, "-P", "-m", "nephi", "app", "--no-browser", "--port", "0", *options, str(folder)],
             env=environment,
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=self.log.open("w"),
             text=True,
@@ -95,6 +96,13 @@ class Panel:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(self.address)
         self.page.wait_for_selector("#phantom")
+
+    def end(self) -> None:
+        """The session, as a user ends it."""
+        self.page.get_by_role("button", name="End", exact=True).click()
+        self.page.get_by_role("dialog").get_by_role("button", name="End").click()
+        self.page.wait_for_selector("text=This session has ended")
+        self.context.close()
 
     def browse(self, role: str) -> None:
         self.page.click(f"#choose-{role}")

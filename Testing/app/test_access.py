@@ -150,3 +150,12 @@ def test_bad_arguments_end_in_one_line(arguments, said, tmp_path):
         capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(CORE)}, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.skipif(find_spec("trame_slicer") is None, reason="trame-slicer not installed")
+def test_the_page_needs_none_of_the_packages_that_take_long_to_import():
+    code = "import sys, nephi_app.session, nephi_app.front; print(*sys.modules)"
+    command, environment = [sys.executable, "-c", code], {"PYTHONPATH": str(CORE)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    imported = set(done.stdout.split())
+    assert "nephi_app.front" in imported and not {"vtk", "slicer", "torch", "SimpleITK"} & imported, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import SimpleITK as sitk
 import vtk
 from nephi.errors import NephiError
 from nephi_app import dicom, loading
+from nephi_app.files import Served
 from nephi_app.inputs import OWN, Inputs
 from nephi_app.roles import GROUPS, ROLES
 from NePhiRegistrationLib import scene as nodes
@@ -55,11 +57,13 @@ def inputs(scene, tmp_path) -> Inputs:
     noise = np.random.default_rng(0).normal(0, 100, labels.shape).astype(np.int16)
     scan = sitk.GetImageFromArray(noise)
     scan.CopyInformation(image)
-    sitk.WriteImage(scan, str(tmp_path / "scan.nii.gz"))
-    made = Inputs(scene, State(), OwnPresets(tmp_path / "presets"))
+    (tmp_path / "other").mkdir()
+    for folder in (tmp_path, tmp_path / "other"):
+        sitk.WriteImage(scan, str(folder / "scan.nii.gz"))
+    made = Inputs(scene, State(), OwnPresets(tmp_path / "presets"), Served(tmp_path))
     made.folder = tmp_path
-    for role in ("fixed", "moving"):
-        take(made, role, "scan.nii.gz")
+    take(made, "fixed", "scan.nii.gz")
+    take(made, "moving", "other/scan.nii.gz")
     return made
 
 
@@ -130,6 +134,12 @@ def test_what_is_no_mask_is_said_in_one_line_and_changes_nothing(inputs, scene, 
     assert scene.GetNumberOfNodes() == before and not inputs.state.names.get("fixed_mask")
 
 
+def test_the_same_scan_twice_is_told(inputs):
+    assert inputs.problem() == ""
+    take(inputs, "moving", "scan.nii.gz")
+    assert "are the same" in inputs.problem()
+
+
 @pytest.mark.parametrize("name", ["shift.tfm", "bent.h5"])
 def test_an_initial_transform_maps_as_its_file(inputs, name, tmp_path):
     given = sitk.TranslationTransform(3, (3.0, -5.0, 2.0))
@@ -164,6 +174,49 @@ def test_an_own_preset_is_its_settings(inputs, tmp_path):
     assert inputs.problem() == "" and inputs.job().settings().fit.iterations == 7
     inputs.own.remove("Seven steps")
     assert "Seven steps" in inputs.problem()
+
+
+@pytest.mark.parametrize("entry", ["align", "model"])
+@pytest.mark.parametrize("way", ["..", "absolute", "link", "header"])
+def test_what_settings_name_is_held_to_the_folder(inputs, tmp_path, entry, way):
+    """Of a settings file and of an own preset; whether there is such a file is not told either."""
+    secret, link = tmp_path.parent / f"{tmp_path.name} secret.tfm", tmp_path / "link.tfm"
+    sitk.WriteTransform(sitk.Euler3DTransform(), str(secret))
+    link.symlink_to(secret)
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = "
+    (tmp_path / "field.mhd").write_text(header + f"../{secret.name}", encoding="utf-8")
+    named = {"..": f"../{secret.name}", "absolute": str(secret), "link": link.name, "header": "field.mhd"}[way]
+    for path in (named, named.replace("secret", "none")):
+        (tmp_path / "settings.json").write_text(json.dumps({entry: path}), encoding="utf-8")
+        inputs.state.preset = "file"
+        take(inputs, "settings_file", "settings.json")
+        inputs.own.save("Away", inputs.job().settings())
+        for inputs.state.preset in ("file", f"{OWN}Away"):
+            assert "does not lie in the folder" in inputs.problem()
+            with pytest.raises(NephiError):
+                inputs.checked()
+
+
+def test_settings_name_files_from_where_they_lie(inputs, tmp_path):
+    (tmp_path / "deep").mkdir()
+    sitk.WriteTransform(sitk.Euler3DTransform(), str(tmp_path / "start.tfm"))
+    (tmp_path / "deep" / "settings.json").write_text('{"align": "../start.tfm"}', encoding="utf-8")
+    inputs.state.preset = "file"
+    take(inputs, "settings_file", "deep/settings.json")
+    assert inputs.problem() == "" and inputs.checked().settings().align == str(tmp_path / "deep" / "../start.tfm")
+    (tmp_path / "start.tfm").unlink()
+    assert "does not exist" in inputs.problem()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model", "/etc/passwd"), ("model", "../../lung"), ("preset", f"{OWN}../../settings"), ("align", "/etc/passwd")],
+)
+def test_a_page_that_was_tampered_with_reaches_nothing_more(inputs, name, value):
+    setattr(inputs.state, name, value)
+    assert inputs.problem() != ""
+    with pytest.raises(NephiError):
+        inputs.checked()
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ def shipped_models() -> list[str]:
 
 def find_model(name: str | Path) -> Path:
     """The file of a shipped model or the path itself; raises NephiError if there is neither."""
-    named, path = WEIGHTS / f"{name}.safetensors", Path(name)
-    if named.is_file():
-        return named
+    shipped, path = shipped_models(), Path(name)
+    if str(name) in shipped:
+        return WEIGHTS / f"{name}.safetensors"
     if not path.is_file():
-        raise NephiError(f"no model '{name}': give one of {', '.join(shipped_models()) or 'none'}, or a model file")
+        raise NephiError(f"no model '{name}': give one of {', '.join(shipped) or 'none'}, or a model file")
     return path

@@ -10,7 +10,11 @@ if (!window.nephiSends) {
     held().clear();
     await trame.client.getRemote().Trame.updateState(changes).catch(() => trame.state.dirty(...keys));
   };
+  // what needs the views waits for them, but for the dialog with files
+  const early = ['begin', 'browse', 'enter'];
+  const started = new Promise(resolve => trame.state.watch(['ready'], ready => ready && resolve()));
   trame.trigger = (...what) => {
+    if (!trame.state.get('ready') && !early.includes(what[0])) return started.then(() => trame.trigger(...what));
     if (held().size) sendChoices();
     return call(...what);
   };

@@ -1,0 +1,111 @@
+"""What the views show of a result, on small and large screens, and without a mouse."""
+
+from __future__ import annotations
+
+import pytest
+
+VIEWS = {  # and words that explain them
+    "CHECKERBOARD": "edges continue",
+    "DIFFERENCE": "Grey: equal",
+    "ERROR": "within the tolerance",
+    "JACOBIAN": "expands",
+    "CONSISTENCY": "map it to the moving scan and back",
+}
+
+
+def test_the_views_show_what_is_chosen(registered):
+    from browser import colourful, difference
+
+    page, apart = registered.page, registered.apart
+    page.get_by_role("button", name="Reset views").click()
+    page.select_option("#view", "FADE")
+    panel = registered
+    together = panel.until_changed(apart, "Green")
+    shown, grey = together, colourful(together)
+    for name, words in VIEWS.items():
+        page.select_option("#view", name)
+        page.get_by_text(words).wait_for()
+        in_colour = name not in ("CHECKERBOARD", "DIFFERENCE")
+
+        def as_it_should(pixels, was=shown, in_colour=in_colour) -> bool:
+            return difference(was, pixels) > 0.5 and (colourful(pixels) > grey + 0.05) is in_colour
+
+        shown = panel.until(as_it_should, "Green")
+    page.select_option("#view", "FADE")
+    shown = panel.until_changed(shown, "Green")
+    page.check("#before")
+    before = panel.until_changed(shown, "Green")
+    assert difference(before, apart) < difference(together, apart)
+    page.uncheck("#before")
+    shown = panel.until_changed(before, "Green")
+    page.check("#grid")
+    page.get_by_text("Cyan: 0 mm").wait_for()
+    panel.until(lambda pixels: colourful(pixels) > grey + 0.05, "Green")
+    page.uncheck("#grid")
+
+
+def test_the_keyboard_is_enough(registered):
+    """Focus is visible; a slice is moved, a choice changed, a dialog opened and left without the mouse."""
+    panel, page = registered, registered.page
+    before = panel.view("Red")
+    reached = []
+    page.get_by_role("tab", name="Numbers").click()
+    page.focus(".skip")
+    for _step in range(90):
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
+        if reached[-1] == "slice-Red":
+            break
+        page.keyboard.press("Tab")
+    assert {"save", "download", "report", "view", "slice-Red"} <= set(reached), reached
+    style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert style != "none"
+    page.focus(".skip")  # past a long table
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.closest('.toolbar')")
+    page.focus("#slice-Red")
+    for _step in range(3):
+        page.keyboard.press("ArrowRight")
+    panel.until_changed(before, "Red")
+    page.focus("#save")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open]")
+    assert page.evaluate("document.querySelector('dialog').contains(document.activeElement)")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    assert page.evaluate("document.activeElement.id") == "save"
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (3840, 2160)])
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_it_is_readable_on_small_and_large_screens(registered, size, theme):
+    page = registered.page
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    if page.get_attribute(".nephi", "data-theme") != theme:
+        page.get_by_role("button", name="Light" if theme == "light" else "Dark", exact=True).click()
+        page.wait_for_selector(f".nephi[data-theme={theme}]")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for view in page.locator(".layout-grid-item").all():
+        box = view.bounding_box()
+        assert box["width"] > 0.25 * size[0] and box["height"] > 0.3 * size[1]
+    assert contrast(page, ".verdict p") > 4.5 and contrast(page, ".verdict strong") > 4.5
+    assert contrast(page, ".panel .hint, .lines li") > 4.5
+    if size[0] > 2000:
+        height = page.locator("#save").bounding_box()["height"]
+        assert height > 36  # larger, as such screens are
+
+
+def contrast(page, selector: str) -> float:
+    """WCAG contrast of an element's text with what lies behind it."""
+    from NePhiRegistrationLib.theme import contrast
+
+    colors = page.evaluate(
+        """selector => {
+            const element = document.querySelector(selector);
+            let behind = element;
+            while (getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)') behind = behind.parentElement;
+            return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+        }""",
+        selector,
+    )
+    rgb = [tuple(int(part) / 255 for part in text.split("(")[1].rstrip(")").split(",")[:3]) for text in colors]
+    return contrast(*rgb)
