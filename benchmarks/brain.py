@@ -21,20 +21,12 @@ import SimpleITK as sitk
 from nephi.space.grid import Grid
 
 from . import pairs, peers
-from .contrast import smooth_noise
+from .appearances import depth_mm, in_head
 
 BRAINS = [f"brain_mr/oasis_condlapirn_{name}.nii.gz" for name in "AB"]
 CASES = {"brain": (1, False), "brain_2mm": (2, False), "head": (1, True), "head_2mm": (2, True)}  # shrunk by; head
 METHODS = ("nephi", "greedy", "ants")
 DEEP_MM = {1: 18.0, 2: 22.0}  # tissue -> from where on its deep part counts: ventricles, nuclei
-AROUND_MM = 22  # of a head around the brain
-
-
-def depth_mm(image: sitk.Image) -> np.ndarray:
-    """(z, y, x) signed distance to the border of what an image shows, its holes filled: 0 at its last voxels."""
-    shown = sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(sitk.Cast(image > 0, sitk.sitkUInt8), [3] * 3))
-    found = sitk.SignedMaurerDistanceMap(shown, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
-    return sitk.GetArrayFromImage(found)
 
 
 def tissues(image: sitk.Image) -> sitk.Image:
@@ -48,22 +40,6 @@ def tissues(image: sitk.Image) -> sitk.Image:
     kind = np.abs(values[..., None] - centres).argmin(-1) + 1
     labels = np.select([kind == 3, kind == 2], [5, 3 + (depth >= DEEP_MM[2])], 1 + (depth >= DEEP_MM[1]))
     return Grid.of(image).image((labels * (depth >= 0)).astype(np.uint8))
-
-
-def in_head(brain: sitk.Image, rng: np.random.Generator) -> sitk.Image:
-    """A brain within a made head, ``AROUND_MM`` larger on each side, as bright as its own white matter."""
-    more = [round(AROUND_MM / mm) for mm in brain.GetSpacing()]
-    image = sitk.ConstantPad(brain, more, more, 0.0)
-    values, away = sitk.GetArrayFromImage(image), -depth_mm(image)
-    bright = np.percentile(values[values > 0], 95)
-    varied = [1 + 0.2 * smooth_noise(values.shape, 18.0 / brain.GetSpacing()[0], rng) for _ in range(3)]
-    fluid, bone, skin = (mm * one.clip(0.4, 1.6) for mm, one in zip((2.0, 6.0, 6.0), varied, strict=True))
-    layers = [away <= 0, away <= fluid, away <= fluid + bone, away <= fluid + bone + skin]
-    texture = 1 + 0.15 * smooth_noise(values.shape, 2.0, rng)
-    head = np.select(layers, [values, 0.2 * bright, 0.08 * bright, 0.9 * bright * texture], 0.0)
-    noise = 0.02 * bright
-    head = np.hypot(head + noise * rng.standard_normal(head.shape), noise * rng.standard_normal(head.shape))
-    return Grid.of(image).image(head.astype(np.float32))
 
 
 def prepare(case: str, folder: Path, seed: int = 1) -> pairs.Prepared:

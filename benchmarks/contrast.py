@@ -8,7 +8,9 @@ Those of the last two lines are of one contrast, with large motion and without m
 - ``brain_t1``, ``brain_t1_shaded``, ``brain_t2``, ``brain_shaded``: a T1 brain of 2 mm voxels and a copy of it moved by
   4 mm by a known smooth map (error at 2,000 points of the brain): as T1, brighter and under a coil's weak shading, with
   the contrast of T2, and with that under a coil's shading.
-- ``brain_t1_fine``: as ``brain_t1_shaded``, another brain moved by 3 mm by a map with finer detail.
+- ``brain_t1_fine``, ``brain_t2_fine``: as ``brain_t1_shaded`` and ``brain_t2``, another brain moved by 3 mm by a map
+  with finer detail; ``brain_t1_1mm``: the first brain likewise, in voxels of 1 mm.
+- ``head_t1``: as ``brain_t1_fine``, within a made head, both images under noise of their own (error in the brain).
 - ``lungs_mr``: the breath-hold CT ``breathhold_case01`` and its inhale with the contrast of an MR image.
 - ``liver_mixed``: a liver MR pair, the moving intensities folded, so that two tissues share each.
 - ``thorax_cbct``: phases 60 and 10 of ``popi_4dct``, the moving one with a cone beam's scatter, noise and offset.
@@ -31,6 +33,7 @@ import SimpleITK as sitk
 from nephi.space.grid import Grid
 
 from . import pairs, peers
+from .appearances import around, as_cone_beam, as_mr, as_t2, folded, noisy, shaded, smooth_noise
 
 BRAIN_MM, POINTS = 2.0, 2000
 # mm: smoothness, and deviation along each axis, of the noises that make a motion
@@ -41,42 +44,9 @@ Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Make = Callable[[Path, int], pairs.Prepared]  # writes a pair into a folder, as ``pairs.prepare`` does
 
 
-def smooth_noise(shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> np.ndarray:
-    """White noise under a Gaussian of this deviation in voxels, far from any border, of mean 0 and deviation 1."""
-    margin = round(3 * deviation)
-    image = sitk.GetImageFromArray(rng.standard_normal([n + 2 * margin for n in shape]))
-    values = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image, deviation))
-    inner = values[tuple(slice(margin, margin + n) for n in shape)]
-    return (inner - inner.mean()) / inner.std()
-
-
-def shaded(values: np.ndarray, rng: np.random.Generator, part: float) -> np.ndarray:
-    return values * np.exp(part * smooth_noise(values.shape, min(values.shape) / 6, rng))
-
-
-def as_t2(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Fluid bright, white matter dark, background as it was; of a T1 brain scaled to 0..1."""
-    scaled = np.clip(values / np.percentile(values, 99.5), 0, 1)
-    dark = np.interp(scaled, [0, 0.04, 0.12, 0.45, 0.7, 1.0], [0, 0.6, 1.0, 0.62, 0.35, 0.5])
-    return dark + 0.02 * rng.standard_normal(values.shape) * (scaled > 0.02)
-
-
-def as_mr(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Of a CT: lungs and bone dark, fat brighter than muscle."""
-    points = [-1100, -950, -700, -150, -90, -20, 20, 60, 150, 300, 1000]
-    signal = np.interp(values, points, [0, 5, 30, 150, 230, 170, 110, 130, 180, 60, 10])
-    return np.hypot(shaded(signal, rng, 0.15) + 5 * rng.standard_normal(values.shape), 5)
-
-
-def folded(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return 200 * np.abs(np.sin(2.2 * np.pi * values / np.percentile(values, 99.5))) + 3 * rng.standard_normal(
-        values.shape
-    )
-
-
-def as_cone_beam(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    scatter = 60 * smooth_noise(values.shape, min(values.shape) / 5, rng)
-    return 0.8 * values - 100 + scatter + 60 * rng.standard_normal(values.shape)
+def as_scanned_again(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brighter, and under a coil's weak shading."""
+    return 1.1 * shaded(values, rng, 0.1)
 
 
 def as_it_is(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -101,23 +71,36 @@ def prepare(case: str, folder: Path, seed: int = 1) -> pairs.Prepared:
 
 
 def moved_brain(
-    folder: Path, seed: int, name: str = "A", motion: tuple[tuple[float, float], ...] = SMOOTH
+    folder: Path,
+    seed: int,
+    name: str = "A",
+    motion: tuple[tuple[float, float], ...] = SMOOTH,
+    mm: float = BRAIN_MM,
+    head: bool = False,
 ) -> pairs.Prepared:
-    """A brain and its moved copy: moving(y) = fixed(y + u(y)), so that the points y and y + u(y) correspond."""
+    """A brain and its moved copy: moving(y) = fixed(y + u(y)), so that the points y and y + u(y) correspond.
+
+    ``head``: within a made head, whose layers move with it; each image under noise of its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = pairs.data_folder() / f"brain_mr/oasis_condlapirn_{name}.nii.gz"
     rng, whole = np.random.default_rng(seed), sitk.ReadImage(str(file), sitk.sitkFloat32)
-    fixed = sitk.BinShrink(whole, [max(1, round(BRAIN_MM / mm)) for mm in whole.GetSpacing()])
+    shrunk = [max(1, round(mm / side)) for side in whole.GetSpacing()]
+    brain = sitk.BinShrink(whole, shrunk)
+    fixed = sitk.BinShrink(around(whole, rng), shrunk) if head else brain
     grid = Grid.of(fixed)
     u = np.zeros((*grid.shape, 3))
     for smooth_mm, moved_mm in motion:
         u += moved_mm * np.stack([smooth_noise(grid.shape, smooth_mm / grid.spacing_mm[0], rng) for _ in range(3)], -1)
     field = sitk.DisplacementFieldTransform(sitk.Cast(grid.image(u, vector=True), sitk.sitkVectorFloat64))
-    moving = sitk.Resample(fixed, fixed, field, sitk.sitkLinear, 0.0)
-    shown = np.argwhere(sitk.GetArrayFromImage(moving) > 0)
+    moving, seen = (sitk.Resample(one, fixed, field, sitk.sitkLinear, 0.0) for one in (fixed, brain))
+    shown = np.argwhere(sitk.GetArrayFromImage(seen) > 0)
     at = grid.to_lps_mm(shown[rng.choice(len(shown), POINTS, replace=False)][:, ::-1].astype(float))
     partners = np.array([field.TransformPoint(point) for point in at.tolist()])
     for role, image, points in (("fixed", fixed, partners), ("moving", moving, at)):
+        if head:
+            values = sitk.GetArrayFromImage(image)
+            image = grid.image(noisy(values, float(np.percentile(values, 99)), rng).astype(np.float32))
         sitk.WriteImage(image, str(folder / f"{role}.nii.gz"))
         np.savetxt(folder / f"{role}_landmarks.csv", points, delimiter=",", header="x,y,z", comments="")
     apart = float(np.linalg.norm(partners - at, axis=1).mean())
@@ -171,9 +154,12 @@ def lungs_alone(folder: Path, seed: int) -> pairs.Prepared:
 
 CASES: dict[str, tuple[Make, Change]] = {
     "brain_t1": (moved_brain, lambda values, rng: values + 0.01 * rng.standard_normal(values.shape) * (values > 0)),
-    "brain_t1_shaded": (moved_brain, lambda values, rng: 1.1 * shaded(values, rng, 0.1)),
-    "brain_t1_fine": (partial(moved_brain, name="B", motion=FINE), lambda values, rng: 1.1 * shaded(values, rng, 0.1)),
+    "brain_t1_shaded": (moved_brain, as_scanned_again),
+    "brain_t1_fine": (partial(moved_brain, name="B", motion=FINE), as_scanned_again),
+    "brain_t1_1mm": (partial(moved_brain, motion=FINE, mm=1.0), as_scanned_again),
+    "head_t1": (partial(moved_brain, name="B", motion=FINE, head=True), as_scanned_again),
     "brain_t2": (moved_brain, as_t2),
+    "brain_t2_fine": (partial(moved_brain, name="B", motion=FINE), as_t2),
     "brain_shaded": (moved_brain, lambda values, rng: shaded(as_t2(values, rng), rng, 0.25)),
     "lungs_mr": (pair("breathhold_case01"), as_mr),
     "liver_mixed": (pair("liver_mr_23_cyc_5_4"), folded),
@@ -187,6 +173,7 @@ CASES: dict[str, tuple[Make, Change]] = {
 def parse() -> argparse.Namespace:
     parser = peers.made_pairs_parser(__doc__, CASES, list(CASES), METHODS, ["balanced"])
     parser.add_argument("--settings", type=Path, nargs="*", default=[], help="nephi with each of these files, too")
+    parser.add_argument("--seed", type=int, default=1, help="of the made motion, noise and shading")
     options = parser.parse_args()
     options.out = options.out.resolve()
     return options
@@ -197,7 +184,7 @@ def main() -> int:
     facts, rows = peers.facts_of(options), []
     for name in options.pairs:
         folder = options.out / name
-        prepared = prepare(name, folder / "input")
+        prepared = prepare(name, folder / "input", options.seed)
         commands = peers.commands(options, prepared.masked)
         one = next((line for method, line in commands.items() if method.startswith("nephi")), [])
         commands |= {f"nephi-{file.stem}": [*one, "--settings", str(file.resolve())] for file in options.settings}

@@ -25,11 +25,14 @@ from .scoring import evaluate
 
 PEERS = (
     "greedy", "greedy_nmi", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "ants_unmasked", "ants_quick",
-    "elastix", "elastix_mi",
+    "elastix", "elastix_mi", "regix", "fireants",
     "voxel", "bspline_tv", "idir", "lapirn", "gradicon", "gradicon_io", "gradicon_multi", "gradicon_multi_io",
 )  # fmt: skip
 DEFAULT_METHODS = ("nephi", "greedy", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "elastix")
-PACKAGES = ("picsl-greedy", "convexAdam", "antspyx", "itk-elastix", "icon-registration", "torch", "SimpleITK")
+PACKAGES = (
+    "picsl-greedy", "convexAdam", "antspyx", "itk-elastix", "regix-medical", "fireants", "icon-registration", "torch",
+    "SimpleITK",
+)  # fmt: skip
 COLUMNS = {  # key -> heading, format
     "tre_mean": ("TRE mean", ".2f"), "tre_median": ("median", ".2f"), "tre_p95": ("p95 [mm]", ".2f"),
     "folds": ("folds", ".0f"), "folds_own": ("folds (own)", ".0f"),

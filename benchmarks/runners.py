@@ -176,6 +176,48 @@ def elastix(job: Job, metric: str = ELASTIX["Metric"][0]) -> None:
     job.write(displacement)
 
 
+def regix(job: Job) -> None:
+    """Regix: elastix on its MIND-SSC features, the B-spline stage of its preset ct_mr_abdomen at elastix' nodes."""
+    from regix import RegistrationPipeline, load_preset
+
+    kind = "CT" if job.settings["window"][0] <= -900 else "MR"
+    config = load_preset("ct_mr_abdomen")
+    stage = [one for one in config.stages if one.type == "bspline"][0]
+    fewer = {"max_iterations": 10} if job.quick else {}
+    config = config.with_overrides(
+        fixed_modality=kind, moving_modality=kind, features={"enabled": True, "provider": "mind"},
+        organs={"targets": [], "fixed_mask": job.path("fixed_mask"), "moving_mask": job.path("moving_mask"),
+                "backend": "external"} if job.masked else {"targets": []},
+        init={"mode": "identity"}, runtime={"threads": job.threads, "seed": job.seed, "log_level": "WARNING"},
+        stages=[{**stage.model_dump(), "final_grid_spacing_mm": 10.0, **fewer}])  # fmt: skip
+    names = [job.path(name) for name in ("fixed", "moving")]
+    found = RegistrationPipeline(config).compute(*names, registered_image=False, qc=False)
+    transform, grid = found.applied_transform.as_sitk_transform(), sitk.ReadImage(job.path("fixed"))
+    job.write(sitk.TransformToDisplacementField(
+        transform, sitk.sitkVectorFloat32, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing(),
+        grid.GetDirection()))  # fmt: skip
+
+
+def fireants(job: Job) -> None:
+    """FireANTs, greedy with cross-correlation, as its documentation's first example, on the CPU."""
+    import torch
+    from fireants.io import BatchedImages, Image
+    from fireants.registration.greedy import GreedyRegistration
+
+    torch.set_num_threads(job.threads)
+    images = []
+    for name in ("fixed", "moving"):
+        sitk.WriteImage(job.windowed(name), str(job.out / f"{name}.nii.gz"))
+        images.append(BatchedImages([Image.load_file(str(job.out / f"{name}.nii.gz"), device="cpu")]))
+    found = GreedyRegistration(
+        scales=[4, 2, 1], iterations=[2, 2, 2] if job.quick else [200, 100, 25], fixed_images=images[0],
+        moving_images=images[1], cc_kernel_size=5, deformation_type="compositive", smooth_grad_sigma=1,
+        optimizer="adam", optimizer_lr=0.5, progress_bar=False)  # fmt: skip
+    found.optimize()
+    found.save_as_ants_transforms(str(job.out / "warp.nii.gz"))
+    job.write(sitk.ReadImage(str(job.out / "warp.nii.gz")))
+
+
 def baseline(module: str, **options) -> Callable[[Job], None]:
     """``run`` of a module of ``baselines``."""
 
@@ -199,6 +241,8 @@ METHODS = {
     "ants_quick": lambda job: ants_syn(job, full_resolution=0),
     "elastix": elastix,
     "elastix_mi": lambda job: elastix(job, "AdvancedMattesMutualInformation"),
+    "regix": regix,
+    "fireants": fireants,
     "voxel": baseline("voxel"),
     "bspline_tv": baseline("bspline_tv"),
     "idir": baseline("idir"),

@@ -200,7 +200,7 @@ class DenseSettings:
     fine_rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at voxels
     spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 1.0  # of these voxels; at least the images'
     curve: bool = False  # a curve leads from one image's intensities to the other's, as for images of two contrasts
-    stiffness: NotNegative = 1e-3  # against the squared slopes of the intensities, of the window's width
+    stiffness: NotNegative = 1e-4  # against the squared slopes of the intensities, of the window's width
     least_determinant: Annotated[float, AtLeast(0.01), AtMost(0.9)] = 0.06  # of the map: below it is smoothed
 
 

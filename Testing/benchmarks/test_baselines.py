@@ -75,6 +75,14 @@ def test_optimisation_removes_most_of_the_error(method, inverse, prepared, befor
         assert found["inverse_consistency"] < 1.0
 
 
+@pytest.mark.parametrize(("method", "package"), [("fireants", "fireants"), ("regix", "regix")])
+def test_a_peers_field_leads_from_fixed_to_moving_points(method, package, prepared, before_mm, tmp_path):
+    """A few iterations of the real package: its field has our sign, axes and unit."""
+    pytest.importorskip(package, reason=f"the package {package} is not installed (benchmarks/requirements.txt)")
+    METHODS[method](Job(prepared, tmp_path, threads=1, seed=1, quick=True))
+    assert evaluate(prepared, tmp_path)["tre_mean"] < before_mm
+
+
 @pytest.fixture(scope="module")
 def cube() -> Cube:
     return Cube((10.0, -20.0, 5.0), (60.0, 50.0, 40.0), tuple(np.eye(3).ravel()))

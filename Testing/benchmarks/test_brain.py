@@ -10,7 +10,8 @@ import pytest
 import SimpleITK as sitk
 from nephi.images.hounsfield import background
 
-from benchmarks.brain import in_head, tissues
+from benchmarks.appearances import in_head
+from benchmarks.brain import tissues
 from benchmarks.pairs import Prepared
 from benchmarks.scoring import evaluate
 

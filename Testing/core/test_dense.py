@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from detail import MM, SIDE, moved_slice
+from nephi.fitting.brightness import correlated
 from nephi.fitting.dense import eased, least_determinants
 from nephi.registration import register
 from nephi.settings import PRESETS, DenseSettings
@@ -109,3 +110,30 @@ def test_determinants_are_those_of_the_map(dimension):
     u = torch.einsum("ij,j...->i...", matrix - torch.eye(dimension), places)
     assert torch.allclose(least_determinants(u), torch.linalg.det(matrix), atol=1e-4)
     assert least_determinants(u).shape == (3,) * dimension
+
+
+@pytest.mark.parametrize("shape", [(11, 13), (7, 9, 8)])
+def test_steps_follow_the_gradient_of_what_lines_leave_in_small_windows(shape):
+    """Against automatic differentiation, with windows that PyTorch's own pooling takes; half of the image counts."""
+    random = torch.Generator().manual_seed(0)
+    fixed, noise = (torch.rand(shape, generator=random, dtype=torch.float64) for _ in range(2))
+    seen = (0.2 + 0.5 * fixed + 0.1 * noise).requires_grad_()
+    weight = torch.ones(shape, dtype=torch.float64)
+    weight[: shape[0] // 2] = 0.5
+    pool = torch.nn.functional.avg_pool3d if len(shape) == 3 else torch.nn.functional.avg_pool2d
+
+    def mean(values):
+        return pool(values[None, None], 5, 1, 2)[0, 0]
+
+    count = mean(weight)
+    means = [mean(weight * one) / count for one in (fixed, seen)]
+    variances = [
+        mean(weight * one.square()) / count - middle.square() for one, middle in zip((fixed, seen), means, strict=True)
+    ]
+    shared = (mean(weight * fixed * seen) / count - means[0] * means[1]).clamp(min=0)
+    left = count * (variances[0] - shared.square() / (variances[1] + 1e-4))
+    left.sum().backward()
+    wanted, its_weight = correlated(fixed, seen.detach(), weight)
+    asked = 2 * its_weight * (seen.detach() - wanted)
+    assert torch.allclose(asked, seen.grad, atol=1e-7)
+    assert asked.abs().max() > 1e-3

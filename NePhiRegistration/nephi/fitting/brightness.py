@@ -1,4 +1,8 @@
-"""What makes the intensities of two images comparable: lines around each place, or a curve from one to the other."""
+"""What makes the intensities of two images comparable: a curve from one to the other, and lines in small windows.
+
+The lines are those of a local correlation (Cachier et al. 2003, Avants et al. 2008), of which each voxel is asked at
+once what it should show.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,9 @@ from ..images.volume import smoothed
 _OVER = 4.0  # voxels: deviation of the Gaussian over which both images are made as bright as each other
 _FLAT = 1e-3  # variance of intensities, of what is too flat to say how
 _GAIN = (0.3, 3.0)
+_NEAR = 2  # voxels: half side of the windows whose correlation is compared
+_LOCALLY_FLAT = 1e-4  # variance of intensities in such a window
+_FAR = 0.5  # difference of intensities that counts at most
 _BINS = 32  # of a curve
 # what is misaligned, or between two voxels, blurs a curve: it is found where the image it leads to is flat (squared
 # slopes a voxel), from a sharper copy of that (part of its second differences)
@@ -73,6 +80,36 @@ def as_bright(values: Tensor, other: Tensor, weight: Tensor, factor: int) -> Ten
         mode = "trilinear" if values.ndim == 3 else "bilinear"
         line = F.interpolate(line[None], values.shape, mode=mode, align_corners=True)[0]
     return (values * line[0] + line[1]) * (values > 0)
+
+
+def correlated(fixed: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What the moving image should show for small windows of both to be correlated, and its weight at each voxel.
+
+    In each window the line from the moving image to the fixed one that fits best leaves a squared difference. The
+    gradient of their sum is that of the weighted squared difference between ``seen`` and what is returned. A coil's
+    shading and gains hardly change it; windows whose correlation is negative count nothing.
+    """
+    given = torch.stack([weight, weight * fixed, weight * seen, weight * seen.square(), weight * fixed * seen])
+    count, mean_fixed, mean_seen, squares, products = _in_windows(given)
+    count = count.clamp(min=1e-3)
+    mean_fixed, mean_seen = mean_fixed / count, mean_seen / count
+    variance = (squares / count - mean_seen.square()).clamp(min=0) + _LOCALLY_FLAT
+    gain = ((products / count - mean_fixed * mean_seen) / variance).clamp(min=0)
+    offset = mean_fixed - gain * mean_seen
+    gains, squared_gains, offsets = _in_windows(torch.stack([gain, gain.square(), gain * offset]))
+    wanted = (fixed * gains - offsets) / squared_gains.clamp(min=1e-6)
+    return seen + (wanted - seen).clamp(-_FAR, _FAR), weight * squared_gains
+
+
+def _in_windows(values: Tensor) -> Tensor:
+    """Means (k, ...) over the window around each place; what is beyond the border counts as 0."""
+    for axis in range(1, values.ndim):
+        n, sums = values.shape[axis], values.clone()
+        for k in range(1, min(_NEAR, n - 1) + 1):
+            sums.narrow(axis, k, n - k).add_(values.narrow(axis, 0, n - k))
+            sums.narrow(axis, 0, n - k).add_(values.narrow(axis, k, n - k))
+        values = sums.div_(2 * _NEAR + 1)
+    return values
 
 
 def halved(values: Tensor) -> Tensor:

@@ -22,15 +22,15 @@ from ..maps.code import LINEAR_CUBE, Code, nodes, points_between
 from ..maps.maps import FieldMap, Map
 from ..maps.voxel import VoxelFields
 from ..settings import DenseSettings, VoxelSettings
-from .brightness import Curve, as_bright, halved, slopes
+from .brightness import Curve, correlated, halved, slopes
 
 _VOXELS_PER_NODE = 2  # of the finer of both scales; of the coarser one each is a node
 _AROUND, _AROUND_CURVES = 1.0, 1.5  # nodes: deviation of the Gaussian over which steps are found
 _STEP_SMOOTH, _MAP_SMOOTH = 1.0, 0.35  # nodes: deviations under which each step, and the map after it, is smoothed
 _WORTH_OVER = 6.0  # nodes: deviation of the Gaussian over which it is asked what steps are worth
 _BY_CHANCE = 0.2  # part of a step that may seem to be worth it where there is noise alone
+_LONGER = 2.0  # times as long as found: smoothing shortens steps
 _LONGEST = 1.0  # nodes that a round moves at most
-_DOUBTED = 0.25  # difference of intensities from which on a voxel counts half
 _SEEN = 2 * _VOXELS_PER_NODE  # voxels as far as steps see: what is excluded must not be nearer
 _RELEASED = 4  # nodes from what is held, from which on steps are whole
 _MARGIN = 6  # nodes around what is shown, where steps fade out
@@ -97,7 +97,6 @@ class _Step:
         self.curve = Curve(self.fixed, self.moving, factor) if settings.curve else None
         self.around = _AROUND_CURVES if settings.curve else _AROUND
         self.beside = weights[1] if float(weights[1].min()) < 1 else None
-        self.slopes = slopes(self.fixed)
         self.places, self.at_nodes = _places(self.fixed.shape, self.fixed), _places(shape, self.fixed)
         self.fading = _fading(shape, self.fixed)
         odd = _places(shape, self.fixed).sum(0) % 2
@@ -109,12 +108,11 @@ class _Step:
             mode = "trilinear" if d == 3 else "bilinear"
             at = F.interpolate(at[None], self.fixed.shape, mode=mode, align_corners=True)[0]
         at = at + self.places
-        fixed, seen, weight, its_slopes = self._compared(at)
-        difference = fixed - seen
-        weight = weight / (1 + (difference / _DOUBTED).square())
+        seen, wanted, weight = self._compared(at)
+        difference = wanted - seen
         if self.beside is not None:
             weight = weight * _sampled(self.beside[None], at)[0]
-        both = (its_slopes + slopes(seen)) / 2
+        both = (slopes(wanted) + slopes(seen)) / 2
         equations = [weight * both[i] * both[j] for i in range(d) for j in range(i, d)]
         equations += [weight * both[i] * difference for i in range(d)]
         if self.factor > 1:
@@ -123,21 +121,21 @@ class _Step:
         halves = [torch.stack([smoothed(half * one, self.around) for one in equations]) for half in self.halves]
         moves = [_solved(_rows(half[:-d], self.stiffness), half[-d:]) for half in halves]
         worth = sum(_worth(move, half, _WORTH_OVER) for move, half in zip(moves, reversed(halves), strict=True)) / 2
-        move = worth * (moves[0] + moves[1]) / (2 * self.factor)
+        move = _LONGER * worth * (moves[0] + moves[1]) / (2 * self.factor)
         length = move.square().sum(0).sqrt()
         move = move * (self.fading * _LONGEST / length.clamp(min=_LONGEST))
         move = torch.stack([smoothed(one, _STEP_SMOOTH) for one in move])
         u = move + _sampled(u, self.at_nodes + move)
         return torch.stack([smoothed(one, _MAP_SMOOTH) for one in u])
 
-    def _compared(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Both images in one contrast and brightness, weights, and the slopes of the fixed one."""
+    def _compared(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The moving image as the map has it, what it should show there, and weights."""
         if self.curve is None:
-            seen = as_bright(_sampled(self.moving[None], at)[0], self.fixed, self.weight, self.factor)
-            return self.fixed, seen, self.weight, self.slopes
-        raw, shown = _sampled(torch.stack([self.moving, self.curve.shown[1]]), at)
-        fixed, seen, weight = self.curve(raw, shown, self.weight)
-        return fixed, seen, weight, slopes(fixed)
+            fixed, seen, weight = self.fixed, _sampled(self.moving[None], at)[0], self.weight
+        else:
+            raw, shown = _sampled(torch.stack([self.moving, self.curve.shown[1]]), at)
+            fixed, seen, weight = self.curve(raw, shown, self.weight)
+        return seen, *correlated(fixed, seen, weight)
 
 
 def _rows(entries: Tensor, more: float = 0.0) -> list[list[Tensor]]:
