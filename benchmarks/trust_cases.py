@@ -265,6 +265,11 @@ CALIBRATION = [
     *_cases("fnndsc:1|chest:2, chest:4|popi_phase00:3, chest:6|fnndsc:5, popi_phase00:7|fnndsc:9, chest:10|chest:2",
             "fast"),
     *_in_turn(["coarse:11", "coarse:12", "coarse:14", "coarse:15"], 2),
+    # in part right, in part wrong: what hides best
+    *_cases("fnndsc:1, popi_phase00:3, chest:4, fnndsc:5, popi_phase00:7, phantom:8, fnndsc:9, coarse:11, coarse:12",
+            "turned"),
+    *_cases("chest:2, popi_phase00:3, chest:4, chest:6, popi_phase00:7, chest:10, coarse:14, coarse:15",
+            "turned across"),
 ]  # fmt: skip
 _HOLDS = "breathhold_case01, breathhold_case02"
 _PHASES = "popi:60>00, popi:60>20, popi:60>30, popi:60>40, popi:60>50, popi:60>70, popi:60>90"

@@ -18,7 +18,7 @@ from ..device import in_threads
 from ..images.masks import binary
 from ..images.warp import linear_through
 from ..space.grid import Grid
-from .calibration import FEATURES, MODEL
+from .calibration import FEATURES, MODEL, Model
 from .report import ErrorEstimate
 from .signals import Signals
 
@@ -103,9 +103,10 @@ class Trust:
     inside: np.ndarray  # (z, y, x) bool: the nodes of the grid in and next to the mask
     inner: np.ndarray  # (k,) bool: those of the inside nodes that lie in the mask
     errors: Errors  # (k,) at the inside nodes
+    model: Model
 
     @classmethod
-    def of(cls, signals: Signals, fixed_grid: Grid, mask: sitk.Image | None) -> Trust:
+    def of(cls, signals: Signals, fixed_grid: Grid, mask: sitk.Image | None, model: Model = MODEL) -> Trust:
         """On a coarse grid over the fixed image."""
         grid = fixed_grid.coarsened(_MAP_MM * signals.scale)
         share = np.ones(grid.shape, np.float32)
@@ -117,11 +118,11 @@ class Trust:
         places = grid.to_lps_mm(np.argwhere(inside)[:, ::-1])
         inner = share[inside] >= 0.5
         inner = inner if inner.any() else np.ones_like(inner)
-        return cls(signals, grid, inside, inner, _errors(signals, places))
+        return cls(signals, grid, inside, inner, _errors(signals, places, model), model)
 
     def errors_at(self, points_lps_mm: np.ndarray) -> Errors:
         """At points (n, d) of the fixed image."""
-        return _errors(self.signals, np.asarray(points_lps_mm, float))
+        return _errors(self.signals, np.asarray(points_lps_mm, float), self.model)
 
     @property
     def expected(self) -> sitk.Image:
@@ -160,6 +161,6 @@ class Trust:
         )
 
 
-def _errors(signals: Signals, places_lps_mm: np.ndarray) -> Errors:
-    expected, bound = MODEL.errors(features(signals, places_lps_mm), FEATURES, signals.voxel_mm / signals.scale)
+def _errors(signals: Signals, places_lps_mm: np.ndarray, model: Model) -> Errors:
+    expected, bound = model.errors(features(signals, places_lps_mm), FEATURES, signals.voxel_mm / signals.scale)
     return Errors(expected * signals.scale, bound * signals.scale)
