@@ -1,6 +1,6 @@
 """What sliding is worth: the phantom whose lungs slide along the chest wall, without and with ``Settings.sliding``.
 
-    python -m benchmarks.sliding [--preset fast] [--phantoms 3 4]
+    python -m benchmarks.sliding [--preset fast] [--phantoms 3 4] [--dimension 2]
 
 Errors in mm against the true map, mean (95th percentile): in the lungs within 10 mm of their border, in the chest wall
 within 10 mm of the lungs, at all points within 10 mm of the border, at the ribs, at forks of vessels. ``apart``: how
@@ -27,7 +27,7 @@ COLUMNS = ("lungs near the border", "wall near the lungs", "all near the border"
 
 
 def places(phantom: Phantom) -> dict[str, np.ndarray]:
-    """Points (n, 3) in LPS mm of the fixed image by where they lie, at most 4,000 of each."""
+    """Points (n, d) in LPS mm of the fixed image by where they lie, at most 4,000 of each."""
     grid, rng = Grid.of(phantom.fixed), np.random.default_rng(0)
     distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(phantom.fixed_mask, False, False, True))
     bone = sitk.GetArrayViewFromImage(phantom.fixed) > 150
@@ -61,10 +61,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--phantoms", nargs="+", type=int, default=[3], help="their seeds")
+    parser.add_argument("--dimension", type=int, choices=(2, 3), default=3, help="of the phantoms")
     options = parser.parse_args()
     print(f"| phantom | sliding | {' | '.join(COLUMNS)} | CPU s |\n|---|---|{'---:|' * (len(COLUMNS) + 1)}")
     for seed in options.phantoms:
-        phantom = make_phantom(seed=seed, sliding=True)
+        phantom = make_phantom(dimension=options.dimension, seed=seed, sliding=True)
         where = places(phantom)
         truth = {name: phantom.forward(points) for name, points in where.items()}
         for sliding in (False, True):

@@ -23,6 +23,7 @@ from .fitting.initial import affine_part
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser
 from .fitting.similarity import Similarity, make_similarity
+from .fitting.sliding import Side, border_of, pair_around, settings_around, steps
 from .images.align import Alignment, align, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
@@ -72,7 +73,7 @@ def register(
     given = fixed_mask is not None and moving_mask is not None
     sizes = fixed.GetSize(), fixed.GetSpacing(), moving.GetSize()
     expected = beginning(stages(settings, *sizes, str(target), masks=given or not auto_mask))
-    report = _Progress(settings.fit.iterations, in_stages(progress, expected), preview)
+    report = _Progress(steps(settings), in_stages(progress, expected), preview)
     report("reading")
     model = None if settings.model is None else Model.load(settings.model, target)
     images = _check_images(Both(fixed, moving))
@@ -113,7 +114,10 @@ def register(
         report("prediction")
     prediction, flaws = _predict(settings.model, model, pair, target)
     release_freed_memory()  # of masks, alignment and prediction
-    optimisation = Optimisation(pair, used, prediction, similarity, regulariser, target, guidance)
+    border = border_of(pair, pair.cube if prediction is None else prediction.cube, target) if used.sliding else None
+    side = None if border is None else Side(border)
+    with_its = similarity, regulariser, target, guidance
+    optimisation = Optimisation(pair, used, prediction, *with_its, side)
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
@@ -141,8 +145,17 @@ def register(
         )
     if settings.consensus:
         result.maps = optimisation.consensus()
-    elif isinstance(result.maps, Sliding):
-        result.maps = result.maps.meeting()
+    if border is not None:
+        within, pair = result.maps, optimisation.pair
+        del optimisation  # its features, before those around are made
+        side = Side.around(border, within, pair, used)
+        optimisation = Optimisation(
+            pair_around(pair), settings_around(used), prediction if side.start is None else None, *with_its, side
+        )
+        result.maps = Sliding(within, optimisation.maps, border)
+        result.history += optimisation.run(lambda entry: report.optimising(entry, used.fit.iterations))
+        around = optimisation.consensus() if settings.consensus else optimisation.maps
+        result.maps = Sliding(within, around, border).meeting()
     del optimisation, pair, prediction, model
     release_freed_memory()  # before the volumes of a large image that are made of the result
     result.seconds = time.perf_counter() - started
@@ -166,8 +179,9 @@ class _Progress:
         if isinstance(self.progress, Timetable):
             self.progress.expect({name: expected[name] for name in ("features", "optimising") if name in expected})
 
-    def optimising(self, entry: dict) -> None:
-        """An entry of the optimisation's history."""
+    def optimising(self, entry: dict, before: int = 0) -> None:
+        """An entry of the optimisation's history; its steps go on from those of another one ``before``."""
+        entry["step"] += before
         self("optimising", entry["step"] / self.iterations, entry)
 
 

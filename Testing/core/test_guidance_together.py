@@ -14,6 +14,7 @@ from nephi.both import Both
 from nephi.fitting.optimise import Optimisation
 from nephi.fitting.regularity import make_regulariser
 from nephi.fitting.similarity import make_similarity
+from nephi.fitting.sliding import Side, border_of
 from nephi.images.image_pair import ImagePair
 from nephi.maps.jacobian import exact_jacobian
 from nephi.report.guided import measured_guidance
@@ -146,11 +147,14 @@ def test_volumes_are_those_of_each_side_of_a_border_that_slides(sliding):
     masks = Both(p.fixed_mask, p.moving_mask)
     pair = ImagePair.of(Both(p.fixed, p.moving), masks, Affine.identity(2), settings.similarity)
     with_its = make_similarity(settings.similarity), make_regulariser(settings.regularity)
-    optimisation = Optimisation(pair, settings, None, *with_its, device, Guidance(volume_kept=region))
-    maps, code = optimisation.maps, optimisation.code
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        code.local_code[:, :2] = 0.1 * torch.randn(code.local_code[:, :2].shape, generator=generator)
+    generator, guidance = torch.Generator().manual_seed(0), Guidance(volume_kept=region)
+    side = Side(border_of(pair, pair.cube, device))
+    for _ in ("within", "around"):
+        optimisation = Optimisation(pair, settings, None, *with_its, device, guidance, side)
+        with torch.no_grad():
+            code = optimisation.code.requires_grad_(False).local_code
+            code[:, :2] = 0.1 * torch.randn(code[:, :2].shape, generator=generator)
+        maps, side = side.whole(optimisation.maps), Side(side.border, optimisation.maps)
     (guide,) = (guide.of for guide in optimisation.objective.guides if guide.name == "volume")  # of one map
     (points,) = (tensor[0] for tensor in guide.draw(1, generator))
     with torch.no_grad():
@@ -158,11 +162,29 @@ def test_volumes_are_those_of_each_side_of_a_border_that_slides(sliding):
     centres = points[0].reshape(-1, 3, 2)[:, 0].detach().requires_grad_()
     within = maps.is_within(centres)[:, 0]
     assert within.any() and not within.all()
-    code.requires_grad_(False)
     change = torch.linalg.det(exact_jacobian(maps.forward(centres), centres, create_graph=False)).log().abs()
     excess = (change / guide.tolerance - 0.5).clamp(min=0)
     expected = float((((1 + excess.square()).sqrt() - 1) * guide.tolerance).mean())
     assert loss == pytest.approx(expected / 2, rel=0.3)  # of both maps; the inverse ones move nothing yet
+
+
+def test_landmarks_on_both_sides_of_a_border_that_slides_end_as_they_were_given(sliding, short):
+    p, grid, rng = sliding, Grid.of(sliding.fixed), np.random.default_rng(1)
+    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(p.fixed_mask, False, False, True))
+    body = p.motion.within(grid.slab_lps_mm(0, grid.shape[0])).reshape(grid.shape)
+    wall, beside = ~body & (distance > 2), grid.image((body & (distance > 2)).astype(np.uint8))
+    # where organs without a border of their own slide along the wall, the outer map is continuous
+    apart = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(beside, False, False, True)) > 15
+    lungs_and_wall = [np.argwhere(side & (np.abs(distance) < 10)) for side in (distance < -2, wall & apart)]
+    fixed = grid.to_lps_mm(np.concatenate([rng.permutation(index)[:12] for index in lungs_and_wall])[:, ::-1])
+    moving = p.forward(fixed)
+    guidance = Guidance(landmarks_lps_mm=(fixed, moving), landmarks_sd_mm=np.full(len(fixed), 0.8))
+    masks = {"fixed_mask": p.fixed_mask, "moving_mask": p.moving_mask}
+    result = register(p.fixed, p.moving, settings=replace(short(200), sliding=True), guidance=guidance, **masks)
+    ends = distances(result.forward(fixed), moving), distances(result.inverse(moving), fixed)
+    for lungs, on_wall in (each.reshape(2, 12) for each in ends):
+        assert lungs.max() <= 0.8 and on_wall.mean() <= 0.8  # of the wall some are near what slides without a border
+    assert result.jacobian_determinant(grid.to_lps_mm(np.argwhere(np.abs(distance) < 10)[:, ::-1])).min() > 0
 
 
 @pytest.mark.slow

@@ -92,16 +92,17 @@ def test_both_sides_meet_along_the_border_and_jump_there(sliding):
     assert gap(sliding) < 2e-3  # 0.3 mm in a chest
     inside, outside = sliding.forward(border * 0.999), sliding.forward(border * 1.001)
     assert (inside - outside).norm(dim=1).max() > 0.02
-    assert torch.equal(sliding.forward(border * 1.1), sliding.around.forward(border * 1.1))
-    deep = _at_radius(0.3, len(sliding.half_extents_cube))
-    assert (sliding.forward(deep) - sliding.apart().within.forward(deep)).abs().max() < 1e-3
+    assert torch.equal(inside, sliding.apart().within.forward(border * 0.999))
+    far = _at_radius(0.9, len(sliding.half_extents_cube))
+    assert (sliding.forward(far) - sliding.apart().around.forward(far)).abs().max() < 1e-3
 
 
 def test_inverse_undoes_the_map_on_both_sides(sliding):
     points = torch.cat([_at_radius(r, len(sliding.half_extents_cube), 200) for r in (0.1, 0.4, 0.58, 0.62, 0.8)])
-    there = sliding.forward(points)
-    around_error = (sliding.around.inverse(sliding.around.forward(points)) - points).abs().max()
-    assert (sliding.inverse(there) - points).abs().max() < 2 * around_error + 1e-4
+    within = sliding.is_within(points)[:, 0]
+    for part, side in ((points[within], sliding.within), (points[~within], sliding.around)):
+        own_error = (side.inverse(side.forward(part)) - part).abs().max()
+        assert (sliding.inverse(sliding.forward(part)) - part).abs().max() < own_error + 1e-4
 
 
 @pytest.mark.parametrize("radius", [0.3, 0.8])
@@ -120,14 +121,14 @@ def test_sides_that_differ_in_a_thin_wedge_neither_fold_nor_lose_their_inverse()
     axis = torch.linspace(-1, 1, 61)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     wedge = ((y.abs() - 0.15 * (x + 0.6)) / 1.02).clamp(-0.13, 0.13)
-    border = Border(wedge.half(), torch.ones(2))
-    slides = Sliding(_waves(2, 5, 0.4, 1), _waves(2, 5, 0.0, 0), border).meeting()
+    border = Border(-wedge.half(), torch.ones(2))
+    slides = Sliding(_waves(2, 5, 0.0, 0), _waves(2, 5, 0.4, 1), border).meeting()
     points = (torch.rand(4000, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1) * 0.9
-    points = points[slides.is_within(points)[:, 0]]
-    within = slides.within
-    assert (within.forward(points) - points).norm(dim=1).max() > 0.03
-    assert (within.inverse(within.forward(points)) - points).norm(dim=1).max() < 1e-3
-    ahead = [(within.forward(points + s) - within.forward(points - s)) / 2e-3 for s in 1e-3 * torch.eye(2)]
+    points = points[~slides.is_within(points)[:, 0]]
+    around = slides.around
+    assert (around.forward(points) - points).norm(dim=1).max() > 0.03
+    assert (around.inverse(around.forward(points)) - points).norm(dim=1).max() < 1e-3
+    ahead = [(around.forward(points + s) - around.forward(points - s)) / 2e-3 for s in 1e-3 * torch.eye(2)]
     assert torch.linalg.det(torch.stack(ahead, 1)).min() > 0.2
 
 
@@ -153,9 +154,19 @@ def test_sliding_finds_the_wall_that_a_continuous_map_drags_along(phantom, resul
     ribs = grid.to_lps_mm(np.argwhere((sitk.GetArrayViewFromImage(phantom.fixed) > 150) & (near < 25))[:, ::-1])
     ribs = ribs[~phantom.motion.within(ribs)]
     assert np.linalg.norm(slides.forward(ribs) - phantom.forward(ribs), axis=1).mean() < 2.5  # 0.7; without 9
-    assert slides.maps.apart().within.smooth and not slides.maps.around.smooth
+    assert slides.maps.within.smooth and not slides.maps.apart().around.smooth
     assert slides.jacobian_determinant(points).min() > 0
     assert np.abs(slides.inverse(slides.forward(points)) - points).max() < 0.02
+
+
+def test_within_the_border_the_map_is_that_of_a_registration_without_sliding(phantom, results):
+    points = Grid.of(phantom.fixed).to_lps_mm(np.argwhere(sitk.GetArrayViewFromImage(phantom.fixed_mask))[:, ::-1])
+    continuous, slides = results
+    inside = slides.maps.is_within(slides._tensor(slides.cube.to_cube(points))).numpy()[:, 0]
+    assert inside.mean() > 0.95
+    np.testing.assert_array_equal(slides.forward(points[inside]), continuous.forward(points[inside]))
+    steps = [entry["step"] for entry in slides.history]
+    assert steps == sorted(set(steps)) and steps[-1] > 200
 
 
 def test_result_keeps_its_jump_in_its_files(phantom, results, tmp_path):

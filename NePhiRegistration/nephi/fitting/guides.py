@@ -38,6 +38,7 @@ class Guide(ABC):
 
     name: str
     held: Tensor | None = None  # points_cube (n, d) of the fixed image that a refinement must not move any more
+    early = False  # whether it counts until the last level only
 
     @abstractmethod
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -86,6 +87,7 @@ class Landmarks(Guide):
     """Points that correspond, in both directions."""
 
     name = "landmarks"
+    most = _LANDMARKS  # a step
 
     def __init__(self, guidance: Guidance, pair: ImagePair, sd_mm: float, device: torch.device):
         assert guidance.landmarks_lps_mm is not None, "landmarks are given"
@@ -99,9 +101,9 @@ class Landmarks(Guide):
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         count = len(self.sd_mm)
-        if count <= _LANDMARKS:
+        if count <= self.most:
             return self.points.expand(steps, *self.points.shape), self.sd_mm.expand(steps, count)
-        which = torch.randint(count, (steps, _LANDMARKS), generator=generator, device=self.points.device)
+        which = torch.randint(count, (steps, self.most), generator=generator, device=self.points.device)
         return self.points[:, which].transpose(0, 1), self.sd_mm[which]
 
     def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:

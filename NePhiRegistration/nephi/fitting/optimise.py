@@ -10,15 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..both import complete
 from ..errors import NephiError
-from ..images.bones import bones_aligned
 from ..images.image_pair import ImagePair
 from ..images.volume import VolumePair
-from ..maps.code import Code, HybridCode, nodes, zero_code
+from ..maps.code import HybridCode, nodes, zero_code
 from ..maps.consensus import Consensus, consensus
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
-from ..maps.sliding import Sliding
 from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
 from ..space.grid import Grid
@@ -29,7 +26,7 @@ from .initial import outer_map
 from .objective import Drawn, Objective
 from .regularity import Regulariser, fitted
 from .similarity import Similarity
-from .sliding import OneSide, OnItsSide, Tie, Wall, border_of, of_both_sides, sides, with_near_nodes
+from .sliding import Side
 from .smoothing import smoothed
 
 _POINTS_PER_THREAD = 2500  # with fewer points per step, a second thread costs more than it helps
@@ -46,8 +43,9 @@ class Start(Protocol):
 class Optimisation:
     """The maps of one pair, refined in place by ``run``. They lie in ``cube``.
 
-    ``prediction``: maps to start from, in their cube. ``guidance``: checked. Raises NephiError for settings that do not
-    fit the images' dimension, and for an initial transform that cannot be inverted.
+    ``prediction``: maps to start from, in their cube. ``guidance``: checked. ``side``: the one of a border that the
+    maps are of, where motion slides. Raises NephiError for settings that do not fit the images' dimension, and for an
+    initial transform that cannot be inverted.
     """
 
     def __init__(
@@ -59,71 +57,51 @@ class Optimisation:
         regulariser: Regulariser | None,
         device: torch.device,
         guidance: Guidance = NOTHING,
+        side: Side | None = None,
     ):
         s, predicted = settings, None if prediction is None else prediction.maps
-        levels = with_near_nodes(s.levels) if s.sliding else s.levels
-        self.levels = _schedule(levels, s.fit.iterations, predicted is not None)
+        self.levels = _schedule(s.levels, s.fit.iterations, predicted is not None)
         self.cube = cube = pair.cube if prediction is None else prediction.cube
         self.pair, self.device, self.field = pair.in_cube(cube), device, pair.fitted(s.field)
-        start, outer, self.keep_nodes = self._start(predicted, s.fit)
+        known = None if side is None or guidance.initial is not None else side.start
+        start, outer, self.keep_nodes = self._start(predicted, s.fit, known)
         if guidance.initial is not None:
             grid = Grid.of(pair.images.fixed)
             outer = outer_map(guidance.initial, pair.affine, grid, pair.masks.fixed, cube, pair.scale, device)
         self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
-        masks, bones, first = complete(*pair.masks), None, start.code
-        if s.sliding:
-            assert masks is not None, "motion slides along masks"
-            bones = bones_aligned(pair.images, masks, pair.affine, pair.scale)
-            first = of_both_sides(first, self.pair, self.field, bones)
-        self.code = HybridCode(first).to(device)
-
-        def made(code: Code) -> Map:
-            own = FieldMap(self.fields, code)
-            return own if outer is None else outer @ own
-
-        self.evaluated = made(self.code)  # of both sides at once, where motion slides
-        self.maps = self.evaluated
-        self.pairs: tuple[ImagePair, ...] = (self.pair,)
+        self.code = HybridCode(start.code).to(device)
+        own = FieldMap(self.fields, self.code)
+        self.maps: Map = own if outer is None else outer @ own
         generator = torch.Generator(device).manual_seed(s.fit.seed)
         regularity = fitted(s.regularity, pair.voxel_mm, pair.scale)
-        if s.sliding:
-            border = border_of(self.pair, device)
-            self.maps = Sliding(made(OneSide(self.code, 0)), made(OneSide(self.code, 1)), border)
-            self.pairs = sides(self.pair)
-        guides = make_guides(guidance, self.pair, self.maps, s.guidance, regularity.step_mm / cube.unit_mm, device)
+        whole = self.maps if side is None else side.whole(self.maps)
+        guides = make_guides(guidance, self.pair, whole, s.guidance, regularity.step_mm / cube.unit_mm, device)
         # what an initial transform or guides ask for may be sharper than the nodes
         free = bool(guides) or outer is not None
-        if isinstance(self.maps, Sliding):
-            guides = [*(OnItsSide(guide, border) for guide in guides), Tie(border, self.pair, bool(guides))]
-            guides += [] if bones is None else [Wall(bones, self.pair, device)]
+        if side is not None:
+            guides = side.guides(guides, self.pair, device)
         self._smooth = 0.0 if free else s.smooth
-        if free or s.sliding:  # an outer map bends next to a wall that stays
+        if free:
             regularity = replace(regularity, bending_mm=0.0)
         self.objective = Objective(
             s.similarity, regularity, cube.unit_mm, generator, similarity, regulariser, guides, s.guidance.weight
         )
-        self.guidance_weight = s.guidance.weight
         self.adam = Adam([p for part in (self.code, self.fields) for p in part.parameters()], s.fit)
         self.threads = torch.get_num_threads()
         self.begin = self.end = 0  # the steps of the present level
-        self._seen: tuple[Features, list[VolumePair]] | None = None  # the present features, and what they depend on
+        self._seen: tuple[Features, VolumePair] | None = None  # the present features, and what they depend on
         self._ahead: Drawn | None = None  # the points of the next steps
         self._first = 0  # the step that they begin with
         self._now: Drawn | None = None  # those of the present step
 
     def consensus(self) -> Map:
-        """Of the two maps, smoothed as far as the images agree with that; ends the optimisation.
-
-        Where motion slides, the inner side is smoothed: an outer one turns within a few millimetres next to the wall.
-        """
+        """Of the two maps, smoothed as far as the images agree with that; ends the optimisation."""
         self._seen = self._ahead = self._now = None  # features of large images take much
         if not self._smooth:
             return consensus(self.maps)
         extents = zip(self.cube.half_extents_cube, self.code.size, strict=True)
         nodes_cube = max(2 * float(half) / (n - 1) for half, n in extents)
-        of = self.maps.within if isinstance(self.maps, Sliding) else self.maps
-        found = smoothed(self.pairs[0], Consensus(of), nodes_cube, self._smooth, self.device)
-        return consensus(self.maps, found.smooth) if isinstance(self.maps, Sliding) else found
+        return smoothed(self.pair, Consensus(self.maps), nodes_cube, self._smooth, self.device)
 
     def run(self, record: Callable[[dict], None]) -> list[dict]:
         """All levels; returns the history, as ``fit``. Raises NephiError if the device runs out of memory."""
@@ -144,10 +122,12 @@ class Optimisation:
             module.eval().requires_grad_(False)
         return history
 
-    def _start(self, predicted: Map | None, settings: FitSettings) -> tuple[FieldMap, Map | None, bool]:
+    def _start(
+        self, predicted: Map | None, settings: FitSettings, known: Map | None
+    ) -> tuple[FieldMap, Map | None, bool]:
         """The maps to refine, what they are composed with, and whether their code stays on its nodes.
 
-        Without a prediction: identity maps, zero code.
+        Without a prediction: identity maps, zero code; or, from maps that are ``known``, a code that moves points so.
 
         From a prediction: the same fields with a code whose linear term moves points as predicted, smoothed by its
         nodes. This ends nearer to the truth than the model's own fields and code do, which keep what is wrong with a
@@ -160,19 +140,21 @@ class Optimisation:
         generator = torch.Generator().manual_seed(settings.seed)
         fields = make_fields(self.field, self.cube.unit_mm, self.cube.dimension, generator)
         size = self._code_size(self.levels[0][0])
-        if predicted is not None:
-            return FieldMap(fields, code_like(predicted, self.field, size)), None, False
+        if known is None or not self.field.moves_points:
+            known = predicted
+        if known is not None:
+            return FieldMap(fields, code_like(known, self.field, size)), None, False
         half_extents = torch.tensor(self.cube.half_extents_cube, dtype=torch.float32)
         return FieldMap(fields, zero_code(self.field, half_extents, size)), None, False
 
     @property
-    def volumes(self) -> list[VolumePair]:
-        """The features of the present level, of each side where motion slides."""
+    def volumes(self) -> VolumePair:
+        """The features of the present level."""
         assert self._seen is not None, "no level has begun"
         return self._seen[1]
 
     def _evaluate(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.objective(self.evaluated, self.volumes, drawn=self._now)
+        return self.objective(self.maps, [self.volumes], drawn=self._now)
 
     def _prepare(self, step: int) -> int:
         """The step's points; returns the step that the level began with, as they stay in place for as long."""
@@ -196,29 +178,23 @@ class Optimisation:
             self._seen = None  # before the next ones are made: one level's at a time
             self._seen = (
                 level.features,
-                [
-                    pair.volumes(level.features, similarity.prepare, self.device, similarity.reach(dilation))
-                    for pair in self.pairs
-                ],
+                self.pair.volumes(level.features, similarity.prepare, self.device, similarity.reach(dilation)),
             )
         size = self._code_size(level)
         if self.begin and not self.keep_nodes and size != self.code.size:
             self.adam.replace(*self.code.refine(size, self.field.code_degree))
-        last, weights = level is self.levels[-1][0], self.objective.weights
-        # in the end the images know better than bones; a tie from the beginning would keep lungs from moving far
-        for name, counts in ((Wall.name, not last), (Tie.name, last)):
-            if name in weights:
-                weights[name] = self.guidance_weight if counts else 0.0
+        if level is self.levels[-1][0]:
+            self.objective.guides = tuple(guide for guide in self.objective.guides if not guide.early)
         self._ahead = self._now = None
-        points = self.objective.points_of(self.volumes[0])
+        points = self.objective.points_of(self.volumes)
         torch.set_num_threads(max(1, min(self.threads, points // _POINTS_PER_THREAD)))
 
     def _draw(self, step: int) -> Drawn:
         """The points of the next steps of the level at once."""
-        d, points = self.cube.dimension, self.objective.points_of(self.volumes[0])
-        channels = self.volumes[0][0].volume.shape[-1] * (3**d if self.objective.similarity.patch else 1)
+        d, points = self.cube.dimension, self.objective.points_of(self.volumes)
+        channels = self.volumes[0].volume.shape[-1] * (3**d if self.objective.similarity.patch else 1)
         steps = max(1, min(self.end - step, _DRAWN_VALUES // (2 * points * (channels + d))))
-        return self.objective.draw(self.volumes, self.code.half_extents_cube, steps=steps)
+        return self.objective.draw([self.volumes], self.code.half_extents_cube, steps=steps)
 
     def _code_size(self, level: Level) -> tuple[int, ...]:
         """Nodes of the local code along x, y (, z): at most as far apart as the settings say."""

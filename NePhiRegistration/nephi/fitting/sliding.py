@@ -1,20 +1,27 @@
-"""What a registration needs where motion may slide: the border, the two sides, and what ties them to each other."""
+"""What a registration needs where motion may slide: the border, the outer side, and what ties it to the inner one.
+
+The map within is found as if nothing slid; then the one around it, which takes the border where the inner one does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from ..both import Both
+from ..both import Both, complete
+from ..images.bones import bones_aligned
 from ..images.image_pair import ImagePair
-from ..maps.code import FORWARD, INVERSE, LINEAR_CUBE, Code, nodes, points_between
-from ..maps.sliding import Border
-from ..settings import FieldSettings, Level
+from ..maps.code import FORWARD, INVERSE, nodes, points_between
+from ..maps.consensus import as_optimised
+from ..maps.maps import Map
+from ..maps.sliding import Border, Sliding
+from ..settings import Settings
+from ..space.cube import Cube
 from ..space.grid import Grid
 from .guidance import Guidance
 from .guides import Guide, Landmarks, pull
@@ -25,129 +32,181 @@ _FAR_MM = 20.0  # distances are told as far as that
 _TIED = 200  # points of the border a step
 _TIED_MM = 0.2  # standard deviation of how far they may be apart: nothing pulls within half of it
 _WALL_MM = 4.0  # from where bones are taken to be, at first: nothing pulls within half of that
-_FEWEST = 2.0  # times as far apart as at the last level: nodes of any level, at most
+_FEWEST = 2.0  # times as far apart as at the last level: nodes of any level around, at most
 _AROUND_MM = 20.0  # the masks, where walls are compared
+_STEPS = 0.7  # of those within: bones and the border that is known take the place of the rest
 
 PointMap = Callable[[Tensor], Tensor]  # points_cube (2, n, d) -> the same
 
 
-def with_near_nodes(levels: tuple[Level, ...]) -> tuple[Level, ...]:
-    """The levels with no fewer nodes than it takes to bend next to a wall that stays."""
-    return tuple(replace(level, node_spacing_factor=min(level.node_spacing_factor, _FEWEST)) for level in levels)
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Of a border, the side whose map is optimised: the inner one, or the outer one beside the map ``within``.
+
+    ``start``: what the map is known to be about, and ``bones``: points of the outer side and where they end about.
+    """
+
+    border: Border
+    within: Map | None = None
+    start: Map | None = None
+    bones: Both[np.ndarray] | None = None
+
+    @classmethod
+    def around(cls, border: Border, within: Map, pair: ImagePair, settings: Settings) -> Side:
+        """The outer side, which starts from the bones where they are seen, and where anything is optimised."""
+        masks = complete(*pair.masks)
+        assert masks is not None, "motion slides along masks"
+        bones = bones_aligned(pair.images, masks, pair.affine, pair.scale) if settings.fit.iterations else None
+        return cls(border, within, None if bones is None else _Moved.of(bones, pair, border.half_extents_cube), bones)
+
+    @property
+    def _fields_within(self) -> Map | None:
+        """The inner map as it was optimised: it is evaluated without looking at the values, which a step needs."""
+        return None if self.within is None else as_optimised(self.within)
+
+    def whole(self, maps: Map) -> Map:
+        """The map of both sides, as far as it is known."""
+        within = self._fields_within
+        return maps if within is None else Sliding(within, maps, self.border)
+
+    def guides(self, given: Sequence[Guide], pair: ImagePair, device: torch.device) -> list[Guide]:
+        """What guides this side: what was given for both; the outer one, its ties to the inner one and to bones."""
+        guides: list[Guide] = [OnItsSide(guide, self.border, self._fields_within) for guide in given]
+        if self.within is not None:
+            guides.append(Tie(self.border, self.within, pair))
+        return guides if self.bones is None else [*guides, Wall(self.bones, pair, device)]
 
 
-def sides(pair: ImagePair) -> tuple[ImagePair, ImagePair]:
-    """The pair as it is compared within its masks' border, and around it, where it is compared farther away."""
+def pair_around(pair: ImagePair) -> ImagePair:
+    """The pair as it is compared around its masks, farther away than where they show what is compared."""
     far_mm = max(pair.similarity.mask_margin_mm, _AROUND_MM)
-    similarity = replace(pair.similarity, mask_margin_mm=far_mm)
-    return replace(pair, side="within"), replace(pair, side="around", similarity=similarity)
+    return replace(pair, side="around", similarity=replace(pair.similarity, mask_margin_mm=far_mm))
 
 
-def of_both_sides(code: Code, pair: ImagePair, field: FieldSettings, bones: Both[np.ndarray] | None) -> Code:
-    """The code that both sides start from: within as given, around as the bones moved, where they are seen."""
-    within, around = code.local_code, code.local_code
-    if bones is not None and field.moves_points:
-        around, d = code.local_code.detach().clone(), pair.cube.dimension
-        at = points_between(code.half_extents_cube, code.size)
-        fixed, moving = pair.cube.to_cube(bones.fixed), pair.cube.to_cube(pair.affine.inverse()(bones.moving))
-        for way, (start, end) in enumerate(((fixed, moving), (moving, fixed))):
-            matrix, *_ = np.linalg.lstsq(np.c_[start, np.ones(len(start))], end, rcond=None)
-            shift = torch.from_numpy(np.c_[at.numpy(), np.ones(len(at))] @ matrix).to(at) - at
-            around[0, way * d : (way + 1) * d] = shift.T.reshape(-1, *reversed(code.size)) / LINEAR_CUBE
-    return Code(code.global_code.repeat(2, 1), torch.cat([within, around]), code.half_extents_cube)
+def steps(settings: Settings) -> int:
+    """Of the optimisation, on both sides where motion slides."""
+    both = settings.sliding * settings_around(settings).fit.iterations
+    return settings.fit.iterations + both
+
+
+def settings_around(settings: Settings) -> Settings:
+    """Those of the outer side: it bends next to a wall that stays, with no fewer nodes than that takes."""
+    levels = (replace(each, node_spacing_factor=min(each.node_spacing_factor, _FEWEST)) for each in settings.levels)
+    return replace(
+        settings,
+        levels=tuple(levels),
+        regularity=replace(settings.regularity, bending_mm=0.0),
+        fit=replace(settings.fit, iterations=round(_STEPS * settings.fit.iterations)),
+        smooth=0.0,
+    )
+
+
+class _Moved(Map):
+    """Every point moves as some that correspond do, by the affine maps that fit these best both ways."""
+
+    def __init__(self, matrices: tuple[Tensor, Tensor], half_extents_cube: Tensor):
+        self.matrices, self._half_extents_cube = matrices, half_extents_cube
+
+    @classmethod
+    def of(cls, points_lps_mm: Both[np.ndarray], pair: ImagePair, half_extents_cube: Tensor) -> _Moved:
+        fixed = pair.cube.to_cube(points_lps_mm.fixed)
+        moving = pair.cube.to_cube(pair.affine.inverse()(points_lps_mm.moving))
+        ways = ((fixed, moving), (moving, fixed))
+        found = (np.linalg.lstsq(np.c_[a, np.ones(len(a))], b, rcond=None)[0] for a, b in ways)
+        there, back = (torch.tensor(matrix).to(half_extents_cube) for matrix in found)
+        return cls((there, back), half_extents_cube)
+
+    @property
+    def half_extents_cube(self) -> Tensor:
+        return self._half_extents_cube
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        *linear, shift = self.matrices[FORWARD]
+        return points_cube @ torch.stack(linear) + shift
+
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        *linear, shift = self.matrices[INVERSE]
+        return points_cube @ torch.stack(linear) + shift
+
+    def to(self, device: torch.device | str) -> _Moved:
+        there, back = (matrix.to(device) for matrix in self.matrices)
+        return _Moved((there, back), self._half_extents_cube.to(device))
 
 
 class Wall(Landmarks):
-    """What lies around moves about as the bones do: ribs are alike, and organs pull them onto the next ones."""
+    """What lies around moves about as the bones do: ribs are alike, and organs pull them onto the next ones.
+
+    In the end the images know better.
+    """
 
     name = "wall"
+    early = True
+    most = 200
 
     def __init__(self, bones: Both[np.ndarray], pair: ImagePair, device: torch.device):
         super().__init__(Guidance(landmarks_lps_mm=(bones.fixed, bones.moving)), pair, _WALL_MM * pair.scale, device)
         self.held = None
 
-    def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
-        return super().penalty(maps, mapped[:, 1], points[:, 1], *further)
-
-
-class OneSide(Code):
-    """The code of one side, of a code that is being optimised."""
-
-    def __init__(self, of: Code, number: int):
-        self.of, self.number = of, number
-
-    @property
-    def half_extents_cube(self) -> Tensor:  # type: ignore[override]
-        return self.of.half_extents_cube
-
-    @property
-    def global_code(self) -> Tensor:  # type: ignore[override]
-        return self.of.global_code[self.number : self.number + 1]
-
-    @property
-    def local_code(self) -> Tensor:  # type: ignore[override]
-        return self.of.local_code[self.number : self.number + 1]
-
 
 class Tie(Guide):
-    """Both sides take the border to the same place: what the inner map does to it, the outer one undoes up to a shift.
-
-    The outer map gives way, and in the last level alone: held by what it slides along, a lung that moves far was lost.
-    Where the maps are guided, both give way: what closes the gap that is left would move the inner one afterwards.
-    """
+    """Both sides take the border to one place: what one map does to it, the other undoes up to a shift."""
 
     name = "sliding"
 
-    def __init__(self, border: Border, pair: ImagePair, guided: bool):
-        self.guided = guided
+    def __init__(self, border: Border, within: Map, pair: ImagePair):
         points = points_between(border.half_extents_cube, border.size)
         distance, _ = border.at(points)
         near = points[(distance[:, 0].abs() < _NODES_MM * pair.scale / pair.cube.unit_mm)]
-        self.points, self.border = border.brought(near), border
+        points, self.border = border.brought(near), border
+        self.within, self.fields = within, as_optimised(within)
+        with torch.no_grad():
+            self.points = torch.stack([points, within.forward(points)])
         self.unit_mm, self.sd_mm = pair.cube.unit_mm, _TIED_MM * pair.scale
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        which = torch.randint(len(self.points), (steps, _TIED), generator=generator, device=self.points.device)
-        return (self.points[which][:, None].expand(-1, 2, -1, -1),)
+        which = torch.randint(self.points.shape[1], (steps, _TIED), generator=generator, device=self.points.device)
+        return (self.points[:, which].transpose(0, 1),)
 
     def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
-        if self.guided:
-            there = mapped[FORWARD].flip(0).flatten(0, 1)  # where the other side's map takes them
-            back = maps(torch.stack([there, there]))[INVERSE]
-        else:
-            there = mapped[FORWARD, 0].detach().repeat(2, 1)  # as many points for either side
-            _, back = maps(torch.stack([there, there]))[INVERSE].chunk(2)
-        distance, _ = self.border.at(back)
+        back = self.fields.inverse(mapped[FORWARD])
+        with torch.no_grad():  # a step of Newton's method more, as the field only nearly is the inner map's inverse
+            missed = back - self.fields.inverse(self.within.forward(back))
+        distance, _ = self.border.at(torch.cat([back + missed, mapped[INVERSE]]))
         return pull(distance.abs() * self.unit_mm, self.sd_mm)
 
 
 class OnItsSide(Guide):
-    """Guidance of maps with two sides, each point by that of its own side."""
+    """Guidance of the map of one side, which its points on the other side do not move.
 
-    def __init__(self, of: Guide, border: Border):
+    ``within``: the inner map where it is known, and the outer one is guided.
+    """
+
+    def __init__(self, of: Guide, border: Border, within: Map | None):
         self.of, self.border, self.name, self.held = of, border, of.name, of.held
+        self.within = within
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         return self.of.draw(steps, generator)
 
     def penalty(self, maps: PointMap, mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
         def chosen(points: Tensor) -> Tensor:
-            both = maps(points[:, None].expand(-1, 2, -1, -1).flatten(1, 2))
-            return self._chosen(points, both.unflatten(1, (2, -1)))
+            return self._chosen(points, maps(points))
 
-        own = points[:, 0]
-        return self.of.penalty(chosen, self._chosen(own, mapped), own, *further)
+        return self.of.penalty(chosen, self._chosen(points, mapped), points, *further)
 
-    def _chosen(self, points: Tensor, both: Tensor) -> Tensor:
-        """Of values (2, sides, n, d) at points (2, n, d), those of each point's side."""
-        inside, outside = both.unbind(1)
-        sides = torch.stack([self.border.within(points[FORWARD]), self.border.within(outside[INVERSE])])
-        return torch.where(sides, inside, outside)
+    def _chosen(self, points: Tensor, mapped: Tensor) -> Tensor:
+        """Where both maps take points (2, n, d), given where the one that is guided takes all of them."""
+        inner, outer = mapped, mapped.detach()
+        if self.within is not None:
+            with torch.no_grad():
+                inner, outer = self.within(points), mapped
+        within = torch.stack([self.border.within(points[FORWARD]), self.border.within(inner[INVERSE])])
+        return torch.where(within, inner, outer)
 
 
-def border_of(pair: ImagePair, device: torch.device) -> Border:
-    """The border of the fixed mask, in the pair's cube."""
-    mask, cube = pair.masks.fixed, pair.cube
+def border_of(pair: ImagePair, cube: Cube, device: torch.device) -> Border:
+    """The border of the fixed mask, in a cube."""
+    mask = pair.masks.fixed
     assert mask is not None, "sliding goes along a mask's border"
     distance = sitk.SignedMaurerDistanceMap(mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
     distance = sitk.Clamp(distance, sitk.sitkFloat32, -_FAR_MM * pair.scale, _FAR_MM * pair.scale)

@@ -124,7 +124,7 @@ def consensus(of: Map, smooth: Sequence[float] = ()) -> Map:
 def consensus_in(maps: Map) -> Consensus | None:
     """The consensus that maps are, or that the maps within are where they slide."""
     if isinstance(maps, Sliding):
-        maps = maps.apart().within
+        maps = maps.within
     return maps if isinstance(maps, Consensus) else None
 
 

@@ -62,7 +62,7 @@ class Border:
 
 
 class Sliding(Map):
-    """A map within a border and another one around it, on which side a moving point lies as the latter says.
+    """A map within a border and another one around it; on which side a moving point lies, the former says.
 
     Where both take the border to the same place, as ``meeting`` makes them, the two sides neither part nor overlap.
     """
@@ -80,28 +80,28 @@ class Sliding(Map):
 
     def forward(self, points_cube: Tensor) -> Tensor:
         return _replaced(
-            self.around.forward(points_cube), self.is_within(points_cube), points_cube, self.within.forward
+            self.within.forward(points_cube), ~self.is_within(points_cube), points_cube, self.around.forward
         )
 
     def inverse(self, points_cube: Tensor) -> Tensor:
-        back = self.around.inverse(points_cube)
-        return _replaced(back, self.is_within(back), points_cube, self.within.inverse)
+        back = self.within.inverse(points_cube)
+        return _replaced(back, ~self.is_within(back), points_cube, self.around.inverse)
 
     def on_own_side(self, stencils: Tensor) -> Tensor:
         points = stencils.flatten(1, 2)
         inside, outside = (side(points).reshape(stencils.shape) for side in (self.within, self.around))
-        centres = torch.stack([stencils[FORWARD, :, 0], outside[INVERSE, :, 0]])
+        centres = torch.stack([stencils[FORWARD, :, 0], inside[INVERSE, :, 0]])
         within = torch.stack([self.is_within(centre) for centre in centres])
         return torch.where(within[:, :, None], inside, outside)
 
     def meeting(self) -> Sliding:
-        """The same, its inner map changed near the border so that both sides meet."""
-        return Sliding(Meeting(self.within, self.around, self.border), self.around, self.border)
+        """The same, its outer map changed near the border so that both sides meet: images tell more of the inner."""
+        return Sliding(self.within, Meeting(self.around, self.within, self.border), self.border)
 
     def apart(self) -> Sliding:
         """The same before that."""
-        within = self.within.of if isinstance(self.within, Meeting) else self.within
-        return Sliding(within, self.around, self.border)
+        around = self.around.of if isinstance(self.around, Meeting) else self.around
+        return Sliding(self.within, around, self.border)
 
     def to(self, device: torch.device | str) -> Sliding:
         return Sliding(self.within.to(device), self.around.to(device), self.border.to(device))
@@ -114,8 +114,8 @@ class Meeting(Map):
     right angles to it. It is small and smooth, found once at nodes and held as a spline.
     """
 
-    def __init__(self, of: Map, around: Map, border: Border):
-        self.of, self.around, self.border = of, around, border
+    def __init__(self, of: Map, other: Map, border: Border):
+        self.of, self.other, self.border = of, other, border
 
     @property
     def half_extents_cube(self) -> Tensor:
@@ -141,13 +141,13 @@ class Meeting(Map):
             return torch.zeros_like(points_cube)
         foot = self.border.brought(points_cube[rows])
         moved = self.of.forward(foot)
-        beside = self.around.solve(moved)
-        change = self.around.forward(self.border.brought(beside, self.border.at(foot)[0])) - moved
+        beside = self.other.solve(moved)
+        change = self.other.forward(self.border.brought(beside, self.border.at(foot)[0])) - moved
         near = (1 - (distance[rows] / _REACH_CUBE).square()).square()
         return torch.zeros_like(points_cube).index_copy(0, rows, near * change)
 
     def to(self, device: torch.device | str) -> Meeting:
-        return Meeting(self.of.to(device), self.around.to(device), self.border.to(device))
+        return Meeting(self.of.to(device), self.other.to(device), self.border.to(device))
 
 
 def _replaced(values: Tensor, where: Tensor, points: Tensor, by: PointMap) -> Tensor:

@@ -33,6 +33,7 @@ _SPLINE_S, _SPLINE_JACOBIAN_S, _SPLINE_POINT_S = 1.7e-6, 2.5e-6, 2.8e-6
 _SMOOTH_S = 2.6e-6  # per node of the transforms of fields that are smoothed
 # of the lungs of an adult: the expected error, and how far the map is smoothed, per voxel of both images besides
 _TRUST_S, _SMOOTHING_S, _SMOOTHING_VOXEL_S, _USUAL_DETERMINANTS = 1.4, 0.65, 5e-9, 1.6e5
+_AROUND = 0.9  # of the optimisation within, on the other side of a border that slides
 _MODEL_S = {"lung": 3.0, "lung-m": 9.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
 # of the refinement: per node and round, at nodes and at voxels, and of its start and end
@@ -118,6 +119,7 @@ def stages(
     first, *later = (part * (_FEATURES_S * level + _AVERAGING_S * w.voxels) for level in w.levels)
     chest = min(1.0, w.determinants / _USUAL_DETERMINANTS)
     smoothing = chest * (_SMOOTHING_S + _SMOOTHING_VOXEL_S * w.voxels) if settings.smooth else 0.0
+    around = 1 + _AROUND * settings.sliding
     find = len(fixed_size) == 3 and not masks
     exact = w.fixed_voxels * (_MASK_PART if len(fixed_size) == 3 else 1.0) if "exact-jacobian" in outputs else 0.0
     jacobian = not {"jacobian", "exact-jacobian"}.isdisjoint(outputs)
@@ -130,8 +132,8 @@ def stages(
         "prediction": part * (_MODEL_S.get(settings.model, _OTHER_MODEL_S) if settings.model else 0.0),
         # of a prediction alone it is only found how far it is smoothed, which is told as part of the features
         "features": part * smoothing if predicted else first,
-        "optimising": settings.fit.iterations * step
-        + (not predicted) * (sum(later) + part * smoothing)
+        "optimising": settings.fit.iterations * step * around
+        + (not predicted) * (sum(later) + part * smoothing + (around - 1) * sum((first, *later)))
         + part * _refining(w),
         "transforms": part * node * w.nodes,
         "Jacobian determinant": part * determinant * max(w.determinants, exact),

@@ -275,7 +275,7 @@ def _legend() -> str:
 
 
 def curve_sections(history: Sequence[dict], landmark_errors: dict | None) -> Iterator[str]:
-    terms = [k for k in (history[0] if history else {}) if k != "step"]
+    terms = [k for k in dict.fromkeys(k for entry in history for k in entry) if k != "step"]
     if terms:
         steps = np.array([h["step"] for h in history], float)
         curves = [
