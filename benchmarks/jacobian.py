@@ -111,7 +111,7 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--pairs", nargs="+", default=["phantom:1", "chest:2", "fnndsc:3"], metavar="KIND:SEED")
     p.add_argument("--methods", nargs="+", default=["nephi", "greedy", "ants", "elastix"],
-                   choices=["nephi", *peers.PEERS])  # fmt: skip
+                   choices=[*peers.OWN, *peers.PEERS])  # fmt: skip
     p.add_argument("--presets", nargs="+", default=["fast", "balanced"])
     p.add_argument("--spacing-mm", type=float, default=2.5, help="of both images")
     p.add_argument("--out", type=Path, required=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from . import environment, pairs, process_cost
 from .scoring import evaluate
 
+OWN = ("nephi", "nephi_unmasked")  # each with every preset
 PEERS = (
     "greedy", "greedy_nmi", "greedy_unmasked", "convexadam", "convexadam_masked", "ants", "ants_unmasked", "ants_quick",
     "elastix", "elastix_mi", "regix", "fireants",
@@ -46,13 +47,16 @@ def commands(options: argparse.Namespace, masked: bool) -> dict[str, list[str]]:
     that differ from each other."""
     found = {}
     for method in options.methods:
-        if method == "nephi":
+        if method.endswith(("_masked", "_unmasked")) and not masked:
+            continue
+        if method in OWN:
             masks = "--fixed-mask {prepared}/fixed_mask.nii.gz --moving-mask {prepared}/moving_mask.nii.gz"
             for preset in options.presets:
                 line = "-m nephi register {prepared}/fixed.nii.gz {prepared}/moving.nii.gz --output {out}"
-                line += f" {masks if masked else ''} --preset {preset} --align none --progress none"
-                found[f"nephi-{preset}"] = [sys.executable, *line.split()]
-        elif masked or not method.endswith(("_masked", "_unmasked")):
+                line += f" {masks if masked and method == 'nephi' else ''}"
+                line += f" --preset {preset} --align none --progress none"
+                found[f"{method}-{preset}"] = [sys.executable, *line.split()]
+        else:
             line = f"{method} {{prepared}} {{out}} --threads {options.threads} --seed {{seed}}"
             more = ["--quick"] if options.quick else []
             more += ["--networks", str(options.networks)] if options.networks else []
@@ -149,7 +153,7 @@ def made_pairs_parser(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", nargs="+", default=list(chosen), choices=list(cases))
-    parser.add_argument("--methods", nargs="+", default=list(methods), choices=["nephi", *PEERS])
+    parser.add_argument("--methods", nargs="+", default=list(methods), choices=[*OWN, *PEERS])
     parser.add_argument("--presets", nargs="+", default=list(presets))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
@@ -164,7 +168,7 @@ def facts_of(options: argparse.Namespace) -> dict:
         "print(json.dumps({p: v(p) for p in sys.argv[1:]}))"
     )
     packages = {"nephi torch": version("torch")}
-    if set(options.methods) != {"nephi"}:
+    if set(options.methods) - set(OWN):
         asked = subprocess.run([options.peer_python, "-c", code, *PACKAGES], capture_output=True, text=True)
         packages |= json.loads(asked.stdout) if asked.returncode == 0 else {"error": asked.stderr.strip()}
     return {"cpus": os.cpu_count(), "threads": options.threads, "runs": options.runs,
@@ -175,7 +179,7 @@ def facts_of(options: argparse.Namespace) -> dict:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", nargs="+", default=["main"], choices=[*pairs.PAIRS, *pairs.GROUPS])
-    parser.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), choices=["nephi", *PEERS])
+    parser.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), choices=[*OWN, *PEERS])
     parser.add_argument("--presets", nargs="+", default=["fast", "balanced", "accurate"])
     parser.add_argument("--out", type=Path, required=True, help="folder for tables, logs and prepared files")
     parser.add_argument("--runs", type=int, default=1, help="repeat and report medians")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -18,7 +19,7 @@ from nephi.settings import PRESETS
 from nephi.space.cube import Cube
 from nephi.synthetic.phantom import make_phantom
 
-from benchmarks import environment, memory, pairs
+from benchmarks import environment, memory, pairs, peers
 from benchmarks.baselines import lapirn, networks
 from benchmarks.baselines.bspline_tv import BSpline
 from benchmarks.baselines.harness import FINE, read_pair
@@ -81,6 +82,21 @@ def test_a_peers_field_leads_from_fixed_to_moving_points(method, package, prepar
     pytest.importorskip(package, reason=f"the package {package} is not installed (benchmarks/requirements.txt)")
     METHODS[method](Job(prepared, tmp_path, threads=1, seed=1, quick=True))
     assert evaluate(prepared, tmp_path)["tre_mean"] < before_mm
+
+
+def _options(*methods: str) -> Namespace:
+    own = {"methods": methods, "presets": ["fast"], "threads": 1}
+    return Namespace(**own, quick=False, networks=None, peer_python=sys.executable, keep=True)
+
+
+def test_nephi_is_compared_with_the_given_masks_and_with_lungs_that_it_finds(prepared, before_mm, tmp_path):
+    lines, options = peers.commands(_options(*peers.OWN), masked=True), _options()
+    given, alone = (lines[f"{name}-fast"] for name in peers.OWN)
+    assert set(given) - set(alone) == {part for part in given if "mask" in part} and len(given) == len(alone) + 4
+    for name, command in lines.items():
+        found = peers.run([*command, "--no-report", "--iterations", "40"], prepared, tmp_path / name, options, seed=1)
+        assert "error" not in found and found["tre_mean"] < 0.7 * before_mm and found["dice"] > 0.9
+    assert list(peers.commands(_options(*peers.OWN), masked=False)) == ["nephi-fast"]
 
 
 @pytest.fixture(scope="module")
