@@ -22,14 +22,15 @@ from ..maps.code import LINEAR_CUBE, Code, nodes, points_between
 from ..maps.maps import FieldMap, Map
 from ..maps.voxel import VoxelFields
 from ..settings import DenseSettings, VoxelSettings
-from .brightness import Curve, correlated, halved, slopes
+from .brightness import Curve, as_bright, correlated, halved, slopes
 
 _VOXELS_PER_NODE = 2  # of the finer of both scales; of the coarser one each is a node
 _AROUND, _AROUND_CURVES = 1.0, 1.5  # nodes: deviation of the Gaussian over which steps are found
 _STEP_SMOOTH, _MAP_SMOOTH = 1.0, 0.35  # nodes: deviations under which each step, and the map after it, is smoothed
 _WORTH_OVER = 6.0  # nodes: deviation of the Gaussian over which it is asked what steps are worth
 _BY_CHANCE = 0.2  # part of a step that may seem to be worth it where there is noise alone
-_LONGER = 2.0  # times as long as found: smoothing shortens steps
+_LONGER = 2.0  # by small windows, times as long as found: smoothing shortens steps
+_STIFFER, _DOUBTED = 10.0, 0.25  # by wide ones: times as stiff; difference from which a voxel counts half
 _LONGEST = 1.0  # nodes that a round moves at most
 _SEEN = 2 * _VOXELS_PER_NODE  # voxels as far as steps see: what is excluded must not be nearer
 _RELEASED = 4  # nodes from what is held, from which on steps are whole
@@ -88,13 +89,19 @@ def refined_densely(
 class _Step:
     """What the images ask of a map: displacements (d, (z,) y, x) in nodes of ``shape`` become those a round later.
 
-    ``images``, ``weights``: of both, on a grid with ``factor`` voxels between two nodes.
+    ``images``, ``weights``: of both, on a grid with ``factor`` voxels between two nodes. Where each voxel is a node,
+    lines in wide windows make the images comparable, which sees farther; at finer voxels, and where the contrasts
+    differ, those in small ones.
     """
 
     def __init__(self, images: list[Tensor], weights: list[Tensor], factor: int, settings: DenseSettings, shape):
         self.fixed, self.moving = images
-        self.weight, self.factor, self.stiffness = weights[0], factor, settings.stiffness
+        self.weight, self.factor = weights[0], factor
         self.curve = Curve(self.fixed, self.moving, factor) if settings.curve else None
+        self.wide = factor == 1 and self.curve is None
+        self.stiffness, self.longer = (
+            (_STIFFER * settings.stiffness, 1.0) if self.wide else (settings.stiffness, _LONGER)
+        )
         self.around = _AROUND_CURVES if settings.curve else _AROUND
         self.beside = weights[1] if float(weights[1].min()) < 1 else None
         self.places, self.at_nodes = _places(self.fixed.shape, self.fixed), _places(shape, self.fixed)
@@ -121,7 +128,7 @@ class _Step:
         halves = [torch.stack([smoothed(half * one, self.around) for one in equations]) for half in self.halves]
         moves = [_solved(_rows(half[:-d], self.stiffness), half[-d:]) for half in halves]
         worth = sum(_worth(move, half, _WORTH_OVER) for move, half in zip(moves, reversed(halves), strict=True)) / 2
-        move = _LONGER * worth * (moves[0] + moves[1]) / (2 * self.factor)
+        move = self.longer * worth * (moves[0] + moves[1]) / (2 * self.factor)
         length = move.square().sum(0).sqrt()
         move = move * (self.fading * _LONGEST / length.clamp(min=_LONGEST))
         move = torch.stack([smoothed(one, _STEP_SMOOTH) for one in move])
@@ -130,12 +137,15 @@ class _Step:
 
     def _compared(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The moving image as the map has it, what it should show there, and weights."""
-        if self.curve is None:
-            fixed, seen, weight = self.fixed, _sampled(self.moving[None], at)[0], self.weight
-        else:
+        if self.curve is not None:
             raw, shown = _sampled(torch.stack([self.moving, self.curve.shown[1]]), at)
             fixed, seen, weight = self.curve(raw, shown, self.weight)
-        return seen, *correlated(fixed, seen, weight)
+            return seen, *correlated(fixed, seen, weight)
+        seen = _sampled(self.moving[None], at)[0]
+        if not self.wide:
+            return seen, *correlated(self.fixed, seen, self.weight)
+        seen = as_bright(seen, self.fixed, self.weight, self.factor)
+        return seen, self.fixed, self.weight / (1 + ((self.fixed - seen) / _DOUBTED).square())
 
 
 def _rows(entries: Tensor, more: float = 0.0) -> list[list[Tensor]]:
