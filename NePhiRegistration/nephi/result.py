@@ -159,10 +159,9 @@ class Registration:
             coarse, values, _ = replace(self, maps=side).sampled(grid, inverse, good_mm)
             of_sides.append(grid_values(values, coarse, fine))
         out, other = of_sides
-        around = replace(self, maps=maps.around)
         for z in range(fine.shape[0]):
             at = fine.slab_lps_mm(z, z + 1)
-            fixed = self.cube.to_cube(around.inverse(at) if inverse else at)
+            fixed = self.cube.to_cube(at + out[z].reshape(at.shape) if inverse else at)  # as the inner side says
             outside = ~maps.is_within(self._tensor(fixed)).cpu().numpy().reshape(fine.shape[1:])
             out[z][outside] = other[z][outside]
         return fine, out, held_error(out, fine, points, truth)

@@ -48,8 +48,13 @@ class Consensus(Map):
 
     def inverse(self, points_cube: Tensor) -> Tensor:
         if self.smooth:
-            return self._solved(points_cube, self._nearly_back, near=_SMOOTH_NEAR_CUBE)
+            return self._solved(points_cube, self.nearly_back, near=_SMOOTH_NEAR_CUBE)
         return self._solved(points_cube, self.of.inverse, self._to_inverse)
+
+    def nearly_back(self, points_cube: Tensor) -> Tensor:
+        if self.smooth:  # a quarter of what a field takes
+            return points_cube + self._smoothed_back(points_cube)
+        return self.of.inverse(points_cube) + self._to_inverse(points_cube)
 
     def _mean(self, points_cube: Tensor) -> Tensor:
         return self.of.forward(points_cube) + self._to_mean(points_cube)
@@ -91,10 +96,6 @@ class Consensus(Map):
             return self.of.inverse(y + (y - self.of.forward(back)) / 2) - back
 
         return self._held(correction)
-
-    def _nearly_back(self, points_cube: Tensor) -> Tensor:
-        """The smoothed mean's inverse, nearly, which takes a quarter of what a field takes."""
-        return points_cube + self._smoothed_back(points_cube)
 
     @cached_property
     def _smoothed_back(self) -> HeldShift:

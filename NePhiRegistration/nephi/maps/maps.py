@@ -66,6 +66,10 @@ class Map(ABC):
         """The inverse map as the forward one, and the other way round."""
         return _Inverted(self)
 
+    def nearly_back(self, points_cube: Tensor) -> Tensor:
+        """Where the inverse map takes points (n, d), as exactly as a step of an iteration needs it."""
+        return self.inverse(points_cube)
+
     @torch.no_grad()
     def solve(self, points_cube: Tensor, rounds: int = 5, near: Tensor | None = None) -> Tensor:
         """The points that the forward map takes to these (n, d): a better inverse than the inverse map.

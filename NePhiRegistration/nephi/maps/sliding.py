@@ -126,7 +126,7 @@ class Meeting(Map):
 
     @torch.no_grad()
     def inverse(self, points_cube: Tensor) -> Tensor:
-        return iterated_inverse(self.forward, self.of.inverse, points_cube, _ROUNDS)
+        return iterated_inverse(self.forward, self.of.nearly_back, points_cube, _ROUNDS)
 
     @cached_property
     def _change(self) -> HeldShift:
