@@ -80,7 +80,7 @@ class Side:
 def pair_around(pair: ImagePair) -> ImagePair:
     """The pair as it is compared around its masks, farther away than where they show what is compared."""
     far_mm = max(pair.similarity.mask_margin_mm, _AROUND_MM)
-    return replace(pair, side="around", similarity=replace(pair.similarity, mask_margin_mm=far_mm))
+    return replace(pair, around=True, similarity=replace(pair.similarity, mask_margin_mm=far_mm))
 
 
 def steps(settings: Settings) -> int:

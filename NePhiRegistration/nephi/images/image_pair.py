@@ -46,8 +46,8 @@ class ImagePair:
     ``cube``: where the maps live. ``region_lps_mm`` (n, d): corners of what is compared, on the fixed image's side of
     the alignment. ``scale``: of all lengths, below 1 for small bodies. ``windows``: intensities that become 0 and 1.
     ``trusted``: the masks were given, not detected, so that what lies outside them may be left out. ``excluded``: masks
-    of what must not count. ``side``: "within" or "around" the masks: no feature sees the other side, and points are
-    drawn on this one.
+    of what must not count. ``around``: compared around the masks: no feature sees what lies within, and no point is
+    drawn there.
     """
 
     images: Both[sitk.Image]
@@ -60,7 +60,7 @@ class ImagePair:
     scale: float
     windows: Both[tuple[float, float]]
     excluded: Both[sitk.Image | None] = _NEITHER
-    side: str | None = None
+    around: bool = False
     _on_device: dict[int, DeviceImage] = field(default_factory=dict, repr=False)
     _distances: dict[int, sitk.Image] = field(default_factory=dict, repr=False)
 
@@ -288,12 +288,10 @@ class ImagePair:
         s, image, mask = self.similarity, self.images[way], self.masks[way]
         low, high = self.windows[way]
         scaled = self._windowed(grid, way, device)
-        if self.side is not None:
-            assert mask is not None, "sides are those of masks"
-            part, within = self._on(grid, mask, way, device=device), self.side == "within"
-            return scaled.then(
-                lambda values, rows: values + (_BETWEEN - values) * (1 - part[rows] if within else part[rows])
-            )
+        if self.around:
+            assert mask is not None, "what lies around is around masks"
+            part = self._on(grid, mask, way, device=device)
+            return scaled.then(lambda values, rows: values + (_BETWEEN - values) * part[rows])
         if mask is not None and s.outside_hu is not None and outside and self.trusted and looks_like_ct(image):
             fill, part = (
                 float(np.clip((s.outside_hu - low) / (high - low), 0, 1)),
@@ -312,7 +310,7 @@ class ImagePair:
             image_distance, distance = self._distance(way)
             if s.mask_margin_mm:
                 margin = s.mask_margin_mm * self.scale
-                least = -_EDGE_MM * self.scale if self.side == "around" else -np.inf
+                least = -_EDGE_MM * self.scale if self.around else -np.inf
                 inside = self._on(grid, image_distance, 0, 1e3, device).then(
                     lambda values, _: (values <= margin) & (values >= least)
                 )
