@@ -7,6 +7,7 @@ points of the lungs, the others at their landmarks; the bounds count at the land
 
     python -m benchmarks.trust                 # the table of the cases that took no part in the calibration
     python -m benchmarks.trust --calibrate     # writes nephi/measure/calibration.json anew, and its own table
+    python -m benchmarks.trust --calibrate --without strain    # that table of a model without a signal; writes nothing
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import pickle
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,14 +113,18 @@ def voxel_mm(r: Registration) -> float:
 # ---- calibration -------------------------------------------------------------------------------------------------
 
 
-def calibrated(pairs: dict[str, list[Measured]]) -> tuple[Model, dict[str, Model]]:
+def calibrated(pairs: dict[str, list[Measured]], without: Collection[str] = ()) -> tuple[Model, dict[str, Model]]:
     """The model that fits these results, by pair: their errors' logarithms by least squares, and quantiles of what is
     left where a pair took no part in the fit; and for each pair the model that it took no part in.
 
-    Each case counts alike. No weight is negative: more of a signal never means less error.
+    Each case counts alike. No weight is negative: more of a signal never means less error. Those of the features
+    ``without`` are 0.
     """
     folds = {name: i % _FOLDS for i, name in enumerate(sorted(pairs))}
-    cases = [(folds[name], m, features(m.signals, m.points_lps_mm)) for name, found in pairs.items() for m in found]
+    used = np.array([name not in without for name in FEATURES], float)
+    cases = [
+        (folds[name], m, used * features(m.signals, m.points_lps_mm)) for name, found in pairs.items() for m in found
+    ]
     models = [_fitted([(m, x) for its, m, x in cases if its != fold]) for fold in range(_FOLDS)]
     expected = [models[its].errors(x, FEATURES, 0.0)[0] for its, _, x in cases]
     errors = [_true(m) if m.error_mm is None else m.error_mm for _, m, _ in cases]
@@ -256,20 +262,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("trust-cache"), help="folder for registrations")
     parser.add_argument("--calibrate", action="store_true", help="fit the model anew and write it")
+    parser.add_argument("--without", nargs="+", default=[], choices=FEATURES, help="signals that are left out")
     parser.add_argument("--only", help="cases whose name holds this text")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
+    if options.without and not options.calibrate:
+        parser.error("--without needs --calibrate")
     cases, models = JUDGED, {}
     if options.calibrate:
         pairs: dict[str, list[Measured]] = {}
         for case in CALIBRATION:
             found = measured(case, options.cache)
             pairs.setdefault(case.pair, []).extend([] if found is None else [found])
-        model, models = calibrated(pairs)
-        target = Path(nephi.measure.calibration.__file__).with_suffix(".json")
-        text = {"made_by": "python -m benchmarks.trust --calibrate", "weights": model.weights, "knots": model.knots}
-        target.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-        print(f"written to {target}; each pair by a model that it took no part in:")
+        model, models = calibrated(pairs, options.without)
+        if not options.without:
+            target = Path(nephi.measure.calibration.__file__).with_suffix(".json")
+            text = {"made_by": "python -m benchmarks.trust --calibrate", "weights": model.weights, "knots": model.knots}
+            target.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+            print(f"written to {target}")
+        print("each pair by a model that it took no part in:")
         cases = CALIBRATION
     cases = [case for case in cases if not options.only or options.only in case.name]
     found = table(cases, options.cache, models)
