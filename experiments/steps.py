@@ -84,7 +84,7 @@ ABOUT = About(
     ),
     full="More numbers of steps; everything else is the same.",
     sizes={
-        "mini": {"pairs": BREATH_HOLDS[:1], "steps": (0, 2), "starts": ("scratch", "lung")},
+        "mini": {"pairs": BREATH_HOLDS[:1], "steps": (2,), "starts": ("scratch", "lung")},
         "reduced": {"pairs": BREATH_HOLDS, "steps": (0, 100, 167, 300, 500, 800, 1600), "starts": tuple(STARTS)},
         "full": {"pairs": BREATH_HOLDS, "steps": (0, 50, 100, 167, 300, 500, 800, 1600, 3200), "starts": tuple(STARTS)},
     },

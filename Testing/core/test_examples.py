@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -18,6 +20,18 @@ from nephi import registry, settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CORE = Path(nephi.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory) -> Callable[[str], tuple[str, Path]]:
+    """What an example prints, and the folder in which it ran, once."""
+
+    @cache
+    def of(name: str) -> tuple[str, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        return output_of(name, folder), folder
+
+    return of
 
 
 def output_of(name: str, folder: Path) -> str:
@@ -41,14 +55,14 @@ def test_every_example_is_short_and_run_here():
 
 
 @pytest.mark.parametrize("name, most_mm", [("own_similarity", 0.4), ("own_regulariser", 0.6), ("own_field", 1.3)])
-def test_what_is_added_registers(name, most_mm, tmp_path):
+def test_what_is_added_registers(name, most_mm, outcome):
     """The moments alone leave 2.4 mm."""
-    assert all(0 < error < most_mm for error in errors_mm(output_of(name, tmp_path)))
+    errors = errors_mm(outcome(name)[0])
+    assert errors and all(0 < error < most_mm for error in errors)
 
 
-def test_a_result_loads_where_its_similarity_is_not_known(tmp_path):
-    output_of("own_similarity", tmp_path)
-    result = nephi.Registration.load(tmp_path / "registration.safetensors")
+def test_a_result_loads_where_its_similarity_is_not_known(outcome):
+    result = nephi.Registration.load(outcome("own_similarity")[1] / "registration.safetensors")
     assert result.settings.similarity.name == "MutualInformation" not in nephi.SIMILARITIES
     chest = nephi.make_phantom(dimension=2)
     gaps = result.forward(chest.fixed_landmarks_lps_mm) - chest.moving_landmarks_lps_mm

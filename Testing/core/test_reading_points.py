@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -232,11 +234,23 @@ def test_minc_transforms_are_refused(tmp_path):
         write_transform(sitk.AffineTransform(3), tmp_path / "b.xfm")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
 def test_a_reader_that_crashes_is_an_error(tmp_path, monkeypatch):
-    """ITK itself crashes on this MetaImage file; the name keeps it from the check of the header."""
+    reader = tmp_path / "reader"
+    reader.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    reader.chmod(0o755)
+    (tmp_path / "a.mha").write_bytes(b"ObjectType = Image\n")
+    monkeypatch.setattr(apart, "sys", SimpleNamespace(executable=str(reader)))
+    with pytest.raises(NephiError, match="stopped without a result"):
+        apart.read_image_apart(tmp_path / "a.mha", "image")
+
+
+def test_a_reader_that_does_not_end_is_an_error(tmp_path, monkeypatch):
+    """On this MetaImage file ITK itself crashes or counts for minutes; the name keeps it from the header's check."""
     text = b"ObjectType = Image\nNDims = -1\nDimSize = 2 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
     path = tmp_path / "a.mha"
     path.write_bytes(text + bytes(8))
+    monkeypatch.setattr(apart, "_BASE_S", 4)
     with pytest.raises(NephiError, match="damaged"):
         apart.read_image_apart(path, "image")
     monkeypatch.setattr(apart, "_BASE_S", 0.01)
