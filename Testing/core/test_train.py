@@ -383,7 +383,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capfd, monkeypatch):
         (folder / RESUME).touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nephi.cli.commands.train", stopped)
+    monkeypatch.setattr("nephi.cli.training.train", stopped)
     assert main(["train", "--data", "x", "--output", str(tmp_path)]) == 130
     assert "--resume" in complaint(capfd)
 

@@ -130,11 +130,14 @@ def _keep_freed_memory() -> None:
 
 
 def _imported(module: str) -> ModuleType:
-    """A module of commands, without looking for garbage among the objects of torch: that takes a quarter as long."""
+    """A module of commands, without looking for garbage among the objects of torch, now or later: that takes long."""
+    first = "torch" not in sys.modules
     gc.disable()
     try:
         return import_module(f".{module}", __package__)
     finally:
+        if first:
+            gc.freeze()
         gc.enable()
 
 

@@ -216,7 +216,7 @@ def _add_train(subparsers) -> None:
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--resume", action="store_true", help="resume the run in DIR")
     _add_machine(p)
-    p.set_defaults(run=("commands", "train_command"))
+    p.set_defaults(run=("training", "train_command"))
 
 
 def _add_machine(p: argparse.ArgumentParser) -> None:
@@ -237,7 +237,7 @@ def _add_breathe(subparsers) -> None:
         "--ct", nargs="*", default=[], metavar="FILE", help="chest CTs to deform (default: procedural chests)"
     )
     p.add_argument("--masks", nargs="*", default=[], metavar="FILE", help="lung masks of these CTs, in the same order")
-    p.set_defaults(run=("commands", "breathe_command"))
+    p.set_defaults(run=("training", "breathe_command"))
 
 
 def _add_commission(subparsers) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +17,7 @@ import SimpleITK as sitk
 
 from ..errors import NephiError, notice
 from .geometry import check_geometry
+from .packing import DAMAGED, unpacker
 from .sizes import check_memory
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
@@ -31,7 +31,6 @@ _FARTHEST_BYTE = 2**30  # at which voxels may begin, after whatever programs kee
 _ROUNDING = 1e-5  # relative; what differs by more was not written as one
 _APART = 0.25  # part of a voxel by which sform and qform may place a corner apart; rounding has been seen at 0.08
 _PART, _PACKED = 2**24, 2**20  # bytes read at a time
-_GZIP = 16 + zlib.MAX_WBITS
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def read_nifti(path: Path, role: str, joined: bool = False) -> sitk.Image:
             raw = file.read(544)
         header = _header(raw, head_path == data_path, role, path, joined)
         array = _voxels(header, data_path, role)
-    except (EOFError, zlib.error):
+    except DAMAGED:
         raise NephiError(
             f"{role}: {path} is cut off or damaged: its compressed data end too early or fail their checksum"
         ) from None
@@ -103,11 +102,11 @@ def _opened(path: Path) -> BinaryIO | _Unzipped:
 class _Unzipped:
     """A gzip file, read in large parts; Python's own reader takes 8 kB at a time and copies them several times.
 
-    ``read`` raises EOFError where the file ends too early and zlib.error where it is damaged.
+    ``read`` raises one of ``DAMAGED`` where the file is: EOFError where it ends too early.
     """
 
     def __init__(self, path: Path):
-        self._file, self._packed, self._member = io.FileIO(path), b"", zlib.decompressobj(_GZIP)
+        self._file, self._packed, self._member = io.FileIO(path), b"", unpacker()
 
     def __enter__(self) -> _Unzipped:
         return self
@@ -122,7 +121,7 @@ class _Unzipped:
             if self._member.eof:  # further members may follow, after zeros
                 self._packed = self._packed.lstrip(b"\0")
                 if self._packed:
-                    self._member = zlib.decompressobj(_GZIP)
+                    self._member = unpacker()
                 elif not (more := self._file.read(_PACKED)):
                     break
                 else:

@@ -6,7 +6,6 @@ ITK's own writer keeps the whole image, compresses with more search than CTs rep
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from ..journal import step
 from ..space.grid import Grid
 from .nifti import KINDS
+from .packing import packer
 from .writing import whole
 
 _CODES = {kind: code for code, kind in KINDS.items()}
@@ -30,9 +30,7 @@ def write_slices(slices: Iterable[np.ndarray], kind: np.dtype | type, grid: Grid
     kind = np.dtype(kind)
     with whole(path) as scratch:
         step("write", scratch)
-        # whole numbers are mostly noise, in which a search for repetitions finds next to nothing
-        strategy = zlib.Z_RLE if kind.kind in "iu" else zlib.Z_DEFAULT_STRATEGY
-        packed = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+        packed = packer(whole_numbers=kind.kind in "iu")
         with open(scratch, "wb") as file:
             file.write(packed.compress(_header(kind, grid)))
             for values in slices:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import SimpleITK as sitk
@@ -138,8 +139,12 @@ class Search:
         fine = _FINE_MM * self.scale
         self.prepared = images.map(lambda image, mask: Prepared.of(image, mask, fine), given)
         self.fine = self.prepared.map(lambda image: image.at_scale(fine))
-        self.rigid = AffineFit(self.fine, self.fine.map(lambda image: image.near(image.body, fine)))
         self.affine = AffineFit(self.fine, self.fine.map(lambda image: image.near(image.inner, 2 * fine)))
+
+    @cached_property
+    def rigid(self) -> AffineFit:
+        """Where the body is; made when it is asked for, which no start that stays does."""
+        return AffineFit(self.fine, self.fine.map(lambda image: image.near(image.body, _FINE_MM * self.scale)))
 
     def stays(self, start: Affine, mm: float) -> bool:
         """Whether a start fits and a few steps of refinement move it by less than a distance, of a large body."""

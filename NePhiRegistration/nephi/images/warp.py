@@ -182,8 +182,9 @@ class _Tall:
         for axis, along in enumerate((x, y, z)):
             if low[axis] < -0.5 or high[axis] >= size[axis] - 0.5:
                 start, end = ((edge * unit[axis] + first[axis]).item() for edge in (-0.5, size[axis] - 0.5))
-                beyond = (along < start).logical_or_(along >= end)
-                unseen = beyond if unseen is None else unseen.logical_or_(beyond)
+                values = along.numpy()  # whose comparisons take a fifth of torch's time
+                beyond = np.logical_or(values < start, values >= end)
+                unseen = beyond if unseen is None else np.logical_or(unseen, beyond, out=unseen)
         if low[1] < 0 or high[1] > height - 1:
             y.clamp_(-1.0, -1.0 + float(unit[1]) * (height - 1))
         z.clamp_(0, self.last - 1 - self.first)
@@ -191,8 +192,10 @@ class _Tall:
         y.add_(below, alpha=float(unit[1]) * height)
         grid = places[None, :2].movedim(1, -1)
         read = functional.grid_sample(self.pair, grid, padding_mode="border", align_corners=True)[0]
-        values = torch.lerp(read[0], read[1], z.sub_(below))
-        return values if unseen is None else values.masked_fill_(unseen, outside)
+        found = torch.lerp(read[0], read[1], z.sub_(below))
+        if unseen is not None:
+            np.copyto(found.numpy(), np.float32(outside), where=unseen)
+        return found
 
 
 def _by_itk(
