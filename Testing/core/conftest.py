@@ -76,3 +76,12 @@ def data() -> Path:
         message = f"no real data at {folder}; set NEPHI_DATA"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     return folder
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def packed_by(request, monkeypatch):
+    """gzip files by either of the libraries that pack them."""
+    if request.param == "isal":
+        pytest.importorskip("isal")
+    else:
+        monkeypatch.setattr("nephi.files.packing.isal_zlib", None)

@@ -68,6 +68,7 @@ def test_nifti_2_is_read(tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), ARRAY)
 
 
+@pytest.mark.usefixtures("packed_by")
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("kind", ["u1", "i2", "f4", "f8"])
 @pytest.mark.parametrize("part", [0.05, 0.5, 0.999])
@@ -87,6 +88,7 @@ def test_a_nifti_of_another_length_than_its_header_names(size, tmp_path):
         read_image(tmp_path / "a.nii")
 
 
+@pytest.mark.usefixtures("packed_by")
 @pytest.mark.parametrize("packed_at_a_time", [7, 512, 2**20])
 def test_a_nifti_of_several_compressed_members_is_read_to_its_end(packed_at_a_time, tmp_path, monkeypatch):
     """As pigz and bgzip may write them, and with the zeros that fill a tape's last block."""
@@ -104,6 +106,7 @@ def test_a_nifti_of_several_compressed_members_is_read_to_its_end(packed_at_a_ti
             read_image(zipped)
 
 
+@pytest.mark.usefixtures("packed_by")
 def test_a_damaged_bit_in_a_compressed_file(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", ARRAY, STRAIGHT)
     data = bytearray((tmp_path / "a.nii.gz").read_bytes())

@@ -50,6 +50,7 @@ def test_a_warped_image_is_that_of_itk(axes, kind):
     assert np.abs(found - wanted).max() <= tolerance
 
 
+@pytest.mark.usefixtures("packed_by")
 @pytest.mark.parametrize("d", [2, 3])
 def test_a_written_image_is_read_where_it_lies(d, tmp_path):
     random = np.random.default_rng(d)
