@@ -38,4 +38,5 @@ class Slices:
             wanted = self.state[f"slice_{name}"]
             if wanted is not None and wanted != self._moved.get(name):
                 self._moved[name] = wanted
+                self.views.take_in_hand(name)
                 self.views.slice_view(name).set_slice_value(wanted)

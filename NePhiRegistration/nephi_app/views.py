@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,11 +20,14 @@ from slicer.util import arrayFromVTKMatrix
 from trame_slicer.core import LayoutManager, SlicerApp
 from trame_slicer.rca_view.rca_view_factory import RemoteViewFactory
 from trame_slicer.views import Layout, LayoutDirection, SliceView, ThreeDView, ViewLayoutDefinition, ViewType
-from trame_slicer.views.render_scheduler import NoScheduleRendering
+from trame_slicer.views.render_scheduler import NoScheduleRendering, ScheduledRenderStrategy
 
 from .state import SLICES, THREE_D
 
 _MOST_PIXELS = 1_500_000  # of a view that are drawn; on larger screens they are enlarged
+_IN_HAND_S = 0.3  # from the last move in a view, during which it is drawn before the others
+_OTHERS_S = 0.1  # by which these follow, once for all moves meanwhile
+_HANDLED = ("MouseMoveEvent", "MouseWheelForwardEvent", "MouseWheelBackwardEvent")
 _LAYOUTS = {"four": [*SLICES, THREE_D]} | {name: [name] for name in (*SLICES, THREE_D)}
 
 
@@ -47,6 +52,7 @@ class Views:
             )
         self._layout = LayoutManager(self.scene, self._app.view_manager, server)
         self._moved: list[Callable[[str], None]] = []
+        self._in_hand, self._in_hand_until_s = "", 0.0
         self.made = False
         # what VTK prints while nodes come and go would fill the terminal; what fails is told by who asked for it
         vtk.vtkObject.GlobalWarningDisplayOff()
@@ -73,8 +79,9 @@ class Views:
             self._layout.register_layout(key, Layout(LayoutDirection.Vertical, rows))
         self._layout.set_layout("four")
         for factory in self._app.view_manager._factories:
-            for view in factory._views.values():
+            for name, view in factory._views.items():
                 view.view_adapter.max_pixel_count = _MOST_PIXELS
+                self._draw_in_turn(name, view.slicer_view)
         renderer_3d = self._app.view_manager.get_view(THREE_D).renderer()
         renderer_3d.SetUseDepthPeeling(False)  # with Mesa's software renderer it leaves out what is translucent
         self._app.app_logic.SetIntersectingSlicesEnabled(
@@ -84,6 +91,20 @@ class Views:
         crosshair.SetCrosshairBehavior(slicer.vtkMRMLCrosshairNode.OffsetJumpSlice)
         for name in SLICES:
             self.slice_view(name).modified.connect(lambda _view, name=name: [call(name) for call in self._moved])
+
+    def _draw_in_turn(self, name: str, view: Any) -> None:
+        """A view that is not in the user's hand waits for the one that is."""
+
+        def waits() -> bool:
+            return self._in_hand != name and time.monotonic() < self._in_hand_until_s
+
+        view.set_scheduled_render(_InTurn(view._scheduled_render, waits))
+        for event in _HANDLED:
+            view.interactor().AddObserver(event, lambda *_: self.take_in_hand(name), 1.0)
+
+    def take_in_hand(self, name: str) -> None:
+        """What changes next is moved by the user in this view."""
+        self._in_hand, self._in_hand_until_s = name, time.monotonic() + _IN_HAND_S
 
     def choose(self, layout: str) -> None:
         """``four``, or one view by its name."""
@@ -144,4 +165,35 @@ def _beside_the_letter(x: float, y: float) -> tuple[float, float]:
 
 def _unseen(kind: type, **given: Any) -> Any:
     """A view that is not drawn until its factory connects it to the page."""
-    return kind(**given, scheduled_render_strategy=NoScheduleRendering())
+    view = kind(**given, scheduled_render_strategy=NoScheduleRendering())
+    if kind is SliceView:  # several samples a pixel are most of its time in software, and an image gains nothing
+        view.render_window().SetMultiSamples(0)
+    return view
+
+
+class _InTurn(ScheduledRenderStrategy):
+    """Asks another strategy to draw, a moment later as long as ``waits()``."""
+
+    def __init__(self, drawing: ScheduledRenderStrategy, waits: Callable[[], bool]):
+        super().__init__()
+        self._drawing, self._waits = drawing, waits
+        self._later: asyncio.TimerHandle | None = None
+
+    def schedule_render(self) -> None:
+        if not self._waits():
+            self._draw()
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_OTHERS_S, self._draw)
+
+    def did_render(self) -> None:
+        self._drawing.did_render()
+
+    def set_abstract_view(self, abstract_view: Any) -> None:
+        super().set_abstract_view(abstract_view)
+        self._drawing.set_abstract_view(abstract_view)
+
+    def _draw(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        self._drawing.schedule_render()
