@@ -54,8 +54,8 @@ class View(Choice):
     CHECKERBOARD = "checkerboard", _("Checkerboard of fixed and warped")
     DIFFERENCE = "difference", _("Difference, warped minus fixed")
     ERROR = "error", _("Expected error")
-    JACOBIAN = "jacobian", _("Volume change (Jacobian determinant)")
-    CONSISTENCY = "consistency", _("Disagreement of the fields (reliability)")
+    JACOBIAN = "jacobian", _("Volume change (Jacobian)")
+    CONSISTENCY = "consistency", _("Forward-backward difference")
     DISPLACEMENT = "displacement", _("Displacement in mm")
 
 

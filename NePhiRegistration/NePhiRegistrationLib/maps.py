@@ -1,6 +1,6 @@
 """Maps in mm over the fixed volume, coloured only where the images were compared.
 
-The expected error, the displacement, and what the two fields disagree on.
+The expected error, the displacement, and the difference between the two fields, forward and back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .verdict import tolerated_mm
 
 _ERROR, _DISPLACEMENT, _CONSISTENCY = display.MADE_OVERLAYS[1:]
 _ERROR_COLORS, _LENGTH_COLORS = "NePhi expected error", "NePhi displacement"
-_CONSISTENCY_COLORS = "NePhi disagreement of the fields"
+_CONSISTENCY_COLORS = "NePhi forward-backward difference"
 _NOT_COMPARED = -1e4
 _SHOWN_MM = 2.0  # sides of the voxels of a shown map, about
 _INSIDE = 0.1  # share of the mask from which on a voxel of the shown map is coloured
@@ -36,8 +36,8 @@ def show_error(outputs, on: bool, opacity: float = 0.5, legend: bool = True, bey
         tolerated = error_tolerance_mm(outputs)
         _set_colors(made, 0.0, 2 * tolerated, _ERROR_COLORS, _error_colors())
         made.GetDisplayNode().SetThreshold(tolerated if beyond_only else 0.0, -_NOT_COMPARED)
-        title = _("Expected error\n({mm} mm tolerated)").format(mm=f"{tolerated:.3g}") if legend else ""
-        display.show_overlay(outputs.fixed, made, True, opacity, title, "%.2f", 5)
+        title = _("Expected error (mm)\n{mm} mm tolerated").format(mm=f"{tolerated:.3g}") if legend else ""
+        display.show_overlay(outputs.fixed, made, True, opacity, title, "%.3g", 5)
     elif made is not None:
         _take_away(outputs, made)
 
@@ -64,14 +64,14 @@ def error_text(outputs) -> str:
 
 
 def show_fields_disagreement(outputs, on: bool, opacity: float = 0.5, legend: bool = True) -> None:
-    """What the two fields disagree on, in mm."""
+    """How far a point is from itself after the forward and then the inverse field, in mm."""
     made = display.own_volume(outputs.fixed.GetScene(), _CONSISTENCY)
     if on:
         made = _shown(outputs, outputs.fields_disagreement, _CONSISTENCY, made)
         values = slicer.util.arrayFromVolume(outputs.fields_disagreement)
         _set_colors(made, 0.0, _most(values[values > 0]), _CONSISTENCY_COLORS, _consistency_colors())
         made.GetDisplayNode().SetThreshold(0.0, -_NOT_COMPARED)
-        title = _("Disagreement of\nthe fields (mm)") if legend else ""
+        title = _("Forward-backward\ndifference (mm)") if legend else ""
         display.show_overlay(outputs.fixed, made, True, opacity, title, "%.3g", 5)
     elif made is not None:
         _take_away(outputs, made)
@@ -115,18 +115,35 @@ def _shown(outputs, source, attribute: str, made, made_from: str = ""):
     steps = size / finer  # in voxels of the fixed volume, which fills the same box
     to_world[:3, 3] += to_world[:3, :3] @ ((steps - 1) / 2)
     to_world[:3, :3] *= steps
-    slicer.util.updateVolumeFromArray(made, np.zeros(finer[::-1], np.float32))
-    made.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(to_world))
     values = slicer.util.arrayFromVolume(source).astype(np.float32)
     # the mask where it is known, which is finer; else where the map itself has values
     inside = compared.in_mask(outputs)
     mask, volume = (values > 0, source) if inside is None else (inside, outputs.fields_disagreement)
+    first, last = _box(mask, np.linalg.inv(to_world) @ nodes.ijk_to_world(volume), finer)
+    to_world[:3, 3] += to_world[:3, :3] @ first
+    slicer.util.updateVolumeFromArray(made, np.zeros((last - first + 1)[::-1], np.float32))
+    made.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(to_world))
     share = nodes.resampled_array(mask.astype(np.float32), volume, made)
     filled = nodes.resampled_array(_spread(values), source, made)
     slicer.util.updateVolumeFromArray(made, np.where((share > _INSIDE) & (filled > 0), filled, _NOT_COMPARED))
     made.SetAttribute(attribute, made_from)
     made.CreateDefaultDisplayNodes()
     return made
+
+
+def _box(mask: np.ndarray, to_index: np.ndarray, size_xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last index (x, y, z) of a mask (z, y, x) on a grid of that size, with a voxel of the mask around it.
+
+    ``to_index``: from the mask's indices to the grid's (4, 4).
+    """
+    ranges = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in (2, 1, 0)]
+    if not len(ranges[0]):
+        return np.zeros(3, int), size_xyz - 1
+    corners = np.array([[ends[0] - 1, ends[-1] + 1] for ends in ranges], float).T
+    corners = np.stack(np.meshgrid(*corners.T, indexing="ij"), -1).reshape(-1, 3)
+    index = corners @ to_index[:3, :3].T + to_index[:3, 3]
+    low, high = np.floor(index.min(0)).astype(int), np.ceil(index.max(0)).astype(int)
+    return np.clip(low, 0, size_xyz - 1), np.clip(high, 0, size_xyz - 1)
 
 
 def _spread(values: np.ndarray, times: int = 3) -> np.ndarray:

@@ -120,7 +120,7 @@ class Outputs:
         volumes = {
             "warped": _("{moving} on {fixed}"),
             "jacobian": _("Jacobian {fixed} to {moving}"),
-            "fields_disagreement": _("Disagreement of the fields {fixed} to {moving} (mm)"),
+            "fields_disagreement": _("Forward-backward difference {fixed} to {moving} (mm)"),
             "error_map": _("Expected error {fixed} to {moving} (mm)"),
         }
         if not files.error_map.is_file():  # of an older engine

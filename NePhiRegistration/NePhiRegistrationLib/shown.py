@@ -19,8 +19,9 @@ _MEANING = {
     View.ERROR: "",  # as the result is
     View.JACOBIAN: display.JACOBIAN_TEXT,
     View.CONSISTENCY: _(
-        "Distance in mm between a point and where it lands when the two fields map it to the moving volume and back. "
-        "High values: do not trust the match there. The coloured area is the mask that was compared."
+        "The registration is computed in both directions. Distance in mm between a point and where it lands when one "
+        "takes it to the moving volume and the other back: where it is large, do not trust the match. "
+        "Only the mask that was compared is coloured."
     ),
     View.DISPLACEMENT: _(
         "How far the tissue moved in mm, without translation and rotation of the patient. "

@@ -32,7 +32,7 @@ def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> li
     lines = [_compared(report, hounsfield), _expected(report), _folds(report["folds"])]
     if "tre_mm" in report:
         lines.append(_landmarks(report["tre_mm"], sum(s * s for s in spacing_mm) ** 0.5))
-    lines.append(_disagreement(report["fields_disagreement_mm"], max(spacing_mm)))
+    lines.append(_forward_backward(report["fields_disagreement_mm"], max(spacing_mm)))
     if "volume" in report:
         lines.append(_volumes(report["volume"]))
     lines += [Line(Kind.NOTICE if is_notice(w) else Kind.ATTENTION, in_panel_words(w)) for w in report["warnings"]]
@@ -142,13 +142,13 @@ def _landmarks(tre_mm: dict, diagonal_mm: float) -> Line:
     return Line(kind, text.format(**numbers) + ".")
 
 
-def _disagreement(error_mm: dict, voxel_mm: float) -> Line:
+def _forward_backward(error_mm: dict, voxel_mm: float) -> Line:
     numbers = {"mean": f"{error_mm['mean']:.2g}", "largest": f"{error_mm['max']:.2g}", "voxel": f"{voxel_mm:.2g}"}
-    text = _("Disagreement of the fields: mean {mean} mm, largest {largest} mm.")
+    text = _("Forward-backward difference: mean {mean} mm, largest {largest} mm.")
     if error_mm["mean"] <= voxel_mm:
         return Line(Kind.NEUTRAL, text.format(**numbers))
     text = _(
-        "Disagreement of the fields: mean {mean} mm, largest {largest} mm. "
+        "Forward-backward difference: mean {mean} mm, largest {largest} mm. "
         "The mean is above the voxel size ({voxel} mm): do not trust the match."
     )
     return Line(Kind.ATTENTION, text.format(**numbers))

@@ -42,4 +42,5 @@ def surface_model(scene, inside: np.ndarray, ijk_to_world: np.ndarray, name: str
     display.SetColor(*_COLOR)
     display.SetOpacity(_OPACITY)
     display.SetVisibility2D(False)
+    display.SetSliceIntersectionThickness(2)
     return model

@@ -143,8 +143,8 @@ def _numbers(report: dict) -> Iterable[tuple[str, float, int, str, str]]:
     yield _("Inverse consistency, mean"), error["mean"], 2, "mm", _("forward, then inverse")
     yield _("Inverse consistency, max"), error["max"], 2, "mm", _("forward, then inverse")
     error = report["fields_disagreement_mm"]
-    yield _("Disagreement of the fields, mean"), error["mean"], 2, "mm", _("of both directions")
-    yield _("Disagreement of the fields, max"), error["max"], 2, "mm", _("of both directions")
+    yield _("Forward-backward, mean"), error["mean"], 2, "mm", _("difference of the two directions")
+    yield _("Forward-backward, max"), error["max"], 2, "mm", _("difference of the two directions")
     if "dice" in report:
         yield _("Dice before"), report["dice"]["before"], 3, "", _("aligned only")
         yield _("Dice after"), report["dice"]["after"], 3, "", _("masks overlap")

@@ -32,7 +32,7 @@ _NAMES = {
     View.FADE: _("blend"),
     FOLDS: _("folds"),
     View.JACOBIAN: _("volume change"),
-    View.CONSISTENCY: _("disagreement of the fields"),
+    View.CONSISTENCY: _("forward-backward difference"),
 }
 
 

@@ -29,7 +29,7 @@ _OPTIONS = {  # what the engine calls by the options of its command line
     "--align centres": "the initial alignment centre to centre",
     "--device cpu": "the CPU",
 }
-_NOTICES = ("mask was found by a threshold", "The prediction of model")
+_NOTICES = ("mask was found by a threshold", "The prediction of model", "as Slicer writes segmentations")
 
 
 def stage_text(stage: str) -> str:

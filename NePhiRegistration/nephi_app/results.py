@@ -51,6 +51,7 @@ class Results:
             server.trigger(name)(getattr(self, name))
         server.trigger("show_again")(self._back)
         self.state.change(*_LOOKS)(self.show)
+        self.state.change("outline")(self._show_outline)
         self.state.change("result")(self._choose)
 
     @property
@@ -99,6 +100,8 @@ class Results:
         self._shown = Shown(outputs)
         self.show()
         self._add_surface(outputs)
+        with self.state:
+            self.state.has_outline = result in self._models
 
     def _back(self) -> None:
         """From a landmark's scan to what was chosen to be shown."""
@@ -136,13 +139,13 @@ class Results:
                 display.flicker(self.scene)
 
     def _add_surface(self, outputs: Outputs) -> None:
-        """What was compared, in 3D."""
+        """What was compared, in 3D and, if that is wanted, as an outline in the slices."""
         inside, key = compared.in_mask(outputs), outputs.forward.GetID()
         if inside is None or key in self._models:
             return
         to_world = nodes.ijk_to_world(outputs.fields_disagreement)
         self._models[key] = surface_model(self.scene, inside, to_world, "Compared region")
-        self.views.render()
+        self._show_outline()
 
     def _leave(self, fixed: bool) -> None:
         """Nothing of it in the views, which show something else; ``fixed``: in the fixed scan."""
@@ -154,6 +157,11 @@ class Results:
         """That of the result that is chosen, which lies in the fixed scan."""
         for key, model in self._models.items():
             model.GetDisplayNode().SetVisibility(on and key == self.state.result)
+
+    def _show_outline(self, **_: Any) -> None:
+        for model in self._models.values():
+            model.GetDisplayNode().SetVisibility2D(bool(self.state.outline))
+        self.views.render()
 
     def drop(self) -> None:
         with self.state:

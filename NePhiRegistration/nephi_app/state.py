@@ -91,6 +91,8 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "opacity": 0.5,
         "has_opacity": True,
         "legend": True,
+        "outline": False,  # of what was compared
+        "has_outline": False,
         "beyond": False,
         "has_legend": False,
         "grid": False,

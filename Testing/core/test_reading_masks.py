@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from nephi.cli import main
 from nephi.errors import NephiError, collected_notices
+from nephi.files.image import open_image
 from nephi.files.masks import check_mask, read_regions
 from nephi.space.grid import Grid
 
@@ -103,6 +105,51 @@ def test_a_mask_that_lies_elsewhere_is_refused_with_the_difference(grid, match):
         grid = Grid(grid.size, grid.spacing_mm, (0.0, 0.0, 9.0), grid.direction)
     with pytest.raises(NephiError, match=match):
         checked(grid.image(np.ones(grid.shape, np.uint8)))
+
+
+def cropped(array: np.ndarray, path, box=(slice(4, 17), slice(4, 19), slice(3, 22)), grid=GRID, of_slicer=True):
+    """A part of the labels (z, y, x) as Slicer writes a segmentation, read back."""
+    image = grid.part(box).image(array[box])
+    if of_slicer:
+        offset = " ".join(str(along.start) for along in reversed(box))
+        entries = {"Segment0_ID": "lung", "Segment0_LabelValue": "1", "Segmentation_ReferenceImageExtentOffset": offset}
+        for key, value in entries.items():
+            image.SetMetaData(key, value)
+    sitk.WriteImage(image, str(path))
+    return open_image(path, "fixed mask")
+
+
+def test_a_segmentation_of_slicer_may_hold_a_part_of_the_voxels(tmp_path):
+    part = cropped(INSIDE.astype(np.uint8), tmp_path / "lung.seg.nrrd")
+    assert part.GetSize() != IMAGE.GetSize()
+    found, notices = checked(part)
+    np.testing.assert_array_equal(found, INSIDE)
+    assert len(notices) == 1 and "the rest counts as outside" in notices[0]
+    labels = (INSIDE * (1 + (X > 12))).astype(np.uint8)
+    cropped(labels, tmp_path / "halves.seg.nrrd")
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(read_regions(tmp_path / "halves.seg.nrrd", IMAGE, "regions")), labels
+    )
+    turned = sitk.PermuteAxes(sitk.Flip(part, (True, False, True)), (2, 0, 1))
+    for key in part.GetMetaDataKeys():
+        turned.SetMetaData(key, part.GetMetaData(key))
+    np.testing.assert_array_equal(checked(turned)[0], INSIDE)
+
+
+@pytest.mark.parametrize(
+    "change, of_slicer",
+    [
+        (dict(origin_lps_mm=(5.6, -7.0, 9.0)), True),  # between the voxels
+        (dict(spacing_mm=(4.0, 4.0, 6.0)), True),
+        (dict(origin_lps_mm=(-11.0, -7.0, 9.0)), True),  # beyond the image
+        ({}, False),
+    ],
+)
+def test_a_part_on_another_lattice_or_of_no_segmentation_is_refused(tmp_path, change, of_slicer):
+    grid = replace(GRID, **change)
+    part = cropped(INSIDE.astype(np.uint8), tmp_path / "lung.seg.nrrd", grid=grid, of_slicer=of_slicer)
+    with pytest.raises(NephiError, match="does not lie on its image's grid"):
+        checked(part)
 
 
 def test_label_maps(tmp_path):

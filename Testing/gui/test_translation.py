@@ -23,7 +23,7 @@ _NOT_SHOWN = {  # sentences that are no text of the panel
     "NePhiRegistration.py": {"The NePhi developers"},
     "display.py": {"NePhi Jacobian"},  # by which colour tables are found again
     "inputpanel.py": {"Selector"},
-    "maps.py": {"NePhi expected error", "NePhi displacement", "NePhi disagreement of the fields"},
+    "maps.py": {"NePhi expected error", "NePhi displacement", "NePhi forward-backward difference"},
     "verdict.py": None,  # finds parts of the engine's English reasons
     "methods.py": None,  # of a paper, in English
     "applying.py": {"Fixed", "Moving"},

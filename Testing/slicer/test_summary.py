@@ -103,9 +103,9 @@ def test_what_is_a_notice_is_what_the_engine_says():
 
 
 def test_a_disagreement_above_a_voxel_is_no_detail():
-    assert lines({})["Disagreement of the fields: mean 0.2 mm, largest 1.5 mm."] is Kind.NEUTRAL
+    assert lines({})["Forward-backward difference: mean 0.2 mm, largest 1.5 mm."] is Kind.NEUTRAL
     found = lines({"fields_disagreement_mm": {"mean": 5.9, "max": 13.0}})
-    (text,) = [text for text in found if "Disagreement" in text]
+    (text,) = [text for text in found if "Forward-backward" in text]
     assert found[text] is Kind.ATTENTION and "do not trust the match" in text
 
 

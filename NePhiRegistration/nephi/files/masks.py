@@ -15,6 +15,8 @@ from .image import check_volume, open_image
 _HIGHEST_LABEL = 65535
 _MOST_REGIONS = 1000  # of more, an image was taken for a label map
 _MOST_LABELS = 256  # the same, for masks
+_SEGMENTATION = "Segment0_"  # how the header of a segmentation of Slicer calls what it says of the first segment
+_SAME = 1e-3  # voxels by which one on the same lattice may be off
 _BESIDE = 0.5  # voxels by which a mask's box may lie off its image's; it is resampled then
 
 
@@ -28,7 +30,7 @@ def read_regions(path: str | Path, image: sitk.Image, role: str = "regions") -> 
 
 def check_regions(labels: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
     """A label map (0: no region) on the image's grid, as integers; raises NephiError if it is not one."""
-    labels = check_volume(labels, role)
+    labels = _whole_segmentation(check_volume(labels, role), image, role)
     _check_place(labels, image, role)
     labels = _on_grid(_without_nan(labels, role), image, role, labels=True)
     array = sitk.GetArrayViewFromImage(labels)
@@ -49,16 +51,39 @@ def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
     """The mask on the image's grid as bytes, 0 or 1.
 
     Probabilities count from 0.5 on, several labels as their union, NaN as outside; a mask whose box differs from the
-    image's by less than half a voxel is resampled, each with a notice. Raises NephiError if it is empty, holds
+    image's by less than half a voxel is resampled, and a segmentation of Slicer may hold a part of the image's voxels,
+    each with a notice. Raises NephiError if it is empty, holds
     what no mask holds, or lies elsewhere.
     """
-    _check_place(check_volume(mask, role), image, role)
+    mask = _whole_segmentation(check_volume(mask, role), image, role)
+    _check_place(mask, image, role)
     if mask.GetPixelID() != sitk.sitkUInt8 or sitk.GetArrayViewFromImage(mask).max() > 1:
         mask = _binary(_without_nan(mask, role), role)
     mask = _on_grid(mask, image, role)
     if not sitk.GetArrayViewFromImage(mask).any():
         raise NephiError(f"{role}: the mask is empty")
     return mask
+
+
+def _whole_segmentation(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
+    """On all of the image's voxels where it is a segmentation of Slicer of some of them; anything else as it is.
+
+    Slicer may leave out what lies around the segments; the rest of the image is then outside all of them. Of a file
+    that does not say that it is one, a smaller size is a sign that it belongs to another image.
+    """
+    if mask.GetDimension() != image.GetDimension():
+        return mask
+    own, wanted = Grid.of(mask), Grid.of(image)
+    if own.same_as(wanted) or not any(key.startswith(_SEGMENTATION) for key in mask.GetMetaDataKeys()):
+        return mask
+    corners = wanted.to_index(own.corners_lps_mm())
+    steps = np.abs(wanted.to_index(own.to_lps_mm(np.eye(own.dimension))) - wanted.to_index(own.origin_lps_mm))
+    one_each = bool((np.rint(steps).sum(0) == 1).all() and (np.rint(steps).sum(1) == 1).all())
+    apart = max(np.abs(corners - np.rint(corners)).max(), np.abs(steps - np.rint(steps)).max())
+    if not (one_each and apart < _SAME and wanted.holds(own.corners_lps_mm()).all()):
+        return mask
+    notice(f"The {role} holds a part of its image's voxels, as Slicer writes segmentations; the rest counts as outside.")
+    return wanted.resample(mask, interpolator=sitk.sitkNearestNeighbor)
 
 
 def _without_nan(mask: sitk.Image, role: str) -> sitk.Image:

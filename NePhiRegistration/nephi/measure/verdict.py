@@ -192,8 +192,8 @@ def _of_map(report: Report, consistency_mm: float, t: Tolerances) -> Iterator[_F
             report.inverse_consistency_mm,
         ),
         (
-            "disagreement of the fields",
-            "The two fields disagree: forward and inverse field",
+            "forward-backward difference",
+            "The two directions do not agree: forward and inverse field",
             report.fields_disagreement_mm,
         ),
     )

@@ -116,7 +116,7 @@ def _summary(report: dict) -> Iterator[str]:
             and must not be trusted; the Jacobian maps show it in magenta."""
     for entry, title in (
         ("inverse_consistency_mm", "Inverse consistency (forward, then inverse transform)"),
-        ("fields_disagreement_mm", "Disagreement of the two fields (forward, then inverse field)"),
+        ("fields_disagreement_mm", "Forward-backward difference of the two fields"),
     ):
         if (apart := report.get(entry)) is not None:
             parts = apart if isinstance(apart, dict) else {"mean": apart}
