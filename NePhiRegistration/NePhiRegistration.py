@@ -132,6 +132,7 @@ class NePhiRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def _on_scene_new(self, _caller, _event) -> None:
         if self.parent.isEntered:
             self._set_parameters(self.logic.getParameterNode())
+            self._timer.start()  # it may have stopped while there was no parameter node
 
     def _set_parameters(self, new: Parameters | None) -> None:
         if self._parameters is not None:

@@ -62,7 +62,10 @@ class ApplyPanel:
         slicer.util.showStatusMessage(_("The text for the methods section is in the clipboard."), 5000)
 
     def _series(self, volume):
-        return dicom_export.from_database(volume, slicer.dicomDatabase.fileForInstance)
+        database = getattr(slicer, "dicomDatabase", None)  # there once the module DICOM has been set up
+        if database is None:
+            raise NephiError(_("Slicer's DICOM database is not open: open the module DICOM first."))
+        return dicom_export.from_database(volume, database.fileForInstance)
 
     def _export_dicom(self, _checked: bool = False) -> None:
         folder = qt.QFileDialog.getExistingDirectory(None, _("Folder for the DICOM registration"))
@@ -71,7 +74,8 @@ class ApplyPanel:
         try:
             if reason := dicom_export.problem(self.outputs):
                 raise NephiError(reason)
-            written = dicom_export.export(self.outputs, folder, self._series)
+            with wait_cursor():
+                written = dicom_export.export(self.outputs, folder, self._series)
         except (NephiError, OSError) as error:
             slicer.util.errorDisplay(_("The registration could not be written: {reason}").format(reason=error))
             return

@@ -13,6 +13,7 @@ from .batchrun import COLUMNS, BatchRun, cells
 from .hierarchy import put_beside
 from .i18n import tr as _
 from .job import Job, LogicError
+from .waiting import wait_cursor
 
 _REMEMBERED = {"batchListPathLineEdit": "batch_list", "batchOutputPathLineEdit": "batch_output"}
 
@@ -55,7 +56,8 @@ class BatchPanel:
         try:
             if missing or (self._phases and (missing := phases.problem(*self._phases))):
                 raise LogicError(missing)
-            self._run = BatchRun(self._engine, *paths, self._job(), self._phases)
+            with wait_cursor():  # the phases of a sequence are written
+                self._run = BatchRun(self._engine, *paths, self._job(), self._phases)
         except LogicError as error:
             slicer.util.errorDisplay(str(error))
             return
@@ -74,7 +76,8 @@ class BatchPanel:
         if sequence is None or sequence.GetScene() is None:
             return ""
         try:
-            made = phases.add_transforms(sequence, reference, self._run.output)
+            with wait_cursor():
+                made = phases.add_transforms(sequence, reference, self._run.output)
         except (OSError, NephiError) as error:
             return " " + _("Their transforms could not be read: {reason}").format(reason=error)
         if made is None:

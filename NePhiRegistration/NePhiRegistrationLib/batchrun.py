@@ -92,7 +92,12 @@ class BatchRun:
         if not self.running:
             return False
         code = self._process.exit_code()  # before its last words are read
-        self.log += [str(message) for message in self._process.messages()]
+        try:
+            self.log += [str(message) for message in self._process.messages()]
+        except OSError as error:
+            self._end()
+            self.error = str(error)
+            return False
         if code is not None:
             self._end()
             if code not in (0, 1):  # 1: some pairs failed, as the table says

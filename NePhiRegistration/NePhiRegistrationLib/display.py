@@ -250,6 +250,7 @@ def _show_legend(node, title: str, label_format: str, labels: int, at_left: bool
     if legend is not None:
         legend.SetVisibility(bool(title))
         if title:
+            legend.SetSaveWithScene(False)  # as what it is of
             legend.SetTitleText(title)
             legend.SetLabelFormat(label_format)
             legend.SetNumberOfLabels(labels)
@@ -333,6 +334,7 @@ def color_node(scene, name: str, colors: np.ndarray):
         return found
     table = slicer.vtkMRMLColorTableNode()
     table.SetName(name)
+    table.SetSaveWithScene(False)  # only what is made for the views has its colours
     table.SetTypeToUser()
     table.SetNumberOfColors(len(colors))
     for i, color in enumerate(colors.tolist()):

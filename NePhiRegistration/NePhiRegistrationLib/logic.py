@@ -136,6 +136,11 @@ class Run:
     def stage_text(self) -> str:
         return stage_text(self.stage)
 
+    @property
+    def at_its_end(self) -> bool:
+        """Whether the engine has ended, so that the next ``poll`` takes as long as reading its result."""
+        return self.state == "running" and self._process.exit_code() is not None
+
     def poll(self) -> bool:
         """Take in what the engine said; on success make the output nodes. True while it runs."""
         if self.state != "running":
@@ -153,10 +158,9 @@ class Run:
         code = self._process.exit_code()  # before its last words are read
         try:
             messages = self._process.messages()
-        except OSError:
+        except OSError as error:
             self._process.end()
-            text = _("The folder of the registration was removed while it ran: {folder}")
-            self._give_up("failed", text.format(folder=self._folder.path))
+            self._give_up("failed", str(error))
             return False
         preview = None
         for message in messages:

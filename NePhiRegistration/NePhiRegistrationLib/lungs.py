@@ -47,10 +47,10 @@ class LungSearch:
         code = self._process.exit_code()
         if code is None:
             return True
-        log = [str(message) for message in self._process.messages()]
         self._process.end()
         if self._volume.GetScene() is not None:  # it may have been removed meanwhile
             try:
+                log = [str(message) for message in self._process.messages()]
                 if code:
                     raise LogicError(failure(code, log).replace(str(self._file), self._volume.GetName()))
                 self.made.append((self._volume, _segmentation(self._volume, self._labels)))

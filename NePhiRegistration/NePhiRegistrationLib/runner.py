@@ -10,6 +10,8 @@ from pathlib import Path
 
 from nephi import process
 
+from .i18n import tr as _
+
 
 def find_python() -> str:
     """Slicer's own interpreter, or the one that runs this."""
@@ -32,9 +34,13 @@ class EngineProcess:
     def messages(self) -> list[dict | str]:
         """Whole lines that came since the last call: JSON objects of stdout, then other text of both.
 
-        Raises OSError where the folder is gone.
+        Raises OSError with one line where the folder is gone, as when somebody empties the one for temporary files.
         """
-        return [*map(_message, self._out.lines()), *self._error.lines()]
+        try:
+            return [*map(_message, self._out.lines()), *self._error.lines()]
+        except FileNotFoundError:
+            text = _("The folder of the registration was removed while it ran: {folder}")
+            raise OSError(text.format(folder=self._out.path.parent)) from None
 
     def end(self) -> None:
         """Kill the process and everything it started; returns when it is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from . import dependencies, several, theme
 from .i18n import tr as _
@@ -82,7 +83,8 @@ class RunPanel:
             if not self.installation.running:
                 self._end_installation()
         if self.running:
-            going_on = self.run.poll()
+            with wait_cursor() if self.run.at_its_end else nullcontext():  # the result is read
+                going_on = self.run.poll()
             self._log(self.run.log)
             if not going_on:
                 self._end()

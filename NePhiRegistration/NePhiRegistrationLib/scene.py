@@ -253,8 +253,9 @@ def add_for_display(scene, name: str):
 
     It stays in Slicer's own lists, as the slice views' selectors lose what they do not list.
     """
-    volume = add(scene, "vtkMRMLScalarVolumeNode", name)
+    volume = add(scene, "vtkMRMLScalarVolumeNode", name, displayed=True)
     volume.SetSaveWithScene(False)
+    volume.GetDisplayNode().SetSaveWithScene(False)  # it would be loaded as that of nothing
     mark_as_map(volume)
     return volume
 

@@ -96,7 +96,7 @@ class Applied:
         if outputs is None:
             raise NephiError("there is no result that could be applied")
         lies_in = outputs.fixed if backwards else outputs.moving
-        source = await self._load(role, path, _stem(name), series, lies_in)
+        source = await self._load(role, path, stem(name), series, lies_in)
         try:
             if self.outputs != outputs:
                 raise NephiError("another result was chosen meanwhile")
@@ -105,7 +105,7 @@ class Applied:
         finally:
             nodes.remove(self.views.scene, source)
         target = outputs.moving if backwards else outputs.fixed
-        node.SetName(self.views.scene.GenerateUniqueName(f"{_stem(name)} on {_stem(target.GetName())}"))
+        node.SetName(self.views.scene.GenerateUniqueName(f"{stem(name)} on {stem(target.GetName())}"))
         self.made[node.GetID()] = Made(node, outputs.forward.GetID(), backwards)
         self.show_made(node.GetID(), True)
 
@@ -221,7 +221,7 @@ def _takes_the_views(made: Made) -> bool:
     return made.is_scan or made.backwards
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     """A file's name without what tells its format."""
     endings = (".seg.nrrd", ".seg.nhdr", ".mrk.json", ".dcm", *IMAGES, *POINTS, *Kind.SURFACE.endings)
     known = sorted((ending for ending in endings if name.lower().endswith(ending)), key=len)

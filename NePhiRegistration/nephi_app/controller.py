@@ -17,6 +17,7 @@ from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.words import duration
 
 from . import told
+from .applied import stem
 from .batches import Batches
 from .dialog import SAVE, SAVE_MADE, Dialog
 from .files import Served, plain
@@ -79,7 +80,7 @@ class Controller:
         if key and (name := self.results.choose_file(key)):
             self.dialog.open(SAVE_MADE, name)
         elif not key and (outputs := self.results.chosen) is not None:
-            self.dialog.open(SAVE, plain(f"{outputs.moving.GetName()} registered"))
+            self.dialog.open(SAVE, plain(f"{stem(outputs.moving.GetName())} registered"))
 
     async def choose(self, path: str, series: str = "") -> None:
         """Open what was chosen in the dialog for its role; ``series``: the UID of one of a DICOM folder."""
@@ -257,6 +258,8 @@ class Controller:
         self.windows.offer()
         with self.state:
             self.state.has_images = True
+            both = fixed is not None and moving is not None
+            self.state.meaning = "The moving scan over the fixed one, as they lie." if both else ""
         self.views.show_slices_in_3d(True)
         self.slices.fit()
 

@@ -79,6 +79,8 @@ class Landmarks:
         display.show_comparison(getattr(self.outputs, side), None, "")
         display.jump(self.views.scene, getattr(found[row], f"{side}_ras_mm"))
         self._tell({"row": row, "side": side, "label": found[row].label}, edited)
+        with self.state:
+            self.state.meaning = f"The {side} scan alone, with its landmarks."
 
     def place_point(self) -> None:
         """The point that is looked at, to where the slices meet now."""

@@ -64,6 +64,7 @@ def test_a_result_is_saved_downloaded_and_reported(folder, tmp_path, registered)
     page.fill("#save-name", "result")
     page.click("#save-here")
     page.wait_for_selector("dialog", state="detached")
+    assert page.locator(".message").bounding_box()["y"] >= 0  # wherever the panel is scrolled to
     place = folder / page.inner_text(".message").split("Saved in ")[1].split("\n")[0].rstrip(". ✕")
     names = {file.name for file in place.iterdir()}
     assert {"fixed_landmarks.csv", "moving_landmarks.csv"} <= names  # as they were corrected

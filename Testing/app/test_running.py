@@ -17,6 +17,7 @@ def test_cancelling_ends_the_engine_and_changes_nothing(app, panel):
     page.click("#register")
     page.wait_for_function("document.querySelector('.running progress')?.value > 1")
     assert set(app.processes()) > processes
+    assert page.evaluate("document.activeElement.matches('.running')")  # Register cannot keep the focus
     page.click("#cancel")
     page.wait_for_selector(".running", state="detached")
     assert "cancelled" in page.inner_text(".message")

@@ -9,7 +9,7 @@ VIEWS = {  # and words that explain them
     "DIFFERENCE": "Grey: equal",
     "ERROR": "within the tolerance",
     "JACOBIAN": "expands",
-    "CONSISTENCY": "map it to the moving scan and back",
+    "CONSISTENCY": "do not trust the match",
 }
 
 
@@ -42,6 +42,22 @@ def test_the_views_show_what_is_chosen(registered):
     page.get_by_text("Cyan: 0 mm").wait_for()
     panel.until(lambda pixels: colourful(pixels) > grey + 0.05, "Green")
     page.uncheck("#grid")
+    shown = panel.until(lambda pixels: colourful(pixels) < grey + 0.02, "Green")
+    page.check("#outline")
+    panel.until(lambda pixels: difference(shown, pixels) > 0.2, "Green")
+    page.uncheck("#outline")
+    panel.until(lambda pixels: difference(shown, pixels) < 0.1, "Green")
+
+
+def test_the_other_views_follow_a_slice(registered):
+    """They wait for the one that is moved, and then show where it is."""
+    panel, page = registered, registered.page
+    before = {name: panel.view(name) for name in ("Red", "Green", "ThreeD")}
+    page.focus("#slice-Red")
+    for _step in range(6):
+        page.keyboard.press("ArrowRight")
+    for name, pixels in before.items():
+        panel.until(lambda now, pixels=pixels: (abs(now - pixels).max(2) > 60).sum() > 100, name)
 
 
 def test_the_keyboard_is_enough(registered):
@@ -92,6 +108,21 @@ def test_it_is_readable_on_small_and_large_screens(registered, size, theme):
     if size[0] > 2000:
         height = page.locator("#save").bounding_box()["height"]
         assert height > 36  # larger, as such screens are
+
+
+def test_enlarged_twice_everything_can_be_scrolled_to(registered):
+    """A window of 1280 x 720 at 200 % has room for 640 x 360."""
+    page = registered.page
+    page.set_viewport_size({"width": 640, "height": 360})
+    page.wait_for_function("getComputedStyle(document.querySelector('.nephi')).overflow === 'visible'")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for selector in ("#save", "#view", "#slice-Yellow"):
+        page.locator(selector).scroll_into_view_if_needed()
+        box = page.locator(selector).bounding_box()
+        assert 0 <= box["y"] and box["y"] + box["height"] <= 360 and box["x"] + box["width"] <= 640
+    meaning, views = (page.locator(part).bounding_box() for part in (".meaning", ".views"))
+    assert meaning["y"] + meaning["height"] <= views["y"]
+    page.set_viewport_size({"width": 1280, "height": 720})
 
 
 def contrast(page, selector: str) -> float:

@@ -139,9 +139,9 @@ def test_a_segmentation_of_slicer_may_hold_a_part_of_the_voxels(tmp_path):
 @pytest.mark.parametrize(
     "change, of_slicer",
     [
-        (dict(origin_lps_mm=(5.6, -7.0, 9.0)), True),  # between the voxels
-        (dict(spacing_mm=(4.0, 4.0, 6.0)), True),
-        (dict(origin_lps_mm=(-11.0, -7.0, 9.0)), True),  # beyond the image
+        ({"origin_lps_mm": (5.6, -7.0, 9.0)}, True),  # between the voxels
+        ({"spacing_mm": (4.0, 4.0, 6.0)}, True),
+        ({"origin_lps_mm": (-11.0, -7.0, 9.0)}, True),  # beyond the image
         ({}, False),
     ],
 )

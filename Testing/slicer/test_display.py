@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 import slicer
 from helpers import put_under, volume_node
 from NePhiRegistrationLib import compared, deformation, display, maps
+from saving import save_scene
 from slicer.util import arrayFromVolume, arrayFromVolumeModified, vtkMatrixFromArray
 from views import ThreeDView
 from vtk.util.numpy_support import vtk_to_numpy
@@ -377,3 +379,28 @@ def test_live_view_shows_the_moving_image_where_the_transform_puts_it(finished, 
     np.testing.assert_array_equal(slicer.util.arrayFromVTKMatrix(matrix), turn)
     for node in (still, moving, parent):
         display.nodes.remove(scene, node)
+
+
+def test_what_is_drawn_leaves_nothing_in_a_saved_scene(finished, view, tmp_path):
+    """Display nodes, legends and colours of volumes that are not saved would be loaded as those of nothing."""
+    outputs = finished.outputs
+
+    def saved() -> list[str]:
+        save_scene(finished.scene, tmp_path / "scene.mrml")
+        written = (tmp_path / "scene.mrml").read_text(encoding="utf-8")
+        kinds = "VolumeDisplay|ColorLegendDisplay|ColorTable|GridTransformDisplay"
+        return sorted(re.findall(rf'<((?:{kinds})\s+id="[^"]*"\s+name="[^"]*")', written))
+
+    display.clear(finished.scene, outputs.fixed)
+    plain = saved()
+    assert any("VolumeDisplay" in entry for entry in plain)
+    for show in (
+        lambda: maps.show_error(outputs, True),
+        lambda: display.show_jacobian(outputs, True),
+        lambda: display.show_comparison(outputs.fixed, outputs.warped, "difference"),
+        lambda: display.show_grid(outputs.forward, outputs.fixed, True),
+    ):
+        show()
+        view.pixels()
+        assert set(saved()) - set(plain) == set()
+        display.clear(finished.scene, outputs.fixed)

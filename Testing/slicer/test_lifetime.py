@@ -14,10 +14,12 @@ from pathlib import Path
 import nephi
 import NePhiRegistrationLib
 import pytest
+import SimpleITK as sitk
 import vtk
 from helpers import finish, node_list, phantom_job
 from nephi import runfolder
 from nephi.runfolder import LOCK, RunFolder, remove_abandoned
+from NePhiRegistrationLib.batchrun import BatchRun
 from NePhiRegistrationLib.job import LogicError
 from NePhiRegistrationLib.logic import Logic
 from NePhiRegistrationLib.scene import remove
@@ -144,6 +146,19 @@ def test_folder_vanishing_during_a_run_ends_it_with_one_line(scene, phantom, tmp
     wait(lambda: not run.poll())
     assert run.state == "failed" and "folder" in run.error and "\n" not in run.error
     assert node_list(scene) == before and list(tmp_path.iterdir()) == []
+    assert run._process.exit_code() is not None
+
+
+def test_folder_vanishing_during_a_list_of_pairs_ends_it_with_one_line(scene, phantom, tmp_path):
+    for name in ("fixed", "moving"):
+        sitk.WriteImage(getattr(phantom, name), str(tmp_path / f"{name}.nii.gz"))
+    (tmp_path / "pairs.csv").write_text("name,fixed,moving\none,fixed.nii.gz,moving.nii.gz\n", encoding="utf-8")
+    logic = Logic(scene, temporary=tmp_path / "runs")
+    run = BatchRun(logic, str(tmp_path / "pairs.csv"), str(tmp_path / "results"), phantom_job(scene, phantom, **ENDLESS))
+    run.poll()
+    shutil.rmtree(run._folder.path)
+    wait(lambda: not run.poll())
+    assert "was removed while it ran" in run.error and run.error == run.text("results") and "\n" not in run.error
     assert run._process.exit_code() is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import numpy as np
@@ -73,3 +74,11 @@ def test_search_is_cancelled_and_what_cannot_begin_is_said(scene, phantom, tmp_p
     with pytest.raises(LogicError, match="could not be started"):
         LungSearch(logic, [volume])
     assert node_list(scene) == before and not list((tmp_path / "runs").iterdir())
+
+
+def test_folder_vanishing_during_a_search_is_one_line(scene, phantom, tmp_path):
+    search = LungSearch(Logic(scene, temporary=tmp_path / "runs"), [phantom_job(scene, phantom).fixed])
+    shutil.rmtree(search._folder.path)
+    finish(search)
+    (error,) = search.errors
+    assert "was removed while it ran" in error and not list((tmp_path / "runs").iterdir())

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import slicer
 import vtk
 from nephi.errors import NephiError
+from nephi.files.masks import read_mask
 from nephi_app import dicom, loading
 from nephi_app.files import Served
 from nephi_app.inputs import OWN, Inputs
@@ -91,6 +93,19 @@ def test_segments_can_be_chosen_of_a_mask(inputs, tmp_path):
     written = sitk.GetArrayFromImage(sitk.ReadImage(arguments[arguments.index("--rigid-mask") + 1]))
     wanted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
     np.testing.assert_array_equal(written != 0, wanted != 0)
+
+
+def test_a_segmentation_that_slicer_cropped_is_a_mask(inputs, tmp_path):
+    """As Slicer itself writes it, without the voxels around its segments."""
+    take(inputs, "fixed_mask", "named.seg.nrrd")
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.CropToMinimumExtentOn()
+    storage.SetFileName(str(tmp_path / "cropped.seg.nrrd"))
+    assert storage.WriteData(inputs.nodes["fixed_mask"])
+    scan, whole = (sitk.ReadImage(str(tmp_path / name)) for name in ("scan.nii.gz", "labels.nii.gz"))
+    assert sitk.ReadImage(str(tmp_path / "cropped.seg.nrrd")).GetSize() < scan.GetSize()
+    mask = read_mask(tmp_path / "cropped.seg.nrrd", scan, "fixed mask")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask), sitk.GetArrayFromImage(whole) > 0)
 
 
 @pytest.mark.parametrize("name", ["mask.nii.gz", "probability.nii.gz"])

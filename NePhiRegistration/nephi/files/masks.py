@@ -82,7 +82,9 @@ def _whole_segmentation(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.
     apart = max(np.abs(corners - np.rint(corners)).max(), np.abs(steps - np.rint(steps)).max())
     if not (one_each and apart < _SAME and wanted.holds(own.corners_lps_mm()).all()):
         return mask
-    notice(f"The {role} holds a part of its image's voxels, as Slicer writes segmentations; the rest counts as outside.")
+    notice(
+        f"The {role} holds a part of its image's voxels, as Slicer writes segmentations; the rest counts as outside."
+    )
     return wanted.resample(mask, interpolator=sitk.sitkNearestNeighbor)
 
 

@@ -26,4 +26,11 @@ if (!window.nephiSends) {
     await sendChoices();
     link.click();
   }, true);
+  // views are drawn in the size that was asked for last, maybe by another tab: the one that is looked at asks again
+  window.addEventListener('focus', () => {
+    const views = document.querySelector('.views');
+    if (!views) return;
+    views.style.paddingRight = '1px';
+    setTimeout(() => { views.style.paddingRight = ''; }, 150);
+  });
 }
