@@ -110,6 +110,26 @@ def test_it_is_readable_on_small_and_large_screens(registered, size, theme):
         assert height > 36  # larger, as such screens are
 
 
+def test_two_tabs_show_the_same_each_in_its_size(registered):
+    """What one chooses, the other shows; the one that is looked at has the views in its own size; one may be closed."""
+    page = registered.page
+    images = "[...document.querySelectorAll('.layout-grid-item img')]"
+    fits = f"{images}.every(i => Math.abs(i.naturalHeight - i.parentElement.clientHeight) < 2)"
+    page.wait_for_function(fits)
+    other = registered.context.new_page()
+    other.set_viewport_size({"width": 1000, "height": 700})
+    other.goto(page.url)
+    other.wait_for_selector(".verdict")
+    page.wait_for_function(f"!({fits})")
+    other.select_option("#view", "CHECKERBOARD")
+    page.wait_for_function("document.querySelector('#view').value === 'CHECKERBOARD'")
+    page.evaluate("window.dispatchEvent(new Event('focus'))")  # as a browser tells it
+    page.wait_for_function(fits)
+    other.close()
+    page.select_option("#view", "FADE")
+    page.get_by_text("edges are single").wait_for()
+
+
 def test_enlarged_twice_everything_can_be_scrolled_to(registered):
     """A window of 1280 x 720 at 200 % has room for 640 x 360."""
     page = registered.page
@@ -119,7 +139,7 @@ def test_enlarged_twice_everything_can_be_scrolled_to(registered):
     for selector in ("#save", "#view", "#slice-Yellow"):
         page.locator(selector).scroll_into_view_if_needed()
         box = page.locator(selector).bounding_box()
-        assert 0 <= box["y"] and box["y"] + box["height"] <= 360 and box["x"] + box["width"] <= 640
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 360 and box["x"] + box["width"] <= 640
     meaning, views = (page.locator(part).bounding_box() for part in (".meaning", ".views"))
     assert meaning["y"] + meaning["height"] <= views["y"]
     page.set_viewport_size({"width": 1280, "height": 720})
