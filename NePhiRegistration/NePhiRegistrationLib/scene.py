@@ -282,9 +282,11 @@ def remove(scene, node) -> None:
         own += [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
     if node.IsA("vtkMRMLStorableNode"):
         own += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
-    for extra in [*reversed(own), node]:  # a legend before the display node that it is of
-        if extra is not None:
-            scene.RemoveNode(extra)
+    own = list(filter(None, own))
+    # a legend before what it is of; a display node after it, as slice views give a new one to a volume without one
+    legends = [extra for extra in own if extra.IsA("vtkMRMLColorLegendDisplayNode")]
+    for one in [*legends, node, *(extra for extra in reversed(own) if extra not in legends)]:
+        scene.RemoveNode(one)
 
 
 def show_like(volume, other) -> None:
