@@ -34,6 +34,8 @@ _POLL_S = 0.3
 _SCANS = ("fixed", "moving")
 _OF_PAIRS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
 _ENDING = "Ending the session"
+_AS_THEY_LIE = "The moving scan over the fixed one, as they lie."
+_AS_FAR = "The moving scan over the fixed one, as far as it is registered."
 _INPUTS = ("masks", "preset", "model", "device", "align", "names", "segment", "guide_sd_mm", "running")
 
 
@@ -62,7 +64,7 @@ class Controller:
         server.trigger("fit")(self.slices.fit)
         self.state.change(*_INPUTS)(self._say_problem)
         self.state.change("layout")(lambda layout, **_: views.choose(layout))
-        self.state.change("live")(lambda **_: self.run and self.run.show_live(self.state.live))
+        self.state.change("live")(self._show_live)
 
     def begin(self) -> None:
         """What goes on by itself; the choices of a page that was there before are taken up."""
@@ -204,12 +206,20 @@ class Controller:
         except LogicError as error:
             self._fail(str(error))
             return
-        self.run.show_live(self.state.live)
+        self._show_live()
         with self.state:
             self.state.error = self.state.note = ""
             self.state.running, self.state.percent, self.state.left = True, 0, ""
             self.state.stage = of_scans(self.run.stage_text)
         self._start(self._watch(self.run))
+
+    def _show_live(self, **_: Any) -> None:
+        """As far as it is, or what was shown before."""
+        if self.run is None:
+            return
+        self.run.show_live(self.state.live)
+        with self.state:
+            self.state.meaning = _AS_FAR if self.state.live else "" if self.results.found else _AS_THEY_LIE
 
     def cancel(self) -> None:
         if self.run is not None:
@@ -239,6 +249,8 @@ class Controller:
             self.state.inputs_open = False
             self._add(run.outputs, text)
         else:
+            with self.state:
+                self.state.meaning = _AS_THEY_LIE
             self.results.show(again=True)
         self.views.render()
 
@@ -258,8 +270,7 @@ class Controller:
         self.windows.offer()
         with self.state:
             self.state.has_images = True
-            both = fixed is not None and moving is not None
-            self.state.meaning = "The moving scan over the fixed one, as they lie." if both else ""
+            self.state.meaning = _AS_THEY_LIE if fixed is not None and moving is not None else ""
         self.views.show_slices_in_3d(True)
         self.slices.fit()
 

@@ -113,6 +113,7 @@ def test_it_is_readable_on_small_and_large_screens(registered, size, theme):
 def test_two_tabs_show_the_same_each_in_its_size(registered):
     """What one chooses, the other shows; the one that is looked at has the views in its own size; one may be closed."""
     page = registered.page
+    page.set_viewport_size({"width": 1280, "height": 720})  # on larger screens pictures are enlarged
     images = "[...document.querySelectorAll('.layout-grid-item img')]"
     fits = f"{images}.every(i => Math.abs(i.naturalHeight - i.parentElement.clientHeight) < 2)"
     page.wait_for_function(fits)
