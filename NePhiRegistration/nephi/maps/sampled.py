@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
+from ..images.between import between
 from ..images.volume import sample_linear
 from ..space.grid import Grid
 
@@ -126,9 +127,8 @@ def held_error(values: np.ndarray, grid: Grid, points_lps_mm: np.ndarray, mapped
     return {"mean_mm": float(error.mean()), "max_mm": float(error.max()), "spacing_mm": list(grid.spacing_mm)}
 
 
-def grid_values(values: np.ndarray, grid: Grid, other: Grid) -> np.ndarray:
-    """A displacement (z, y, x, d) that is held on a grid, at the nodes of another, float32."""
-    out = np.empty((*other.shape, other.dimension), np.float32)
-    for z in range(len(out)):
-        out[z] = interpolate(values, grid, other.slab_lps_mm(z, z + 1)).reshape(out[z].shape)
-    return out
+def read_on(values: np.ndarray, grid: Grid, other: Grid) -> Iterator[np.ndarray]:
+    """A displacement (z, y, x, d) that is held on a grid, on another one along the same axes: slices (y, x, d)."""
+    parts = (between(np.ascontiguousarray(part), grid, other) for part in np.moveaxis(values, -1, 0))
+    for slices in zip(*parts, strict=True):
+        yield np.stack(slices, -1)

@@ -15,9 +15,11 @@ from .held import HeldShift, spline_table
 from .maps import Composed, FieldMap, Map, iterated_inverse
 
 _REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
-_SPACING_CUBE = 0.03  # of the nodes that hold that change
+_SPACING_CUBE = 0.03  # of the nodes that hold the changed map: 5 mm in a chest
+_BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
 _STEPS = 3  # of Newton's method, by which points come to a distance from the border
-_ROUNDS = 12  # of the inverse, at most
+_ROUNDS = 12  # of an inverse, at most
+_NEAR_CUBE = 1e-4  # what the inverse is missed by less, one step mends
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
 OUTER, WITHIN = "outer.", "within."  # of what both sides are composed with, and of the inner side's own
 
@@ -36,6 +38,7 @@ class Border:
         values = distance.to(half_extents_cube)
         steps = (2 * half_extents_cube / (torch.tensor(self.size, device=values.device) - 1)).flip(0).tolist()
         slopes = torch.gradient(values, spacing=steps)
+        self.between_nodes = sum(step**2 for step in steps) ** 0.5  # next to each other, at most
         self._table = spline_table(torch.stack([values, *reversed(slopes)], -1).flatten(0, -2), self.size)
 
     def at(self, points_cube: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +51,15 @@ class Border:
     def within(self, points_cube: Tensor) -> Tensor:
         """(n, 1) bool: which points (n, d) lie within it."""
         return self.at(points_cube.detach())[0] < 0
+
+    def nearest(self, points_cube: Tensor) -> Tensor:
+        """Distance (n, 1) of the nodes that are nearest to points (n, d)."""
+        half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
+        node = torch.addcmul(half, points_cube / self.half_extents_cube, half).round().long()
+        row = torch.zeros_like(node[:, 0])
+        for axis in reversed(range(len(self.size))):
+            row = row * self.size[axis] + node[:, axis].clamp(0, self.size[axis] - 1)
+        return self.distance.flatten()[row][:, None].to(points_cube)
 
     def brought(self, points_cube: Tensor, distance: Tensor | float = 0.0) -> Tensor:
         """Points (n, d), brought to a distance (n, 1) from it along its slope; where that is flat, only near it."""
@@ -76,7 +88,9 @@ class Sliding(Map):
 
     def is_within(self, points_cube: Tensor) -> Tensor:
         """(n, 1) bool: which fixed points (n, d) lie within the border."""
-        return self.border.within(points_cube)
+        roughly = self.border.nearest(points_cube)
+        near = roughly.abs() < self.border.between_nodes  # else the nearest node lies on the same side
+        return _replaced(roughly < 0, near, points_cube, self.border.within)
 
     def forward(self, points_cube: Tensor) -> Tensor:
         return _replaced(
@@ -111,7 +125,8 @@ class Meeting(Map):
     """A map, changed near a border so that it takes the border where another map takes it.
 
     forward(x) = of.forward(x) + near(x) * c(foot(x)): c moves a point of the border onto the other map's border, at
-    right angles to it. It is small and smooth, found once at nodes and held as a spline.
+    right angles to it. All of it is smooth, found once at nodes and held as a spline; nearly its inverse, too, which is
+    iterated until it is exact: a point costs less than in a field.
     """
 
     def __init__(self, of: Map, other: Map, border: Border):
@@ -122,16 +137,28 @@ class Meeting(Map):
         return self.of.half_extents_cube
 
     def forward(self, points_cube: Tensor) -> Tensor:
-        return self.of.forward(points_cube) + self._change(points_cube)
+        return points_cube + self._shift(points_cube)
 
     @torch.no_grad()
     def inverse(self, points_cube: Tensor) -> Tensor:
-        return iterated_inverse(self.forward, self.of.nearly_back, points_cube, _ROUNDS)
+        return iterated_inverse(self.forward, self.nearly_back, points_cube, _ROUNDS, near=_NEAR_CUBE)
+
+    def nearly_back(self, points_cube: Tensor) -> Tensor:
+        return points_cube + self._shift_back(points_cube)
 
     @cached_property
-    def _change(self) -> HeldShift:
+    def _shift(self) -> HeldShift:
+        return self._held(lambda x: self.of.forward(x) - x + self._missing(x), _SPACING_CUBE)
+
+    @cached_property
+    def _shift_back(self) -> HeldShift:
+        return self._held(
+            lambda y: iterated_inverse(self.forward, self.of.nearly_back, y, _ROUNDS) - y, _BACK_SPACING_CUBE
+        )
+
+    def _held(self, shift: PointMap, spacing_cube: float) -> HeldShift:
         half_extents = self.half_extents_cube
-        return HeldShift(self._missing, half_extents, nodes(half_extents.tolist(), _SPACING_CUBE))
+        return HeldShift(shift, half_extents, nodes(half_extents.tolist(), spacing_cube))
 
     def _missing(self, points_cube: Tensor) -> Tensor:
         """near(x) * c(foot(x)) at points (n, d)."""
@@ -141,7 +168,7 @@ class Meeting(Map):
             return torch.zeros_like(points_cube)
         foot = self.border.brought(points_cube[rows])
         moved = self.of.forward(foot)
-        beside = self.other.solve(moved)
+        beside = iterated_inverse(self.other.forward, self.other.nearly_back, moved, _ROUNDS)
         change = self.other.forward(self.border.brought(beside, self.border.at(foot)[0])) - moved
         near = (1 - (distance[rows] / _REACH_CUBE).square()).square()
         return torch.zeros_like(points_cube).index_copy(0, rows, near * change)
