@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import SimpleITK as sitk
@@ -19,18 +20,17 @@ from .files.masks import check_mask
 from .fitting.configure import configured
 from .fitting.dense import refined_densely
 from .fitting.guidance import NOTHING, Guidance
-from .fitting.initial import affine_part
+from .fitting.initial import affine_part, outer_map
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser
 from .fitting.similarity import Similarity, make_similarity
-from .fitting.sliding import Side, border_of, pair_around, settings_around, steps
+from .fitting.sliding import Side, border_of, slid, steps
 from .images.align import Alignment, align, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
 from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
-from .maps.sliding import Sliding
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, Timetable, in_stages
 from .result import Registration
@@ -115,9 +115,11 @@ def register(
     prediction, flaws = _predict(settings.model, model, pair, target)
     release_freed_memory()  # of masks, alignment and prediction
     border = border_of(pair, pair.cube if prediction is None else prediction.cube, target) if used.sliding else None
-    side = None if border is None else Side(border)
-    with_its = similarity, regulariser, target, guidance
-    optimisation = Optimisation(pair, used, prediction, *with_its, side)
+    rest = None if guidance.initial is None else outer_map(guidance.initial, pair, target)
+    optimise = partial(
+        Optimisation, similarity=similarity, regulariser=regulariser, device=target, guidance=guidance, outer=rest
+    )
+    optimisation = optimise(pair, used, prediction, side=None if border is None else Side(border))
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
@@ -145,18 +147,11 @@ def register(
         )
     if settings.consensus:
         result.maps = optimisation.consensus()
+    pair = optimisation.pair
+    del optimisation, model  # features of large images take much
     if border is not None:
-        within, pair = result.maps, optimisation.pair
-        del optimisation  # its features, before those around are made
-        side = Side.around(border, within, pair, used)
-        optimisation = Optimisation(
-            pair_around(pair), settings_around(used), prediction if side.start is None else None, *with_its, side
-        )
-        result.maps = Sliding(within, optimisation.maps, border)
-        result.history += optimisation.run(lambda entry: report.optimising(entry, used.fit.iterations))
-        around = optimisation.consensus() if settings.consensus else optimisation.maps
-        result.maps = Sliding(within, around, border).meeting()
-    del optimisation, pair, prediction, model
+        result.history += slid(result, optimise, border, pair, used, prediction, report.optimising)
+    del pair, prediction
     release_freed_memory()  # before the volumes of a large image that are made of the result
     result.seconds = time.perf_counter() - started
     return result

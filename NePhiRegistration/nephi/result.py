@@ -30,7 +30,7 @@ from .maps.code import HybridCode, zero_code
 from .maps.consensus import as_optimised, consensus, consensus_in
 from .maps.jacobian import exact_jacobian
 from .maps.maps import FieldMap, Map, make_fields
-from .maps.sampled import coarsest_displacement, held_error, nodes_around, read_on
+from .maps.sampled import coarsest_displacement, held_error, joined, nodes_around
 from .maps.sliding import WITHIN, Border, Sliding, field_maps, of_field_maps
 from .measure.quality import displacement_jacobian, random_points
 from .measure.signals import measure_signals
@@ -142,48 +142,31 @@ class Registration:
         by = self._sampled_by_side if isinstance(self.maps, Sliding) else self._sampled_at
         return by(grid, inverse, good_mm, points)
 
-    def _through(self, points_lps_mm: np.ndarray, inverse: bool) -> np.ndarray:
-        return self.inverse(points_lps_mm) if inverse else self.forward(points_lps_mm)
-
-    def _sampled_at(
-        self, grid: Grid, inverse: bool, good_mm: float | None, points: np.ndarray
-    ) -> tuple[Grid, np.ndarray, dict]:
+    def _sampled_at(self, grid: Grid, inverse: bool, good_mm: float | None, points: np.ndarray):
         """``sampled`` of a smooth map, as fine as its error at points (n, d) in LPS mm asks for."""
+        way = self.inverse if inverse else self.forward
+        displacement = functools.partial(self.displacement, inverse=inverse)
         return coarsest_displacement(
-            functools.partial(self.displacement, inverse=inverse),
-            lambda places: self._through(places, inverse) - places,
-            grid,
-            points,
-            self._through(points, inverse),
-            self.length_scale,
-            good_mm,
+            displacement, lambda places: way(places) - places, grid, points, way(points), self.length_scale, good_mm
         )
 
-    def _sampled_by_side(
-        self, grid: Grid, inverse: bool, good_mm: float | None, points: np.ndarray
-    ) -> tuple[Grid, np.ndarray, dict]:
+    def _sampled_by_side(self, grid: Grid, inverse: bool, good_mm: float | None, points: np.ndarray):
         """``sampled`` of a map that slides: each of its sides is smooth, and both are put together on a fine grid."""
         maps = self.maps
         assert isinstance(maps, Sliding), "only maps that slide have sides"
         inner, outer = (replace(self, maps=side) for side in (maps.within, maps.around))
 
-        def is_outside(points_lps_mm: np.ndarray, moved: np.ndarray) -> np.ndarray:
-            """(n,) bool: points that lie outside in the fixed image, by where the inner map takes them."""
-            fixed = self.cube.to_cube(moved if inverse else points_lps_mm)
-            return ~self._in_chunks(maps.is_within, fixed)[:, 0]
+        def is_outside(at: np.ndarray, moved: np.ndarray) -> np.ndarray:
+            """(n,) bool: points (n, d) that lie outside in the fixed image, by where the inner map takes them."""
+            return ~self._in_chunks(maps.is_within, self.cube.to_cube(moved if inverse else at))[:, 0]
 
-        anywhere = random_points(grid, None, 2000)
-        beyond = anywhere[is_outside(anywhere, inner._through(anywhere, inverse))]
-        fine, read = grid.coarsened(_SIDES_MM * self.length_scale), []
-        for side, at in ((inner, points), (outer, beyond if len(beyond) else points)):
-            coarse, values, _ = side._sampled_at(grid, inverse, good_mm, at)
-            read.append(read_on(values, coarse, fine))
-        out = np.empty((*fine.shape, fine.dimension), np.float32)
-        for z, (within, around) in enumerate(zip(*read, strict=True)):
-            places = fine.slab_lps_mm(z, z + 1)
-            outside = is_outside(places, places + within.reshape(places.shape)).reshape(fine.shape[1:])
-            out[z] = np.where(outside[..., None], around, within)
-        return fine, out, held_error(out, fine, points, self._through(points, inverse))
+        at = random_points(grid, None, len(points))
+        beyond = at[is_outside(at, inner.inverse(at) if inverse else at)]
+        by_side = ((inner, points), (outer, beyond if len(beyond) else points))
+        sides = [side._sampled_at(grid, inverse, good_mm, places)[:2] for side, places in by_side]
+        fine = grid.coarsened(_SIDES_MM * self.length_scale)
+        out = joined(*sides, fine, is_outside)
+        return fine, out, held_error(out, fine, points, (self.inverse if inverse else self.forward)(points))
 
     def transform(self, grid: Grid | None = None, inverse: bool = False) -> sitk.DisplacementFieldTransform:
         """The map as an ITK transform of points, fixed -> moving, that resamples a moving image onto ``grid``.

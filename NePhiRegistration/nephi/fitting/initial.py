@@ -1,23 +1,27 @@
-"""A transform to start from: its affine part, which aligns the images, and the rest, which is refined upon."""
+"""What maps start from: a transform that is given, as its affine part and the rest, and the motion of landmarks."""
 
 from __future__ import annotations
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from torch import Tensor
 
 from ..errors import NephiError
-from ..maps.code import nodes
+from ..images.image_pair import ImagePair
+from ..maps.code import FORWARD, INVERSE, nodes
 from ..maps.held import held
 from ..maps.maps import Map
 from ..maps.sampled import interpolate
 from ..space.affine import Affine
-from ..space.cube import Cube
 from ..space.grid import Grid
 from .guidance import PointMaps
 
 _SPACING_MM = 4.0  # between the nodes at which the transform is held
 _POINTS = 20_000  # that the affine part is fitted to, and the inverse is looked at
+_REACH_MM = 80.0  # standard deviation of how far a landmark tells of the motion around it
+_MOTION_MM, _SINGLE_MM = 40.0, 5.0  # how far the alignment may be off, and a landmark from the motion around it
+_LANDMARKS = 1000  # that are looked at, at most
 _GOOD_MM, _POOR_MM = 0.01, 0.5  # of the inverse: what is tried for, and what is not accepted, on average
 
 
@@ -39,20 +43,14 @@ def affine_part(initial: sitk.Transform | PointMaps, fixed: Grid, mask: sitk.Ima
     return Affine(matrix, solution[-1] - matrix @ centre)
 
 
-def outer_map(
-    initial: sitk.Transform | PointMaps,
-    affine: Affine,
-    fixed: Grid,
-    mask: sitk.Image | None,
-    cube: Cube,
-    scale: float,
-    device: torch.device,
-) -> Map:
-    """What is left of the transform when the affine part is taken away, as a map of the cube to be refined upon.
+def outer_map(initial: sitk.Transform | PointMaps, pair: ImagePair, device: torch.device) -> Map:
+    """What is left of the transform when the pair's alignment is taken away, as a map of its cube to be refined upon.
 
     An ITK transform is inverted numerically; beyond the fixed image its displacement at the border is used. Raises
     NephiError where the inverse is not found in the mask, or in the image without one: the transform folds.
     """
+    fixed, mask, cube = Grid.of(pair.images.fixed), pair.masks.fixed, pair.cube
+    affine, scale = pair.affine, pair.scale
     spacing_mm, back = _SPACING_MM * scale, affine.inverse()
     inverse = None
     if isinstance(initial, sitk.Transform):
@@ -68,10 +66,10 @@ def outer_map(
         def forward_lps_mm(points: np.ndarray) -> np.ndarray:
             return back(maps.forward(points))
 
-        def inverse(points_cube: torch.Tensor) -> torch.Tensor:
+        def inverse(points_cube: Tensor) -> Tensor:
             return in_cube(lambda points: maps.inverse(affine(points)), points_cube)
 
-    def in_cube(through, points_cube: torch.Tensor) -> torch.Tensor:
+    def in_cube(through, points_cube: Tensor) -> Tensor:
         points = cube.to_lps_mm(points_cube.double().numpy())
         return torch.from_numpy(cube.to_cube(through(points))).float()
 
@@ -111,3 +109,55 @@ def _displaced(transform: sitk.Transform, grid: Grid) -> np.ndarray:
         transform, sitk.sitkVectorFloat64, grid.size, grid.origin_lps_mm, grid.spacing_mm, grid.direction
     )
     return grid.points_lps_mm() + sitk.GetArrayFromImage(field)
+
+
+class MotionAround(Map):
+    """The motion that points say, smooth and less the farther they are: the mean of a Gaussian process, each way.
+
+    What landmarks move by from the start need not be found by what pulls at them, which bends the map at each of them
+    while images are too far off to say what lies between. Rasmussen and Williams, Gaussian Processes for Machine
+    Learning, 2006, Eq. 2.25.
+    """
+
+    def __init__(self, ends_cube: Tensor, unit_mm: float, scale: float, half_extents_cube: Tensor):
+        """``ends_cube`` (2, n, d): points and where they end. ``scale``: of lengths in mm, below 1 for small bodies."""
+        self.ends_cube, self.unit_mm, self.scale = ends_cube, unit_mm, scale
+        self._half_extents_cube = half_extents_cube
+        here = ends_cube.double()
+        single = (_SINGLE_MM / _MOTION_MM) ** 2 * torch.eye(here.shape[1], dtype=here.dtype, device=here.device)
+        self.weights = torch.linalg.solve(torch.stack([self._near(x, x) for x in here]) + single, here.flip(0) - here)
+
+    @classmethod
+    def of(
+        cls, landmarks_lps_mm: tuple[np.ndarray, np.ndarray], pair: ImagePair, outer: Map | None, device: torch.device
+    ) -> MotionAround:
+        """What landmarks of both images say of the map that is composed with ``outer``."""
+        fixed, moving = landmarks_lps_mm
+        some = np.linspace(0, len(fixed) - 1, min(len(fixed), _LANDMARKS)).astype(int)
+        ends = [pair.cube.to_cube(fixed[some]), pair.cube.to_cube(pair.affine.inverse()(moving[some]))]
+        here, there = (torch.tensor(end, dtype=torch.float32, device=device) for end in ends)
+        there = there if outer is None else outer.inverse(there)
+        half_extents = torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32, device=device)
+        return cls(torch.stack([here, there]), pair.cube.unit_mm, pair.scale, half_extents)
+
+    @property
+    def half_extents_cube(self) -> Tensor:
+        return self._half_extents_cube
+
+    def _near(self, a: Tensor, b: Tensor) -> Tensor:
+        """(n, m): how alike the motion of points (n, d) and (m, d) is."""
+        reach = _REACH_MM * self.scale / self.unit_mm
+        return torch.exp(-torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * reach**2))
+
+    def _moved(self, points_cube: Tensor, way: int) -> Tensor:
+        points = points_cube.double()
+        return (points + self._near(points, self.ends_cube[way].double()) @ self.weights[way]).to(points_cube)
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        return self._moved(points_cube, FORWARD)
+
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        return self._moved(points_cube, INVERSE)
+
+    def to(self, device: torch.device | str) -> MotionAround:
+        return MotionAround(self.ends_cube.to(device), self.unit_mm, self.scale, self._half_extents_cube.to(device))

@@ -18,11 +18,10 @@ from ..maps.consensus import Consensus, consensus
 from ..maps.maps import Composed, FieldMap, Map, code_like, make_fields
 from ..settings import Features, FitSettings, Level, Settings
 from ..space.cube import Cube
-from ..space.grid import Grid
 from .fit import Adam, fit
 from .guidance import NOTHING, Guidance
 from .guides import make_guides
-from .initial import outer_map
+from .initial import MotionAround
 from .objective import Drawn, Objective
 from .regularity import Regulariser, fitted
 from .similarity import Similarity
@@ -44,8 +43,8 @@ class Optimisation:
     """The maps of one pair, refined in place by ``run``. They lie in ``cube``.
 
     ``prediction``: maps to start from, in their cube. ``guidance``: checked. ``side``: the one of a border that the
-    maps are of, where motion slides. Raises NephiError for settings that do not fit the images' dimension, and for an
-    initial transform that cannot be inverted.
+    maps are of, where motion slides. ``outer``: what is left of an initial transform, which the maps are composed with.
+    Raises NephiError for settings that do not fit the images' dimension.
     """
 
     def __init__(
@@ -58,16 +57,17 @@ class Optimisation:
         device: torch.device,
         guidance: Guidance = NOTHING,
         side: Side | None = None,
+        outer: Map | None = None,
     ):
         s, predicted = settings, None if prediction is None else prediction.maps
         self.levels = _schedule(s.levels, s.fit.iterations, predicted is not None)
         self.cube = cube = pair.cube if prediction is None else prediction.cube
         self.pair, self.device, self.field = pair.in_cube(cube), device, pair.fitted(s.field)
-        known = None if side is None or guidance.initial is not None else side.start
-        start, outer, self.keep_nodes = self._start(predicted, s.fit, known)
-        if guidance.initial is not None:
-            grid = Grid.of(pair.images.fixed)
-            outer = outer_map(guidance.initial, pair.affine, grid, pair.masks.fixed, cube, pair.scale, device)
+        known = None if side is None or outer is not None else side.start
+        if guidance.landmarks_lps_mm is not None and prediction is None and (side is None or side.within is None):
+            known = MotionAround.of(guidance.landmarks_lps_mm, self.pair, outer, device)
+        start, predicted_outer, self.keep_nodes = self._start(predicted, s.fit, known)
+        outer = predicted_outer if outer is None else outer
         self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
         self.code = HybridCode(start.code).to(device)
         own = FieldMap(self.fields, self.code)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -25,6 +26,9 @@ from ..space.cube import Cube
 from ..space.grid import Grid
 from .guidance import Guidance
 from .guides import Guide, Landmarks, pull
+
+if TYPE_CHECKING:
+    from .optimise import Optimisation, Start
 
 _NODES_MM = 3.0  # between which the distance from the border is held
 _SMOOTH_MM = 2.0  # standard deviation: a border of voxels has steps
@@ -75,6 +79,37 @@ class Side:
         if self.within is not None:
             guides.append(Tie(self.border, self.within, pair))
         return guides if self.bones is None else [*guides, Wall(self.bones, pair, device)]
+
+
+class _Known(Protocol):
+    """Where the maps of a registration are known while it is made."""
+
+    maps: Map
+
+
+def slid(
+    known: _Known,
+    optimise: Callable[..., Optimisation],
+    border: Border,
+    pair: ImagePair,
+    settings: Settings,
+    prediction: Start | None,
+    record: Callable[[dict, int], None],
+) -> list[dict]:
+    """Finds the map around a border beside the one within, which is ``known``; there are then the maps of both sides.
+
+    ``optimise`` (pair, settings, prediction, side=side): an optimisation. ``record(entry, before)``: an entry of its
+    history, and the steps that came before it. Returns the history.
+    """
+    within = known.maps
+    side = Side.around(border, within, pair, settings)
+    around = optimise(
+        pair_around(pair), settings_around(settings), prediction if side.start is None else None, side=side
+    )
+    known.maps = Sliding(within, around.maps, border)
+    history = around.run(lambda entry: record(entry, settings.fit.iterations))
+    known.maps = Sliding(within, around.consensus() if settings.consensus else around.maps, border).meeting()
+    return history
 
 
 def pair_around(pair: ImagePair) -> ImagePair:

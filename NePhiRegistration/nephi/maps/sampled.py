@@ -127,8 +127,25 @@ def held_error(values: np.ndarray, grid: Grid, points_lps_mm: np.ndarray, mapped
     return {"mean_mm": float(error.mean()), "max_mm": float(error.max()), "spacing_mm": list(grid.spacing_mm)}
 
 
-def read_on(values: np.ndarray, grid: Grid, other: Grid) -> Iterator[np.ndarray]:
+def joined(
+    within: tuple[Grid, np.ndarray],
+    around: tuple[Grid, np.ndarray],
+    grid: Grid,
+    is_outside: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Two displacements (z, y, x, d), each held on a grid of its own along the same axes, as one on another such grid.
+
+    ``is_outside``: points (n, d) in LPS mm and where the one within takes them -> (n,) bool, where the other counts.
+    """
+    out = np.empty((*grid.shape, grid.dimension), np.float32)
+    for z, (inner, outer) in enumerate(zip(_read_on(*within, grid), _read_on(*around, grid), strict=True)):
+        at = grid.slab_lps_mm(z, z + 1)
+        outside = is_outside(at, at + inner.reshape(at.shape)).reshape(grid.shape[1:])
+        out[z] = np.where(outside[..., None], outer, inner)
+    return out
+
+
+def _read_on(grid: Grid, values: np.ndarray, other: Grid) -> Iterator[np.ndarray]:
     """A displacement (z, y, x, d) that is held on a grid, on another one along the same axes: slices (y, x, d)."""
-    parts = (between(np.ascontiguousarray(part), grid, other) for part in np.moveaxis(values, -1, 0))
-    for slices in zip(*parts, strict=True):
+    for slices in zip(*(between(part, grid, other) for part in np.moveaxis(values, -1, 0)), strict=True):
         yield np.stack(slices, -1)

@@ -148,7 +148,11 @@ class Meeting(Map):
 
     @cached_property
     def _shift(self) -> HeldShift:
-        return self._held(lambda x: self.of.forward(x) - x + self._missing(x), _SPACING_CUBE)
+        return self._held(lambda x: self._shift_before(x) + self._missing(x), _SPACING_CUBE)
+
+    @cached_property
+    def _shift_before(self) -> HeldShift:
+        return self._held(lambda x: self.of.forward(x) - x, _SPACING_CUBE)
 
     @cached_property
     def _shift_back(self) -> HeldShift:
@@ -167,7 +171,7 @@ class Meeting(Map):
         if not len(rows):
             return torch.zeros_like(points_cube)
         foot = self.border.brought(points_cube[rows])
-        moved = self.of.forward(foot)
+        moved = foot + self._shift_before(foot)
         beside = iterated_inverse(self.other.forward, self.other.nearly_back, moved, _ROUNDS)
         change = self.other.forward(self.border.brought(beside, self.border.at(foot)[0])) - moved
         near = (1 - (distance[rows] / _REACH_CUBE).square()).square()
