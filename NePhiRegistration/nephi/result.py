@@ -163,9 +163,9 @@ class Registration:
         at = random_points(grid, None, len(points))
         beyond = at[is_outside(at, inner.inverse(at) if inverse else at)]
         by_side = ((inner, points), (outer, beyond if len(beyond) else points))
-        sides = [side._sampled_at(grid, inverse, good_mm, places)[:2] for side, places in by_side]
+        within, around = (side._sampled_at(grid, inverse, good_mm, places)[:2] for side, places in by_side)
         fine = grid.coarsened(_SIDES_MM * self.length_scale)
-        out = joined(*sides, fine, is_outside)
+        out = joined(within, around, fine, is_outside)
         return fine, out, held_error(out, fine, points, (self.inverse if inverse else self.forward)(points))
 
     def transform(self, grid: Grid | None = None, inverse: bool = False) -> sitk.DisplacementFieldTransform:

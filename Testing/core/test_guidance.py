@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nephi import Guidance, NephiError, Registration, register
+from nephi import Guidance, NephiError, Registration, register, registration
 from nephi.both import Both
 from nephi.cli import main
 from nephi.fitting.guides import bodies_lps_mm, determinant, rigidly_moved
+from nephi.fitting.initial import MotionAround
+from nephi.maps.consensus import as_optimised
 from nephi.measure.report import Report
 from nephi.report.write import write_all
 from nephi.space.grid import Grid
@@ -77,6 +79,33 @@ def test_given_landmarks_end_within_their_deviation_and_the_others_are_no_worse(
     assert before[given].max() > sd_mm >= after[given].max()
     assert after[~given].mean() <= before[~given].mean()
     assert distances(guided.inverse(b), a)[given].max() <= sd_mm
+
+
+def test_from_a_spoilt_start_landmarks_help_the_others(phantom, short):
+    """Where images are too far off to say what lies between them."""
+    a, b = phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm
+    given, d = np.arange(len(a)) % 3 == 0, Grid.of(phantom.fixed).dimension
+    start = sitk.TranslationTransform(d, [0.0] * (d - 1) + [40.0])
+    no_masks = {"fixed_mask": None, "moving_mask": None, "auto_mask": False}
+    alone, guided = (
+        distances(run(phantom, short(120), guidance, **no_masks).forward(a), b)
+        for guidance in (Guidance(initial=start), Guidance((a[given], b[given]), initial=start))
+    )
+    assert guided[given].max() <= 1
+    assert guided[~given].mean() <= alone[~given].mean() and guided[~given].mean() < 1.5
+
+
+def test_maps_start_with_the_motion_of_landmarks_less_the_farther_they_are():
+    half_extents, reach = torch.ones(2), 0.5  # 80 mm
+    points = torch.tensor([[0.0, 0.0], [0.01, 0.0], [0.0, 0.01]])
+    for sd_mm in (0.1, 80.0):
+        motion = MotionAround(torch.stack([points, points + 0.2]), torch.full((3,), sd_mm), reach / 80, half_extents)
+        there = motion.forward(torch.tensor([[0.0, 0.0], [reach, 0.0], [3.0, 0.0]]))[:, 1]
+        assert there[0] > there[1] > there[2] and there[2] < 1e-4
+        assert (there[0] > 0.19) == (sd_mm < 1)
+    near = points + 0.02
+    motion = MotionAround(torch.stack([points, near]), torch.full((3,), 0.1), reach / 80, half_extents)
+    assert (motion.inverse(motion.forward(points)) - points).abs().max() < 1e-3
 
 
 def nothing_to_see(image: sitk.Image) -> sitk.Image:
@@ -286,6 +315,14 @@ def test_a_spoilt_transform_is_refined_saved_and_loaded(phantom, short, tmp_path
     loaded = Registration.load(tmp_path / "registration.safetensors")
     assert np.array_equal(loaded.forward(points), refined.forward(points))
     assert np.array_equal(loaded.inverse(points), refined.inverse(points))
+
+
+def test_the_rest_of_an_initial_transform_is_worked_out_once_on_both_sides_of_a_border(phantom_2d, short, monkeypatch):
+    seen, of = [], registration.outer_map
+    monkeypatch.setattr(registration, "outer_map", lambda *given: seen.append(of(*given)) or seen[-1])
+    result = run(phantom_2d, replace(short(4), sliding=True), Guidance(initial=transform_of(phantom_2d)))
+    sides = as_optimised(result.maps).apart()
+    assert len(seen) == 1 and all(side.outer is seen[0] for side in (sides.within, sides.around))
 
 
 def test_a_registration_is_refined_in_turn(phantom_2d, short):

@@ -97,6 +97,11 @@ def test_both_sides_meet_along_the_border_and_jump_there(sliding):
     assert (sliding.forward(far) - sliding.apart().around.forward(far)).abs().max() < 1e-3
 
 
+def test_sides_are_those_of_the_distance_itself_near_the_border_and_far_from_it(sliding):
+    points = torch.rand(20_000, len(sliding.half_extents_cube), generator=torch.Generator().manual_seed(4)) * 2.2 - 1.1
+    assert torch.equal(sliding.is_within(points), sliding.border.at(points)[0] < 0)
+
+
 def test_inverse_undoes_the_map_on_both_sides(sliding):
     points = torch.cat([_at_radius(r, len(sliding.half_extents_cube), 200) for r in (0.1, 0.4, 0.58, 0.62, 0.8)])
     within = sliding.is_within(points)[:, 0]

@@ -15,12 +15,12 @@ from ..maps.maps import Map
 from ..maps.sampled import interpolate
 from ..space.affine import Affine
 from ..space.grid import Grid
-from .guidance import PointMaps
+from .guidance import Guidance, PointMaps
 
 _SPACING_MM = 4.0  # between the nodes at which the transform is held
 _POINTS = 20_000  # that the affine part is fitted to, and the inverse is looked at
 _REACH_MM = 80.0  # standard deviation of how far a landmark tells of the motion around it
-_MOTION_MM, _SINGLE_MM = 40.0, 5.0  # how far the alignment may be off, and a landmark from the motion around it
+_MOTION_MM, _SINGLE_MM = 40.0, 5.0  # likewise of the motion, and of what single points move by beside it
 _LANDMARKS = 1000  # that are looked at, at most
 _GOOD_MM, _POOR_MM = 0.01, 0.5  # of the inverse: what is tried for, and what is not accepted, on average
 
@@ -119,39 +119,43 @@ class MotionAround(Map):
     Learning, 2006, Eq. 2.25.
     """
 
-    def __init__(self, ends_cube: Tensor, unit_mm: float, scale: float, half_extents_cube: Tensor):
-        """``ends_cube`` (2, n, d): points and where they end. ``scale``: of lengths in mm, below 1 for small bodies."""
-        self.ends_cube, self.unit_mm, self.scale = ends_cube, unit_mm, scale
-        self._half_extents_cube = half_extents_cube
+    def __init__(self, ends_cube: Tensor, sd_mm: Tensor, mm: float, half_extents_cube: Tensor):
+        """``ends_cube`` (2, n, d): points and where they end; ``sd_mm`` (n,): how exactly; ``mm``: in the cube."""
+        self.ends_cube, self.sd_mm, self.mm, self._half_extents_cube = ends_cube, sd_mm, mm, half_extents_cube
         here = ends_cube.double()
-        single = (_SINGLE_MM / _MOTION_MM) ** 2 * torch.eye(here.shape[1], dtype=here.dtype, device=here.device)
-        self.weights = torch.linalg.solve(torch.stack([self._near(x, x) for x in here]) + single, here.flip(0) - here)
+        alike = torch.stack([self._alike(points, points) for points in here])
+        single = (sd_mm.double().square() + _SINGLE_MM**2) / _MOTION_MM**2
+        self.weights = torch.linalg.solve(alike + torch.diag(single), here.flip(0) - here)
 
     @classmethod
     def of(
-        cls, landmarks_lps_mm: tuple[np.ndarray, np.ndarray], pair: ImagePair, outer: Map | None, device: torch.device
+        cls, guidance: Guidance, sd_mm: float, pair: ImagePair, outer: Map | None, device: torch.device
     ) -> MotionAround:
-        """What landmarks of both images say of the map that is composed with ``outer``."""
-        fixed, moving = landmarks_lps_mm
+        """What landmarks say of the map that is composed with ``outer``; ``sd_mm``: where none is given with them."""
+        assert guidance.landmarks_lps_mm is not None, "landmarks are given"
+        fixed, moving = guidance.landmarks_lps_mm
+        given = np.full(len(fixed), sd_mm) if guidance.landmarks_sd_mm is None else guidance.landmarks_sd_mm
         some = np.linspace(0, len(fixed) - 1, min(len(fixed), _LANDMARKS)).astype(int)
-        ends = [pair.cube.to_cube(fixed[some]), pair.cube.to_cube(pair.affine.inverse()(moving[some]))]
-        here, there = (torch.tensor(end, dtype=torch.float32, device=device) for end in ends)
-        there = there if outer is None else outer.inverse(there)
+        ends = pair.cube.to_cube(fixed[some]), pair.cube.to_cube(pair.affine.inverse()(moving[some]))
         half_extents = torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32, device=device)
-        return cls(torch.stack([here, there]), pair.cube.unit_mm, pair.scale, half_extents)
+        here, there = (torch.tensor(end).to(half_extents) for end in ends)
+        there = there if outer is None else outer.inverse(there)
+        # lengths are those of large bodies
+        deviations = torch.tensor(given[some] / pair.scale).to(half_extents)
+        return cls(torch.stack([here, there]), deviations, pair.scale / pair.cube.unit_mm, half_extents)
 
     @property
     def half_extents_cube(self) -> Tensor:
         return self._half_extents_cube
 
-    def _near(self, a: Tensor, b: Tensor) -> Tensor:
-        """(n, m): how alike the motion of points (n, d) and (m, d) is."""
-        reach = _REACH_MM * self.scale / self.unit_mm
-        return torch.exp(-torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * reach**2))
+    def _alike(self, a: Tensor, b: Tensor) -> Tensor:
+        """(n, m): how alike the motion of points (n, d) and (m, d) is, at most 1."""
+        apart = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") / (_REACH_MM * self.mm)
+        return torch.exp(-apart.square() / 2)
 
     def _moved(self, points_cube: Tensor, way: int) -> Tensor:
         points = points_cube.double()
-        return (points + self._near(points, self.ends_cube[way].double()) @ self.weights[way]).to(points_cube)
+        return (points + self._alike(points, self.ends_cube[way].double()) @ self.weights[way]).to(points_cube)
 
     def forward(self, points_cube: Tensor) -> Tensor:
         return self._moved(points_cube, FORWARD)
@@ -160,4 +164,5 @@ class MotionAround(Map):
         return self._moved(points_cube, INVERSE)
 
     def to(self, device: torch.device | str) -> MotionAround:
-        return MotionAround(self.ends_cube.to(device), self.unit_mm, self.scale, self._half_extents_cube.to(device))
+        ends, sd_mm, half_extents = (x.to(device) for x in (self.ends_cube, self.sd_mm, self._half_extents_cube))
+        return MotionAround(ends, sd_mm, self.mm, half_extents)

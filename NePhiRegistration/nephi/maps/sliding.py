@@ -16,6 +16,7 @@ from .maps import Composed, FieldMap, Map, iterated_inverse
 
 _REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
 _SPACING_CUBE = 0.03  # of the nodes that hold the changed map: 5 mm in a chest
+_PASSES = 2  # what a spline misses of the change, where that is sharp, the next one makes up for in part
 _BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
 _STEPS = 3  # of Newton's method, by which points come to a distance from the border
 _ROUNDS = 12  # of an inverse, at most
@@ -148,11 +149,13 @@ class Meeting(Map):
 
     @cached_property
     def _shift(self) -> HeldShift:
-        return self._held(lambda x: self._shift_before(x) + self._missing(x), _SPACING_CUBE)
+        shift = self._held(lambda x: self.of.forward(x) - x, _SPACING_CUBE)
+        for _ in range(_PASSES):
+            shift = self._meeting(shift)
+        return shift
 
-    @cached_property
-    def _shift_before(self) -> HeldShift:
-        return self._held(lambda x: self.of.forward(x) - x, _SPACING_CUBE)
+    def _meeting(self, shift: HeldShift) -> HeldShift:
+        return self._held(lambda x: shift(x) + self._missing(x, shift), _SPACING_CUBE)
 
     @cached_property
     def _shift_back(self) -> HeldShift:
@@ -164,14 +167,14 @@ class Meeting(Map):
         half_extents = self.half_extents_cube
         return HeldShift(shift, half_extents, nodes(half_extents.tolist(), spacing_cube))
 
-    def _missing(self, points_cube: Tensor) -> Tensor:
-        """near(x) * c(foot(x)) at points (n, d)."""
+    def _missing(self, points_cube: Tensor, shift: PointMap) -> Tensor:
+        """near(x) * c(foot(x)) at points (n, d) that are shifted so."""
         distance, _ = self.border.at(points_cube)
         rows = (distance[:, 0].abs() < _REACH_CUBE).nonzero()[:, 0]
         if not len(rows):
             return torch.zeros_like(points_cube)
         foot = self.border.brought(points_cube[rows])
-        moved = foot + self._shift_before(foot)
+        moved = foot + shift(foot)
         beside = iterated_inverse(self.other.forward, self.other.nearly_back, moved, _ROUNDS)
         change = self.other.forward(self.border.brought(beside, self.border.at(foot)[0])) - moved
         near = (1 - (distance[rows] / _REACH_CUBE).square()).square()
