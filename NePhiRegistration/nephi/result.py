@@ -91,6 +91,7 @@ class Registration:
         What these disagree on shows where either is wrong; the consensus' maps are inverses of each other.
         """
         maps = as_optimised(self.maps)
+        maps = maps.apart() if isinstance(maps, Sliding) else maps
         return self if maps is self.maps else replace(self, maps=maps)
 
     def jacobian_determinant(self, points_lps_mm) -> np.ndarray:

@@ -81,18 +81,20 @@ def test_given_landmarks_end_within_their_deviation_and_the_others_are_no_worse(
     assert distances(guided.inverse(b), a)[given].max() <= sd_mm
 
 
-def test_from_a_spoilt_start_landmarks_help_the_others(phantom, short):
-    """Where images are too far off to say what lies between them."""
-    a, b = phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm
-    given, d = np.arange(len(a)) % 3 == 0, Grid.of(phantom.fixed).dimension
-    start = sitk.TranslationTransform(d, [0.0] * (d - 1) + [40.0])
-    no_masks = {"fixed_mask": None, "moving_mask": None, "auto_mask": False}
-    alone, guided = (
-        distances(run(phantom, short(120), guidance, **no_masks).forward(a), b)
-        for guidance in (Guidance(initial=start), Guidance((a[given], b[given]), initial=start))
-    )
-    assert guided[given].max() <= 1
-    assert guided[~given].mean() <= alone[~given].mean() and guided[~given].mean() < 1.5
+def test_from_a_spoilt_start_landmarks_help_the_others(phantom_2d, short, monkeypatch):
+    """Those between them are nearer to the truth than if the landmarks only pull."""
+    a, b = phantom_2d.fixed_landmarks_lps_mm, phantom_2d.moving_landmarks_lps_mm
+    given, no_masks = np.arange(len(a)) % 3 == 0, {"fixed_mask": None, "moving_mask": None, "auto_mask": False}
+    guidance = Guidance((a[given], b[given]), initial=sitk.TranslationTransform(2, [50.0, 50.0]))
+
+    def errors():
+        return distances(run(phantom_2d, short(120), guidance, **no_masks).forward(a), b)
+
+    started = errors()
+    monkeypatch.setattr(MotionAround, "of", lambda *_: None)
+    pulled = errors()
+    assert started[given].max() <= 1
+    assert started[~given].mean() < 0.7 * pulled[~given].mean()  # 0.3
 
 
 def test_maps_start_with_the_motion_of_landmarks_less_the_farther_they_are():

@@ -175,7 +175,7 @@ class Wall(Landmarks):
     """
 
     name = "wall"
-    early = False
+    early = True
     most = 200
 
     def __init__(self, bones: Both[np.ndarray], pair: ImagePair, device: torch.device):

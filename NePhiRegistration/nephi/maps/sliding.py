@@ -16,7 +16,6 @@ from .maps import Composed, FieldMap, Map, iterated_inverse
 
 _REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
 _SPACING_CUBE = 0.03  # of the nodes that hold the changed map: 5 mm in a chest
-_PASSES = 2  # what a spline misses of the change, where that is sharp, the next one makes up for in part
 _BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
 _STEPS = 3  # of Newton's method, by which points come to a distance from the border
 _ROUNDS = 12  # of an inverse, at most
@@ -150,11 +149,6 @@ class Meeting(Map):
     @cached_property
     def _shift(self) -> HeldShift:
         shift = self._held(lambda x: self.of.forward(x) - x, _SPACING_CUBE)
-        for _ in range(_PASSES):
-            shift = self._meeting(shift)
-        return shift
-
-    def _meeting(self, shift: HeldShift) -> HeldShift:
         return self._held(lambda x: shift(x) + self._missing(x, shift), _SPACING_CUBE)
 
     @cached_property

@@ -33,7 +33,7 @@ _SPLINE_S, _SPLINE_JACOBIAN_S, _SPLINE_POINT_S = 1.7e-6, 2.5e-6, 2.8e-6
 _SMOOTH_S = 2.6e-6  # per node of the transforms of fields that are smoothed
 # of the lungs of an adult: the expected error, and how far the map is smoothed, per voxel of both images besides
 _TRUST_S, _SMOOTHING_S, _SMOOTHING_VOXEL_S, _USUAL_DETERMINANTS = 1.4, 0.65, 5e-9, 1.6e5
-_AROUND = 0.9  # of the optimisation within, on the other side of a border that slides
+_AROUND = 1.3  # of the optimisation within, on the other side of a border that slides
 _MODEL_S = {"lung": 3.0, "lung-m": 9.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
 # of the refinement: per node and round, at nodes and at voxels, and of its start and end
