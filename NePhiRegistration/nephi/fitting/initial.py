@@ -128,18 +128,19 @@ class MotionAround(Map):
         self.weights = torch.linalg.solve(alike + torch.diag(single), here.flip(0) - here)
 
     @classmethod
-    def of(
-        cls, guidance: Guidance, sd_mm: float, pair: ImagePair, outer: Map | None, device: torch.device
-    ) -> MotionAround:
-        """What landmarks say of the map that is composed with ``outer``; ``sd_mm``: where none is given with them."""
+    def of(cls, guidance: Guidance, sd_mm: float, pair: ImagePair, outer: Map | None) -> MotionAround:
+        """What landmarks say of the map that is composed with ``outer``; ``sd_mm``: where none is given with them.
+
+        On the CPU, as some devices have no double precision.
+        """
         assert guidance.landmarks_lps_mm is not None, "landmarks are given"
         fixed, moving = guidance.landmarks_lps_mm
         given = np.full(len(fixed), sd_mm) if guidance.landmarks_sd_mm is None else guidance.landmarks_sd_mm
         some = np.linspace(0, len(fixed) - 1, min(len(fixed), _LANDMARKS)).astype(int)
         ends = pair.cube.to_cube(fixed[some]), pair.cube.to_cube(pair.affine.inverse()(moving[some]))
-        half_extents = torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32, device=device)
+        half_extents = torch.tensor(pair.cube.half_extents_cube, dtype=torch.float32)
         here, there = (torch.tensor(end).to(half_extents) for end in ends)
-        there = there if outer is None else outer.inverse(there)
+        there = there if outer is None else outer.inverse(there.to(outer.device)).cpu()
         # lengths are those of large bodies
         deviations = torch.tensor(given[some] / pair.scale).to(half_extents)
         return cls(torch.stack([here, there]), deviations, pair.scale / pair.cube.unit_mm, half_extents)

@@ -65,7 +65,7 @@ class Optimisation:
         self.pair, self.device, self.field = pair.in_cube(cube), device, pair.fitted(s.field)
         known = None if side is None or outer is not None else side.start
         if guidance.landmarks_lps_mm is not None and prediction is None and (side is None or side.within is None):
-            known = MotionAround.of(guidance, s.guidance.landmarks_sd_mm, self.pair, outer, device)
+            known = MotionAround.of(guidance, s.guidance.landmarks_sd_mm, self.pair, outer)
         start, predicted_outer, self.keep_nodes = self._start(predicted, s.fit, known)
         outer = predicted_outer if outer is None else outer
         self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
