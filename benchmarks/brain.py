@@ -10,7 +10,6 @@ Scores are the mean Dice of five parts (by intensity and depth, see ``tissues``)
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -61,25 +60,5 @@ def prepare(case: str, folder: Path, seed: int = 1) -> pairs.Prepared:
     return prepared
 
 
-def parse() -> argparse.Namespace:
-    parser = peers.made_pairs_parser(__doc__, CASES, ["brain"], METHODS, ["fast", "balanced"])
-    options = parser.parse_args()
-    options.out = options.out.resolve()
-    return options
-
-
-def main() -> int:
-    options = parse()
-    facts, rows = peers.facts_of(options), []
-    for name in options.pairs:
-        folder = options.out / name
-        prepare(name, folder / "input")
-        for method, command in peers.commands(options, masked=False).items():
-            run = peers.run(command, folder / "input", folder / method, options, seed=1)
-            row = {"pair": name, "method": method, "landmarks": 0, **peers.summary([run]), "command": command}
-            peers.record(row, options.out, rows, facts)
-    return int(any("error" in row for row in rows))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(peers.made_pairs(__doc__, CASES, prepare, ["brain"], METHODS, ["fast", "balanced"]))

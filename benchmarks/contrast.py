@@ -20,7 +20,6 @@ Those of the last two lines are of one contrast, with large motion and without m
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -170,32 +169,5 @@ CASES: dict[str, tuple[Make, Change]] = {
 }
 
 
-def parse() -> argparse.Namespace:
-    parser = peers.made_pairs_parser(__doc__, CASES, list(CASES), METHODS, ["balanced"])
-    parser.add_argument("--settings", type=Path, nargs="*", default=[], help="nephi with each of these files, too")
-    parser.add_argument("--seed", type=int, default=1, help="of the made motion, noise and shading")
-    options = parser.parse_args()
-    options.out = options.out.resolve()
-    return options
-
-
-def main() -> int:
-    options = parse()
-    facts, rows = peers.facts_of(options), []
-    for name in options.pairs:
-        folder = options.out / name
-        prepared = prepare(name, folder / "input", options.seed)
-        commands = peers.commands(options, prepared.masked)
-        one = next((line for method, line in commands.items() if method.startswith("nephi")), [])
-        commands |= {f"nephi-{file.stem}": [*one, "--settings", str(file.resolve())] for file in options.settings}
-        for method, command in commands.items():
-            run = peers.run(command, folder / "input", folder / method, options, seed=1)
-            row = {"pair": name, "method": method, "landmarks": prepared.landmarks,
-                   "tre_raw_mm": prepared.tre_raw_mm, "tre_aligned_mm": prepared.tre_aligned_mm,
-                   **peers.summary([run]), "command": command, "all_runs": [run]}  # fmt: skip
-            peers.record(row, options.out, rows, facts)
-    return int(any("error" in row for row in rows))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(peers.made_pairs(__doc__, CASES, prepare, list(CASES), METHODS, ["balanced"]))

@@ -16,7 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,7 +36,7 @@ PACKAGES = (
 )  # fmt: skip
 COLUMNS = {  # key -> heading, format
     "tre_mean": ("TRE mean", ".2f"), "tre_median": ("median", ".2f"), "tre_p95": ("p95 [mm]", ".2f"),
-    "folds": ("folds", ".0f"), "folds_own": ("folds (own)", ".0f"),
+    "folds": ("folds", ".0f"), "folds_own": ("folds (own)", ".0f"), "log_jacobian_sd": ("std of log J", ".2f"),
     "inverse_consistency": ("inverse cons. [mm]", ".3f"), "dice": ("Dice", ".3f"),
     "cpu_s": ("CPU [s]", ".1f"), "wall_s": ("wall [s]", ".1f"), "peak_memory_mb": ("memory [MB]", ".0f"),
 }  # fmt: skip
@@ -110,7 +110,7 @@ def write_tables(out: Path, rows: list[dict], facts: dict) -> None:
     """results.json with every run, table.csv with the medians, table.md for people."""
     (out / "results.json").write_text(json.dumps(facts | {"results": rows}, indent=1))
     keys = ["pair", "method", "landmarks", "tre_raw_mm", "tre_aligned_mm", *COLUMNS, "jacobian_min",
-            "jacobian_max", "log_jacobian_sd", "runs", "error"]  # fmt: skip
+            "jacobian_max", "runs", "error"]  # fmt: skip
     with (out / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, keys, extrasaction="ignore")
         writer.writeheader()
@@ -142,25 +142,6 @@ def record(row: dict, out: Path, rows: list[dict], facts: dict) -> None:
     print(f"{row['pair']} {row['method']}: {shown}", flush=True)
 
 
-def made_pairs_parser(
-    description: str | None,
-    cases: Collection[str],
-    chosen: Sequence[str],
-    methods: Sequence[str],
-    presets: Sequence[str],
-) -> argparse.ArgumentParser:
-    """The options of a benchmark that makes its pairs itself, and the rest of what ``commands`` and ``run`` read."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pairs", nargs="+", default=list(chosen), choices=list(cases))
-    parser.add_argument("--methods", nargs="+", default=list(methods), choices=[*OWN, *PEERS])
-    parser.add_argument("--presets", nargs="+", default=list(presets))
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
-    parser.set_defaults(runs=1, quick=False, keep=False, networks=None, region="full", spacing_mm=None)
-    return parser
-
-
 def facts_of(options: argparse.Namespace) -> dict:
     """What the numbers depend on besides the methods."""
     code = (
@@ -174,6 +155,46 @@ def facts_of(options: argparse.Namespace) -> dict:
     return {"cpus": os.cpu_count(), "threads": options.threads, "runs": options.runs,
             "region": options.region, "spacing_mm": options.spacing_mm or "native", "quick": options.quick,
             "machine": platform.machine(), "packages": packages}  # fmt: skip
+
+
+def made_pairs(
+    description: str | None,
+    cases: Collection[str],
+    prepare: Callable[[str, Path, int], pairs.Prepared],
+    chosen: Sequence[str],
+    methods: Sequence[str],
+    presets: Sequence[str],
+) -> int:
+    """The command of a benchmark that makes its pairs itself; ``prepare(case, folder, seed)`` writes one of them.
+
+    ``chosen``, ``methods``, ``presets``: what it runs by default. Returns the exit code, 1 where a method failed.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", nargs="+", default=list(chosen), choices=list(cases))
+    parser.add_argument("--methods", nargs="+", default=list(methods), choices=[*OWN, *PEERS])
+    parser.add_argument("--presets", nargs="+", default=list(presets))
+    parser.add_argument("--settings", type=Path, nargs="*", default=[], help="nephi with each of these files, too")
+    parser.add_argument("--seed", type=int, default=1, help="of what is made: motion, noise, shading, heads")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
+    parser.set_defaults(runs=1, quick=False, keep=False, networks=None, region="full", spacing_mm=None)
+    options = parser.parse_args()
+    options.out = options.out.resolve()
+    facts, rows = facts_of(options), []
+    for name in options.pairs:
+        folder = options.out / name
+        prepared = prepare(name, folder / "input", options.seed)
+        lines = commands(options, prepared.masked)
+        one = next((line for method, line in lines.items() if method.startswith("nephi")), [])
+        lines |= {f"nephi-{file.stem}": [*one, "--settings", str(file.resolve())] for file in options.settings}
+        for method, command in lines.items():
+            done = run(command, folder / "input", folder / method, options, seed=1)
+            row = {"pair": name, "method": method, "landmarks": prepared.landmarks,
+                   "tre_raw_mm": prepared.tre_raw_mm, "tre_aligned_mm": prepared.tre_aligned_mm,
+                   **summary([done]), "command": command, "all_runs": [done]}  # fmt: skip
+            record(row, options.out, rows, facts)
+    return int(any("error" in row for row in rows))
 
 
 def parse() -> argparse.Namespace:
