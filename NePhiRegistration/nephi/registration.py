@@ -138,7 +138,7 @@ def register(
     )
     report("features")
     result.history = optimisation.run(report.optimising)
-    if used.dense.rounds + used.dense.fine_rounds and not used.sliding:
+    if any(used.dense.all_rounds) and not used.sliding:
         held = [guide.held for guide in optimisation.objective.guides if guide.held is not None]
         # the better map, as what is held stays as it is
         from_maps = optimisation.consensus() if held and settings.consensus else optimisation.maps

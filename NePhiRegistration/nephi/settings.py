@@ -198,10 +198,15 @@ class DenseSettings:
 
     rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at nodes, twice the voxels apart; 0: no refinement
     fine_rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at voxels
+    voxel_rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at voxels, each of which is then a node
     spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 1.0  # of these voxels; at least the images'
     curve: bool = False  # a curve leads from one image's intensities to the other's, as for images of two contrasts
     stiffness: NotNegative = 1e-4  # against the squared slopes of the intensities, of the window's width
     least_determinant: Annotated[float, AtLeast(0.01), AtMost(0.9)] = 0.06  # of the map: below it is smoothed
+
+    @property
+    def all_rounds(self) -> tuple[int, int, int]:
+        return self.rounds, self.fine_rounds, self.voxel_rounds
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,20 @@ def smooth(values: np.ndarray, deviation: float) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(values), deviation))
 
 
-def moved_slice() -> tuple[sitk.Image, sitk.Image, np.ndarray, np.ndarray]:
-    """The slice, the same moved by about 1.5 voxels, and points of both that correspond."""
+def moved_slice(
+    smooth_over: float = 7.0, detail_of: float = 1.5, moved_mm: float = 1.5 * MM
+) -> tuple[sitk.Image, sitk.Image, np.ndarray, np.ndarray]:
+    """The slice, the same moved by about 1.5 voxels, and points of both that correspond.
+
+    ``smooth_over``, ``detail_of``: voxels over which motion and intensities are smooth.
+    """
     rng = np.random.default_rng(0)
     shape = (SIDE, SIDE)
-    detail = smooth(rng.standard_normal(shape), 1.5)
+    detail = smooth(rng.standard_normal(shape), detail_of)
     away = np.hypot(*np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 2))
     fixed = GRID.image(np.where(away < 0.8, 0.5 + 0.15 * detail / detail.std(), 0).clip(0, 1).astype(np.float32))
-    u = np.stack([smooth(rng.standard_normal(shape), 7.0) for _ in range(2)], -1)
-    u *= 1.5 * MM / np.linalg.norm(u, axis=-1)[away < 0.7].mean()
+    u = np.stack([smooth(rng.standard_normal(shape), smooth_over) for _ in range(2)], -1)
+    u *= moved_mm / np.linalg.norm(u, axis=-1)[away < 0.7].mean()
     field = sitk.DisplacementFieldTransform(GRID.image(u.astype(np.float64), vector=True))
     moving = sitk.Resample(fixed, fixed, field, sitk.sitkLinear, 0.0)
     at = np.argwhere(away < 0.7)[::5, ::-1] * MM

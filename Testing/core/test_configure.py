@@ -172,7 +172,7 @@ def test_heads_are_refined_but_no_trunks_thick_slices_or_masked_images():
     }
     for name, one in cases.items():
         settings, said = configured(one, PRESETS["fast"])
-        refined = settings.dense.rounds + settings.dense.fine_rounds > 0
+        refined = any(settings.dense.all_rounds)
         assert settings.similarity.name == "mind" and refined == name.startswith("head"), name
         assert any("refinement" in line for line in said) == name.startswith("head")
     by_hand = replace(PRESETS["fast"], similarity=replace(PRESETS["fast"].similarity, noise=0.1))

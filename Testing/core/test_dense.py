@@ -43,6 +43,18 @@ def test_fine_motion_is_found_and_both_maps_are_inverse(moved):
     assert after.jacobian_determinant(points).min() >= DENSE.least_determinant
 
 
+def test_where_each_voxel_is_a_node_finer_motion_is_found():
+    """More rounds with nodes further apart do not find it; maps stay inverse to each other."""
+    finer = moved_slice(smooth_over=2.0, detail_of=1.0, moved_mm=0.5 * MM)
+    kinds = replace(DENSE, rounds=0, fine_rounds=20), replace(DENSE, rounds=0, fine_rounds=10, voxel_rounds=4)
+    found = [register(*finer[:2], settings=replace(FEW, dense=dense)) for dense in kinds]
+    longer, each = (error_mm(one, finer) for one in found)
+    assert each < 0.98 * longer < 0.6
+    points = finer[2]
+    assert np.abs(found[1].inverse(found[1].forward(points)) - points).max() < 0.05
+    assert found[1].jacobian_determinant(points).min() >= DENSE.least_determinant
+
+
 def test_a_coils_shading_moves_little(moved):
     """What it adds is less than a tenth of a voxel."""
     fixed, moving = moved[:2]
@@ -80,7 +92,8 @@ def test_images_that_no_curve_relates_move_nothing(moved):
     assert np.linalg.norm(result.forward(points) - points, axis=1).max() < 0.01 * MM
 
 
-def test_noise_moves_nothing(moved):
+@pytest.mark.parametrize("dense", [DENSE, replace(DENSE, rounds=0, voxel_rounds=6)], ids=["nodes", "each voxel"])
+def test_noise_moves_nothing(moved, dense):
     fixed = moved[0]
     rng = np.random.default_rng(1)
     values = sitk.GetArrayFromImage(fixed)
@@ -88,7 +101,7 @@ def test_noise_moves_nothing(moved):
         Grid.of(fixed).image((values + 0.02 * rng.standard_normal(values.shape) * (values > 0)).astype(np.float32))
         for _ in range(2)
     ]
-    result = register(*noisy, settings=replace(FEW, fit=replace(FEW.fit, iterations=0), dense=DENSE))
+    result = register(*noisy, settings=replace(FEW, fit=replace(FEW.fit, iterations=0), dense=dense))
     points = moved[3]
     assert np.linalg.norm(result.forward(points) - points, axis=1).mean() < 0.08 * MM
 

@@ -25,7 +25,7 @@ from nephi.synthetic.phantom import make_phantom
 
 FAST = PRESETS["fast"]
 ALONE = replace(FAST, align="none", kept=("all",), fit=replace(FAST.fit, iterations=30))
-REFINED = replace(ALONE, dense=DenseSettings(rounds=8, fine_rounds=6, spacing_mm=MM))
+REFINED = replace(ALONE, dense=DenseSettings(rounds=8, fine_rounds=6, voxel_rounds=2, spacing_mm=MM))
 
 
 def disc(grid: Grid, centre_lps_mm, radius_mm: float) -> sitk.Image:

@@ -42,9 +42,10 @@ _FIRST_NODES_MM, _FIRST_POINTS, _WEIGHT, _CHECKED = 6.0, 1500, 0.5, 128
 _LEVELS = tuple(
     Level(start, Features(mm, 1), factor) for start, mm, factor in ((0.0, 8.0, 4.0), (0.15, 4.0, 2.0), (0.4, 2.0, 1.0))
 )
-# at nodes and at voxels; where nodes are further apart than fine voxels, rounds there made known maps worse
-_ROUNDS, _ROUNDS_AT_VOXELS = {"fast": (6, 3), "balanced": (6, 6)}, (0, 10)
-_ROUNDS_BY_CURVE = (0, 6)  # later ones follow what the curve between two contrasts gets wrong
+# at nodes, at voxels, and where these are nodes; where nodes are further apart than fine voxels, rounds at nodes made
+# known maps worse, and the last ones follow what such nodes cannot, as thin cortex
+_ROUNDS, _ROUNDS_AT_VOXELS = {"fast": (6, 3, 0), "balanced": (6, 6, 0)}, (0, 10, 4)
+_ROUNDS_BY_CURVE = (0, 6, 0)  # later ones follow what the curve between two contrasts gets wrong
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,16 @@ def _refined(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     fast = s.fit.iterations < PRESETS["balanced"].fit.iterations
     # finer nodes than two voxels apart followed noise: 1.02 instead of 0.85 mm on a known map
     finest = float(max(_FINEST_MM, is_.voxel_mm))
-    many, fine = _ROUNDS["fast" if fast else "balanced"] if 2 * finest <= _FINE_MM else _ROUNDS_AT_VOXELS
+    many, fine, last = _ROUNDS["fast" if fast else "balanced"] if 2 * finest <= _FINE_MM else _ROUNDS_AT_VOXELS
     if is_.contrasts_differ:
-        many, fine = _ROUNDS_BY_CURVE
+        many, fine, last = _ROUNDS_BY_CURVE
         yield "dense.curve", True, "the refinement takes one image to the other's contrast"
     at_nodes = f"{many} rounds of refinement at voxels of {2 * finest:.3g} mm, " if many else ""
     yield "dense.spacing_mm", finest, ""
     yield "dense.rounds", many, ""
-    yield "dense.fine_rounds", fine, f"{at_nodes}{fine} rounds of refinement at voxels of {finest:.3g} mm"
+    as_nodes = f", {last} more whose nodes they are" if last else ""
+    yield "dense.fine_rounds", fine, f"{at_nodes}{fine} rounds of refinement at voxels of {finest:.3g} mm{as_nodes}"
+    yield "dense.voxel_rounds", last, ""
 
 
 def _is_free(s: Settings, entry: str) -> bool:

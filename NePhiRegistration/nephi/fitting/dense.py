@@ -8,6 +8,7 @@ they no longer do. So neither weights nor a penalty have to keep the map from fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -31,6 +32,7 @@ _WORTH_OVER = 6.0  # nodes: deviation of the Gaussian over which it is asked wha
 _BY_CHANCE = 0.2  # part of a step that may seem to be worth it where there is noise alone
 _LONGER = 2.0  # by small windows, times as long as found: smoothing shortens steps
 _STIFFER, _DOUBTED = 10.0, 0.25  # by wide ones: times as stiff; difference from which a voxel counts half
+_STIFFER_VOXELS, _AROUND_VOXELS = 50.0, 1.5  # where each voxel is a node: or steps follow noise
 _LONGEST = 1.0  # nodes that a round moves at most
 _SEEN = 2 * _VOXELS_PER_NODE  # voxels as far as steps see: what is excluded must not be nearer
 _RELEASED = 4  # nodes from what is held, from which on steps are whole
@@ -56,7 +58,7 @@ def refined_densely(
     device, cube = maps.device, pair.cube
     half = [float(side) for side in cube.half_sides_mm]
     size = nodes(half, _VOXELS_PER_NODE * max(settings.spacing_mm * pair.scale, pair.voxel_mm))
-    fine = pair.cube_grid([_VOXELS_PER_NODE * (n - 1) + 1 for n in size])
+    fine = pair.cube_grid(_finer(size))
     seen = [torch.as_tensor(np.asarray(pair.seen_on(fine, way, 0.0)[0][:])).to(device, torch.float32) for way in (0, 1)]
     counts = [torch.as_tensor(part).to(device, torch.float32) for part in pair.counted_on(fine, _SEEN)]
     u = _displacements(maps.forward, maps.half_extents_cube, size)
@@ -65,17 +67,24 @@ def refined_densely(
     at_voxels = [slice(_VOXELS_PER_NODE * a, _VOXELS_PER_NODE * (b - 1) + 1) for a, b in box]
     images, weights = ([one[tuple(at_voxels)].contiguous() for one in both] for both in (seen, counts))
     del seen, counts
-    part = u[(slice(None), *at_nodes)].contiguous()
-    free = _free(held, maps.half_extents_cube, size)
-    free = None if free is None else free[tuple(at_nodes)].contiguous()
-    rounds = (settings.rounds, settings.fine_rounds)
-    for k, (many, factor) in enumerate(zip(rounds, (1, _VOXELS_PER_NODE), strict=True)):
-        shown = (images, weights) if factor > 1 else ([*map(halved, images)], [*map(halved, weights)])
-        step = _Step(shown[0], shown[1], factor, settings, part.shape[1:])
-        for done in range(many):
-            tell((done + k * rounds[0]) / max(1, sum(rounds)))
+    part, done, rounds = u[(slice(None), *at_nodes)].contiguous(), 0, settings.all_rounds
+    for kind, many in zip(_KINDS, rounds, strict=True):
+        if not many:
+            continue
+        if kind.each_voxel:
+            u[(slice(None), *at_nodes)] = part
+            size, at_nodes = _finer(size), at_voxels
+            u = _enlarged(u * _VOXELS_PER_NODE, size[::-1])
+            part = u[(slice(None), *at_nodes)].contiguous()
+        free = _free(held, maps.half_extents_cube, size)
+        free = None if free is None else free[tuple(at_nodes)].contiguous()
+        shown = ([*map(halved, images)], [*map(halved, weights)]) if kind.halved else (images, weights)
+        step = _Step(*shown, kind, settings, part.shape[1:])
+        for _ in range(many):
+            tell(done / sum(rounds))
             moved = step(part)
             part = eased(moved if free is None else part + free * (moved - part), settings.least_determinant, _EASED)
+            done += 1
     u[(slice(None), *at_nodes)] = part
     u = eased(u, settings.least_determinant, _EASED_LAST)
     back = eased(_inverted(u, _displacements(maps.inverse, maps.half_extents_cube, size)), _LEAST_SLOPE, _EASED_LAST)
@@ -86,34 +95,48 @@ def refined_densely(
     return FieldMap(VoxelFields(own, d), code)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of rounds: ``halved``: on images of half the voxels; ``each_voxel``: whose every voxel is a node."""
+
+    halved: bool = False
+    each_voxel: bool = False
+
+
+_KINDS = (_Kind(halved=True), _Kind(), _Kind(each_voxel=True))  # in the order of ``DenseSettings.all_rounds``
+
+
 class _Step:
     """What the images ask of a map: displacements (d, (z,) y, x) in nodes of ``shape`` become those a round later.
 
-    ``images``, ``weights``: of both, on a grid with ``factor`` voxels between two nodes. Where each voxel is a node,
-    lines in wide windows make the images comparable, which sees farther; at finer voxels, and where the contrasts
-    differ, those in small ones.
+    ``images``, ``weights``: of both, on a grid as the kind of rounds has it. On images of half the voxels lines in wide
+    windows make them comparable, which sees farther; on finer ones, and where the contrasts differ, those in small
+    ones.
     """
 
-    def __init__(self, images: list[Tensor], weights: list[Tensor], factor: int, settings: DenseSettings, shape):
+    def __init__(self, images: list[Tensor], weights: list[Tensor], kind: _Kind, settings: DenseSettings, shape):
         self.fixed, self.moving = images
-        self.weight, self.factor = weights[0], factor
-        self.curve = Curve(self.fixed, self.moving, factor) if settings.curve else None
-        self.wide = factor == 1 and self.curve is None
-        self.stiffness, self.longer = (
-            (_STIFFER * settings.stiffness, 1.0) if self.wide else (settings.stiffness, _LONGER)
-        )
+        self.weight, self.factor = weights[0], 1 if kind.halved or kind.each_voxel else _VOXELS_PER_NODE
+        self.curve = Curve(self.fixed, self.moving, self.factor) if settings.curve else None
+        self.wide = kind.halved and self.curve is None
         self.around = _AROUND_CURVES if settings.curve else _AROUND
+        self.stiffness, self.longer = settings.stiffness, 1.0 if self.wide else _LONGER
+        if self.wide:
+            self.stiffness *= _STIFFER
+        elif kind.each_voxel:
+            self.stiffness, self.around = _STIFFER_VOXELS * settings.stiffness, _AROUND_VOXELS
         self.beside = weights[1] if float(weights[1].min()) < 1 else None
         self.places, self.at_nodes = _places(self.fixed.shape, self.fixed), _places(shape, self.fixed)
         self.fading = _fading(shape, self.fixed)
-        odd = _places(shape, self.fixed).sum(0) % 2
+        # fields of a chessboard are as large in voxels, or both halves see the same windows
+        beside = _VOXELS_PER_NODE if kind.each_voxel else 1
+        odd = (self.at_nodes / beside).floor().sum(0) % 2
         self.halves = [2 * odd, 2 * (1 - odd)]
 
     def __call__(self, u: Tensor) -> Tensor:
         d, at = len(u), (self.factor * u if self.factor > 1 else u)
         if self.factor > 1:
-            mode = "trilinear" if d == 3 else "bilinear"
-            at = F.interpolate(at[None], self.fixed.shape, mode=mode, align_corners=True)[0]
+            at = _enlarged(at, self.fixed.shape)
         at = at + self.places
         seen, wanted, weight = self._compared(at)
         difference = wanted - seen
@@ -236,6 +259,16 @@ def _solved(rows: list[list[Tensor]], right: Tensor, least: float = 0.0) -> Tens
         determinant = determinant.clamp(min=least)
     found = [_determinant([[right[i] if j == k else rows[i][j] for j in range(d)] for i in range(d)]) for k in range(d)]
     return torch.stack(found) / determinant
+
+
+def _enlarged(u: Tensor, shape) -> Tensor:
+    """Values (c, (z,) y, x) at nodes, linearly between them: on a grid of that shape with the same corners."""
+    return F.interpolate(u[None], tuple(shape), mode="trilinear" if u.ndim == 4 else "bilinear", align_corners=True)[0]
+
+
+def _finer(size: Sequence[int]) -> tuple[int, ...]:
+    """Voxels along each axis of a grid of nodes."""
+    return tuple(_VOXELS_PER_NODE * (n - 1) + 1 for n in size)
 
 
 def _places(shape, like: Tensor) -> Tensor:

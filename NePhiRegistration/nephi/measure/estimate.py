@@ -76,7 +76,8 @@ class _Work:
         levels = [region / max(level.features.spacing_mm * scale, finest_mm) ** d for level in settings.levels]
         mask = (_MASK_PART if d == 3 else 1.0) * region
 
-        refined = region / (2 * max(settings.dense.spacing_mm * scale, own_mm)) ** d
+        dense = settings.dense
+        refined = region / (2 * max(dense.spacing_mm * scale, own_mm)) ** d
 
         def points(spacing_mm: float, of_mm: float) -> float:
             return of_mm / max(voxel, (spacing_mm * scale) ** d)
@@ -87,7 +88,7 @@ class _Work:
             levels,
             settings.similarity.points.count(int(max(levels))),
             _network(settings.field)[0],
-            (settings.dense.rounds * refined, settings.dense.fine_rounds * refined),
+            ((dense.rounds + 2**d * dense.voxel_rounds) * refined, dense.fine_rounds * refined),
             2 * points(_TRANSFORM_MM, volume),
             points(_JACOBIAN_MM, mask),
             points(_CONSISTENCY_MM, mask),
