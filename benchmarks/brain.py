@@ -4,7 +4,8 @@
 
 Scores are the mean Dice of five parts (by intensity and depth, see ``tissues``), and folds at voxels of the brain.
 
-- ``brain``, ``brain_2mm``: T1 images without skulls, aligned, voxels of 1 and 2 mm.
+- ``brain``, ``brain_2mm``: T1 images without skulls, aligned, voxels of 1 and 2 mm; ``brain_2mm_back``: the latter
+  with the fixed and the moving image exchanged.
 - ``head``, ``head_2mm``: the same within made heads (fluid, bone, fat and skin of varying thickness, noisy air).
 """
 
@@ -23,7 +24,10 @@ from . import pairs, peers
 from .appearances import depth_mm, in_head
 
 BRAINS = [f"brain_mr/oasis_condlapirn_{name}.nii.gz" for name in "AB"]
-CASES = {"brain": (1, False), "brain_2mm": (2, False), "head": (1, True), "head_2mm": (2, True)}  # shrunk by; head
+CASES = {  # shrunk by; within a head; fixed and moving image exchanged
+    "brain": (1, False, False), "brain_2mm": (2, False, False), "brain_2mm_back": (2, False, True),
+    "head": (1, True, False), "head_2mm": (2, True, False),
+}  # fmt: skip
 METHODS = ("nephi", "greedy", "ants")
 DEEP_MM = {1: 18.0, 2: 22.0}  # tissue -> from where on its deep part counts: ventricles, nuclei
 
@@ -44,9 +48,9 @@ def tissues(image: sitk.Image) -> sitk.Image:
 def prepare(case: str, folder: Path, seed: int = 1) -> pairs.Prepared:
     """Write both images, their labels and prepared.json into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    shrunk, heads = CASES[case]
+    shrunk, heads, back = CASES[case]
     rng, images = np.random.default_rng(seed), []
-    for role, name in zip(("fixed", "moving"), BRAINS, strict=True):
+    for role, name in zip(("fixed", "moving"), BRAINS[::-1] if back else BRAINS, strict=True):
         brain = sitk.ReadImage(str(pairs.data_folder() / name), sitk.sitkFloat32)
         labels = tissues(brain)
         images.append(sitk.BinShrink(in_head(brain, rng) if heads else brain, [shrunk] * 3))

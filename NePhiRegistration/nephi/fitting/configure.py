@@ -155,6 +155,8 @@ def _refined(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
     # finer nodes than two voxels apart followed noise: 1.02 instead of 0.85 mm on a known map
     finest = float(max(_FINEST_MM, is_.voxel_mm))
     many, fine, last = _ROUNDS["fast" if fast else "balanced"] if 2 * finest <= _FINE_MM else _ROUNDS_AT_VOXELS
+    if not is_.alone:
+        last = 0  # not measured on heads, whose air is noise
     if is_.contrasts_differ:
         many, fine, last = _ROUNDS_BY_CURVE
         yield "dense.curve", True, "the refinement takes one image to the other's contrast"
