@@ -147,6 +147,14 @@ def test_organs_of_other_contrast_are_refined_by_a_curve_where_neither_is_a_ct()
     assert not curved(plain, ct)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_voxels_are_nodes_at_last_where_they_are_coarse_and_the_organ_is_alone(noise):
+    around = np.random.default_rng(0).uniform(0, noise, (2, N, N, N)) if noise else np.zeros((2, 1, 1, 1))
+    coarse = pair(CHANGES["gain"](organ()) + 300 * around[0], fixed=organ() + around[1], spacing_mm=2.4)
+    dense = configured(coarse, PRESETS["fast"])[0].dense
+    assert dense.fine_rounds > 0 and (dense.voxel_rounds > 0) == (noise == 0)
+
+
 def test_heads_are_refined_but_no_trunks_thick_slices_or_masked_images():
     """``detailed``: as small as a head, in voxels that are fine along each axis, with air around all sides but one."""
 
