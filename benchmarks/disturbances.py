@@ -17,7 +17,7 @@ AIR_HU = -1000.0
 @dataclass(frozen=True)
 class Scan:
     image: sitk.Image  # float32
-    points_lps_mm: np.ndarray
+    points_lps_mm: np.ndarray  # NaN where the scan has the place, but not the tissue
     mask: sitk.Image
 
     def with_array(self, change: Callable[[np.ndarray], np.ndarray]) -> Scan:
@@ -27,6 +27,17 @@ class Scan:
     def with_images(self, change: Callable[[sitk.Image], sitk.Image]) -> Scan:
         """``change`` of the image and of the mask."""
         return replace(self, image=change(self.image), mask=change(self.mask))
+
+    def without(self, part: np.ndarray, value: float) -> Scan:
+        """One value in a part (z, y, x) of the scan, with no landmarks and no mask there."""
+        grid = Grid.of(self.image)
+        index = np.nan_to_num(np.round(grid.to_index(self.points_lps_mm)), nan=-1.0).astype(int)
+        inside = ((index >= 0) & (index < grid.size)).all(1)
+        gone = inside & part[tuple(np.clip(index, 0, np.array(grid.size) - 1).T[::-1])]
+        array, mask = sitk.GetArrayFromImage(self.image), sitk.GetArrayFromImage(self.mask)
+        array[part], mask[part] = value, 0
+        points = np.where(gone[:, None], np.nan, self.points_lps_mm)
+        return Scan(grid.image(array), points, grid.image(mask))
 
     def seen(self) -> np.ndarray:
         """(n,) bool: which landmarks lie in the scan."""
@@ -46,15 +57,30 @@ def shifted(*offset_mm: float) -> Change:
     return lambda scan: replace(scan.with_images(moved), points_lps_mm=scan.points_lps_mm + offset_mm)
 
 
-def turned(axis: int, degrees: float) -> Change:
-    """The patient is turned about the middle of the scan; the scan is as large as it has to be."""
+def together(*changes: Change) -> Change:
+    """One after the other."""
+
+    def change(scan: Scan) -> Scan:
+        for each in changes:
+            scan = each(scan)
+        return scan
+
+    return change
+
+
+def rotation(axis: int, degrees: float) -> np.ndarray:
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    matrix, (i, j) = np.eye(3), [a for a in range(3) if a != axis]
+    matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = c, -s, s, c
+    return matrix
+
+
+def mapped(matrix: np.ndarray) -> Change:
+    """The patient is mapped about the middle of the scan; the scan is as large as it has to be."""
 
     def change(scan: Scan) -> Scan:
         grid = Grid.of(scan.image)
         centre = grid.corners_lps_mm().mean(0)
-        c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-        matrix, (i, j) = np.eye(3), [a for a in range(3) if a != axis]
-        matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = c, -s, s, c
         corners = (grid.corners_lps_mm() - centre) @ matrix.T + centre
         along = corners @ grid.axes
         size = np.ceil((along.max(0) - along.min(0)) / grid.spacing_mm).astype(int) + 1
@@ -62,12 +88,42 @@ def turned(axis: int, degrees: float) -> Change:
         larger = Grid(tuple(map(int, size)), grid.spacing_mm, tuple(map(float, origin)), grid.direction)
         back = sitk.AffineTransform(3)
         back.SetCenter(centre.tolist())
-        back.SetMatrix(matrix.T.ravel().tolist())
+        back.SetMatrix(np.linalg.inv(matrix).ravel().tolist())
         return Scan(
             larger.resample(scan.image, back, outside=AIR_HU),
             (scan.points_lps_mm - centre) @ matrix.T + centre,
             larger.resample(scan.mask, back, sitk.sitkNearestNeighbor),
         )
+
+    return change
+
+
+def turned(axis: int, degrees: float) -> Change:
+    return mapped(rotation(axis, degrees))
+
+
+def sheared(degrees: float) -> Change:
+    """Slices of a tilted gantry, stored as if it had not been."""
+    matrix = np.eye(3)
+    matrix[1, 2] = np.tan(np.deg2rad(degrees))
+    return mapped(matrix)
+
+
+def oblique(*turns: tuple[int, float]) -> Change:
+    """The patient is turned with the axes of the scan: its voxels stay, its direction is oblique."""
+    matrix = np.linalg.multi_dot([np.eye(3), *(rotation(*turn) for turn in turns)])
+
+    def change(scan: Scan) -> Scan:
+        centre = Grid.of(scan.image).corners_lps_mm().mean(0)
+
+        def placed(image: sitk.Image) -> sitk.Image:
+            grid, image = Grid.of(image), sitk.Image(image)
+            image.SetDirection((matrix @ grid.axes).ravel().tolist())
+            image.SetOrigin((matrix @ (np.array(grid.origin_lps_mm) - centre) + centre).tolist())
+            return image
+
+        moved = scan.with_images(placed)
+        return replace(moved, points_lps_mm=(scan.points_lps_mm - centre) @ matrix.T + centre)
 
     return change
 
@@ -84,10 +140,11 @@ def cut(axis: int, low: float, high: float) -> Change:
     return lambda scan: scan.with_images(part)
 
 
-def thick(spacing_mm: float) -> Change:
+def thick(spacing_mm: float, axes: tuple[int, ...] = (2,)) -> Change:
     def change(scan: Scan) -> Scan:
-        factor = max(1, round(spacing_mm / scan.image.GetSpacing()[2]))
-        return scan.with_images(lambda image: sitk.BinShrink(image, [1, 1, factor]))
+        spacing = scan.image.GetSpacing()
+        factors = [max(1, round(spacing_mm / spacing[axis])) if axis in axes else 1 for axis in range(3)]
+        return scan.with_images(lambda image: sitk.BinShrink(image, factors))
 
     return change
 
@@ -109,15 +166,77 @@ def stored(orientation: str) -> Change:
     return lambda scan: scan.with_images(lambda image: sitk.DICOMOrient(image, orientation))
 
 
-def circle(value: float) -> Change:
-    def fill(array: np.ndarray) -> np.ndarray:
-        _, y, x = np.indices(array.shape, sparse=True)
-        (h, w), array = array.shape[1:], array.copy()
-        outside = np.hypot((2 * x - w + 1) / w, (2 * y - h + 1) / h) > 1.0
-        array[np.broadcast_to(outside, array.shape)] = value
-        return array
+def clipped(low_hu: float, high_hu: float, to: tuple[float, float] | None = None, whole: bool = False) -> Change:
+    """Between two Hounsfield units, and these made the ends of another range, rounded to whole numbers or not."""
+    low, high = to or (low_hu, high_hu)
 
-    return lambda scan: scan.with_array(fill)
+    def change(array: np.ndarray) -> np.ndarray:
+        part = (np.clip(array, low_hu, high_hu) - low_hu) / (high_hu - low_hu)
+        values = low + (high - low) * part
+        return np.round(values) if whole else values
+
+    return lambda scan: scan.with_array(change)
+
+
+def soft(scan: Scan) -> Scan:
+    """As a smooth reconstruction kernel shows it."""
+    return replace(scan, image=sitk.SmoothingRecursiveGaussian(scan.image, 1.5))
+
+
+def circle(value: float, radius: float = 1.0) -> Change:
+    """One value beyond a circle, whose radius is a part of half the slice's sides."""
+
+    def change(scan: Scan) -> Scan:
+        shape = Grid.of(scan.image).shape
+        _, y, x = np.indices(shape, sparse=True)
+        h, w = shape[1:]
+        outside = np.hypot((2 * x - w + 1) / w, (2 * y - h + 1) / h) > radius
+        return scan.without(np.broadcast_to(outside, shape), value)
+
+    return change
+
+
+def lungs_alone(value: float) -> Change:
+    """One value beyond the lungs."""
+
+    def change(scan: Scan) -> Scan:
+        inside = sitk.GetArrayViewFromImage(scan.mask) != 0
+        return scan.with_array(lambda a: np.where(inside, a, value))
+
+    return change
+
+
+def filled(scan: Scan) -> Scan:
+    """An effusion: fluid in the lower and rear part of the right lung."""
+    upright = stored("LPS")(scan)
+    lung = sitk.GetArrayFromImage(upright.mask) != 0
+    z, y, x = (np.arange(n) for n in lung.shape)
+    right = x < np.flatnonzero(lung.any((0, 1))).mean()
+    zs, ys = np.flatnonzero(lung.any((1, 2))), np.flatnonzero(lung.any((0, 2)))
+    level = np.add.outer((zs[-1] - z) / (zs[-1] - zs[0]), (y - ys[0]) / (ys[-1] - ys[0])) > 1.15
+    return upright.without(lung & level[..., None] & right, 15.0)
+
+
+def longer(mm: float, at_top: bool) -> Change:
+    """More of the body, as at the scan's end, with tissue in the place of what is not."""
+
+    def change(scan: Scan) -> Scan:
+        upright = stored("LPS")(scan)
+        count = max(1, round(mm / upright.image.GetSpacing()[2]))
+        around = ((0, 0, 0), (0, 0, count)) if at_top else ((0, 0, count), (0, 0, 0))
+        larger = padded(AIR_HU, *around)(upright)
+        end = sitk.GetArrayViewFromImage(upright.image)[-1 if at_top else 0]
+        tissue = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray((end > -300).astype(np.uint8)))) > 0
+        random = np.random.default_rng(0)
+        added = slice(-count, None) if at_top else slice(0, count)
+
+        def fill(array: np.ndarray) -> np.ndarray:
+            array[added] = np.where(tissue, 40.0, end) + random.normal(0, 20, array[added].shape)
+            return array
+
+        return larger.with_array(fill)
+
+    return change
 
 
 def padded(value: float, before: tuple[int, int, int] = (12, 12, 6), after: tuple[int, int, int] | None = None):
@@ -169,11 +288,13 @@ class Disturbance:
     change: Change
     of: str = "moving"
     masks: bool = False
+    fixed_change: Change | None = None  # another one, of the fixed scan
 
     def __call__(self, scans: Both[Scan]) -> Both[Scan]:
         fixed, moving = scans
+        of_fixed = self.fixed_change or (self.change if self.of in ("fixed", "both") else None)
         return Both(
-            self.change(fixed) if self.of in ("fixed", "both") else fixed,
+            of_fixed(fixed) if of_fixed else fixed,
             self.change(moving) if self.of in ("moving", "both") else moving,
         )
 
@@ -208,6 +329,44 @@ DISTURBANCES: dict[str, Disturbance] = {
         for of in ("moving", "fixed", "both")
     },
     "shift 80 mm, masks": Disturbance(shifted(0, 0, 80), masks=True),
+    # where the patient lies, and how the scan is stored
+    "origin lost": Disturbance(shifted(200, -300, 1000)),
+    "prone": Disturbance(turned(2, 180)),
+    "on the side": Disturbance(turned(2, 90)),
+    "turn 60 about z": Disturbance(turned(2, 60)),
+    "turn 20 about x, y and z": Disturbance(mapped(rotation(0, 20) @ rotation(1, 20) @ rotation(2, 20))),
+    "oblique, stored as PSR": Disturbance(together(stored("PSR"), oblique((0, 20), (1, 15), (2, -25)))),
+    "gantry tilt of 15": Disturbance(sheared(15)),
+    # what of the patient is shown
+    "upper part cut in fixed, lower in moving": Disturbance(cut(2, 0.2, 1), fixed_change=cut(2, 0, 0.8)),
+    "cut on all sides": Disturbance(together(*(cut(axis, 0.2, 0.8) for axis in range(3)))),
+    "one side alone": Disturbance(cut(0, 0.5, 1)),
+    "narrow circle of -2000": Disturbance(circle(-2000, 0.65)),
+    "narrow circle of 0": Disturbance(circle(0, 0.65)),
+    "more below": Disturbance(longer(150, at_top=False)),
+    "more above": Disturbance(longer(100, at_top=True)),
+    "much air": Disturbance(padded(AIR_HU, (60, 60, 15))),
+    "effusion": Disturbance(filled),
+    # what the numbers are
+    "voxels of 5 mm": Disturbance(thick(5, (0, 1, 2))),
+    "soft kernel": Disturbance(soft),
+    "clipped to -1000..400": Disturbance(clipped(-1000, 400), "both"),
+    "0..4095": Disturbance(together(raised, clipped(0, 4095))),
+    "8 bits": Disturbance(clipped(-1350, 150, (0, 255), whole=True)),
+    "8 bits in both": Disturbance(clipped(-1350, 150, (0, 255), whole=True), "both"),
+    "0 to 1 in both": Disturbance(clipped(-1000, 400, (0, 1)), "both"),
+    "lungs alone, 0 around": Disturbance(lungs_alone(0)),
+    "lungs alone in both, -1000 around": Disturbance(lungs_alone(-1000), "both"),
+    # two at a time
+    "turn 30 about y, lower part cut": Disturbance(together(turned(1, 30), _CUTS["lower part"])),
+    "upper part cut, turn 30 about x": Disturbance(together(_CUTS["upper part"], turned(0, 30))),
+    "side cut, turn 30 about z": Disturbance(together(_CUTS["side"], turned(2, 30))),
+    "HU + 1024, canvas of 0": Disturbance(together(raised, padded(0))),
+    "prone, HU + 1024, circle of 0": Disturbance(together(turned(2, 180), raised, circle(0))),
+    "table, turn 30 about y": Disturbance(together(on_a_table, turned(1, 30))),
+    "contrast medium, slices of 6 mm": Disturbance(together(with_contrast, thick(6))),
+    "narrow circle of -2000, turn 30 about y": Disturbance(together(circle(-2000, 0.65), turned(1, 30))),
+    "noise of 60 HU, lower part cut": Disturbance(together(noisy, _CUTS["lower part"]), "both"),
 }
 
 

@@ -6,8 +6,9 @@ landmarks that a scan no longer shows are left out. The reference is the undistu
     python -m benchmarks.robustness                            # the start only: alignment, about a minute a pair
     python -m benchmarks.robustness --preset fast --pairs popi_4dct --output rows.json
 
-With a preset each row also has the verdict and its first reason, and what the registration noted. ``--table`` prints
-the rows of such a file as Markdown.
+Without a preset each row has the smaller Dice coefficient, of the two scans, of the lungs that are found with those of
+the undisturbed scan, moved along; with one it has the verdict and its first reason, and what the registration noted.
+``--table`` prints the rows of such a file as Markdown.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ import SimpleITK as sitk
 from nephi.both import ROLES, Both
 from nephi.errors import NephiError
 from nephi.images.align import align
-from nephi.images.hounsfield import hounsfield
+from nephi.images.hounsfield import hounsfield, looks_like_ct
+from nephi.images.masks import lung_mask
+from nephi.measure.quality import dice
 from nephi.measure.verdict import judged
 from nephi.registration import register
 from nephi.result import Registration
@@ -66,17 +70,26 @@ def measure(scans: Both[Scan], preset: str | None, masks: bool) -> tuple[np.ndar
     images, began = scans.map(lambda scan: scan.image), time.process_time()
     given: Both[sitk.Image | None] = scans.map(lambda scan: scan.mask if masks else None)
     if preset is None:
-        start = align(images.map(hounsfield, ROLES), given, "auto")
+        in_hounsfield = images.map(hounsfield, ROLES)
+        start = align(in_hounsfield, given, "auto")
         forward = start.affine
     else:
         result = register(*images, fixed_mask=given.fixed, moving_mask=given.moving, settings=PRESETS[preset])
         forward, start = result.forward, result.alignment
     facts = {"alignment": start.method, "score": start.score, "lead": start.lead}
     facts["cpu_s"] = round(time.process_time() - began, 2)
-    if preset is not None:
+    if preset is None:
+        facts["lungs"] = min(in_hounsfield.map(_lungs_found, scans.map(lambda scan: scan.mask)))
+    else:
         facts |= _verdict(result, images)
     points = scans.map(lambda scan: scan.points_lps_mm)
     return np.linalg.norm(forward(points.fixed) - points.moving, axis=1), facts
+
+
+def _lungs_found(image: sitk.Image, mask: sitk.Image) -> float:
+    """Dice coefficient of the lungs that are found in an image with its mask."""
+    found = lung_mask(image) if looks_like_ct(image) else None
+    return 0.0 if found is None else dice(*(sitk.GetArrayViewFromImage(part) != 0 for part in (found, mask)))
 
 
 def _verdict(result: Registration, images: Both[sitk.Image]) -> dict[str, Any]:
@@ -91,6 +104,8 @@ def _verdict(result: Registration, images: Both[sitk.Image]) -> dict[str, Any]:
 
 def row(plain: Both[Scan], reference_mm: np.ndarray, disturbance: Disturbance, preset: str | None) -> dict[str, Any]:
     """The disturbed pair against the reference, both at the landmarks that both scans still show."""
+    if preset is None and not disturbance.masks:
+        plain = plain.map(lambda scan: replace(scan, mask=found_mask(scan.image)))
     scans = disturbance(plain)
     both = scans.fixed.seen() & scans.moving.seen()
     errors_mm, facts = measure(scans, preset, disturbance.masks)
@@ -164,11 +179,12 @@ def _tried(plain: Both[Scan], reference_mm: np.ndarray, label: str, preset: str 
         print(f"  {label:28} {type(error).__name__}: {error}", flush=True)
         return {"error": str(error), "held": False}
     mark = "" if got["held"] else "  <- lost"
+    told = got["verdict"] if preset else f"lungs {got['lungs']:.2f}"
     lead = "" if got["lead"] is None else f"score {got['score']:.3f} lead {got['lead']:.3f}"
     print(
         f"  {label:28} {got['tre_mm']:7.2f} mm "
         f"({got['undisturbed_mm']:.2f} undisturbed, limit {got['limit_mm']:5.2f}) at {got['landmarks']:3d}  "
-        f"{got['alignment']:8} {lead:22} {got['cpu_s']:5.1f} s {got.get('verdict', '')}{mark}",
+        f"{got['alignment']:8} {lead:22} {got['cpu_s']:5.1f} s {told}{mark}",
         flush=True,
     )
     for text in [got["reason"], *got["notes"]] if mark and preset else ():

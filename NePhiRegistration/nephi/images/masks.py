@@ -18,6 +18,7 @@ _ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room
 _CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung with a median above it
 _LEAST_AROUND = 0.4  # of the directions in which a lung has the body; foam of a table has it above alone
 _AROUND_MM = 5.0
+_VOID_HU, _LEAST_VOID = -1200.0, 0.002  # darker than air with its noise, where that is a part of the image
 _MOSTLY_AROUND = 0.5  # likewise, for which a darker one at a side is a lung, too
 _CUT_AROUND = 0.6  # likewise, of a smaller part that is cut from a lung
 _ENCLOSED = 0.8  # likewise: dark air there is none of the room's
@@ -52,7 +53,7 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     d = grid.dimension
     scale = min(1.0, grid.longest_side_mm / BODY_MM)  # of all lengths, for small bodies
     shrink = shrink_factors(grid, 3.0 * scale)
-    small = sitk.Cast(block_means(image, shrink), sitk.sitkFloat32)
+    small = sitk.Cast(block_means(_without_voids(image), shrink), sitk.sitkFloat32)
     floor = 200e3 if d == 3 else 1000.0
     if scale < 1:  # the least part of a field of view that lungs would fill
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
@@ -68,6 +69,15 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     sides = zip(box, radius, lungs.GetSize(), strict=True)
     around = tuple(slice(max(0, low - r - 1), min(n, high + r + 1)) for (low, high), r, n in sides)
     return _on_grid(sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(lungs[around], radius)), grid)
+
+
+def _without_voids(image: sitk.Image) -> sitk.Image:
+    """With water in the place of what is too dark for air: as padding it does not count as what surrounds the body."""
+    if (sparse(image) < _VOID_HU).mean() < _LEAST_VOID:
+        return image
+    array = sitk.GetArrayFromImage(image)
+    array[array < _VOID_HU] = 0
+    return Grid.of(image).image(array)
 
 
 def _found(

@@ -26,7 +26,8 @@ from .coarse import Coarse, Prepared
 
 _COARSE_MM, _FINE_MM = 14.0, 6.0  # of a large body
 _AROUND_MM = 40.0  # of the body that the turns are compared on: what lies on air tells, too
-_REFINED = 4  # turns that are refined
+_REFINED = 4  # turns that are refined, the best ones
+_SHIFT = "a shift"  # the turn by nothing, which is refined in any case
 _TURNS_DEG = (-45, -30, -15, 15, 30, 45)
 _RIGID_STEPS, _AFFINE_STEPS = 8, 24
 _CHECK_STEPS = 8
@@ -52,7 +53,7 @@ def _rotation(axis: int, degrees: float, d: int) -> np.ndarray:
 
 
 def _turns(d: int) -> Iterator[tuple[str, np.ndarray]]:
-    yield "a shift", np.eye(d)
+    yield _SHIFT, np.eye(d)
     for axis in range(3) if d == 3 else (2,):
         for degrees in (*_TURNS_DEG, 90, -90, 180):
             if abs(degrees) != 90 or axis == 2:
@@ -160,7 +161,9 @@ class Search:
     def best(self, starts: dict[str, Affine]) -> Found:
         """The best affine map from fixed to moving points, over turns, translations and the given starts."""
         fixed, moving = self.prepared.map(lambda image: image.at_scale(_COARSE_MM * self.scale))
-        chosen = [(name, affine) for _, name, affine in _candidates(fixed, moving)[:_REFINED]] + list(starts.items())
+        ranked = [(name, affine) for _, name, affine in _candidates(fixed, moving)]
+        # most patients are not turned: a crop that shows little must not rank the shift out
+        chosen = ranked[:_REFINED] + [entry for entry in ranked[_REFINED:] if entry[0] == _SHIFT] + list(starts.items())
         refined = list(in_threads(lambda start: self.rigid.refined(start[1], rigid=True, steps=_RIGID_STEPS), chosen))
         scores = [self.rigid.score(affine) for affine in refined]
         order = np.argsort(scores)[::-1]
