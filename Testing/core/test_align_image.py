@@ -311,6 +311,50 @@ def test_cut_lungs_of_a_turned_patient_on_a_table_are_found(axis, phantom_3d):
     assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(truth) > 0) > 0.9
 
 
+def _emphysema(pair) -> tuple[sitk.Image, np.ndarray]:
+    """Lungs nearly as dark as the room's air, in parts darker, with noise; and where they are (z, y, x)."""
+    lungs = sitk.GetArrayFromImage(pair.fixed_mask) > 0
+    rng = np.random.default_rng(0)
+    array = np.where(lungs, -950.0, sitk.GetArrayFromImage(pair.fixed)) + rng.normal(0, 15, lungs.shape)
+    array[lungs & (np.indices(lungs.shape)[0] % 12 < 4)] -= 35
+    return Grid.of(pair.fixed).image(array.astype(np.float32)), lungs
+
+
+@pytest.mark.parametrize("value", [-1500, -2000, -3024, -32768])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_dark_lungs_that_end_at_what_was_not_scanned_are_found(value, axis, phantom_3d):
+    """A circle within the body cuts the lungs, with a value beyond it that no air has; as stored, or turned with it."""
+    image, lungs = _emphysema(phantom_3d)
+    _, y, x = (2 * index / (n - 1) - 1 for index, n in zip(np.indices(lungs.shape), lungs.shape, strict=True))
+    outside = np.hypot(y, x) > 0.5
+    assert (lungs & outside).sum() > 0.1 * lungs.sum()
+    array = sitk.GetArrayFromImage(image)
+    array[outside] = value
+    seen, truth = (Grid.of(image).image(a) for a in (array, (lungs & ~outside).astype(np.float32)))
+    if axis is not None:
+        seen, truth = _turned(seen, axis, -1000), _turned(truth, axis, 0)
+    found = masks.lung_mask(seen)
+    assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(truth) > 0.5) > 0.9
+
+
+@pytest.mark.parametrize("around", [-1000, -1024, 0, -2000])
+def test_lungs_that_were_cut_out_of_the_body_are_found(around, phantom_3d):
+    image, lungs = phantom_3d.fixed, sitk.GetArrayFromImage(phantom_3d.fixed_mask) > 0
+    alone = Grid.of(image).image(np.where(lungs, sitk.GetArrayFromImage(image), around).astype(np.int16))
+    assert hounsfield.looks_like_ct(alone)
+    assert dice(sitk.GetArrayFromImage(masks.lung_mask(alone)) > 0, lungs) > 0.9
+
+
+@pytest.mark.parametrize("air", [-1000, -985])
+@pytest.mark.parametrize("width", [6, 25])
+def test_air_around_a_limb_or_a_head_is_no_lung(air, width):
+    z, y, x = np.indices((60, 60, 60)) - 30
+    array = np.where(np.hypot(x, y) < width / 2, 40.0, air) + np.random.default_rng(0).normal(0, 15, z.shape)
+    image = sitk.GetImageFromArray(array.astype(np.float32))
+    image.SetSpacing([4.0] * 3)
+    assert masks.lung_mask(image) is None
+
+
 def test_no_lungs_in_a_solid_body():
     body = sitk.Image((40, 40, 40), sitk.sitkInt16) + 40
     assert masks.lung_mask(body) is None

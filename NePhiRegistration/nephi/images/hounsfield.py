@@ -65,10 +65,11 @@ def hu_units(image: sitk.Image) -> Units | None:
 def _units(sparse_values: bytes, pads: tuple[float, ...]) -> Units | None:
     sample = np.frombuffer(sparse_values, np.float32)
     own = sample[~np.isin(sample, [v for v in pads if not -1100 < v < -900])]
-    inverted, likeness = _inverted(sample[~np.isin(sample, pads)])
-    if own.size < 100:
+    shown = sample[~np.isin(sample, pads)]
+    inverted, likeness = _inverted(shown)
+    if own.size < 100 or not shown.size:
         return inverted
-    low, high = np.percentile(own, (1, 99.5))
+    low, high = np.percentile(own, 1), np.percentile(shown, 99.5)  # lungs that are cut out of the body are little
     if -4096 <= low <= -500 and high > -200:  # padding can be as low, whatever the units
         raised = _like_ct(own - 1024)
         if _like_ct(own) > _MUCH_LESS * max(raised, likeness):

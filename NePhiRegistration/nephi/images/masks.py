@@ -20,6 +20,7 @@ _LEAST_AROUND = 0.4  # of the directions in which a lung has the body; foam of a
 _AROUND_MM = 5.0
 _VOID_HU, _LEAST_VOID = -1200.0, 0.002  # darker than air with its noise, where that is a part of the image
 _MOSTLY_AROUND = 0.5  # likewise, for which a darker one at a side is a lung, too
+_LITTLE_TISSUE = 0.2  # as a part of the air, where nothing but lungs is in the image
 _CUT_AROUND = 0.6  # likewise, of a smaller part that is cut from a lung
 _ENCLOSED = 0.8  # likewise: dark air there is none of the room's
 
@@ -59,8 +60,8 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
         floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
     # a trachea that ends in the room's air joins it to the lungs; an opening by more than its radius parts them
     radii = [[1] * d, *([max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM)]
-    # a narrow field of view may show less of the body than of what pads it
-    tries = (_found(small, threshold, padding_counts, radii, floor) for padding_counts in (False, True))
+    # a narrow field of view may show less of the body than of what pads it; lungs may have been cut out of the body
+    tries = (_found(small, threshold, *seen, radii, floor) for seen in ((False, False), (True, False), (False, True)))
     lungs = next((found for found in tries if found is not None), None)
     if lungs is None:
         return None
@@ -81,12 +82,20 @@ def _without_voids(image: sitk.Image) -> sitk.Image:
 
 
 def _found(
-    image: sitk.Image, threshold: float, padding_counts: bool, radii: list[list[int]], least_mm3: float
+    image: sitk.Image, threshold: float, padding_counts: bool, alone: bool, radii: list[list[int]], least_mm3: float
 ) -> sitk.Image | None:
-    """Lungs of at least a volume with vessels left out, by the first of the radii that parts them from the room."""
+    """Lungs of at least a volume with vessels left out, by the first of the radii that parts them from the room;
+    ``alone``: without the body around them, if that is not there."""
     edges, around = _edges(image, threshold), _around(image, threshold, padding_counts)
-    room = _room(image, edges, around)
-    air = _bytes(~room & (sitk.GetArrayViewFromImage(image) < threshold))
+    values = sitk.GetArrayViewFromImage(image)
+    tissue = values >= threshold
+    room = np.isin(values, padding(image)) if alone else _room(image, edges, around)
+    inner = ~room & ~tissue
+    if alone:
+        if _opened(tissue).sum() > _LITTLE_TISSUE * inner.sum():  # vessels are thin
+            return None
+        around[:] = 1.0
+    air = _bytes(inner)
     air.CopyInformation(image)
     ends = edges | _grown(room)
     for radius in radii:
