@@ -5,6 +5,7 @@ import pytest
 import SimpleITK as sitk
 from nephi.both import Both
 from nephi.errors import collected_notices
+from nephi.images import search
 from nephi.images.align import align
 from nephi.images.hounsfield import HU, Units, hounsfield, hu_units
 from nephi.space.grid import Grid
@@ -43,6 +44,26 @@ def turned(image: sitk.Image, points_lps_mm: np.ndarray, axis, degrees: float):
 def test_a_turned_patient_is_found(pair, plain_mm, axis, degrees):
     moving, points = turned(pair.moving, pair.moving_landmarks_lps_mm, axis, degrees)
     assert errors_mm(pair, moving, points) < 1.25 * plain_mm + 2
+
+
+def test_a_shift_is_refined_wherever_it_ranks(pair, plain_mm, monkeypatch):
+    """What shows little besides lung fits anything coarsely."""
+    ranked = search._candidates
+    monkeypatch.setattr(search, "_candidates", lambda *coarse: sorted(ranked(*coarse), key=lambda entry: entry[0]))
+    moved = sitk.Image(pair.moving)
+    moved.SetOrigin((np.array(moved.GetOrigin()) + [200, -300, 900]).tolist())
+    assert errors_mm(pair, moved, pair.moving_landmarks_lps_mm + [200, -300, 900]) < plain_mm + 1
+
+
+@pytest.mark.parametrize("degrees", [(20, 20, 20), (20, 15, -25)])
+def test_starts_that_end_at_the_same_place_leave_no_doubt(pair, plain_mm, degrees):
+    """Several turns about one axis are as far from one about three."""
+    moving, points = pair.moving, pair.moving_landmarks_lps_mm
+    for axis, angle in zip(np.eye(3), degrees, strict=True):
+        moving, points = turned(moving, points, axis, angle)
+    with collected_notices() as notes:
+        assert errors_mm(pair, moving, points) < 1.25 * plain_mm + 2
+    assert not notes
 
 
 @pytest.mark.parametrize("part", [(slice(None), slice(None), slice(20, None)), (slice(22, None),)])

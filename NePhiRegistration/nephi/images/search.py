@@ -32,6 +32,7 @@ _TURNS_DEG = (-45, -30, -15, 15, 30, 45)
 _RIGID_STEPS, _AFFINE_STEPS = 8, 24
 _CHECK_STEPS = 8
 _LEAST_FIT = 0.35  # score of moments of masks that fit: 0.72 and more where they were right
+_CLEAR_LEAD = 0.1  # of scores, below which what is close is refined further
 _ELSEWHERE_MM = 20.0  # mean distance of two starts that are not the same
 
 
@@ -164,11 +165,21 @@ class Search:
         ranked = [(name, affine) for _, name, affine in _candidates(fixed, moving)]
         # most patients are not turned: a crop that shows little must not rank the shift out
         chosen = ranked[:_REFINED] + [entry for entry in ranked[_REFINED:] if entry[0] == _SHIFT] + list(starts.items())
-        refined = list(in_threads(lambda start: self.rigid.refined(start[1], rigid=True, steps=_RIGID_STEPS), chosen))
-        scores = [self.rigid.score(affine) for affine in refined]
-        order = np.argsort(scores)[::-1]
-        best = refined[order[0]]
-        apart = [scores[i] for i in order if self.distance_mm(refined[i], best) > _ELSEWHERE_MM * self.scale]
-        final = self.affine.refined(best, rigid=False, steps=_AFFINE_STEPS)
-        lead = scores[order[0]] - (apart[0] if apart else 0.0)
-        return Found(final, chosen[order[0]][0], self.affine.score(final), lead)
+        refined = list(in_threads(self._rigid, [affine for _, affine in chosen]))
+        scores = np.array([self.rigid.score(affine) for affine in refined])
+        if self._lead(scores, refined) < _CLEAR_LEAD:  # they may be on their way to the same place
+            close = np.flatnonzero(scores > scores.max() - _CLEAR_LEAD)
+            for i, affine in zip(close, in_threads(self._rigid, [refined[i] for i in close]), strict=True):
+                refined[i], scores[i] = affine, self.rigid.score(affine)
+        best = int(scores.argmax())
+        final = self.affine.refined(refined[best], rigid=False, steps=_AFFINE_STEPS)
+        return Found(final, chosen[best][0], self.affine.score(final), self._lead(scores, refined))
+
+    def _rigid(self, start: Affine) -> Affine:
+        return self.rigid.refined(start, rigid=True, steps=_RIGID_STEPS)
+
+    def _lead(self, scores: np.ndarray, starts: list[Affine]) -> float:
+        """The best start's score before that of the best one elsewhere; the whole score where there is none."""
+        best = int(scores.argmax())
+        apart = [self.distance_mm(start, starts[best]) > _ELSEWHERE_MM * self.scale for start in starts]
+        return float(scores[best] - scores[apart].max(initial=0.0))
