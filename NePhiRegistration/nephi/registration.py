@@ -25,7 +25,7 @@ from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser
 from .fitting.similarity import Similarity, make_similarity
 from .fitting.sliding import Side, border_of, slid, steps
-from .images.align import Alignment, align, masks_agreement
+from .images.align import LEAST_AGREEMENT, Alignment, align, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
 from .images.masks import lung_mask
@@ -38,7 +38,6 @@ from .settings import PRESETS, REGULARISERS, Settings, check
 from .space.grid import Grid
 
 PHASES = ("reading", "masks", "alignment", "prediction", "features")  # before the optimisation
-_LEAST_AGREEMENT = 0.4  # of lungs that were found, after the alignment
 
 
 def register(
@@ -91,16 +90,16 @@ def register(
         # what was taken for lungs may be the room: it is no reason to skip the search
         trusted: Both[sitk.Image | None] = Both(None, None) if found and settings.align == "auto" else seen
         if guidance.initial is None:
-            alignment = align(shown, trusted, settings.align)
+            alignment = align(shown, trusted, settings.align, complete(*seen) if found else None)
         else:
             start = affine_part(guidance.initial, Grid.of(images.fixed), masks.fixed)
             alignment = Alignment(start, "initial")
         lungs = complete(*masks)
-        if found and lungs and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
+        if found and lungs and masks_agreement(lungs, alignment.affine) < LEAST_AGREEMENT:
             masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask=False)
             shown, seen = _shown(images, masks)
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
-        elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < _LEAST_AGREEMENT:
+        elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < LEAST_AGREEMENT:
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
     excluded = Both(*guidance.excluded)
     if settings.sliding and complete(*masks) is None:

@@ -18,6 +18,7 @@ from .masks import mask_box
 from .search import Search
 
 _SETTLED_MM = 13.0  # that the refinement may move the masks' moments; right ones were moved by 3-9, wrong by 17-51
+LEAST_AGREEMENT = 0.4  # of lungs that were found, as a Dice coefficient after the alignment
 _LEAST_LEAD = 0.03  # of the best start's score before that of the best one elsewhere
 _LARGEST_SCALE = 2.0
 
@@ -34,7 +35,12 @@ class Alignment:
     lead: float | None = None
 
 
-def align(images: Both[sitk.Image], masks: Both[sitk.Image | None], method: str) -> Alignment:
+def align(
+    images: Both[sitk.Image],
+    masks: Both[sitk.Image | None],
+    method: str,
+    lungs: Both[sitk.Image] | None = None,
+) -> Alignment:
     """The alignment by a method.
 
     - ``none``: identity.
@@ -44,12 +50,13 @@ def align(images: Both[sitk.Image], masks: Both[sitk.Image | None], method: str)
     - ``affine``: twelve parameters by mutual information, from ``moments`` or ``centres``.
     - ``auto``: ``moments`` where masks are given on both sides and the images confirm it: refined on images and
       masks it stays where it is. Else ``search``, over turns and translations with partial overlap; its start is
-      refined to twelve parameters.
+      refined to twelve parameters. ``lungs`` that were found in the images, and may be none, are no masks; where
+      they do not agree after the search, it is tried whether the images fit better by their moments.
     - a path: a linear transform file, fixed -> moving (.tfm, .txt, .h5, .mat as ITK reads them).
     """
     dimension, given = images.fixed.GetDimension(), complete(*masks)
     if method == "auto":
-        return _automatic(images, given)
+        return _automatic(images, given, lungs)
     if method not in ALIGNMENTS:
         return Alignment(read_affine(method, dimension), "given")
     if method == "none":
@@ -78,7 +85,7 @@ def _centre(image: sitk.Image) -> np.ndarray:
     return Grid.of(image).corners_lps_mm().mean(0)
 
 
-def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None) -> Alignment:
+def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None, lungs: Both[sitk.Image] | None) -> Alignment:
     search = Search(images, masks)
     starts = {"the headers": Affine.identity(images.fixed.GetDimension())}
     if masks:
@@ -90,6 +97,10 @@ def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None) -> Alig
             return moments
         starts["the masks' moments"] = moments.affine
     found = search.best(starts)
+    if lungs and masks_agreement(lungs, found.affine) < LEAST_AGREEMENT:
+        with collected_notices():
+            moments = align(images, Both(*lungs), "moments")
+        found = search.better(found, "the lungs' moments", moments.affine)
     if found.lead < _LEAST_LEAD:
         notice(
             "The start is uncertain: another alignment fits almost as well; look at the result, or use --align centres."

@@ -175,6 +175,12 @@ class Search:
         final = self.affine.refined(refined[best], rigid=False, steps=_AFFINE_STEPS)
         return Found(final, chosen[best][0], self.affine.score(final), self._lead(scores, refined))
 
+    def better(self, found: Found, name: str, start: Affine) -> Found:
+        """Another start, refined, in the place of what was found if the images fit better by it."""
+        affine = self.affine.refined(self._rigid(start), rigid=False, steps=_AFFINE_STEPS)
+        score = self.affine.score(affine)
+        return Found(affine, name, score, score - found.score) if score > found.score else found
+
     def _rigid(self, start: Affine) -> Affine:
         return self.rigid.refined(start, rigid=True, steps=_RIGID_STEPS)
 
