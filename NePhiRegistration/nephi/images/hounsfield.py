@@ -18,7 +18,7 @@ _FAR_HU = -1100.0
 _AIR, _SOFT = (-1050.0, -700.0), (-150.0, 150.0)  # Hounsfield units
 _MUCH_LESS = 0.5  # as like a CT
 _LEAST_BACKGROUND = 0.2
-_LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
+LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
 
 
 def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
@@ -27,7 +27,7 @@ def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
     return array[tuple(slice(None, None, max(1, n // side)) for n in array.shape)]
 
 
-def padding(image: sitk.Image, least: float = _LEAST_PADDING) -> list[float]:
+def padding(image: sitk.Image, least: float = LEAST_PADDING) -> list[float]:
     """Values that fill a corner and at least this part of the image."""
     array, sample = sitk.GetArrayViewFromImage(image), np.ascontiguousarray(sparse(image))  # it is read many times
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in array.shape], indexing="ij"), -1).reshape(-1, array.ndim)

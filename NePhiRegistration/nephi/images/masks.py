@@ -9,7 +9,7 @@ from ..settings import BODY_MM
 from ..space.grid import Box, Grid
 from .between import between
 from .blocks import block_means, shrink_factors
-from .hounsfield import CT_WINDOW, looks_like_ct, padding, sparse
+from .hounsfield import CT_WINDOW, LEAST_PADDING, looks_like_ct, padding, sparse
 
 LUNG_THRESHOLD_HU = -400.0
 _LEAST_PART = 0.01
@@ -89,7 +89,7 @@ def _found(
     edges, around = _edges(image, threshold), _around(image, threshold, padding_counts)
     values = sitk.GetArrayViewFromImage(image)
     tissue = values >= threshold
-    room = np.isin(values, padding(image)) if alone else _room(image, edges, around)
+    room = _never_seen(image) if alone else _room(image, edges, around)
     inner = ~room & ~tissue
     if alone:
         if _opened(tissue).sum() > _LITTLE_TISSUE * inner.sum():  # vessels are thin
@@ -167,16 +167,31 @@ def _room(image: sitk.Image, edges: np.ndarray, around: np.ndarray) -> np.ndarra
     inwards as far as the body is not around, as it is around emphysema. One voxel more than that, which lies between
     the room and tissue.
     """
-    dark = (_means(sitk.GetArrayViewFromImage(image)) < _ROOM_AIR_HU) & (around < _ENCLOSED)
+    values = sitk.GetArrayViewFromImage(image)
+    never_seen = _never_seen(image) & (values < _ROOM_AIR_HU)
+    dark = (_means(values) < _ROOM_AIR_HU) & (around < _ENCLOSED) & ~never_seen
     labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(_bytes(dark)))
-    faces = edges.copy()
+    faces = edges | _grown(never_seen)
     for axis in range(faces.ndim):
         np.moveaxis(faces, axis, 0)[[0, -1]] = True
     outside = np.zeros(labels.max() + 1, bool)
     outside[np.unique(labels[faces])] = True
     outside[_shares(labels, around)[1] >= _LEAST_AROUND] = False
     outside[0] = False
-    return _grown(outside[labels])
+    return _grown(outside[labels] | never_seen)
+
+
+def _never_seen(image: sitk.Image) -> np.ndarray:
+    """(z, y, x): one value from a corner on, as far as it is joined: air's noise repeats a value, but not side by
+    side."""
+    values, out = sitk.GetArrayViewFromImage(image), np.zeros(image.GetSize()[::-1], bool)
+    ends = np.ix_(*[(0, n - 1) for n in out.shape])
+    for value in padding(image):
+        parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(image == value))
+        large = np.bincount(parts.ravel()) >= LEAST_PADDING * values.size
+        large[0] = False
+        out |= np.isin(parts, [n for n in np.unique(parts[ends]) if large[n]])
+    return out
 
 
 def _shares(labels: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
