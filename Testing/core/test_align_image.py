@@ -337,6 +337,19 @@ def test_dark_lungs_that_end_at_what_was_not_scanned_are_found(value, axis, phan
     assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(truth) > 0.5) > 0.9
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("cut_axis", [0, 2])
+def test_dark_lungs_that_are_cut_and_then_turned_are_found(cut_axis, axis, phantom_3d):
+    """The cut ends in the value of air, which fills what the turned volume never saw."""
+    image, lungs = _emphysema(phantom_3d)
+    across = np.flatnonzero(lungs.any(tuple(a for a in range(3) if a != cut_axis)))
+    part = (slice(None),) * (2 - cut_axis) + (slice(int(across[0] + len(across) // 4), None),)
+    seen = _turned(image[part], axis, -1000)
+    truth = _turned(Grid.of(image).image(lungs.astype(np.float32))[part], axis, 0)
+    found = masks.lung_mask(seen)
+    assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(truth) > 0.5) > 0.9
+
+
 @pytest.mark.parametrize("around", [-1000, -1024, 0, -2000])
 def test_lungs_that_were_cut_out_of_the_body_are_found(around, phantom_3d):
     image, lungs = phantom_3d.fixed, sitk.GetArrayFromImage(phantom_3d.fixed_mask) > 0
