@@ -58,11 +58,12 @@ def shifted(*offset_mm: float) -> Change:
 
 
 def together(*changes: Change) -> Change:
-    """One after the other."""
+    """One after the other; what one of them takes from the scan is not shown by a larger one that another makes."""
 
     def change(scan: Scan) -> Scan:
         for each in changes:
             scan = each(scan)
+            scan = replace(scan, points_lps_mm=np.where(scan.seen()[:, None], scan.points_lps_mm, np.nan))
         return scan
 
     return change

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from nephi.both import ROLES, Both
+from nephi.both import ROLES, Both, complete
 from nephi.errors import NephiError
 from nephi.images.align import align
 from nephi.images.hounsfield import hounsfield, looks_like_ct
@@ -71,7 +71,8 @@ def measure(scans: Both[Scan], preset: str | None, masks: bool) -> tuple[np.ndar
     given: Both[sitk.Image | None] = scans.map(lambda scan: scan.mask if masks else None)
     if preset is None:
         in_hounsfield = images.map(hounsfield, ROLES)
-        start = align(in_hounsfield, given, "auto")
+        lungs = in_hounsfield.map(lambda image: lung_mask(image) if looks_like_ct(image) else None)
+        start = align(in_hounsfield, given, "auto", None if masks else complete(*lungs))
         forward = start.affine
     else:
         result = register(*images, fixed_mask=given.fixed, moving_mask=given.moving, settings=PRESETS[preset])
@@ -79,16 +80,15 @@ def measure(scans: Both[Scan], preset: str | None, masks: bool) -> tuple[np.ndar
     facts = {"alignment": start.method, "score": start.score, "lead": start.lead}
     facts["cpu_s"] = round(time.process_time() - began, 2)
     if preset is None:
-        facts["lungs"] = min(in_hounsfield.map(_lungs_found, scans.map(lambda scan: scan.mask)))
+        facts["lungs"] = min(lungs.map(_agreement, scans.map(lambda scan: scan.mask)))
     else:
         facts |= _verdict(result, images)
     points = scans.map(lambda scan: scan.points_lps_mm)
     return np.linalg.norm(forward(points.fixed) - points.moving, axis=1), facts
 
 
-def _lungs_found(image: sitk.Image, mask: sitk.Image) -> float:
+def _agreement(found: sitk.Image | None, mask: sitk.Image) -> float:
     """Dice coefficient of the lungs that are found in an image with its mask."""
-    found = lung_mask(image) if looks_like_ct(image) else None
     return 0.0 if found is None else dice(*(sitk.GetArrayViewFromImage(part) != 0 for part in (found, mask)))
 
 
