@@ -18,11 +18,11 @@ _ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room
 _CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung with a median above it
 _LEAST_AROUND = 0.4  # of the directions in which a lung has the body; foam of a table has it above alone
 _AROUND_MM = 5.0
-_VOID_HU, _LEAST_VOID = -1200.0, 0.002  # darker than air with its noise, where that is a part of the image
 _MOSTLY_AROUND = 0.5  # likewise, for which a darker one at a side is a lung, too
-_LITTLE_TISSUE = 0.2  # as a part of the air, where nothing but lungs is in the image
 _CUT_AROUND = 0.6  # likewise, of a smaller part that is cut from a lung
 _ENCLOSED = 0.8  # likewise: dark air there is none of the room's
+_VOID_HU, _LEAST_VOID = -1200.0, 0.002  # darker than air with its noise, where that is a part of the image
+_LITTLE_TISSUE = 0.2  # as a part of the air, where nothing but lungs is in the image
 
 
 def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[float, float]:
@@ -73,7 +73,7 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
 
 
 def _without_voids(image: sitk.Image) -> sitk.Image:
-    """With water in the place of what is too dark for air: as padding it does not count as what surrounds the body."""
+    """With water in the place of values that no air has, so that dark padding is taken as bright padding is."""
     if (sparse(image) < _VOID_HU).mean() < _LEAST_VOID:
         return image
     array = sitk.GetArrayFromImage(image)
