@@ -5,16 +5,17 @@ Either reads what the other has written.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import zlib
 from typing import Any
 
-try:
-    from isal import isal_zlib
-except ImportError:
-    isal_zlib = None
+isal_zlib: Any = None
+with contextlib.suppress(ImportError):
+    isal_zlib = importlib.import_module("isal.isal_zlib")
 
 _GZIP = 16 + zlib.MAX_WBITS
-DAMAGED = (EOFError, zlib.error, *([] if isal_zlib is None else [isal_zlib.error]))  # what reading may raise
+DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, (isal_zlib or zlib).error)  # what reading may raise
 
 
 def unpacker() -> Any:
