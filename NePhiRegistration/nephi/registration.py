@@ -7,32 +7,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import SimpleITK as sitk
 import torch
 
-from .both import ROLES, Both, complete
+from .both import Both, complete
 from .config import of_kind
 from .device import choose_device, release_freed_memory
-from .errors import NephiError, collected_notices, notice
-from .files.image import check_image
-from .files.masks import check_mask
+from .errors import NephiError, collected_notices
 from .fitting.configure import configured
 from .fitting.dense import refined_densely
 from .fitting.guidance import NOTHING, Guidance
-from .fitting.initial import affine_part, outer_map
+from .fitting.initial import outer_map
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser
 from .fitting.similarity import Similarity, make_similarity
 from .fitting.sliding import Side, border_of, slid, steps
-from .images.align import LEAST_AGREEMENT, Alignment, align, masks_agreement
-from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
-from .images.masks import lung_mask
 from .learning.model import Model
 from .learning.predict import Prediction, predict
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, Timetable, in_stages
+from .placement import checked_images, place
 from .result import Registration
 from .settings import PRESETS, REGULARISERS, Settings, check
 from .space.grid import Grid
@@ -75,36 +70,15 @@ def register(
     report = _Progress(steps(settings), in_stages(progress, expected), preview)
     report("reading")
     model = None if settings.model is None else Model.load(settings.model, target)
-    images = _check_images(Both(fixed, moving))
-    report("masks")
     with collected_notices() as notes:
-        if _are_same(images):
-            notice("The fixed and the moving image are the same, voxel by voxel; look whether that was meant.")
-        images = images.map(hounsfield, ROLES)
+        images = checked_images(Both(fixed, moving))
         guidance = (NOTHING if guidance is None else guidance).checked(images)
         if guidance.initial is not None and (settings.align != "auto" or model is not None):
             raise NephiError("an initial transform takes the place of alignment and model: give one of them alone")
-        masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask)
-        report("alignment")
-        shown, seen = _shown(images, masks)
-        # what was taken for lungs may be the room: it is no reason to skip the search
-        trusted: Both[sitk.Image | None] = Both(None, None) if found and settings.align == "auto" else seen
-        if guidance.initial is None:
-            alignment = align(shown, trusted, settings.align, complete(*seen) if found else None)
-        else:
-            start = affine_part(guidance.initial, Grid.of(images.fixed), masks.fixed)
-            alignment = Alignment(start, "initial")
-        lungs = complete(*masks)
-        if found and lungs and masks_agreement(lungs, alignment.affine) < LEAST_AGREEMENT:
-            masks, found = _masks(images, Both(fixed_mask, moving_mask), auto_mask=False)
-            shown, seen = _shown(images, masks)
-            notice("The lungs found in the images do not agree after the alignment; they are not used.")
-        elif lungs and alignment.method == "search" and masks_agreement(lungs, alignment.affine) < LEAST_AGREEMENT:
-            notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
-    excluded = Both(*guidance.excluded)
-    if settings.sliding and complete(*masks) is None:
+        placed = place(images, Both(fixed_mask, moving_mask), settings.align, guidance.initial, auto_mask, report)
+    if settings.sliding and complete(*placed.masks) is None:
         raise NephiError("sliding needs a mask of both images, along whose border it is")
-    pair = ImagePair.of(shown, seen, alignment.affine, settings.similarity, trusted=not found, excluded=excluded)
+    pair = placed.pair(settings.similarity, Both(*guidance.excluded))
     used, decided = configured(pair, settings)
     report.expect(stages(used, *sizes, str(target)))
     if used.similarity != settings.similarity:
@@ -122,14 +96,14 @@ def register(
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
-        alignment=alignment,
+        alignment=placed.alignment,
         fixed_grid=Grid.of(images.fixed),
         moving_grid=Grid.of(images.moving),
         settings=settings,
         configured=decided,
-        fixed_mask=masks.fixed,
-        moving_mask=masks.moving,
-        found_masks=found,
+        fixed_mask=placed.masks.fixed,
+        moving_mask=placed.masks.moving,
+        found_masks=placed.found,
         guidance=guidance,
         notes=(*notes, *flaws),
         device=str(target),
@@ -150,7 +124,7 @@ def register(
     del optimisation, model  # features of large images take much
     if border is not None:
         result.history += slid(result, optimise, border, pair, used, prediction, report.optimising)
-    del pair, prediction
+    del images, pair, placed, prediction
     release_freed_memory()  # before the volumes of a large image that are made of the result
     result.seconds = time.perf_counter() - started
     return result
@@ -191,58 +165,6 @@ def _checked(
     if regulariser is None:
         REGULARISERS.check(settings.regularity.name)
     return settings, similarity or make_similarity(settings.similarity)
-
-
-def _check_images(images: Both[sitk.Image]) -> Both[sitk.Image]:
-    fixed, moving = images = images.map(lambda image, role: check_image(image, f"{role} image"), ROLES)
-    if fixed.GetDimension() != moving.GetDimension():
-        raise NephiError(
-            f"the fixed image is {fixed.GetDimension()}D and the moving image {moving.GetDimension()}D; "
-            "both must have the same dimension"
-        )
-    return images
-
-
-def _are_same(images: Both[sitk.Image]) -> bool:
-    """Whether both images hold the same values in the same place."""
-    if not Grid.of(images.fixed).same_as(Grid.of(images.moving)):
-        return False
-    fixed, moving = images.map(sitk.GetArrayViewFromImage)
-    return np.array_equal(fixed[::16], moving[::16]) and np.array_equal(fixed, moving)
-
-
-def _masks(
-    images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool
-) -> tuple[Both[sitk.Image | None], tuple[str, ...]]:
-    """Both masks, checked, and for which images lungs were detected in their place: for both images or for none."""
-    masks = images.map(
-        lambda image, mask, role: None if mask is None else check_mask(mask, image, f"{role} mask"), given, ROLES
-    )
-    if not (auto_mask and images.fixed.GetDimension() == 3 and all(looks_like_ct(image) for image in images)):
-        return masks, ()
-    detected = images.map(lambda image, mask: lung_mask(image) if mask is None else mask, masks)
-    if complete(*detected) is None:
-        without = [role for role, mask in zip(ROLES, detected, strict=True) if mask is None]
-        notice(f"No lungs were found in the {' and the '.join(without)} image; the whole images are registered.")
-        return masks, ()
-    return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
-
-
-def _shown(
-    images: Both[sitk.Image], masks: Both[sitk.Image | None]
-) -> tuple[Both[sitk.Image], Both[sitk.Image | None]]:
-    """The parts of the images that are no padding, and of their masks: what an image does not show must not pull."""
-
-    def part(image: sitk.Image, mask: sitk.Image | None) -> tuple[sitk.Image, sitk.Image | None]:
-        box = shown_box(image)
-        if box is None or (mask is not None and not sitk.GetArrayViewFromImage(mask)[box].any()):
-            return image, mask
-        start, size = ([f(one) for one in reversed(box)] for f in (lambda s: s.start, lambda s: s.stop - s.start))
-        within = None if mask is None else sitk.RegionOfInterest(mask, size, start)
-        return sitk.RegionOfInterest(image, size, start), within
-
-    parts = images.map(part, masks)
-    return parts.map(lambda both: both[0]), parts.map(lambda both: both[1])
 
 
 def _predict(

@@ -1,0 +1,135 @@
+"""What is known of a pair before its maps: which images they are, their masks, and where one lies on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from .both import ROLES, Both, complete
+from .errors import NephiError, notice
+from .files.image import check_image
+from .files.masks import check_mask
+from .fitting.guidance import PointMaps
+from .fitting.initial import affine_part
+from .images.align import LEAST_AGREEMENT, Alignment, align, masks_agreement
+from .images.hounsfield import hounsfield, looks_like_ct, shown_box
+from .images.image_pair import ImagePair
+from .images.masks import lung_mask
+from .settings import SimilaritySettings
+from .space.grid import Grid
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Two images with the masks that were given or ``found`` (for these roles), aligned by an affine map.
+
+    ``shown``, ``seen``: the parts of the images and masks that are no padding.
+    """
+
+    masks: Both[sitk.Image | None]
+    found: tuple[str, ...]
+    shown: Both[sitk.Image]
+    seen: Both[sitk.Image | None]
+    alignment: Alignment
+
+    def pair(self, similarity: SimilaritySettings, excluded: Both[sitk.Image | None]) -> ImagePair:
+        """What the maps are fitted to; what the masks in ``excluded`` cover does not count."""
+        affine, trusted = self.alignment.affine, not self.found
+        return ImagePair.of(self.shown, self.seen, affine, similarity, trusted=trusted, excluded=excluded)
+
+
+def checked_images(images: Both[sitk.Image]) -> Both[sitk.Image]:
+    """Both images, CTs in HU. Raises NephiError for what can't be registered."""
+    fixed, moving = images = images.map(lambda image, role: check_image(image, f"{role} image"), ROLES)
+    if fixed.GetDimension() != moving.GetDimension():
+        raise NephiError(
+            f"the fixed image is {fixed.GetDimension()}D and the moving image {moving.GetDimension()}D; "
+            "both must have the same dimension"
+        )
+    if _are_same(images):
+        notice("The fixed and the moving image are the same, voxel by voxel; look whether that was meant.")
+    return images.map(hounsfield, ROLES)
+
+
+def place(
+    images: Both[sitk.Image],
+    given: Both[sitk.Image | None],
+    method: str,
+    initial: sitk.Transform | PointMaps | None,
+    auto_mask: bool,
+    report: Callable[[str], None],
+) -> Placement:
+    """The masks of both images and their alignment by a ``method`` or from an ``initial`` transform.
+
+    ``given``: masks; lungs are looked for in their place (``auto_mask``) and dropped if they do not agree after the
+    alignment. ``report`` hears of the phases. Raises NephiError for masks that do not fit their images.
+    """
+    report("masks")
+    masks, found = _masks(images, given, auto_mask)
+    report("alignment")
+    shown, seen = _shown(images, masks)
+    if initial is not None:
+        alignment = Alignment(affine_part(initial, Grid.of(images.fixed), masks.fixed), "initial")
+    elif found and method == "auto":
+        # what was taken for lungs may be the room: it is no reason to skip the search
+        alignment = align(shown, Both(None, None), method, complete(*seen))
+    else:
+        alignment = align(shown, seen, method)
+    lungs = complete(*masks)
+    if lungs and (found or alignment.method == "search") and _disagree(lungs, alignment):
+        if found:
+            masks, found = _masks(images, given, auto_mask=False)
+            shown, seen = _shown(images, masks)
+            notice("The lungs found in the images do not agree after the alignment; they are not used.")
+        else:
+            notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
+    return Placement(masks, found, shown, seen, alignment)
+
+
+def _disagree(masks: Both[sitk.Image], alignment: Alignment) -> bool:
+    return masks_agreement(masks, alignment.affine) < LEAST_AGREEMENT
+
+
+def _are_same(images: Both[sitk.Image]) -> bool:
+    """Whether both images hold the same values in the same place."""
+    if not Grid.of(images.fixed).same_as(Grid.of(images.moving)):
+        return False
+    fixed, moving = images.map(sitk.GetArrayViewFromImage)
+    return np.array_equal(fixed[::16], moving[::16]) and np.array_equal(fixed, moving)
+
+
+def _masks(
+    images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool
+) -> tuple[Both[sitk.Image | None], tuple[str, ...]]:
+    """Both masks, checked, and for which images lungs were detected in their place: for both images or for none."""
+    masks = images.map(
+        lambda image, mask, role: None if mask is None else check_mask(mask, image, f"{role} mask"), given, ROLES
+    )
+    if not (auto_mask and images.fixed.GetDimension() == 3 and all(looks_like_ct(image) for image in images)):
+        return masks, ()
+    detected = images.map(lambda image, mask: lung_mask(image) if mask is None else mask, masks)
+    if complete(*detected) is None:
+        without = [role for role, mask in zip(ROLES, detected, strict=True) if mask is None]
+        notice(f"No lungs were found in the {' and the '.join(without)} image; the whole images are registered.")
+        return masks, ()
+    return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
+
+
+def _shown(
+    images: Both[sitk.Image], masks: Both[sitk.Image | None]
+) -> tuple[Both[sitk.Image], Both[sitk.Image | None]]:
+    """The parts of the images that are no padding, and of their masks: what an image does not show must not pull."""
+
+    def part(image: sitk.Image, mask: sitk.Image | None) -> tuple[sitk.Image, sitk.Image | None]:
+        box = shown_box(image)
+        if box is None or (mask is not None and not sitk.GetArrayViewFromImage(mask)[box].any()):
+            return image, mask
+        start, size = ([f(one) for one in reversed(box)] for f in (lambda s: s.start, lambda s: s.stop - s.start))
+        within = None if mask is None else sitk.RegionOfInterest(mask, size, start)
+        return sitk.RegionOfInterest(image, size, start), within
+
+    parts = images.map(part, masks)
+    return parts.map(lambda both: both[0]), parts.map(lambda both: both[1])
