@@ -62,8 +62,9 @@ img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-s
 .verdict { border-left: .5rem solid; padding: .4rem 1rem; margin: .6rem 0 } .verdict > b { font-size: 1.3rem }
 .pass { border-color: #1a7f37; background: #e8f5ec } .check { border-color: #d98e00; background: #fff4d6 }
 .fail { border-color: #b3261e; background: #fbe9e7 }
-.legend { display: block; width: 20rem; max-width: 100%; margin-bottom: .4rem; font-size: .85rem }
-.legend img { width: 100%; height: 1rem } .ticks { display: flex; justify-content: space-between }
+.legend { display: block; width: 20rem; max-width: 95%; margin: 0 0 .4rem .6rem; font-size: .85rem }
+.legend img { width: 100%; height: 1rem } .ticks { display: block; position: relative; height: 1.2rem }
+.ticks span { position: absolute; transform: translateX(-50%) }
 .fold { background: #f0f; color: #fff; padding: 0 .3rem; print-color-adjust: exact }
 table { border-collapse: collapse; font-size: .9rem } tr { border-bottom: 1px solid #ddd; text-align: left }
 td, th { padding: .15rem .8rem .15rem 0; overflow-wrap: anywhere } section, figure { break-inside: avoid }

@@ -120,12 +120,21 @@ def _summary(report: dict) -> Iterator[str]:
     ):
         if (apart := report.get(entry)) is not None:
             parts = apart if isinstance(apart, dict) else {"mean": apart}
-            text = ", ".join(f"{escape(str(k))} {number(v)} mm" for k, v in parts.items() if k != "n")
+            text = ", ".join(
+                f"{'95th percentile' if k == 'p95' else escape(str(k))} {v:.2f} mm"
+                for k, v in parts.items()
+                if k != "n"
+            )
             yield f"{title}: {text}."
     time_s = report.get("time_s")
     if time_s is not None:
         time_s = time_s if isinstance(time_s, dict) else {"wall": time_s}
-        yield f"Time: {', '.join(f'{escape(str(k))} {number(v)} s' for k, v in time_s.items())}."
+        units = {
+            "wall": "{:.1f} s",
+            "cpu": "{:.1f} s of CPU time",
+            "registration_wall": "{:.1f} s of registration alone",
+        }
+        yield f"Time: {', '.join(units[k].format(v) for k, v in time_s.items() if k in units)}."
 
 
 def _tables(report: dict) -> Iterator[str]:
@@ -159,4 +168,5 @@ def _tables(report: dict) -> Iterator[str]:
     yield table("" if files else "Provenance", list(leaves(provenance)))
     last = {title: report.pop(title, None) or {} for title in ("settings", "versions")}
     for title, content in ({"numbers": report} | last).items():
-        yield table(title.capitalize(), list(leaves(content)))
+        all_of_it = table("", list(leaves(content)))
+        yield f"<details><summary>All {title}</summary>{all_of_it}</details>" if all_of_it else ""
