@@ -238,8 +238,8 @@ def test_another_patient_s_scan_does_not_pass(phantom_3d):
         ({"dice": Overlap(0.3)}, "Dice", FAIL),
         ({"jacobian": {"p1": 0.01, "p99": 1.2}}, "volume", CHECK),
         ({"inverse_consistency_mm": Summary(3.0, 3.0, 4.0, 5.0, 10.0)}, "inverse transform", CHECK),
-        ({"fields_disagreement_mm": Summary(3.0, 3.0, 4.0, 5.0, 10.0)}, "fields disagree", CHECK),
-        ({"fields_disagreement_mm": Summary(5.0, 5.0, 6.0, 7.0, 10.0)}, "fields disagree", FAIL),
+        ({"fields_disagreement_mm": Summary(3.0, 3.0, 4.0, 5.0, 10.0)}, "two directions do not agree", CHECK),
+        ({"fields_disagreement_mm": Summary(5.0, 5.0, 6.0, 7.0, 10.0)}, "two directions do not agree", FAIL),
     ],
 )
 def test_each_tolerance_counts_and_is_named(change, word, worst):

@@ -32,6 +32,7 @@ _TURNS_DEG = (-45, -30, -15, 15, 30, 45)
 _RIGID_STEPS, _AFFINE_STEPS = 8, 24
 _CHECK_STEPS = 8
 _LEAST_FIT = 0.35  # score of moments of masks that fit: 0.72 and more where they were right
+_SAME = 1e-3  # of scores: images that show nothing do not tell starts apart
 _CLEAR_LEAD = 0.1  # of scores, below which what is close is refined further
 _ELSEWHERE_MM = 20.0  # mean distance of two starts that are not the same
 
@@ -171,7 +172,7 @@ class Search:
             close = np.flatnonzero(scores > scores.max() - _CLEAR_LEAD)
             for i, affine in zip(close, in_threads(self._rigid, [refined[i] for i in close]), strict=True):
                 refined[i], scores[i] = affine, self.rigid.score(affine)
-        best = int(scores.argmax())
+        best = _best(scores)
         final = self.affine.refined(refined[best], rigid=False, steps=_AFFINE_STEPS)
         return Found(final, chosen[best][0], self.affine.score(final), self._lead(scores, refined))
 
@@ -186,6 +187,11 @@ class Search:
 
     def _lead(self, scores: np.ndarray, starts: list[Affine]) -> float:
         """The best start's score before that of the best one elsewhere; the whole score where there is none."""
-        best = int(scores.argmax())
+        best = _best(scores)
         apart = [self.distance_mm(start, starts[best]) > _ELSEWHERE_MM * self.scale for start in starts]
         return float(scores[best] - scores[apart].max(initial=0.0))
+
+
+def _best(scores: np.ndarray) -> int:
+    """The highest; of those as high the last one, as starts that are given come after turns, and the masks' last."""
+    return int(np.flatnonzero(scores > scores.max() - _SAME)[-1])
