@@ -8,6 +8,9 @@ from nephi.errors import collected_notices
 from nephi.images import search
 from nephi.images.align import align
 from nephi.images.hounsfield import HU, Units, hounsfield, hu_units
+from nephi.images.masks import lung_mask
+from nephi.images.search import Found, Search
+from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
 
@@ -65,6 +68,30 @@ def test_starts_on_their_way_to_the_same_place_leave_no_doubt(pair, monkeypatch)
     for axis, degrees in zip(np.eye(3).tolist(), (20, 15, -25), strict=True):
         moving, points = turned(moving, points, axis, degrees)
     assert align(Both(pair.fixed, moving), Both(None, None), "auto").lead > 0.2
+
+
+@pytest.mark.parametrize("offset_mm", [(0.0, 0.0, 180.0), (0.0, -150.0, 150.0)])
+def test_found_lungs_put_right_a_search_that_parts_them(pair, plain_mm, monkeypatch, offset_mm):
+    wrong = Affine(np.eye(3), np.array(offset_mm))
+    monkeypatch.setattr(Search, "best", lambda self, _: Found(wrong, "elsewhere", self.affine.score(wrong), 0.5))
+    images, points = Both(pair.fixed, pair.moving), (pair.fixed_landmarks_lps_mm, pair.moving_landmarks_lps_mm)
+    without = align(images, Both(None, None), "auto")
+    found = align(images, Both(None, None), "auto", images.map(lung_mask))
+    assert (without.start, found.start) == ("elsewhere", "the lungs' moments")
+    assert found.lead == pytest.approx(found.score - without.score) and found.lead > 0
+    np.testing.assert_array_equal(without.affine.offset_mm, wrong.offset_mm)
+    assert np.linalg.norm(found.affine(points[0]) - points[1], axis=1).mean() < 1.25 * plain_mm + 2
+
+
+def test_found_lungs_that_are_none_change_nothing(pair):
+    """What was taken for lungs lies elsewhere, and the images fit worse by it."""
+    images, elsewhere = Both(pair.fixed, pair.moving), np.zeros(pair.moving.GetSize()[::-1], np.uint8)
+    elsewhere[:12, :12, -12:] = 1
+    lungs = Both(pair.fixed_mask, Grid.of(pair.moving).image(elsewhere))
+    plain, found = (align(images, Both(None, None), "auto", given) for given in (None, lungs))
+    assert found.start == plain.start and found.score == plain.score and found.lead == plain.lead
+    np.testing.assert_array_equal(found.affine.matrix, plain.affine.matrix)
+    np.testing.assert_array_equal(found.affine.offset_mm, plain.affine.offset_mm)
 
 
 @pytest.mark.parametrize("part", [(slice(None), slice(None), slice(20, None)), (slice(22, None),)])
