@@ -118,7 +118,7 @@ class BatchRun:
         if self.error:
             return self.error
         if self.stopped:
-            return _("Stopped. What is finished stays; the next start goes on from there.")
+            return _("Stopped. Finished pairs are kept; the next start resumes with the others.")
         states = [row["status"] for row in self.rows()]
         counts = {"done": states.count("done"), "failed": states.count("failed"), "all": len(self.names)}
         if self.running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 from nephi.errors import NephiError
@@ -12,14 +13,26 @@ from .i18n import tr as _
 
 _BAD = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 _LONGEST = 80
+_SETTLED_NS = 2_000_000_000  # the coarsest step in which file systems tell when a folder was changed
 
 
 class OwnPresets:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self._names: list[str] = []
+        self._read_of_ns = -1  # when the folder was changed last, as of the names that are known; -1: not for certain
 
     def names(self) -> list[str]:
-        return sorted((file.stem for file in self.folder.glob("*.json")), key=str.casefold)
+        """Asked for once a second by the panel: the folder is only read where it has changed."""
+        try:
+            changed_ns = self.folder.stat().st_mtime_ns
+        except OSError:
+            return []
+        if changed_ns != self._read_of_ns:
+            settled = time.time_ns() - changed_ns > _SETTLED_NS  # else another change may bear the same time
+            self._names = sorted((file.stem for file in self.folder.glob("*.json")), key=str.casefold)
+            self._read_of_ns = changed_ns if settled else -1
+        return list(self._names)
 
     def path(self, name: str) -> Path:
         """Raises NephiError for a name that leads elsewhere."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nephi.errors import NephiError
 
 from .files import Served
-from .roles import OPENED
+from .roles import OPENED, Kind
 
 if TYPE_CHECKING:
     from nephi.files.dicom_series import Series
@@ -33,6 +33,7 @@ class Dialog:
         with self.state:
             self.state.dialog, self.state.save_name = role, save_name
             self.state.dialog_title = _TITLES.get(role) or OPENED[role].text
+            self.state.dialog_series = role in OPENED and OPENED[role].kind is Kind.SCAN
         self.enter(self.state.dialog_path)
 
     def enter(self, path: str) -> None:

@@ -110,6 +110,7 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         # dialogs
         "dialog": "",
         "dialog_title": "",
+        "dialog_series": False,  # whether a DICOM folder can be opened, too
         "dialog_path": "",
         "dialog_parts": [],
         "dialog_error": "",

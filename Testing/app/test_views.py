@@ -73,6 +73,10 @@ def test_the_keyboard_is_enough(registered):
             break
         page.keyboard.press("Tab")
     assert {"save", "download", "report", "view", "slice-Red"} <= set(reached), reached
+    areas = page.locator(".remote-controlled-area")
+    assert areas.evaluate_all("areas => areas.map(area => area.tabIndex)") == [-1] * 4
+    names = areas.evaluate_all("areas => areas.map(area => area.ariaLabel)")
+    assert names == ["Axial view", "Coronal view", "Sagittal view", "3D view"]
     style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert style != "none"
     page.focus(".skip")  # past a long table

@@ -33,4 +33,15 @@ if (!window.nephiSends) {
     views.style.paddingRight = '1px';
     setTimeout(() => { views.style.paddingRight = ''; }, 150);
   });
+  // A picture is moved by the mouse; what the keyboard needs stands beside it: the slider, Reset. It is no stop of Tab, which
+  // the library makes of it.
+  const named = area => {
+    const title = area.closest('.layout-grid-item')?.querySelector('.title')?.innerText;
+    area.tabIndex = -1;
+    area.setAttribute('role', 'img');
+    area.setAttribute('aria-label', `${title} view`);
+  };
+  new MutationObserver(changes => changes.forEach(({ target }) => {
+    if (target.tabIndex === 0 && target.matches('.remote-controlled-area')) named(target);
+  })).observe(document.documentElement, { subtree: true, attributes: true, attributeFilter: ['tabindex'] });
 }
