@@ -29,6 +29,10 @@ def test_a_dicom_folder_is_a_scan(panel):
     from browser import THIS_FOLDER
 
     page = panel.page
+    panel.browse("fixed")
+    page.get_by_role("button", name="dicom/", exact=True).click()
+    page.get_by_text("If these are the files of a DICOM series, open the folder.").wait_for()
+    page.keyboard.press("Escape")
     panel.choose("fixed", "dicom/", THIS_FOLDER)
     assert page.inner_text("output >> nth=0") == "dicom"
     panel.until(lambda pixels: pixels.std() > 20)

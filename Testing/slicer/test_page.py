@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import slicer
 import vtk
 from nephi.errors import NephiError
 from nephi.files.masks import read_mask
+from nephi.settings import Settings
 from nephi_app import dicom, loading
 from nephi_app.files import Served
 from nephi_app.inputs import OWN, Inputs
@@ -72,6 +74,22 @@ def inputs(scene, tmp_path) -> Inputs:
 def take(inputs: Inputs, role: str, name: str) -> None:
     path = inputs.folder / name
     inputs.take(role, asyncio.run(inputs.load(role, path, path.name)))
+
+
+def test_own_presets_are_read_only_when_their_folder_changes(tmp_path, monkeypatch):
+    own = OwnPresets(tmp_path / "presets")
+    assert own.names() == []
+    own.save("mine", Settings())
+    assert own.names() == ["mine"]
+    os.utime(own.folder, (1e9, 1e9))  # as if it were long ago
+    assert own.names() == ["mine"]
+    with monkeypatch.context() as patched:
+        patched.setattr(type(own.folder), "glob", lambda *_: pytest.fail("read though nothing has changed"))
+        assert own.names() == ["mine"]
+    own.path("mine").rename(own.path("a colleague's"))
+    assert own.names() == ["a colleague's"]
+    own.remove("a colleague's")
+    assert own.names() == []
 
 
 def test_every_guide_has_a_role_and_every_role_a_place():
