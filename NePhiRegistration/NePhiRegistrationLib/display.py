@@ -14,7 +14,7 @@ from .i18n import tr as _
 JACOBIAN_TEXT = _(
     "How much larger tissue is in the moving image than in the fixed one, in percent (Jacobian determinant less 1). "
     "Red: it expands from fixed to moving. Blue: it contracts. Yellow, -100 % or less: the map folds there. "
-    "Only the mask that was compared is coloured."
+    "Only what was compared is coloured."
 )
 FOLD_COLOR = (1.0, 0.95, 0.0)
 CHECKERBOARD, DIFFERENCE, FLICKER, FADE = COMPARISONS = ("checkerboard", "difference", "flicker", "fade")

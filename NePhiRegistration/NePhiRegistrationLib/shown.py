@@ -21,11 +21,11 @@ _MEANING = {
     View.CONSISTENCY: _(
         "The registration is computed in both directions. Distance in mm between a point and where it lands when one "
         "takes it to the moving volume and the other back: where it is large, do not trust the match. "
-        "Only the mask that was compared is coloured."
+        "Only what was compared is coloured."
     ),
     View.DISPLACEMENT: _(
         "How far the tissue moved in mm, without translation and rotation of the patient. "
-        "Only the mask that was compared is coloured."
+        "Only what was compared is coloured."
     ),
 }
 _MAPS = {

@@ -20,7 +20,7 @@ from . import told
 from .applied import stem
 from .batches import Batches
 from .dialog import SAVE, SAVE_MADE, Dialog
-from .files import Served, plain
+from .files import Served, parent, plain
 from .inputs import OWN, Inputs
 from .presets import Presets, own_presets
 from .results import Results
@@ -126,6 +126,8 @@ class Controller:
                 self.inputs.take(role, loaded)
             self.state.dialog = ""
             self.state.error = ""
+            if file.is_dir():  # the next scan lies beside the series, and results are not saved among its files
+                self.state.dialog_path = parent(path)
         if role in _SCANS:
             self._show_scans()
 
