@@ -63,6 +63,28 @@ def test_where_the_field_of_view_cuts_a_mask_it_has_no_surface():
     assert surface_distance(np.zeros(GRID.shape, bool), a, SPACING) is None
 
 
+@pytest.mark.parametrize("spacing", [SPACING, (3.0, 0.5, 1.0)])
+def test_it_is_the_distance_of_the_nearest_voxels_whether_near_or_far(spacing):
+    """Rough surfaces beside each other, with a part far away; by the distances of all voxels from all."""
+    rng, grid = np.random.default_rng(3), np.indices((24, 22, 50))
+    rough = np.linalg.norm(grid - np.array([12, 11, 10])[:, None, None, None], axis=0) + rng.normal(
+        0, 0.7, (24, 22, 50)
+    )
+    a, b = rough < 7, np.roll(rough, 1, 1) < 7.5
+    a[10:13, 10:13, 44:47] = True
+    found = surface_distance(a, b, spacing)
+
+    def surface_mm(mask):
+        sides = [np.roll(mask, step, axis) for axis in range(3) for step in (-1, 1)]
+        return np.argwhere(mask & ~np.logical_and.reduce(sides)) * spacing[::-1]
+
+    apart = np.linalg.norm(surface_mm(a)[:, None] - surface_mm(b), axis=-1)
+    there, back = apart.min(1), apart.min(0)
+    assert there.max() > 20 and np.median(there) < 3
+    assert found.mean == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
+    assert found.hausdorff_95 == pytest.approx(max(np.percentile(d, 95) for d in (there, back)), rel=1e-5)
+
+
 def _label_maps() -> Both[sitk.Image]:
     """Two organs; in the moving image both lie 3 mm further along x, and a third one is there alone."""
     fixed, moving = np.zeros(GRID.shape, np.uint16), np.zeros(GRID.shape, np.uint16)

@@ -13,6 +13,9 @@ from .quality import dice
 from .report import SurfaceDistance
 
 _PERCENTILE = 95.0
+_REACHES = (1, 2, 4, 8, 16)  # voxels around one, within which another surface is looked for, one after the other
+_LOOKS = 4  # at voxels, that cost less than a map of the distances does in a voxel
+_AT_ONCE = 2**20  # of them
 
 
 def surface_distance(a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, ...]) -> SurfaceDistance | None:
@@ -34,7 +37,7 @@ def surface_distance(a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, ...]
     surfaces = [_surface(mask[box]) for mask in (a, b)]
     if not all(surface.any() for surface in surfaces):
         return None
-    there, back = (_distance_mm(other, spacing_mm)[one] for one, other in (surfaces, reversed(surfaces)))
+    there, back = (_distances_mm(one, other, spacing_mm) for one, other in (surfaces, reversed(surfaces)))
     return SurfaceDistance(
         mean=float(np.concatenate([there, back]).mean()),
         hausdorff_95=float(max(np.percentile(distances, _PERCENTILE) for distances in (there, back))),
@@ -50,7 +53,37 @@ def _surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~inner
 
 
-def _distance_mm(surface: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
+def _distances_mm(surface: np.ndarray, other: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
+    """Distance in mm (n,) from each voxel of a surface to another one (z, y, x), on a grid (spacing x first).
+
+    Surfaces that are compared lie side by side mostly: around each voxel it is looked for, from the nearest voxels on.
+    """
+    border, least = max(_REACHES), min(spacing_mm)
+    padded = np.pad(other, border)
+    at = np.flatnonzero(np.pad(surface, border))
+    distances, left = np.full(len(at), np.inf), np.arange(len(at))
+    nearer_mm = -1.0
+    for reach in _REACHES:
+        steps = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * other.ndim, indexing="ij"), -1)
+        steps = steps.reshape(-1, other.ndim)
+        apart_mm = np.linalg.norm(steps * spacing_mm[::-1], axis=1)
+        ring = np.flatnonzero((apart_mm > nearer_mm) & (apart_mm <= reach * least))
+        if len(left) * len(ring) > _LOOKS * other.size:
+            break
+        ring = ring[np.argsort(apart_mm[ring], kind="stable")]
+        over = steps[ring] @ np.array(padded.strides)  # a voxel is a byte
+        for some in np.array_split(left, len(left) * len(ring) // _AT_ONCE + 1):
+            hit = padded.reshape(-1)[at[some, None] + over]
+            first = hit.argmax(1)
+            met = hit[np.arange(len(some)), first]
+            distances[some[met]] = apart_mm[ring][first[met]]
+        left, nearer_mm = left[np.isinf(distances[left])], reach * least
+    if len(left):
+        distances[left] = _distance_map_mm(other, spacing_mm)[surface][left]
+    return distances
+
+
+def _distance_map_mm(surface: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
     image = sitk.GetImageFromArray(surface.astype(np.uint8))
     image.SetSpacing(spacing_mm)
     distance = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
