@@ -17,6 +17,7 @@ from nephi.files.landmarks import read_landmarks, write_landmarks
 from nephi.learning.model import Model
 from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import check
+from nephi.maps.consensus import consensus_in
 from nephi.maps.maps import Composed, FieldMap
 from nephi.registration import register
 from nephi.result import Registration
@@ -224,6 +225,17 @@ def test_a_prediction_of_two_stages_is_the_result(predicted, images, models, sho
     expected = np.linalg.det(np.stack(columns, -1))
     assert np.median(np.abs(predicted.jacobian_determinant(points) - expected)) < 0.01
     assert np.ptp(expected) > 0.01  # it is not the identity's
+
+
+def test_a_prediction_of_two_stages_is_smoothed_like_that_of_one(predicted):
+    """And held as a spline: where it is evaluated, neither of the fields is."""
+    maps = consensus_in(predicted.maps)
+    assert any(maps.smooth)
+    assert predicted.maps is maps and isinstance(maps.of, Composed)
+    sharp = maps.smoothed(())
+    points = predicted._tensor(np.random.default_rng(0).uniform(-0.5, 0.5, (500, 2)))
+    assert 0 < (maps.forward(points) - sharp.forward(points)).abs().max() < 0.02
+    torch.testing.assert_close(maps.forward(maps.inverse(points)), points, atol=1e-4, rtol=0)
 
 
 def check_it_goes_on(predicted, result, images, short) -> None:

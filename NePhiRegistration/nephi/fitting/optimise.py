@@ -67,6 +67,7 @@ class Optimisation:
         if guidance.landmarks_lps_mm is not None and prediction is None and (side is None or side.within is None):
             known = MotionAround.of(guidance, s.guidance.landmarks_sd_mm, self.pair, outer)
         start, predicted_outer, self.keep_nodes = self._start(predicted, s.fit, known)
+        given = outer is not None
         outer = predicted_outer if outer is None else outer
         self.fields = copy.deepcopy(start.fields).to(device).requires_grad_(True)
         self.code = HybridCode(start.code).to(device)
@@ -76,8 +77,8 @@ class Optimisation:
         regularity = fitted(s.regularity, pair.voxel_mm, pair.scale)
         whole = self.maps if side is None else side.whole(self.maps)
         guides = make_guides(guidance, self.pair, whole, s.guidance, regularity.step_mm / cube.unit_mm, device)
-        # what an initial transform or guides ask for may be sharper than the nodes
-        free = bool(guides) or outer is not None
+        # what an initial transform or guides ask for may be sharper than the nodes; a model's first stage is no sharper
+        free = bool(guides) or given
         if side is not None:
             guides = side.guides(guides, self.pair, device)
         self._smooth = 0.0 if free else s.smooth
