@@ -28,7 +28,7 @@ def test_a_list_of_pairs_is_stopped_gone_on_with_and_a_result_opened(app, folder
     assert page.locator("#register").is_disabled()
     page.click("#stop-batch")
     page.wait_for_selector("#batch td:has-text('stopped')")
-    assert "the next start goes on" in page.inner_text("#batch [role=status]")
+    assert "the next start resumes" in page.inner_text("#batch [role=status]")
     panel.choose("settings_file", "scans/", "quick.json")
     page.click("#start-batch")
     page.wait_for_selector("text=1 of 2 pairs registered, 1 failed.")
