@@ -86,15 +86,16 @@ def _found(
 ) -> sitk.Image | None:
     """Lungs of at least a volume with vessels left out, by the first of the radii that parts them from the room;
     ``alone``: without the body around them, if that is not there."""
-    edges, around = _edges(image, threshold), _around(image, threshold, padding_counts)
-    values = sitk.GetArrayViewFromImage(image)
+    edges, values = _edges(image, threshold), sitk.GetArrayViewFromImage(image)
     tissue = values >= threshold
-    room = _never_seen(image) if alone else _room(image, edges, around)
-    inner = ~room & ~tissue
     if alone:
-        if _opened(tissue).sum() > _LITTLE_TISSUE * inner.sum():  # vessels are thin
-            return None
-        around[:] = 1.0
+        around, room = np.ones_like(values), _never_seen(image)
+    else:
+        around = _around(image, threshold, padding_counts)
+        room = _room(image, edges, around)
+    inner = ~room & ~tissue
+    if alone and _opened(tissue).sum() > _LITTLE_TISSUE * inner.sum():  # vessels are thin
+        return None
     air = _bytes(inner)
     air.CopyInformation(image)
     ends = edges | _grown(room)

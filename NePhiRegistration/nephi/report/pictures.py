@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -258,22 +258,20 @@ def _error_overlay(images: Images, view: _View) -> np.ndarray:
 
 
 def _error_legend() -> str:
-    low, high = _ERROR_STOPS_MM[0], _ERROR_STOPS_MM[-1]
-    bar = png(error_rgb(np.geomspace(low, high, 200)[None]))
-    return f"""{_scale(bar, _ERROR_STOPS_MM.tolist())}
+    return f"""{_scale(error_rgb, _ERROR_STOPS_MM.tolist())}
 Expected distance, in mm, of the map from the truth, estimated from the images without ground truth.
 Green: 1 mm or less. Yellow: 2 mm. Orange: 5 mm. Dark red: 10 mm or more."""
 
 
 def _legend() -> str:
-    bar = png(jacobian_rgb(_JACOBIAN_LIMIT ** np.linspace(-1, 1, 200)[None]))
-    return f"""{_scale(bar, (1 / _JACOBIAN_LIMIT, 0.7, 1.0, 1.4, _JACOBIAN_LIMIT))}
+    return f"""{_scale(jacobian_rgb, (1 / _JACOBIAN_LIMIT, 0.7, 1.0, 1.4, _JACOBIAN_LIMIT))}
 &gt; 1 (red): the tissue is larger in the moving image. &lt; 1 (blue): it is smaller there.
 <b class="fold">Magenta</b>: a fold, not above 0, where the map is wrong."""
 
 
-def _scale(bar: str, values: Sequence[float]) -> str:
-    """A logarithmic colour bar from the first to the last value, and where the values lie on it."""
+def _scale(rgb: Callable[[np.ndarray], np.ndarray], values: Sequence[float]) -> str:
+    """A logarithmic bar of colours from the first to the last value, and where the values lie on it."""
+    bar = png(rgb(np.geomspace(values[0], values[-1], 200)[None]))
     places = 100 * np.log(np.divide(values, values[0])) / np.log(values[-1] / values[0])
     ticks = "".join(f'<span style="left: {x:.1f}%">{v:g}</span>' for v, x in zip(values, places, strict=True))
     return f'<span class="legend"><img src="{bar}" alt=""><span class="ticks">{ticks}</span></span>'
