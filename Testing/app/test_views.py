@@ -125,6 +125,7 @@ def test_two_tabs_show_the_same_each_in_its_size(registered):
     other.set_viewport_size({"width": 1000, "height": 700})
     other.goto(page.url)
     other.wait_for_selector(".verdict")
+    other.wait_for_function(fits)
     page.wait_for_function(f"!({fits})")
     other.select_option("#view", "CHECKERBOARD")
     page.wait_for_function("document.querySelector('#view').value === 'CHECKERBOARD'")

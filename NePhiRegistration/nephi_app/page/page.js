@@ -26,12 +26,19 @@ if (!window.nephiSends) {
     await sendChoices();
     link.click();
   }, true);
-  // views are drawn in the size that was asked for last, maybe by another tab: the one that is looked at asks again
+  // Views are drawn in the size that was asked for last, maybe by another tab: the one that is looked at asks again. The
+  // library asks when it is told of another size, so that one stays until it has been told, however long a frame takes.
   window.addEventListener('focus', () => {
-    const views = document.querySelector('.views');
-    if (!views) return;
+    const views = document.querySelector('.views'), area = views?.querySelector('.remote-controlled-area');
+    if (!area || views.style.paddingRight) return;
+    const width = () => area.getBoundingClientRect().width, before = width();
+    const told = new ResizeObserver(() => {
+      if (area.isConnected && width() === before) return;
+      told.disconnect();
+      requestAnimationFrame(() => { views.style.paddingRight = ''; });
+    });
     views.style.paddingRight = '1px';
-    setTimeout(() => { views.style.paddingRight = ''; }, 150);
+    told.observe(area);
   });
   // A picture is moved by the mouse; what the keyboard needs stands beside it: the slider, Reset. It is no stop of Tab, which
   // the library makes of it.
