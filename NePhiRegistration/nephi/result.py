@@ -30,6 +30,7 @@ from .maps.code import HybridCode, zero_code
 from .maps.consensus import as_optimised, consensus, consensus_in
 from .maps.jacobian import exact_jacobian
 from .maps.maps import FieldMap, Map, make_fields
+from .maps.on_grids import OnGrids
 from .maps.sampled import coarsest_displacement, held_error, joined, nodes_around
 from .maps.sliding import WITHIN, Border, Sliding, field_maps, of_field_maps
 from .measure.quality import displacement_jacobian, random_points
@@ -124,13 +125,13 @@ class Registration:
 
     def displacement(self, grid: Grid, inverse: bool = False) -> np.ndarray:
         """Displacement (z, y, x, d) float32 in LPS mm at a grid's voxel centres, some slices at a time."""
-        out = np.empty((*grid.shape, grid.dimension), np.float32)
-        way = self.inverse if inverse else self.forward
-        depth = max(1, _SLAB // int(np.prod(grid.shape[1:])))
-        for start in range(0, grid.shape[0], depth):
-            stop = min(start + depth, grid.shape[0])
-            points = grid.slab_lps_mm(start, stop)
-            out[start:stop] = (way(points) - points).reshape(out[start:stop].shape)
+        at_once = None if inverse else OnGrids.of(self.maps, self.cube, self.affine, grid)
+        if at_once is not None:
+            return at_once.displacement(grid)
+        out, way = np.empty((*grid.shape, grid.dimension), np.float32), self.inverse if inverse else self.forward
+        for rows in grid.slabs(_SLAB):
+            points = grid.slab_lps_mm(rows.start, rows.stop)
+            out[rows] = (way(points) - points).reshape(out[rows].shape)
         return out
 
     def sampled(self, grid: Grid, inverse: bool = False, good_mm: float | None = None) -> tuple[Grid, np.ndarray, dict]:
@@ -259,13 +260,14 @@ class Registration:
         """
         out = np.ones(grid.shape, np.float32) if out is None else out
         inside = None if mask is None else sitk.GetArrayViewFromImage(mask) != 0
-        depth = max(1, _SLAB // int(np.prod(grid.shape[1:])))
-        for start in range(0, grid.shape[0], depth):
-            rows = slice(start, min(start + depth, grid.shape[0]))
-            points = grid.slab_lps_mm(start, rows.stop)
-            chosen = np.ones(len(points), bool) if inside is None else inside[rows].reshape(-1)
-            if chosen.any():
-                out[rows].reshape(-1)[chosen] = self.jacobian_determinant(points[chosen])
+        at_once = OnGrids.of(self.maps, self.cube, self.affine, grid)
+        for rows in grid.slabs(_SLAB):
+            chosen = np.ones(out[rows].shape, bool) if inside is None else inside[rows]
+            if at_once is not None and chosen.any():
+                np.copyto(out[rows], at_once.determinants(grid.slices(rows.start, rows.stop)), where=chosen)
+            elif chosen.any():
+                points = grid.slab_lps_mm(rows.start, rows.stop)
+                out[rows][chosen] = self.jacobian_determinant(points[chosen.reshape(-1)])
         return out
 
     # ---- the file of a registration ---------------------------------------------------------------------
@@ -276,10 +278,8 @@ class Registration:
         parts = field_maps(maps)
         tensors = {"border": maps.border.distance} if isinstance(maps, Sliding) else {}
         for prefix, part in parts.items():
-            for name, module in (("fields", part.fields), ("code", HybridCode(part.code))):
-                tensors |= {
-                    f"{prefix}{name}.{k}": v.clone() for k, v in module.state_dict().items()
-                }  # sides share some
+            for name, module in (("fields", part.fields), ("code", HybridCode(part.code))):  # sides share some
+                tensors |= {f"{prefix}{name}.{k}": v.clone() for k, v in module.state_dict().items()}
         geometry = {
             "cube": vars(self.cube),
             "affine": {"matrix": self.affine.matrix.tolist(), "offset_mm": self.affine.offset_mm.tolist()},

@@ -70,6 +70,10 @@ class Consensus(Map):
         """The mean's displacement as a spline, smoothed if that was asked for."""
         return self._held_mean.smoothed([distance / _SMOOTH_SPACING_CUBE for distance in self.smooth])
 
+    @property
+    def held_shift(self) -> HeldShift | None:
+        return self.shift if self.smooth else None
+
     @cached_property
     def _held_mean(self) -> HeldShift:
         """The mean's displacement as a spline, not smoothed."""

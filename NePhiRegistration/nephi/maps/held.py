@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..device import in_threads
 from ..settings import VoxelSettings
-from ..space.interpolate import PointWeights, constant, interpolate
+from ..space.interpolate import PointWeights, along_axes, constant, interpolate
 from .code import LINEAR_CUBE, HybridCode, points_between, zero_code
 from .maps import FieldMap
 from .voxel import VoxelFields
@@ -59,6 +59,18 @@ class HeldShift:
     def at(self, weights: PointWeights) -> Tensor:
         """The displacement (n, d) at points of which the weights are known."""
         return weights.at(self.table)
+
+    def along(self, axes_cube: Sequence[Tensor], slope: int | None = None) -> Tensor:
+        """The displacement (d, (z,) y, x) on a grid along the cube's axes, or its slope along one of them, x first.
+
+        ``axes_cube``: the grid's places along x, y (, z).
+        """
+        half = [(n - 1) / 2 for n in self.size]
+        extents = self.half_extents_cube.tolist()
+        positions = [axis * (h / u) + h for axis, h, u in zip(axes_cube, half, extents, strict=True)]
+        coefficients = self.table.T.reshape(-1, *reversed(self.size))
+        found = along_axes(coefficients, positions, 2, slope)
+        return found if slope is None else found * (half[slope] / extents[slope])
 
     def _position(self, points_cube: Tensor) -> Tensor:
         half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from ..settings import FIELDS, FieldSettings
 from .code import FORWARD, INVERSE, LINEAR_CUBE, Code, points_between, zero_code
 from .fields import Fields, check_local_code
 from .voxel import VoxelFields as VoxelFields  # known by its name once this module is imported
+
+if TYPE_CHECKING:
+    from .held import HeldShift
 
 _TOLERANCE_CUBE = 2e-5  # of an inverse: 3 micrometres in a chest
 
@@ -57,6 +61,11 @@ class Map(ABC):
         """Of a map that jumps: values at stencils (2, m, k, d), each as if it lay on its centre's side of the jump.
 
         None of maps that don't."""
+        return None
+
+    @property
+    def held_shift(self) -> HeldShift | None:
+        """The forward map's displacement where that is a spline, which grids are read from at once; else None."""
         return None
 
     def __matmul__(self, inner: Map) -> Composed:

@@ -84,7 +84,7 @@ def _around(image: Tensor, index_zyx: Tensor, reach: int) -> Tensor:
 
 def _quick(n: int) -> int:
     """A length not below n whose transform is quick."""
-    return next(m for m in (8, 9, 10, 12, 16, 18, 20, 24, 32, 36, 40, 48, 64) if m >= n)
+    return next(m for m in (8, 9, 10, 12, 14, 16, 18, 20, 24, 32, 36, 40, 48, 64) if m >= n)
 
 
 def _peaks(correlations: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,10 +57,10 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     )
 
     def pooled(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        near = _near(rows, fine_points)
-        found = near @ fine
-        wide = near.sqrt_().sqrt_() @ far  # a fourth root: a Gaussian twice as wide
-        return found, wide, _near(rows, coarse_points) @ apart
+        wide = _near(rows / 2, fine_points / 2, _LEAST_LOG / 4)
+        of_wide = wide @ far
+        near = wide.square_().square_()  # a Gaussian half as wide
+        return near @ fine, of_wide, _near(rows, coarse_points) @ apart
 
     parts = zip(*in_threads(pooled, places.split(_ROWS)), strict=True)
     of_fine, of_wide, of_coarse = (torch.cat(part).double().numpy() for part in parts)
@@ -82,11 +82,14 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
     )
 
 
-def _near(places: Tensor, points: Tensor) -> Tensor:
-    """(n, m) weights of the points around each place, both in units of the deviation; the nearest has 1."""
+def _near(places: Tensor, points: Tensor, least: float = _LEAST_LOG) -> Tensor:
+    """(n, m) weights of the points around each place, both in units of the deviation; the nearest has 1.
+
+    ``least``: the smallest logarithm of a weight.
+    """
     halves = torch.addmm(points.square().sum(1) / -2, places, points.T)  # minus half the squared distances, but for
     halves -= halves.amax(1, keepdim=True)  # what all points share
-    return halves.clamp_(min=_LEAST_LOG).exp_()
+    return halves.clamp_(min=least).exp_()
 
 
 def _with_ones(values: np.ndarray) -> Tensor:

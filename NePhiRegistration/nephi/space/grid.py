@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -98,6 +99,12 @@ class Grid:
         axes = [np.arange(start, stop), *[np.arange(n) for n in self.shape[1:]]]
         index_zyx = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
         return self.to_lps_mm(index_zyx[..., ::-1].reshape(-1, self.dimension))
+
+    def slabs(self, voxels: int) -> Iterator[slice]:
+        """Slices of the last axis (first of the array), at most so many voxels at a time, at least one slice."""
+        depth = max(1, voxels // int(np.prod(self.shape[1:])))
+        for start in range(0, self.shape[0], depth):
+            yield slice(start, min(start + depth, self.shape[0]))
 
     def slices(self, start: int, stop: int) -> Grid:
         """The part of the grid that holds the slices start..stop of the last axis (first of the array)."""

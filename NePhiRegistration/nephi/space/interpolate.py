@@ -73,6 +73,24 @@ class PointWeights:
         return order // self.row.shape[1], first, self.weight.reshape(-1)[order]
 
 
+def along_axes(values: Tensor, positions: Sequence[Tensor], degree: int, slope: int | None = None) -> Tensor:
+    """Splines with coefficients (c, (z,) y, x) on a grid along the axes of their nodes, axis by axis: (c, (z,) y, x).
+
+    ``positions``: of the grid's places along x, y (, z), in units of the nodes. ``slope``: the axis along which the
+    derivative is taken, x first; None: the values. Nothing here is differentiated.
+    """
+    for axis in range(len(positions) - 1, -1, -1):  # z first: of a slab it is the one that leaves least
+        matrix = _weights_along(positions[axis], values.shape[-1 - axis], degree, axis == slope)
+        values = torch.tensordot(matrix, values, ([1], [values.ndim - 1 - axis])).movedim(0, -1 - axis)
+    return values
+
+
+def _weights_along(position: Tensor, nodes: int, degree: int, slope: bool) -> Tensor:
+    """(n, nodes): what the nodes of an axis weigh at positions (n,) along it, or how fast that changes."""
+    row, weight = _around_with_slopes(position[:, None], (nodes,), degree, 1.0)
+    return position.new_zeros(len(position), nodes).scatter_add_(1, row, weight[..., int(slope)])
+
+
 def constant(values: float | Sequence, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A tensor that is made once per device: a copy from the host would make a GPU wait at each use."""
     return _constant(_tuple(values), device, dtype)
