@@ -22,6 +22,7 @@ from .version import __version__
 Part = TypeVar("Part")
 Made = TypeVar("Made")
 _THREADS = 4  # the steps are too small to use more
+_LITTLE_BYTES = 512 * 2**20  # allocated by a process, freed ones included: as images of 2 mm need
 _CPU = torch.device("cpu")
 _KINDS = ("cpu", "cuda", "xpu", "mps")  # of NVIDIA or AMD, Intel and Apple
 
@@ -113,12 +114,30 @@ def in_threads(work: Callable[[Part], Made], parts: Iterable[Part], device: torc
         torch.set_num_threads(threads)
 
 
+class _Mallinfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2`` (malloc.h): bytes of its heaps, ``arena``, and of what lies apart, ``hblkhd``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
 def release_freed_memory() -> None:
-    """Give freed memory back to the system, where the C library is glibc, which keeps what lies below what is held."""
-    if sys.platform == "linux":
-        library = ctypes.CDLL(None)
-        if hasattr(library, "malloc_trim"):
-            library.malloc_trim(0)
+    """Give freed memory back to the system, where the C library is glibc, which keeps what lies below what is held.
+
+    A process that holds little keeps it for what comes next: the system would clear it anew, which takes time.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallinfo2"):  # glibc 2.33
+        library.mallinfo2.restype = _Mallinfo
+        held = library.mallinfo2()
+        if held.arena + held.hblkhd < _LITTLE_BYTES:
+            return
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def peak_memory_mb() -> float | None:
