@@ -14,6 +14,7 @@ isal_zlib: Any = None
 with contextlib.suppress(ImportError):
     isal_zlib = importlib.import_module("isal.isal_zlib")
 
+QUICK = isal_zlib is not None
 _GZIP = 16 + zlib.MAX_WBITS
 DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, (isal_zlib or zlib).error)  # what reading may raise
 
