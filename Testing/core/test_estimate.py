@@ -46,6 +46,24 @@ def test_more_work_takes_more():
     assert estimate(longer, *_LUNGS).seconds > 1.2 * small.seconds
 
 
+def test_files_take_longer_without_the_package_that_packs_them():
+    """By a process that has it, and one in which it cannot be imported."""
+    found = []
+    for package in ("types.SimpleNamespace(error=Exception)", "None"):
+        code = (
+            f"import sys, types; sys.modules['isal.isal_zlib'] = {package}\n"
+            "from nephi.measure.estimate import stages; from nephi.settings import PRESETS\n"
+            f"import json; print(json.dumps(stages(PRESETS['fast'], *{_CHEST[:3]})))"
+        )
+        here = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1])}
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=here)
+        found.append(json.loads(out.stdout))
+    quick, slow = found
+    differ = {name for name in quick if quick[name] != slow[name]}
+    assert differ == {"reading", "writing", "warping"}
+    assert all(quick[name] < slow[name] for name in differ)
+
+
 def test_two_dimensions_and_a_gpu():
     flat = estimate(PRESETS["fast"], (128, 128), (1.5, 1.5), (120, 130), (1.0, 1.0))
     assert 1 < flat.seconds < 30 and 300 < flat.memory_mb < 700

@@ -66,7 +66,7 @@ def test_the_estimate_knows_model_device_outputs_and_masks():
     few = stages(fast, *CT, outputs=("transform",))
     assert not {"warping", "writing", "report", "disagreement"} & set(few) and "transforms" in few
     exact = stages(fast, *CT, outputs=(*DEFAULT_OUTPUTS, "exact-jacobian"))
-    assert exact["Jacobian determinant"] > 10 * plain["Jacobian determinant"]
+    assert exact["Jacobian determinant"] > 2 * plain["Jacobian determinant"]
     assert stages(fast, *CT, device="cuda:0")["optimising"] < 0.2 * plain["optimising"]
     given = stages(fast, *CT, masks=True)
     assert "masks" not in given and given["alignment"] < plain["alignment"]

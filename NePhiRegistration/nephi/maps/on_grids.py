@@ -1,5 +1,4 @@
-"""Maps whose displacement is a spline, on grids along the cube's axes: axis by axis, a small part of the work of points.
-"""
+"""Maps whose displacement is a spline, on grids along the cube's axes: read axis by axis, all points at once."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..files.folder import DEFAULT_OUTPUTS
+from ..files.packing import QUICK
 from ..settings import BODY_MM, FieldSettings, NeuralSettings, Settings
 
 _REGION_MM3 = 15e6  # lungs with a margin: what is worked on of a larger volume
@@ -21,20 +22,26 @@ _BYTES_A_WORK_VOXEL = 45.0  # of the working grid: features of both images, befo
 _BYTES_AN_ACTIVATION = 60.0
 _TRANSFORM_MM, _JACOBIAN_MM, _CONSISTENCY_MM = 5.0, 3.0, 4.0  # between the points at which maps are evaluated
 _BEGINNING = ("start", "reading", "masks", "alignment", "prediction", "features", "optimising")  # what register does
-# seconds on a CPU: of the imports, per voxel of both images and of one, of the check and the search of an alignment, of
-# an iteration, and per multiplication of the network at a point in the optimisation, in a map and in an exact
-# determinant; per voxel of both images at each level; of the measures, and of theirs per voxel of one image
-_START_S, _READING_S, _MASKS_S, _WARPING_S, _FLOATS_S = 2.0, 1.2e-8, 8e-9, 4.8e-8, 1.05e-8
+# seconds on a CPU: of the imports, per voxel of both images that are searched for masks, of the check and the search of
+# an alignment, of an iteration, and per multiplication of the network at a point in the optimisation, in a map and in
+# an exact determinant; per voxel of both images at each level; of the measures, and of theirs per voxel of one image
+_START_S, _MASKS_S = 2.0, 8e-9
 _CHECK_S, _SEARCH_S, _ITERATION_S, _FIT_PRODUCT_S = 0.7, 1.5, 0.0165, 2e-10
-_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S, _PAGE_S = 3e-7, 2.1e-10, 3.2e-10, 0.25
-_AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.6, 4e-9
+_FEATURES_S, _MAP_PRODUCT_S, _JACOBIAN_PRODUCT_S = 3e-7, 2.1e-10, 3.2e-10
+_PAGE_S, _PICTURES_S = 0.25, 1.2e-8  # of the report, and per voxel of one image
+_AVERAGING_S, _MEASURES_S, _COUNTING_S = 1.2e-9, 0.35, 4e-9
+# of packed files, by the package that packs them: per voxel of both images, read; of one, warped and written; of one of
+# floats, written
+_READING_S, _WARPING_S, _FLOATS_S = (1.15e-8, 4.7e-8, 1.8e-9) if QUICK else (1.65e-8, 6.0e-8, 1.3e-8)
 # of a map that a model predicts alone, without a network: per node of the transforms, determinant, point of the map
-_SPLINE_S, _SPLINE_JACOBIAN_S, _SPLINE_POINT_S = 1.7e-6, 2.5e-6, 2.8e-6
+_SPLINE_S, _SPLINE_JACOBIAN_S, _SPLINE_POINT_S = 1.1e-6, 2.5e-6, 2.8e-6
 _SMOOTH_S = 2.6e-6  # per node of the transforms of fields that are smoothed
+# of determinants: of each where maps are smoothed, read from a grid at once, of all, and per voxel of one image
+_SMOOTH_JACOBIAN_S, _DETERMINANTS_S, _SPREADING_S = 8e-8, 0.08, 5e-9
 # of the lungs of an adult: the expected error, and how far the map is smoothed, per voxel of both images besides
 _TRUST_S, _SMOOTHING_S, _SMOOTHING_VOXEL_S, _USUAL_DETERMINANTS = 1.4, 0.65, 5e-9, 1.6e5
 _AROUND = 1.3  # of the optimisation within, on the other side of a border that slides
-_MODEL_S = {"lung": 3.0, "lung-m": 9.0}  # its prediction alone
+_MODEL_S = {"lung": 2.9, "lung-m": 8.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
 # of the refinement: per node and round, at nodes and at voxels, and of its start and end
 _DENSE_S, _DENSE_FINE_S, _DENSE_ENDS_S = 1.1e-6, 2.4e-6, 10.0
@@ -115,8 +122,8 @@ def stages(
         if predicted
         else (_MAP_PRODUCT_S * w.products, _JACOBIAN_PRODUCT_S * w.products, 1.8 * _MAP_PRODUCT_S * w.products)
     )
-    if settings.smooth and not predicted:
-        node = min(node, _SMOOTH_S)
+    if settings.smooth:
+        node, determinant = min(node, _SMOOTH_S), min(determinant, _SMOOTH_JACOBIAN_S)
     first, *later = (part * (_FEATURES_S * level + _AVERAGING_S * w.voxels) for level in w.levels)
     chest = min(1.0, w.determinants / _USUAL_DETERMINANTS)
     smoothing = chest * (_SMOOTHING_S + _SMOOTHING_VOXEL_S * w.voxels) if settings.smooth else 0.0
@@ -137,13 +144,15 @@ def stages(
         + (not predicted) * (sum(later) + part * smoothing + (around - 1) * sum((first, *later)))
         + part * _refining(w),
         "transforms": part * node * w.nodes,
-        "Jacobian determinant": part * determinant * max(w.determinants, exact),
+        "Jacobian determinant": part * determinant * max(w.determinants, exact)
+        + _DETERMINANTS_S
+        + _SPREADING_S * w.fixed_voxels,
         "measures": _MEASURES_S + _COUNTING_S * w.fixed_voxels,
         "writing": _FLOATS_S * w.fixed_voxels * floats,
         "expected error": _TRUST_S * chest,
         "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
         "disagreement": part * point * w.disagreement * ("disagreement" in outputs),
-        "report": (_PAGE_S + _READING_S * w.fixed_voxels) * ("report" in outputs),
+        "report": (_PAGE_S + _PICTURES_S * w.fixed_voxels) * ("report" in outputs),
     }
     return {name: seconds for name, seconds in found.items() if seconds}
 
