@@ -22,7 +22,7 @@ from .version import __version__
 Part = TypeVar("Part")
 Made = TypeVar("Made")
 _THREADS = 4  # the steps are too small to use more
-_LITTLE_BYTES = 512 * 2**20  # allocated by a process, freed ones included: as images of 2 mm need
+_LITTLE_BYTES = 512 * 2**20  # that a process has from the system, freed ones among them
 _CPU = torch.device("cpu")
 _KINDS = ("cpu", "cuda", "xpu", "mps")  # of NVIDIA or AMD, Intel and Apple
 
@@ -119,7 +119,10 @@ class _Mallinfo(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
     ]
 
 
