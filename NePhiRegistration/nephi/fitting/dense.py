@@ -39,6 +39,8 @@ _RELEASED = 4  # nodes from what is held, from which on steps are whole
 _MARGIN = 6  # nodes around what is shown, where steps fade out
 _EASED, _EASED_LAST = 2, 80  # times that places are smoothed after a round, and at the end, at most
 _INVERSIONS, _LEAST_SLOPE = 6, 0.05
+_REACHED = 0.02  # nodes: Newton's method squares what is left after a shorter step
+_SLAB = 2**16  # places
 _ROWS = 200_000
 
 
@@ -57,7 +59,7 @@ def refined_densely(
     """
     device, cube = maps.device, pair.cube
     half = [float(side) for side in cube.half_sides_mm]
-    size = nodes(half, _VOXELS_PER_NODE * max(settings.spacing_mm * pair.scale, pair.voxel_mm))
+    size = first = nodes(half, _VOXELS_PER_NODE * max(settings.spacing_mm * pair.scale, pair.voxel_mm))
     fine = pair.cube_grid(_finer(size))
     seen = [torch.as_tensor(np.asarray(pair.seen_on(fine, way, 0.0)[0][:])).to(device, torch.float32) for way in (0, 1)]
     counts = [torch.as_tensor(part).to(device, torch.float32) for part in pair.counted_on(fine, _SEEN)]
@@ -87,7 +89,11 @@ def refined_densely(
             done += 1
     u[(slice(None), *at_nodes)] = part
     u = eased(u, settings.least_determinant, _EASED_LAST)
-    back = eased(_inverted(u, _displacements(maps.inverse, maps.half_extents_cube, size)), _LEAST_SLOPE, _EASED_LAST)
+    # Newton's method starts from the maps' own inverse between the first nodes, which is near enough
+    start = _displacements(maps.inverse, maps.half_extents_cube, first)
+    if size != first:
+        start = _enlarged(start * _VOXELS_PER_NODE, size[::-1])
+    back = eased(_inverted(u, start), _LEAST_SLOPE, _EASED_LAST)
     d, per_node = len(size), 2 * maps.half_extents_cube / (torch.tensor(size, device=device) - 1)
     own = VoxelSettings(local_code=2 * d, code_degree=1)
     local = torch.cat([u, back]) * per_node.repeat(2).reshape(-1, *[1] * d) / LINEAR_CUBE
@@ -149,7 +155,7 @@ class _Step:
             equations = [halved(one) for one in equations]
         # two halves of the nodes, each of which says what the other one's steps are worth
         halves = [torch.stack([smoothed(half * one, self.around) for one in equations]) for half in self.halves]
-        moves = [_solved(_rows(half[:-d], self.stiffness), half[-d:]) for half in halves]
+        moves = [_in_slabs(lambda part: _solved(_rows(part[:-d], self.stiffness), part[-d:]), half) for half in halves]
         worth = sum(_worth(move, half, _WORTH_OVER) for move, half in zip(moves, reversed(halves), strict=True)) / 2
         move = self.longer * worth * (moves[0] + moves[1]) / (2 * self.factor)
         length = move.square().sum(0).sqrt()
@@ -181,9 +187,15 @@ def _rows(entries: Tensor, more: float = 0.0) -> list[list[Tensor]]:
 def _worth(move: Tensor, equations: Tensor, over: float) -> Tensor:
     """Part of a move (d, ...), 0 to 1, that equations ask for that it was not found from; regionally."""
     d = len(move)
-    asked = (move * equations[-d:]).sum(0)
-    rows = _rows(equations[:-d])
-    made = torch.stack([move[i] * rows[i][j] * move[j] for i in range(d) for j in range(d)]).sum(0)
+
+    def agreed(move: Tensor, equations: Tensor) -> Tensor:
+        """(2, ...): what is asked of a move along it, and what it makes of the equations."""
+        rows, right = _rows(equations[:-d]), equations[-d:]
+        asked = [move[i] * right[i] for i in range(d)]
+        made = [move[i] * rows[i][j] * move[j] for i in range(d) for j in range(d)]
+        return torch.stack([sum(asked[1:], asked[0]), sum(made[1:], made[0])])
+
+    asked, made = _in_slabs(agreed, move, equations)
     part = smoothed(asked, over) / (smoothed(made, over) + 1e-12)
     return ((part - _BY_CHANCE) / (1 - _BY_CHANCE)).clamp(0, 1)
 
@@ -211,6 +223,9 @@ def least_determinants(u: Tensor) -> Tensor:
     Returns a value for each cell between the nodes, one fewer along each axis.
     """
     d, cells = len(u), [n - 1 for n in u.shape[1:]]
+    if (slab := _planes(u)) < cells[0]:
+        parts = range(0, cells[0], slab)
+        return torch.cat([least_determinants(u[:, first : first + slab + 1]) for first in parts])
     along = [u.diff(dim=d - j) for j in range(d)]  # along x first
     least: Tensor | None = None
     for corner in product((0, 1), repeat=d):  # of axes z, y, x
@@ -228,19 +243,36 @@ def least_determinants(u: Tensor) -> Tensor:
 
 
 def _inverted(u: Tensor, start: Tensor) -> Tensor:
-    """The displacements of the inverse, by Newton's method from ``start``."""
-    d, places = len(u), _places(u.shape[1:], u)
-    across = torch.stack([slope for one in u for slope in slopes(one)])  # (d * d, ...), row after row
-    back = start
+    """The displacements of the inverse, by Newton's method from ``start``; places that are reached are left alone."""
+    d, places = len(u), _places(u.shape[1:], u).flatten(1)
+    both = torch.cat([u, *(slopes(one) for one in u)])  # the slopes (d * d, ...), row after row
+    back = start.flatten(1).clone()
+    left = torch.arange(back.shape[1], device=u.device)
     for _ in range(_INVERSIONS):
-        at = places + back
-        moved = _sampled(torch.cat([u, across]), at)
-        gap = -(back + moved[:d])
+        now = back[:, left]
+        at = (places[:, left] + now).reshape(d, *[1] * (d - 1), -1)
+        moved = _sampled(both, at).flatten(1)
+        gap = -(now + moved[:d])
         rows = [[moved[d + i * d + j] + float(i == j) for j in range(d)] for i in range(d)]
         move = _solved(rows, gap, _LEAST_SLOPE)
         length = move.square().sum(0).sqrt()
-        back = back + move / length.clamp(min=1)
-    return back
+        back[:, left] = now + move / length.clamp(min=1)
+        left = left[length > _REACHED]
+        if not len(left):
+            break
+    return back.reshape(u.shape)
+
+
+def _planes(values: Tensor) -> int:
+    """How many planes of values (c, (z,) y, x) are worked on at a time: on a CPU what is made of them stays in its
+    cache, which is several times as fast."""
+    return max(1, _SLAB // values[0, 0].numel()) if values.device.type == "cpu" else values.shape[1]
+
+
+def _in_slabs(work: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """What ``work`` makes (k, (z,) y, x), place by place, of values (c, (z,) y, x), some planes at a time."""
+    parts = zip(*(one.split(_planes(one), 1) for one in values), strict=True)
+    return torch.cat([work(*part) for part in parts], 1)
 
 
 def _determinant(rows: list[list[Tensor]]) -> Tensor:

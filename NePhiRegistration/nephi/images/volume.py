@@ -101,10 +101,11 @@ def smoothed(image: Tensor, deviation: float) -> Tensor:
     """
     if deviation == 0:
         return image
-    for axis, n in enumerate(image.shape):
-        weights = _gaussian(n, deviation).to(image)
-        image = torch.tensordot(weights, image, dims=([1], [axis])).movedim(0, axis)
-    return image
+    first, *between, last = (_gaussian(n, deviation).to(image) for n in image.shape)
+    image = (first @ image.flatten(1)).reshape(image.shape)
+    for weights in between:  # slice by slice, as along the other axes without a copy of the image
+        image = torch.bmm(weights.expand(len(image), -1, -1), image)
+    return image @ last.T
 
 
 @lru_cache(maxsize=16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..settings import FIELDS, VoxelSettings
 from .code import FORWARD, INVERSE, LINEAR_CUBE, Code, points_between
@@ -22,7 +23,13 @@ class VoxelFields(Fields):
 
     def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
         d = self.dimension
-        own = Code(code.global_code, code.local_code[:, way * d : (way + 1) * d], code.half_extents_cube)
+        local = code.local_code[:, way * d : (way + 1) * d]
+        if self.settings.code_degree == 1 and code.batch == 1 and not torch.is_grad_enabled():
+            # as below, but it reads the code where it lies: a copy of all nodes would take longer than some points
+            unit = (points_cube / code.half_extents_cube)[(None,) * d]
+            found = F.grid_sample(local, unit, mode="bilinear", padding_mode="border", align_corners=True)
+            return points_cube + LINEAR_CUBE * found.reshape(d, -1).T
+        own = Code(code.global_code, local, code.half_extents_cube)
         return points_cube + LINEAR_CUBE * own.at(points_cube[None], self.settings.code_degree)[0]
 
     def forward(self, points_cube: Tensor, code: Code) -> Tensor:
