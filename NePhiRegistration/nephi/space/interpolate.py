@@ -142,17 +142,31 @@ def _rows(nearest: Tensor, size: tuple[int, ...], degree: int, axis: int, whole:
     (d, nodes, n) of ``nearest`` (d, n) where ``axis``, that of the nodes, is 1; (n, d, nodes) of (n, d) where it is -1.
     """
     # clamped before the step to a node is added, where rows are counted
+    low, high, ahead, strides = _steps(size, degree, axis, nearest.device, nearest.dtype, whole)
+    return torch.addcmul(ahead, torch.clamp(nearest.unsqueeze(axis), low, high).to(whole), strides)
+
+
+@cache
+def _steps(
+    size: tuple[int, ...], degree: int, axis: int, device: torch.device, dtype: torch.dtype, whole: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For ``_rows``: the least and the most that a nearest node may be, the rows from it to each node, and of a step
+    along each axis."""
     steps = [k + _FIRST[degree] for k in range(degree + 1)]
     strides = [math.prod(size[:along]) for along in range(len(size))]
 
     def shaped(values: list[list[int]], dtype: torch.dtype) -> Tensor:
-        found = constant(values, nearest.device, dtype)
+        found = constant(values, device, dtype)
         return found if axis == -1 else found[..., None]
 
     low, high = [[-step for step in steps]], [[extent - 1 - step for step in steps] for extent in size]
-    node = torch.clamp(nearest.unsqueeze(axis), shaped(low, nearest.dtype), shaped(high, nearest.dtype)).to(whole)
     ahead = [[stride * step for step in steps] for stride in strides]
-    return torch.addcmul(shaped(ahead, whole), node, shaped([[stride] for stride in strides], whole))
+    return (
+        shaped(low, dtype),
+        shaped(high, dtype),
+        shaped(ahead, whole),
+        shaped([[stride] for stride in strides], whole),
+    )
 
 
 def _around(position: Tensor, size: tuple[int, ...], degree: int, scale: float) -> tuple[Tensor, Tensor]:
