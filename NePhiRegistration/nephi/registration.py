@@ -80,7 +80,7 @@ def register(
         raise NephiError("sliding needs a mask of both images, along whose border it is")
     pair = placed.pair(settings.similarity, Both(*guidance.excluded))
     used, decided = configured(pair, settings)
-    report.expect(stages(used, *sizes, str(target)))
+    report.expect(stages(used, *sizes, str(target)), steps(used))
     if used.similarity != settings.similarity:
         pair, similarity = replace(pair, similarity=used.similarity), make_similarity(used.similarity)
     if model is not None:
@@ -142,8 +142,9 @@ class _Progress:
         if self.preview is not None and self.result is not None:
             self.preview(phase, part, self.result)
 
-    def expect(self, expected: dict[str, float]) -> None:
-        """The seconds of what is still to come, once it is known what the pair needs."""
+    def expect(self, expected: dict[str, float], iterations: int) -> None:
+        """The seconds and the steps of what is still to come, once it is known what the pair needs."""
+        self.iterations = max(1, iterations)
         if isinstance(self.progress, Timetable):
             self.progress.expect({name: expected[name] for name in ("features", "optimising") if name in expected})
 

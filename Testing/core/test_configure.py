@@ -148,11 +148,19 @@ def test_organs_of_other_contrast_are_refined_by_a_curve_where_neither_is_a_ct()
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_voxels_are_nodes_at_last_where_they_are_coarse_and_the_organ_is_alone(noise):
+def test_voxels_are_nodes_at_last_where_they_are_coarse(noise):
+    """Of organs alone and of heads, whose steps before are then fewer; not where the contrasts differ."""
     around = np.random.default_rng(0).uniform(0, noise, (2, N, N, N)) if noise else np.zeros((2, 1, 1, 1))
     coarse = pair(CHANGES["gain"](organ()) + 300 * around[0], fixed=organ() + around[1], spacing_mm=2.4)
-    dense = configured(coarse, PRESETS["fast"])[0].dense
-    assert dense.fine_rounds > 0 and (dense.voxel_rounds > 0) == (noise == 0)
+    settings, said = configured(coarse, PRESETS["fast"])
+    assert settings.dense.fine_rounds > 0 and settings.dense.voxel_rounds > 0
+    assert settings.fit.iterations < PRESETS["fast"].fit.iterations
+    assert f"{settings.fit.iterations} steps before the refinement" in said
+    by_hand = replace(PRESETS["fast"], fit=replace(PRESETS["fast"].fit, iterations=300))
+    assert configured(coarse, by_hand)[0].fit == by_hand.fit
+    folded = pair(CHANGES["folded"](organ()), spacing_mm=2.4)
+    assert configured(folded, PRESETS["fast"])[0].dense.voxel_rounds == 0
+    assert configured(folded, PRESETS["fast"])[0].fit == PRESETS["fast"].fit
 
 
 def test_heads_are_refined_but_no_trunks_thick_slices_or_masked_images():

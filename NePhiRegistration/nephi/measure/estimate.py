@@ -43,8 +43,8 @@ _TRUST_S, _SMOOTHING_S, _SMOOTHING_VOXEL_S, _USUAL_DETERMINANTS = 1.4, 0.65, 5e-
 _AROUND = 1.3  # of the optimisation within, on the other side of a border that slides
 _MODEL_S = {"lung": 2.9, "lung-m": 8.0}  # its prediction alone
 _OTHER_MODEL_S = 10.0
-# of the refinement: per node and round, at nodes and at voxels, and of its start and end
-_DENSE_S, _DENSE_FINE_S, _DENSE_ENDS_S = 1.1e-6, 2.4e-6, 10.0
+# of the refinement: per node and round, at nodes, at voxels and where these are nodes, and per node of start and end
+_DENSE_S, _DENSE_FINE_S, _DENSE_VOXELS_S, _DENSE_ENDS_S = 1.1e-6, 2.0e-6, 4.0e-6, 1e-5
 # on a GPU: of the imports and the first use of the device, of an iteration, and what is left of other work there
 _GPU_START_S, _GPU_ITERATION_S, _GPU_PART = 7.0, 1.7e-3, 0.05
 
@@ -66,7 +66,7 @@ class _Work:
     levels: list[float]  # voxels of the working grids
     points: int  # compared at a step
     products: int  # multiplications of the network at a point
-    dense: tuple[float, float]  # nodes of the refinement times its rounds, at nodes and at voxels
+    dense: tuple[float, ...]  # nodes of the refinement, and these times each kind of its rounds
     nodes: float  # of the transforms' grids, both together
     determinants: float
     disagreement: float  # points of its map
@@ -95,7 +95,7 @@ class _Work:
             levels,
             settings.similarity.points.count(int(max(levels))),
             _network(settings.field)[0],
-            ((dense.rounds + 2**d * dense.voxel_rounds) * refined, dense.fine_rounds * refined),
+            (any(dense.all_rounds) * refined, *(rounds * refined for rounds in dense.all_rounds)),
             2 * points(_TRANSFORM_MM, volume),
             points(_JACOBIAN_MM, mask),
             points(_CONSISTENCY_MM, mask),
@@ -158,8 +158,8 @@ def stages(
 
 
 def _refining(w: _Work) -> float:
-    at_nodes, at_voxels = w.dense
-    return _DENSE_S * at_nodes + _DENSE_FINE_S * at_voxels + _DENSE_ENDS_S * bool(at_nodes + at_voxels)
+    seconds = _DENSE_ENDS_S, _DENSE_S, _DENSE_FINE_S, _DENSE_VOXELS_S
+    return sum(each * nodes for each, nodes in zip(seconds, w.dense, strict=True))
 
 
 def beginning(expected: dict[str, float]) -> dict[str, float]:
