@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..images.coarse import grown
 from ..images.image_pair import ImagePair
 from ..images.volume import smoothed
 from ..maps.code import LINEAR_CUBE, Code, nodes, points_between
@@ -220,11 +221,10 @@ def eased(u: Tensor, least: float, rounds: int) -> Tensor:
 
 def _nodes_near(cells: Tensor) -> Tensor:
     """Which nodes are corners of these cells (bool), or next to one."""
-    near = F.pad(cells, [2, 2] * cells.ndim)
+    corners = F.pad(cells, [1, 1] * cells.ndim)
     for axis, n in enumerate(cells.shape):
-        first, *others = (near.narrow(axis, start, n + 1) for start in range(4))
-        near = first | others[0] | others[1] | others[2]
-    return near
+        corners = corners.narrow(axis, 0, n + 1) | corners.narrow(axis, 1, n + 1)
+    return grown(corners, 1)
 
 
 def least_determinants(u: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class Coarse:
 
     def near(self, part: Tensor, mm: float) -> Tensor:
         """(z, y, x) bool: within a distance of a part of the grid, and seen."""
-        return (grown(part, round(mm / self.spacing_mm)) > 0.5) & (self.seen > 0.5)
+        return grown(part, round(mm / self.spacing_mm)) & (self.seen > 0.5)
 
 
 def blurred(values: Tensor) -> Tensor:
@@ -91,11 +91,16 @@ def gradient(values: Tensor) -> Tensor:
 
 
 def grown(part: Tensor, voxels: int) -> Tensor:
-    """(...) 0 or 1, grown by a box."""
-    if voxels < 1:
-        return part
-    pool = (functional.max_pool2d, functional.max_pool3d)[part.ndim - 2]
-    return pool(part[None, None].float(), 2 * voxels + 1, 1, voxels)[0, 0]
+    """((z,) y, x) bool: a part, 0 or 1 at each place, and what lies within so many voxels of it along each axis."""
+    found = part.bool()
+    for axis in range(found.ndim):
+        last, wider = found.shape[axis] - 1, found.clone()
+        for step in range(1, min(voxels, last) + 1):
+            near, far = wider.narrow(axis, 0, last + 1 - step), wider.narrow(axis, step, last + 1 - step)
+            near |= found.narrow(axis, step, last + 1 - step)
+            far |= found.narrow(axis, 0, last + 1 - step)
+        found = wider
+    return found
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ class Prepared:
             channels.append(blurred(resampled(self.mask)[None])[0])
             inner = channels[-1] > 0.5
         elif self.ct:
-            inner = (values < _LUNG) & (grown((~body).float(), 1) < 0.5)
+            inner = (values < _LUNG) & ~grown(~body, 1)
             if inner.sum() < _LEAST_INNER * body.sum():
                 inner = body
         where = tuple(box)

@@ -248,7 +248,7 @@ class ImagePair:
         if mask is None:
             return None
         part = self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:]  # means of bytes would be rounded
-        return _widened(torch.as_tensor(part > 0), reach + 1)
+        return grown(torch.as_tensor(part > 0), reach + 1)
 
     def _sees_beyond(self, grid: Grid, way: int, reach: int) -> Tensor | None:
         """(z, y, x) bool on a working grid: where features see beyond the image, which ends within the masks' region.
@@ -268,7 +268,7 @@ class ImagePair:
             corners = grid.to_lps_mm(np.array([[*corner, z] for corner in product(*ends)], float))
             if outside(corners).any():  # else none of the plane is, as the image is convex
                 beyond[z] = torch.from_numpy(outside(grid.slab_lps_mm(z, z + 1)).reshape(grid.shape[1:]))
-        return _widened(beyond, reach + 1) if beyond.any() else None
+        return grown(beyond, reach + 1) if beyond.any() else None
 
     def working_grid(self, spacing_mm: float) -> Grid:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
@@ -337,7 +337,7 @@ class ImagePair:
         if value is None:
             return None
         part = torch.from_numpy(self._on(grid, sitk.Cast(image != value, sitk.sitkFloat32), way)[:])
-        return grown(part, round(_AROUND_MM * self.scale / grid.spacing_mm[0])) > 0
+        return grown(part, round(_AROUND_MM * self.scale / grid.spacing_mm[0]))
 
     def _distance(self, way: int) -> tuple[sitk.Image, Volume]:
         """The mask's signed distance on a 3 mm grid: in mm, and cut off, in units of the cut, to be compared."""
@@ -378,16 +378,3 @@ def _counted(image: sitk.Image, mask: sitk.Image | None, excluded: sitk.Image | 
         return mask
     counts = excluded == 0
     return counts if mask is None else counts * sitk.Cast(mask != 0, counts.GetPixelID())
-
-
-def _widened(places: Tensor, reach: int) -> Tensor:
-    """(z, y, x) bool: these and what lies within this many voxels of them along each axis."""
-    seen = places.to(torch.uint8)
-    for axis in range(seen.ndim):
-        last, wider = seen.shape[axis] - 1, seen.clone()
-        for step in range(1, min(reach, last) + 1):
-            near, far = wider.narrow(axis, 0, last + 1 - step), wider.narrow(axis, step, last + 1 - step)
-            near |= seen.narrow(axis, step, last + 1 - step)
-            far |= seen.narrow(axis, 0, last + 1 - step)
-        seen = wider
-    return seen.bool()
