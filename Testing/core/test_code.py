@@ -180,3 +180,17 @@ def test_a_code_alone_moves_points_as_the_maps_do_that_it_is_like(d, kind):
         assert moved.norm(dim=1).mean() > 0.02
         assert ((mine.forward, mine.inverse)[way](x) - x - moved).norm(dim=1).mean() < 0.05 * moved.norm(dim=1).mean()
     assert not torch.allclose(mine.forward(x), mine.inverse(x), atol=0.01)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_voxel_maps_without_gradients_are_those_with_them(d):
+    """The former read the code by PyTorch's own interpolation; also beyond the border, where its value holds."""
+    settings = VoxelSettings(local_code=2 * d, code_degree=1)
+    code = zero_code(settings, UPPER[:d], (6, 5, 4)[:d])
+    code.local_code.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
+    maps = FieldMap(make_fields(settings, 100.0, d), code)
+    x = points_of(d) * UPPER[:d] * 1.2
+    for way in (maps.forward, maps.inverse):
+        with torch.no_grad():
+            found = way(x)
+        assert torch.allclose(found, way(x), atol=1e-6) and not torch.allclose(found, x, atol=1e-2)
