@@ -22,6 +22,7 @@ GRID_MODES = ("grid", "glyphs", "contours")
 
 _JACOBIAN_COLORS = "NePhi Jacobian"
 _COLORS = 256  # entries that a scalar display maps its window to
+_LABEL_WIDTH = 5  # characters of a legend's numbers
 _JACOBIAN_WINDOW = 2.5  # so that the legend's labels are round
 # 0 is the lower border of a colour and what is exactly 0 falls below it: only what is folded is loud
 _JACOBIAN_LOW = -51 * _JACOBIAN_WINDOW / (_COLORS - 1) + 1e-6
@@ -243,7 +244,7 @@ def show_overlay(fixed, volume, on: bool, opacity: float, title: str, label_form
 
 
 def _show_legend(node, title: str, label_format: str, labels: int, at_left: bool = False) -> None:
-    """``title`` "" hides it."""
+    """``title`` "" hides it. Slicer makes the type as large as the labels' box allows: all have one length."""
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
     if legend is None and title:
         legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
@@ -252,7 +253,7 @@ def _show_legend(node, title: str, label_format: str, labels: int, at_left: bool
         if title:
             legend.SetSaveWithScene(False)  # as what it is of
             legend.SetTitleText(title)
-            legend.SetLabelFormat(label_format)
+            legend.SetLabelFormat(label_format.replace("%", f"%{_LABEL_WIDTH}"))
             legend.SetNumberOfLabels(labels)
             if at_left:
                 legend.SetPosition(0.05, 0.5)

@@ -37,8 +37,8 @@ def methods_text(report: dict) -> str:
     if "error_estimate_mm" in report and "verdict" in report:
         estimate, verdict = report["error_estimate_mm"], report["verdict"]
         sentences.append(
-            f"The error that is expected from the images alone was {estimate['mean']:.1f} mm on average, with 95 % of "
-            f"errors below {estimate['bound_mean']:.1f} mm; the verdict by the tolerances of "
+            f"The error that is expected from the images alone was {estimate['mean']:.1f} mm on average, with an "
+            f"upper 95 % limit of {estimate['bound_mean']:.1f} mm on average; the verdict by the tolerances of "
             f"{verdict['tolerances']['set_by']} was {verdict['outcome']}."
         )
     return " ".join(filter(None, sentences))

@@ -86,7 +86,10 @@ def _expected(report: dict) -> Line | None:
     if "error_estimate_mm" not in report:
         return None
     estimate = report["error_estimate_mm"]
-    text = _("Expected error: mean {mean} mm, largest {largest} mm; 95 % of errors below {bound} mm.")
+    text = _(
+        "Expected error: mean {mean} mm, at the worst place {largest} mm. "
+        "True errors may be larger: their upper 95 % limit is {bound} mm on average."
+    )
     numbers = {"mean": f"{estimate['mean']:.1f}", "largest": f"{estimate['max']:.1f}"}
     return Line(Kind.NEUTRAL, text.format(**numbers, bound=f"{estimate['bound_mean']:.1f}"))
 

@@ -16,7 +16,7 @@ _STAGES = {
     "warping": _("Warping the moving volume"),
     "Jacobian determinant": _("Computing the volume change"),
     "measures": _("Measuring the result"),
-    "disagreement": _("Comparing both directions"),
+    "forward-backward difference": _("Comparing both directions"),
     "writing": _("Writing the result"),
     "report": _("Writing the report"),
     "done": _("Done"),

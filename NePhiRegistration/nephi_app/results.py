@@ -117,6 +117,7 @@ class Results:
             self._show_surface(True)
         self._shown.show(view, s.before, s.opacity, s.legend, s.beyond)
         self._shown.show_grid(s.grid, s.grid_mode, s.grid_spacing, True, s.grid_3d, s.legend)
+        self.views.smooth_lines(s.grid)
         grid_text = display.grid_text(self._shown.outputs.forward) if s.grid else ""
         with s:
             s.can_before = view in COMPARISONS

@@ -27,6 +27,8 @@ from .state import SLICES, THREE_D
 _MOST_PIXELS = 1_500_000  # of a view that are drawn; on larger screens they are enlarged
 _IN_HAND_S = 0.3  # from the last move in a view, during which it is drawn before the others
 _OTHERS_S = 0.1  # by which these follow, once for all moves meanwhile
+_LINE_SAMPLES = 4  # of a pixel, where lines are drawn over the slices
+_LEGEND_WIDTH, _LEGEND_VIEW_PIXELS, _FREE_PIXELS = 0.1, 600, 12  # part of a view, up to this width of it
 _HANDLED = ("MouseMoveEvent", "MouseWheelForwardEvent", "MouseWheelBackwardEvent")
 _LAYOUTS = {"four": [*SLICES, THREE_D]} | {name: [name] for name in (*SLICES, THREE_D)}
 
@@ -140,17 +142,24 @@ class Views:
     def tidy_legends(self) -> None:
         """Colour legends small, and in the slices alone."""
         slices = [self.slice_view(name).get_view_node_id() for name in SLICES]
-        size = max(9, self.slice_view("Red").render_window().GetSize()[1] // 36)
+        width, height = max(self.slice_view(name).render_window().GetSize() for name in SLICES)
+        size = max(9, height // 36)
         for i in range(self.scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode")):
             legend = self.scene.GetNthNodeByClass(i, "vtkMRMLColorLegendDisplayNode")
             legend.SetViewNodeIDs(slices)
-            legend.SetSize(0.1, 0.45)
+            at_left = legend.GetPosition()[0] < 0.5  # where Slicer keeps more of it free
+            legend.SetSize(_LEGEND_WIDTH * min(1.0, _LEGEND_VIEW_PIXELS / width) + at_left * _FREE_PIXELS / width, 0.45)
             legend.SetPosition(*_beside_the_letter(*legend.GetPosition()))
             for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
                 text.SetFontSize(size)
                 text.SetBackgroundColor(0, 0, 0)  # readable over bright tissue, too
                 text.SetBackgroundOpacity(0.6)
             legend.Modified()
+
+    def smooth_lines(self, on: bool) -> None:
+        """Lines in the slices without steps, for which each picture takes longer."""
+        for name in SLICES:
+            self.slice_view(name).render_window().SetMultiSamples(_LINE_SAMPLES if on else 0)
 
     def render(self) -> None:
         """Draw anew in every view, as after a change that no view observes."""

@@ -42,7 +42,10 @@ def tre(before: float, after: float, largest: float) -> dict:
 
 def test_expected_error_is_a_number_among_others():
     estimate = {"mean": 0.62, "max": 4.0, "bound_mean": 1.31}
-    text = "Expected error: mean 0.6 mm, largest 4.0 mm; 95 % of errors below 1.3 mm."
+    text = (
+        "Expected error: mean 0.6 mm, at the worst place 4.0 mm. "
+        "True errors may be larger: their upper 95 % limit is 1.3 mm on average."
+    )
     assert lines({"error_estimate_mm": estimate})[text] is Kind.NEUTRAL
 
 

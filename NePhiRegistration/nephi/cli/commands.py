@@ -133,7 +133,7 @@ def summary_lines(report: Report, folder: Path) -> str:
     if report.inverse_consistency_mm is not None:
         lines.append(f"inverse      {report.inverse_consistency_mm.mean:.2f} mm mean inconsistency of the transforms")
     if report.fields_disagreement_mm is not None:
-        lines.append(f"fields       {report.fields_disagreement_mm.mean:.2f} mm mean disagreement")
+        lines.append(f"fields       {report.fields_disagreement_mm.mean:.2f} mm mean forward-backward difference")
     if report.dice is not None:
         start = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
         lines.append(f"Dice         {start}{report.dice.after:.3f} (masks)")
@@ -142,7 +142,8 @@ def summary_lines(report: Report, folder: Path) -> str:
         lines.append(f"time         {report.time_s['wall']:.1f} s ({report.time_s['cpu']:.1f} s of CPU time)")
     if report.error_estimate_mm is not None:
         error = report.error_estimate_mm
-        lines.append(f"error        {error.mean:.2f} mm expected on average, 95 % bound {error.bound_mean:.2f} mm")
+        text = f"{error.mean:.2f} mm expected on average; upper 95 % limit {error.bound_mean:.2f} mm on average"
+        lines.append(f"error        {text}")
     lines += [f"note         {text}" for text in report.warnings]
     if report.verdict is not None:
         first, *more = report.verdict.reasons

@@ -151,7 +151,7 @@ def stages(
         "writing": _FLOATS_S * w.fixed_voxels * floats,
         "expected error": _TRUST_S * chest,
         "warping": _WARPING_S * w.fixed_voxels * (not {"warped", "report"}.isdisjoint(outputs)),
-        "disagreement": part * point * w.disagreement * ("disagreement" in outputs),
+        "forward-backward difference": part * point * w.disagreement * ("disagreement" in outputs),
         "report": (_PAGE_S + _PICTURES_S * w.fixed_voxels) * ("report" in outputs),
     }
     return {name: seconds for name, seconds in found.items() if seconds}

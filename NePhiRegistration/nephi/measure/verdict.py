@@ -94,8 +94,8 @@ class _Finding:
 
 def _kept(estimate: ErrorEstimate) -> str:
     return (
-        f"The expected error is {estimate.mean:.1f} mm on average; 95 % of errors are expected below "
-        f"{estimate.bound_mean:.1f} mm. All tolerances are kept."
+        f"The expected error is {estimate.mean:.1f} mm on average, the upper 95 % limit of the true error "
+        f"{estimate.bound_mean:.1f} mm on average. All tolerances are kept."
     )
 
 

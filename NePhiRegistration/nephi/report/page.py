@@ -102,7 +102,7 @@ def _summary(report: dict) -> Iterator[str]:
             It holds where the landmarks lie; elsewhere look at the pictures."""
     elif expected:
         yield f"""No landmarks were given: the accuracy is estimated, not measured. <b>The expected error is
-            {expected["mean"]:.2f} mm</b> on average; 95 % of errors are expected below a bound that is
+            {expected["mean"]:.2f} mm</b> on average. True errors may be larger: their upper 95 % limit is
             {expected["bound_mean"]:.2f} mm on average."""
     else:
         yield """No landmarks were given, so <b>the accuracy is not known</b>. The pictures show whether

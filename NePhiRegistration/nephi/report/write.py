@@ -123,7 +123,7 @@ def write_all(
                 kind = sitk.GetArrayViewFromImage(moving).dtype
                 write_slices(_told(slices, grid.shape[0], "warping", tell), kind, grid, scratch.warped)
             if "disagreement" in outputs:
-                begin("disagreement")
+                begin("forward-backward difference")
                 seen = grid.coarsened(_DISAGREEMENT_MM * r.length_scale)
                 write_image(seen.image(fields_disagreement(r, seen)), scratch.fields_disagreement)
             if "error-map" in outputs:
