@@ -33,6 +33,7 @@ class Job:
     fixed_landmarks: object = None  # vtkMRMLMarkupsFiducialNode
     moving_landmarks: object = None
     regions: object = None  # segmentation or label map over the fixed volume, such as lobes; None: the mask's segments
+    moving_regions: object = None  # the same over the moving volume, to be compared, matched by their names
     guides: Guides = field(default_factory=Guides)
     sliding: bool = False  # motion may jump along the masks' border; False leaves what the settings file says
     initial_transform: object = None  # of any kind, as one would put the moving volume under it: moving -> fixed
@@ -92,6 +93,9 @@ class Job:
         yield mask_problem(_("fixed mask"), self.fixed_mask, self.fixed_segment)
         yield mask_problem(_("moving mask"), self.moving_mask, self.moving_segment)
         yield mask_problem(_("regions"), self.regions, "")
+        yield mask_problem(_("moving regions"), self.moving_regions, "")
+        if self.moving_regions is not None and self.measured_regions() is None:
+            yield _("The moving regions are compared with those of the fixed volume: choose these too.")
         yield landmark_problem(self.fixed_landmarks, self.moving_landmarks)
         yield from self.guides.problems()
         yield self._alignment_problem()

@@ -83,14 +83,14 @@ class Logic:
         folder = None
         try:
             folder = RunFolder(self.temporary)
-            arguments, region_names = _write_inputs(job, folder.path)
+            arguments = _write_inputs(job, folder.path)
             command = engine_command("register", *arguments, python=self.python, owner=folder)
             process = EngineProcess(command, self.environment, folder.path)
         except (OSError, nodes.FrameError, NephiError) as error:
             if folder is not None:
                 folder.remove()
             raise LogicError(_("The registration could not be started: {reason}").format(reason=error)) from None
-        return Run(self.scene, job, process, folder, region_names)
+        return Run(self.scene, job, process, folder)
 
     def process(self, job: Job, watch: Callable[[Run], None] | None = None) -> Outputs:
         """Register and wait for the result, for scripts; ``watch(run)`` is called ten times a second meanwhile.
@@ -113,14 +113,13 @@ class Logic:
 class Run:
     """A registration under way. Its ``forward`` transform node follows the optimisation and becomes the result."""
 
-    def __init__(self, scene, job: Job, process: EngineProcess, folder: RunFolder, region_names: dict[int, str]):
+    def __init__(self, scene, job: Job, process: EngineProcess, folder: RunFolder):
         self.state, self.stage, self.fraction = "running", "starting", 0.0
         self.log: list[str] = []
         self.error = ""
         self.outputs: Outputs | None = None
         self.job = job
         self._scene, self._process, self._folder = scene, process, folder
-        self._region_names = region_names
         self._end: float | None = None  # when it will be done, by the clock
         self._live = None  # the volume that slides, while it is shown
         self._layers = display.layers(scene)
@@ -213,7 +212,7 @@ class Run:
         job, folder = self.job, self._folder
         try:
             result = folder.path / "result"
-            outputs = Outputs.read(result, self.forward, job.fixed, job.moving, self._region_names)
+            outputs = Outputs.read(result, self.forward, job.fixed, job.moving)
         except Exception as error:  # whatever a damaged or incomplete file causes
             self._give_up("failed", _("The engine's result could not be read: {reason}").format(reason=error))
             return
@@ -239,9 +238,9 @@ def _outputs(job: Job) -> tuple[str, ...]:
     return (*_LOADED, "report") if job.page else _LOADED
 
 
-def _write_inputs(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
-    """The engine's arguments for files written into ``folder``, and what the labels of the regions are called."""
-    arguments, region_names = [], {}
+def _write_inputs(job: Job, folder: Path) -> list[str]:
+    """The engine's arguments for files written into ``folder``."""
+    arguments: list[str] = []
     for role, volume in (("fixed", job.fixed), ("moving", job.moving)):
         nodes.write_volume(volume, folder / f"{role}.nrrd")
         arguments.append(str(folder / f"{role}.nrrd"))
@@ -254,9 +253,7 @@ def _write_inputs(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
         nodes.write_labels(job.fixed_mask, job.fixed, option("fixed-mask", "fixed_mask.nrrd"), job.fixed_segment)
     if job.moving_mask is not None:
         nodes.write_labels(job.moving_mask, job.moving, option("moving-mask", "moving_mask.nrrd"), job.moving_segment)
-    regions = job.measured_regions()
-    if regions is not None:
-        region_names = nodes.write_labels(regions, job.fixed, option("regions", "regions.nrrd"))
+    arguments += _write_regions(job, folder)
     if job.fixed_landmarks is not None:
         nodes.write_points(job.fixed_landmarks, option("fixed-landmarks", "fixed_landmarks.csv"))
         nodes.write_points(job.moving_landmarks, option("moving-landmarks", "moving_landmarks.csv"))
@@ -273,4 +270,22 @@ def _write_inputs(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
         arguments.append("--no-auto-mask")
     arguments += ["--outputs", ",".join(_outputs(job))]
     arguments += ["--device", job.device, "--progress", "json", "--preview", f"{PREVIEW_SECONDS:g}"]
-    return arguments, region_names
+    return arguments
+
+
+def _write_regions(job: Job, folder: Path) -> list[str]:
+    regions, path = job.measured_regions(), folder / "regions.nrrd"
+    if regions is None:
+        return []
+    try:
+        nodes.write_labels(regions, job.fixed, path, one_by_one=_("regions"))
+    except NephiError:
+        if job.regions is not None or job.moving_regions is not None:
+            raise
+        return []  # segments of a mask need not lie apart
+    arguments = ["--regions", str(path)]
+    if job.moving_regions is not None:
+        path = folder / "moving_regions.nrrd"
+        nodes.write_labels(job.moving_regions, job.moving, path, one_by_one=_("moving regions"))
+        arguments += ["--moving-regions", str(path)]
+    return arguments

@@ -82,12 +82,12 @@ class Outputs:
         return [node for node in parts if node is not None]
 
     @classmethod
-    def read(cls, folder: Path, forward, fixed, moving, region_names: dict[int, str]) -> Outputs:
+    def read(cls, folder: Path, forward, fixed, moving) -> Outputs:
         """New nodes from the engine's ``folder``; ``forward`` is already there. A failure leaves none."""
         scene = forward.GetScene()
         out = cls(forward=forward, inverse=None, folder=folder)
         try:
-            out._make(scene, fixed.GetName(), moving.GetName(), region_names)
+            out._make(scene, fixed.GetName(), moving.GetName())
         except Exception:
             for node in out.nodes()[1:]:  # all but forward, which is the caller's
                 remove(scene, node)
@@ -110,7 +110,7 @@ class Outputs:
         put_into_folder(name, out.nodes(), beside=fixed)
         return out
 
-    def _make(self, scene, fixed: str, moving: str, region_names: dict[int, str]) -> None:
+    def _make(self, scene, fixed: str, moving: str) -> None:
         files = ResultFolder.opened(self.folder)
         report = json.loads(files.report.read_text(encoding="utf-8"))
         self.forward.SetAndObserveTransformFromParent(read_grid_transform(files.transform))
@@ -137,7 +137,7 @@ class Outputs:
         self.folds = tables.fold_table(scene, report, _("Folds {moving} to {fixed}").format(**names))
         if "regions" in report:
             name = _("Ventilation {moving} to {fixed}").format(**names)
-            self.ventilation = tables.ventilation_table(scene, report, region_names, name)
+            self.ventilation = tables.ventilation_table(scene, report, name)
         name = _("Jacobian histogram {moving} to {fixed}").format(**names)
         self.histogram, self.histogram_series, self.histogram_table = tables.histogram_nodes(scene, report, name)
 
@@ -146,7 +146,7 @@ class Outputs:
         """A result that lies in a folder, of these scans. Raises OSError; whatever a damaged file causes is one."""
         forward = new_forward(fixed, moving)
         try:
-            return cls.read(folder, forward, fixed, moving, {})
+            return cls.read(folder, forward, fixed, moving)
         except Exception as error:
             remove(forward.GetScene(), forward)
             raise OSError(

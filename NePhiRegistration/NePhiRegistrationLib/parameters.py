@@ -35,6 +35,7 @@ class Parameters:
     fixed_landmarks: _Landmarks
     moving_landmarks: _Landmarks
     regions: _Mask
+    moving_regions: _Mask
     align: Alignment = Alignment.AUTO
     initial_transform: slicer.vtkMRMLTransformNode
 
@@ -90,6 +91,7 @@ _NODES = [
     "fixed_landmarks",
     "moving_landmarks",
     "regions",
+    "moving_regions",
     "initial_transform",
 ]
 _PLAIN = ["auto_mask", "fixed_segment", "moving_segment", "device", "tolerances_file", "page", "sliding"]

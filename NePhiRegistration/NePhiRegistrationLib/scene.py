@@ -5,12 +5,13 @@ Reading and writing goes through nodes of a scratch scene, so that the user's sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import slicer
 import vtk
+from nephi.files.segments import check_apart, header_of
 from slicer.util import arrayFromVolume, arrayFromVTKMatrix, vtkMatrixFromArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
@@ -54,12 +55,18 @@ def write_volume(volume, path: Path) -> None:
 
 
 def write_labels(
-    node, reference, path: Path, segment: str = "", number_of: Callable[[str], int] | None = None
+    node,
+    reference,
+    path: Path,
+    segment: str = "",
+    number_of: Callable[[str], int] | None = None,
+    one_by_one: str = "",
 ) -> dict[int, str]:
     """A label map or segmentation on the reference volume's voxels, by nearest neighbour; what each label is called.
 
-    ``segment``: only this one of a segmentation. Of segments that overlap, the later one is kept. ``number_of``: the
-    label that a name gets, by default its own or the segment's place.
+    ``segment``: only this one of a segmentation. ``number_of``: the label that a name gets, by default its own or the
+    segment's place. ``one_by_one``: what the regions are, where each of them counts: their names are written too, and
+    NephiError is raised where segments overlap, of which the later one is kept otherwise.
     """
     found = np.zeros(reference.GetImageData().GetDimensions()[::-1], np.uint16)
     if node.IsA("vtkMRMLSegmentationNode"):
@@ -68,8 +75,15 @@ def write_labels(
         if segment:
             (own,) = (label for label, key in keys.items() if key == segment)
             names, keys = {1: names[own]}, {1: segment}
+        voxels: dict[int, int] = {}
         for label, key in keys.items():
-            found[_in_segment(node, key, reference)] = label
+            here = _in_segment(node, key, reference)
+            voxels[label] = int(here.sum())
+            for other, both in zip(*np.unique(found[here], return_counts=True), strict=True) if one_by_one else ():
+                if other:
+                    sizes = voxels[int(other)], voxels[label]
+                    check_apart(one_by_one, (names[int(other)], names[label]), sizes, int(both))
+            found[here] = label
     else:
         found[:] = _on_grid(_oriented(node), reference)
         names = label_names(node, np.unique(found[found != 0]).tolist())
@@ -79,7 +93,7 @@ def write_labels(
         for label, name in names.items():
             labels[found == label] = number_of(name)
         names = {number_of(name): name for name in names.values()}
-    _write_image(_image_data(labels), ijk_to_world(reference), path)
+    _write_image(_image_data(labels), ijk_to_world(reference), path, header_of(names) if one_by_one else {})
     return names
 
 
@@ -351,8 +365,10 @@ def _image_data(array: np.ndarray) -> vtk.vtkImageData:
     return image
 
 
-def _write_image(image, to_world: np.ndarray, path: Path) -> None:
+def _write_image(image, to_world: np.ndarray, path: Path, header: Mapping[str, str] | None = None) -> None:
     node = slicer.vtkMRMLScalarVolumeNode()
+    for key, value in (header or {}).items():
+        node.SetAttribute(key, value)  # which are written
     node.SetAndObserveImageData(image)
     node.SetIJKToRASMatrix(vtkMatrixFromArray(to_world))
     _store(slicer.vtkMRMLNRRDStorageNode(), node, path)

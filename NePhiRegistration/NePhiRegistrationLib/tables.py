@@ -41,17 +41,29 @@ def fold_centre_ras_mm(table, row: int) -> tuple[float, float, float]:
     return tuple(table.GetTable().GetColumn(i).GetValue(row) for i in _CENTRE_COLUMNS)
 
 
-def ventilation_table(scene, report: dict, names: dict[int, str], name: str):
-    """One row a region (lobe): volume in the fixed and in the moving image and its change."""
+def ventilation_table(scene, report: dict, name: str):
+    """One row a region (lobe): volume in the fixed and in the moving image, its change, and what else is known.
+
+    That is the ventilation by the density of CTs, and, where the moving image has the same regions, how well they meet.
+    """
     rows = report["regions"]
     columns = {
-        _("Region"): [names.get(row["label"]) or _("label {number}").format(number=row["label"]) for row in rows],
+        _("Region"): [row.get("name") or _("label {number}").format(number=row["label"]) for row in rows],
         _("Fixed (mL)"): [round(row["volume_fixed_ml"], 1) for row in rows],
         _("Moving (mL)"): [round(row["volume_moving_ml"], 1) for row in rows],
         _("Change (mL)"): [round(row["change_ml"], 1) for row in rows],
         _("Change (%)"): [round(row["change_percent"], 1) for row in rows],
         _("Mean Jacobian"): [round(row["mean_jacobian"], 3) for row in rows],
     }
+    further = (
+        (_("Ventilation by density (%)"), "ventilation_hu", 100, 1),
+        (_("Dice"), "dice", 1, 3),
+        (_("Surfaces (mm)"), "surface_mm", 1, 2),
+    )
+    for title, entry, times, digits in further:
+        if any(row.get(entry) is not None for row in rows):
+            values = [row.get(entry) for row in rows]
+            columns[title] = ["-" if value is None else f"{times * value:.{digits}f}" for value in values]
     return make_table(scene, name, columns)
 
 

@@ -32,7 +32,8 @@ from .windows import Windows
 
 _POLL_S = 0.3
 _SCANS = ("fixed", "moving")
-_OF_PAIRS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions")
+_OF_PAIRS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions",
+             "moving_regions")  # fmt: skip
 _ENDING = "Ending the session"
 _AS_THEY_LIE = "The moving scan over the fixed one, as they lie."
 _AS_FAR = "The moving scan over the fixed one, as far as it is registered."

@@ -21,7 +21,8 @@ from .roles import ROLES, Kind
 from .state import of_scans
 
 _SCANS = ("fixed", "moving")
-_PLAIN = ("fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions", "initial_transform")
+_PLAIN = ("fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions", "moving_regions",
+          "initial_transform")  # fmt: skip
 _SOURCE = "NePhi.Source"  # attribute of a scan: the file or folder that it was opened from, and series
 OWN = "own/"  # before the name of an own preset
 

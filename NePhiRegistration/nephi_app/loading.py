@@ -18,6 +18,8 @@ from nephi.files.dicom_structures import filled, is_structure_set, read_structur
 from nephi.files.image import open_image, read_volume
 from nephi.files.landmarks import read_landmarks
 from nephi.files.masks import check_mask, check_regions
+from nephi.files.regions import read_regions
+from nephi.files.segments import region_names
 from nephi.files.transform import read_transform, write_transform
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.dicom_export import SEGMENTS
@@ -61,7 +63,10 @@ def labels_node(scene: Any, path: Path, volume: Any | None, role: str, one_by_on
     image = open_image(path, role)
     reference = image if volume is None else _image_of(volume)
     if one_by_one:
-        return _volume(scene, _LABEL_MAP, check_regions(image, reference, role), path.name)
+        labels = read_regions(path, reference, role)
+        node = _volume(scene, _LABEL_MAP, labels, path.name)
+        names = region_names(labels)
+        return _renamed(_as_segmentation(scene, node), names) if names else node
     mask = check_mask(image, reference, role)
     with contextlib.suppress(NephiError):  # probabilities, say
         labels = check_regions(image, reference, role)
@@ -85,11 +90,17 @@ def _segmentation(scene: Any, path: Path, role: str) -> Any:
 
 def _dicom_segmentation(scene: Any, path: Path) -> Any:
     found = read_segmentation(path)
-    node = _as_segmentation(scene, _volume(scene, _LABEL_MAP, found.labels, path.name))
-    segmentation, names = node.GetSegmentation(), {int(s.SegmentNumber): str(s.SegmentLabel) for s in found.segments}
+    names = {int(s.SegmentNumber): str(s.SegmentLabel) for s in found.segments}
+    node = _renamed(_as_segmentation(scene, _volume(scene, _LABEL_MAP, found.labels, path.name)), names)
+    node.SetAttribute(SEGMENTS, json.dumps([item.to_json() for item in found.segments]))
+    return node
+
+
+def _renamed(node: Any, names: dict[int, str]) -> Any:
+    """A segmentation whose segments are called so, by their labels."""
+    segmentation = node.GetSegmentation()
     for segment in map(segmentation.GetSegment, segmentation.GetSegmentIDs()):
         segment.SetName(names.get(segment.GetLabelValue(), segment.GetName()))
-    node.SetAttribute(SEGMENTS, json.dumps([item.to_json() for item in found.segments]))
     return node
 
 

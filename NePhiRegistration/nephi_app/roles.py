@@ -50,6 +50,7 @@ ROLES = {
     "fixed_landmarks": Role("Landmarks in the fixed scan", Kind.POINTS, "fixed"),
     "moving_landmarks": Role("Landmarks in the moving scan", Kind.POINTS, "moving"),
     "regions": Role("Regions such as lobes, on the fixed scan", Kind.LABELS, "fixed"),
+    "moving_regions": Role("The same regions on the moving scan", Kind.LABELS, "moving"),
     "fixed_guide_points": Role("Points in the fixed scan", Kind.POINTS, "fixed", "fixed_landmarks"),
     "moving_guide_points": Role("Points in the moving scan", Kind.POINTS, "moving", "moving_landmarks"),
     "fixed_labels": Role("Regions that correspond, fixed scan", Kind.LABELS, "fixed", "fixed_labels"),
@@ -75,7 +76,7 @@ OPENED = ROLES | USES | {BATCH: Role("List of pairs", Kind.PAIRS)}  # what the d
 GROUPS = {  # as they stand together on the page
     "scans": ("fixed", "moving"),
     "masks": ("fixed_mask", "moving_mask"),
-    "measured": ("fixed_landmarks", "moving_landmarks", "regions"),
+    "measured": ("fixed_landmarks", "moving_landmarks", "regions", "moving_regions"),
     "points": ("fixed_guide_points", "moving_guide_points"),
     "guides": tuple(name for name, role in ROLES.items() if role.guide and role.kind is not Kind.POINTS),
     "alignment": ("initial_transform",),

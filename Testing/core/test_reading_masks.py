@@ -11,7 +11,8 @@ import SimpleITK as sitk
 from nephi.cli import main
 from nephi.errors import NephiError, collected_notices
 from nephi.files.image import open_image
-from nephi.files.masks import check_mask, read_regions
+from nephi.files.masks import check_mask
+from nephi.files.regions import read_regions
 from nephi.space.grid import Grid
 
 Z, Y, X = np.indices((20, 22, 24))

@@ -24,7 +24,7 @@ from nephi.files.image import read_volume as nephi_read_volume
 from nephi.files.landmarks import read_landmarks as nephi_read_landmarks
 from nephi.files.landmarks import write_landmarks
 from nephi.files.masks import read_mask as nephi_read_mask
-from nephi.files.masks import read_regions as nephi_read_regions
+from nephi.files.regions import read_regions as nephi_read_regions
 from nephi.files.transform import read_affine as nephi_read_affine
 from nephi.files.transform import read_transform as nephi_read_transform
 from nephi.fitting.fit import Adam

@@ -137,6 +137,7 @@ def phantom(app, monkeypatch) -> list:
 @pytest.fixture(scope="session")
 def engine_folder(tmp_path_factory) -> Path:
     """What the engine writes for that phantom, with the two lungs as regions."""
+    from nephi.files.segments import with_names
     from nephi.process import engine_environment
 
     folder, made = tmp_path_factory.mktemp("engine"), _made_phantom()
@@ -145,11 +146,11 @@ def engine_folder(tmp_path_factory) -> Path:
     lungs[..., lungs.shape[2] // 2 :] *= 2
     regions = sitk.GetImageFromArray(lungs)
     regions.CopyInformation(made.fixed_mask)
-    sitk.WriteImage(regions, str(folder / "regions.nii.gz"))
+    sitk.WriteImage(with_names(regions, {1: "right lung", 2: "left lung"}), str(folder / "regions.seg.nrrd"))
     command = [sys.executable, "-m", "nephi", "register", "fixed.nii.gz", "moving.nii.gz", "--output", "result"]
     command += ["--fixed-mask", "fixed_mask.nii.gz", "--moving-mask", "moving_mask.nii.gz"]
     command += ["--fixed-landmarks", "fixed_landmarks.csv", "--moving-landmarks", "moving_landmarks.csv"]
-    command += ["--regions", "regions.nii.gz", "--preset", "fast", "--iterations", "30", "--progress", "none"]
+    command += ["--regions", "regions.seg.nrrd", "--preset", "fast", "--iterations", "30", "--progress", "none"]
     subprocess.run(command, cwd=folder, env=engine_environment(), check=True, capture_output=True, timeout=120)
     return folder / "result"
 
@@ -191,7 +192,7 @@ def add_result(panel, engine_folder: Path, folder: Path, folds: list[dict]):
     report["folds"] |= {"count": voxels, "percent": voxels / 1000, "regions": folds}
     (folder / "report.json").write_text(json.dumps(report))
     forward = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLGridTransformNode", "Inhale to exhale")
-    outputs = Outputs.read(folder, forward, panel.p.fixed, panel.p.moving, {1: "right lung", 2: "left lung"})
+    outputs = Outputs.read(folder, forward, panel.p.fixed, panel.p.moving)
     panel.widget.results.add(outputs)
     panel.p.result = forward
     return outputs

@@ -45,7 +45,7 @@ def before_apply(panel: Panel, data: Path) -> QPixmap:
 def with_result(panel: Panel, folder: Path) -> QPixmap:
     """Volume change shown, with the deformation as a grid, and the numbers."""
     forward = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLGridTransformNode", "followup to baseline")
-    outputs = Outputs.read(folder, forward, panel.p.fixed, panel.p.moving, {})
+    outputs = Outputs.read(folder, forward, panel.p.fixed, panel.p.moving)
     panel.widget.results.add(outputs)
     panel.p.result, panel.p.view, panel.p.grid = forward, View.JACOBIAN, True
     for name in ("inputs", "registration"):

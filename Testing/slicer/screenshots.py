@@ -139,7 +139,7 @@ def registered(scene, job: Job, folder: Path, slices: list[SliceView]) -> Output
     """The registration, with a picture of the live preview taken as soon as the alignment and later fields show."""
     if (folder / "report.json").is_file():
         forward = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
-        return Outputs.read(folder, forward, job.fixed, job.moving, {})
+        return Outputs.read(folder, forward, job.fixed, job.moving)
     run = Logic(scene).start(job)
     frames, wanted = [slices[1].pixels()], [0.08, 0.3]  # before; aligned; under way
     while run.poll():

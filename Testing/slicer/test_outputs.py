@@ -85,7 +85,7 @@ def test_result_lies_in_a_folder_beside_the_fixed_volume(finished, scene, tmp_pa
     forward = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "Inhale to Exhale")
     hierarchy.CreateItem(hierarchy.GetSceneItemID(), forward)
     for name in ("Registration Inhale to Exhale", "Registration Inhale to Exhale_1"):
-        outputs = Outputs.read(finished.outputs.folder, forward, job.fixed, job.moving, {})
+        outputs = Outputs.read(finished.outputs.folder, forward, job.fixed, job.moving)
         folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(forward))
         assert hierarchy.GetItemName(folder) == name and hierarchy.GetItemParent(folder) == study
         items = [hierarchy.GetItemByDataNode(node) for node in outputs.nodes()]
@@ -104,7 +104,7 @@ def test_damaged_result_leaves_no_node(finished, scene, tmp_path):
             file = folder / name
             file.write_bytes(file.read_bytes()[:100]) if cut else file.unlink()
             with pytest.raises((OSError, ValueError)):
-                Outputs.read(folder, forward, job.fixed, job.moving, {})
+                Outputs.read(folder, forward, job.fixed, job.moving)
             assert {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())} == before, (name, cut)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ..files.folder import ResultFolder
 from ..files.formats import check_format
 from ..files.image import read_image, read_volume, write_image
 from ..files.landmarks import read_landmarks, write_landmarks
-from ..files.masks import read_mask, read_regions
+from ..files.masks import read_mask
 from ..files.provenance import hashes
 from ..files.writing import output_folder
 from ..journal import complete_moves
@@ -38,7 +39,7 @@ from ..settings import preset
 from ..space.grid import Grid
 from ..synthetic.phantom import make_phantom
 from .convert import TransformFile, export
-from .evaluate import label_pair, landmark_pair, mask_pair
+from .evaluate import label_pair, landmark_pair, mask_pair, region_pair
 from .guidance import guidance_from
 from .options import outputs_from, settings_from
 from .progress import Progress, tell_notices
@@ -66,7 +67,7 @@ def register_command(options) -> int:
             check_format(name, fixed.GetDimension())
         masks = mask_pair(options, fixed, moving)
         landmarks, labels = landmark_pair(options, fixed, moving), label_pair(options, fixed, moving)
-        regions = read_regions(options.regions, fixed) if options.regions else None
+        regions = region_pair(options, fixed, moving)
         guidance = guidance_from(options, fixed, moving)
     tell_notices(notices)  # now, before the work begins; they are in the report, too
     sizes, given = (fixed.GetSize(), fixed.GetSpacing(), moving.GetSize()), options.no_auto_mask or complete(*masks)
@@ -99,7 +100,8 @@ def register_command(options) -> int:
             scratch.path if options.also else folder,
             landmarks=landmarks,
             labels=labels,
-            regions=regions,
+            regions=regions.fixed,
+            moving_regions=regions.moving,
             names=(str(options.fixed), str(options.moving)),
             inputs=inputs,
             hashes=made_of,
@@ -137,6 +139,7 @@ def summary_lines(report: Report, folder: Path) -> str:
     if report.dice is not None:
         start = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
         lines.append(f"Dice         {start}{report.dice.after:.3f} (masks)")
+    lines += [f"{'region':<12} {text}" for text in _regions_in_words(report.regions or [])]
     lines += [f"guided by    {text}" for text in in_words(report.guidance or {})]
     if report.time_s is not None:
         lines.append(f"time         {report.time_s['wall']:.1f} s ({report.time_s['cpu']:.1f} s of CPU time)")
@@ -153,6 +156,23 @@ def summary_lines(report: Report, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _regions_in_words(rows: list[dict]) -> Iterator[str]:
+    if len(rows) > _MOST_REGIONS:
+        yield f"{len(rows)} regions are listed in report.json"
+        return
+    for row in rows:
+        text = f"{row.get('name') or row['label']}: {row['volume_fixed_ml']:.0f} -> {row['volume_moving_ml']:.0f} mL "
+        text += f"({row['change_percent']:+.1f} %), mean |J| {row['mean_jacobian']:.3f}"
+        if row.get("ventilation_hu") is not None:
+            text += f", ventilation by density {100 * row['ventilation_hu']:.1f} %"
+        if row.get("dice") is not None:
+            text += f", Dice {row['dice']:.3f}"
+        if row.get("surface_mm") is not None:
+            text += f", surfaces {row['surface_mm']:.2f} mm apart"
+        yield text
+
+
+_MOST_REGIONS = 20  # that are listed at the end of a run
 _POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..both import ROLES, Both
 from ..errors import NephiError, collected_notices, notice
+from ..files.dicom_objects import read_series
+from ..files.dicom_structures import is_structure_set
 from ..files.image import read_volume
 from ..files.landmarks import names_of_points, read_landmarks
-from ..files.masks import read_mask, read_regions
+from ..files.masks import read_mask
+from ..files.regions import read_regions
+from ..files.segments import matched
 from ..files.transform import read_affine
 from ..files.writing import write_text
 from ..measure.evaluate import evaluate, write_landmark_errors
@@ -56,13 +61,35 @@ def mask_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[sit
 
 
 def label_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[sitk.Image] | None:
-    """The label maps of both images, None if none are given; raises NephiError as ``read_regions``."""
+    """The label maps of both images, numbered alike, None if none are given; raises NephiError as ``read_regions``."""
     paths = Both(options.fixed_labels, options.moving_labels)
     if not any(paths):
         return None
     if not all(paths) or moving is None:
         raise NephiError("labels are needed for both images: give --fixed-labels, --moving-labels and both images")
-    return paths.map(lambda path, image, role: read_regions(path, image, f"{role} labels"), Both(fixed, moving), ROLES)
+    found = paths.map(lambda path, image, role: read_regions(path, image, f"{role} labels"), Both(fixed, moving), ROLES)
+    return Both(found.fixed, matched(*found, "labels"))
+
+
+def region_pair(options, fixed: sitk.Image, moving: sitk.Image) -> Both[sitk.Image | None]:
+    """The regions of both images, numbered alike; raises NephiError as ``read_regions``."""
+    if not options.regions:
+        if options.moving_regions:
+            raise NephiError("--moving-regions needs --regions: the same regions on the fixed image")
+        return Both(None, None)
+    here = read_regions(options.regions, fixed, "regions", _frame(options, options.regions, options.fixed))
+    if not options.moving_regions:
+        return Both(here, None)
+    frame = _frame(options, options.moving_regions, options.moving)
+    there = read_regions(options.moving_regions, moving, "moving regions", frame)
+    return Both(here, matched(here, there, "regions"))
+
+
+def _frame(options, drawn: str, image: str) -> str:
+    """Frame of reference of an image that a structure set is drawn in; "" where it is not known, or needs not be."""
+    if not (Path(image).is_dir() and is_structure_set(Path(drawn))):
+        return ""
+    return read_series(Path(image), tuple(options.series)).frame
 
 
 def evaluate_command(options) -> int:

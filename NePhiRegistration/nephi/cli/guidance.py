@@ -11,7 +11,8 @@ from ..both import ROLES, Both
 from ..errors import NephiError
 from ..files.image import open_image
 from ..files.landmarks import read_deviations, read_landmarks
-from ..files.masks import read_mask, read_regions
+from ..files.masks import read_mask
+from ..files.regions import read_regions
 from ..files.transform import read_transform
 from ..fitting.guidance import Guidance, PointMaps
 from ..result import Registration

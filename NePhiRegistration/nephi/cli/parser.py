@@ -55,8 +55,9 @@ def _add_register(subparsers) -> None:
     p.add_argument(
         "--regions",
         metavar="FILE",
-        help="label map on the fixed grid (lobes), for the volume change of each",
+        help="label map or segmentation over the fixed image (lobes), for volume change and ventilation of each",
     )
+    p.add_argument("--moving-regions", metavar="FILE", help="the same over the moving image, for how well each is met")
     _add_labels(p)
     _add_series(p)
     _add_guides(p)

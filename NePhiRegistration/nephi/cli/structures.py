@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import SimpleITK as sitk
-
 from ..errors import NephiError, notice
 from ..files.dicom_objects import read_series
 from ..files.dicom_structures import (
@@ -19,13 +16,11 @@ from ..files.dicom_structures import (
     write_structures,
 )
 from ..files.image import read_volume, write_image
+from ..files.regions import check_frame, label_map
 from ..paths import check_file, output_file
 from ..result import Registration
 from ..space.grid import Grid
 from .convert import TransformFile
-
-_HALF, _MOSTLY = 128, 192  # of the 255 of a voxel within a region
-_LITTLE = 0.05  # part of the smaller region by which two may overlap in a label map
 
 
 def structures_command(options) -> int:
@@ -44,9 +39,9 @@ def structures_command(options) -> int:
     series = tuple(options.series)
     grid = Grid.of(read_volume(options.reference, "reference image", series))
     if Path(options.reference).is_dir():
-        _check_frame(found, read_series(Path(options.reference), series).frame, path)
+        check_frame(found, read_series(Path(options.reference), series).frame, str(path))
     chosen = [_named(found, name, path) for name in options.roi] or [one for one in found if one.contours]
-    write_image(_label_map(chosen, grid, path), target)
+    write_image(label_map(chosen, grid, str(path)), target)
     for label, structure in enumerate(chosen, 1):
         print(f"{label:>3}  {structure.name}")
     return 0
@@ -58,34 +53,6 @@ def _named(found: list[Structure], name: str, path: Path) -> Structure:
         there = ", ".join(structure.name for structure in found if structure.contours)
         raise NephiError(f"{path} holds {len(of_name)} regions named '{name}'; there are: {there or 'none'}")
     return of_name[0]
-
-
-def _check_frame(found: list[Structure], frame: str, path: Path) -> None:
-    if other := [structure.name for structure in found if structure.frame not in ("", frame)]:
-        raise NephiError(f"{path}: {', '.join(other)} lies in another frame of reference than the reference image")
-
-
-def _label_map(structures: list[Structure], grid: Grid, path: Path) -> sitk.Image:
-    """Labels 1, 2, ... on the grid; where regions meet, the one with the larger share of a voxel has it."""
-    if grid.dimension != 3:
-        raise NephiError("the reference image is 2D; structure sets are 3D")
-    if not structures:
-        raise NephiError(f"{path} holds no contours")
-    labels, most = np.zeros(grid.shape, np.uint16), np.zeros(grid.shape, np.uint8)
-    mostly: list[np.ndarray] = []
-    for label, structure in enumerate(structures, 1):
-        share = sitk.GetArrayFromImage(grid.resample(filled(structure)))
-        if share.max() < _HALF:
-            raise NephiError(f"{structure.name} of {path} does not lie within the reference image")
-        inside = share >= _MOSTLY
-        for other, there in zip(structures, mostly, strict=False):
-            both, smaller = np.count_nonzero(inside & there), min(np.count_nonzero(inside), np.count_nonzero(there))
-            if both > _LITTLE * smaller:
-                raise NephiError(f"{other.name} and {structure.name} of {path} overlap; choose some with --roi")
-        larger = (share >= _HALF) & (share > most)
-        labels[larger], most[larger] = label, share[larger]
-        mostly.append(inside)
-    return grid.image(labels)
 
 
 def warp_structures(result: Registration | TransformFile, options) -> None:

@@ -17,7 +17,7 @@ GUIDES_OF_BOTH = ("guide_landmarks", "guide_labels")
 GUIDES = ("fixed_exclude", "moving_exclude", "rigid_mask", "volume_mask", "initial")
 ROLES = (
     "fixed", "moving", "fixed_mask", "moving_mask", "fixed_landmarks", "moving_landmarks", "regions",
-    "fixed_labels", "moving_labels",
+    "moving_regions", "fixed_labels", "moving_labels",
     *(f"{image}_{kind}" for kind in GUIDES_OF_BOTH for image in ("fixed", "moving")), *GUIDES,
 )  # fmt: skip
 # what only training reads: points that are known to correspond

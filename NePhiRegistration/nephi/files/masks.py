@@ -11,11 +11,11 @@ from ..errors import NephiError, notice
 from ..space.grid import Grid
 from .geometry import numbers
 from .image import check_volume, open_image
+from .segments import in_one_layer, is_segmentation_of_slicer, region_names, with_names
 
 _HIGHEST_LABEL = 65535
 _MOST_REGIONS = 1000  # of more, an image was taken for a label map
 _MOST_LABELS = 256  # the same, for masks
-_SEGMENTATION = "Segment0_"  # how the header of a segmentation of Slicer calls what it says of the first segment
 _SAME = 1e-3  # voxels by which one on the same lattice may be off
 _BESIDE = 0.5  # voxels by which a mask's box may lie off its image's; it is resampled then
 
@@ -24,12 +24,13 @@ def read_mask(path: str | Path, image: sitk.Image, role: str) -> sitk.Image:
     return check_mask(open_image(path, role), image, role)
 
 
-def read_regions(path: str | Path, image: sitk.Image, role: str = "regions") -> sitk.Image:
-    return check_regions(open_image(path, role), image, role)
-
-
 def check_regions(labels: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
-    """A label map (0: no region) on the image's grid, as integers; raises NephiError if it is not one."""
+    """A label map (0: no region) on the image's grid, as integers; raises NephiError if it is not one.
+
+    The names of its labels stay in its header.
+    """
+    labels = in_one_layer(labels, role)
+    names = region_names(labels)
     labels = _whole_segmentation(check_volume(labels, role), image, role)
     _check_place(labels, image, role)
     labels = _on_grid(_without_nan(labels, role), image, role, labels=True)
@@ -44,7 +45,7 @@ def check_regions(labels: sitk.Image, image: sitk.Image, role: str) -> sitk.Imag
         held[row] = True
     if held[1:].sum() > _MOST_REGIONS:
         raise NephiError(f"{role}: the label map holds {held[1:].sum()} labels; it seems to be an image")
-    return labels
+    return with_names(labels, names)
 
 
 def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
@@ -55,7 +56,7 @@ def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
     each with a notice. Raises NephiError if it is empty, holds
     what no mask holds, or lies elsewhere.
     """
-    mask = _whole_segmentation(check_volume(mask, role), image, role)
+    mask = _whole_segmentation(check_volume(in_one_layer(mask, role), role), image, role)
     _check_place(mask, image, role)
     if mask.GetPixelID() != sitk.sitkUInt8 or sitk.GetArrayViewFromImage(mask).max() > 1:
         mask = _binary(_without_nan(mask, role), role)
@@ -74,7 +75,7 @@ def _whole_segmentation(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.
     if mask.GetDimension() != image.GetDimension():
         return mask
     own, wanted = Grid.of(mask), Grid.of(image)
-    if own.same_as(wanted) or not any(key.startswith(_SEGMENTATION) for key in mask.GetMetaDataKeys()):
+    if own.same_as(wanted) or not is_segmentation_of_slicer(mask):
         return mask
     corners = wanted.to_index(own.corners_lps_mm())
     steps = np.abs(wanted.to_index(own.to_lps_mm(np.eye(own.dimension))) - wanted.to_index(own.origin_lps_mm))

@@ -75,6 +75,15 @@ def read_nifti(path: Path, role: str, joined: bool = False) -> sitk.Image:
     return _placed(array, header, role)
 
 
+def read_extensions(path: Path) -> bytes:
+    """What programs keep between the header and the voxels of a file that ``read_nifti`` reads; b"" without any."""
+    head_path, data_path = _files(path, "image")
+    with _opened(head_path) as file:
+        raw = file.read(544)
+        header = _header(raw, head_path == data_path, "image", path, False)
+        return (raw + file.read(max(0, header.offset - len(raw))))[: header.offset] if head_path == data_path else b""
+
+
 def _files(path: Path, role: str) -> tuple[Path, Path]:
     """Where header and voxels are: one file, or .hdr and .img."""
     name = path.name

@@ -18,7 +18,8 @@ from ..errors import NephiError, notice
 from ..files.cases import Case, fingerprints, read_pairs
 from ..files.image import read_image
 from ..files.landmarks import read_landmarks
-from ..files.masks import read_mask, read_regions
+from ..files.masks import read_mask
+from ..files.regions import read_regions
 from ..files.tensors import read_tensors, write_tensors
 from ..images.align import align
 from ..images.image_pair import ImagePair

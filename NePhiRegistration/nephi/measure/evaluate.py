@@ -106,7 +106,7 @@ def measure(
         surface_mm=surface,
         labels=None
         if labels is None
-        else list(label_agreement(*labels, transform, None if alignment is None else alignment.transform())),
+        else label_agreement(*labels, transform, None if alignment is None else alignment.transform()),
         inverse_consistency_mm=consistency,
         fields_disagreement_mm=disagreement,
         volume=volume,

@@ -129,7 +129,7 @@ class Report:
     fields_disagreement_mm: Summary | None = None  # the same of a registration's two fields, before their consensus
     volume: VolumeChange | None = None  # where the fixed mask is given
     non_diffeomorphic: dict[str, float] | None = None  # see ``non_diffeomorphic_volume``; of transform files alone
-    regions: list[dict] | None = None  # volume change by label, see ``region_statistics``
+    regions: list[dict] | None = None  # one by one, see ``measured_regions``
     guidance: dict[str, Any] | None = None  # what was given beyond the images, and how far the result is from it
     warnings: list[str] = field(default_factory=list)
     alignment: dict[str, Any] | None = None  # method, matrix and offset_mm

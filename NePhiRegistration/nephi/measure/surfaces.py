@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import SimpleITK as sitk
 
+from ..files.segments import named, region_names
 from ..images.through import nearest_through
 from ..space.grid import Grid
 from .quality import dice
@@ -92,11 +91,12 @@ def _distance_map_mm(surface: np.ndarray, spacing_mm: tuple[float, ...]) -> np.n
 
 def label_agreement(
     fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, alignment: sitk.Transform | None
-) -> Iterator[dict[str, float | None]]:
+) -> list[dict]:
     """For every label of either map: its volumes, and the agreement of the moving label, warped, with the fixed one.
 
-    Each is a dict of label, fixed_ml and moving_ml (of the label maps), dice, surface_mm and hausdorff_95_mm, and the
-    same with ``before_``, after the alignment only, where that is known. Distances of what is missing are None.
+    Each is a dict of label (and name, where any has one), fixed_ml and moving_ml (of the label maps), dice, surface_mm
+    and hausdorff_95_mm, and the same with ``before_``, after the alignment only, where that is known. Distances of what
+    is missing are None.
     """
     grid, wanted = Grid.of(fixed), sitk.GetArrayViewFromImage(fixed)
     whole = sitk.GetArrayViewFromImage(moving)
@@ -104,9 +104,10 @@ def label_agreement(
     warped = {
         when: nearest_through(moving, grid, through, 0.0) for when, through in ways.items() if through is not None
     }
+    rows = []
     for label in sorted({*np.unique(wanted).tolist(), *np.unique(whole).tolist()} - {0}):
         here = wanted == label
-        row: dict[str, float | None] = {
+        row: dict = {
             "label": int(label),
             "fixed_ml": float(here.sum()) * grid.voxel_volume_mm3 / 1000,
             "moving_ml": float((whole == label).sum()) * Grid.of(moving).voxel_volume_mm3 / 1000,
@@ -117,4 +118,5 @@ def label_agreement(
             row[f"{when}dice"] = dice(here, there) if here.any() or there.any() else 0.0
             row[f"{when}surface_mm"] = None if apart is None else apart.mean
             row[f"{when}hausdorff_95_mm"] = None if apart is None else apart.hausdorff_95
-        yield row
+        rows.append(row)
+    return named(rows, region_names(moving) | region_names(fixed))

@@ -17,6 +17,28 @@ from ..files.writing import write_text
 from .html import bullets, document, leaves, rows_table, table
 from .pictures import Images, curve_sections, image_sections, number
 
+_REGION_WORDS = {  # heads of the columns of regions, by their entry in the report
+    "name": "region",
+    "volume_fixed_ml": "fixed (mL)",
+    "volume_moving_ml": "moving (mL)",
+    "fixed_ml": "fixed (mL)",
+    "moving_ml": "moving (mL)",
+    "change_ml": "change (mL)",
+    "change_percent": "change (%)",
+    "mean_jacobian": "mean |J|",
+    "air_fixed_ml": "air, fixed (mL)",
+    "air_moving_ml": "air, moving (mL)",
+    "ventilation_jacobian": "ventilation by |J|",
+    "ventilation_hu": "ventilation by density",
+    "mass_ratio": "mass ratio",
+    "moving_region_ml": "drawn in moving (mL)",
+    "before_dice": "Dice, aligned",
+    "before_surface_mm": "surfaces, aligned (mm)",
+    "before_hausdorff_95_mm": "Hausdorff 95 %, aligned (mm)",
+    "dice": "Dice",
+    "surface_mm": "surfaces (mm)",
+    "hausdorff_95_mm": "Hausdorff 95 % (mm)",
+}
 _MOST_FOLDS = 20  # rows of their table
 
 
@@ -149,8 +171,9 @@ def _tables(report: dict) -> Iterator[str]:
     names = list(dict.fromkeys(name for column in tre.values() for name in column))
     rows = [(name, *(column.get(name, "") for column in tre.values())) for name in names]
     yield table("Landmark error (TRE) in mm", rows, ("", *tre))
-    yield rows_table("Labels, moving on fixed", report.pop("labels", None))
-    yield rows_table("Regions", report.pop("regions", None))
+    for title, entry in (("Labels, moving on fixed", "labels"), ("Regions", "regions")):
+        found = report.pop(entry, None) or []
+        yield rows_table(title, [{_REGION_WORDS.get(name, name): cell for name, cell in row.items()} for row in found])
     folds = dict(report.pop("folds", None) or {})
     regions = folds.pop("regions", None) or []
     title = "Folded regions" + (f" (the largest {_MOST_FOLDS} of {len(regions)})" if len(regions) > _MOST_FOLDS else "")

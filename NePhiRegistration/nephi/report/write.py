@@ -28,7 +28,6 @@ from ..images.warp import warped_slices
 from ..measure import quality
 from ..measure.estimate import beginning, stages
 from ..measure.evaluate import measure, write_landmark_errors
-from ..measure.quality import region_statistics
 from ..measure.report import Report
 from ..measure.timetable import in_stages
 from ..measure.verdict import Tolerances, judged
@@ -37,6 +36,7 @@ from ..space.grid import Box, Grid
 from .breath import Breath, further_maps
 from .guided import guidance_warnings, measured_guidance
 from .page import write_report
+from .regions import measured_regions
 
 _ROUGH_VOXELS = 0.5  # a written transform that errs by more, on average, is none of the map
 _DISAGREEMENT_MM = 4.0  # between the voxels of its map
@@ -51,6 +51,7 @@ def write_all(
     landmarks: tuple[np.ndarray, np.ndarray] | None = None,
     labels: Both[sitk.Image] | None = None,
     regions: sitk.Image | None = None,
+    moving_regions: sitk.Image | None = None,
     names: tuple[str, str] = ("fixed", "moving"),
     inputs: dict | None = None,
     hashes: dict[str, dict] | None = None,
@@ -64,7 +65,8 @@ def write_all(
     The transforms and the registration come first: where the folder holds no complete result, they can be used while
     the rest is made. An older result stays until the new one is complete. ``landmarks``: fixed and moving points
     (n, d) in LPS mm, row by row. ``labels``: label maps of both images, whose agreement is measured. ``regions``:
-    labels on the fixed grid whose volume change is reported. ``inputs``, ``hashes``: what the files were, kept in the
+    labels on the fixed grid that are measured one by one, ``moving_regions``: the same on the moving grid, see
+    ``measured_regions``. ``inputs``, ``hashes``: what the files were, kept in the
     report. ``tolerances``: what the verdict goes by. ``started``: wall clock
     (``time.perf_counter``) and CPU time (``time.process_time``) at the start of the run.
     ``progress(stage, fraction, terms)``: as in ``register``.
@@ -96,12 +98,12 @@ def write_all(
             exact = "exact-jacobian" in outputs
             box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
             begin("measures")
-            measured = _measured(r, jacobian, box, Both(transform, inverse), landmarks, labels, regions)
+            measured = _measured(r, jacobian, box, Both(transform, inverse), landmarks, labels)
             breath = None
             if where is not None and (regions is not None or "ventilation" in outputs):
                 breath = Breath.of(Both(fixed, moving), transform, box, where, r.length_scale)
-            if breath is not None and regions is not None and measured.regions is not None:
-                measured = replace(measured, regions=breath.of_regions(measured.regions, jacobian, regions))
+            both = Both(regions, moving_regions)
+            measured = replace(measured, regions=measured_regions(both, jacobian, box, breath, transform, r.affine))
             if not {"jacobian", "exact-jacobian"}.isdisjoint(outputs):
                 begin("writing")
                 spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
@@ -210,7 +212,6 @@ def _measured(
     transforms: Both[sitk.Transform],
     landmarks: tuple[np.ndarray, np.ndarray] | None,
     labels: Both[sitk.Image] | None,
-    regions: sitk.Image | None,
 ) -> Report:
     """What is measured of the result and what is known of its making; without what concerns its files.
 
@@ -233,12 +234,9 @@ def _measured(
         landmarks=landmarks,
         labels=labels,
     )
-    by_region = None
-    if regions is not None:
-        by_region = region_statistics(jacobian, sitk.GetArrayViewFromImage(regions)[box], grid.voxel_volume_mm3)
     guidance = measured_guidance(r, transforms.fixed)
     warnings = [*_warnings(r), *measured.warnings, *guidance_warnings(r, guidance, landmarks)]
-    return replace(measured, **_facts(r), warnings=warnings, regions=by_region, guidance=guidance)
+    return replace(measured, **_facts(r), warnings=warnings, guidance=guidance)
 
 
 def fields_disagreement(registration: Registration, grid: Grid) -> np.ndarray:

@@ -1,0 +1,125 @@
+"""What the segments of a label map are called, kept as Slicer keeps it in the header of a segmentation.
+
+An image holds ``Segment0_LabelValue``, ``Segment0_Name`` and so on (``.seg.nrrd``); segments that overlap lie in
+layers, the components of its voxels (``Segment0_Layer``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import NephiError
+
+_KEY = re.compile(r"Segment(\d+)_LabelValue")
+_LITTLE = 0.05  # part of the smaller region by which two may overlap in a label map
+
+
+def is_segmentation_of_slicer(image: sitk.Image) -> bool:
+    """Whether the header says so."""
+    return any(_KEY.fullmatch(key) for key in image.GetMetaDataKeys())
+
+
+def region_names(labels: sitk.Image) -> dict[int, str]:
+    """What the labels are called, of those that the header names."""
+    return {label: name for label, name, _layer in _segments(labels) if name}
+
+
+def with_names(labels: sitk.Image, names: Mapping[int, str]) -> sitk.Image:
+    """The label map, in whose header these names now stand."""
+    for key, value in header_of(names).items():
+        labels.SetMetaData(key, value)
+    return labels
+
+
+def header_of(names: Mapping[int, str]) -> dict[str, str]:
+    """Keys and values of a header that says what labels are called."""
+    parts = ((i, {"LabelValue": str(label), "Name": names[label]}) for i, label in enumerate(sorted(names)))
+    return {f"Segment{i}_{what}": value for i, part in parts for what, value in part.items()}
+
+
+def named(rows: list[dict], names: Mapping[int, str]) -> list[dict]:
+    """Rows of a report, each with the name of its label after it, where any has one."""
+    if not names:
+        return rows
+    return [{"label": row["label"], "name": names.get(row["label"], "")} | row for row in rows]
+
+
+def in_one_layer(image: sitk.Image, role: str) -> sitk.Image:
+    """Segments in layers as one label map, numbered in their order; any other image as it is.
+
+    Raises NephiError where two of them overlap by more than their borders.
+    """
+    segments = _segments(image)
+    if image.GetNumberOfComponentsPerPixel() == 1 or not segments:
+        return image
+    layers = sitk.GetArrayViewFromImage(image)
+    labels = np.zeros(layers.shape[:-1], np.uint16)
+    sizes: dict[int, int] = {}
+    for number, (label, name, layer) in enumerate(segments, 1):
+        if not 0 <= layer < layers.shape[-1]:
+            raise NephiError(f"{role}: the segment '{name}' lies in layer {layer}, which the file does not hold")
+        here = layers[..., layer] == label
+        sizes[number] = int(np.count_nonzero(here))
+        for other, both in zip(*np.unique(labels[here], return_counts=True), strict=True):
+            if other:
+                check_apart(role, (segments[other - 1][1], name), (sizes[int(other)], sizes[number]), int(both))
+        labels[here] = number
+    made = sitk.GetImageFromArray(labels)
+    made.CopyInformation(image)
+    return with_names(made, {number: name for number, (_label, name, _layer) in enumerate(segments, 1)})
+
+
+def check_apart(role: str, names: tuple[str, str], voxels: tuple[int, int], in_both: int) -> None:
+    """Raise NephiError where two regions overlap by more than their borders."""
+    if in_both > _LITTLE * min(voxels):
+        raise NephiError(
+            f"{role}: {names[0]} and {names[1]} overlap, and a label map has one region at each place; "
+            "give those that lie apart as a file of their own"
+        )
+
+
+def matched(fixed: sitk.Image, moving: sitk.Image, role: str) -> sitk.Image:
+    """The moving label map, its labels numbered as the fixed ones of the same names; by number where either has none.
+
+    What the fixed map does not have keeps its name and gets a number of its own. Raises NephiError where nothing
+    corresponds.
+    """
+    names = region_names(fixed), region_names(moving)
+    held = [set(np.unique(sitk.GetArrayViewFromImage(labels)).tolist()) - {0} for labels in (fixed, moving)]
+    if not all(names):
+        if not held[0] & held[1]:
+            raise NephiError(f"{role}: the fixed and the moving label map have no label in common")
+        return moving
+    numbers = {name: label for label, name in names[0].items()}
+    if len(numbers) < len(names[0]) or len(set(names[1].values())) < len(names[1]):
+        raise NephiError(f"{role}: two regions of one image have the same name; give each a name of its own")
+    if numbers.keys().isdisjoint(names[1].values()):
+        some = ", ".join([*numbers][:3]), ", ".join([*names[1].values()][:3])
+        raise NephiError(f"{role}: no name is in both the fixed ({some[0]}) and the moving regions ({some[1]})")
+    to, free = {}, max(held[0] | held[1] | set(numbers.values())) + 1
+    for label in sorted(held[1]):
+        to[label] = numbers.get(names[1].get(label, ""), free)
+        free += to[label] == free
+    made = sitk.GetImageFromArray(
+        np.array([to.get(label, 0) for label in range(max(to) + 1)], np.uint16)[sitk.GetArrayViewFromImage(moving)]
+    )
+    made.CopyInformation(moving)
+    return with_names(made, {to[label]: name for label, name in names[1].items() if label in to})
+
+
+def _segments(image: sitk.Image) -> list[tuple[int, str, int]]:
+    """Label, name and layer of each segment that the header names, in its order."""
+    found = []
+    for place in sorted(int(match[1]) for match in map(_KEY.fullmatch, image.GetMetaDataKeys()) if match):
+        values = {
+            what: image.GetMetaData(key) if image.HasMetaDataKey(key := f"Segment{place}_{what}") else ""
+            for what in ("LabelValue", "Name", "Layer")
+        }
+        if values["LabelValue"].strip().isdecimal():
+            layer = values["Layer"].strip()
+            found.append((int(values["LabelValue"]), values["Name"].strip(), int(layer) if layer.isdecimal() else 0))
+    return found
