@@ -14,6 +14,8 @@ from geometry import rotation
 from nephi.cli import main
 from nephi.errors import NephiError
 from nephi.files.image import read_volume
+from nephi.files.regions import read_regions
+from nephi.files.segments import region_names
 from nephi.space.grid import Grid
 
 pydicom = pytest.importorskip("pydicom")
@@ -69,6 +71,13 @@ def warped(case, tmp_path: Path) -> Path:
     command = ["warp", str(tmp_path / "map.tfm"), str(path), "--dicom", str(fixed)]
     assert main([*command, "--output", str(tmp_path / "out.dcm")]) == 0
     return tmp_path / "out.dcm"
+
+
+def test_its_segments_are_regions_by_their_names(case):
+    _, moving, path, labels = case
+    found = read_regions(path, read_volume(moving))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(labels))
+    assert region_names(found) == {1: "Lung", 2: "Lesion"}
 
 
 def test_it_comes_out_warped_and_as_it_came_in(case, tmp_path):

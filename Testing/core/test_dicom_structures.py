@@ -18,6 +18,8 @@ from nephi.cli import main
 from nephi.errors import NephiError
 from nephi.files.image import read_volume
 from nephi.files.landmarks import read_landmarks
+from nephi.files.regions import read_regions
+from nephi.files.segments import region_names
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
 
@@ -90,6 +92,21 @@ def test_what_is_written_is_read_again(case):
             assert np.allclose(a, b, atol=1e-4)
         assert np.allclose(found.points_lps_mm, wanted.points_lps_mm, atol=1e-4)
     assert np.allclose(read_landmarks(case / "in.dcm"), _MARKED, atol=1e-4)
+
+
+def test_its_contours_are_regions_by_their_names(case, tmp_path):
+    """Those that lie apart; of a series the frame of reference is compared, too."""
+    image = read_volume(case / "moving")
+    apart = [one for one in structures() if one.name in ("Wall", "Core")]
+    write_structures(apart, tmp_path / "apart.dcm", read_series(case / "moving"))
+    found = read_regions(tmp_path / "apart.dcm", image, "regions", "1.2.3.5")
+    assert region_names(found) == {1: "Wall", 2: "Core"}
+    volumes = np.bincount(sitk.GetArrayFromImage(found).ravel())[1:] * np.prod(_SPACING)
+    np.testing.assert_allclose(volumes, np.pi * 18 * np.array([10 * 8 - 6 * 5, 5 * 4]), rtol=0.03)
+    with pytest.raises(NephiError, match="Wall, Core lies in another frame"):
+        read_regions(tmp_path / "apart.dcm", image, "regions", "1.2.3.4")
+    with pytest.raises(NephiError, match="regions: Body and Wall overlap"):
+        read_regions(case / "in.dcm", image)
 
 
 @pytest.mark.parametrize("degrees", [0.0, 25.0])
@@ -219,7 +236,7 @@ def test_a_label_map_of_chosen_regions(case, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--reference", "moving"], "Body and Wall .* overlap"),
+        (["--reference", "moving"], "Body and Wall overlap"),
         (["--reference", "moving", "--roi", "Liver"], "0 regions named 'Liver'; there are: Body, Wall, Core"),
         (["--reference", "fixed", "--roi", "Core"], "another frame of reference"),
         (["--roi", "Core"], "give --reference"),

@@ -144,6 +144,10 @@ def _on_grid(mask: sitk.Image, image: sitk.Image, role: str, labels: bool = Fals
     """The mask on the image's grid, resampled where it is another one over the same box; see ``_check_place``."""
     own, wanted = Grid.of(mask), Grid.of(image)
     if own.same_as(wanted):
+        if own == wanted:
+            return mask
+        mask = sitk.Image(mask)  # where formats round the place, which ITK does not take for the same
+        mask.CopyInformation(image)
         return mask
     notice(f"The {role} does not lie on its image's grid ({_differences(own, wanted)}); it was resampled.")
     edge = sitk.sitkNearestNeighbor if labels or own.size == wanted.size else sitk.sitkLinear
