@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 INPUTS = (
-    "fixedMask", "movingMask", "regions", "fixedLandmarks", "movingLandmarks", "settings",
+    "fixedMask", "movingMask", "regions", "movingRegions", "fixedLandmarks", "movingLandmarks", "settings",
     "fixedExclude", "movingExclude", "rigidMask", "volumeMask",
 )  # fmt: skip
 GUIDES = ("GuideLandmarks", "GuideLabels")  # of both images
