@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import slicer
 import vtk
-from nephi.files.segments import check_apart, header_of
 from slicer.util import arrayFromVolume, arrayFromVTKMatrix, vtkMatrixFromArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
@@ -68,6 +67,8 @@ def write_labels(
     segment's place. ``one_by_one``: what the regions are, where each of them counts: their names are written too, and
     NephiError is raised where segments overlap, of which the later one is kept otherwise.
     """
+    from nephi.files.segments import check_apart, header_of  # with SimpleITK, for which Slicer's start need not wait
+
     found = np.zeros(reference.GetImageData().GetDimensions()[::-1], np.uint16)
     if node.IsA("vtkMRMLSegmentationNode"):
         names = label_names(node)

@@ -72,6 +72,8 @@ def registered(app, browser):
     made.page.click("text=Landmarks, regions")
     for name in ("fixed", "moving"):
         made.choose(f"{name}_landmarks", "scans/", f"{name}.csv")
+    made.choose("regions", "scans/", "halves.seg.nrrd")
+    made.choose("moving_regions", "scans/", "moving_halves.seg.nrrd")
     made.apart = made.until(lambda pixels: pixels.std() > 20, "Green")
     made.register()
     made.page.wait_for_selector("text=/about .* left/")

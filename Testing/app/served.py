@@ -61,7 +61,8 @@ def _write_list(folder: Path) -> None:
 
 
 def _write_labels(phantom, folder: Path) -> None:
-    """``halves.seg.nrrd``: as Slicer writes a segmentation, with names; ``labels.nii.gz``: the same and a lesion, 3."""
+    """``halves.seg.nrrd``, and of the moving scan ``moving_halves.seg.nrrd``: as Slicer writes a segmentation, with
+    names; ``labels.nii.gz``: the fixed one and a lesion, 3."""
     array = sitk.GetArrayFromImage(phantom.fixed_mask).astype("uint8")
     array[:, :, array.shape[2] // 2 :] *= 2
     labels = sitk.GetImageFromArray(array)
@@ -70,11 +71,21 @@ def _write_labels(phantom, folder: Path) -> None:
     z, y, x = (int(places.mean()) for places in np.nonzero(array == 2))
     with_lesion[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = 3
     sitk.WriteImage(with_lesion, str(folder / "labels.nii.gz"))
-    for i, name in enumerate(("Right half", "Left half")):
+    _name_halves(labels, ("Right half", "Left half"))
+    sitk.WriteImage(labels, str(folder / "halves.seg.nrrd"))
+    moving = sitk.GetArrayFromImage(phantom.moving_mask).astype("uint8")
+    moving[:, :, : moving.shape[2] // 2] *= 2
+    labels = sitk.GetImageFromArray(moving)
+    labels.CopyInformation(phantom.moving)
+    _name_halves(labels, ("Left half", "Right half"))
+    sitk.WriteImage(labels, str(folder / "moving_halves.seg.nrrd"))
+
+
+def _name_halves(labels, names: tuple[str, str]) -> None:
+    for i, name in enumerate(names):
         values = {"ID": f"half{i}", "Name": name, "LabelValue": str(i + 1), "Layer": "0"}
         for key, value in values.items():
             labels.SetMetaData(f"Segment{i}_{key}", value)
-    sitk.WriteImage(labels, str(folder / "halves.seg.nrrd"))
 
 
 def _write_structures(series: Path, path: Path, centre_lps_mm: np.ndarray) -> None:

@@ -8,6 +8,19 @@ import zipfile
 import numpy as np
 
 
+def test_regions_are_listed_by_name_with_ventilation_and_how_well_they_meet(registered):
+    page = registered.page
+    page.get_by_role("tab", name="Regions").click()
+    panel = page.get_by_role("tabpanel", name="Regions")
+    titles = panel.locator("th").all_inner_texts()
+    rows = {row[0]: row for row in (tr.locator("td").all_inner_texts() for tr in panel.locator("tbody tr").all())}
+    assert list(rows) == ["Right half", "Left half"]
+    for row in rows.values():
+        assert float(row[titles.index("Dice")]) > 0.9 and float(row[titles.index("Change (%)")]) > 0
+        assert float(row[titles.index("Ventilation by density (%)")]) > 0
+    page.get_by_role("tab", name="Numbers").click()
+
+
 def test_a_result_is_applied_to_something_else_both_ways(folder, tmp_path, registered):
     """Labels and landmarks come to where the phantom says, a scan is seen, a file that is none is told in one line."""
     from browser import colourful

@@ -57,7 +57,7 @@ def test_topmost_widget_gives_the_scene_to_every_mrml_widget():
         assert c.findtext("signal") == "mrmlSceneChanged(vtkMRMLScene*)"
         assert c.findtext("slot") == "setMRMLScene(vtkMRMLScene*)"
         connected.add(c.findtext("receiver"))
-    assert connected == wanted and len(wanted) == 19
+    assert connected == wanted and len(wanted) == 20
 
 
 def test_custom_widgets_are_declared():

@@ -102,7 +102,7 @@ def lps(points_ras_mm) -> np.ndarray:
 
 
 class Finished:
-    """The phantom registered once; its scene has views' logics, its regions are the two lungs as segments."""
+    """The phantom registered once; its scene has views' logics, its regions are the two lungs as segments, of both volumes."""
 
     def __init__(self, phantom):
         self.phantom, self.views = phantom, Scene()
@@ -110,20 +110,25 @@ class Finished:
         self.fixed_points, self.moving_points = (
             lps(points[::20]) for points in (phantom.fixed_landmarks_lps_mm, phantom.moving_landmarks_lps_mm)
         )
-        regions = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Lungs")
+        regions, moving_regions = (
+            self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name) for name in ("Lungs", "Moving lungs")
+        )
         self.job = phantom_job(
             self.scene,
             phantom,
             fixed_landmarks=markups_node(self.scene, self.fixed_points, "Exhale points"),
             moving_landmarks=markups_node(self.scene, self.moving_points, "Inhale points"),
             regions=regions,
+            moving_regions=moving_regions,
         )
-        mask = sitk.GetArrayFromImage(phantom.fixed_mask)
-        middle = mask.shape[2] // 2
-        for name, columns in (("right lung", slice(None, middle)), ("left lung", slice(middle, None))):
-            half = np.zeros_like(mask)
-            half[:, :, columns] = mask[:, :, columns]
-            add_segment(regions, half, matrix_of(phantom.fixed_mask), name)
+        for node, image, order in ((regions, phantom.fixed_mask, 1), (moving_regions, phantom.moving_mask, -1)):
+            mask = sitk.GetArrayFromImage(image)
+            middle = mask.shape[2] // 2
+            lungs = (("right lung", slice(None, middle)), ("left lung", slice(middle, None)))
+            for name, columns in lungs[::order]:  # they belong together by their names
+                half = np.zeros_like(mask)
+                half[:, :, columns] = mask[:, :, columns]
+                add_segment(node, half, matrix_of(image), name)
         for volume in (self.job.fixed, self.job.moving):
             volume.CreateDefaultDisplayNodes()
             volume.GetDisplayNode().SetAutoWindowLevel(False)

@@ -133,6 +133,10 @@ def test_tables_tell_the_reports_numbers(finished):
     assert sum(row[1] for row in ventilation) == pytest.approx(report["volume"]["fixed_ml"], rel=1e-3)
     assert sum(row[2] for row in ventilation) == pytest.approx(report["volume"]["moving_ml"], rel=1e-3)
 
+    titles = [finished.outputs.ventilation.GetTable().GetColumnName(i) for i in range(9)]
+    assert titles[-3:] == ["Ventilation by density (%)", "Dice", "Surfaces (mm)"]
+    assert all(float(row[6]) > 0 and float(row[7]) > 0.9 and float(row[8]) < 5.0 for row in ventilation)
+
     chart = finished.outputs.histogram
     series = chart.GetNthPlotSeriesNode(0)
     counts = rows(series.GetTableNode())

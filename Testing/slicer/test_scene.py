@@ -8,6 +8,9 @@ import SimpleITK as sitk
 import slicer
 import vtk
 from helpers import RAS_LPS, add_segment, markups_node, matrix_of, put_under, volume_node
+from nephi.errors import NephiError, collected_notices
+from nephi.files.regions import read_regions
+from nephi.files.segments import region_names
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.surface import surface_model
 from slicer.util import vtkMatrixFromArray
@@ -195,3 +198,26 @@ def test_the_surface_of_a_mask_lies_around_it(scene, blocks):
     index_xyz = np.argwhere(blocks == 3)[:, ::-1]
     centre = (np.c_[index_xyz, np.ones(len(index_xyz))] @ to_world.T)[:, :3].mean(0)
     np.testing.assert_allclose(model.GetPolyData().GetCenter(), centre, atol=1.5)
+
+
+def test_regions_are_written_with_their_names_and_must_lie_apart(scene, tmp_path, blocks):
+    """As the engine reads them; Slicer's own file of segments that overlap, too, which has a layer for each."""
+    reference = volume_node(scene, oblique(blocks), "reference")
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "seg")
+    for name, label in (("upper lobe", 3), ("lower lobe", 5)):
+        add_segment(segmentation, blocks == label, matrix_of(oblique(blocks)), name)
+    nodes.write_labels(segmentation, reference, tmp_path / "regions.nrrd", one_by_one="regions")
+    assert region_names(read_regions(tmp_path / "regions.nrrd", oblique(blocks))) == {1: "upper lobe", 2: "lower lobe"}
+    nodes.write_segmentation(segmentation, tmp_path / "apart.seg.nrrd")
+    with collected_notices():  # Slicer leaves out what lies around
+        found = read_regions(tmp_path / "apart.seg.nrrd", oblique(blocks))
+    assert region_names(found) == {1: "upper lobe", 2: "lower lobe"}
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), np.select([blocks == 3, blocks == 5], [1, 2]))
+
+    add_segment(segmentation, blocks > 0, matrix_of(oblique(blocks)), "lung")
+    with pytest.raises(NephiError, match="regions: upper lobe and lung overlap"):
+        nodes.write_labels(segmentation, reference, tmp_path / "more.nrrd", one_by_one="regions")
+    assert not (tmp_path / "more.nrrd").exists()
+    nodes.write_segmentation(segmentation, tmp_path / "layers.seg.nrrd")
+    with pytest.raises(NephiError, match="regions: upper lobe and lung overlap"), collected_notices():
+        read_regions(tmp_path / "layers.seg.nrrd", oblique(blocks))
