@@ -102,7 +102,7 @@ def lps(points_ras_mm) -> np.ndarray:
 
 
 class Finished:
-    """The phantom registered once; its scene has views' logics, its regions are the two lungs as segments, of both volumes."""
+    """The phantom registered once; its scene has views' logics, its regions are both volumes' two lungs as segments."""
 
     def __init__(self, phantom):
         self.phantom, self.views = phantom, Scene()
