@@ -52,6 +52,7 @@ class Results:
         server.trigger("show_again")(self._back)
         self.state.change(*_LOOKS)(self.show)
         self.state.change("outline")(self._show_outline)
+        self.state.change("layout")(self._fit_legends)
         self.state.change("result")(self._choose)
 
     @property
@@ -126,6 +127,11 @@ class Results:
             s.meaning = of_scans(" ".join(filter(None, [meaning(view, s.before, self._shown.outputs), grid_text])))
         self.views.tidy_legends()  # before anything is drawn
         self._start(self._tidy())
+
+    def _fit_legends(self, **_: Any) -> None:
+        """To the size that views have in another layout."""
+        if self._shown is not None:
+            self._start(self._tidy())
 
     async def _tidy(self) -> None:
         self.views.render()

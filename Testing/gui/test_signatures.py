@@ -128,6 +128,13 @@ def test_the_calls_are_found():
     assert expected <= set(CALLED), expected - set(CALLED)
 
 
+def test_the_docs_list_them_all():
+    text = (MODULE_FOLDER.parent / "docs" / "limits.md").read_text(encoding="utf-8")
+    part = text.partition("### Calls into Slicer's own Python")[2].partition("\n\nAlso with a checkout")[0]
+    listed = [name for row in part.splitlines() for name in re.findall(r"`([\w.]+)`", row.rpartition(" | ")[2])]
+    assert sorted(listed) == sorted(f"{home}.{path}" for home, path in CALLED)
+
+
 @pytest.mark.parametrize("file, home, path, node", CALLS, ids=lambda x: x if isinstance(x, str) else str(x.lineno))
 def test_a_call_fits_its_signature(file, home, path, node):
     keywords = {k.arg: None for k in node.keywords}
