@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nephi.both import Both
 from nephi.cli import main
 from nephi.errors import NephiError, collected_notices
 from nephi.files.masks import read_mask
 from nephi.files.regions import read_regions
 from nephi.files.segments import matched, region_names, with_names
+from nephi.report.regions import measured_regions
+from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
 
@@ -130,6 +133,16 @@ def test_lobes_of_both_scans_are_measured_by_name(tmp_path, capsys):
     assert "Right lung" in html and "ventilation by density" in html
     printed = capsys.readouterr().out
     assert "region       Right lung: " in printed and ", Dice 0.9" in printed
+
+
+def test_a_region_that_the_other_scan_lacks_is_not_said_to_miss_it():
+    labels, still = GRID.image(halves()), sitk.TranslationTransform(3)
+    alone = GRID.image(np.where(halves() == 4, 4, 0).astype(np.uint16))
+    jacobian, everywhere = np.full(GRID.shape, 1.2), tuple(slice(0, n) for n in GRID.shape)
+    affine = Affine(np.eye(3), np.zeros(3))
+    first, second = measured_regions(Both(labels, alone), jacobian, everywhere, None, still, affine)
+    assert first["moving_region_ml"] == 0 and first["dice"] is None and first["change_percent"] == pytest.approx(20)
+    assert second["dice"] == 1 and second["surface_mm"] == 0
 
 
 def test_moving_regions_alone_are_one_line(tmp_path, capsys):

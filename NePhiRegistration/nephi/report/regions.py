@@ -26,7 +26,7 @@ def measured_regions(
 
     Volume and its change by the determinant (z, y, x) in the ``box`` of the grid (``region_statistics``), ventilation
     of CTs (``regional_ventilation``), and, where the moving image's regions are given, numbered alike, how well they
-    meet (``label_agreement``), with ``moving_region_ml``, the volume that was drawn there.
+    meet (``label_agreement``; None for one that is missing there), with ``moving_region_ml``, the volume drawn there.
     """
     fixed, moving = regions
     if fixed is None:
@@ -42,6 +42,6 @@ def measured_regions(
 
 
 def _agreement(row: dict) -> dict:
-    """Without what the region's row says already."""
+    """Without what the region's row says already; None of a region that the moving image's do not have."""
     left = {name: value for name, value in row.items() if name not in ("label", "name", "fixed_ml", "moving_ml")}
-    return {"moving_region_ml": row["moving_ml"]} | left
+    return {"moving_region_ml": row["moving_ml"]} | (left if row["moving_ml"] else dict.fromkeys(left))
