@@ -206,8 +206,14 @@ def test_regions_are_written_with_their_names_and_must_lie_apart(scene, tmp_path
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "seg")
     for name, label in (("upper lobe", 3), ("lower lobe", 5)):
         add_segment(segmentation, blocks == label, matrix_of(oblique(blocks)), name)
-    nodes.write_labels(segmentation, reference, tmp_path / "regions.nrrd", one_by_one="regions")
-    assert region_names(read_regions(tmp_path / "regions.nrrd", oblique(blocks))) == {1: "upper lobe", 2: "lower lobe"}
+    nodes.write_labels(segmentation, reference, tmp_path / "regions.seg.nrrd", one_by_one="regions")
+    again, storage = (scene.AddNewNodeByClass(f"vtkMRMLSegmentation{what}Node") for what in ("", "Storage"))
+    storage.SetFileName(str(tmp_path / "regions.seg.nrrd"))
+    assert storage.ReadData(again) and set(nodes.label_names(again).values()) == {"upper lobe", "lower lobe"}
+    assert region_names(read_regions(tmp_path / "regions.seg.nrrd", oblique(blocks))) == {
+        1: "upper lobe",
+        2: "lower lobe",
+    }
     _save(segmentation, tmp_path / "apart.seg.nrrd")
     with collected_notices():  # Slicer leaves out what lies around
         found = read_regions(tmp_path / "apart.seg.nrrd", oblique(blocks))
