@@ -37,7 +37,7 @@ def with_names(labels: sitk.Image, names: Mapping[int, str]) -> sitk.Image:
 
 def header_of(names: Mapping[int, str]) -> dict[str, str]:
     """Keys and values of a header that says what labels are called; without IDs Slicer does not read the names."""
-    found = {}
+    found: dict[str, str] = {}
     for i, label in enumerate(sorted(names)):
         values = {"ID": f"Segment_{label}", "LabelValue": str(label), "Layer": "0", "Name": names[label]}
         found |= {f"Segment{i}_{what}": value for what, value in values.items()}
