@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -52,6 +53,16 @@ def test_the_exact_determinant_is_that_of_the_map_in_either_direction(pairs):
             columns = [one.forward(points + step * e) - one.forward(points - step * e) for e in np.eye(3)]
             expected = np.linalg.det(np.stack(columns, -1) / (2 * step))
             np.testing.assert_allclose(one.jacobian(points), expected, atol=1e-4)
+
+
+def test_noise_is_of_one_dose_whatever_the_voxels():
+    noisy = next(case for case in CASES if case.name == "noisy")
+    with mock.patch("nephi.commission.battery.breathe") as made, mock.patch("nephi.commission.battery.procedural") as p:
+        p.return_value = ()
+        for spacing_mm in (2.0, 4.0):
+            noisy.made(spacing_mm)
+    asked_hu = [call.args[-1].noise_hu for call in made.call_args_list]
+    np.testing.assert_allclose(asked_hu, [(80.0, 80.0), (80.0 / 8**0.5,) * 2])  # eight times the volume
 
 
 def test_the_battery_is_of_what_it_says(pairs, outcomes):

@@ -75,10 +75,14 @@ def test_the_working_grid_is_no_finer_than_a_part_of_the_voxels(finest, wanted_m
     assert pair.working_grid(2.0).spacing_mm == pytest.approx((wanted_mm,) * 3)
 
 
-@pytest.mark.parametrize("finer_mm, wanted_mm", [(1.5, 12.0), (7.0, 28.0)])
-def test_nodes_of_the_code_lie_four_voxels_apart_at_least(finer_mm, wanted_mm):
-    """Voxels of the finer image count."""
+@pytest.mark.parametrize("ct", [True, False])
+@pytest.mark.parametrize("finer_mm, voxels", [(1.5, None), (7.0, {True: 6, False: 4})])
+def test_nodes_of_the_code_lie_some_voxels_apart_at_least(ct, finer_mm, voxels):
+    """Voxels of the finer image count; of CTs more of them."""
     (one, mask), (other, _) = _ct(40.0), _ct(45.0)
+    if not ct:
+        one, other = one + 5000, other + 5000
+    wanted_mm = 12.0 if voxels is None else voxels[ct] * finer_mm
     fine, other_mask = sitk.Image(other), sitk.Image(mask)
     for each in (fine, other_mask):
         each.SetSpacing([finer_mm] * 3)

@@ -24,6 +24,7 @@ from ..synthetic.breathing import BreathingPair, BreathingSettings, breathe
 from ..synthetic.chest import procedural
 
 _POINTS = 2000  # of the lungs, at which the error is known
+_NOISE_MM = 2.0  # side of the voxels whose noise the cases say
 _WHOLE = BreathingSettings(one_lung=0.0, cut=0.0, tidal=0.0, still=0.0, rotation_deg=2.0, noise_hu=(15.0, 15.0))
 _RIGHT_MM = 2.0  # mean error in mm up to which a result is right, or the longest side of a voxel
 
@@ -45,7 +46,9 @@ class Case:
 
     def _pair(self, seed: int, spacing_mm: float) -> BreathingPair:
         x, y, z = (float(factor) * spacing_mm for factor in np.ravel(self.settings.spacing_mm) * np.ones(3))
-        settings = replace(self.settings, spacing_mm=(x, y, z))
+        low, high = self.settings.noise_hu
+        less = (_NOISE_MM / spacing_mm) ** 1.5  # at the same dose: the variance goes with 1 / volume of a voxel
+        settings = replace(self.settings, spacing_mm=(x, y, z), noise_hu=(less * low, less * high))
         return breathe(*procedural(seed, spacing_mm), seed, settings)
 
 
@@ -70,7 +73,7 @@ CASES = (
     ),
     Case(
         "noisy",
-        "Noise of 80 HU in both images, as at a low dose.",
+        "Both images at a low dose: noise of 80 HU in voxels of 2 mm, and of 44 HU in voxels of 3 mm.",
         14,
         replace(_WHOLE, spacing_mm=1.0, noise_hu=(80.0, 80.0), breath_hold_mm=(15.0, 25.0)),
     ),

@@ -26,7 +26,9 @@ from .resample import DeviceImage, DeviceSlices
 from .slices import Slices
 from .volume import Volume, VolumePair
 
-_NODES = 4.0  # voxels between two nodes of the local code, at least: what is finer follows the noise
+# voxels between two nodes of the local code, at least: what is finer follows the noise; of CTs, where borders are
+# smooth and tell little of motion along them
+_NODES, _CT_NODES = 4.0, 6.0
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _AROUND_MM = 4.0  # what an image shows: where points are drawn, so that its border counts
 _LEAST_LEFT = 0.25  # of the places to compare, where features do not see beyond the image
@@ -111,7 +113,8 @@ class ImagePair:
     def fitted(self, field: FieldSettings) -> FieldSettings:
         """The settings of a field of this pair, its lengths scaled and its nodes as far apart as the voxels allow."""
         field = field.scaled(self.scale)
-        return replace(field, code_spacing_mm=max(field.code_spacing_mm, _NODES * self.voxel_mm))
+        voxels = _CT_NODES if all(self.images.map(looks_like_ct)) else _NODES
+        return replace(field, code_spacing_mm=max(field.code_spacing_mm, voxels * self.voxel_mm))
 
     @cached_property
     def compared_cube(self) -> tuple[np.ndarray, np.ndarray]:
