@@ -179,6 +179,21 @@ def clipped(low_hu: float, high_hu: float, to: tuple[float, float] | None = None
     return lambda scan: scan.with_array(change)
 
 
+def sized(factor: float) -> Change:
+    """Of a smaller or larger patient: every length times a factor."""
+
+    def change(scan: Scan) -> Scan:
+        def scaled(image: sitk.Image) -> sitk.Image:
+            image = sitk.Image(image)
+            image.SetSpacing([factor * mm for mm in image.GetSpacing()])
+            image.SetOrigin([factor * mm for mm in image.GetOrigin()])
+            return image
+
+        return replace(scan.with_images(scaled), points_lps_mm=factor * scan.points_lps_mm)
+
+    return change
+
+
 def soft(scan: Scan) -> Scan:
     """As a smooth reconstruction kernel shows it."""
     return replace(scan, image=sitk.SmoothingRecursiveGaussian(scan.image, 1.5))
@@ -355,6 +370,8 @@ DISTURBANCES: dict[str, Disturbance] = {
     "0..4095": Disturbance(together(raised, clipped(0, 4095))),
     "8 bits": Disturbance(clipped(-1350, 150, (0, 255), whole=True)),
     "8 bits in both": Disturbance(clipped(-1350, 150, (0, 255), whole=True), "both"),
+    "inverted 8 bits": Disturbance(clipped(-1000, 400, (255, 0), whole=True)),
+    "of a child in both": Disturbance(sized(0.45), "both"),
     "0 to 1 in both": Disturbance(clipped(-1000, 400, (0, 1)), "both"),
     "lungs alone, 0 around": Disturbance(lungs_alone(0)),
     "lungs alone in both, -1000 around": Disturbance(lungs_alone(-1000), "both"),

@@ -186,6 +186,12 @@ def test_a_small_body_is_treated_as_a_large_one(phantom_3d):
     assert np.linalg.norm(affine(fixed) - moving, axis=1).mean() < before
 
 
+@pytest.mark.parametrize("factor", [0.7, 0.5, 0.38, 0.3])
+def test_lungs_of_a_child_are_found(factor, phantom_3d):
+    found = masks.lung_mask(smaller(phantom_3d.fixed, factor))
+    assert dice(sitk.GetArrayFromImage(found) > 0, sitk.GetArrayFromImage(phantom_3d.fixed_mask) > 0) > 0.9
+
+
 @pytest.mark.parametrize("kind", ["affine", "auto"])
 def test_any_number_of_threads_gives_the_same_bits(kind, phantom_2d):
     """Sums of a similarity must not depend on how its points are shared out."""
@@ -389,6 +395,21 @@ def test_window_is_the_cts_or_percentiles(phantom_3d):
     half = np.zeros_like(array, np.uint8)
     half[5:10, 5:15, 5:15] = 1
     assert masks.choose_window(image, sitk.GetImageFromArray(half))[1] == pytest.approx(199, abs=2)
+
+
+@pytest.mark.parametrize("far", [-1000.0, -32768.0, 65535.0])
+def test_window_is_that_of_what_is_shown_whatever_pads_it(far):
+    shown = sitk.GetImageFromArray(np.random.default_rng(0).uniform(1, 200, (24, 24, 24)).astype(np.float32))
+    padded = sitk.ConstantPad(shown, [4] * 3, [4] * 3, far)
+    assert masks.choose_window(padded) == pytest.approx(masks.choose_window(shown), abs=2)
+    assert hounsfield.shown_range(padded) == pytest.approx(hounsfield.shown_range(shown), abs=2)
+    assert hounsfield.far_padding(padded) == [far]
+
+
+def test_the_background_of_an_organ_is_no_far_padding():
+    organ = np.zeros((24, 24, 24), np.float32)
+    organ[6:18, 6:18, 6:18] = np.random.default_rng(0).uniform(0.3, 1, (12, 12, 12))
+    assert hounsfield.far_padding(sitk.GetImageFromArray(organ)) == []
 
 
 def test_window_with_a_mask_too_small_for_the_steps():

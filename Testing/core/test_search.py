@@ -109,6 +109,17 @@ def test_a_canvas_of_zeros_does_not_lead_astray(pair, plain_mm):
     assert errors_mm(pair, padded, pair.moving_landmarks_lps_mm) < 1.25 * plain_mm + 2
 
 
+@pytest.mark.parametrize("value", [-1000, 32767])
+def test_a_canvas_far_from_all_values_does_not_lead_astray(pair, plain_mm, value):
+    """Of images that are no CTs, too."""
+    mr = [sitk.Sqrt(sitk.Cast(image, sitk.sitkFloat32) + 1100.0) for image in (pair.fixed, pair.moving)]
+    assert hu_units(mr[0]) is None
+    moving = sitk.ConstantPad(mr[1], [8] * 3, [8] * 3, value)
+    affine = align(Both(mr[0], moving), Both(None, None), "auto").affine
+    gaps = affine(pair.fixed_landmarks_lps_mm) - pair.moving_landmarks_lps_mm
+    assert np.linalg.norm(gaps, axis=1).mean() < 1.25 * plain_mm + 2
+
+
 def test_units_that_start_at_zero_are_recognised(pair):
     raised = pair.moving + 1024
     assert hu_units(sitk.ConstantPad(raised, [6] * 3, [6] * 3, -2000)) == Units(1.0, -1024.0)

@@ -229,6 +229,28 @@ def test_another_patient_s_scan_does_not_pass(phantom_3d):
     assert outcome(trust_in(phantom_3d, moving=moving)) != PASS
 
 
+def in_other_contrast(image: sitk.Image) -> sitk.Image:
+    """As of another modality, in 8 bits: air is bright, dense tissue dark."""
+    hu = np.clip(sitk.GetArrayFromImage(image), -1000, 400)
+    return Grid.of(image).image(255 - np.round((hu + 1000.0) * 255 / 1400).astype(np.float32))
+
+
+def test_images_of_another_contrast_match_where_the_map_is_right(phantom_3d, right):
+    moving = in_other_contrast(phantom_3d.moving)
+    found, shifted = trust_in(phantom_3d, moving=moving), trust_in(phantom_3d, shift(10.0, 0.0, 0.0), moving)
+    assert not found.signals.ct
+    assert found.estimate().agreement > 0.8 * right.estimate().agreement
+    assert found.estimate().mean < 2.0 < 5.0 < shifted.estimate().mean
+    assert outcome(found) == CHECK  # not calibrated for such images
+
+
+def test_a_mirrored_one_of_another_contrast_fails(phantom_3d):
+    centre = phantom_3d.moving_landmarks_lps_mm.mean(0)
+    mirror = np.diag([-1.0, 1.0, 1.0])
+    error = Affine(mirror, centre - mirror @ centre)
+    assert outcome(trust_in(phantom_3d, error, in_other_contrast(phantom_3d.moving))) == FAIL
+
+
 @pytest.mark.parametrize(
     ("change", "word", "worst"),
     [

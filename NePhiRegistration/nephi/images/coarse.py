@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..space.grid import Grid
 from .blocks import shrink_factors
-from .hounsfield import CT_WINDOW, looks_like_ct, sparse, unseen_values
+from .hounsfield import CT_WINDOW, far_padding, looks_like_ct, shown_range, unseen_values
 
 _EDGE = 0.04  # change of the prepared values, from the background or from voxel to voxel, that tells the body
 _FLAT_AIR_HU = -900.0
@@ -123,8 +123,8 @@ class Prepared:
         if ct := looks_like_ct(image):
             unseen, (low, high) = _filled(array, unseen_values(image)), CT_WINDOW
         else:
-            unseen = np.zeros(array.shape, bool)
-            low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
+            unseen = np.isin(array, far_padding(image))
+            low, high = shown_range(image)
         array -= low
         array /= high - low if high > low else 1.0
         np.clip(array, 0.0, 1.0, out=array)

@@ -16,6 +16,7 @@ _AIR_HU = -1000.0
 _DENSE_HU = -500.0  # what pads is seen as such where it is denser than this, or no air at all
 _FAR_HU = -1100.0
 _AIR, _SOFT = (-1050.0, -700.0), (-150.0, 150.0)  # Hounsfield units
+_FAT_HU = -50.0  # fat, and edges of the body, are darker
 _MUCH_LESS = 0.5  # as like a CT
 _LEAST_BACKGROUND = 0.2
 LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
@@ -39,6 +40,27 @@ def background(image: sitk.Image) -> float | None:
     """The value that fills a corner and a good part of an image that is no CT, as around a brain without its skull."""
     values = [] if looks_like_ct(image) else padding(image, _LEAST_BACKGROUND)
     return values[0] if len(values) == 1 else None
+
+
+def far_padding(image: sitk.Image) -> list[float]:
+    """The padding of an image that is no CT whose values are farther from all others than these are from each other,
+    as where an image was resampled onto a larger one: it shows nothing, not even where the body ends."""
+    values = [] if looks_like_ct(image) else padding(image)
+    sample = sparse(image)
+    rest = sample[~np.isin(sample, values)]
+    if not values or not rest.size:
+        return []
+    low, high = np.percentile(rest, (1, 99))
+    far = [value for value in values if not 2 * low - high <= value <= 2 * high - low]
+    return far if low < high else []
+
+
+def shown_range(image: sitk.Image) -> tuple[float, float]:
+    """1st and 99th percentile of what an image that is no CT shows."""
+    sample = sparse(image)
+    shown = sample[~np.isin(sample, far_padding(image))]
+    low, high = np.percentile(shown if shown.size else sample, (1, 99))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -69,6 +91,8 @@ def _units(sparse_values: bytes, pads: tuple[float, ...]) -> Units | None:
     inverted, likeness = _inverted(shown)
     if own.size < 100 or not shown.size:
         return inverted
+    if (shown < _FAT_HU).mean() < LEAST_PADDING:  # what pads an image does not make a CT of it
+        own = shown
     low, high = np.percentile(own, 1), np.percentile(shown, 99.5)  # lungs that are cut out of the body are little
     if -4096 <= low <= -500 and high > -200:  # padding can be as low, whatever the units
         raised = _like_ct(own - 1024)

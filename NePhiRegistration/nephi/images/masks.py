@@ -9,9 +9,10 @@ from ..settings import BODY_MM
 from ..space.grid import Box, Grid
 from .between import between
 from .blocks import block_means, shrink_factors
-from .hounsfield import CT_WINDOW, LEAST_PADDING, looks_like_ct, padding, sparse
+from .hounsfield import CT_WINDOW, LEAST_PADDING, far_padding, looks_like_ct, padding, sparse
 
 LUNG_THRESHOLD_HU = -400.0
+_LEAST_MM = {2: 1000.0, 3: 200e3}  # mm2 and mm3 of lungs, or _LEAST_PART of the field of view where that is less
 _LEAST_PART = 0.01
 _TRACHEAE_MM = (9.0, 12.0)  # about its radius, and more than that of any
 _ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room; emphysema has been seen at -955
@@ -26,13 +27,15 @@ _LITTLE_TISSUE = 0.2  # as a part of the air, where nothing but lungs is in the 
 
 
 def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[float, float]:
-    """Intensities to map to 0..1: -1000..200 HU for CT, else the 1st to 99th percentile of the non-zero values."""
+    """Intensities to map to 0..1: -1000..200 HU for CT, else the 1st to 99th percentile of the values that are neither
+    0 nor far padding."""
     if looks_like_ct(image):
         return CT_WINDOW
     array, sample = sitk.GetArrayViewFromImage(image), sparse(image, 128)
     values = sample[sparse(mask, 128) != 0] if mask is not None else sample
     values = values if values.size else array  # a small mask may slip through the steps
-    values = values[values != 0] if (values != 0).any() else values
+    shown = values[~np.isin(values, [0.0, *far_padding(image)])]
+    values = shown if shown.size else values
     low, high = (float(v) for v in np.percentile(values, (1, 99)))
     return (low, high) if low < high else (float(array.min()), float(array.max()))
 
@@ -47,17 +50,16 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     scanned.
 
     Works at about 3 mm and comes back on the image's grid; None where no plausible lung is found
-    (less than 200 ml), so that a caller can continue without a mask. The trachea may stay in. In an image
-    shorter than ``BODY_MM`` all lengths are scaled down.
+    (less than 200 ml and 1 % of the image), so that a caller can continue without a mask. The trachea may stay in.
+    In an image shorter than ``BODY_MM`` all lengths are scaled down.
     """
     grid = Grid.of(image)
     d = grid.dimension
     scale = min(1.0, grid.longest_side_mm / BODY_MM)  # of all lengths, for small bodies
     shrink = shrink_factors(grid, 3.0 * scale)
     small = sitk.Cast(block_means(_without_voids(image), shrink), sitk.sitkFloat32)
-    floor = 200e3 if d == 3 else 1000.0
-    if scale < 1:  # the least part of a field of view that lungs would fill
-        floor = _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size))
+    # a child's lungs are smaller; so is what is shown around them
+    floor = min(_LEAST_MM[d], _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size)))
     # a trachea that ends in the room's air joins it to the lungs; an opening by more than its radius parts them
     radii = [[1] * d, *([max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM)]
     # a narrow field of view may show less of the body than of what pads it; lungs may have been cut out of the body

@@ -17,7 +17,7 @@ import torch
 from ..both import Both
 from ..errors import NephiError
 from ..images.blocks import block_means, seen_box
-from ..images.hounsfield import CT_WINDOW, Units, hu_units, sparse, unseen_values
+from ..images.hounsfield import CT_WINDOW, Units, hu_units, shown_range, unseen_values
 from ..images.masks import drawn, inside, region_lps_mm
 from ..images.warp import linear_through
 from ..settings import BODY_MM
@@ -32,6 +32,7 @@ _FINE_MM, _COARSER = 1.5, 8 / 3  # spacing of the fine scale, at least, and of t
 _VOXELS = 0.8  # of the coarser image: no block is compared on a finer grid
 _REACH = 3, 5  # voxels: of the fine and of the coarse scale
 _STEP_MM = 2.0  # of the difference quotients of the map
+_LEVELS = 64  # of an image's values, as many voxels in each
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,12 @@ def measure_signals(
         raise NephiError("the moving image shows nothing of the region that was registered")
     points, there = points[seen], there[seen]
     some = points[:_COARSE_POINTS]
-    fine = _matched(images, windows, transform, points, box, fine_mm, _REACH[0])
-    coarse = _matched(images, windows, transform, some, box, _COARSER * fine_mm, _REACH[1])
+    ct = None not in units
+    fine = _matched(images, windows, transform, points, box, fine_mm, _REACH[0], alike=ct)
+    coarse = _matched(images, windows, transform, some, box, _COARSER * fine_mm, _REACH[1], alike=ct)
     return Signals(
         points, *fine, _strain(forward, points, _STEP_MM * scale), some, *coarse,
-        unseen=float(1 - seen.mean()), ct=None not in units,
+        unseen=float(1 - seen.mean()), ct=ct,
         coarse_voxel_mm=_COARSER * fine_mm, voxel_mm=voxel_mm, scale=scale,
     )  # fmt: skip
 
@@ -108,7 +110,7 @@ class _Window:
         if units is not None:
             low, high = ((hu - units.offset) / units.slope for hu in CT_WINDOW)  # high below low where inverted
             return cls(low, high, tuple(unseen_values(image, units)))
-        low, high = (float(v) for v in np.percentile(sparse(image), (1, 99)))
+        low, high = shown_range(image)
         return cls(low, high if high > low else low + 1.0)
 
     def clipped(self, values: np.ndarray) -> np.ndarray:
@@ -157,8 +159,12 @@ def _matched(
     box_lps_mm: np.ndarray,
     spacing_mm: float,
     reach: int,
+    alike: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Shifts in LPS mm, asymmetry in mm, correlation here and at best of the blocks around points."""
+    """Shifts in LPS mm, asymmetry in mm, correlation here and at best of the blocks around points.
+
+    Where the images are not ``alike``, the same tissue may be bright in one and dark in the other.
+    """
     grid = Grid.of(images.fixed)
     along = grid.to_index(box_lps_mm) * grid.spacing_mm  # mm along the image's axes
     margin = (_HALF + 1) * spacing_mm
@@ -174,9 +180,31 @@ def _matched(
 
     arrays = images.map(values, windows, ways)
     voxels = np.clip(np.rint(work.to_index(points)).astype(int), 0, np.array(work.size) - 1)[:, ::-1].copy()
-    one, other = (torch.from_numpy(array) for array in arrays)
+    moving = arrays.moving if alike else _in_values_of(*arrays, _blocks(voxels, arrays.fixed.shape))
+    one, other = (torch.from_numpy(array) for array in (arrays.fixed, moving))
     found = match(one, other, torch.from_numpy(voxels), _HALF, reach)
     return (found.shifts * spacing_mm) @ work.axes.T, found.asymmetry * spacing_mm, found.here, found.best
+
+
+def _blocks(voxels: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Index of the voxels of the blocks around some (n, d), z first, as far as they lie in the grid."""
+    side = np.arange(-_HALF, _HALF + 1)
+    offsets = np.stack(np.meshgrid(*[side] * len(shape), indexing="ij"), -1).reshape(-1, len(shape))
+    return tuple(np.clip(voxels[:, None] + offsets, 0, np.array(shape) - 1).reshape(-1, len(shape)).T)
+
+
+def _in_values_of(fixed: np.ndarray, moving: np.ndarray, where: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The moving values (z, y, x), each replaced by the mean of the fixed values that lie on it ``where`` asked for.
+
+    So that a normalised correlation sees what a correlation ratio would (Roche et al., MICCAI 1998).
+    """
+    own, there = moving[where], fixed[where]
+    edges = np.unique(np.quantile(own, np.linspace(0, 1, _LEVELS + 1)))
+    level = np.clip(np.searchsorted(edges, own, "right") - 1, 0, max(0, len(edges) - 2))
+    counts = np.bincount(level)
+    held = counts > 0
+    means, places = (np.bincount(level, values)[held] / counts[held] for values in (there, own))
+    return np.interp(moving, places, means).astype(np.float32)
 
 
 def _reached(corners_lps_mm: np.ndarray, transform: sitk.Transform) -> np.ndarray | None:
