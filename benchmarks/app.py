@@ -46,7 +46,7 @@ def memory_mb(pids: list[int]) -> float:
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
             if line.startswith("Pss:"):
-                total += int(line.split()[1]) / 1024
+                total += int(line.split()[1]) * 1024 / 1e6
     return total
 
 
