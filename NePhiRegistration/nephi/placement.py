@@ -21,6 +21,11 @@ from .images.masks import lung_mask
 from .settings import SimilaritySettings
 from .space.grid import Grid
 
+# Of lungs along an axis: what breathing can do. From full exhalation to full inhalation the diaphragm moves by up to
+# 10 cm, which makes lungs of about 20 cm 1.5 times as long; along the other axes they change less.
+_LARGEST_BREATH = 1.6
+_DIRECTIONS = ("from right to left", "from front to back", "from head to foot")  # x, y and z in LPS
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -86,7 +91,25 @@ def place(
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
         else:
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
+    elif lungs and images.fixed.GetDimension() == 3 and all(looks_like_ct(image) for image in images):
+        _tell_of_sizes(alignment)
     return Placement(masks, found, shown, seen, alignment)
+
+
+def _tell_of_sizes(alignment: Alignment) -> None:
+    """A notice where an alignment of lungs scales by more than breathing does, as of scans with wrong voxel spacings."""
+    scales, larger, other = alignment.affine.scales(), *ROLES.swapped
+    if scales.max() * scales.min() < 1:
+        scales, larger, other = 1 / scales, other, larger
+    if scales.max() <= _LARGEST_BREATH:
+        return
+    along = scales > _LARGEST_BREATH**0.5  # one factor of all axes is not found alike along all of them
+    times = float(np.exp(np.log(scales[along]).mean()))
+    where = "in all directions" if along.all() else " and ".join(np.array(_DIRECTIONS)[along])
+    notice(
+        f"The lungs of the {larger} image are {times:.1f} times as large {where} as those of the {other} image, which "
+        "is more than breathing does: is the voxel spacing in the headers right?"
+    )
 
 
 def _disagree(masks: Both[sitk.Image], alignment: Alignment) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from files import textured
+from nephi.both import Both
 from nephi.cli import main
 from nephi.device import limit_threads
 from nephi.errors import NephiError, collected_notices
@@ -21,6 +23,7 @@ from nephi.files.image import read_image, write_image
 from nephi.files.landmarks import names_of_points
 from nephi.files.transform import displacement_transform
 from nephi.measure.evaluate import evaluate
+from nephi.placement import place
 from nephi.registration import register
 from nephi.space.grid import Grid
 
@@ -41,6 +44,40 @@ def test_one_image_given_twice_is_told(phantom_2d, short):
     found = register(phantom_2d.fixed, sitk.Image(phantom_2d.fixed), settings=short(2))
     assert any("are the same" in note for note in found.notes)
     assert not any("are the same" in n for n in register(phantom_2d.fixed, phantom_2d.moving, settings=short(2)).notes)
+
+
+def spaced(image: sitk.Image, factors: tuple[float, ...]) -> sitk.Image:
+    """As where the header has other spacings than the voxels."""
+    image = sitk.Image(image)
+    image.SetSpacing((np.array(image.GetSpacing()) * factors).tolist())
+    return image
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    "factors, words",
+    [
+        ((1, 1, 1), None),
+        ((1, 1, 0.8), None),
+        ((1, 1, 2), "moving image are {} times as large from head to foot as those of the fixed"),
+        ((1, 1, 0.5), "fixed image are {} times as large from head to foot as those of the moving"),
+        ((1.9, 1.9, 1), "moving image are {} times as large from right to left and from front to back as"),
+        ((0.55,) * 3, "fixed image are {} times as large in all directions as"),
+    ],
+)
+def test_a_wrong_spacing_of_a_chest_is_told(factors, words, masked, phantom_3d):
+    p = phantom_3d
+    images = Both(p.fixed, spaced(p.moving, factors)).map(lambda image: sitk.Cast(image, sitk.sitkFloat32))
+    masks = Both(p.fixed_mask, spaced(p.moving_mask, factors)) if masked else Both(None, None)
+    with collected_notices() as notes:
+        place(images, masks, "auto", None, True, lambda phase: None)
+    told = [note for note in notes if "voxel spacing" in note]
+    assert len(told) == (words is not None), notes
+    if words:
+        before, after = words.split("{}")
+        found = re.fullmatch(f"The lungs of the {before}(.*){after}.*", told[0])
+        wrong = max(max(factors), 1 / min(factors))
+        assert found and float(found[1]) == pytest.approx(wrong, rel=0.15)
 
 
 def test_the_jacobian_beside_the_fixed_image_is_told(result, tmp_path, phantom_2d, capfd):

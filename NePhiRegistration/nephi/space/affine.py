@@ -22,6 +22,10 @@ class Affine:
     def __call__(self, points_lps_mm) -> np.ndarray:
         return np.asarray(points_lps_mm, float) @ self.matrix.T + self.offset_mm
 
+    def scales(self) -> np.ndarray:
+        """(d,): how many times as long a line along each axis of the fixed frame becomes."""
+        return np.linalg.norm(self.matrix, axis=0)
+
     def inverse(self) -> Affine:
         back = np.linalg.inv(self.matrix)
         return Affine(back, -back @ self.offset_mm)
