@@ -97,7 +97,7 @@ def place(
 
 
 def _tell_of_sizes(alignment: Alignment) -> None:
-    """A notice where an alignment of lungs scales by more than breathing does, as of scans with wrong voxel spacings."""
+    """A notice where an alignment of lungs scales by more than breathing does, as where a voxel spacing is wrong."""
     scales, larger, other = alignment.affine.scales(), *ROLES.swapped
     if scales.max() * scales.min() < 1:
         scales, larger, other = 1 / scales, other, larger
