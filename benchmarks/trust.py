@@ -5,9 +5,12 @@ A result is *right* where its true error is at most 2 mm on average and above 5 
 10 % of the points, or where nothing corresponds; what lies between is neither. Generated pairs are asked at 300
 points of the lungs, the others at their landmarks; the bounds count at the landmarks of the pairs of ``PAIRS``.
 
-    python -m benchmarks.trust                 # the table of the cases that took no part in the calibration
-    python -m benchmarks.trust --calibrate     # writes nephi/measure/calibration.json anew, and its own table
-    python -m benchmarks.trust --calibrate --without strain    # that table of a model without a signal; writes nothing
+Each result is judged by a model that no result of the same patient took part in, neither in its fit nor in its bound.
+
+    python -m benchmarks.trust                       # tables: generated pairs, and those with landmarks or other seeds
+    python -m benchmarks.trust --calibrate           # and writes the model of all to nephi/measure/calibration.json
+    python -m benchmarks.trust --without strain      # the tables without a signal
+    python -m benchmarks.trust --in-use --only popi  # by nephi's own model, which took part in all of them
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ import argparse
 import json
 import pickle
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import nephi.measure.calibration
@@ -39,7 +43,6 @@ UNRELATED_MM = 20.0  # stands in for the error where nothing corresponds
 MOST_MM = 40.0  # an error beyond it counts as this one
 RIGHT_MM, WRONG_MM, LARGE_MM = 2.0, 3.0, 5.0
 RIGHT_SHARE, WRONG_SHARE = 0.05, 0.1
-_FOLDS = 7  # of the pairs of the calibration
 _LEAST_TIMES = 1.5  # the expected error is the bound: a voxel does not explain as much where voxels are finer
 
 
@@ -113,29 +116,40 @@ def voxel_mm(r: Registration) -> float:
 # ---- calibration -------------------------------------------------------------------------------------------------
 
 
-def calibrated(pairs: dict[str, list[Measured]], without: Collection[str] = ()) -> tuple[Model, dict[str, Model]]:
-    """The model that fits these results, by pair: their errors' logarithms by least squares, and quantiles of what is
-    left where a pair took no part in the fit; and for each pair the model that it took no part in.
+class Calibration:
+    """Models of results whose true error is known, and of those of all but some subjects.
 
     Each case counts alike. No weight is negative: more of a signal never means less error. Those of the features
     ``without`` are 0.
     """
-    folds = {name: i % _FOLDS for i, name in enumerate(sorted(pairs))}
-    used = np.array([name not in without for name in FEATURES], float)
-    cases = [
-        (folds[name], m, used * features(m.signals, m.points_lps_mm)) for name, found in pairs.items() for m in found
-    ]
-    models = [_fitted([(m, x) for its, m, x in cases if its != fold]) for fold in range(_FOLDS)]
-    expected = [models[its].errors(x, FEATURES, 0.0)[0] for its, _, x in cases]
-    errors = [_true(m) if m.error_mm is None else m.error_mm for _, m, _ in cases]
-    voxels_mm = [np.full(len(m.points_lps_mm), m.signals.voxel_mm) for _, m, _ in cases]
-    knots = _knots(*map(np.concatenate, (expected, errors, voxels_mm)))
-    left_out = {name: Model(models[fold].weights, knots) for name, fold in folds.items()}
-    return Model(_fitted([(m, x) for _, m, x in cases]).weights, knots), left_out
+
+    def __init__(self, found: dict[Case, Measured], without: Collection[str] = ()) -> None:
+        used = np.array([name not in without for name in FEATURES], float)
+        self._known = [(case.subjects, m, used * features(m.signals, m.points_lps_mm)) for case, m in found.items()]
+        self._fits: dict[frozenset[str], dict[str, float]] = {}
+
+    def model(self, out: frozenset[str] = frozenset()) -> Model:
+        """Of the results of all subjects but ``out``: the errors' logarithms by least squares, and quantiles of what is
+        left where each result is expected without its own subjects."""
+        rest = [known for known in self._known if not known[0] & out and known[1].error_mm is not None]
+        expected = [_flat(self._weights(out | its)).errors(x, FEATURES, 0.0)[0] for its, _, x in rest]
+        voxels_mm = [np.full(len(x), m.signals.voxel_mm) for _, m, x in rest]
+        knots = _knots(*map(np.concatenate, (expected, [m.error_mm for _, m, _ in rest], voxels_mm)))
+        return Model(self._weights(out), knots)
+
+    def _weights(self, out: frozenset[str]) -> dict[str, float]:
+        if out not in self._fits:
+            self._fits[out] = _fitted([(m, x) for its, m, x in self._known if not its & out])
+        return self._fits[out]
 
 
-def _fitted(cases: list[tuple[Measured, np.ndarray]]) -> Model:
-    """Of cases and their features (n, k); without a bound."""
+def _flat(weights: dict[str, float]) -> Model:
+    """Without a bound."""
+    return Model(weights, ((1.0, 1.0), (2.0, 1.0)))
+
+
+def _fitted(cases: list[tuple[Measured, np.ndarray]]) -> dict[str, float]:
+    """Weights by cases and their features (n, k)."""
     x = np.concatenate([x for _, x in cases])
     errors = [_true(m) for m, _ in cases]
     y = np.log(np.concatenate(errors) + LEAST_MM)
@@ -145,7 +159,7 @@ def _fitted(cases: list[tuple[Measured, np.ndarray]]) -> Model:
     expected = np.exp(x @ weights + one)
     one += float(np.log(np.average(np.clip(np.concatenate(errors) / expected, 0, 10), weights=rows)))
     names = dict(zip(FEATURES, (round(float(w), 4) for w in weights), strict=True))
-    return Model({**names, "one": round(one, 4)}, ((1.0, 1.0), (2.0, 1.0)))
+    return {**names, "one": round(one, 4)}
 
 
 def _true(m: Measured) -> np.ndarray:
@@ -162,8 +176,11 @@ def _least_squares(x: np.ndarray, y: np.ndarray, rows: np.ndarray, ridge: float 
     a = (z * rows[:, None]).T @ z + ridge * np.eye(len(spread))
     b, w = (z * rows[:, None]).T @ (y - mean), np.zeros(len(spread))
     for _ in range(2000):
+        before = w.copy()
         for k in range(len(w)):
             w[k] = max(0.0, w[k] + (b[k] - a[k] @ w) / a[k, k])
+        if np.abs(w - before).max() < 1e-7:
+            break
     w = w / spread
     return w, float(mean - middle @ w)
 
@@ -178,7 +195,9 @@ def _knots(expected: np.ndarray, errors: np.ndarray, voxels_mm: np.ndarray) -> t
     for share in np.linspace(0.05, 0.95, 10):
         part = slice(int(max(0, share - 0.08) * len(order)), int(min(1, share + 0.08) * len(order)))
         times = max(_LEAST_TIMES, float(np.quantile(ratio[part], 0.95)))
-        knots.append((round(float(np.median(expected[part])), 3), round(times, 3)))
+        at = round(float(np.median(expected[part])), 3)
+        if not knots or at > knots[-1][0]:  # the largest expected errors are all the same
+            knots.append((at, round(times, 3)))
     return tuple(knots)
 
 
@@ -190,8 +209,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def table(cases: list[Case], cache: Path, models: dict[str, Model]) -> dict:
-    """Prints a line per case and what they come to; returns the figures. ``models``: of pairs, others than nephi's."""
+def table(cases: list[Case], cache: Path, model_of: Callable[[Case], Model]) -> dict:
+    """Prints a line per case, by its model, and what they come to; returns the figures."""
     rows, pooled = [], []
     print(f"{'case':44} {'true':>6} {'expected':>8} {'bound':>6} {'rank':>5} {'within':>6}  verdict")
     for case in cases:
@@ -200,7 +219,7 @@ def table(cases: list[Case], cache: Path, models: dict[str, Model]) -> dict:
             print(f"{case.name:44} refused: the images do not overlap")
             rows.append({"case": case.name, "right": False, "verdict": "refused"})
             continue
-        trust = Trust.of(m.signals, m.grid, m.mask, models.get(case.pair, MODEL))
+        trust = Trust.of(m.signals, m.grid, m.mask, model_of(case))
         estimate = trust.estimate()
         report = judged(m.report, estimate, trust.share_above, m.voxel_mm)
         there = trust.errors_at(m.points_lps_mm)
@@ -261,29 +280,39 @@ def _figures(rows: list[dict], pooled: list) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("trust-cache"), help="folder for registrations")
-    parser.add_argument("--calibrate", action="store_true", help="fit the model anew and write it")
+    parser.add_argument("--calibrate", action="store_true", help="write the model that is fitted to all")
     parser.add_argument("--without", nargs="+", default=[], choices=FEATURES, help="signals that are left out")
+    parser.add_argument("--in-use", action="store_true", help="judge by nephi's own model and fit none")
     parser.add_argument("--only", help="cases whose name holds this text")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
-    if options.without and not options.calibrate:
-        parser.error("--without needs --calibrate")
-    cases, models = JUDGED, {}
+    if options.calibrate and (options.without or options.in_use):
+        parser.error("--calibrate goes with neither --without nor --in-use")
+    if options.without and options.in_use:
+        parser.error("--without does not go with --in-use")
+    if options.in_use:
+
+        def model_of(case: Case) -> Model:
+            return MODEL
+    else:
+        known = {case: measured(case, options.cache) for case in (*CALIBRATION, *JUDGED)}
+        calibration = Calibration({case: m for case, m in known.items() if m is not None}, options.without)
+        of_subjects = cache(calibration.model)
+
+        def model_of(case: Case) -> Model:
+            return of_subjects(case.subjects)
+
     if options.calibrate:
-        pairs: dict[str, list[Measured]] = {}
-        for case in CALIBRATION:
-            found = measured(case, options.cache)
-            pairs.setdefault(case.pair, []).extend([] if found is None else [found])
-        model, models = calibrated(pairs, options.without)
-        if not options.without:
-            target = Path(nephi.measure.calibration.__file__).with_suffix(".json")
-            text = {"made_by": "python -m benchmarks.trust --calibrate", "weights": model.weights, "knots": model.knots}
-            target.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-            print(f"written to {target}")
-        print("each pair by a model that it took no part in:")
-        cases = CALIBRATION
-    cases = [case for case in cases if not options.only or options.only in case.name]
-    found = table(cases, options.cache, models)
+        model = calibration.model()
+        target = Path(nephi.measure.calibration.__file__).with_suffix(".json")
+        text = {"made_by": "python -m benchmarks.trust --calibrate", "weights": model.weights, "knots": model.knots}
+        target.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+        print(f"written to {target}")
+    found = {}
+    for name, cases in (("generated", CALIBRATION), ("judged", JUDGED)):
+        print(f"{name}:")
+        shown = [case for case in cases if not options.only or options.only in case.name]
+        found[name] = table(shown, options.cache, model_of)
     if options.output:
         options.output.write_text(json.dumps(found, indent=1), encoding="utf-8")
 

@@ -1,7 +1,8 @@
 """Results whose true error is known, right ones and wrong ones, to calibrate and to judge what NePhi says of itself.
 
 ``CALIBRATION`` comes of generated breathing (``nephi breathe``) of two CTs and of procedural chests, ``JUDGED`` of the
-pairs with landmarks and of other seeds; they share no pair. A case is registered once; its result is kept in a folder.
+pairs with landmarks and of other seeds; they share no pair, but some share a patient (``Case.subjects``). A case is
+registered once; its result is kept in a folder.
 """
 
 from __future__ import annotations
@@ -58,9 +59,27 @@ class Case:
         return self.name.replace("|", " on ").replace(">", "-")
 
     @property
+    def subjects(self) -> frozenset[str]:
+        """Whom the images show: people, or a seed of a procedural chest or phantom."""
+        return frozenset(_subject(name) for name in self.pair.split("|"))
+
+    @property
     def landmarks(self) -> bool:
         """Whether the error is known at landmarks of a pair that was not generated here."""
         return self.pair in PAIRS or self.pair.startswith("popi:")
+
+
+_PEOPLE = {  # both breath-holds are generated from one CT
+    "breathhold_case01": "LUNG1-003", "breathhold_case02": "LUNG1-003", "popi": "POPI", "popi_phase00": "POPI",
+    "fnndsc": "FNNDSC",
+}  # fmt: skip
+
+
+def _subject(name: str) -> str:
+    kind, _, seed = name.partition(":")
+    if kind == "coarse":
+        kind = _coarse_base(int(seed))
+    return _PEOPLE.get(kind, f"{kind}:{seed}")
 
 
 # ---- pairs -------------------------------------------------------------------------------------------------------
@@ -71,6 +90,10 @@ def _image(path: str, kind=sitk.sitkFloat32) -> sitk.Image:
 
 
 _COARSE_MM = (5.0, 5.0, 6.0)
+
+
+def _coarse_base(seed: int) -> str:
+    return ("fnndsc", "chest")[seed % 2]
 
 
 def _breathing(base: str, seed: int, spacing_mm=None) -> Pair:
@@ -155,7 +178,7 @@ def pair(name: str) -> Pair:
         a, b = (_image(f"brain_mr/oasis_condlapirn_{letter}.nii.gz") for letter in rest)
         return Pair(Both(a, b), Both(None, None), None)
     if kind == "coarse":
-        return _breathing(("fnndsc", "chest")[int(rest) % 2], int(rest), _COARSE_MM)
+        return _breathing(_coarse_base(int(rest)), int(rest), _COARSE_MM)
     if rest:
         return _breathing(kind, int(rest))
     return _measured(name)

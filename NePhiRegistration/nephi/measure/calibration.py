@@ -1,6 +1,6 @@
 """What makes millimetres of the signals: a linear model of logarithms, and how far above it 95 % of errors stay.
 
-Its numbers, calibration.json, come from generated breathing with known maps; the file says by which command.
+Its numbers, calibration.json, come from results whose true error is known; the file says by which command.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..paths import read_text_file
 LEAST_MM = 0.1  # added to errors before their logarithm is taken
 BLUR = 0.5  # voxels: nobody can say to better than that where a point lies; added to the bound in quadrature
 FEATURES = (
-    "mean shift", "shift", "wide shift", "asymmetry", "coarse shift", "strain",
-    "all: median of shift", "all: median of coarse asymmetry", "all: median of coarse unlike",
+    "mean shift", "shift", "wide shift", "asymmetry", "coarse shift", "strain", "excess strain",
+    "all: median of shift", "all: median of coarse asymmetry",
 )  # fmt: skip
 _LARGEST = 1e3  # of the model's numbers
 _MOST_MM = 40.0  # larger expected errors are not told apart

@@ -71,12 +71,16 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
             of_coarse[:, 0] / of_coarse[:, 1],
         ]
     )  # fmt: skip
+    strain = np.log(plain[:, 1:] + _LEAST_RATIO)
+    # a large motion strains the whole mask; what a wrong start leaves behind stands out of it
+    excess = np.maximum(strain - np.log(np.median(s.strain) + _LEAST_RATIO), 0)
     whole = np.array([np.median(shift), np.median(s.coarse_asymmetry_mm)])
-    everywhere = [*np.log(whole / s.scale + _LEAST_MM), np.log(np.median(1 - s.coarse_best) + _LEAST_RATIO)]
+    everywhere = np.log(whole / s.scale + _LEAST_MM)
     return np.column_stack(
         [
             np.log(lengths / s.scale + _LEAST_MM),
-            np.log(plain[:, 1:] + _LEAST_RATIO),
+            strain,
+            excess,
             np.broadcast_to(everywhere, (len(lengths), len(everywhere))),
         ]
     )
