@@ -175,6 +175,19 @@ def test_more_of_a_signal_never_means_less_error():
     assert all(times >= 1 for _, times in MODEL.knots)
 
 
+def test_strain_in_a_part_means_more_error_there_than_the_same_strain_everywhere(right):
+    signals = right.signals
+    x = signals.points_lps_mm[:, 0]
+    part = x < np.quantile(x, 0.3)
+    everywhere, there = (np.where(strained, 0.5, 0.1) for strained in (np.ones_like(part), part))
+    place = signals.points_lps_mm[[x.argmin(), x.argmax()]]
+    in_part, apart = (
+        right.of(replace(signals, strain=s), right.grid, None).errors_at(place) for s in (there, everywhere)
+    )
+    assert in_part.expected_mm[0] > 1.2 * apart.expected_mm[0]
+    assert in_part.expected_mm[1] < apart.expected_mm[1]
+
+
 def damaged(part: str, key, value) -> str:
     """The calibration with another value in one of its parts."""
     whole = json.loads(Path(calibration.__file__).with_suffix(".json").read_text(encoding="utf-8"))
