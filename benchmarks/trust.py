@@ -6,11 +6,12 @@ A result is *right* where its true error is at most 2 mm on average and above 5 
 points of the lungs, the others at their landmarks; the bounds count at the landmarks of the pairs of ``PAIRS``.
 
 Each result is judged by a model that no result of the same patient took part in, neither in its fit nor in its bound.
+Results of data whose licence does not allow every use (``Case.teaches``) take part in no model.
 
     python -m benchmarks.trust                       # tables: generated pairs, and those with landmarks or other seeds
     python -m benchmarks.trust --calibrate           # and writes the model of all to nephi/measure/calibration.json
     python -m benchmarks.trust --without strain      # the tables without a signal
-    python -m benchmarks.trust --in-use --only popi  # by nephi's own model, which took part in all of them
+    python -m benchmarks.trust --in-use --only popi  # by nephi's own model, which was fitted to most of them
 """
 
 from __future__ import annotations
@@ -119,13 +120,15 @@ def voxel_mm(r: Registration) -> float:
 class Calibration:
     """Models of results whose true error is known, and of those of all but some subjects.
 
-    Each case counts alike. No weight is negative: more of a signal never means less error. Those of the features
-    ``without`` are 0.
+    Only results that may take part do (``Case.teaches``), and each case counts alike. No weight is negative: more of a
+    signal never means less error. Those of the features ``without`` are 0.
     """
 
     def __init__(self, found: dict[Case, Measured], without: Collection[str] = ()) -> None:
         used = np.array([name not in without for name in FEATURES], float)
-        self._known = [(case.subjects, m, used * features(m.signals, m.points_lps_mm)) for case, m in found.items()]
+        self._known = [
+            (case.subjects, m, used * features(m.signals, m.points_lps_mm)) for case, m in found.items() if case.teaches
+        ]
         self._fits: dict[frozenset[str], dict[str, float]] = {}
 
     def model(self, out: frozenset[str] = frozenset()) -> Model:
@@ -280,7 +283,7 @@ def _figures(rows: list[dict], pooled: list) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("trust-cache"), help="folder for registrations")
-    parser.add_argument("--calibrate", action="store_true", help="write the model that is fitted to all")
+    parser.add_argument("--calibrate", action="store_true", help="write the model of all results that teach")
     parser.add_argument("--without", nargs="+", default=[], choices=FEATURES, help="signals that are left out")
     parser.add_argument("--in-use", action="store_true", help="judge by nephi's own model and fit none")
     parser.add_argument("--only", help="cases whose name holds this text")

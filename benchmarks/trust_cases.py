@@ -1,8 +1,8 @@
 """Results whose true error is known, right ones and wrong ones, to calibrate and to judge what NePhi says of itself.
 
 ``CALIBRATION`` comes of generated breathing (``nephi breathe``) of two CTs and of procedural chests, ``JUDGED`` of the
-pairs with landmarks and of other seeds; they share no pair, but some share a patient (``Case.subjects``). A case is
-registered once; its result is kept in a folder.
+pairs with landmarks and of other seeds; they share no pair, but some share a patient (``Case.subjects``). The model is
+fitted to both, but for some (``Case.teaches``). A case is registered once; its result is kept in a folder.
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ class Case:
         return frozenset(_subject(name) for name in self.pair.split("|"))
 
     @property
+    def teaches(self) -> bool:
+        """Whether its result takes part in the calibration: NePhi ships no numbers fitted to data without free use."""
+        return not self.subjects & _NOT_FREE
+
+    @property
     def landmarks(self) -> bool:
         """Whether the error is known at landmarks of a pair that was not generated here."""
         return self.pair in PAIRS or self.pair.startswith("popi:")
@@ -73,6 +78,7 @@ _PEOPLE = {  # both breath-holds are generated from one CT
     "breathhold_case01": "LUNG1-003", "breathhold_case02": "LUNG1-003", "popi": "POPI", "popi_phase00": "POPI",
     "fnndsc": "FNNDSC",
 }  # fmt: skip
+_NOT_FREE = {"LUNG1-003"}  # NSCLC-Radiomics, CC BY-NC
 
 
 def _subject(name: str) -> str:

@@ -45,6 +45,15 @@ def test_a_patient_s_own_results_take_no_part_in_what_judges_him(found):
     assert before.model() != after.model()
 
 
+def test_results_of_data_that_are_not_free_take_part_in_no_model(found):
+    kept = {case: m for case, m in found.items() if not case.pair.startswith("breathhold")}
+    assert len(kept) == len(found) - 2
+    for out in (frozenset(), Case("popi:60>10", "a").subjects):
+        assert Calibration(found).model(out) == Calibration(kept).model(out)
+    others = {case.pair for case in (*CALIBRATION, *JUDGED) if "breathhold" not in case.pair}
+    assert {case.pair for case in (*CALIBRATION, *JUDGED) if case.teaches} == others
+
+
 def test_who_is_who():
     def of(pair: str) -> frozenset[str]:
         return Case(pair, "fast").subjects
