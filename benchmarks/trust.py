@@ -220,7 +220,7 @@ def table(cases: list[Case], cache: Path, model_of: Callable[[Case], Model]) -> 
         m = measured(case, cache)
         if m is None:
             print(f"{case.name:44} refused: the images do not overlap")
-            rows.append({"case": case.name, "right": False, "verdict": "refused"})
+            rows.append({"case": case.name, "kind": case.kind, "right": False, "verdict": "refused"})
             continue
         trust = Trust.of(m.signals, m.grid, m.mask, model_of(case))
         estimate = trust.estimate()
@@ -228,6 +228,7 @@ def table(cases: list[Case], cache: Path, model_of: Callable[[Case], Model]) -> 
         there = trust.errors_at(m.points_lps_mm)
         row = {
             "case": case.name,
+            "kind": case.kind,
             "right": m.right,
             "verdict": report.verdict.outcome,
             "reasons": report.verdict.reasons,
@@ -241,6 +242,7 @@ def table(cases: list[Case], cache: Path, model_of: Callable[[Case], Model]) -> 
             within = float((m.error_mm <= there.bound_mm).mean())
             row |= {
                 "true_mm": float(m.error_mm.mean()),
+                "expected_there_mm": float(there.expected_mm.mean()),
                 "rank": rank_correlation(there.expected_mm, m.error_mm),
                 "within": within,
             }
@@ -265,19 +267,34 @@ def _figures(rows: list[dict], pooled: list) -> dict:
         "wrong to check": sum(row["verdict"] == CHECK for row in wrong),
     }
     landmarks = [entry for entry in pooled if entry[0].landmarks]
-    for name, entries in (("all", pooled), ("landmarks", landmarks)):
+    alike = [entry for entry in pooled if entry[0].state not in ("mirrored", "cut")]
+    for name, entries in (("all", pooled), ("all but mirrored and cut", alike), ("landmarks", landmarks)):
         if entries:
             expected, bound, error = (np.concatenate([e[k] for e in entries]) for k in (1, 2, 3))
             figures[f"rank correlation, {name}"] = round(rank_correlation(expected, error), 3)
             figures[f"within the bound, {name}"] = round(float((error <= bound).mean()), 3)
     known = [row for row in right if "true_mm" in row]
-    if known:
-        figures["right: true by expected, geometric mean"] = round(
-            float(np.exp(np.mean([np.log(row["true_mm"] / row["expected_mm"]) for row in known]))), 3
-        )
-        figures["right: within the bound, mean"] = round(float(np.mean([row["within"] for row in known])), 3)
-        figures["right: rank correlation, mean"] = round(float(np.mean([row["rank"] for row in known])), 3)
+    figures["right, by kind"] = {
+        kind: _of_kind([row for row in known if row["kind"] == kind])
+        for kind in dict.fromkeys(row["kind"] for row in known)
+    }
     return figures
+
+
+def _of_kind(rows: list[dict]) -> dict:
+    """What right results of a kind come to, as means."""
+    true, expected, there, within, rank = (
+        np.array([row[name] for row in rows])
+        for name in ("true_mm", "expected_mm", "expected_there_mm", "within", "rank")
+    )
+    return {
+        "pass": f"{sum(row['verdict'] == PASS for row in rows)} of {len(rows)}",
+        "true mm": round(float(true.mean()), 3),
+        "expected mm in the region": round(float(expected.mean()), 3),
+        "expected by true at the points, geometric mean": round(float(np.exp(np.log(there / true).mean())), 3),
+        "within the bound": round(float(within.mean()), 3),
+        "rank correlation": round(float(rank.mean()), 3),
+    }
 
 
 def main() -> None:

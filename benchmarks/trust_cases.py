@@ -59,6 +59,11 @@ class Case:
         return self.name.replace("|", " on ").replace(">", "-")
 
     @property
+    def kind(self) -> str:
+        """What the pair comes of, to sum up by: a set of data or a generator."""
+        return self.pair.split(":")[0].rstrip("0123456789")
+
+    @property
     def subjects(self) -> frozenset[str]:
         """Whom the images show: people, or a seed of a procedural chest or phantom."""
         return frozenset(_subject(name) for name in self.pair.split("|"))
