@@ -1,10 +1,12 @@
 """What sliding is worth: the phantom whose lungs slide along the chest wall, without and with ``Settings.sliding``.
 
-    python -m benchmarks.sliding [--preset fast] [--phantoms 3 4] [--dimension 2]
+    python -m benchmarks.sliding [--preset fast] [--phantoms 3 4] [--dimension 2] [--rigid]
 
-Errors in mm against the true map, mean (95th percentile): in the lungs within 10 mm of their border, in the chest wall
-within 10 mm of the lungs, at all points within 10 mm of the border, at the ribs, at forks of vessels. ``apart``: how
-far the two sides of the border part or overlap, at most. Folds at the same points.
+``--rigid``: also with the ribs around the lungs as bodies that are kept rigid. Errors in mm against the true map, mean
+(95th percentile): in the lungs within 10 mm of their border, in the chest wall within 10 mm of the lungs, at all points
+within 10 mm of the border, at the ribs, at forks of vessels. ``apart``: how far the two sides of the border part or
+overlap, at most. Folds at the points near the border. ``from rigid``: how far a voxel of a rib is, at most, from where
+the rib's best rigid motion takes it.
 """
 
 from __future__ import annotations
@@ -17,13 +19,23 @@ import nephi
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nephi.fitting.guides import bodies_lps_mm, rigidly_moved
 from nephi.maps.sliding import Sliding
 from nephi.settings import PRESETS
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import Phantom, make_phantom
 
 NEAR_MM, RIBS_MM, POINTS = 10.0, 25.0, 4000
-COLUMNS = ("lungs near the border", "wall near the lungs", "all near the border", "ribs", "vessels", "apart", "folds")
+COLUMNS = (
+    "lungs near the border",
+    "wall near the lungs",
+    "all near the border",
+    "ribs",
+    "vessels",
+    "apart",
+    "folds",
+    "from rigid",
+)
 
 
 def places(phantom: Phantom) -> dict[str, np.ndarray]:
@@ -46,6 +58,24 @@ def places(phantom: Phantom) -> dict[str, np.ndarray]:
     return {**chosen, COLUMNS[4]: phantom.fixed_landmarks_lps_mm}
 
 
+def ribs(phantom: Phantom) -> sitk.Image:
+    """Label map of the ribs around the lungs."""
+    grid = Grid.of(phantom.fixed)
+    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(phantom.fixed_mask, False, False, True))
+    within = phantom.motion.within(grid.slab_lps_mm(0, grid.shape[0])).reshape(grid.shape)
+    bone = sitk.GetArrayViewFromImage(phantom.fixed) > 150
+    return grid.image((bone & ~within & (distance > 0) & (distance < RIBS_MM)).astype(np.uint8))
+
+
+def from_rigid_mm(result: nephi.Registration, labels: sitk.Image) -> float:
+    """How far a voxel of the bodies of a label map is, at most, from its body's rigid motion."""
+    worst = 0.0
+    for _, voxels_lps_mm in bodies_lps_mm(labels):
+        start, end = (torch.tensor(points)[None] for points in (voxels_lps_mm, result.forward(voxels_lps_mm)))
+        worst = max(worst, float((rigidly_moved(start, end) - end).norm(dim=-1).max()))
+    return worst
+
+
 def apart_mm(result: nephi.Registration, points_lps_mm: np.ndarray) -> float:
     """How far, at most, the map within takes points of the border beside where the one around takes it; 0 without."""
     maps, unit_mm = result.maps, result.cube.unit_mm
@@ -62,13 +92,18 @@ def main() -> None:
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--phantoms", nargs="+", type=int, default=[3], help="their seeds")
     parser.add_argument("--dimension", type=int, choices=(2, 3), default=3, help="of the phantoms")
+    parser.add_argument("--rigid", action="store_true", help="also with ribs that are kept rigid")
     options = parser.parse_args()
     print(f"| phantom | sliding | {' | '.join(COLUMNS)} | CPU s |\n|---|---|{'---:|' * (len(COLUMNS) + 1)}")
     for seed in options.phantoms:
         phantom = make_phantom(dimension=options.dimension, seed=seed, sliding=True)
         where = places(phantom)
         truth = {name: phantom.forward(points) for name, points in where.items()}
-        for sliding in (False, True):
+        labels = ribs(phantom)
+        ways = {"no": (False, None), "yes": (True, None)}
+        if options.rigid:
+            ways["yes, ribs rigid"] = (True, nephi.Guidance(rigid=labels))
+        for name_of_way, (sliding, guidance) in ways.items():
             started = time.process_time()
             result = nephi.register(
                 phantom.fixed,
@@ -76,6 +111,7 @@ def main() -> None:
                 fixed_mask=phantom.fixed_mask,
                 moving_mask=phantom.moving_mask,
                 settings=replace(PRESETS[options.preset], sliding=sliding),
+                guidance=guidance,
             )
             seconds, cells = time.process_time() - started, []
             for name, points in where.items():
@@ -83,8 +119,8 @@ def main() -> None:
                 cells.append(f"{error.mean():.2f} ({np.percentile(error, 95):.2f})")
             border = where[COLUMNS[2]]
             folds = int((result.jacobian_determinant(border) <= 0).sum())
-            cells += [f"{apart_mm(result, border):.2f}", str(folds)]
-            print(f"| {seed} | {'yes' if sliding else 'no'} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+            cells += [f"{apart_mm(result, border):.2f}", str(folds), f"{from_rigid_mm(result, labels):.2f}"]
+            print(f"| {seed} | {name_of_way} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from .fitting.initial import outer_map
 from .fitting.optimise import Optimisation
 from .fitting.regularity import Regulariser
 from .fitting.similarity import Similarity, make_similarity
-from .fitting.sliding import Side, border_of, slid, steps
+from .fitting.sliding import Side, border_of, guidance_within, slid, steps
 from .images.image_pair import ImagePair
 from .learning.model import Model
 from .learning.predict import Prediction, predict
@@ -92,7 +92,8 @@ def register(
     optimise = partial(
         Optimisation, similarity=similarity, regulariser=regulariser, device=target, guidance=guidance, outer=rest
     )
-    optimisation = optimise(pair, used, prediction, side=None if border is None else Side(border))
+    first = guidance if border is None else guidance_within(guidance, pair)
+    optimisation = optimise(pair, used, prediction, guidance=first, side=None if border is None else Side(border))
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,

@@ -12,14 +12,17 @@ import torch
 from nephi.both import Both
 from nephi.errors import NephiError
 from nephi.files.transform import through
+from nephi.fitting.sliding import guidance_within
 from nephi.images.align import align
 from nephi.images.bones import bones_aligned
+from nephi.images.image_pair import ImagePair
 from nephi.maps.code import HybridCode, zero_code
 from nephi.maps.consensus import as_optimised
 from nephi.maps.maps import FieldMap
 from nephi.maps.sliding import Border, Sliding
 from nephi.maps.voxel import VoxelFields
 from nephi.settings import PRESETS, VoxelSettings
+from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 from nephi.synthetic.phantom import make_phantom
 
@@ -194,6 +197,42 @@ def test_result_keeps_its_jump_in_its_files(phantom, results, tmp_path):
         exact = (slides.inverse if inverse else slides.forward)(at)
         error = np.linalg.norm(through(slides.transform(inverse=inverse), at) - exact, axis=1)
         assert np.percentile(error, 95) < 0.1
+
+
+@pytest.fixture(scope="module")
+def ribs(phantom):
+    """Label map of parts of the wall that move rigidly in truth."""
+    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(phantom.fixed_mask, False, False, True))
+    grid = Grid.of(phantom.fixed)
+    wall = ~phantom.motion.within(grid.slab_lps_mm(0, grid.shape[0])).reshape(grid.shape)
+    bone = sitk.GetArrayViewFromImage(phantom.fixed) > 150
+    return grid.image((bone & wall & (distance > 0) & (distance < 25)).astype(np.uint8))
+
+
+def test_bodies_outside_the_mask_change_no_bit_of_the_map_within(phantom, results, ribs):
+    masks = {"fixed_mask": phantom.fixed_mask, "moving_mask": phantom.moving_mask}
+    kept = nephi.register(
+        phantom.fixed, phantom.moving, settings=results[1].settings, guidance=nephi.Guidance(rigid=ribs), **masks
+    )
+    lungs = Grid.of(phantom.fixed).to_lps_mm(np.argwhere(sitk.GetArrayViewFromImage(phantom.fixed_mask))[:, ::-1])
+    inside = kept.maps.is_within(kept._tensor(kept.cube.to_cube(lungs))).numpy()[:, 0]
+    assert inside.sum() > 0.9 * len(lungs)
+    np.testing.assert_array_equal(kept.forward(lungs[inside]), results[1].forward(lungs[inside]))
+
+
+def test_guidance_of_the_map_within_keeps_bodies_that_reach_into_the_mask(phantom, ribs):
+    distance = sitk.SignedMaurerDistanceMap(phantom.fixed_mask, False, False, True)
+    across = sitk.Cast(sitk.Abs(distance) < 2, sitk.sitkUInt8) * 2
+    both = sitk.Maximum(across, ribs * (across == 0))
+    pair = ImagePair.of(
+        Both(phantom.fixed, phantom.moving),
+        Both(phantom.fixed_mask, phantom.moving_mask),
+        Affine.identity(2),
+        PRESETS["fast"].similarity,
+    )
+    assert guidance_within(nephi.Guidance(rigid=ribs), pair).rigid is None
+    left = sitk.GetArrayViewFromImage(guidance_within(nephi.Guidance(rigid=both), pair).rigid)
+    np.testing.assert_array_equal(left, sitk.GetArrayViewFromImage(across))
 
 
 def test_bones_start_where_their_rigid_motion_takes_them_though_ribs_are_alike(phantom):

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..both import Both, complete
 from ..images.bones import bones_aligned
 from ..images.image_pair import ImagePair
+from ..images.masks import inside
 from ..maps.code import FORWARD, INVERSE, nodes, points_between
 from ..maps.consensus import as_optimised
 from ..maps.maps import Map
@@ -25,7 +26,7 @@ from ..settings import Settings
 from ..space.cube import Cube
 from ..space.grid import Grid
 from .guidance import Guidance
-from .guides import Guide, Landmarks, pull
+from .guides import Guide, Landmarks, bodies_lps_mm, pull
 
 if TYPE_CHECKING:
     from .optimise import Optimisation, Start
@@ -237,6 +238,22 @@ class OnItsSide(Guide):
                 inner, outer = self.within(points), mapped
         within = torch.stack([self.border.within(points[FORWARD]), self.border.within(inner[INVERSE])])
         return torch.where(within, inner, outer)
+
+
+def guidance_within(guidance: Guidance, pair: ImagePair) -> Guidance:
+    """The guidance of the map within: without rigid bodies that lie outside the fixed mask altogether.
+
+    These do not move it, but it is smoothed less beside guides.
+    """
+    if guidance.rigid is None or pair.masks.fixed is None:
+        return guidance
+    mask, grid = inside(pair.masks.fixed), Grid.of(guidance.rigid)
+    reaching_in = np.zeros(grid.shape, np.uint16)
+    for label, voxels_lps_mm in bodies_lps_mm(guidance.rigid):
+        index_zyx = tuple(np.rint(grid.to_index(voxels_lps_mm)).astype(int).T[::-1])
+        if mask[index_zyx].any():
+            reaching_in[index_zyx] = label
+    return replace(guidance, rigid=grid.image(reaching_in) if reaching_in.any() else None)
 
 
 def border_of(pair: ImagePair, cube: Cube, device: torch.device) -> Border:
