@@ -248,7 +248,7 @@ def guidance_within(guidance: Guidance, pair: ImagePair) -> Guidance:
     if guidance.rigid is None or pair.masks.fixed is None:
         return guidance
     mask, grid = inside(pair.masks.fixed), Grid.of(guidance.rigid)
-    reaching_in = np.zeros(grid.shape, np.uint16)
+    reaching_in = np.zeros_like(sitk.GetArrayViewFromImage(guidance.rigid))
     for label, voxels_lps_mm in bodies_lps_mm(guidance.rigid):
         index_zyx = tuple(np.rint(grid.to_index(voxels_lps_mm)).astype(int).T[::-1])
         if mask[index_zyx].any():
