@@ -24,10 +24,11 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from nephi import Guidance
-from nephi.fitting.guides import bodies_lps_mm, rigidly_moved
+from nephi.fitting.guides import bodies_lps_mm
 from nephi.measure.quality import dice, random_points, tre_mm
 from nephi.settings import Settings
 from nephi.space.grid import Grid
+from nephi.space.rigid import rigidly_moved
 from nephi.synthetic.phantom import Phantom
 
 from .pairs import PAIRS, data_folder, read_landmarks

@@ -19,10 +19,11 @@ import nephi
 import numpy as np
 import SimpleITK as sitk
 import torch
-from nephi.fitting.guides import bodies_lps_mm, rigidly_moved
+from nephi.fitting.guides import bodies_lps_mm
 from nephi.maps.sliding import Sliding
 from nephi.settings import PRESETS
 from nephi.space.grid import Grid
+from nephi.space.rigid import rigidly_moved
 from nephi.synthetic.phantom import Phantom, make_phantom
 
 NEAR_MM, RIBS_MM, POINTS = 10.0, 25.0, 4000

@@ -11,12 +11,15 @@ import torch
 from nephi import Guidance, NephiError, Registration, register, registration
 from nephi.both import Both
 from nephi.cli import main
-from nephi.fitting.guides import bodies_lps_mm, determinant, rigidly_moved
+from nephi.fitting.guides import Rigid, bodies_lps_mm, determinant
 from nephi.fitting.initial import MotionAround
+from nephi.images.image_pair import ImagePair
 from nephi.maps.consensus import as_optimised
 from nephi.measure.report import Report
 from nephi.report.write import write_all
+from nephi.space.affine import Affine
 from nephi.space.grid import Grid
+from nephi.space.rigid import rigidly_moved
 from nephi.synthetic.phantom import make_phantom
 
 
@@ -256,6 +259,23 @@ def test_a_rigid_region_moves_rigidly_each_part_by_itself(d, phantom_2d, phantom
     far = np.min([distances(a[:, None], points[::5]).min(1) for _, points in bodies], 0) > 30
     assert far.sum() > 10
     assert distances(rigid.forward(a), b)[far].mean() < 1.3 * distances(plain.forward(a), b)[far].mean()
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_what_keeps_a_body_rigid_does_not_move_it_as_a_whole(d, phantom_2d, phantom_3d, short):
+    """What drags a few of its points moves the others only as far as it moves all of them."""
+    phantom = phantom_2d if d == 2 else phantom_3d
+    similarity, device = short(1).similarity, torch.device("cpu")
+    pair = ImagePair.of(Both(phantom.fixed, phantom.moving), Both(None, None), Affine.identity(d), similarity)
+    guide = Rigid(ball(phantom.fixed, middle_of(phantom), 12), pair, 0.2, device)
+    (points,) = (drawn[0] for drawn in guide.draw(1, torch.Generator().manual_seed(0)))
+    mapped = points.clone()
+    mapped[0, : points.shape[1] // 5] += 0.1
+    mapped.requires_grad_()
+    guide.penalty(lambda points: points, mapped, points).backward()
+    pulls = mapped.grad[0]
+    assert pulls.norm(dim=1).min() > 0
+    assert pulls.sum(0).norm() < 1e-3 * pulls.norm(dim=1).sum()
 
 
 def test_a_region_keeps_its_volume(phantom, plain, short):

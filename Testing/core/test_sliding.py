@@ -12,6 +12,7 @@ import torch
 from nephi.both import Both
 from nephi.errors import NephiError
 from nephi.files.transform import through
+from nephi.fitting.guides import bodies_lps_mm
 from nephi.fitting.sliding import guidance_within
 from nephi.images.align import align
 from nephi.images.bones import bones_aligned
@@ -24,6 +25,7 @@ from nephi.maps.voxel import VoxelFields
 from nephi.settings import PRESETS, VoxelSettings
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
+from nephi.space.rigid import rigidly_moved
 from nephi.synthetic.phantom import make_phantom
 
 
@@ -209,11 +211,22 @@ def ribs(phantom):
     return grid.image((bone & wall & (distance > 0) & (distance < 25)).astype(np.uint8))
 
 
-def test_bodies_outside_the_mask_change_no_bit_of_the_map_within(phantom, results, ribs):
+def from_rigid_mm(through, points_lps_mm: np.ndarray) -> float:
+    start, end = (torch.tensor(points)[None] for points in (points_lps_mm, through(points_lps_mm)))
+    return float((rigidly_moved(start, end) - end).norm(dim=-1).max())
+
+
+def test_ribs_that_are_kept_rigid_are_not_drawn_along_and_change_no_bit_of_the_map_within(phantom, results, ribs):
     masks = {"fixed_mask": phantom.fixed_mask, "moving_mask": phantom.moving_mask}
     kept = nephi.register(
         phantom.fixed, phantom.moving, settings=results[1].settings, guidance=nephi.Guidance(rigid=ribs), **masks
     )
+    bodies = [voxels for _label, voxels in bodies_lps_mm(ribs)]
+    plain, rigid = (np.mean([from_rigid_mm(r.forward, points) for points in bodies]) for r in (results[1], kept))
+    assert rigid < 0.5 * plain
+    every = np.concatenate(bodies)
+    errors = [np.linalg.norm(r.forward(every) - phantom.forward(every), axis=1).mean() for r in (results[1], kept)]
+    assert errors[1] < 1.5 * errors[0]
     lungs = Grid.of(phantom.fixed).to_lps_mm(np.argwhere(sitk.GetArrayViewFromImage(phantom.fixed_mask))[:, ::-1])
     inside = kept.maps.is_within(kept._tensor(kept.cube.to_cube(lungs))).numpy()[:, 0]
     assert inside.sum() > 0.9 * len(lungs)

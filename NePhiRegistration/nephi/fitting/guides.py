@@ -15,7 +15,6 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from ..device import has_doubles
 from ..errors import NephiError, notice
 from ..images.image_pair import ImagePair
 from ..images.masks import inside
@@ -24,6 +23,7 @@ from ..maps.jacobian import finite_jacobian
 from ..maps.maps import Map
 from ..settings import GuidanceSettings
 from ..space.grid import Grid
+from ..space.rigid import lengths, rigidly_moved
 from .borders import Borders
 from .guidance import Guidance
 
@@ -69,11 +69,6 @@ def pull(distances: Tensor, sd: Tensor | float) -> Tensor:
     """The loss of distances (...), not negative: none below half of ``sd``, then a square, then in proportion."""
     excess = (distances / sd - _FREE).clamp(min=0)
     return (((1 + excess.square()).sqrt() - 1) * sd).mean()
-
-
-def lengths(vectors: Tensor) -> Tensor:
-    """Of vectors (..., d); the gradient at zero is zero."""
-    return (vectors.square().sum(-1) + 1e-12).sqrt()
 
 
 def to_mm(pair: ImagePair, device: torch.device) -> Tensor:
@@ -173,9 +168,9 @@ class Rigid(Guide):
         bodies = self.pool.parts, self.each, points.shape[-1]
         start_mm = (points[FORWARD] @ to_fixed_mm).reshape(bodies)
         end_mm = (mapped[FORWARD] @ to_moving_mm).reshape(bodies)
-        with torch.no_grad():
-            rigid_mm = rigidly_moved(start_mm, end_mm)
-            # where the rigid motion ends, from where the inverse map leads back
+        # with its gradient: held, the rigid motion would let a body's many points follow the few that organs drag
+        rigid_mm = rigidly_moved(start_mm, end_mm)
+        with torch.no_grad():  # where the rigid motion ends, from where the inverse map leads back
             moved = mapped[FORWARD] + (rigid_mm - end_mm).flatten(0, 1) @ self.from_moving_mm
         returned_mm = (maps(torch.stack([moved, moved]))[INVERSE] - points[FORWARD]) @ to_fixed_mm
         apart_mm = torch.stack([lengths(end_mm - rigid_mm).flatten(), lengths(returned_mm)])
@@ -272,44 +267,3 @@ def determinant(matrices: Tensor) -> Tensor:
         return matrices[..., 0, 0] * matrices[..., 1, 1] - matrices[..., 0, 1] * matrices[..., 1, 0]
     a, b, c = matrices.unbind(-1)
     return (a * torch.linalg.cross(b, c)).sum(-1)
-
-
-def rigidly_moved(start: Tensor, end: Tensor) -> Tensor:
-    """Points (l, n, d) under the rigid motion of each of l bodies that takes them nearest to ``end`` (l, n, d).
-
-    In 3D the eigenvector of Horn's matrix (J. Opt. Soc. Am. A 1987), by squaring it, which needs no decomposition.
-    """
-    a, b = (x - x.mean(1, keepdim=True) for x in (start, end))
-    s = a.transpose(1, 2) @ b  # (l, d, d)
-    if s.shape[-1] == 2:
-        cosine, sine = s[:, 0, 0] + s[:, 1, 1], s[:, 0, 1] - s[:, 1, 0]
-        length = (cosine.square() + sine.square()).sqrt().clamp(min=1e-12)
-        c, t = cosine / length, sine / length
-        turn = torch.stack([torch.stack([c, t], -1), torch.stack([-t, c], -1)], -2)
-        return a @ turn + end.mean(1, keepdim=True)
-    s = s.double() if has_doubles(s.device) else s
-    xx, xy, xz, yx, yy, yz, zx, zy, zz = s.flatten(1).unbind(1)
-    rows = [
-        [xx + yy + zz, yz - zy, zx - xz, xy - yx],
-        [yz - zy, xx - yy - zz, xy + yx, zx + xz],
-        [zx - xz, xy + yx, yy - xx - zz, yz + zy],
-        [xy - yx, zx + xz, yz + zy, zz - xx - yy],
-    ]
-    horn = torch.stack([torch.stack(row, -1) for row in rows], -2)
-    size = horn.square().sum((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
-    power = horn / size + torch.eye(4, device=horn.device, dtype=horn.dtype)  # its eigenvalues are not negative
-    for _ in range(20):
-        power = power @ power
-        power = power / power.square().sum((1, 2), keepdim=True).sqrt()
-    largest = power.diagonal(dim1=1, dim2=2).argmax(-1)
-    quaternion = power.gather(2, largest[:, None, None].expand(-1, 4, 1))[..., 0]
-    w, x, y, z = (quaternion / lengths(quaternion)[:, None]).unbind(-1)
-    turn = torch.stack(
-        [
-            torch.stack([w * w + x * x - y * y - z * z, 2 * (x * y + w * z), 2 * (x * z - w * y)], -1),
-            torch.stack([2 * (x * y - w * z), w * w - x * x + y * y - z * z, 2 * (y * z + w * x)], -1),
-            torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), w * w - x * x - y * y + z * z], -1),
-        ],
-        -2,
-    ).to(a.dtype)
-    return a @ turn + end.mean(1, keepdim=True)

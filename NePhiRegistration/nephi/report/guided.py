@@ -10,10 +10,11 @@ import SimpleITK as sitk
 import torch
 
 from ..both import ROLES
-from ..fitting.guides import bodies_lps_mm, rigidly_moved
+from ..fitting.guides import bodies_lps_mm
 from ..fitting.initial import through
 from ..measure import quality
 from ..result import Registration
+from ..space.rigid import rigidly_moved
 
 _POINTS = 2000  # at which a region's change of volume is measured, at most
 _SAME_MM = 1e-3  # landmarks nearer than this are one
