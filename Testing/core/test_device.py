@@ -20,13 +20,14 @@ from nephi import PRESETS, Guidance, register
 from nephi import device as device_module
 from nephi.device import choose_device, devices, release_freed_memory
 from nephi.errors import NephiError
-from nephi.fitting import fit, guides
+from nephi.fitting import fit
 from nephi.fitting.optimise import Optimisation
 from nephi.fitting.replay import Replayed
 from nephi.images import image_pair
 from nephi.images.resample import DeviceImage, DeviceSlices
 from nephi.images.slices import Slices
 from nephi.space import interpolate as interpolate_module
+from nephi.space import rigid
 from nephi.space.affine import Affine
 from nephi.space.cube import Cube
 from nephi.space.grid import Grid
@@ -308,7 +309,7 @@ def test_every_operation_of_a_registration_has_a_kernel_for_apple_gpus(preset):
 
 @pytest.mark.parametrize("preset", ["balanced", "paper"])
 def test_no_step_computes_in_double_precision_where_a_device_has_none(preset, monkeypatch):
-    monkeypatch.setattr(guides, "has_doubles", lambda device: False)
+    monkeypatch.setattr(rigid, "has_doubles", lambda device: False)
     monkeypatch.setattr(image_pair, "has_doubles", lambda device: False)
     images, seen, step = smooth_pair(), Kinds(), Optimisation._evaluate
 
