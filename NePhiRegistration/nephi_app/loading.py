@@ -90,8 +90,7 @@ def _segmentation(scene: Any, path: Path, role: str) -> Any:
 
 def _dicom_segmentation(scene: Any, path: Path) -> Any:
     found = read_segmentation(path)
-    names = {int(s.SegmentNumber): str(s.SegmentLabel) for s in found.segments}
-    node = _renamed(_as_segmentation(scene, _volume(scene, _LABEL_MAP, found.labels, path.name)), names)
+    node = _renamed(_as_segmentation(scene, _volume(scene, _LABEL_MAP, found.labels, path.name)), found.names)
     node.SetAttribute(SEGMENTS, json.dumps([item.to_json() for item in found.segments]))
     return node
 

@@ -42,6 +42,11 @@ class Segmentation:
     labels: sitk.Image
     segments: list[Any]
 
+    @property
+    def names(self) -> dict[int, str]:
+        """What the labels are called."""
+        return {int(one.SegmentNumber): str(one.SegmentLabel) for one in self.segments}
+
 
 def is_segmentation(path: Path) -> bool:
     """Whether a file is a SEG; raises NephiError for a DICOM file where pydicom is not installed."""

@@ -39,8 +39,7 @@ def read_regions(path: str | Path, image: sitk.Image, role: str = "regions", fra
         return check_regions(label_map(drawn, Grid.of(image), role), image, role)
     if is_segmentation(file):
         found = read_segmentation(file)
-        names = {int(one.SegmentNumber): str(one.SegmentLabel) for one in found.segments}
-        return check_regions(with_names(found.labels, names), image, role)
+        return check_regions(with_names(found.labels, found.names), image, role)
     labels = open_image(file, role)
     if file.name.lower().endswith(NIFTI) and not region_names(labels):
         table = {int(key): _text(name or other) for key, name, other in _TABLE.findall(read_extensions(file))}

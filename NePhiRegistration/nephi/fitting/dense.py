@@ -21,6 +21,7 @@ from ..images.coarse import grown
 from ..images.image_pair import ImagePair
 from ..images.volume import smoothed
 from ..maps.code import LINEAR_CUBE, Code, nodes, points_between
+from ..maps.jacobian import determinant
 from ..maps.maps import FieldMap, Map
 from ..maps.voxel import VoxelFields
 from ..settings import DenseSettings, VoxelSettings
@@ -246,7 +247,7 @@ def least_determinants(u: Tensor) -> Tensor:
                     slope = slope.narrow(axis + 1, corner[axis], cells[axis])
             columns.append(slope)
         rows = [[columns[j][i] + float(i == j) for j in range(d)] for i in range(d)]
-        found = _determinant(rows)
+        found = determinant(rows)
         least = found if least is None else torch.minimum(least, found)
     assert least is not None
     return least
@@ -285,22 +286,13 @@ def _in_slabs(work: Callable[..., Tensor], *values: Tensor) -> Tensor:
     return torch.cat([work(*part) for part in parts], 1)
 
 
-def _determinant(rows: list[list[Tensor]]) -> Tensor:
-    if len(rows) == 2:
-        (a, b), (c, e) = rows
-        return a * e - b * c
-    (a, b, c), second, third = rows
-    minors = [second[i] * third[j] - second[j] * third[i] for i, j in ((1, 2), (0, 2), (0, 1))]
-    return a * minors[0] - b * minors[1] + c * minors[2]
-
-
 def _solved(rows: list[list[Tensor]], right: Tensor, least: float = 0.0) -> Tensor:
     """Solutions (d, ...) of d equations at each place, by Cramer's rule with determinants of at least ``least``."""
-    d, determinant = len(rows), _determinant(rows)
+    d, whole = len(rows), determinant(rows)
     if least:
-        determinant = determinant.clamp(min=least)
-    found = [_determinant([[right[i] if j == k else rows[i][j] for j in range(d)] for i in range(d)]) for k in range(d)]
-    return torch.stack(found) / determinant
+        whole = whole.clamp(min=least)
+    found = [determinant([[right[i] if j == k else rows[i][j] for j in range(d)] for i in range(d)]) for k in range(d)]
+    return torch.stack(found) / whole
 
 
 def _enlarged(u: Tensor, shape) -> Tensor:

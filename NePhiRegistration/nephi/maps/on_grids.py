@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from ..space.affine import Affine
 from ..space.cube import Cube
 from ..space.grid import Grid
 from .held import HeldShift
+from .jacobian import determinant
 from .maps import Map
 
 _TURNED = 1e-7  # of a grid's axes against the cube's, at most
@@ -62,13 +61,3 @@ class OnGrids:
             torch.as_tensor(start + step * np.arange(n), dtype=torch.float32, device=device)
             for start, step, n in zip(first, spacing, grid.size, strict=True)
         ]
-
-
-def determinant(columns: Sequence[Tensor]) -> Tensor:
-    """Determinant (...) of 2 or 3 columns (d, ...)."""
-    if len(columns) == 2:
-        (a, c), (b, d) = columns
-        return a * d - b * c
-    (a, b, c), second, third = columns
-    minors = [second[(k + 1) % 3] * third[(k + 2) % 3] - second[(k + 2) % 3] * third[(k + 1) % 3] for k in range(3)]
-    return a * minors[0] + b * minors[1] + c * minors[2]
