@@ -67,26 +67,19 @@ def write_labels(
     segment's place. ``one_by_one``: what the regions are, where each of them counts: their names are written too, and
     NephiError is raised where segments overlap, of which the later one is kept otherwise.
     """
-    from nephi.files.segments import check_apart, header_of  # with SimpleITK, for which Slicer's start need not wait
+    # with SimpleITK, for which Slicer's start need not wait
+    from nephi.files.segments import header_of, one_over_another
 
-    found = np.zeros(reference.GetImageData().GetDimensions()[::-1], np.uint16)
     if node.IsA("vtkMRMLSegmentationNode"):
         names = label_names(node)
         keys = dict(zip(names, node.GetSegmentation().GetSegmentIDs(), strict=True))
         if segment:
             (own,) = (label for label, key in keys.items() if key == segment)
             names, keys = {1: names[own]}, {1: segment}
-        voxels: dict[int, int] = {}
-        for label, key in keys.items():
-            here = _in_segment(node, key, reference)
-            voxels[label] = int(here.sum())
-            for other, both in zip(*np.unique(found[here], return_counts=True), strict=True) if one_by_one else ():
-                if other:
-                    sizes = voxels[int(other)], voxels[label]
-                    check_apart(one_by_one, (names[int(other)], names[label]), sizes, int(both))
-            found[here] = label
+        regions = ((names[label], _in_segment(node, key, reference)) for label, key in keys.items())
+        found = one_over_another(regions, reference.GetImageData().GetDimensions()[::-1], one_by_one)
     else:
-        found[:] = _on_grid(_oriented(node), reference)
+        found = _on_grid(_oriented(node), reference).astype(np.uint16)
         names = label_names(node, np.unique(found[found != 0]).tolist())
     labels = found
     if number_of is not None:

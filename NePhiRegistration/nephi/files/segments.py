@@ -7,7 +7,7 @@ layers, the components of its voxels (``Segment0_Layer``).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import SimpleITK as sitk
@@ -60,20 +60,33 @@ def in_one_layer(image: sitk.Image, role: str) -> sitk.Image:
     if image.GetNumberOfComponentsPerPixel() == 1 or not segments:
         return image
     layers = sitk.GetArrayViewFromImage(image)
-    labels = np.zeros(layers.shape[:-1], np.uint16)
-    sizes: dict[int, int] = {}
-    for number, (label, name, layer) in enumerate(segments, 1):
-        if not 0 <= layer < layers.shape[-1]:
-            raise NephiError(f"{role}: the segment '{name}' lies in layer {layer}, which the file does not hold")
-        here = layers[..., layer] == label
-        sizes[number] = int(np.count_nonzero(here))
-        for other, both in zip(*np.unique(labels[here], return_counts=True), strict=True):
-            if other:
-                check_apart(role, (segments[other - 1][1], name), (sizes[int(other)], sizes[number]), int(both))
-        labels[here] = number
-    made = sitk.GetImageFromArray(labels)
+
+    def regions() -> Iterator[tuple[str, np.ndarray]]:
+        for label, name, layer in segments:
+            if layer >= layers.shape[-1]:
+                raise NephiError(f"{role}: the segment '{name}' lies in layer {layer}, which the file does not hold")
+            yield name, layers[..., layer] == label
+
+    made = sitk.GetImageFromArray(one_over_another(regions(), layers.shape[:-1], role))
     made.CopyInformation(image)
     return with_names(made, {number: name for number, (_label, name, _layer) in enumerate(segments, 1)})
+
+
+def one_over_another(regions: Iterable[tuple[str, np.ndarray]], shape: tuple[int, ...], role: str = "") -> np.ndarray:
+    """Regions, their names and where they are (a bool array of this ``shape``), as labels 1, 2, ... of one array.
+
+    Where two meet, the later one lies over the other. Raises NephiError where they overlap by more than their borders,
+    if a ``role`` says what they are.
+    """
+    labels, before = np.zeros(shape, np.uint16), []
+    for number, (name, here) in enumerate(regions, 1):
+        before.append((name, size := int(np.count_nonzero(here))))
+        for other, in_both in zip(*np.unique(labels[here], return_counts=True), strict=True) if role else ():
+            if other:
+                name_there, size_there = before[other - 1]
+                check_apart(role, (name_there, name), (size_there, size), int(in_both))
+        labels[here] = number
+    return labels
 
 
 def check_apart(role: str, names: tuple[str, str], voxels: tuple[int, int], in_both: int) -> None:
