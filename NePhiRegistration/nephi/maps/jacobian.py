@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +31,11 @@ def exact_jacobian(outputs: Tensor, points: Tensor, create_graph: bool = True) -
     return torch.stack(rows, -2)
 
 
-def determinant(columns: Sequence[Tensor] | Sequence[Sequence[Tensor]]) -> Tensor:
-    """Determinant (...) of 2 or 3 columns (d, ...), or rows: these have the same."""
+def determinant(columns: Any) -> Any:
+    """Determinant (...) of 2 or 3 columns (d, ...), or rows: these have the same. Tensors, arrays or numbers.
+
+    By the rule, which is faster than a decomposition of many small matrices and does not wait for a GPU.
+    """
     if len(columns) == 2:
         (a, c), (b, d) = columns
         return a * d - b * c

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from ..errors import NephiError
 from ..images.masks import drawn, inside
+from ..maps.jacobian import determinant
 from ..space.grid import Grid
 
 # Voxels worked on at a time: the temporary arrays of one slab fit the CPU's cache.
@@ -79,7 +80,7 @@ def displacement_jacobian(displacement_mm: np.ndarray, grid: Grid) -> np.ndarray
                 inner = u[:, start - low : stop - low]
                 derivative = _central_difference(inner, array_axis, np.arange(u.shape[array_axis]))
             columns.append([derivative[row] + step[row, axis] for row in range(grid.dimension)])
-        jacobian[start:stop] = _determinant(columns) / _determinant(step.T)
+        jacobian[start:stop] = determinant(columns) / determinant(step.T)
     return jacobian
 
 
@@ -120,8 +121,8 @@ def non_diffeomorphic_volume(
                 [u[corner][row] - first[row] + offset[row] for row in range(grid.dimension)]
                 for corner, offset in zip(at[1:], offsets_mm, strict=True)
             ]
-            reference = _determinant(offsets_mm)
-            ratio = _determinant(columns) / reference
+            reference = determinant(offsets_mm)
+            ratio = determinant(columns) / reference
             volume = float(abs(reference)) / (6 if grid.dimension == 3 else 2)
             if weights is None:
                 share = None
@@ -336,15 +337,6 @@ def _central_difference(u: np.ndarray, axis: int, here: np.ndarray) -> np.ndarra
     difference -= np.take(u, before, axis)
     difference /= span
     return difference
-
-
-def _determinant(columns) -> np.ndarray:
-    """Determinant of the d x d matrices whose columns are given; their elements are arrays or numbers."""
-    if len(columns) == 2:
-        (a, b), (c, d) = columns
-        return a * d - b * c
-    (a, b, c), (d, e, f), (g, h, i) = columns
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 def _simplices(dimension: int) -> list[tuple[np.ndarray, int]]:
