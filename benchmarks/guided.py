@@ -24,7 +24,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from nephi import Guidance
-from nephi.fitting.guides import bodies_lps_mm
+from nephi.fitting.guidance import bodies_lps_mm
 from nephi.measure.quality import dice, random_points, tre_mm
 from nephi.settings import Settings
 from nephi.space.grid import Grid

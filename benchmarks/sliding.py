@@ -19,7 +19,7 @@ import nephi
 import numpy as np
 import SimpleITK as sitk
 import torch
-from nephi.fitting.guides import bodies_lps_mm
+from nephi.fitting.guidance import bodies_lps_mm
 from nephi.maps.sliding import Sliding
 from nephi.settings import PRESETS
 from nephi.space.grid import Grid

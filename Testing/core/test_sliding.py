@@ -12,7 +12,7 @@ import torch
 from nephi.both import Both
 from nephi.errors import NephiError
 from nephi.files.transform import through
-from nephi.fitting.guides import bodies_lps_mm
+from nephi.fitting.guidance import bodies_lps_mm
 from nephi.fitting.sliding import guidance_within
 from nephi.images.align import align
 from nephi.images.bones import bones_aligned

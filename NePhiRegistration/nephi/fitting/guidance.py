@@ -9,9 +9,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..both import ROLES, Both
-from ..errors import NephiError
+from ..errors import NephiError, notice
 from ..files.masks import check_mask, check_regions
 from ..space.grid import Grid
+
+_LEAST_VOXELS = 8  # of a rigid body
 
 Images = tuple[sitk.Image | None, sitk.Image | None]
 
@@ -47,7 +49,7 @@ class Guidance:
     initial: sitk.Transform | PointMaps | None = None
 
     def checked(self, images: Both[sitk.Image]) -> Guidance:
-        """The same with every mask and label map on its image's grid.
+        """The same with every mask and label map on its image's grid, without parts that are too small for a body.
 
         Raises NephiError for landmarks that do not match or lie outside their images, deviations that are not above 0,
         labels of one image alone, empty regions, masks on other grids and transforms of another dimension.
@@ -77,7 +79,7 @@ class Guidance:
             landmarks_sd_mm=deviations,
             labels=labels,
             excluded=excluded,
-            rigid=rigid,
+            rigid=None if rigid is None else _large_enough(rigid),
             volume_kept=kept,
         )
 
@@ -130,3 +132,38 @@ def _check_same_labels(labels: Both[sitk.Image]) -> None:
     for role, one in zip(ROLES, numbers, strict=True):
         if len(one) == 1:
             raise NephiError(f"guide labels: {one.pop()} fills the whole {role} image and has no border in it")
+
+
+def bodies_lps_mm(labels: sitk.Image) -> list[tuple[int, np.ndarray]]:
+    """Label and voxel centres (n, d) of each connected part of each label."""
+    grid, found = Grid.of(labels), []
+    boxes = sitk.LabelShapeStatisticsImageFilter()
+    boxes.ComputePerimeterOff()
+    boxes.Execute(labels)
+    for label in boxes.GetLabels():
+        box = np.array(boxes.GetBoundingBox(label)).reshape(2, -1)  # first index and size, x first
+        part = sitk.RegionOfInterest(labels, box[1].tolist(), box[0].tolist()) == label
+        parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(part, True))
+        index_zyx = np.argwhere(parts)
+        which = parts[tuple(index_zyx.T)]
+        for number in range(1, int(which.max()) + 1):
+            found.append((int(label), grid.to_lps_mm(index_zyx[which == number][:, ::-1] + box[0])))
+    return found
+
+
+def _large_enough(rigid: sitk.Image) -> sitk.Image:
+    """The rigid mask without connected parts that are too small for a body, of which a notice tells."""
+    bodies = bodies_lps_mm(rigid)
+    small = [points for _, points in bodies if len(points) < _LEAST_VOXELS]
+    if len(small) == len(bodies):
+        raise NephiError(f"rigid mask: no part of it has {_LEAST_VOXELS} voxels that are connected")
+    if not small:
+        return rigid
+    notice(
+        f"{len(small)} part{'s' * (len(small) > 1)} of the rigid mask ha{'ve' if len(small) > 1 else 's'} fewer than "
+        f"{_LEAST_VOXELS} voxels and will not be kept rigid."
+    )
+    grid, array = Grid.of(rigid), sitk.GetArrayFromImage(rigid)
+    index_xyz = np.rint(grid.to_index(np.concatenate(small))).astype(int)
+    array[tuple(index_xyz.T[::-1])] = 0
+    return grid.image(array)

@@ -15,21 +15,19 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from ..errors import NephiError, notice
 from ..images.image_pair import ImagePair
 from ..images.masks import inside
 from ..maps.code import FORWARD, INVERSE
-from ..maps.jacobian import finite_jacobian
+from ..maps.jacobian import determinant, finite_jacobian
 from ..maps.maps import Map
 from ..settings import GuidanceSettings
 from ..space.grid import Grid
 from ..space.rigid import lengths, rigidly_moved
 from .borders import Borders
-from .guidance import Guidance
+from .guidance import Guidance, bodies_lps_mm
 
 _FREE = 0.5  # standard deviations within which nothing pulls
 _LANDMARKS, _BORDER, _RIGID, _VOLUME = 1000, 1500, 2000, 200  # points per step, at most
-_LEAST_VOXELS = 8  # of a rigid body
 _STIFF, _LEAST_STIFFNESS = 11.0, 0.4  # pull of rigid bodies per part of the compared volume that they fill; the least
 
 
@@ -212,7 +210,7 @@ class VolumeKept(Guide):
         if values is None:  # else no volume is what lies between both sides
             back = maps(torch.stack([stencils, stencils]).flatten(1, 2))[INVERSE].reshape(there.shape)
             values = torch.stack([there, back])
-        volumes = determinant(finite_jacobian(values, self.step))
+        volumes = determinant(finite_jacobian(values, self.step).movedim((-2, -1), (0, 1)))
         change = volumes.clamp(min=0.05).log() + self.log_of_alignment
         return pull(change.abs(), self.tolerance)
 
@@ -238,32 +236,3 @@ class _Pool:
         chosen = (self.first + (share * self.counts).floor().clamp(max=self.counts - 1)).long().flatten(1)
         within = torch.rand((*chosen.shape, d), generator=generator, device=device) - 0.5
         return self.points[chosen] + within @ self.voxel
-
-
-def bodies_lps_mm(labels: sitk.Image) -> list[tuple[int, np.ndarray]]:
-    """Label and voxel centres (n, d) of each connected part of each label; those of less than 8 voxels are left out."""
-    grid, found, left = Grid.of(labels), [], 0
-    for label in np.unique(sitk.GetArrayViewFromImage(labels)).tolist():
-        if label:
-            parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(labels == label, True))
-            index_zyx = np.argwhere(parts)
-            which = parts[tuple(index_zyx.T)]
-            for part in range(1, int(which.max()) + 1):
-                chosen = index_zyx[which == part]
-                if len(chosen) < _LEAST_VOXELS:
-                    left += 1
-                else:
-                    found.append((int(label), grid.to_lps_mm(chosen[:, ::-1])))
-    if not found:
-        raise NephiError(f"rigid mask: no part of it has {_LEAST_VOXELS} voxels that are connected")
-    if left:
-        notice(f"{left} parts of the rigid mask have fewer than {_LEAST_VOXELS} voxels; they are not kept rigid.")
-    return found
-
-
-def determinant(matrices: Tensor) -> Tensor:
-    """Of matrices (..., d, d), d 2 or 3, by the rule: no call that waits for a GPU."""
-    if matrices.shape[-1] == 2:
-        return matrices[..., 0, 0] * matrices[..., 1, 1] - matrices[..., 0, 1] * matrices[..., 1, 0]
-    a, b, c = matrices.unbind(-1)
-    return (a * torch.linalg.cross(b, c)).sum(-1)

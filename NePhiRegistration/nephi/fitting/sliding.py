@@ -25,8 +25,8 @@ from ..maps.sliding import Border, Sliding
 from ..settings import Settings
 from ..space.cube import Cube
 from ..space.grid import Grid
-from .guidance import Guidance
-from .guides import Guide, Landmarks, bodies_lps_mm, pull
+from .guidance import Guidance, bodies_lps_mm
+from .guides import Guide, Landmarks, pull
 
 if TYPE_CHECKING:
     from .optimise import Optimisation, Start

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from ..both import ROLES
-from ..fitting.guides import bodies_lps_mm
+from ..fitting.guidance import bodies_lps_mm
 from ..fitting.initial import through
 from ..measure import quality
 from ..result import Registration
