@@ -25,7 +25,7 @@ class Above:
         return value > self.bound
 
     def __str__(self) -> str:
-        return f"above {self.bound:g}"
+        return f"above {self.bound:.7g}"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AtLeast:
         return value >= self.bound
 
     def __str__(self) -> str:
-        return f"{self.bound:g} or more"
+        return f"{self.bound:.7g} or more"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class AtMost:
         return value <= self.bound
 
     def __str__(self) -> str:
-        return f"at most {self.bound:g}"
+        return f"at most {self.bound:.7g}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nephi.cli import main
+from nephi.cli.parser import command_parser
 from nephi.synthetic.phantom import Phantom
 
 _HERE = {**os.environ, "PYTHONPATH": str(Path(nephi.__file__).parents[1])}  # where the package is not installed
@@ -39,6 +40,7 @@ def folder(tmp_path_factory, phantom_2d: Phantom) -> Path:
     (folder / "entry.json").write_text('{"fit": {"iteration": 3}}')
     write("4d.nii.gz", sitk.Image((9, 9, 9, 9), sitk.sitkFloat32), None)
     write("3d.nii.gz", sitk.GaussianSource(sitk.sitkFloat32, (20, 20, 20), (5.0,) * 3, (10.0,) * 3), None)
+    write("slice.nrrd", sitk.GaussianSource(sitk.sitkFloat32, (20, 20, 1), (5.0,) * 3, (10.0, 10.0, 0.0)), None)
     write("colour.png", sitk.Image(size, sitk.sitkVectorUInt8, 3), None)
     write("vector.nrrd", sitk.Image(size, sitk.sitkVectorFloat32, 2))
     write("constant.nii.gz", sitk.Image(size, sitk.sitkInt16) + 7)
@@ -81,6 +83,7 @@ _BAD = {
     "NaN": (["@nan.nrrd", "@moving.nii.gz"], ["fixed image", "NaN"]),
     "NaN in NIfTI": (["@fixed.nii.gz", "@nan.nii.gz"], ["moving image", "NaN"]),
     "NaN in NIfTI, not zipped": (["@nan.nii", "@moving.nii.gz"], ["fixed image", "NaN"]),
+    "slice of a volume": (["@slice.nrrd", "@3d.nii.gz"], ["fixed image", "single slice"]),
     "tiny": (["@tiny.nii.gz", "@moving.nii.gz"], ["4x5", "too small"]),
     "folder without DICOM": (["@.", "@moving.nii.gz"], ["DICOM"]),
     "missing mask": (["--fixed-mask", "absent.nii.gz"], ["fixed mask", "absent.nii.gz"]),
@@ -105,7 +108,7 @@ _BAD = {
     "garbage settings": (["--settings", "@garbage.json"], ["not valid JSON"]),
     "missing settings": (["--settings", "absent.json"], ["absent.json"]),
     "wrong entry": (["--settings", "@entry.json"], ["fit.iteration", "iterations"]),
-    "negative iterations": (["--iterations", "-3"], ["fit.iterations", "-3"]),
+    "negative iterations": (["--iterations", "-3"], ["fit.iterations", "-3", "at most 1000000"]),
     "unknown alignment": (["--align", "magic"], ["magic", "moments"]),
     "moments without masks": (["--align", "moments"], ["needs a mask"]),
     "unknown device": (["--device", "tpu"], ["tpu", "cuda"]),
@@ -371,6 +374,30 @@ def test_slicer_progress_has_its_tags(folder, tmp_path, capfd):
     assert "<filter-progress>1.0000</filter-progress>" in lines
     assert sum("<filter-comment>optimising</filter-comment>" in line for line in lines) == 1
     assert lines[-1].startswith("<filter-end>")
+
+
+def test_every_argument_is_explained():
+    (commands,) = (action for action in command_parser()._actions if isinstance(action.choices, dict))
+    assert len(commands.choices) == 16
+    for name, parser in commands.choices.items():
+        assert parser.description, name
+        for action in parser._actions:
+            assert action.help, (name, action.option_strings or action.dest)
+
+
+@pytest.mark.parametrize(
+    "words, answer",
+    [
+        ([], "required: COMMAND; see nephi --help"),
+        (["register", "a.nii.gz", "-o", "b"], "required: MOVING; see nephi register --help"),
+        (["warp", "a", "b", "-o", "c", "--label-map"], "unrecognized arguments: --label-map; see nephi --help"),
+        (["demo", "--seed", "one"], "argument --seed: invalid int value: 'one'; see nephi demo --help"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(words, answer, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2 and complaint(capfd).endswith(answer)
 
 
 def test_help_does_not_wait_for_torch():

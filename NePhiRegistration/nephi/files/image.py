@@ -110,6 +110,8 @@ def check_volume(image: sitk.Image, role: str) -> sitk.Image:
 def check_image(image: sitk.Image, role: str) -> sitk.Image:
     """The image, unchanged; raises NephiError if it cannot be registered."""
     check_volume(image, role)
+    if image.GetDimension() == 3 and image.GetDepth() == 1:
+        raise NephiError(f"{role}: the image is a single slice of a volume; save it as a 2D image, or give the volume")
     if min(image.GetSize()) < _SMALLEST:
         raise NephiError(
             f"{role}: {'x'.join(map(str, image.GetSize()))} voxels is too small; {_SMALLEST} per axis are needed"

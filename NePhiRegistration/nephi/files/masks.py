@@ -177,8 +177,8 @@ def _differences(own: Grid, wanted: Grid) -> str:
         found.append(f"spacing {numbers(own.spacing_mm)} instead of {numbers(wanted.spacing_mm)} mm")
     origin = float(np.linalg.norm(np.subtract(own.origin_lps_mm, wanted.origin_lps_mm)))
     if origin > 1e-3 * min(wanted.spacing_mm):
-        found.append(f"origin {origin:.3g} mm off")
+        found.append(f"origin {origin:.4g} mm off")
     turn = np.degrees(np.arccos(np.clip((own.axes * wanted.axes).sum(0), -1, 1))).max()
     if turn > 0.01:
         found.append(f"direction {turn:.3g} degrees off")
-    return ", ".join([*found, f"corners up to {_apart(own, wanted):.3g} mm apart"])
+    return ", ".join([*found, f"corners up to {_apart(own, wanted):.4g} mm apart"])
