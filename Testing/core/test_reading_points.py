@@ -97,6 +97,23 @@ def test_a_registration_that_makes_landmarks_worse_is_told():
     assert good.warnings == [] and "farther apart after" in wrong.warnings[0]
 
 
+@pytest.mark.parametrize("count", [5, 100])
+@pytest.mark.parametrize("order", [slice(None, None, -1), np.r_[1:5, 5:100, 0], np.random.default_rng(1).permutation])
+def test_landmarks_whose_rows_are_mixed_up_are_told(count, order):
+    """Not those that a wrong map only misses, nor so few that nobody can tell."""
+    fixed = GRID.image(np.random.default_rng(0).normal(size=GRID.shape).astype(np.float32))
+    points = GRID.to_lps_mm(np.random.default_rng(2).uniform(0, 1, (count, 3)) * (np.array(GRID.size) - 1))
+    mixed_up = points[order(count) if callable(order) else np.arange(100)[order][-count:] % count]
+    still = sitk.TranslationTransform(3, (0.0, 0.0, 0.0))
+
+    def told(moving: np.ndarray) -> list[str]:
+        return evaluate(still, fixed, landmarks=(points[: len(moving)], moving)).warnings
+
+    (warning,) = told(mixed_up)
+    assert "mixed up" in warning
+    assert told(points + [0.3 * np.ptp(points), 0, 0]) == [] == told(mixed_up[:4])
+
+
 # ---- transforms ------------------------------------------------------------------------------------------
 
 

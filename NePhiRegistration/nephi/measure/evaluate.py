@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ _LEAST_COVERED = 0.5  # of the fixed image by a field that is told nothing of
 _OVERLAP_MM = 2.0
 _WITHIN_MM = 2.0  # a landmark error that counts as small
 _WORSE, _WORSE_MM = 1.1, 1.0  # a mean error beyond this multiple, and this much, of the unaligned one is suspicious
+_AS_MIXED_UP = 0.7  # of the mean error of rows that do not correspond: a mean error beyond it is suspicious
+_SEVERAL = 5  # landmarks, at least, and orders of theirs
 
 
 def measure(
@@ -84,14 +86,8 @@ def measure(
         for maps, where in ((consistent, moving_grid), (fields, None))
     )
     counted = quality.fold_summary(values)
-    warnings = []
-    if tre is not None and tre.unaligned is not None and tre.after.mean > _WORSE * tre.unaligned.mean + _WORSE_MM:
-        warnings.append(
-            f"The landmarks lie farther apart after the registration ({tre.after.mean:.2f} mm) than before "
-            f"({tre.unaligned.mean:.2f} mm): look whether they are in the frame of their images and belong to them."
-        )
     return Report(
-        warnings=warnings,
+        warnings=[] if tre is None or landmarks is None else list(_landmark_warnings(tre, forward, landmarks)),
         folds=Folds(
             percent=float(counted["percent"]),
             count=int(counted["count"]),
@@ -211,6 +207,28 @@ def _landmark_summary(errors: dict[str, np.ndarray], grid: Grid) -> LandmarkErro
         within_voxel=float((after <= diagonal).mean()),
         voxel_diagonal_mm=diagonal,
     )
+
+
+def _landmark_warnings(
+    tre: LandmarkError, forward: PointMap, landmarks: tuple[np.ndarray, np.ndarray]
+) -> Iterator[str]:
+    """What errors of wrong or mixed-up landmarks look like; one warning at most."""
+    if tre.unaligned is not None and tre.after.mean > _WORSE * tre.unaligned.mean + _WORSE_MM:
+        yield (
+            f"The landmarks lie farther apart after the registration ({tre.after.mean:.2f} mm) than before "
+            f"({tre.unaligned.mean:.2f} mm): look whether they are in the frame of their images and belong to them."
+        )
+        return
+    fixed, moving = landmarks
+    if len(fixed) < _SEVERAL:
+        return
+    there, shifts = forward(fixed), np.unique(np.linspace(1, len(fixed) - 1, _SEVERAL).astype(int))
+    mixed_up_mm = float(np.mean([quality.tre_mm(there, np.roll(moving, shift, 0)).mean() for shift in shifts]))
+    if tre.after.mean > _AS_MIXED_UP * mixed_up_mm:
+        yield (
+            f"The landmarks lie {tre.after.mean:.0f} mm apart on average, about as far as if their rows were mixed up "
+            f"({mixed_up_mm:.0f} mm): look whether row i of one file corresponds to row i of the other."
+        )
 
 
 def _one_by_one(fixed_lps_mm: np.ndarray, errors: dict[str, np.ndarray]) -> list[dict]:
