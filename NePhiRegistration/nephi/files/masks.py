@@ -84,7 +84,7 @@ def _whole_segmentation(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.
     if not (one_each and apart < _SAME and wanted.holds(own.corners_lps_mm()).all()):
         return mask
     notice(
-        f"The {role} holds a part of its image's voxels, as Slicer writes segmentations; the rest counts as outside."
+        f"{role}: a part of its image's voxels is given, as Slicer writes segmentations; the rest counts as outside."
     )
     return wanted.resample(mask, interpolator=sitk.sitkNearestNeighbor)
 
@@ -95,7 +95,7 @@ def _without_nan(mask: sitk.Image, role: str) -> sitk.Image:
         return mask
     if np.isinf(array).any():
         raise NephiError(f"{role}: the mask holds infinite values")
-    notice(f"The {role} holds NaN in {int(np.isnan(array).sum())} voxels; they count as outside.")
+    notice(f"{role}: NaN in {int(np.isnan(array).sum())} voxels; they count as outside.")
     made = sitk.GetImageFromArray(np.nan_to_num(array))
     made.CopyInformation(mask)
     return made
@@ -116,7 +116,7 @@ def _binary(mask: sitk.Image, role: str) -> sitk.Image:
             return sitk.Cast(mask != 0, sitk.sitkUInt8)
         if high < 0.5:
             raise NephiError(f"{role}: the mask is empty: its highest value is {high:g}, and 0.5 counts as inside")
-        notice(f"The {role} holds fractions; values of 0.5 and more count as inside.")
+        notice(f"{role}: fractions are given; values of 0.5 and more count as inside.")
         return sitk.Cast(mask >= 0.5, sitk.sitkUInt8)
     values = np.unique(array)
     labels = values[values != 0]
@@ -124,7 +124,7 @@ def _binary(mask: sitk.Image, role: str) -> sitk.Image:
         raise NephiError(f"{role}: the mask holds {len(values)} different values; it seems to be an image")
     if len(labels) > 1 or low < 0:
         some = ", ".join(f"{v:g}" for v in labels[:6].tolist()) + (", ..." if len(labels) > 6 else "")
-        notice(f"The {role} holds {len(labels)} labels ({some}); all but 0 counts as inside.")
+        notice(f"{role}: {len(labels)} labels ({some}) are given; all but 0 count as inside.")
     return sitk.Cast(mask != 0, sitk.sitkUInt8)
 
 
@@ -149,7 +149,7 @@ def _on_grid(mask: sitk.Image, image: sitk.Image, role: str, labels: bool = Fals
         mask = sitk.Image(mask)  # where formats round the place, which ITK does not take for the same
         mask.CopyInformation(image)
         return mask
-    notice(f"The {role} does not lie on its image's grid ({_differences(own, wanted)}); it was resampled.")
+    notice(f"{role}: resampled, as it does not lie on its image's grid ({_differences(own, wanted)}).")
     edge = sitk.sitkNearestNeighbor if labels or own.size == wanted.size else sitk.sitkLinear
     if edge == sitk.sitkNearestNeighbor:
         return wanted.resample(mask, interpolator=edge)

@@ -189,7 +189,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> He
     while len(size) > 2 and size[-1] == 1:
         size.pop()
     if len(size) == 2 < dim[0] and not joined:
-        notice(f"The {role} is a single slice ({path.name}); it is read as a 2D image, without its place along z.")
+        notice(f"{role}: {path.name} is a single slice; it is read as a 2D image, without its place along z.")
     if components == min(len(size), 3) and not joined and intent not in (_DISPLACEMENTS, _VECTORS):
         raise refuse(
             f"it holds {components} values per voxel, but its intent code is neither {_DISPLACEMENTS} (displacements, "
