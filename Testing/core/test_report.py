@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nephi.report import drawing, pictures
+from nephi.report import drawing, page, pictures
 from nephi.report.page import write_report
 from nephi.report.pictures import checkerboard, error_rgb, jacobian_rgb
 from nephi.space.grid import Grid
@@ -141,6 +141,23 @@ def test_every_landmark_and_every_criterion_is_on_the_page(tmp_path, inputs2):
     assert "<td>1.53 mm</td><td>2 mm or less</td><td>yes</td>" in top and "<td>NO</td>" in top
     assert "<td>0.9375</td><td>none</td><td>4.562</td>" in html
     assert "ab" * 32 in html and "1.2.840.99" in html and "<td>1234</td>" in html
+
+
+def test_regions_stand_in_tables_of_a_few_columns_with_every_number(tmp_path, inputs2):
+    """Each table fits a sheet of paper; a region that the moving image lacks has no agreement."""
+    entries = [entry for words in page._REGIONS.values() for entry in words if entry not in ("fixed_ml", "moving_ml")]
+    rows = [
+        {"label": 1, "name": "upper <lobe>"} | {entry: 1.25 + k for k, entry in enumerate(entries)},
+        {"label": 2, "name": ""} | {entry: None if "dice" in entry else 101.25 + k for k, entry in enumerate(entries)},
+    ]
+    write_report(tmp_path, report=REPORT | {"regions": rows}, **inputs2)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    tables = re.findall(r"<h2>Regions: [^<]*</h2><table>(.*?)</table>", html)
+    assert len(tables) == 3 and all(table.count("<th>") <= 8 for table in tables)
+    assert all("<td>upper &lt;lobe&gt;</td>" in table and "<td>label 2</td>" in table for table in tables)
+    shown = re.findall(r"<td[^>]*>([^<]*)</td>", "".join(tables))
+    for k, entry in enumerate(entries):
+        assert f"{1.25 + k:.4g}" in shown and ("none" if "dice" in entry else f"{101.25 + k:.4g}") in shown, entry
 
 
 def test_a_planted_fold_is_loud(tmp_path, inputs3):

@@ -215,7 +215,7 @@ def test_a_registration_says_where_it_comes_from_and_what_became_of_labels_and_l
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     for text in (
         hashlib.sha256(content).hexdigest(),
-        "Hausdorff 95 % (mm)",
+        "Hausdorff 95 %, registered (mm)",
         "mass ratio",
         "Every landmark",
         "tolerated",

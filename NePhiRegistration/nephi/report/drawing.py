@@ -13,6 +13,7 @@ import numpy as np
 _MOST_PIXELS = 880  # of a plane's longer side: of more every n-th
 _MOST_POINTS = 120  # of a line
 _LEVEL = 4  # of the compression: higher ones take longer than they are worth
+_FROM_SIDE = 16  # of a plane, pixels: the centre of a letter
 _CURVES = 300.0, 170.0, 34.0  # width, height and margin of a plot, in its own units
 
 Line = tuple[np.ndarray, np.ndarray, str, str]  # places along x and y (n,), colour, name
@@ -74,9 +75,11 @@ def rim_path(inside: np.ndarray) -> str:
 
 def letters(texts: Sequence[str], size: tuple[float, float]) -> str:
     """At the left, right, upper and lower side."""
-    places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.04), (0.5, 0.96))
+    width, height = size
+    right, bottom = width - _FROM_SIDE, height - _FROM_SIDE
+    places = ((_FROM_SIDE, height / 2), (right, height / 2), (width / 2, _FROM_SIDE), (width / 2, bottom))
     found = (
-        f'<text x="{x * size[0]:.0f}" y="{y * size[1]:.0f}">{escape(text)}</text>'
+        f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>'
         for text, (x, y) in zip(texts, places, strict=True)
         if text
     )

@@ -53,12 +53,12 @@ p { margin: .3rem 0 .7rem; max-width: 50rem } ul { padding-left: 1.3rem; margin:
 img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-size: .85rem; color: #555 }
 .views { display: grid; gap: .6rem; grid-auto-flow: column; grid-auto-columns: minmax(0, 440px) }
 .rows2 { grid-template-rows: auto auto } .views svg { width: 100%; height: auto; display: block }
-.letters { fill: white; stroke: black; stroke-width: 3; paint-order: stroke; font-size: 15px }
+.letters { fill: white; stroke: black; stroke-width: 3; paint-order: stroke; font: bold 18px sans-serif }
 .letters text { text-anchor: middle; dominant-baseline: central }
 .plots { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 26rem)) }
 .plot { font-size: 9px } .plot path { stroke: #e5e5e5 } .plot polyline { fill: none; stroke-width: 1.2 }
 .plot .title { font-size: 10.5px } .plot .x { text-anchor: middle } .plot .y { text-anchor: end }
-@media (max-width: 40rem) { .views { grid: none } .rows2 { grid-template-columns: 1fr 1fr } }
+@media screen and (max-width: 48rem) { .views, .rows2 { grid: none; grid-template-columns: 1fr 1fr } }
 .verdict { border-left: .5rem solid; padding: .4rem 1rem; margin: .6rem 0 } .verdict > b { font-size: 1.3rem }
 .pass { border-color: #1a7f37; background: #e8f5ec } .check { border-color: #d98e00; background: #fff4d6 }
 .fail { border-color: #b3261e; background: #fbe9e7 }
@@ -67,7 +67,8 @@ img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-s
 .ticks span { position: absolute; transform: translateX(-50%) }
 .fold { background: #f0f; color: #fff; padding: 0 .3rem; print-color-adjust: exact }
 table { border-collapse: collapse; font-size: .9rem } tr { border-bottom: 1px solid #ddd; text-align: left }
-td, th { padding: .15rem .8rem .15rem 0; overflow-wrap: anywhere } section, figure { break-inside: avoid }
+td, th { padding: .15rem .8rem .15rem 0 } td { overflow-wrap: anywhere }
+section, figure { break-inside: avoid }
 </style></head><body>
 $BODY
 </body></html>

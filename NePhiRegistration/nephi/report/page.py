@@ -17,28 +17,35 @@ from ..files.writing import write_text
 from .html import bullets, document, leaves, rows_table, table
 from .pictures import Images, curve_sections, image_sections, number
 
-_REGION_WORDS = {  # heads of the columns of regions, by their entry in the report
-    "name": "region",
-    "volume_fixed_ml": "fixed (mL)",
-    "volume_moving_ml": "moving (mL)",
-    "fixed_ml": "fixed (mL)",
-    "moving_ml": "moving (mL)",
-    "change_ml": "change (mL)",
-    "change_percent": "change (%)",
-    "mean_jacobian": "mean |J|",
-    "air_fixed_ml": "air, fixed (mL)",
-    "air_moving_ml": "air, moving (mL)",
-    "ventilation_jacobian": "ventilation by |J|",
-    "ventilation_hu": "ventilation by density",
-    "mass_ratio": "mass ratio",
-    "moving_region_ml": "drawn in moving (mL)",
-    "before_dice": "Dice, aligned",
-    "before_surface_mm": "surfaces, aligned (mm)",
-    "before_hausdorff_95_mm": "Hausdorff 95 %, aligned (mm)",
-    "dice": "Dice",
-    "surface_mm": "surfaces (mm)",
-    "hausdorff_95_mm": "Hausdorff 95 % (mm)",
+_REGIONS = {  # tables of regions that fit a page beside each other's columns: heads, by their entry in the report
+    "volume": {
+        "fixed_ml": "fixed (mL)",
+        "moving_ml": "moving (mL)",
+        "volume_fixed_ml": "fixed (mL)",
+        "volume_moving_ml": "moving (mL)",
+        "change_ml": "change (mL)",
+        "change_percent": "change (%)",
+        "mean_jacobian": "mean |J|",
+    },
+    "air and ventilation": {
+        "air_fixed_ml": "air, fixed (mL)",
+        "air_moving_ml": "air, moving (mL)",
+        "ventilation_jacobian": "ventilation by |J|",
+        "ventilation_hu": "ventilation by density",
+        "mass_ratio": "mass ratio",
+    },
+    "agreement with the moving image": {
+        "moving_region_ml": "drawn in moving (mL)",
+        "before_dice": "Dice, aligned",
+        "dice": "Dice, registered",
+        "before_surface_mm": "surfaces, aligned (mm)",
+        "surface_mm": "surfaces, registered (mm)",
+        "before_hausdorff_95_mm": "Hausdorff 95 %, aligned (mm)",
+        "hausdorff_95_mm": "Hausdorff 95 %, registered (mm)",
+    },
 }
+_STATES = {"unaligned": "not aligned", "before": "aligned", "after": "registered"}  # of the images, in their order
+_STATISTICS = {"p95": "95th percentile", "max": "maximum", "n": "landmarks"}
 _MOST_FOLDS = 20  # rows of their table
 
 
@@ -167,13 +174,12 @@ def _tables(report: dict) -> Iterator[str]:
     report = {k: v for k, v in report.items() if k != "warnings"}
     tre = report.pop("tre_mm", None) or {}
     report |= {f"landmarks {k.replace('_', ' ')}": v for k, v in tre.items() if not isinstance(v, dict)}
-    tre = {name: column for name, column in tre.items() if isinstance(column, dict)}
-    names = list(dict.fromkeys(name for column in tre.values() for name in column))
-    rows = [(name, *(column.get(name, "") for column in tre.values())) for name in names]
-    yield table("Landmark error (TRE) in mm", rows, ("", *tre))
-    for title, entry in (("Labels, moving on fixed", "labels"), ("Regions", "regions")):
-        found = report.pop(entry, None) or []
-        yield rows_table(title, [{_REGION_WORDS.get(name, name): cell for name, cell in row.items()} for row in found])
+    columns = {words: tre[state] for state, words in _STATES.items() if isinstance(tre.get(state), dict)}
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [(_STATISTICS.get(name, name), *(column.get(name, "") for column in columns.values())) for name in names]
+    yield table("Landmark error (TRE) in mm", rows, ("", *columns))
+    for title, entry in (("Labels", "labels"), ("Regions", "regions")):
+        yield from _of_regions(title, report.pop(entry, None) or [])
     folds = dict(report.pop("folds", None) or {})
     regions = folds.pop("regions", None) or []
     title = "Folded regions" + (f" (the largest {_MOST_FOLDS} of {len(regions)})" if len(regions) > _MOST_FOLDS else "")
@@ -193,3 +199,12 @@ def _tables(report: dict) -> Iterator[str]:
     for title, content in ({"numbers": report} | last).items():
         all_of_it = table("", list(leaves(content)))
         yield f"<details><summary>All {title}</summary>{all_of_it}</details>" if all_of_it else ""
+
+
+def _of_regions(title: str, rows: list[dict]) -> Iterator[str]:
+    """Tables of a few columns each, of what is known of regions."""
+    for subject, words in _REGIONS.items():
+        known = [{head: row[entry] for entry, head in words.items() if entry in row} for row in rows]
+        named = [{"region": row.get("name") or f"label {row['label']}"} for row in rows]
+        if any(known):
+            yield rows_table(f"{title}: {subject}", [name | row for name, row in zip(named, known, strict=True)])

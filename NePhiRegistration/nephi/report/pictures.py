@@ -223,7 +223,7 @@ def image_sections(images: Images) -> Iterator[str]:
     yield _section("Checkerboard", text, boards, rows)
     span = 0.3 * (window[1] - window[0])
     greys = [_panel(images, v, np.subtract(a, b, dtype="f4"), n, (-span, span)) for v, a, b, n in pairs]
-    text = f"""Fixed minus moving image: grey is none, white or black is {number(span)} or more.
+    text = f"""Fixed minus moving image: grey is no difference, white or black is {number(span)} or more.
         Lungs also change in density as they fill: an even shade there is no error."""
     yield _section("Difference", text, greys, rows)
     grids = [_panel(images, v, images.of("fixed", v), "", window, _grid_lines(images, v)) for v in views]
@@ -266,7 +266,7 @@ Green: 1 mm or less. Yellow: 2 mm. Orange: 5 mm. Dark red: 10 mm or more."""
 def _legend() -> str:
     return f"""{_scale(jacobian_rgb, (1 / _JACOBIAN_LIMIT, 0.7, 1.0, 1.4, _JACOBIAN_LIMIT))}
 &gt; 1 (red): the tissue is larger in the moving image. &lt; 1 (blue): it is smaller there.
-<b class="fold">Magenta</b>: a fold, not above 0, where the map is wrong."""
+<b class="fold">Magenta</b>: a fold (0 or less), where the map is wrong."""
 
 
 def _scale(rgb: Callable[[np.ndarray], np.ndarray], values: Sequence[float]) -> str:
@@ -285,7 +285,9 @@ def curve_sections(history: Sequence[dict], landmark_errors: dict | None) -> Ite
             plot(term, "step", [(steps, np.array([h.get(term, np.nan) for h in history], float), _AFTER, "")])
             for term in terms
         ]
-        yield f'<section><h2>Progress</h2><div class="plots">{"".join(curves)}</div></section>'
+        yield f"""<section><h2>Progress of the optimisation</h2>
+            <p>The loss and its terms. They jump where a finer level begins, which compares the images in more detail;
+            only within a level do they have to fall.</p><div class="plots">{"".join(curves)}</div></section>"""
     if landmark_errors:
         lines = []
         for (name, errors), colour in zip(landmark_errors.items(), (_BEFORE, _AFTER), strict=False):
