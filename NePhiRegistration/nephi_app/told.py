@@ -14,6 +14,8 @@ from slicer.util import arrayFromVTKMatrix
 
 from .state import item, of_scans
 
+_BESIDE = 4  # columns of numbers that the panel is wide enough for
+
 
 def looks(outputs: Any) -> list[dict]:
     """What the views can show of a result."""
@@ -44,7 +46,10 @@ def compared(names: list[str], results: list[Any]) -> dict:
 
 
 def result_tables(outputs: Any) -> list[dict]:
-    """Name, title, columns, rows of text and, where a row is a place, the points in RAS mm to jump to."""
+    """Name, title, columns, rows of text and, where a row is a place, the points in RAS mm to jump to.
+
+    ``parts``: the columns of each of the tables, one below the other, that all of them are shown in.
+    """
     numbers_columns, numbers = tables.texts(outputs.statistics, tables.UNIT_COLUMN)
     folds_columns, folds = tables.texts(outputs.folds)
     count = len(folds)
@@ -54,7 +59,8 @@ def result_tables(outputs: Any) -> list[dict]:
                [list(tables.fold_centre_ras_mm(outputs.folds, row)) for row in range(count)]),
     ]  # fmt: skip
     if outputs.ventilation is not None:
-        made.append(_table("regions", "Regions", *tables.texts(outputs.ventilation)))
+        columns, rows = tables.texts(outputs.ventilation)
+        made.append(_table("regions", "Regions", columns, rows) | {"parts": _beside_the_first(len(columns))})
     return made
 
 
@@ -76,4 +82,10 @@ def _letter(direction_ras: np.ndarray) -> str:
 
 
 def _table(name: str, title: str, columns: list, rows: list, points: list | None = None) -> dict:
-    return {"name": name, "title": title, "columns": columns, "rows": rows, "points": points or []}
+    parts = [list(range(len(columns)))]
+    return {"name": name, "title": title, "columns": columns, "rows": rows, "points": points or [], "parts": parts}
+
+
+def _beside_the_first(count: int) -> list[list[int]]:
+    """The columns after the first, as many beside it as the panel has room for."""
+    return [[0, *range(first, min(first + _BESIDE, count))] for first in range(1, count, _BESIDE)]
