@@ -69,10 +69,6 @@ class Case:
         images, masks = zip(*map(coarser, self.images, self.masks), strict=True)
         return replace(self, images=images, masks=masks)
 
-    def initial_mm(self) -> float:
-        """Mean distance of the landmarks before anything is done."""
-        return float(quality.tre_mm(*self.landmarks).mean())
-
 
 def registered(case: Case, settings: Settings, device) -> tuple[Registration, dict]:
     """The registration, and its numbers: TRE after the alignment and at the end, folds in the fixed mask, seconds.

@@ -30,7 +30,6 @@ from ..settings import Settings
 from .batch import failed, finished_report, pair_row, run_batch, write_summary
 from .summarise import row_in
 
-ENGINES = ("local", "slurm", "processes")
 FOLDER = ".jobs"  # in the batch's: submitit's files and the jobs' output; no pair can be called so
 _UNDER_WAY = "under_way.json"
 _POLL_S = 2.0
