@@ -24,7 +24,7 @@ from .arguments import (
 
 
 class _Parser(argparse.ArgumentParser):
-    """As of argparse, but what is wrong with the arguments is one line, as all that goes wrong."""
+    """argparse's parser, which tells a wrong argument in one line, as all other errors are told."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"nephi: {message}; see {self.prog} --help\n")
