@@ -286,8 +286,8 @@ def curve_sections(history: Sequence[dict], landmark_errors: dict | None) -> Ite
             for term in terms
         ]
         yield f"""<section><h2>Progress of the optimisation</h2>
-            <p>The loss and its terms. They jump where a finer level begins, which compares the images in more detail;
-            only within a level do they have to fall.</p><div class="plots">{"".join(curves)}</div></section>"""
+            <p>The loss and its terms. They jump where a finer level begins, which compares the images in more detail:
+            only within one level should the loss fall.</p><div class="plots">{"".join(curves)}</div></section>"""
     if landmark_errors:
         lines = []
         for (name, errors), colour in zip(landmark_errors.items(), (_BEFORE, _AFTER), strict=False):
