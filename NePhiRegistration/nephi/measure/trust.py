@@ -40,7 +40,8 @@ class Errors:
 
 
 def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
-    """(n, k): what the model reads at places (n, d), named in ``FEATURES``, all as logarithms.
+    """(n, k): what the model reads at places (n, d), named in ``FEATURES``, as logarithms; the excess strain is the
+    square of one.
 
     First what was found near the place, then, the same for all, in the whole mask.
     """
@@ -72,8 +73,9 @@ def features(signals: Signals, places_lps_mm: np.ndarray) -> np.ndarray:
         ]
     )  # fmt: skip
     strain = np.log(plain[:, 1:] + _LEAST_RATIO)
-    # a large motion strains the whole mask; what a wrong start leaves behind stands out of it
-    excess = np.maximum(strain - np.log(np.median(s.strain) + _LEAST_RATIO), 0)
+    # a large motion strains the whole mask; what a wrong start leaves behind stands out of it, and there the error is
+    # more than what shifts of a limited reach tell: the excess counts by its square
+    excess = np.maximum(strain - np.log(np.median(s.strain) + _LEAST_RATIO), 0) ** 2
     whole = np.array([np.median(shift), np.median(s.coarse_asymmetry_mm)])
     everywhere = np.log(whole / s.scale + _LEAST_MM)
     return np.column_stack(
