@@ -12,6 +12,7 @@ Results of data whose licence does not allow every use (``Case.teaches``) take p
     python -m benchmarks.trust --calibrate           # and writes the model of all to nephi/measure/calibration.json
     python -m benchmarks.trust --without strain      # the tables without a signal
     python -m benchmarks.trust --in-use --only popi  # by nephi's own model, which was fitted to most of them
+    python -m benchmarks.trust --in-use --cases "chest:301 turned"  # other seeds, in a state of ``trust_cases``
 """
 
 from __future__ import annotations
@@ -304,6 +305,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="+", default=[], choices=FEATURES, help="signals that are left out")
     parser.add_argument("--in-use", action="store_true", help="judge by nephi's own model and fit none")
     parser.add_argument("--only", help="cases whose name holds this text")
+    parser.add_argument("--cases", nargs="+", default=[], metavar="NAME", help="judge these instead: a pair, a state")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
     if options.calibrate and (options.without or options.in_use):
@@ -329,7 +331,8 @@ def main() -> None:
         target.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
         print(f"written to {target}")
     found = {}
-    for name, cases in (("generated", CALIBRATION), ("judged", JUDGED)):
+    named = [Case(*name.split(" ", 1)) for name in options.cases]
+    for name, cases in [("named", named)] if named else [("generated", CALIBRATION), ("judged", JUDGED)]:
         print(f"{name}:")
         shown = [case for case in cases if not options.only or options.only in case.name]
         found[name] = table(shown, options.cache, model_of)

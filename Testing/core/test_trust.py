@@ -188,6 +188,19 @@ def test_strain_in_a_part_means_more_error_there_than_the_same_strain_everywhere
     assert in_part.expected_mm[1] < apart.expected_mm[1]
 
 
+def test_strain_that_stands_out_twice_as_much_counts_more_than_twice(right):
+    signals = right.signals
+    x = signals.points_lps_mm[:, 0]
+    part, place = x < np.quantile(x, 0.3), signals.points_lps_mm[[x.argmin()]]
+
+    def log_expected(times: float) -> float:
+        strained = replace(signals, strain=0.1 * np.where(part, times, 1.0))
+        return float(np.log(right.of(strained, right.grid, None).errors_at(place).expected_mm[0]))
+
+    none, some, twice = map(log_expected, (1.0, 2.0, 4.0))
+    assert twice - some > 1.5 * (some - none) > 0
+
+
 def damaged(part: str, key, value) -> str:
     """The calibration with another value in one of its parts."""
     whole = json.loads(Path(calibration.__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -307,7 +320,7 @@ def test_the_worst_reason_comes_first_and_large_errors_count_by_their_share():
     ("near", "above", "wanted"), [(0.1, 0.0, PASS), (0.2, 0.01, CHECK), (0.9, 0.4, CHECK), (0.9, 0.6, FAIL)]
 )
 def test_a_part_with_nearly_large_errors_is_to_be_checked(near, above, wanted):
-    verdict = judged(GOOD, SURE, lambda mm: near if mm < 5.0 else above, 1.0).verdict
+    verdict = judged(GOOD, SURE, {3.0: near, 5.0: above}.__getitem__, 1.0).verdict
     assert verdict.outcome == wanted and (wanted == PASS or "3.0 mm" in verdict.reasons[0])
 
 
