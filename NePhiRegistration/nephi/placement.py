@@ -17,7 +17,7 @@ from .fitting.initial import affine_part
 from .images.align import LEAST_AGREEMENT, Alignment, align, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
-from .images.masks import lung_mask
+from .images.lungs import find_lungs
 from .settings import SimilaritySettings
 from .space.grid import Grid
 
@@ -131,13 +131,21 @@ def _masks(
     masks = images.map(
         lambda image, mask, role: None if mask is None else check_mask(mask, image, f"{role} mask"), given, ROLES
     )
-    if not (auto_mask and images.fixed.GetDimension() == 3 and all(looks_like_ct(image) for image in images)):
+    if not (auto_mask and images.fixed.GetDimension() == 3):
         return masks, ()
-    detected = images.map(lambda image, mask: lung_mask(image) if mask is None else mask, masks)
+    cts = images.map(looks_like_ct)
+    detected = images.map(lambda image, mask: find_lungs(image) if mask is None else mask, masks)
     if complete(*detected) is None:
         without = [role for role, mask in zip(ROLES, detected, strict=True) if mask is None]
-        notice(f"No lungs were found in the {' and the '.join(without)} image; the whole images are registered.")
+        if all(cts):
+            notice(f"No lungs were found in the {' and the '.join(without)} image; the whole images are registered.")
         return masks, ()
+    shapes = [role for role, ct, mask in zip(ROLES, cts, masks, strict=True) if mask is None and not ct]
+    if shapes:
+        notice(
+            f"The lungs of the {' and the '.join(shapes)} image, which is not in Hounsfield units, were found by their "
+            "shape; look at the masks."
+        )
     return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
 
 

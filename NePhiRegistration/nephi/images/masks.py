@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import SimpleITK as sitk
 
@@ -12,6 +14,7 @@ from .blocks import block_means, shrink_factors
 from .hounsfield import CT_WINDOW, LEAST_PADDING, far_padding, looks_like_ct, padding, sparse
 
 LUNG_THRESHOLD_HU = -400.0
+BLOCKS_MM = 3.0  # in which lungs are looked for
 _LEAST_MM = {2: 1000.0, 3: 200e3}  # mm2 and mm3 of lungs, or _LEAST_PART of the field of view where that is less
 _LEAST_PART = 0.01
 _TRACHEAE_MM = (9.0, 12.0)  # about its radius, and more than that of any
@@ -54,10 +57,26 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     In an image shorter than ``BODY_MM`` all lengths are scaled down.
     """
     grid = Grid.of(image)
-    d = grid.dimension
-    scale = min(1.0, grid.longest_side_mm / BODY_MM)  # of all lengths, for small bodies
-    shrink = shrink_factors(grid, 3.0 * scale)
-    small = sitk.Cast(block_means(_without_voids(image), shrink), sitk.sitkFloat32)
+    lungs = lungs_of_blocks(lung_blocks(_without_voids(image)), grid, threshold)
+    return None if lungs is None else on_grid(lungs, grid)
+
+
+def lung_blocks(
+    image: sitk.Image, prepare: Callable[[np.ndarray], np.ndarray] | None = None, mm: float = BLOCKS_MM
+) -> sitk.Image:
+    """Means (float32) of blocks of about ``mm``, in which lungs are looked for; ``prepare`` as in ``block_means``."""
+    grid = Grid.of(image)
+    return sitk.Cast(block_means(image, shrink_factors(grid, mm * _scale(grid)), prepare=prepare), sitk.sitkFloat32)
+
+
+def _scale(grid: Grid) -> float:
+    """Of all lengths, for small bodies."""
+    return min(1.0, grid.longest_side_mm / BODY_MM)
+
+
+def lungs_of_blocks(small: sitk.Image, grid: Grid, threshold: float = LUNG_THRESHOLD_HU) -> sitk.Image | None:
+    """``lung_mask`` in ``lung_blocks``, which are given in Hounsfield units, of an image of this grid."""
+    d, scale = grid.dimension, _scale(grid)
     # a child's lungs are smaller; so is what is shown around them
     floor = min(_LEAST_MM[d], _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size)))
     # a trachea that ends in the room's air joins it to the lungs; an opening by more than its radius parts them
@@ -71,7 +90,7 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
     box = [(part.start, part.stop) for part in reversed(mask_box(lungs))]
     sides = zip(box, radius, lungs.GetSize(), strict=True)
     around = tuple(slice(max(0, low - r - 1), min(n, high + r + 1)) for (low, high), r, n in sides)
-    return _on_grid(sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(lungs[around], radius)), grid)
+    return sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(lungs[around], radius))
 
 
 def _without_voids(image: sitk.Image) -> sitk.Image:
@@ -126,7 +145,7 @@ def _chosen(image: sitk.Image, parts: sitk.Image, largest: int, ends: np.ndarray
     return lungs
 
 
-def _on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
+def on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
     """A mask of coarser voxels on a grid, resampled where it is not 0."""
     coarse = Grid.of(mask)
     corners = coarse.to_lps_mm(_box_corners(mask_box(mask), margin=1))
