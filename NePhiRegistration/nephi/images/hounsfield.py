@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import notice
+from ..errors import NephiError, notice
 from ..space.grid import Box
 
 CT_WINDOW = (-1000.0, 200.0)
@@ -20,6 +20,8 @@ _FAT_HU = -50.0  # fat, and edges of the body, are darker
 _MUCH_LESS = 0.5  # as like a CT
 _LEAST_BACKGROUND = 0.2
 LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
+_LINE = 3  # voxels from a corner that padding fills
+_SIGNED, _WRAP = 2**15, 2**16  # from which on signed values of 16 bits are negative, and what they are then less
 
 
 def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
@@ -29,11 +31,20 @@ def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
 
 
 def padding(image: sitk.Image, least: float = LEAST_PADDING) -> list[float]:
-    """Values that fill a corner and at least this part of the image."""
+    """Values that fill a corner, all but one direction from it at least, and at least this part of the image."""
     array, sample = sitk.GetArrayViewFromImage(image), np.ascontiguousarray(sparse(image))  # it is read many times
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in array.shape], indexing="ij"), -1).reshape(-1, array.ndim)
-    values = {float(array[tuple(index)]) for index in ends}
+    values = {float(array[tuple(index)]) for index in ends if _filled_from(array, index)}
     return sorted(value for value in values if (sample == value).mean() >= least)
+
+
+def _filled_from(array: np.ndarray, corner: np.ndarray) -> bool:
+    """Whether the value of a corner goes on: of tissue, one that happens to be frequent does not."""
+    alike = 0
+    for axis, at in enumerate(corner):
+        line = array[(*corner[:axis], slice(None), *corner[axis + 1 :])]
+        alike += bool(((line[:_LINE] if at == 0 else line[-_LINE:]) == line[at]).all())
+    return alike >= array.ndim - 1
 
 
 def background(image: sitk.Image) -> float | None:
@@ -181,8 +192,26 @@ def in_hu(image: sitk.Image, units: Units) -> sitk.Image:
     return out
 
 
+def _wrapped(image: sitk.Image) -> bool:
+    """Whether the values are a CT's but for negative ones, which are those of unsigned numbers of 16 bits."""
+    sample = sparse(image).astype(np.float32)
+    high = sample >= _SIGNED
+    if not (high.any() and sample.max() < _WRAP and sample.min() >= 0) or (sample[~high] >= _SIGNED / 2).any():
+        return False
+    pads = tuple(value - _WRAP * (value >= _SIGNED) for value in padding(image))
+    return _units(np.where(high, sample - _WRAP, sample).astype(np.float32).tobytes(), pads) == HU
+
+
 def hounsfield(image: sitk.Image, role: str) -> sitk.Image:
-    """The image, or in Hounsfield units (with a notice) where it is a CT whose numbers start at 0 or are inverted."""
+    """The image, or in Hounsfield units (with a notice) where it is a CT whose numbers start at 0 or are inverted.
+
+    Raises NephiError for a CT whose negative numbers were stored without their sign: none of its other uses is right.
+    """
+    if _wrapped(image):
+        raise NephiError(
+            f"{role} image: a CT whose negative numbers were stored without their sign, as 64536 for -1000; subtract "
+            "65536 from what is above 32767, or convert the scan anew"
+        )
     units = hu_units(image)
     if units is None or units == HU:
         return image
