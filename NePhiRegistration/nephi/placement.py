@@ -14,16 +14,13 @@ from .files.image import check_image
 from .files.masks import check_mask
 from .fitting.guidance import PointMaps
 from .fitting.initial import affine_part
-from .images.align import LEAST_AGREEMENT, Alignment, align, masks_agreement
+from .images.align import LARGEST_BREATH, LEAST_AGREEMENT, Alignment, align, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
 from .images.lungs import find_lungs
 from .settings import SimilaritySettings
 from .space.grid import Grid
 
-# Of lungs along an axis: what breathing can do. From full exhalation to full inhalation the diaphragm moves by up to
-# 10 cm, which makes lungs of about 20 cm 1.5 times as long; along the other axes they change less.
-_LARGEST_BREATH = 1.6
 _DIRECTIONS = ("from right to left", "from front to back", "from head to foot")  # x, y and z in LPS
 
 
@@ -101,9 +98,9 @@ def _tell_of_sizes(alignment: Alignment) -> None:
     scales, larger, other = alignment.affine.scales(), *ROLES.swapped
     if scales.max() * scales.min() < 1:
         scales, larger, other = 1 / scales, other, larger
-    if scales.max() <= _LARGEST_BREATH:
+    if scales.max() <= LARGEST_BREATH:
         return
-    along = scales > _LARGEST_BREATH**0.5  # one factor of all axes is not found alike along all of them
+    along = scales > LARGEST_BREATH**0.5  # one factor of all axes is not found alike along all of them
     times = float(np.exp(np.log(scales[along]).mean()))
     where = "in all directions" if along.all() else " and ".join(np.array(_DIRECTIONS)[along])
     notice(

@@ -435,3 +435,25 @@ def test_image_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(NephiError, match="known image type"):
         images.write_image(blank(), tmp_path / "a.unknown")
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_frequent_value_in_a_corner_is_no_padding(d):
+    """Whole numbers of tissue repeat often, but seldom side by side; what pads an image goes on from its corner."""
+    tissue = np.round(np.random.default_rng(0).normal(-100, 10, (24,) * d))
+    assert hounsfield.padding(sitk.GetImageFromArray(tissue)) == []
+    one_plane = tissue.copy()
+    one_plane[0] = -77
+    assert hounsfield.padding(sitk.GetImageFromArray(one_plane)) == [-77]
+    canvas = np.pad(tissue, 4, constant_values=0)
+    assert hounsfield.padding(sitk.GetImageFromArray(canvas)) == [0]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_a_ct_whose_negative_numbers_lost_their_sign_is_refused(kind, phantom_3d):
+    values = sitk.GetArrayFromImage(phantom_3d.fixed).astype(np.int16)
+    wrapped = Grid.of(phantom_3d.fixed).image(values.view(np.uint16).astype(kind))
+    with pytest.raises(NephiError, match="moving image: .* without their sign"):
+        hounsfield.hounsfield(wrapped, "moving")
+    other = Grid.of(phantom_3d.fixed).image((values.astype(int) + 1100).astype(np.uint16) * 15)  # as of an MR
+    assert hounsfield.hounsfield(other, "moving") is other

@@ -193,3 +193,15 @@ def test_heads_are_refined_but_no_trunks_thick_slices_or_masked_images():
         assert any("refinement" in line for line in said) == name.startswith("head")
     by_hand = replace(PRESETS["fast"], similarity=replace(PRESETS["fast"].similarity, noise=0.1))
     assert configured(cases["head"], by_hand)[0].dense == by_hand.dense
+
+
+def test_a_mask_of_little_of_what_is_shown_makes_no_organ_alone_of_it():
+    """As lungs in a chest whose room air was clipped to one value."""
+    values = organ((72, 72, 72))
+    whole = pair(values, values)
+    shown = [sitk.GetArrayFromImage(one) > 0 for one in whole.images]
+    little = [part & (np.indices(part.shape)[0] < 30) for part in shown]
+    for parts, alone in ((shown, True), (little, False)):
+        masks = Both(*(image(part, 2.0) for part in parts)).map(lambda mask: sitk.Cast(mask, sitk.sitkUInt8))
+        masked = ImagePair.of(whole.images, masks, Affine.identity(3), PRESETS["balanced"].similarity)
+        assert Character.of(masked).alone == alone

@@ -6,7 +6,7 @@ import SimpleITK as sitk
 
 from ..errors import NephiError
 from ..files.image import read_volume, write_image
-from ..images.hounsfield import hounsfield
+from ..images.hounsfield import hounsfield, looks_like_ct
 from ..images.lungs import find_lungs
 from ..images.sides import LEFT, RIGHT, UNDIVIDED, right_and_left
 from ..paths import output_file
@@ -17,9 +17,9 @@ _NAMES = {RIGHT: "right lung", LEFT: "left lung", UNDIVIDED: "lungs"}
 def lungs_command(options) -> int:
     target = output_file(options.output)
     image = hounsfield(read_volume(options.image, series=tuple(options.series)), "image")
-    if image.GetDimension() != 3:
-        raise NephiError(f"{options.image} is not 3D; lungs are found in 3D images alone")
-    found = find_lungs(image)
+    found = find_lungs(image) if image.GetDimension() == 3 else None
+    if found is None and not (image.GetDimension() == 3 and looks_like_ct(image)):
+        raise NephiError(f"{options.image} is no 3D CT in Hounsfield units, and no two lungs are seen in it")
     if found is None:
         raise NephiError(f"no lungs were found in {options.image}")
     labels = right_and_left(found)

@@ -36,6 +36,7 @@ _FINE_MM = 2.5  # voxels from which on finer nodes tell nothing
 _PART_MM = 300.0  # a head is no longer; of trunks, whose organs slide, the refinement made one worse
 # of a side of an image that cuts through the body: how bright, and how much of it; a head is cut at the neck alone
 _AIR, _CUT, _CUTS = 0.15, 0.25, 1
+_MOST_OF_IT = 0.5  # of an organ alone, that its mask covers
 _NODES_A_POINT, _MOST_POINTS = 4, 1500  # on liver MR, 3,000 points cost twice the time and gained nothing
 # of an organ alone, before the refinement: nodes and points, weight of regularity and its points a step
 _FIRST_NODES_MM, _FIRST_POINTS, _WEIGHT, _CHECKED = 6.0, 1500, 0.5, 128
@@ -57,7 +58,8 @@ class Character:
 
     ``ct``: which images are in Hounsfield units. ``linear``, ``curved``: share of the variance of one image's
     intensities that a rising line, or any curve, over the other's explains; the latter of whichever explains more.
-    ``alone``: both show an organ and nothing around it, as brains without their skulls, in fine voxels.
+    ``alone``: both show an organ, all of which is compared, and nothing around it, as brains without their skulls, in
+    fine voxels.
     ``detailed``: both are no larger than heads and show all of what they show, but for one side that cuts it, as the
     neck is; without masks, in voxels that are fine along each axis. ``nodes``: how many fit into what is compared, four
     voxels apart.
@@ -79,6 +81,7 @@ class Character:
         shown = min(_shown(image, value) for image, value in zip(pair.images, values, strict=True))
         nodes = int(shown * np.prod(sides_mm / (_APART * pair.voxel_mm) + 1))
         alone = None not in values and bool(pair.voxel_mm <= _FINE_MM * pair.scale)
+        alone = alone and all(pair.images.map(_all_of_it, pair.masks, values))
         coarsest_mm = max(side for image in pair.images for side in image.GetSpacing())
         small = bool(sides_mm.max() <= _PART_MM and coarsest_mm <= _FINE_MM * pair.scale)
         detailed = small and len(sides_mm) == 3 and pair.masks == Both(None, None)
@@ -200,6 +203,11 @@ def _changed(s: Settings, entry: str, value: Any) -> Settings:
 def _shown(image: sitk.Image, value: float | None) -> float:
     """Part of an image that is not its background."""
     return 1.0 if value is None else float((sparse(image) != value).mean())
+
+
+def _all_of_it(image: sitk.Image, mask: sitk.Image | None, background: float) -> bool:
+    """Whether a mask, if there is one, covers most of what is not background: lungs do not cover a chest."""
+    return mask is None or bool((sparse(mask)[sparse(image) != background] != 0).mean() > _MOST_OF_IT)
 
 
 def _sides_cut(image: sitk.Image, window: tuple[float, float]) -> int:

@@ -21,6 +21,9 @@ _SETTLED_MM = 13.0  # that the refinement may move the masks' moments; right one
 LEAST_AGREEMENT = 0.4  # of lungs that were found, as a Dice coefficient after the alignment
 _LEAST_LEAD = 0.03  # of the best start's score before that of the best one elsewhere
 _LARGEST_SCALE = 2.0
+# Of lungs along an axis: what breathing can do. From full exhalation to full inhalation the diaphragm moves by up to
+# 10 cm, which makes lungs of about 20 cm 1.5 times as long; along the other axes they change less.
+LARGEST_BREATH = 1.6
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def align(
     - ``auto``: ``moments`` where masks are given on both sides and the images confirm it: refined on images and
       masks it stays where it is. Else ``search``, over turns and translations with partial overlap; its start is
       refined to twelve parameters. ``lungs`` that were found in the images, and may be none, are no masks; where
-      they do not agree after the search, it is tried whether the images fit better by their moments.
+      they do not agree after the search, or scale by more than breathing does, it is tried whether the images fit
+      better by their moments.
     - a path: a linear transform file, fixed -> moving (.tfm, .txt, .h5, .mat as ITK reads them).
     """
     dimension, given = images.fixed.GetDimension(), complete(*masks)
@@ -97,15 +101,23 @@ def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None, lungs: 
             return moments
         starts["the masks' moments"] = moments.affine
     found = search.best(starts)
-    if lungs and masks_agreement(lungs, found.affine) < LEAST_AGREEMENT:
+    if lungs:
         with collected_notices():
-            moments = align(images, Both(*lungs), "moments")
-        found = search.better(found, "the lungs' moments", moments.affine)
+            moments = align(images, Both(*lungs), "moments").affine
+        # the search does not reach what differs by more than patients do, as by a wrong voxel spacing
+        if masks_agreement(lungs, found.affine) < LEAST_AGREEMENT or beyond_breathing(moments):
+            found = search.better(found, "the lungs' moments", moments)
     if found.lead < _LEAST_LEAD:
         notice(
             "The start is uncertain: another alignment fits almost as well; look at the result, or use --align centres."
         )
     return Alignment(found.affine, "search", found.start, found.score, found.lead)
+
+
+def beyond_breathing(affine: Affine) -> bool:
+    """Whether a map of lungs scales by more than breathing does along an axis."""
+    scales = affine.scales()
+    return bool(max(scales.max(), 1 / scales.min()) > LARGEST_BREATH)
 
 
 def masks_agreement(masks: Both[sitk.Image], affine: Affine) -> float:
