@@ -205,7 +205,7 @@ def _shown(image: sitk.Image, value: float | None) -> float:
     return 1.0 if value is None else float((sparse(image) != value).mean())
 
 
-def _all_of_it(image: sitk.Image, mask: sitk.Image | None, background: float) -> bool:
+def _all_of_it(image: sitk.Image, mask: sitk.Image | None, background: float | None) -> bool:
     """Whether a mask, if there is one, covers most of what is not background: lungs do not cover a chest."""
     return mask is None or bool((sparse(mask)[sparse(image) != background] != 0).mean() > _MOST_OF_IT)
 

@@ -103,10 +103,10 @@ def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None, lungs: 
     found = search.best(starts)
     if lungs:
         with collected_notices():
-            moments = align(images, Both(*lungs), "moments").affine
+            own = align(images, Both(*lungs), "moments").affine
         # the search does not reach what differs by more than patients do, as by a wrong voxel spacing
-        if masks_agreement(lungs, found.affine) < LEAST_AGREEMENT or beyond_breathing(moments):
-            found = search.better(found, "the lungs' moments", moments)
+        if masks_agreement(lungs, found.affine) < LEAST_AGREEMENT or beyond_breathing(own):
+            found = search.better(found, "the lungs' moments", own)
     if found.lead < _LEAST_LEAD:
         notice(
             "The start is uncertain: another alignment fits almost as well; look at the result, or use --align centres."

@@ -1,13 +1,14 @@
 """The lungs of a CT in whatever units: by their Hounsfield units, or else by their shape.
 
-A CT may be stored in 8 bits of a window, from 0 to 1, in 1/cm or inverted. Its values are then mapped as if to Hounsfield
-units, which they are taken for here alone, and what is found has to look like two lungs.
+A CT may be stored in 8 bits of a window, from 0 to 1, in 1/cm or inverted. Its values are then mapped as if to
+Hounsfield units, which they are taken for here alone, and what is found has to look like two lungs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import SimpleITK as sitk
@@ -95,7 +96,11 @@ def _mappings(image: sitk.Image) -> Iterator[_Mapping]:
                 yield _Mapping(sign * slope, hu - slope * air)
         end = sign * values[0]
         if _LEAST_CLIPPED < (sample == end).mean() < 1:  # where a window shows no lungs, they are as black as the room
-            yield _Mapping(_LUNG_HU - _SOFT_HU, _SOFT_HU, lambda array, end=end: (array == end).astype(np.float32))
+            yield _Mapping(_LUNG_HU - _SOFT_HU, _SOFT_HU, partial(_equal, value=end))
+
+
+def _equal(array: np.ndarray, value: float) -> np.ndarray:
+    return (array == value).astype(np.float32)
 
 
 def _air_and_soft(values: np.ndarray) -> tuple[float, float] | None:
