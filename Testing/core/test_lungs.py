@@ -49,6 +49,14 @@ def test_lungs_are_found_in_any_unit(unit, inverted, phantom_3d):
     assert dice(sitk.GetArrayFromImage(found) != 0, truth) > 0.9
 
 
+def test_lungs_are_found_on_a_canvas_of_a_far_value(phantom_3d):
+    stored = (sitk.Cast(phantom_3d.fixed, sitk.sitkFloat64) + 1000) / 1500
+    found = find_lungs(sitk.ConstantPad(stored, [8] * 3, [8] * 3, -1))
+    assert found is not None
+    inner = sitk.GetArrayFromImage(found)[8:-8, 8:-8, 8:-8] != 0
+    assert dice(inner, sitk.GetArrayFromImage(phantom_3d.fixed_mask) != 0) > 0.85
+
+
 def test_lungs_in_hounsfield_units_are_found_by_these(phantom_3d):
     found, known = (sitk.GetArrayFromImage(find(phantom_3d.moving)) for find in (find_lungs, lung_mask))
     np.testing.assert_array_equal(found, known)

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..space.grid import Grid
-from .hounsfield import looks_like_ct, sparse
+from .hounsfield import far_padding, looks_like_ct, sparse
 from .masks import BLOCKS_MM, LUNG_THRESHOLD_HU, inside, lung_blocks, lung_mask, lungs_of_blocks, on_grid
 from .sides import LEFT, RIGHT, right_and_left
 
@@ -86,7 +86,8 @@ def _like_lungs(blocks: sitk.Image, lungs: sitk.Image | None) -> bool:
 
 def _mappings(image: sitk.Image) -> Iterator[_Mapping]:
     """What the values may be: dark air first, then inverted."""
-    sample = np.sort(sparse(image).astype(np.float32), axis=None)
+    sample = np.sort(sparse(image).astype(float), axis=None)
+    sample = sample[~np.isin(sample, far_padding(image))]
     for sign, values in ((1.0, sample), (-1.0, -sample[::-1])):
         peaks = _air_and_soft(values)
         if peaks is not None:
