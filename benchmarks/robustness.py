@@ -25,8 +25,8 @@ import SimpleITK as sitk
 from nephi.both import ROLES, Both, complete
 from nephi.errors import NephiError
 from nephi.images.align import align
-from nephi.images.hounsfield import hounsfield, looks_like_ct
-from nephi.images.masks import lung_mask
+from nephi.images.hounsfield import hounsfield
+from nephi.images.lungs import find_lungs
 from nephi.measure.quality import dice
 from nephi.measure.verdict import judged
 from nephi.registration import register
@@ -71,7 +71,7 @@ def measure(scans: Both[Scan], preset: str | None, masks: bool) -> tuple[np.ndar
     given: Both[sitk.Image | None] = scans.map(lambda scan: scan.mask if masks else None)
     if preset is None:
         in_hounsfield = images.map(hounsfield, ROLES)
-        lungs = in_hounsfield.map(lambda image: lung_mask(image) if looks_like_ct(image) else None)
+        lungs = in_hounsfield.map(find_lungs)
         start = align(in_hounsfield, given, "auto", None if masks else complete(*lungs))
         forward = start.affine
     else:
