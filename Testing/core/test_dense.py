@@ -44,6 +44,14 @@ def test_fine_motion_is_found_and_both_maps_are_inverse(moved):
     assert after.jacobian_determinant(points).min() >= DENSE.least_determinant
 
 
+def test_a_round_goes_on_only_as_far_as_it_asks_for_the_same_way():
+    last = torch.tensor([2.0, 0.0]).reshape(2, 1, 1)
+    asked = {(1.0, 0.0): 1.5, (2.0, 1.0): 3.0, (6.0, 0.0): 7.0, (0.0, 1.0): 0.0, (-1.0, 0.0): -1.0}
+    for move, along in asked.items():
+        found = refinement._going_on(torch.tensor(move).reshape(2, 1, 1), last).flatten()
+        assert found.tolist() == [along, move[1]]
+
+
 def test_where_each_voxel_is_a_node_finer_motion_is_found():
     """More rounds with nodes further apart do not find it; maps stay inverse to each other."""
     finer = moved_slice(smooth_over=2.0, detail_of=1.0, moved_mm=0.5 * MM)

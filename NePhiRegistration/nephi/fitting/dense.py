@@ -36,7 +36,8 @@ _LONGER = 2.0  # by small windows, times as long as found: smoothing shortens st
 _STIFFER, _DOUBTED = 10.0, 0.25  # by wide ones: times as stiff; difference from which a voxel counts half
 # where each voxel is a node steps are stiffer, or they follow noise; distances of those at every second one
 _STIFFER_VOXELS, _AROUND_VOXELS, _STEP_SMOOTH_VOXELS = 50.0, 0.5, 0.5
-_LONGEST = 1.0  # nodes that a round moves at most
+_MOMENTUM = 0.5  # part of the step before that a round makes again: fewer rounds find as much (Polyak 1964)
+_LONGEST = 1.0  # nodes that a round asks for at most
 _SEEN = 2 * _VOXELS_PER_NODE  # voxels as far as steps see: what is excluded must not be nearer
 _RELEASED = 4  # nodes from what is held, from which on steps are whole
 _MARGIN = 6  # nodes around what is shown, where steps fade out
@@ -143,6 +144,7 @@ class _Step:
         self.between = not kind.halved
         odd = _places(halved(self.fixed).shape if self.between else shape, self.fixed).sum(0) % 2
         self.halves = [2 * odd, 2 * (1 - odd)]
+        self.last: Tensor | None = None
 
     def __call__(self, u: Tensor) -> Tensor:
         d, at = len(u), (self.factor * u if self.factor > 1 else u)
@@ -166,6 +168,8 @@ class _Step:
         length = move.square().sum(0).sqrt()
         move = move * (_LONGEST / length.clamp(min=_LONGEST))
         move = torch.stack([smoothed(one, self.step_smooth) for one in move])
+        if self.curve is None:  # between two contrasts it was not measured
+            self.last = move = move if self.last is None else _going_on(move, self.last)
         move = self.fading * (_enlarged(move, u.shape[1:]) if move.shape != u.shape else move)
         u = move + _sampled(u, self.at_nodes + move)
         return torch.stack([smoothed(one, _MAP_SMOOTH) for one in u])
@@ -181,6 +185,12 @@ class _Step:
             return seen, *correlated(self.fixed, seen, self.weight)
         seen = as_bright(seen, self.fixed, self.weight, self.factor)
         return seen, self.fixed, self.weight / (1 + ((self.fixed - seen) / _DOUBTED).square())
+
+
+def _going_on(move: Tensor, last: Tensor) -> Tensor:
+    """A move (d, ...) and a part of the one before it, at each place as far as it asks for the same way."""
+    same = (move * last).sum(0) / last.square().sum(0).clamp(min=1e-12)
+    return move + _MOMENTUM * same.clamp(0, 1) * last
 
 
 def _rows(entries: Tensor, more: float = 0.0) -> list[list[Tensor]]:
