@@ -26,6 +26,7 @@ from .images.masks import drawn, mask_box
 from .images.masks import inside as inside_of
 from .images.warp import tell_blank, tell_labels, tell_side, warped_slices
 from .journal import complete_moves
+from .maps.bodies import Bodies
 from .maps.code import HybridCode, zero_code
 from .maps.consensus import as_optimised, consensus, consensus_in
 from .maps.jacobian import exact_jacobian
@@ -277,6 +278,8 @@ class Registration:
         maps = self.fields.maps
         parts = field_maps(maps)
         tensors = {"border": maps.border.distance} if isinstance(maps, Sliding) else {}
+        if isinstance(maps, Sliding) and maps.bodies is not None:
+            tensors["bodies"] = maps.bodies.values
         for prefix, part in parts.items():
             for name, module in (("fields", part.fields), ("code", HybridCode(part.code))):  # sides share some
                 tensors |= {f"{prefix}{name}.{k}": v.clone() for k, v in module.state_dict().items()}
@@ -332,13 +335,15 @@ class Registration:
                 module.load_state_dict(part)
                 module.requires_grad_(False).to(device)
             parts[prefix] = FieldMap(fields, code)
-        border = None
+        border = bodies = None
         if WITHIN in parts:
             distance = tensors["border"]
             if distance.dtype != torch.float16 or distance.ndim != cube.dimension or min(distance.shape) < 2:
                 raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
             border = Border(distance.to(device), upper.to(device))
-        maps = of_field_maps(parts, border)
+            if "bodies" in tensors:
+                bodies = _bodies(path, tensors["bodies"], upper).to(device)
+        maps = of_field_maps(parts, border, bodies)
         if geometry.get("consensus"):  # files of former versions have no such entry
             smooth = geometry.get("smooth", ())  # one number in files of former versions
             along = smooth if isinstance(smooth, list) else [smooth] * cube.dimension
@@ -356,6 +361,13 @@ class Registration:
             length_scale=geometry["length_scale"],
             device=device,
         )
+
+
+def _bodies(path: Path, values: torch.Tensor, half_extents_cube: torch.Tensor) -> Bodies:
+    d = len(half_extents_cube)
+    if values.dtype != torch.float16 or values.ndim != d + 1 or len(values) != d + 1 or min(values.shape) < 2:
+        raise NephiError(f"{path} is damaged: what it holds of rigid bodies is not what was written")
+    return Bodies(values, half_extents_cube)
 
 
 def lowest(image: sitk.Image) -> float:

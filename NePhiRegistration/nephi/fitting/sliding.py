@@ -25,6 +25,7 @@ from ..maps.sliding import Border, Sliding
 from ..settings import Settings
 from ..space.cube import Cube
 from ..space.grid import Grid
+from .bodies import kept_rigid
 from .guidance import Guidance, bodies_lps_mm
 from .guides import Guide, Landmarks, pull
 
@@ -96,11 +97,13 @@ def slid(
     settings: Settings,
     prediction: Start | None,
     record: Callable[[dict, int], None],
+    rigid: sitk.Image | None = None,
 ) -> list[dict]:
     """Finds the map around a border beside the one within, which is ``known``; there are then the maps of both sides.
 
     ``optimise`` (pair, settings, prediction, side=side): an optimisation. ``record(entry, before)``: an entry of its
-    history, and the steps that came before it. Returns the history.
+    history, and the steps that came before it. ``rigid``: the label map of bodies that are rigid around the border.
+    Returns the history.
     """
     within = known.maps
     side = Side.around(border, within, pair, settings)
@@ -109,7 +112,9 @@ def slid(
     )
     known.maps = Sliding(within, around.maps, border)
     history = around.run(lambda entry: record(entry, settings.fit.iterations))
-    known.maps = Sliding(within, around.consensus() if settings.consensus else around.maps, border).meeting()
+    found = around.consensus() if settings.consensus else around.maps
+    bodies = None if rigid is None else kept_rigid(rigid, found, border, around.pair)
+    known.maps = Sliding(within, found, border, bodies).meeting()
     return history
 
 

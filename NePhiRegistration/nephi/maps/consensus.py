@@ -122,14 +122,14 @@ class Consensus(Map):
 def consensus(of: Map, smooth: Sequence[float] = ()) -> Map:
     """The consensus of a pair's maps; of maps that slide, that of each side where both meet, smoothed within."""
     if isinstance(of, Sliding):
-        return Sliding(Consensus(of.within, smooth), Consensus(of.around), of.border).meeting()
+        return Sliding(Consensus(of.within, smooth), Consensus(of.around), of.border, of.bodies).meeting()
     return Consensus(of, smooth)
 
 
 def consensus_in(maps: Map) -> Consensus | None:
     """The consensus that maps are, or that the maps within are where they slide."""
     if isinstance(maps, Sliding):
-        maps = maps.within
+        maps = maps.apart().within
     return maps if isinstance(maps, Consensus) else None
 
 
@@ -137,5 +137,6 @@ def as_optimised(maps: Map) -> Map:
     """The maps that a consensus is of, or the same where there is none."""
     if isinstance(maps, Sliding):
         parts = maps.apart()
-        return Sliding(as_optimised(parts.within), as_optimised(parts.around), parts.border).meeting()
+        sides = as_optimised(parts.within), as_optimised(parts.around)
+        return Sliding(*sides, parts.border, parts.bodies).meeting()
     return maps.of if isinstance(maps, Consensus) else maps

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..device import in_threads
 from ..errors import NephiError
 from ..space.interpolate import constant, interpolate
-from .code import FORWARD, INVERSE, nodes
-from .held import HeldShift, spline_table
+from .bodies import Bodies, Held, Rigid
+from .code import FORWARD, INVERSE, nodes, points_between
+from .held import PointMap, spline_table
 from .maps import Composed, FieldMap, Map, iterated_inverse
 
 _REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
-_SPACING_CUBE = 0.03  # of the nodes that hold the changed map: 5 mm in a chest
-_BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
+_SPACING_CUBE = 0.03  # of the nodes that hold the change: 5 mm in a chest
+_FINE_SPACING_CUBE = 0.02  # likewise beside bodies: 3 mm
+_PARTS = 4096  # points at a time
 _STEPS = 3  # of Newton's method, by which points come to a distance from the border
 _ROUNDS = 12  # of an inverse, at most
-_NEAR_CUBE = 1e-4  # what the inverse is missed by less, one step mends
+_SHIFT_ROUNDS = 30  # of a shift's inverse, at most
+_SECANTS = 8  # steps to where both sides meet, at most
+_STEP_CUBE, _MOST_CUBE = 0.02, 0.07  # of a step, and of a shift: it would fold what fades within the reach from 0.078 on
+_RATES = 0.15, 3.0  # by which the sides come nearer per shift
+_MET_CUBE = 5e-5  # 0.01 mm in a chest
+_ON_BORDER_CUBE = 1e-3
+_LEAST_SLOPE = 0.7  # of the distance: below that the shift along it is less, as where two parts of the border meet
+_PART_OF_ROOM = 0.35  # between the border and a body, that a shift takes
+_BESIDE, _BESIDE_CUBE = 2.5, 0.12  # as far from bodies the inner side gives way: wholly up to 12 mm, up to 19 mm
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
 OUTER, WITHIN = "outer.", "within."  # of what both sides are composed with, and of the inner side's own
-
-PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
-
 
 class Border:
     """A closed border in the cube, by the distance to it, negative within.
@@ -77,10 +84,13 @@ class Sliding(Map):
     """A map within a border and another one around it; on which side a moving point lies, the former says.
 
     Where both take the border to the same place, as ``meeting`` makes them, the two sides neither part nor overlap.
+    ``bodies``: what the map around keeps rigid then.
     """
 
-    def __init__(self, within: Map, around: Map, border: Border):
-        self.within, self.around, self.border = within, around, border
+    def __init__(
+        self, within: Map, around: Map, border: Border, bodies: Bodies | None = None, apart: Sliding | None = None
+    ):
+        self.within, self.around, self.border, self.bodies, self._apart = within, around, border, bodies, apart
 
     @property
     def half_extents_cube(self) -> Tensor:
@@ -109,73 +119,140 @@ class Sliding(Map):
         return torch.where(within[:, :, None], inside, outside)
 
     def meeting(self) -> Sliding:
-        """The same, its outer map changed near the border so that both sides meet: images tell more of the inner."""
-        return Sliding(self.within, Meeting(self.around, self.within, self.border), self.border)
+        """The same, changed near the border so that both sides meet.
+
+        It is the outer map that changes, as images tell more of the inner one, but for what rigid bodies leave no room.
+        """
+        border, bodies = self.border, self.bodies
+        if bodies is None:
+            return Sliding(self.within, Meeting(Held(self.around), self.within, border), border, None, self)
+        around = Meeting(Rigid(self.around, bodies, border), self.within, border, bodies)
+        return Sliding(Meeting(self.within, around, border, bodies, within=True), around, border, bodies, self)
 
     def apart(self) -> Sliding:
         """The same before that."""
-        around = self.around.of if isinstance(self.around, Meeting) else self.around
-        return Sliding(self.within, around, self.border)
+        return self if self._apart is None else self._apart
 
     def to(self, device: torch.device | str) -> Sliding:
-        return Sliding(self.within.to(device), self.around.to(device), self.border.to(device))
+        apart = self.apart()
+        bodies = None if self.bodies is None else self.bodies.to(device)
+        moved = Sliding(apart.within.to(device), apart.around.to(device), apart.border.to(device), bodies)
+        return moved if apart is self else moved.meeting()
 
 
 class Meeting(Map):
-    """A map, changed near a border so that it takes the border where another map takes it.
+    """A map after a shift across a border that lets it take the border where another map takes it.
 
-    forward(x) = of.forward(x) + near(x) * c(foot(x)): c moves a point of the border onto the other map's border, at
-    right angles to it. All of it is smooth, found once at nodes and held as a spline; nearly its inverse, too, which is
-    iterated until it is exact: a point costs less than in a field.
+    forward(x) = of.forward(x + q(x) * slope(x)), slope that of the distance from the border. On the border q is such
+    that the shifted point ends on the other map's border; from there it fades along the slope, and with ``bodies``
+    towards these, which takes room: the shift is no more than a part of what there is. What bodies leave apart, the map
+    ``within`` gives way to, near them alone. q is found once at nodes and held as a spline.
     """
 
-    def __init__(self, of: Map, other: Map, border: Border):
-        self.of, self.other, self.border = of, other, border
+    def __init__(self, of: Map, other: Map, border: Border, bodies: Bodies | None = None, within: bool = False):
+        self.of, self.other, self.border, self.bodies, self.is_inner = of, other, border, bodies, within
 
     @property
     def half_extents_cube(self) -> Tensor:
         return self.of.half_extents_cube
 
     def forward(self, points_cube: Tensor) -> Tensor:
-        return points_cube + self._shift(points_cube)
+        return self.of.forward(self._shifted(points_cube))
 
     @torch.no_grad()
     def inverse(self, points_cube: Tensor) -> Tensor:
-        return iterated_inverse(self.forward, self.nearly_back, points_cube, _ROUNDS, near=_NEAR_CUBE)
+        return self._unshifted(self.of.inverse(points_cube))
 
     def nearly_back(self, points_cube: Tensor) -> Tensor:
-        return points_cube + self._shift_back(points_cube)
+        back = self.of.nearly_back(points_cube)
+        return 2 * back - self._shifted(back)
 
-    @cached_property
-    def _shift(self) -> HeldShift:
-        shift = self._held(lambda x: self.of.forward(x) - x, _SPACING_CUBE)
-        return self._held(lambda x: shift(x) + self._missing(x, shift), _SPACING_CUBE)
+    def _unshifted(self, points_cube: Tensor) -> Tensor:
+        return iterated_inverse(self._shifted, lambda x: 2 * x - self._shifted(x), points_cube, _SHIFT_ROUNDS)
 
-    @cached_property
-    def _shift_back(self) -> HeldShift:
-        return self._held(
-            lambda y: iterated_inverse(self.forward, self.of.nearly_back, y, _ROUNDS) - y, _BACK_SPACING_CUBE
-        )
+    def _shifted(self, points_cube: Tensor) -> Tensor:
+        near = self.border.nearest(points_cube).abs() < _REACH_CUBE + self.border.between_nodes
+        return _replaced(points_cube, near, points_cube, self._shifted_near)
 
-    def _held(self, shift: PointMap, spacing_cube: float) -> HeldShift:
+    def _shifted_near(self, points_cube: Tensor) -> Tensor:
+        distance, slope = self._distance(points_cube)
         half_extents = self.half_extents_cube
-        return HeldShift(shift, half_extents, nodes(half_extents.tolist(), spacing_cube))
+        half = constant([(n - 1) / 2 for n in self._size], points_cube.device, points_cube.dtype)
+        position = torch.addcmul(half, points_cube / half_extents, half)
+        shift = interpolate([self._table], position[None], self._size, 2)[0]
+        if self.bodies is not None and not self.is_inner:
+            shift = shift * (1 - self.bodies.share(self.bodies.at(points_cube)[0], distance))
+        return points_cube + shift * slope
 
-    def _missing(self, points_cube: Tensor, shift: PointMap) -> Tensor:
-        """near(x) * c(foot(x)) at points (n, d) that are shifted so."""
+    def _distance(self, points_cube: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance (n, 1) from the border and its slope (n, d), not much more than 1."""
+        distance, slope = self.border.at(points_cube)
+        return distance, slope / slope.norm(dim=1, keepdim=True).clamp(min=_LEAST_SLOPE)
+
+    @property
+    def _size(self) -> tuple[int, ...]:
+        return nodes(self.half_extents_cube.tolist(), _SPACING_CUBE if self.bodies is None else _FINE_SPACING_CUBE)
+
+    @cached_property
+    @torch.no_grad()
+    def _table(self) -> Tensor:
+        """q at nodes."""
+        points = points_between(self.half_extents_cube, self._size)
+        parts = in_threads(self._wanted, points.split(_PARTS), points.device)
+        return spline_table(torch.cat(list(parts)), self._size)
+
+    def _wanted(self, points_cube: Tensor) -> Tensor:
+        """q (n, 1) at points (n, d)."""
         distance, _ = self.border.at(points_cube)
-        rows = (distance[:, 0].abs() < _REACH_CUBE).nonzero()[:, 0]
+        near = (1 - (distance / _REACH_CUBE).square()).clamp(min=0).square()
+        if self.is_inner:
+            near = near * self._beside_bodies(points_cube)
+        rows = (near[:, 0] > 0).nonzero()[:, 0]
         if not len(rows):
-            return torch.zeros_like(points_cube)
+            return torch.zeros_like(distance)
         foot = self.border.brought(points_cube[rows])
-        moved = foot + shift(foot)
-        beside = iterated_inverse(self.other.forward, self.other.nearly_back, moved, _ROUNDS)
-        change = self.other.forward(self.border.brought(beside, self.border.at(foot)[0])) - moved
-        near = (1 - (distance[rows] / _REACH_CUBE).square()).square()
-        return torch.zeros_like(points_cube).index_copy(0, rows, near * change)
+        on_it = self.border.at(foot)[0].abs() < _ON_BORDER_CUBE  # else it is flat there
+        rows, foot = rows[on_it[:, 0]], foot[on_it[:, 0]]
+        return torch.zeros_like(distance).index_copy(0, rows, near[rows] * self._found(foot))
+
+    def _beside_bodies(self, points_cube: Tensor) -> Tensor:
+        """(n, 1): 1 near bodies, 0 far from them."""
+        assert self.bodies is not None, "without bodies, the map around meets the one within"
+        part = (_BESIDE * (1 - self.bodies.at(points_cube)[0] / _BESIDE_CUBE)).clamp(0, 1)
+        return part.square() * (3 - 2 * part)
+
+    def _found(self, foot: Tensor) -> Tensor:
+        """The shift (n, 1) of points (n, d) of the border along its slope, by the secant method."""
+        _, slope = self._distance(foot)
+        found, apart = torch.zeros_like(foot[:, :1]), self._apart(foot)
+        best, rate = apart.clone(), torch.ones_like(found)
+        shift, left = found.clone(), torch.arange(len(foot), device=foot.device)
+        for _ in range(_SECANTS):
+            open_ = best[left, 0].abs() > _MET_CUBE
+            left, shift, apart, rate = left[open_], shift[open_], apart[open_], rate[open_]
+            if not len(left):
+                break
+            further = (shift - (apart / rate).clamp(-_STEP_CUBE, _STEP_CUBE)).clamp(-_MOST_CUBE, _MOST_CUBE)
+            now = self._apart(foot[left] + further * slope[left])
+            step = further - shift
+            rate = torch.where(step.abs() > _MET_CUBE / 10, (now - apart) / step, rate).clamp(*_RATES)
+            shift, apart = further, now
+            better = now.abs() < best[left].abs()
+            found = found.index_copy(0, left, torch.where(better, shift, found[left]))
+            best = best.index_copy(0, left, torch.where(better, now, best[left]))
+        if self.bodies is None or self.is_inner:
+            return found
+        room = _PART_OF_ROOM * self.bodies.at(foot)[0]
+        return found * room / (room.square() + found.square()).sqrt().clamp(min=_MET_CUBE)
+
+    def _apart(self, points_cube: Tensor) -> Tensor:
+        """How far (n, 1) from the border the other map starts from where this map takes points (n, d)."""
+        moved = self.of.forward(points_cube)
+        return self.border.at(iterated_inverse(self.other.forward, self.other.nearly_back, moved, _ROUNDS))[0]
 
     def to(self, device: torch.device | str) -> Meeting:
-        return Meeting(self.of.to(device), self.other.to(device), self.border.to(device))
+        bodies = None if self.bodies is None else self.bodies.to(device)
+        return Meeting(self.of.to(device), self.other.to(device), self.border.to(device), bodies, self.is_inner)
 
 
 def _replaced(values: Tensor, where: Tensor, points: Tensor, by: PointMap) -> Tensor:
@@ -204,7 +281,7 @@ def field_maps(maps: Map) -> dict[str, FieldMap]:
     return found
 
 
-def of_field_maps(parts: dict[str, FieldMap], border: Border | None) -> Map:
+def of_field_maps(parts: dict[str, FieldMap], border: Border | None, bodies: Bodies | None = None) -> Map:
     """The maps made of such parts."""
     sides = [parts[OUTER] @ parts[name] if OUTER in parts else parts[name] for name in ("", WITHIN) if name in parts]
-    return sides[0] if border is None else Sliding(sides[1], sides[0], border)
+    return sides[0] if border is None else Sliding(sides[1], sides[0], border, bodies)

@@ -18,7 +18,12 @@ def rigidly_moved(start: Tensor, end: Tensor) -> Tensor:
 
     Differentiable as if the turn were known.
     """
-    return (start - start.mean(1, keepdim=True)) @ _turns(start, end) + end.mean(1, keepdim=True)
+    return moved_along(start, start, end)
+
+
+def moved_along(points: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Points (l, m, d) under the rigid motion of each of l bodies that takes ``start`` (l, n, d) nearest to ``end``."""
+    return (points - start.mean(1, keepdim=True)) @ _turns(start, end) + end.mean(1, keepdim=True)
 
 
 @torch.no_grad()

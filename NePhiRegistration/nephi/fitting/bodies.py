@@ -1,0 +1,92 @@
+"""What keeps bodies rigid exactly in a map that was optimised to keep them nearly so."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from ..images.image_pair import ImagePair
+from ..maps.bodies import Bodies, Held
+from ..maps.code import nodes, points_between
+from ..maps.maps import Map
+from ..maps.sliding import Border
+from ..space.grid import Grid
+from ..space.rigid import moved_along
+from .guides import bodies_lps_mm
+
+_NODES_MM = 3.0  # between which it is held
+_FAR_MM = 20.0  # room is told as far as that
+_AROUND_NODES = 1.0  # bodies are rigid as far beyond them, so that the spline is within
+_FADES_MM = 16.0  # around bodies, as far as they change the map
+_SWEEPS = 40  # of the relaxation between bodies and where they change nothing
+_PARTS = 8192  # points at a time
+
+
+@torch.no_grad()
+def kept_rigid(labels: sitk.Image, maps: Map, border: Border, pair: ImagePair) -> Bodies | None:
+    """The bodies of a label map on the fixed grid around a border, each with the rigid motion nearest to the map.
+
+    Of a body that reaches within the border, that is the part around it; None where no body lies there.
+
+    What takes the map to these motions is known in and next to the bodies, and 0 far from them; in between it is
+    harmonic, so that it changes as little as possible.
+    """
+    cube, grid, half_extents = pair.cube, Grid.of(labels), maps.half_extents_cube.cpu()
+    maps = Held(maps)  # which is what they change
+
+    def as_points(points_lps_mm: np.ndarray) -> Tensor:
+        return torch.tensor(cube.to_cube(points_lps_mm), dtype=torch.float32).to(maps.device)
+
+    def ends_lps_mm(points_lps_mm: np.ndarray) -> np.ndarray:
+        moved = torch.cat([maps.forward(part) for part in as_points(points_lps_mm).split(_PARTS)])
+        return pair.affine(cube.to_lps_mm(moved.cpu().double().numpy()))
+
+    found = (body[~border.within(as_points(body))[:, 0].cpu().numpy()] for _, body in bodies_lps_mm(labels))
+    bodies = [voxels_lps_mm for voxels_lps_mm in found if len(voxels_lps_mm) > cube.dimension]
+    if not bodies:
+        return None
+    spacing_mm = _NODES_MM * pair.scale
+    size = nodes(cube.half_sides_mm, spacing_mm)
+    points = points_between(half_extents, size)
+    points_lps_mm = cube.to_lps_mm(points.double().numpy())
+    steps_mm = tuple(2 * np.asarray(cube.half_sides_mm) / (np.array(size) - 1))
+    held = Grid(size, steps_mm, tuple(cube.to_lps_mm(-cube.half_extents_cube)), cube.direction)
+    numbers = np.zeros(grid.shape, np.int32)
+    for number, voxels_lps_mm in enumerate(bodies, 1):
+        numbers[tuple(np.rint(grid.to_index(voxels_lps_mm)).astype(int).T[::-1])] = number
+    image = grid.image(numbers)
+    far_mm = _FAR_MM * pair.scale
+    distance = sitk.SignedMaurerDistanceMap(
+        image != 0, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
+    # it counts from the centres of the outermost voxels
+    distance = sitk.Clamp(distance - float(np.mean(grid.spacing_mm)) / 2, sitk.sitkFloat32, -far_mm, far_mm)
+    room_mm = torch.from_numpy(sitk.GetArrayFromImage(held.resample(distance, outside=far_mm)))
+    reach = [int(np.ceil(_AROUND_NODES * spacing_mm / step)) for step in grid.spacing_mm]
+    near = sitk.GrayscaleDilate(image, reach, sitk.sitkBall)
+    numbers_at = sitk.GetArrayFromImage(held.resample(near, interpolator=sitk.sitkNearestNeighbor)).ravel()
+    to_cube = np.linalg.inv(pair.affine.matrix).T @ cube.axes / cube.unit_mm
+    change = torch.zeros(points.shape)
+    for number, voxels_lps_mm in enumerate(bodies, 1):
+        rows = np.flatnonzero(numbers_at == number)
+        if len(rows):
+            there = points_lps_mm[rows]
+            known = (torch.tensor(one)[None] for one in (there, voxels_lps_mm, ends_lps_mm(voxels_lps_mm)))
+            off_mm = moved_along(*known)[0].numpy() - ends_lps_mm(there)
+            change[rows] = torch.tensor(off_mm @ to_cube, dtype=torch.float32)
+    shape = (-1, *reversed(size))
+    free = (torch.from_numpy(numbers_at).reshape(shape[1:]) == 0) & (room_mm < _FADES_MM * pair.scale)
+    relaxed = _relaxed(change.T.reshape(shape), free)
+    return Bodies(torch.cat([room_mm[None] / cube.unit_mm, relaxed]).half(), half_extents).to(maps.device)
+
+
+def _relaxed(values: Tensor, free: Tensor) -> Tensor:
+    """Values (c, (z,) y, x), where ``free`` ((z,) y, x) the mean of those around them."""
+    lines = [torch.arange(count) for count in free.shape]
+    both = [((line - 1).clamp(min=0), (line + 1).clamp(max=len(line) - 1)) for line in lines]
+    for _ in range(_SWEEPS):
+        beside = [values.index_select(axis, row) for axis, rows in enumerate(both, 1) for row in rows]
+        values = torch.where(free, torch.stack(beside).mean(0), values)
+    return values

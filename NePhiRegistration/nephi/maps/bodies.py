@@ -1,0 +1,102 @@
+"""Rigid bodies beside a border along which motion slides: what lies around the border is rigid there exactly."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..space.interpolate import constant, interpolate
+from .code import nodes
+from .held import HeldShift, spline_table
+from .maps import Map, iterated_inverse
+
+_SPACING_CUBE = 0.03  # of the nodes that hold the map: 5 mm in a chest
+_BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
+_ROUNDS = 12  # of an inverse, at most
+_NEAR_CUBE = 1e-4  # what the inverse is missed by less, one step mends
+_THIN_CUBE = 0.006  # 1 mm in a chest: where bodies are as near to the border as that, it yields
+
+
+class Bodies:
+    """Rigid bodies in the cube, by the room up to them, and what makes a map rigid there.
+
+    ``values`` (1 + d, (z,) y, x) float16 in cube units, at nodes that are evenly spread over the cube, border included:
+    how far the nearest body is, 0 or less within one, and the displacement that takes the map's own values to those of
+    the body's rigid motion.
+    """
+
+    def __init__(self, values: Tensor, half_extents_cube: Tensor):
+        self.values, self.half_extents_cube = values, half_extents_cube
+        self.size = tuple(reversed(values.shape[1:]))
+        self._table = spline_table(values.to(half_extents_cube).flatten(1).T, self.size)
+
+    def at(self, points_cube: Tensor) -> tuple[Tensor, Tensor]:
+        """Room (n, 1) between points (n, d) and the nearest body, and the displacement (n, d)."""
+        half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
+        position = torch.addcmul(half, points_cube / self.half_extents_cube, half)
+        values = interpolate([self._table], position[None], self.size, 2)[0]
+        return values[:, :1].clamp(min=0), values[:, 1:]
+
+    def share(self, room: Tensor, distance: Tensor) -> Tensor:
+        """What bodies have to say (n, 1): all within one, next to nothing at a border that is so far (n, 1) away."""
+        beside = distance.square() + _THIN_CUBE**2
+        return beside / (beside + room.square())
+
+    def to(self, device: torch.device | str) -> Bodies:
+        return Bodies(self.values.to(device), self.half_extents_cube.to(device))
+
+
+class Held(Map):
+    """A map as it is held as a spline, its inverse iterated until it is exact: a point costs less than in a field."""
+
+    def __init__(self, of: Map):
+        self.of = of
+
+    @property
+    def half_extents_cube(self) -> Tensor:
+        return self.of.half_extents_cube
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        return points_cube + self._shift(points_cube)
+
+    @torch.no_grad()
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        return iterated_inverse(self.forward, self.nearly_back, points_cube, _ROUNDS, near=_NEAR_CUBE)
+
+    def nearly_back(self, points_cube: Tensor) -> Tensor:
+        return points_cube + self._shift_back(points_cube)
+
+    @cached_property
+    def _shift(self) -> HeldShift:
+        half_extents = self.half_extents_cube
+        return HeldShift(lambda x: self.of.forward(x) - x, half_extents, nodes(half_extents.tolist(), _SPACING_CUBE))
+
+    @cached_property
+    def _shift_back(self) -> HeldShift:
+        half_extents = self.half_extents_cube
+        return HeldShift(
+            lambda y: iterated_inverse(self.forward, self.of.nearly_back, y, _ROUNDS) - y,
+            half_extents,
+            nodes(half_extents.tolist(), _BACK_SPACING_CUBE),
+        )
+
+    def to(self, device: torch.device | str) -> Held:
+        return type(self)(self.of.to(device))
+
+
+class Rigid(Held):
+    """A map, changed so that it is rigid in bodies; at the border beside them it stays as it is where there is room."""
+
+    def __init__(self, of: Map, bodies: Bodies, border):
+        super().__init__(of)
+        self.bodies, self.border = bodies, border
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        room, change = self.bodies.at(points_cube)
+        share = self.bodies.share(room, self.border.at(points_cube)[0])
+        return super().forward(points_cube) + share * change
+
+    def to(self, device: torch.device | str) -> Rigid:
+        return Rigid(self.of.to(device), self.bodies.to(device), self.border.to(device))
