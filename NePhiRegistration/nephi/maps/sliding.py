@@ -25,10 +25,9 @@ _SHIFT_ROUNDS = 30  # of a shift's inverse, at most
 _SECANTS = 8  # steps to where both sides meet, at most
 _STEP_CUBE, _MOST_CUBE = 0.02, 0.07  # of a step, and of a shift: it would fold what fades within the reach from 0.078 on
 _RATES = 0.15, 3.0  # by which the sides come nearer per shift
-_MET_CUBE = 5e-5  # 0.01 mm in a chest
+_MET_CUBE = 1e-4  # 0.02 mm in a chest
 _ON_BORDER_CUBE = 1e-3
-_LEAST_SLOPE = 0.7  # of the distance: below that the shift along it is less, as where two parts of the border meet
-_PART_OF_ROOM = 0.35  # between the border and a body, that a shift takes
+_PART_OF_ROOM = 0.4  # between the border and a body, that a shift takes
 _BESIDE, _BESIDE_CUBE = 2.5, 0.12  # as far from bodies the inner side gives way: wholly up to 12 mm, up to 19 mm
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
 OUTER, WITHIN = "outer.", "within."  # of what both sides are composed with, and of the inner side's own
@@ -176,18 +175,15 @@ class Meeting(Map):
 
     def _shifted_near(self, points_cube: Tensor) -> Tensor:
         distance, slope = self._distance(points_cube)
-        half_extents = self.half_extents_cube
-        half = constant([(n - 1) / 2 for n in self._size], points_cube.device, points_cube.dtype)
-        position = torch.addcmul(half, points_cube / half_extents, half)
-        shift = interpolate([self._table], position[None], self._size, 2)[0]
+        shift = interpolate([self._table], self._position(points_cube)[None], self._size, 2)[0]
         if self.bodies is not None and not self.is_inner:
             shift = shift * (1 - self.bodies.share(self.bodies.at(points_cube)[0], distance))
         return points_cube + shift * slope
 
     def _distance(self, points_cube: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance (n, 1) from the border and its slope (n, d), not much more than 1."""
+        """Distance (n, 1) from the border and its slope (n, d), at most 1: where two parts of the border meet, it is less."""
         distance, slope = self.border.at(points_cube)
-        return distance, slope / slope.norm(dim=1, keepdim=True).clamp(min=_LEAST_SLOPE)
+        return distance, slope / slope.norm(dim=1, keepdim=True).clamp(min=1)
 
     @property
     def _size(self) -> tuple[int, ...]:
@@ -196,24 +192,38 @@ class Meeting(Map):
     @cached_property
     @torch.no_grad()
     def _table(self) -> Tensor:
-        """q at nodes."""
+        """q at nodes: found next to the border, and from there carried along the slope."""
         points = points_between(self.half_extents_cube, self._size)
-        parts = in_threads(self._wanted, points.split(_PARTS), points.device)
-        return spline_table(torch.cat(list(parts)), self._size)
+        steps = 2 * self.half_extents_cube / (torch.tensor(self._size, device=points.device) - 1)
+        found = self._at_feet(points, self._found, 1.1 * float(steps.norm()))
 
-    def _wanted(self, points_cube: Tensor) -> Tensor:
-        """q (n, 1) at points (n, d)."""
-        distance, _ = self.border.at(points_cube)
-        near = (1 - (distance / _REACH_CUBE).square()).clamp(min=0).square()
-        if self.is_inner:
-            near = near * self._beside_bodies(points_cube)
-        rows = (near[:, 0] > 0).nonzero()[:, 0]
-        if not len(rows):
-            return torch.zeros_like(distance)
-        foot = self.border.brought(points_cube[rows])
-        on_it = self.border.at(foot)[0].abs() < _ON_BORDER_CUBE  # else it is flat there
-        rows, foot = rows[on_it[:, 0]], foot[on_it[:, 0]]
-        return torch.zeros_like(distance).index_copy(0, rows, near[rows] * self._found(foot))
+        def carried(foot: Tensor) -> Tensor:
+            return interpolate([found], self._position(foot)[None], self._size)[0]
+
+        return spline_table(self._at_feet(points, carried, _REACH_CUBE, fading=True), self._size)
+
+    def _at_feet(self, points_cube: Tensor, values: PointMap, reach: float, fading: bool = False) -> Tensor:
+        """Values (n, 1) of the points of the border that are nearest to points (n, d), as far as that from it."""
+
+        def of_part(points: Tensor) -> Tensor:
+            distance, _ = self.border.at(points)
+            weight = (1 - (distance / reach).square()).clamp(min=0).square()
+            if self.is_inner:
+                weight = weight * self._beside_bodies(points)
+            rows = (weight[:, 0] > 0).nonzero()[:, 0]
+            foot = self.border.brought(points[rows])
+            on_it = (self.border.at(foot)[0].abs() < _ON_BORDER_CUBE)[:, 0]  # else the distance is flat there
+            rows, foot = rows[on_it], foot[on_it]
+            if not len(rows):
+                return torch.zeros_like(distance)
+            of_feet = weight[rows] * values(foot) if fading else values(foot)
+            return torch.zeros_like(distance).index_copy(0, rows, of_feet)
+
+        return torch.cat(list(in_threads(of_part, points_cube.split(_PARTS), points_cube.device)))
+
+    def _position(self, points_cube: Tensor) -> Tensor:
+        half = constant([(n - 1) / 2 for n in self._size], points_cube.device, points_cube.dtype)
+        return torch.addcmul(half, points_cube / self.half_extents_cube, half)
 
     def _beside_bodies(self, points_cube: Tensor) -> Tensor:
         """(n, 1): 1 near bodies, 0 far from them."""
