@@ -19,6 +19,7 @@ from .guides import bodies_lps_mm
 _NODES_MM = 3.0  # between which it is held
 _FAR_MM = 20.0  # room is told as far as that
 _AROUND_NODES = 1.0  # bodies are rigid as far beyond them, so that the spline is within
+_BESIDE_MM = 1.5  # from a body
 _FADES_MM = 16.0  # around bodies, as far as they change the map
 _SWEEPS = 40  # of the relaxation between bodies and where they change nothing
 _PARTS = 8192  # points at a time
@@ -50,7 +51,6 @@ def kept_rigid(labels: sitk.Image, maps: Map, border: Border, pair: ImagePair) -
     spacing_mm = _NODES_MM * pair.scale
     size = nodes(cube.half_sides_mm, spacing_mm)
     points = points_between(half_extents, size)
-    points_lps_mm = cube.to_lps_mm(points.double().numpy())
     steps_mm = tuple(2 * np.asarray(cube.half_sides_mm) / (np.array(size) - 1))
     held = Grid(size, steps_mm, tuple(cube.to_lps_mm(-cube.half_extents_cube)), cube.direction)
     numbers = np.zeros(grid.shape, np.int32)
@@ -65,8 +65,12 @@ def kept_rigid(labels: sitk.Image, maps: Map, border: Border, pair: ImagePair) -
     distance = sitk.Clamp(distance - float(np.mean(grid.spacing_mm)) / 2, sitk.sitkFloat32, -far_mm, far_mm)
     room_mm = torch.from_numpy(sitk.GetArrayFromImage(held.resample(distance, outside=far_mm)))
     reach = [int(np.ceil(_AROUND_NODES * spacing_mm / step)) for step in grid.spacing_mm]
-    near = sitk.GrayscaleDilate(image, reach, sitk.sitkBall)
+    near = image + sitk.GrayscaleDilate(image, reach, sitk.sitkBall) * sitk.Cast(image == 0, sitk.sitkInt32)
     numbers_at = sitk.GetArrayFromImage(held.resample(near, interpolator=sitk.sitkNearestNeighbor)).ravel()
+    # beyond a body the change is what it is next to it: farther off, the map may move as it likes
+    surface = Border((room_mm / cube.unit_mm).half(), half_extents)
+    beside = surface.brought(points, surface.at(points)[0].clamp(max=_BESIDE_MM * pair.scale / cube.unit_mm))
+    points_lps_mm = cube.to_lps_mm(beside.double().numpy())
     to_cube = np.linalg.inv(pair.affine.matrix).T @ cube.axes / cube.unit_mm
     change = torch.zeros(points.shape)
     for number, voxels_lps_mm in enumerate(bodies, 1):

@@ -27,6 +27,7 @@ _STEP_CUBE, _MOST_CUBE = 0.02, 0.07  # of a step, and of a shift: it would fold 
 _RATES = 0.15, 3.0  # by which the sides come nearer per shift
 _MET_CUBE = 1e-4  # 0.02 mm in a chest
 _ON_BORDER_CUBE = 1e-3
+_SLOPE = 0.7  # of the distance: below that, as where two parts of the border meet, a shift is less
 _PART_OF_ROOM = 0.4  # between the border and a body, that a shift takes
 _BESIDE, _BESIDE_CUBE = 2.5, 0.12  # as far from bodies the inner side gives way: wholly up to 12 mm, up to 19 mm
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
@@ -181,9 +182,9 @@ class Meeting(Map):
         return points_cube + shift * slope
 
     def _distance(self, points_cube: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance (n, 1) from the border and its slope (n, d), at most 1: where two parts of the border meet, it is less."""
+        """Distance (n, 1) from the border and its slope (n, d), at most 1."""
         distance, slope = self.border.at(points_cube)
-        return distance, slope / slope.norm(dim=1, keepdim=True).clamp(min=1)
+        return distance, slope / slope.norm(dim=1, keepdim=True).clamp(min=_SLOPE)
 
     @property
     def _size(self) -> tuple[int, ...]:
