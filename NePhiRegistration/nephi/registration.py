@@ -124,9 +124,7 @@ def register(
     pair = optimisation.pair
     del optimisation, model  # features of large images take much
     if border is not None:
-        result.history += slid(
-            result, optimise, border, pair, used, prediction, report.optimising, guidance.rigid
-        )
+        result.history += slid(result, optimise, border, pair, used, prediction, report.optimising, guidance.rigid)
     del images, pair, placed, prediction
     release_freed_memory()  # before the volumes of a large image that are made of the result
     result.seconds = time.perf_counter() - started

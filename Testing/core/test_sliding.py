@@ -265,7 +265,8 @@ def test_sides_meet_beside_rigid_ribs_and_files_keep_both(phantom, kept, tmp_pat
 
     with torch.no_grad():
         assert apart_mm(kept.maps) < 1 < apart_mm(kept.maps.apart())
-    assert np.abs(kept.inverse(kept.forward(near)) - near).max() < 0.2
+    missed = np.linalg.norm(kept.inverse(kept.forward(near)) - near, axis=1)
+    assert np.percentile(missed, 99) < 0.02  # but where the sides still overlap
     kept.save(tmp_path / "registration.safetensors")
     loaded = nephi.Registration.load(tmp_path / "registration.safetensors")
     np.testing.assert_array_equal(loaded.forward(near), kept.forward(near))

@@ -23,15 +23,20 @@ _STEPS = 3  # of Newton's method, by which points come to a distance from the bo
 _ROUNDS = 12  # of an inverse, at most
 _SHIFT_ROUNDS = 30  # of a shift's inverse, at most
 _SECANTS = 8  # steps to where both sides meet, at most
-_STEP_CUBE, _MOST_CUBE = 0.02, 0.07  # of a step, and of a shift: it would fold what fades within the reach from 0.078 on
+_STEP_CUBE, _MOST_CUBE = (
+    0.02,
+    0.07,
+)  # of a step, and of a shift: it would fold what fades within the reach from 0.078 on
 _RATES = 0.15, 3.0  # by which the sides come nearer per shift
 _MET_CUBE = 1e-4  # 0.02 mm in a chest
 _ON_BORDER_CUBE = 1e-3
-_SLOPE = 0.7  # of the distance: below that, as where two parts of the border meet, a shift is less
-_PART_OF_ROOM = 0.4  # between the border and a body, that a shift takes
-_BESIDE, _BESIDE_CUBE = 2.5, 0.12  # as far from bodies the inner side gives way: wholly up to 12 mm, up to 19 mm
+_PART_OF_ROOM = 0.5  # between the border and a body, that a shift takes
+_PART_OF_DEPTH = 4.0  # of the depth of what lies within, that it gives way: without a limit, thin edges fold
+_DEEP_CUBE = 0.05  # as far inwards depth is looked for: 8 mm in a chest
+_BESIDE, _BESIDE_CUBE = 3.0, 0.08  # the inner side gives way up to 13 mm from bodies in a chest, wholly up to 8 mm
 _FLAT = 0.25  # squared slope of the distance, below which steps are not longer
 OUTER, WITHIN = "outer.", "within."  # of what both sides are composed with, and of the inner side's own
+
 
 class Border:
     """A closed border in the cube, by the distance to it, negative within.
@@ -177,14 +182,16 @@ class Meeting(Map):
     def _shifted_near(self, points_cube: Tensor) -> Tensor:
         distance, slope = self._distance(points_cube)
         shift = interpolate([self._table], self._position(points_cube)[None], self._size, 2)[0]
-        if self.bodies is not None and not self.is_inner:
+        if self.is_inner:
+            shift = shift * self._beside_bodies(points_cube)
+        elif self.bodies is not None:
             shift = shift * (1 - self.bodies.share(self.bodies.at(points_cube)[0], distance))
         return points_cube + shift * slope
 
     def _distance(self, points_cube: Tensor) -> tuple[Tensor, Tensor]:
         """Distance (n, 1) from the border and its slope (n, d), at most 1."""
         distance, slope = self.border.at(points_cube)
-        return distance, slope / slope.norm(dim=1, keepdim=True).clamp(min=_SLOPE)
+        return distance, slope / slope.norm(dim=1, keepdim=True).clamp(min=1)
 
     @property
     def _size(self) -> tuple[int, ...]:
@@ -209,9 +216,8 @@ class Meeting(Map):
         def of_part(points: Tensor) -> Tensor:
             distance, _ = self.border.at(points)
             weight = (1 - (distance / reach).square()).clamp(min=0).square()
-            if self.is_inner:
-                weight = weight * self._beside_bodies(points)
-            rows = (weight[:, 0] > 0).nonzero()[:, 0]
+            counts = weight * self._beside_bodies(points) if self.is_inner else weight
+            rows = (counts[:, 0] > 0).nonzero()[:, 0]
             foot = self.border.brought(points[rows])
             on_it = (self.border.at(foot)[0].abs() < _ON_BORDER_CUBE)[:, 0]  # else the distance is flat there
             rows, foot = rows[on_it], foot[on_it]
@@ -251,10 +257,14 @@ class Meeting(Map):
             better = now.abs() < best[left].abs()
             found = found.index_copy(0, left, torch.where(better, shift, found[left]))
             best = best.index_copy(0, left, torch.where(better, now, best[left]))
-        if self.bodies is None or self.is_inner:
+        if self.bodies is None:
             return found
-        room = _PART_OF_ROOM * self.bodies.at(foot)[0]
+        room = _PART_OF_DEPTH * self._depth(foot, slope) if self.is_inner else _PART_OF_ROOM * self.bodies.at(foot)[0]
         return found * room / (room.square() + found.square()).sqrt().clamp(min=_MET_CUBE)
+
+    def _depth(self, foot: Tensor, slope: Tensor) -> Tensor:
+        """How far (n, 1) it goes inwards at points (n, d) of the border, where parts of it meet less than elsewhere."""
+        return -self.border.at(foot - _DEEP_CUBE * slope)[0].clamp(max=0)
 
     def _apart(self, points_cube: Tensor) -> Tensor:
         """How far (n, 1) from the border the other map starts from where this map takes points (n, d)."""
