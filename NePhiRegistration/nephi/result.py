@@ -33,7 +33,7 @@ from .maps.jacobian import exact_jacobian
 from .maps.maps import FieldMap, Map, make_fields
 from .maps.on_grids import OnGrids
 from .maps.sampled import coarsest_displacement, held_error, joined, nodes_around
-from .maps.sliding import WITHIN, Border, Sliding, field_maps, of_field_maps
+from .maps.sliding import WITHIN, Border, Sliding, border_tensors, field_maps, of_field_maps
 from .measure.quality import displacement_jacobian, random_points
 from .measure.signals import measure_signals
 from .measure.trust import Trust
@@ -276,10 +276,7 @@ class Registration:
     def save(self, path: str | Path) -> None:
         """Network, code, geometry and settings, to be evaluated again at any resolution (safetensors)."""
         maps = self.fields.maps
-        parts = field_maps(maps)
-        tensors = {"border": maps.border.distance} if isinstance(maps, Sliding) else {}
-        if isinstance(maps, Sliding) and maps.bodies is not None:
-            tensors["bodies"] = maps.bodies.values
+        parts, tensors = field_maps(maps), border_tensors(maps)
         for prefix, part in parts.items():
             for name, module in (("fields", part.fields), ("code", HybridCode(part.code))):  # sides share some
                 tensors |= {f"{prefix}{name}.{k}": v.clone() for k, v in module.state_dict().items()}
@@ -341,8 +338,7 @@ class Registration:
             if distance.dtype != torch.float16 or distance.ndim != cube.dimension or min(distance.shape) < 2:
                 raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
             border = Border(distance.to(device), upper.to(device))
-            if "bodies" in tensors:
-                bodies = _bodies(path, tensors["bodies"], upper).to(device)
+            bodies = Bodies(tensors["bodies"].to(device), upper.to(device)) if "bodies" in tensors else None
         maps = of_field_maps(parts, border, bodies)
         if geometry.get("consensus"):  # files of former versions have no such entry
             smooth = geometry.get("smooth", ())  # one number in files of former versions
@@ -361,13 +357,6 @@ class Registration:
             length_scale=geometry["length_scale"],
             device=device,
         )
-
-
-def _bodies(path: Path, values: torch.Tensor, half_extents_cube: torch.Tensor) -> Bodies:
-    d = len(half_extents_cube)
-    if values.dtype != torch.float16 or values.ndim != d + 1 or len(values) != d + 1 or min(values.shape) < 2:
-        raise NephiError(f"{path} is damaged: what it holds of rigid bodies is not what was written")
-    return Bodies(values, half_extents_cube)
 
 
 def lowest(image: sitk.Image) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from ..space.interpolate import constant, interpolate
 from .code import nodes
 from .held import HeldShift, spline_table
 from .maps import Map, iterated_inverse
+
+if TYPE_CHECKING:
+    from .sliding import Border
 
 _SPACING_CUBE = 0.03  # of the nodes that hold the map: 5 mm in a chest
 _BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
@@ -24,10 +28,13 @@ class Bodies:
 
     ``values`` (1 + d, (z,) y, x) float16 in cube units, at nodes that are evenly spread over the cube, border included:
     how far the nearest body is, 0 or less within one, and the displacement that takes the map's own values to those of
-    the body's rigid motion.
+    the body's rigid motion. Raises ValueError for values of another type or shape.
     """
 
     def __init__(self, values: Tensor, half_extents_cube: Tensor):
+        channels = 1 + len(half_extents_cube)
+        if values.dtype != torch.float16 or values.ndim != channels or len(values) != channels or min(values.shape) < 2:
+            raise ValueError(f"bodies of shape {tuple(values.shape)}")
         self.values, self.half_extents_cube = values, half_extents_cube
         self.size = tuple(reversed(values.shape[1:]))
         self._table = spline_table(values.to(half_extents_cube).flatten(1).T, self.size)
@@ -89,7 +96,7 @@ class Held(Map):
 class Rigid(Held):
     """A map, changed so that it is rigid in bodies; at the border beside them it stays as it is where there is room."""
 
-    def __init__(self, of: Map, bodies: Bodies, border):
+    def __init__(self, of: Map, bodies: Bodies, border: Border):
         super().__init__(of)
         self.bodies, self.border = bodies, border
 

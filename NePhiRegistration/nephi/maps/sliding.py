@@ -23,10 +23,8 @@ _STEPS = 3  # of Newton's method, by which points come to a distance from the bo
 _ROUNDS = 12  # of an inverse, at most
 _SHIFT_ROUNDS = 30  # of a shift's inverse, at most
 _SECANTS = 8  # steps to where both sides meet, at most
-_STEP_CUBE, _MOST_CUBE = (
-    0.02,
-    0.07,
-)  # of a step, and of a shift: it would fold what fades within the reach from 0.078 on
+_STEP_CUBE = 0.02  # of such a step, at most
+_MOST_CUBE = 0.07  # of a shift: what fades within the reach folds from 0.078 on
 _RATES = 0.15, 3.0  # by which the sides come nearer per shift
 _MET_CUBE = 1e-4  # 0.02 mm in a chest
 _ON_BORDER_CUBE = 1e-3
@@ -300,6 +298,13 @@ def field_maps(maps: Map) -> dict[str, FieldMap]:
             "only maps that fields make, the composition of two, such maps that slide, or their consensus, can be saved"
         )
     return found
+
+
+def border_tensors(maps: Map) -> dict[str, Tensor]:
+    """What a file holds of the border along which maps slide, and of the bodies beside it."""
+    if not isinstance(maps, Sliding):
+        return {}
+    return {"border": maps.border.distance} | ({} if maps.bodies is None else {"bodies": maps.bodies.values})
 
 
 def of_field_maps(parts: dict[str, FieldMap], border: Border | None, bodies: Bodies | None = None) -> Map:
