@@ -14,7 +14,7 @@ from ..maps.maps import Map
 from ..maps.sliding import Border
 from ..space.grid import Grid
 from ..space.rigid import moved_along
-from .guides import bodies_lps_mm
+from .guidance import bodies_lps_mm
 
 _NODES_MM = 3.0  # between which it is held
 _FAR_MM = 20.0  # room is told as far as that
