@@ -10,13 +10,15 @@ from torch import Tensor
 from ..device import in_threads
 from ..errors import NephiError
 from ..space.interpolate import constant, interpolate
-from .bodies import Bodies, Held, Rigid
+from .bodies import Bodies, Rigid
 from .code import FORWARD, INVERSE, nodes, points_between
-from .held import PointMap, spline_table
+from .held import HeldShift, PointMap, spline_table
 from .maps import Composed, FieldMap, Map, iterated_inverse
 
 _REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
 _SPACING_CUBE = 0.03  # of the nodes that hold the change: 5 mm in a chest
+_BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
+_NEAR_CUBE = 1e-4  # what the inverse is missed by less, one step mends
 _FINE_SPACING_CUBE = 0.02  # likewise beside bodies: 3 mm
 _PARTS = 4096  # points at a time
 _STEPS = 3  # of Newton's method, by which points come to a distance from the border
@@ -128,9 +130,10 @@ class Sliding(Map):
         """
         border, bodies = self.border, self.bodies
         if bodies is None:
-            return Sliding(self.within, Meeting(Held(self.around), self.within, border), border, None, self)
-        around = Meeting(Rigid(self.around, bodies, border), self.within, border, bodies)
-        return Sliding(Meeting(self.within, around, border, bodies, within=True), around, border, bodies, self)
+            return Sliding(self.within, Meeting(self.around, self.within, border), border, None, self)
+        around = MeetingBesideBodies(Rigid(self.around, bodies, border), self.within, border, bodies)
+        within = MeetingBesideBodies(self.within, around, border, bodies, within=True)
+        return Sliding(within, around, border, bodies, self)
 
     def apart(self) -> Sliding:
         """The same before that."""
@@ -144,15 +147,72 @@ class Sliding(Map):
 
 
 class Meeting(Map):
+    """A map, changed near a border so that it takes the border where another map takes it.
+
+    forward(x) = of.forward(x) + near(x) * c(foot(x)): c moves a point of the border onto the other map's border, at
+    right angles to it. All of it is smooth, found once at nodes and held as a spline; nearly its inverse, too, which is
+    iterated until it is exact: a point costs less than in a field.
+    """
+
+    def __init__(self, of: Map, other: Map, border: Border):
+        self.of, self.other, self.border = of, other, border
+
+    @property
+    def half_extents_cube(self) -> Tensor:
+        return self.of.half_extents_cube
+
+    def forward(self, points_cube: Tensor) -> Tensor:
+        return points_cube + self._shift(points_cube)
+
+    @torch.no_grad()
+    def inverse(self, points_cube: Tensor) -> Tensor:
+        return iterated_inverse(self.forward, self.nearly_back, points_cube, _ROUNDS, near=_NEAR_CUBE)
+
+    def nearly_back(self, points_cube: Tensor) -> Tensor:
+        return points_cube + self._shift_back(points_cube)
+
+    @cached_property
+    def _shift(self) -> HeldShift:
+        shift = self._held(lambda x: self.of.forward(x) - x, _SPACING_CUBE)
+        return self._held(lambda x: shift(x) + self._missing(x, shift), _SPACING_CUBE)
+
+    @cached_property
+    def _shift_back(self) -> HeldShift:
+        return self._held(
+            lambda y: iterated_inverse(self.forward, self.of.nearly_back, y, _ROUNDS) - y, _BACK_SPACING_CUBE
+        )
+
+    def _held(self, shift: PointMap, spacing_cube: float) -> HeldShift:
+        half_extents = self.half_extents_cube
+        return HeldShift(shift, half_extents, nodes(half_extents.tolist(), spacing_cube))
+
+    def _missing(self, points_cube: Tensor, shift: PointMap) -> Tensor:
+        """near(x) * c(foot(x)) at points (n, d) that are shifted so."""
+        distance, _ = self.border.at(points_cube)
+        rows = (distance[:, 0].abs() < _REACH_CUBE).nonzero()[:, 0]
+        if not len(rows):
+            return torch.zeros_like(points_cube)
+        foot = self.border.brought(points_cube[rows])
+        moved = foot + shift(foot)
+        beside = iterated_inverse(self.other.forward, self.other.nearly_back, moved, _ROUNDS)
+        change = self.other.forward(self.border.brought(beside, self.border.at(foot)[0])) - moved
+        near = (1 - (distance[rows] / _REACH_CUBE).square()).square()
+        return torch.zeros_like(points_cube).index_copy(0, rows, near * change)
+
+    def to(self, device: torch.device | str) -> Meeting:
+        return Meeting(self.of.to(device), self.other.to(device), self.border.to(device))
+
+
+class MeetingBesideBodies(Map):
     """A map after a shift across a border that lets it take the border where another map takes it.
 
     forward(x) = of.forward(x + q(x) * slope(x)), slope that of the distance from the border. On the border q is such
-    that the shifted point ends on the other map's border; from there it fades along the slope, and with ``bodies``
-    towards these, which takes room: the shift is no more than a part of what there is. What bodies leave apart, the map
+    that the shifted point ends on the other map's border; from there it fades along the slope, and towards
+    ``bodies``, which takes room: the shift is no more than a part of what there is. What bodies leave apart, the map
     ``within`` gives way to, near them alone. q is found once at nodes and held as a spline.
     """
 
-    def __init__(self, of: Map, other: Map, border: Border, bodies: Bodies | None = None, within: bool = False):
+    def __init__(self, of: Map, other: Map, border: Border, bodies: Bodies, within: bool = False):
         self.of, self.other, self.border, self.bodies, self.is_inner = of, other, border, bodies, within
 
     @property
@@ -182,7 +242,7 @@ class Meeting(Map):
         shift = interpolate([self._table], self._position(points_cube)[None], self._size, 2)[0]
         if self.is_inner:
             shift = shift * self._beside_bodies(points_cube)
-        elif self.bodies is not None:
+        else:
             shift = shift * (1 - self.bodies.share(self.bodies.at(points_cube)[0], distance))
         return points_cube + shift * slope
 
@@ -193,7 +253,7 @@ class Meeting(Map):
 
     @property
     def _size(self) -> tuple[int, ...]:
-        return nodes(self.half_extents_cube.tolist(), _SPACING_CUBE if self.bodies is None else _FINE_SPACING_CUBE)
+        return nodes(self.half_extents_cube.tolist(), _FINE_SPACING_CUBE)
 
     @cached_property
     @torch.no_grad()
@@ -232,7 +292,6 @@ class Meeting(Map):
 
     def _beside_bodies(self, points_cube: Tensor) -> Tensor:
         """(n, 1): 1 near bodies, 0 far from them."""
-        assert self.bodies is not None, "without bodies, the map around meets the one within"
         part = (_BESIDE * (1 - self.bodies.at(points_cube)[0] / _BESIDE_CUBE)).clamp(0, 1)
         return part.square() * (3 - 2 * part)
 
@@ -255,8 +314,6 @@ class Meeting(Map):
             better = now.abs() < best[left].abs()
             found = found.index_copy(0, left, torch.where(better, shift, found[left]))
             best = best.index_copy(0, left, torch.where(better, now, best[left]))
-        if self.bodies is None:
-            return found
         room = _PART_OF_DEPTH * self._depth(foot, slope) if self.is_inner else _PART_OF_ROOM * self.bodies.at(foot)[0]
         return found * room / (room.square() + found.square()).sqrt().clamp(min=_MET_CUBE)
 
@@ -269,9 +326,9 @@ class Meeting(Map):
         moved = self.of.forward(points_cube)
         return self.border.at(iterated_inverse(self.other.forward, self.other.nearly_back, moved, _ROUNDS))[0]
 
-    def to(self, device: torch.device | str) -> Meeting:
-        bodies = None if self.bodies is None else self.bodies.to(device)
-        return Meeting(self.of.to(device), self.other.to(device), self.border.to(device), bodies, self.is_inner)
+    def to(self, device: torch.device | str) -> MeetingBesideBodies:
+        of, other = self.of.to(device), self.other.to(device)
+        return MeetingBesideBodies(of, other, self.border.to(device), self.bodies.to(device), self.is_inner)
 
 
 def _replaced(values: Tensor, where: Tensor, points: Tensor, by: PointMap) -> Tensor:
