@@ -3,8 +3,9 @@
     python -m benchmarks.prediction --model lung --out results
 
 For each pair: TRE after the alignment, of the prediction alone, and after some optimisation steps from the
-prediction and from scratch, with folds, seconds and memory of each run, which is a process of its own. Writes
-prediction.csv and prediction.md.
+prediction and from scratch, with folds. Each run is a process of its own, whose CPU and wall-clock seconds and memory
+are those of all of it, start and files included (``registration_s``: wall-clock seconds of the registration alone).
+Writes prediction.csv and prediction.md.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import environment, pairs
+from . import environment, pairs, process_cost
 
-COLUMNS = ("pair", "start", "steps", "aligned_mm", "tre_mm", "median_mm", "folds", "wall_s", "memory_mb", "note")
+FIGURES = ("steps", "aligned_mm", "tre_mm", "median_mm", "folds", "cpu_s", "wall_s", "registration_s", "memory_mb")
+COLUMNS = ("pair", "start", *FIGURES, "note")
 
 
-def run(name: str, model: str | None, steps: int, preset: str) -> dict:
+def run(name: str, model: str | None, steps: int, preset: str, threads: int | None = None) -> dict:
     """One registration of the original images, as a user would run it."""
     pair, data = pairs.PAIRS[name], pairs.data_folder()
     command = [sys.executable, "-m", "nephi", "register", str(data / pair.fixed), str(data / pair.moving)]
@@ -31,9 +33,15 @@ def run(name: str, model: str | None, steps: int, preset: str) -> dict:
             command += [f"--{role.replace('_', '-')}", str(data / getattr(pair, role))]
     command += ["--preset", preset, "--iterations", str(steps), "--no-report", "--progress", "none"]
     command += ["--model", model] if model else []
+    command += ["--threads", str(threads)] if threads else []
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*command, "--output", folder], check=True, capture_output=True, env=environment())
-        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+        out, result, log = (Path(folder) / file for file in ("out", "cost.json", "log"))
+        measure = [sys.executable, "-S", "-E", process_cost.__file__, str(result), str(log)]
+        subprocess.run([*measure, *command, "--output", str(out)], check=True, env=environment())
+        cost = json.loads(result.read_text(encoding="utf-8"))
+        if cost["exit_code"]:
+            raise SystemExit(log.read_text(encoding="utf-8")[-2000:])
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return {
         "pair": name,
         "start": "prediction" if model else "nothing",
@@ -42,8 +50,10 @@ def run(name: str, model: str | None, steps: int, preset: str) -> dict:
         "tre_mm": report["tre_mm"]["after"]["mean"],
         "median_mm": report["tre_mm"]["after"]["median"],
         "folds": report["folds"]["count"],
-        "wall_s": report["time_s"]["registration_wall"],
-        "memory_mb": report["peak_memory_mb"],
+        "cpu_s": cost["cpu_s"],
+        "wall_s": cost["wall_s"],
+        "registration_s": report["time_s"]["registration_wall"],
+        "memory_mb": cost["peak_memory_mb"],
         "note": " ".join(text for text in report["warnings"] if "prediction" in text),
     }
 
@@ -56,6 +66,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, nargs="*", default=[300, 900], help="of the optimisation; none: the prediction alone"
     )
+    parser.add_argument("--threads", type=int, help="of each run; default: as many as nephi takes by itself")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -63,7 +74,7 @@ def main() -> None:
     for name in options.pairs:
         runs = [(options.model, 0), *((start, n) for n in options.steps for start in (options.model, None))]
         for model, steps in runs:
-            rows.append(run(name, model, steps, options.preset))
+            rows.append(run(name, model, steps, options.preset, options.threads))
             print(rows[-1], flush=True)
             write(rows, options.out)
 
@@ -73,7 +84,7 @@ def write(rows: list[dict], out: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * 7 + "---|"]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * len(FIGURES) + "---|"]
     for row in rows:
         cells = (f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values())
         lines.append("| " + " | ".join(cells) + " |")

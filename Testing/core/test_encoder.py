@@ -10,7 +10,7 @@ import torch
 from nephi.images import volume as features
 from nephi.images.volume import Volume, mind_ssc
 from nephi.learning.dataset import Shapes
-from nephi.learning.matching import _lattice, _sums_around
+from nephi.learning.matching import _Conv3d, _lattice, _sums_around
 from nephi.learning.model import Model, make_encoder
 from nephi.learning.pair_tensors import PairTensors
 from nephi.learning.settings import MatchingSettings, ModelSettings, PublishedSettings
@@ -323,3 +323,15 @@ def test_flow_is_held_where_nothing_was_looked_at():
     kept = _lattice(torch.ones(2), (9, 5))[:, 0] < -0.4
     flow = encoder._flow(torch.tensor([[0.1, -0.2]]).repeat(int(kept.sum()), 1), kept, (9, 5))
     torch.testing.assert_close(flow, torch.tensor([0.1, -0.2])[None, :, None, None].expand(1, 2, 5, 9))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_in_use_are_those_of_the_training(stride):
+    convolution = _Conv3d(5, 7, 3, stride=stride, padding=1)
+    assert list(convolution.state_dict()) == list(torch.nn.Conv3d(5, 7, 3).state_dict())
+    x = random(1, 5, 6, 7, 8)
+    trained = convolution(x)
+    assert trained.requires_grad
+    with torch.no_grad():
+        used = convolution(x)
+    assert used.layout == torch.strided and torch.allclose(used, trained.detach(), atol=1e-6)

@@ -40,7 +40,7 @@ class MatchingEncoder(Encoder):
         offsets = torch.tensor(list(product(steps, repeat=dimension)), dtype=torch.float32)
         self.offsets: Tensor
         self.register_buffer("offsets", offsets, persistent=False)
-        convolution = (nn.Conv2d, nn.Conv3d)[dimension - 2]
+        convolution = (nn.Conv2d, _Conv3d)[dimension - 2]
         self.pool = (F.avg_pool2d, F.avg_pool3d)[dimension - 2]
         measured = len(settings.windows) * (dimension + 2) + 3
         self.points = nn.Sequential(nn.Linear(measured, w), nn.LeakyReLU(0.2), nn.Linear(w, w), nn.LeakyReLU(0.2))
@@ -201,6 +201,17 @@ def _box_sums(values: Tensor, window: int) -> Tensor:
             total.narrow(axis, 0, n - k).add_(values.narrow(axis, k, n - k))
         values = total
     return values
+
+
+class _Conv3d(nn.Conv3d):
+    """The same, several times faster on a CPU: of few voxels PyTorch leaves oneDNN aside, unless tensors are in its
+    layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32
+        if plain or not torch.backends.mkldnn.is_available():
+            return super().forward(x)
+        return super().forward(x.to_mkldnn()).to_dense()
 
 
 def _block(convolution, inputs: int, outputs: int, stride: int = 1) -> nn.Module:
