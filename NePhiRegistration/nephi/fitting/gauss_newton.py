@@ -100,7 +100,8 @@ def _correction(here: _Seen, there: Volume, local_code: Tensor) -> Tensor:
     pull = torch.einsum("ncd,nc->nd", here.slopes, here.values - there.at(mapped))
     sums = here.at_nodes(torch.cat([here.weight.flatten(1), pull], 1) * there.inside(mapped))
     voxels = _solve(sums[: d * d].unflatten(0, (d, d)), sums[d * d :], displacements / here.voxel)
-    return voxels * (_REACH / voxels.norm(dim=0).clamp(min=_REACH)) * here.voxel
+    length = voxels.square().sum(0).sqrt()  # torch's norm over the first axis takes fifty times as long
+    return voxels * (_REACH / length.clamp(min=_REACH)) * here.voxel
 
 
 def _solve(weight: Tensor, pull: Tensor, now: Tensor) -> Tensor:

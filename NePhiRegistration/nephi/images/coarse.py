@@ -117,8 +117,9 @@ class Prepared:
         """``spacing_mm``: the finest of the scales that are made of it."""
         steps = [max(1, int(spacing_mm / _FINEST_PARTS / s)) for s in image.GetSpacing()]
         part = tuple(slice(n // 2 if size > n else 0, None, n) for n, size in zip(steps, image.GetSize(), strict=True))
-        image = image[part]
-        mask = None if mask is None else sitk.Cast(mask[part] != 0, sitk.sitkFloat32)
+        if max(steps) > 1:
+            image, mask = image[part], None if mask is None else mask[part]
+        mask = None if mask is None else sitk.Cast(mask != 0, sitk.sitkFloat32)
         array = sitk.GetArrayFromImage(image).astype(np.float32)
         if ct := looks_like_ct(image):
             unseen, (low, high) = _filled(array, unseen_values(image)), CT_WINDOW
@@ -153,7 +154,7 @@ class Prepared:
         around = blurred(seen[None])[0]
         values = blurred(values[None] * seen)[0] / around.clamp(min=0.1)
         # where the image ends there is no edge of the patient
-        edges = gradient(values).norm(dim=0) * (around > 0.99)
+        edges = gradient(values).square().sum(0).sqrt() * (around > 0.99)  # a norm over the first axis takes far longer
         seen = seen > 0
         body = _body(values, seen, edges)
         box = []
