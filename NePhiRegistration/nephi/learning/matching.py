@@ -41,7 +41,6 @@ class MatchingEncoder(Encoder):
         self.offsets: Tensor
         self.register_buffer("offsets", offsets, persistent=False)
         convolution = (nn.Conv2d, _Conv3d)[dimension - 2]
-        self.pool = (F.avg_pool2d, F.avg_pool3d)[dimension - 2]
         measured = len(settings.windows) * (dimension + 2) + 3
         self.points = nn.Sequential(nn.Linear(measured, w), nn.LeakyReLU(0.2), nn.Linear(w, w), nn.LeakyReLU(0.2))
         self.enter = _block(convolution, 2 * w + field.local_code + 1, w)
@@ -146,7 +145,10 @@ class MatchingEncoder(Encoder):
         """(1, c + 1, (z,) y, x): over each node's lattice points the mean of the values, 0 where not kept, and the
         share that is kept."""
         full = _on_lattice(torch.cat([values, torch.ones_like(values[:, :1])], 1), kept, size)
-        return self.pool(full.movedim(-1, 0)[None], 2)
+        for axis in range(full.ndim - 1):  # pooling by torch would first turn the whole lattice round
+            before, after = full.unflatten(axis, (-1, 2)).unbind(axis + 1)
+            full = (before + after) / 2
+        return full.movedim(-1, 0)[None]
 
 
 def _lattice(half_extents_cube: Tensor, size: tuple[int, ...]) -> Tensor:

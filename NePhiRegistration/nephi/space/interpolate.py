@@ -54,7 +54,9 @@ class PointWeights:
 
     def __init__(self, position: Tensor, size: Sequence[int], degree: int = 1):
         self.nodes = math.prod(size)
-        self.row, self.weight = _around(position, tuple(size), degree, 1.0)
+        points = _READ_POINTS if position.device.type == "cpu" else max(1, len(position))
+        around = [_around(part, tuple(size), degree, 1.0) for part in position.split(points)]
+        self.row, self.weight = map(torch.cat, zip(*around, strict=True))
 
     def at(self, table: Tensor) -> Tensor:
         """Values (n, c) at the points, of a table (nodes, c) with one row a node, x fastest."""
