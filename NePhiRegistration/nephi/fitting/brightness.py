@@ -89,21 +89,21 @@ def correlated(fixed: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor, Ten
     gradient of their sum is that of the weighted squared difference between ``seen`` and what is returned. A coil's
     shading and gains hardly change it; windows whose correlation is negative count nothing.
     """
-    given = torch.stack([weight, weight * fixed, weight * seen, weight * seen.square(), weight * fixed * seen])
-    count, mean_fixed, mean_seen, squares, products = _in_windows(given)
+    given = weight, weight * fixed, weight * seen, weight * seen.square(), weight * fixed * seen
+    count, mean_fixed, mean_seen, squares, products = map(_in_windows, given)
     count = count.clamp(min=1e-3)
     mean_fixed, mean_seen = mean_fixed / count, mean_seen / count
     variance = (squares / count - mean_seen.square()).clamp(min=0) + _LOCALLY_FLAT
     gain = ((products / count - mean_fixed * mean_seen) / variance).clamp(min=0)
     offset = mean_fixed - gain * mean_seen
-    gains, squared_gains, offsets = _in_windows(torch.stack([gain, gain.square(), gain * offset]))
+    gains, squared_gains, offsets = map(_in_windows, (gain, gain.square(), gain * offset))
     wanted = (fixed * gains - offsets) / squared_gains.clamp(min=1e-6)
     return seen + (wanted - seen).clamp(-_FAR, _FAR), weight * squared_gains
 
 
 def _in_windows(values: Tensor) -> Tensor:
-    """Means (k, ...) over the window around each place; what is beyond the border counts as 0."""
-    for axis in range(1, values.ndim):
+    """Means (...) over the window around each place; what is beyond the border counts as 0."""
+    for axis in range(values.ndim):
         n, sums = values.shape[axis], values.clone()
         for k in range(1, min(_NEAR, n - 1) + 1):
             sums.narrow(axis, k, n - k).add_(values.narrow(axis, 0, n - k))

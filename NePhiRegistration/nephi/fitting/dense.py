@@ -197,7 +197,10 @@ def _rows(entries: Tensor, more: float = 0.0) -> list[list[Tensor]]:
     """Symmetric matrices at each place from their upper halves (k, ...), row by row, ``more`` on the diagonal."""
     d = 2 if len(entries) == 3 else 3
     number = {(i, j): k for k, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
-    return [[entries[number[min(i, j), max(i, j)]] + more * (i == j) for j in range(d)] for i in range(d)]
+    rows = [[entries[number[min(i, j), max(i, j)]] for j in range(d)] for i in range(d)]
+    for i in range(d if more else 0):
+        rows[i][i] = rows[i][i] + more
+    return rows
 
 
 def _worth(move: Tensor, equations: Tensor, over: float) -> Tensor:
@@ -248,6 +251,8 @@ def least_determinants(u: Tensor) -> Tensor:
         parts = range(0, cells[0], slab)
         return torch.cat([least_determinants(u[:, first : first + slab + 1]) for first in parts])
     along = [u.diff(dim=d - j) for j in range(d)]  # along x first
+    for j, slope in enumerate(along):
+        slope[j] += 1.0  # of the map, no longer of its displacements
     least: Tensor | None = None
     for corner in product((0, 1), repeat=d):  # of axes z, y, x
         columns = []
@@ -256,7 +261,7 @@ def least_determinants(u: Tensor) -> Tensor:
                 if axis != d - 1 - j:
                     slope = slope.narrow(axis + 1, corner[axis], cells[axis])
             columns.append(slope)
-        rows = [[columns[j][i] + float(i == j) for j in range(d)] for i in range(d)]
+        rows = [[columns[j][i] for j in range(d)] for i in range(d)]
         found = determinant(rows)
         least = found if least is None else torch.minimum(least, found)
     assert least is not None
@@ -274,7 +279,7 @@ def _inverted(u: Tensor, start: Tensor) -> Tensor:
         at = (places[:, left] + now).reshape(d, *[1] * (d - 1), -1)
         moved = _sampled(both, at).flatten(1)
         gap = -(now + moved[:d])
-        rows = [[moved[d + i * d + j] + float(i == j) for j in range(d)] for i in range(d)]
+        rows = [[moved[d + i * d + j] + 1.0 if i == j else moved[d + i * d + j] for j in range(d)] for i in range(d)]
         move = _solved(rows, gap, _LEAST_SLOPE)
         length = move.square().sum(0).sqrt()
         back[:, left] = now + move / length.clamp(min=1)
