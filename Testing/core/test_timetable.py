@@ -47,19 +47,6 @@ def test_a_stage_that_takes_longer_than_expected_corrects_the_rest():
     assert max(f for _, stage, f in entries if stage == "warping") < 0.97
 
 
-def test_a_stage_that_does_not_tell_of_its_progress_corrects_the_rest_once_it_takes_too_long():
-    now, out = [0.0], []
-    table = Timetable(EXPECTED, lambda _, fraction, __: out.append(fraction), 0.0, lambda: now[0])
-    for now[0] in (0.0, 2.0, 8.0):  # of a stage that should take 4
-        table("reading", 0.0, {})
-    table("optimising", 0.0, {})
-    in_time, late, after = (
-        at * (1 - fraction) / fraction for at, fraction in zip((2.0, 8.0, 8.0), out[1:], strict=True)
-    )
-    assert in_time == pytest.approx(38, rel=0.02)
-    assert late > 1.5 * in_time and late == pytest.approx(after, rel=0.05)
-
-
 def test_stages_that_are_left_out_or_unknown_do_no_harm():
     entries = told({"reading": 4.0, "surprise": 5.0, "writing": 8.0})
     assert [f for *_, f in entries] == sorted(f for *_, f in entries) and entries[-1][2] == 1

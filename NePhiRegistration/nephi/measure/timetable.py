@@ -52,9 +52,7 @@ class Timetable:
             return 0.0
         names, here, within = list(self.expected), self.expected.get(stage, 0.0), now - self._since
         told = part >= _SEEN  # else it may not have told of its progress for a while
-        pace = _pace(self._finished)
-        if told or within > pace * here:  # one that takes longer than it should tells of the pace before it ends
-            pace = _pace([*self._finished, (here * part if told else here, within)])
+        pace = _pace([*self._finished, *([(here * part, within)] if told else [])])
         after = sum(self.expected[name] for name in names[names.index(stage) + 1 :]) if stage in names else 0.0
         left = within * (1 - part) / part if told else max(pace * here - within, _LEAST * pace * here)
         passed = now - self._started
