@@ -9,7 +9,7 @@ import slicer
 
 from . import display
 from .i18n import tr as _
-from .pairs import Pair, add_pair, pairs
+from .pairs import Pair, add_pair, are_judged, pairs
 from .parameters import Parameters
 
 _FIXED_COLUMNS = 3  # from here on a click leads to the moving point
@@ -65,7 +65,10 @@ class LandmarkPanel:
         worst = max(measured, key=lambda pair: pair.after_mm)
         mean = sum(pair.after_mm for pair in measured) / len(measured)
         numbers = {"mean": f"{mean:.1f}", "most": f"{worst.after_mm:.1f}", "label": worst.label}
-        return _("Mean {mean} mm, largest {most} mm at {label}.").format(**numbers) + " " + text
+        found = _("Mean {mean} mm, largest {most} mm at {label}.").format(**numbers)
+        if not are_judged(self._outputs, self._pairs):
+            found += " " + _("The verdict does not count the points as they are now: register again for that.")
+        return f"{found} {text}"
 
     def _jump(self, row: int, column: int) -> None:
         pair = self._pairs[row]

@@ -11,6 +11,7 @@ from . import scene as nodes
 from .i18n import tr as _
 
 _RAS_LPS = np.array([-1.0, -1.0, 1.0])
+_SAME_MM = 0.2  # errors by the map and by the transform as it is written differ a little
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ def pairs(outputs, fixed_points, moving_points) -> list[Pair]:
             after = float(np.linalg.norm(np.array(through.TransformPoint(fixed)) - moving))
         found.append(Pair(fixed_points.GetNthControlPointLabel(i), fixed, moving, before, after))
     return found
+
+
+def are_judged(outputs, found: list[Pair]) -> bool:
+    """Whether the result's report counts these pairs as they lie: none was moved, added or removed since."""
+    now = [(*pair.fixed_ras_mm * _RAS_LPS, pair.after_mm) for pair in found if pair.after_mm is not None]
+    rows = outputs.report.get("landmarks", [])
+    then = [(row["x_lps_mm"], row["y_lps_mm"], row["z_lps_mm"], row["after_mm"]) for row in rows]
+    return len(now) == len(then) and np.allclose(now, then, rtol=0, atol=_SAME_MM)
 
 
 def add_pair(outputs, fixed_points, moving_points, point_ras_mm) -> tuple:

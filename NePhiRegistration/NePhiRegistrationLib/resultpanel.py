@@ -20,7 +20,7 @@ from .reviewpanel import ReviewPanel
 from .shown import Shown, meaning
 from .summary import Kind, as_html, compared_results, summary, unbroken
 from .tables import UNIT_COLUMN, fold_centre_ras_mm, texts
-from .verdict import FOLDS, Judgement, judgement
+from .verdict import FOLDS, LANDMARKS, REGIONS, Judgement, judgement
 from .waiting import wait_cursor
 from .words import in_panel_words
 
@@ -204,8 +204,10 @@ class ResultPanel:
 
     def _look_at(self, place: str) -> None:
         """A link of the verdict: what its reason can be seen in."""
-        if place == FOLDS:
-            self.ui.tablesTabWidget.setCurrentWidget(self.ui.foldsTab)
+        ui = self.ui
+        tables = {FOLDS: ui.foldsTab, LANDMARKS: ui.landmarksTab, REGIONS: ui.lobesTab}
+        if place in tables:
+            ui.tablesTabWidget.setCurrentWidget(tables[place])
         else:
             views = [view.term for view in View]
             self.ui.viewComboBox.setCurrentIndex(views.index(place))

@@ -8,7 +8,8 @@ from . import theme
 from .choices import View
 from .i18n import tr as _
 
-FOLDS = "folds"  # a place to look at that is a table; all others are terms of ``View``
+# places to look at that are tables, named as the report's entries; all others are terms of ``View``
+FOLDS, LANDMARKS, REGIONS = TABLES = ("folds", "landmarks", "regions")
 _OUTCOMES = {  # sign, words and ground
     "PASS": ("\u2714", _("Reliable"), theme.GOOD_GROUND),
     "CHECK": ("\u26a0", _("Check"), theme.CHECK_GROUND),
@@ -24,6 +25,9 @@ _SHOWN_BY = {  # words of the engine's reasons, and what shows it
     "volume changes from": View.JACOBIAN,
     "inverse field differ": View.CONSISTENCY,
     "do not undo each other": View.CONSISTENCY,
+    "landmark": LANDMARKS,
+    "surfaces of": REGIONS,
+    "regions hardly overlap": REGIONS,
 }
 _NAMES = {
     View.ERROR: _("expected error"),
@@ -33,12 +37,14 @@ _NAMES = {
     FOLDS: _("folds"),
     View.JACOBIAN: _("volume change"),
     View.CONSISTENCY: _("forward-backward difference"),
+    LANDMARKS: _("landmarks"),
+    REGIONS: _("regions"),
 }
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """``outcome``: PASS, CHECK or FAIL; ``places``: terms of ``View``, or FOLDS, where its reasons can be seen."""
+    """``outcome``: PASS, CHECK or FAIL; ``places``: terms of ``View``, or ``TABLES``, where its reasons can be seen."""
 
     outcome: str
     reasons: list[str]
@@ -66,7 +72,9 @@ def judgement(report: dict) -> Judgement | None:
     if "verdict" not in report:
         return None
     reasons = report["verdict"]["reasons"]
-    found = [_term(place) for reason in reasons for words, place in _SHOWN_BY.items() if words in reason]
+    said = [reason.lower() for reason in reasons]
+    found = [_term(place) for reason in said for words, place in _SHOWN_BY.items() if words.lower() in reason]
+    found = [place for place in found if place not in TABLES or report.get(place)]
     return Judgement(report["verdict"]["outcome"], reasons, list(dict.fromkeys(found)))
 
 

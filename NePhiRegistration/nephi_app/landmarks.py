@@ -8,7 +8,7 @@ from typing import Any
 from NePhiRegistrationLib import display
 from NePhiRegistrationLib import scene as nodes
 from NePhiRegistrationLib.outputs import Outputs
-from NePhiRegistrationLib.pairs import Pair, add_pair, pairs
+from NePhiRegistrationLib.pairs import Pair, add_pair, are_judged, pairs
 
 from .views import Views
 
@@ -102,10 +102,12 @@ class Landmarks:
     def _tell(self, at: dict | None = None, edited: bool = False) -> None:
         if edited:
             self._edited.add(self._key)
-        found = list(enumerate(self._pairs()))
+        all_of_them = self._pairs()
+        found = list(enumerate(all_of_them))
         found.sort(key=lambda one: -(one[1].after_mm or 0.0))
         with self.state:
             self.state.landmark = at or {}
+            self.state.landmarks_judged = not found or are_judged(self.outputs, all_of_them)
             self.state.landmarks = [
                 {"row": row, "label": pair.label, "before": f"{pair.before_mm:.2f}", "after": f"{pair.after_mm:.2f}"}
                 for row, pair in found

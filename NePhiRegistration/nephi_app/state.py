@@ -70,6 +70,7 @@ def first(root_name: str, root_path: str) -> dict[str, Any]:
         "compared": {},  # the results side by side, columns and rows
         "landmarks": [],  # pairs, the worst first
         "landmark": {},  # the point that is looked at
+        "landmarks_judged": True,  # whether the verdict counts them as they are
         "verdict": {},
         "lines": [],
         "with_dicom": False,  # whether DICOM objects are saved and downloaded too

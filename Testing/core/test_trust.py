@@ -16,7 +16,8 @@ from nephi.errors import NephiError
 from nephi.measure import calibration
 from nephi.measure.blockmatch import match
 from nephi.measure.calibration import MODEL
-from nephi.measure.report import ErrorEstimate, Folds, Overlap, Report, Summary
+from nephi.measure.report import ErrorEstimate, Folds, LandmarkError, Overlap, Report, Summary
+from nephi.measure.quality import summary
 from nephi.measure.signals import measure_signals
 from nephi.measure.trust import FEATURES, Trust
 from nephi.measure.verdict import CHECK, FAIL, PASS, Tolerances, judged, read_tolerances
@@ -326,6 +327,76 @@ def test_a_part_with_nearly_large_errors_is_to_be_checked(near, above, wanted):
 
 def test_coarse_voxels_widen_what_is_tolerated_in_mm():
     assert judged(GOOD, replace(SURE, mean=4.0), none_above, 6.0).verdict.outcome == PASS
+
+
+# ---- what was measured -----------------------------------------------------------------------------------------------
+
+
+def measured_at(errors_mm, guided=(), doubt: str | None = None) -> Report:
+    """With landmarks of these errors; those at ``guided`` took part in the registration."""
+    errors = np.asarray(errors_mm, float)
+    rows = [{"number": k, "after_mm": float(mm), "guided": k - 1 in guided} for k, mm in enumerate(errors, 1)]
+    return replace(GOOD, landmarks=rows, tre_mm=LandmarkError(Summary(**summary(errors)), doubt=doubt))
+
+
+def verdict_of(report: Report, voxel_mm: float = 1.0, **tolerances):
+    return judged(report, SURE, none_above, voxel_mm, Tolerances(**tolerances)).verdict
+
+
+@pytest.mark.parametrize(
+    ("errors_mm", "wanted"),
+    [([1.0] * 9, PASS), ([2.5] * 9, CHECK), ([10.0] * 9, FAIL), ([0.5] * 99 + [5.5], CHECK), ([10.0], CHECK),
+     ([1.0] * 8 + [4.9], PASS), ([1.0, 1.0, 40.0], CHECK), ([5.0, 5.0, 40.0], FAIL)],
+)  # fmt: skip
+def test_measured_errors_enter_the_verdict_and_none_fails_by_one_landmark_alone(errors_mm, wanted):
+    assert verdict_of(measured_at(errors_mm)).outcome == wanted
+
+
+def test_the_farther_the_landmarks_the_worse_the_verdict_and_it_follows_the_site_and_the_voxel():
+    errors_mm = np.random.default_rng(0).rayleigh(1.0, 50)
+    outcomes = [verdict_of(measured_at(errors_mm * times)).outcome for times in (0.5, 1, 2, 4, 8)]
+    assert outcomes == sorted(outcomes, key=[PASS, CHECK, FAIL].index) and {PASS, FAIL} <= set(outcomes)
+    far = measured_at(errors_mm * 8)
+    assert verdict_of(far, mean_mm=20.0, large_mm=50.0).outcome == PASS == verdict_of(far, voxel_mm=50.0).outcome
+
+
+def test_the_farthest_landmark_is_named_by_its_number():
+    verdict = verdict_of(measured_at([0.5, 1.0, 14.9, 0.2, 6.0] + [0.5] * 20))
+    assert verdict.outcome == CHECK and len(verdict.reasons) == 1
+    assert "Landmark 3 ends 14.9 mm" in verdict.reasons[0] and "2 of 25" in verdict.reasons[0]
+
+
+def test_landmarks_that_guided_measure_nothing_but_must_be_reached():
+    both = measured_at([30.0, 30.0, 1.0, 1.2], guided=(0, 1))
+    alone = measured_at([30.0, 30.0], guided=(0, 1))
+    assert verdict_of(both).outcome == PASS and "2 landmarks is 1.1 mm" in verdict_of(both).reasons[0]
+    assert verdict_of(alone).outcome == PASS and "landmark" not in verdict_of(alone).reasons[0]
+    for within, wanted in ((2, PASS), (1, CHECK), (0, CHECK)):
+        told = replace(alone, guidance={"landmarks": {"after": {"n": 2.0, "max": 30.0}, "within": within}})
+        assert verdict_of(told).outcome == wanted
+
+
+def test_a_doubt_of_the_landmarks_is_the_one_reason_and_no_warning_besides():
+    report = replace(measured_at([60.0] * 9, doubt="Rows are mixed up."), warnings=["Other.", "Rows are mixed up."])
+    report = judged(report, SURE, none_above, 1.0)
+    assert report.verdict.outcome == FAIL and report.verdict.reasons == ["Rows are mixed up."]
+    assert report.warnings == ["Other."] and Report.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("entry", ["regions", "labels"])
+def test_regions_count_by_their_surfaces_whatever_their_size(entry):
+    def outcome(surface_mm, dice, moving_ml=5.0):
+        volumes = {"fixed_ml": 5.0, "moving_ml": moving_ml, "moving_region_ml": moving_ml}
+        near = {"label": 1, "surface_mm": 0.5, "dice": 0.97, **volumes | {"moving_ml": 5.0, "moving_region_ml": 5.0}}
+        row = {"label": 2, "name": "oesophagus", "surface_mm": surface_mm, "dice": dice, **volumes}
+        verdict = verdict_of(replace(GOOD, **{entry: [near, row]}))
+        assert verdict.outcome == PASS or "oesophagus" in verdict.reasons[0]
+        return verdict.outcome
+
+    assert outcome(1.0, 0.5) == PASS  # small and thin
+    assert outcome(2.5, 0.97) == outcome(30.0, 0.0) == CHECK  # segmentations err, too
+    assert outcome(None, 0.99) == PASS and outcome(None, 0.0) == CHECK  # without a surface in one image
+    assert outcome(None, None, moving_ml=0.0) == PASS  # the moving image's segmentation lacks it
 
 
 # ---- tolerances of a site --------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def measure(
     if landmarks is not None:
         errors = _landmark_errors(*landmarks, forward, alignment)
         tre, one_by_one = _landmark_summary(errors, grid), _one_by_one(landmarks[0], errors)
+        tre = replace(tre, doubt=_landmark_doubt(tre, forward, landmarks))
     if mask is not None and fixed_mask is not None:
         values = jacobian[mask]
         volume = VolumeChange(**quality.volume_change(values, None, grid.voxel_volume_mm3))
@@ -87,7 +88,7 @@ def measure(
     )
     counted = quality.fold_summary(values)
     return Report(
-        warnings=[] if tre is None or landmarks is None else list(_landmark_warnings(tre, forward, landmarks)),
+        warnings=[] if tre is None or tre.doubt is None else [tre.doubt],
         folds=Folds(
             percent=float(counted["percent"]),
             count=int(counted["count"]),
@@ -209,26 +210,24 @@ def _landmark_summary(errors: dict[str, np.ndarray], grid: Grid) -> LandmarkErro
     )
 
 
-def _landmark_warnings(
-    tre: LandmarkError, forward: PointMap, landmarks: tuple[np.ndarray, np.ndarray]
-) -> Iterator[str]:
-    """What errors of wrong or mixed-up landmarks look like; one warning at most."""
+def _landmark_doubt(tre: LandmarkError, forward: PointMap, landmarks: tuple[np.ndarray, np.ndarray]) -> str | None:
+    """What errors of wrong or mixed-up landmarks look like."""
     if tre.unaligned is not None and tre.after.mean > _WORSE * tre.unaligned.mean + _WORSE_MM:
-        yield (
+        return (
             f"The landmarks lie farther apart after the registration ({tre.after.mean:.2f} mm) than before "
             f"({tre.unaligned.mean:.2f} mm): look whether they are in the frame of their images and belong to them."
         )
-        return
     fixed, moving = landmarks
     if len(fixed) < _SEVERAL:
-        return
+        return None
     there, shifts = forward(fixed), np.unique(np.linspace(1, len(fixed) - 1, _SEVERAL).astype(int))
     mixed_up_mm = float(np.mean([quality.tre_mm(there, np.roll(moving, shift, 0)).mean() for shift in shifts]))
     if tre.after.mean > _AS_MIXED_UP * mixed_up_mm:
-        yield (
+        return (
             f"The landmarks lie {tre.after.mean:.0f} mm apart on average, about as far as if their rows were mixed up "
             f"({mixed_up_mm:.0f} mm): look whether row i of one file corresponds to row i of the other."
         )
+    return None
 
 
 def _one_by_one(fixed_lps_mm: np.ndarray, errors: dict[str, np.ndarray]) -> list[dict]:

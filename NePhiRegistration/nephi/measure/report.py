@@ -29,7 +29,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class LandmarkError:
-    """Target registration error in mm: distance of the landmarks of both images."""
+    """Target registration error in mm: distance of the landmarks of both images.
+
+    ``doubt``: why the landmarks themselves may be wrong, in words, as their errors are what such errors look like.
+    """
 
     after: Summary
     unaligned: Summary | None = None
@@ -37,6 +40,7 @@ class LandmarkError:
     within_2_mm: float | None = None  # share of the landmarks whose error is at most 2 mm, after the registration
     within_voxel: float | None = None  # the same, at most the diagonal of the fixed image's voxel
     voxel_diagonal_mm: float | None = None
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class Report:
     verdict: Verdict | None = None  # where the images are at hand
     error_estimate_mm: ErrorEstimate | None = None  # where the images are at hand
     tre_mm: LandmarkError | None = None  # where landmarks are given
-    landmarks: list[dict] | None = None  # one by one: number, fixed place (LPS mm) and error in mm at each state
+    landmarks: list[dict] | None = None  # one by one: number, fixed place (LPS mm), error in mm at each state, ...
     dice: Overlap | None = None  # where both masks are given
     surface_mm: SurfaceDistance | None = None  # of the masks, where both are given, after the registration
     labels: list[dict] | None = None  # where label maps of both images are given, see ``label_agreement``

@@ -2,6 +2,7 @@
 
 The defaults follow the practice of the field (AAPM TG-132: target registration error and consistency within 2 mm or a
 voxel, none above 5 mm; Dice 0.8 to 0.9; no Jacobian determinant of 0 or less, and none that tissue cannot have).
+Landmarks and regions count where they are given; it needs none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Tolerances:
     """What a registration must keep to pass. Where it is far beyond a tolerance it fails, else it is to be checked."""
 
     set_by: str = "NePhi's defaults, after AAPM TG-132"  # who answers for these numbers
-    mean_mm: Positive = 2.0  # expected error on average; where a voxel is longer, its longest side
+    mean_mm: Positive = 2.0  # expected or measured error on average; where a voxel is longer, its longest side
     large_mm: Positive = 5.0  # an error that is large; where a voxel is longer, its longest side
     large_share: Share = 0.1  # of the region whose expected error may be above 0.6 of large_mm, as errors exceed it
     consistency_mm: Positive = 2.0  # of both transforms, and of both fields, on average; or a voxel's longest side
@@ -63,23 +64,27 @@ def judged(
     voxel_mm: float,
     tolerances: Tolerances | None = None,
 ) -> Report:
-    """The report with the expected error and the verdict.
+    """The report with the expected error and the verdict, by the images and by what was measured.
 
     ``share_above``: of the region, whose expected error is larger than so many mm. ``voxel_mm``: the longest side of a
-    voxel of either image.
+    voxel of either image. A warning that is a reason of the verdict is no warning besides.
     """
     t = tolerances or Tolerances()
     mean_mm, large_mm, consistency_mm = (max(mm, voxel_mm) for mm in (t.mean_mm, t.large_mm, t.consistency_mm))
     found = [
+        *_of_landmarks(report, mean_mm, large_mm, t),
+        *_of_guidance(report),
+        *_of_regions(report, mean_mm, t),
         *_of_images(estimate, t),
         *_of_error(estimate, mean_mm, large_mm, share_above, t),
         *_of_map(report, consistency_mm, t),
     ]
     criteria = [{"name": f.name, "found": f.found, "tolerated": f.tolerated, "kept": f.outcome == PASS} for f in found]
     worst = sorted(found, key=lambda finding: -OUTCOMES.index(finding.outcome))
-    reasons = [finding.reason for finding in worst if finding.outcome != PASS] or [_kept(estimate)]
-    verdict = Verdict(worst[0].outcome, reasons, t.to_dict(), criteria)
-    return replace(report, verdict=verdict, error_estimate_mm=estimate)
+    reasons = [finding.reason for finding in worst if finding.outcome != PASS] or [_kept(report, estimate)]
+    verdict = Verdict(worst[0].outcome, list(dict.fromkeys(reasons)), t.to_dict(), criteria)
+    warnings = [text for text in report.warnings if text not in reasons]
+    return replace(report, verdict=verdict, error_estimate_mm=estimate, warnings=warnings)
 
 
 @dataclass(frozen=True)
@@ -93,15 +98,110 @@ class _Finding:
     reason: str
 
 
-def _kept(estimate: ErrorEstimate) -> str:
+def _kept(report: Report, estimate: ErrorEstimate) -> str:
+    measured = _independent(report)
+    of_landmarks = f"{_mean_at(measured)}. " if measured else ""
     return (
-        f"The expected error is {estimate.mean:.1f} mm on average, the upper 95 % limit of the true error "
-        f"{estimate.bound_mean:.1f} mm on average. All tolerances are kept."
+        f"{of_landmarks}The expected error is {estimate.mean:.1f} mm on average, the upper 95 % limit of the true "
+        f"error {estimate.bound_mean:.1f} mm on average. All tolerances are kept."
     )
 
 
 def _beyond(value: float, tolerated: float, factor: float) -> str:
     return PASS if value <= tolerated else FAIL if value > factor * tolerated else CHECK
+
+
+def _independent(report: Report) -> list[dict]:
+    """The landmarks that took no part in the registration, the farthest first."""
+    rows = [row for row in report.landmarks or [] if not row.get("guided")]
+    return sorted(rows, key=lambda row: -row["after_mm"])
+
+
+def _mean_mm(rows: list[dict]) -> float:
+    return sum(row["after_mm"] for row in rows) / len(rows)
+
+
+def _mean_at(rows: list[dict]) -> str:
+    landmarks = f"{len(rows)} landmarks is {_mean_mm(rows):.1f} mm on average"
+    return f"The error at {landmarks}" if len(rows) > 1 else f"The error at the landmark is {_mean_mm(rows):.1f} mm"
+
+
+def _of_landmarks(report: Report, mean_mm: float, large_mm: float, t: Tolerances) -> Iterator[_Finding]:
+    """A single landmark may be misplaced: none makes a registration fail without the others."""
+    rows = _independent(report)
+    if not rows or report.tre_mm is None:
+        return
+    doubt, (farthest, *others) = report.tre_mm.doubt, rows
+    mean, largest, large = _mean_mm(rows), farthest["after_mm"], sum(row["after_mm"] > large_mm for row in rows)
+    outcome = _beyond(mean, mean_mm, t.fail_factor)
+    alone = not others or _beyond(_mean_mm(others), mean_mm, t.fail_factor) != FAIL
+    yield _Finding(
+        CHECK if outcome == FAIL and alone else outcome,
+        "landmarks, mean error",
+        f"{mean:.2f} mm",
+        f"{mean_mm:.2f} mm or less",
+        doubt or f"{_mean_at(rows)} ({mean_mm:.1f} mm are tolerated). Look at the landmarks, the farthest first.",
+    )
+    yield _Finding(
+        CHECK if large else PASS,
+        "landmarks, largest error",
+        f"{largest:.2f} mm",
+        f"{large_mm:.2f} mm or less",
+        doubt
+        or f"Landmark {farthest['number']} ends {largest:.1f} mm away, {large} of {len(rows)} more than the "
+        f"{large_mm:.1f} mm that are tolerated: it may be misplaced, or the map is wrong there.",
+    )
+
+
+def _of_guidance(report: Report) -> Iterator[_Finding]:
+    """Landmarks that guided measure nothing, but where they are not reached something is wrong."""
+    if (guided := (report.guidance or {}).get("landmarks")) is not None:
+        count, within, most_mm = int(guided["after"]["n"]), guided["within"], guided["after"]["max"]
+        yield _Finding(
+            PASS if within == count else CHECK,
+            "landmarks that guided, within their standard deviation",
+            f"{within} of {count}",
+            "all",
+            f"{count - within} of the {count} landmarks that guide end farther away than their standard deviation, at "
+            f"most {most_mm:.2f} mm: look whether they correspond.",
+        )
+
+
+def _of_regions(report: Report, mean_mm: float, t: Tolerances) -> Iterator[_Finding]:
+    """Regions or labels that both images have, by their surfaces, as small and thin ones overlap little by nature."""
+    apart = {_name(row): row["surface_mm"] for row in _in_both(report) if row["surface_mm"] is not None}
+    if apart:
+        farthest = max(apart, key=apart.__getitem__)
+        many = sum(mm > mean_mm for mm in apart.values())
+        yield _Finding(
+            CHECK if many else PASS,
+            "regions, largest mean surface distance",
+            f"{apart[farthest]:.2f} mm ({farthest})",
+            f"{mean_mm:.2f} mm or less",
+            f"The surfaces of {many} of {len(apart)} regions do not meet: on average they are more than {mean_mm:.1f} mm "
+            f"apart, {apart[farthest]:.1f} mm of {farthest}. Look whether it is the map or the segmentation.",
+        )
+    # without a surface within one of the images
+    overlaps = {_name(row): row["dice"] for row in _in_both(report) if row["surface_mm"] is None}
+    if overlaps:
+        least = min(overlaps, key=overlaps.__getitem__)
+        yield _Finding(
+            PASS if overlaps[least] >= t.dice else CHECK,
+            "regions without a surface, least Dice coefficient",
+            f"{overlaps[least]:.3f} ({least})",
+            f"{t.dice:.2f} or more",
+            f"Regions hardly overlap, {least} with a Dice coefficient of {overlaps[least]:.2f} ({t.dice:.2f} is the "
+            "least): one of the images may not show all of it.",
+        )
+
+
+def _in_both(report: Report) -> Iterator[dict]:
+    yield from (row for row in report.regions or [] if row.get("moving_region_ml"))
+    yield from (row for row in report.labels or [] if row["fixed_ml"] and row["moving_ml"])
+
+
+def _name(row: dict) -> str:
+    return row.get("name") or f"label {row['label']}"
 
 
 def _of_images(estimate: ErrorEstimate, t: Tolerances) -> Iterator[_Finding]:

@@ -60,26 +60,22 @@ def measured_guidance(r: Registration, transform: sitk.Transform) -> dict[str, A
     return found or None
 
 
-def guidance_warnings(
-    r: Registration, found: dict[str, Any] | None, landmarks: tuple[np.ndarray, np.ndarray] | None
-) -> Iterator[str]:
-    """``landmarks``: fixed and moving points (n, d) in LPS mm that the error is measured at."""
-    if found and "landmarks" in found:
-        count, within = found["landmarks"]["after"]["n"], found["landmarks"]["within"]
-        if within < count:
-            yield (
-                f"{count - within:g} of the {count:g} landmarks that guide end farther away than their standard "
-                f"deviation, at most {found['landmarks']['after']['max']:.2f} mm: look whether they correspond."
-            )
+def guided_landmarks(r: Registration, landmarks: list[dict] | None) -> tuple[list[dict] | None, list[str]]:
+    """The rows of the landmarks at which the error is measured, each with whether it ``guided`` the registration, where
+    any landmark did; and what a user should know of that."""
     given = r.guidance.landmarks_lps_mm
-    if given is None or landmarks is None:
-        return
-    near = np.linalg.norm(landmarks[0][:, None] - given[0], axis=-1) < _SAME_MM
-    if same := int(near.any(1).sum()):
-        yield (
-            f"{same} of the {len(near)} landmarks at which the error is measured guided the registration: there the "
-            "error is no independent measure."
-        )
+    if given is None or not landmarks:
+        return landmarks, []
+    axes = "xyz"[: given[0].shape[1]]
+    points_lps_mm = np.array([[row[f"{axis}_lps_mm"] for axis in axes] for row in landmarks])
+    near = (np.linalg.norm(points_lps_mm[:, None] - given[0], axis=-1) < _SAME_MM).any(1)
+    marked = [row | {"guided": bool(did)} for row, did in zip(landmarks, near, strict=True)]
+    if not near.any():
+        return marked, []
+    return marked, [
+        f"{near.sum()} of the {len(near)} landmarks at which the error is measured guided the registration: there the "
+        "error is no independent measure, and the verdict leaves it out."
+    ]
 
 
 def in_words(found: dict[str, Any]) -> Iterator[str]:

@@ -108,8 +108,8 @@ def _verdict(report: dict) -> Iterator[str]:
         (c["name"], c["found"], c["tolerated"], "yes" if c["kept"] else "NO") for c in verdict.get("criteria") or []
     ]
     yield f"""<div class="verdict {outcome.lower()}"><b>{outcome}</b>{reasons}
-        <p>By the tolerances of {setter}. The verdict rests on signals from the images; it does not replace a look at
-        the pictures.</p>{table("", rows, ("criterion", "found", "tolerated", "kept"))}</div>"""
+        <p>By the tolerances of {setter}. The verdict rests on signals from the images, and on landmarks and regions
+        where they are given; it does not replace a look at the pictures.</p>{table("", rows, ("criterion", "found", "tolerated", "kept"))}</div>"""
 
 
 def _summary(report: dict) -> Iterator[str]:
@@ -172,7 +172,8 @@ def _tables(report: dict) -> Iterator[str]:
     The histogram of the determinant is left to report.json.
     """
     report = {k: v for k, v in report.items() if k != "warnings"}
-    tre = report.pop("tre_mm", None) or {}
+    tre = dict(report.pop("tre_mm", None) or {})
+    tre.pop("doubt", None)  # a warning, or a reason of the verdict
     report |= {f"landmarks {k.replace('_', ' ')}": v for k, v in tre.items() if not isinstance(v, dict)}
     columns = {words: tre[state] for state, words in _STATES.items() if isinstance(tre.get(state), dict)}
     names = list(dict.fromkeys(name for column in columns.values() for name in column))

@@ -34,7 +34,7 @@ from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
 from .breath import Breath, further_maps
-from .guided import guidance_warnings, measured_guidance
+from .guided import guided_landmarks, measured_guidance
 from .page import write_report
 from .regions import measured_regions
 
@@ -234,9 +234,10 @@ def _measured(
         landmarks=landmarks,
         labels=labels,
     )
+    each, told = guided_landmarks(r, measured.landmarks)
+    warnings = [*_warnings(r), *measured.warnings, *told]
     guidance = measured_guidance(r, transforms.fixed)
-    warnings = [*_warnings(r), *measured.warnings, *guidance_warnings(r, guidance, landmarks)]
-    return replace(measured, **_facts(r), warnings=warnings, guidance=guidance)
+    return replace(measured, **_facts(r), warnings=warnings, landmarks=each, guidance=guidance)
 
 
 def fields_disagreement(registration: Registration, grid: Grid) -> np.ndarray:
