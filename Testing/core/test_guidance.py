@@ -499,6 +499,13 @@ def test_the_report_tells_what_was_given_and_how_far_the_result_is_from_it(guide
 def test_errors_at_landmarks_that_guided_are_not_independent(guided_report):
     _, report = guided_report
     assert [text for text in report.warnings if text.startswith("50 of the ") and "independent" in text]
+    assert [row["guided"] for row in report.landmarks] == [True] * 50 + [False] * (len(report.landmarks) - 50)
+    others = [row["after_mm"] for row in report.landmarks[50:]]
+    found = {row["name"]: row for row in report.verdict.criteria}
+    assert found["landmarks, mean error"]["found"] == f"{np.mean(others):.2f} mm"
+    reached = found["landmarks that guided, within their standard deviation"]
+    assert reached["found"] == f"{report.guidance['landmarks']['within']} of 50"
+    assert reached["kept"] == (report.guidance["landmarks"]["within"] == 50)
 
 
 def test_files_of_every_kind_guide_from_the_command_line_and_from_a_list(phantom_2d, tmp_path):

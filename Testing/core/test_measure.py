@@ -112,6 +112,24 @@ def test_register_and_evaluate_mean_the_same(written, registered, phantom_2d, la
     assert measured.volume.ratio == pytest.approx(report.volume.ratio, abs=0.01)
 
 
+def test_what_landmarks_measure_is_in_the_verdict_of_a_result_and_mixed_up_rows_are_told(
+    written, registered, phantom_2d, landmarks, tmp_path
+):
+    def verdict(fixed_lps_mm, moving_lps_mm):
+        given = {"landmarks": (fixed_lps_mm, moving_lps_mm), "outputs": []}
+        report = write_all(registered, phantom_2d.fixed, phantom_2d.moving, tmp_path / "r", **given)
+        assert not set(report.warnings) & set(report.verdict.reasons)
+        return report.verdict
+
+    fixed, moving = landmarks
+    mean, largest = written[1].verdict.criteria[:2]
+    assert mean["found"] == f"{written[1].tre_mm.after.mean:.2f} mm" and "landmarks" in mean["name"]
+    assert largest["found"] == f"{written[1].tre_mm.after.max:.2f} mm"
+    off = verdict(fixed, moving + [30.0, 0.0])
+    assert off.outcome == "FAIL" and not off.criteria[0]["kept"] and not off.criteria[1]["kept"]
+    assert "mixed up" in verdict(fixed, np.random.default_rng(0).permutation(moving)).reasons[0]
+
+
 def test_without_the_alignment_nothing_is_said_of_before(written, phantom_2d, landmarks):
     measured = evaluate(sitk.ReadTransform(str(written[0].transform)), phantom_2d.fixed, landmarks=landmarks)
     assert measured.tre_mm.before is None and "before" not in measured.to_dict()["tre_mm"]

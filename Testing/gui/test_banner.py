@@ -26,6 +26,8 @@ def test_verdict_stands_on_a_ground_of_its_own_and_leads_to_what_it_means(finish
     ui.tablesTabWidget.setCurrentIndex(0)
     finished.widget.results._look_at("folds")
     assert ui.tablesTabWidget.currentIndex == 1
+    finished.widget.results._look_at("landmarks")
+    assert ui.tablesTabWidget.currentWidget() is ui.landmarksTab
     finished.widget.results._look_at("error")
     assert finished.p.view is View.ERROR and _drawn(View.ERROR) is not None
     ui.beyondCheckBox.click()
