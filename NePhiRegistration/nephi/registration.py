@@ -25,6 +25,7 @@ from .fitting.sliding import Side, border_of, guidance_within, slid, steps
 from .images.image_pair import ImagePair
 from .learning.model import Model
 from .learning.predict import Prediction, predict
+from .maps.maps import Map
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, Timetable, in_stages
 from .placement import checked_images, place
@@ -112,15 +113,7 @@ def register(
     )
     report("features")
     result.history = optimisation.run(report.optimising)
-    if any(used.dense.all_rounds) and not used.sliding:
-        held = [guide.held for guide in optimisation.objective.guides if guide.held is not None]
-        # the better map, as what is held stays as it is
-        from_maps = optimisation.consensus() if held and settings.consensus else optimisation.maps
-        optimisation.maps = result.maps = refined_densely(
-            optimisation.pair, from_maps, used.dense, held, lambda part: report("optimising", 1.0)
-        )
-    if settings.consensus:
-        result.maps = optimisation.consensus()
+    result.maps = _final_maps(optimisation, used, report)
     pair = optimisation.pair
     del optimisation, model  # features of large images take much
     if border is not None:
@@ -167,6 +160,18 @@ def _checked(
     if regulariser is None:
         REGULARISERS.check(settings.regularity.name)
     return settings, similarity or make_similarity(settings.similarity)
+
+
+def _final_maps(optimisation: Optimisation, settings: Settings, report: _Progress) -> Map:
+    """Refined voxel by voxel, and the consensus of both directions, where the settings ask for it."""
+    if any(settings.dense.all_rounds) and not settings.sliding:
+        held = [guide.held for guide in optimisation.objective.guides if guide.held is not None]
+        # the better map, as what is held stays as it is
+        maps = optimisation.consensus() if held and settings.consensus else optimisation.maps
+        optimisation.maps = refined_densely(
+            optimisation.pair, maps, settings.dense, held, lambda part: report("optimising", 1.0)
+        )
+    return optimisation.consensus() if settings.consensus else optimisation.maps
 
 
 def _predict(

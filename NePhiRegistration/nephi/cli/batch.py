@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,75 +65,60 @@ def run_batch(
     ``shared``: other such batches write into ``output`` at the same time: no table is written, and a pair that another
     one is at is waited for. Where several GPUs are visible, processes share them out.
     """
-    options = ["--device", device, "--progress", "none"]
-    if threads or jobs > 1:
-        options += ["--threads", str(threads or max(1, (os.cpu_count() or 1) // jobs))]
-    options += ["--no-auto-mask"] * (not auto_mask) + ["--outputs", ",".join(outputs)]
-    options += [] if tolerances is None else ["--tolerances", str(tolerances)]
-    wanted = read_tolerances(tolerances)
-    options += [f"--also={name}" for name in also]
+    options = _engine_options(jobs, auto_mask, device, threads, outputs, tolerances, also)
+    judged_by = read_tolerances(tolerances)
     table = _Table(pairs, None if shared else output, tell)
     environments = gpu_environments(jobs if device in ("auto", "cuda") else 1)
     temporary = Path(tempfile.gettempdir())
     remove_abandoned(temporary)
-    running: list[_Run] = []
 
     def finished(pair: Case) -> bool:
-        report = finished_report(output / pair.name, pair, settings, auto_mask, outputs, wanted)
+        report = finished_report(output / pair.name, pair, settings, auto_mask, outputs, judged_by)
         if report is not None:
             without_locks(output / pair.name)
             table.note(pair_row(pair, "done", report), " (earlier)")
         return report is not None
-
-    def begin(pair: Case) -> bool:
-        """Whether the pair has begun, or ended; not where another batch is at it."""
-        folder = output / pair.name
-        try:
-            release = claim(folder)
-            if release is None:
-                return False
-            with contextlib.ExitStack() as claimed:
-                claimed.callback(release)
-                if finished(pair):  # meanwhile, by another batch
-                    return True
-                environment = min(environments, key=[run.environment for run in running].count)
-                child = _start(pair, folder, settings, options, owner, environment)
-                running.append(_Run(child, pair, time.perf_counter(), environment, claimed.pop_all().close))
-                table.note(pair_row(pair, "running"))
-        except (NephiError, OSError) as error:
-            table.note(failed(pair, folder, str(error)))
-        return True
 
     with contextlib.ExitStack() as stack:
         with output_folder(output, patience_s=_SHARED_S) if shared else contextlib.nullcontext():
             if not shared:
                 stack.enter_context(output_folder(output))
             _write_settings(output, settings)
-        owner = RunFolder(temporary)
+        engines = _Engines(output, settings, options, environments, table, RunFolder(temporary))
         try:
             waiting = [pair for pair in pairs if not finished(pair)]
-            while waiting or running:
+            while waiting or engines.running:
                 elsewhere = []
-                while waiting and len(running) < jobs:
+                while waiting and len(engines.running) < jobs:
                     pair = waiting.pop(0)
-                    if not begin(pair):
+                    if not engines.begin(pair, finished):
                         elsewhere.append(pair)
                 waiting += elsewhere
-                for run in [run for run in running if run.child.poll() is not None]:
-                    running.remove(run)
-                    seconds = time.perf_counter() - run.started
-                    table.note(_ended(run.pair, output / run.pair.name, run.child.returncode, seconds))
-                    run.release()
+                engines.collect()
                 table.write_if_due()
                 time.sleep(_POLL_ELSEWHERE_S if elsewhere else _POLL_S)
         finally:
-            for run in running:
-                process.end(run.child, process.PATIENCE_S)
-                run.release()
-                table.rows[run.pair.name] = pair_row(run.pair, "interrupted")
-            owner.remove()
+            engines.end()
             table.write()
     return list(table.rows.values())
+
+
+def _engine_options(
+    jobs: int,
+    auto_mask: bool,
+    device: str,
+    threads: int | None,
+    outputs: tuple[str, ...],
+    tolerances: Path | None,
+    also: Sequence[str],
+) -> list[str]:
+    """Of ``nephi register``, the same for all pairs."""
+    options = ["--device", device, "--progress", "none"]
+    if threads or jobs > 1:
+        options += ["--threads", str(threads or max(1, (os.cpu_count() or 1) // jobs))]
+    options += ["--no-auto-mask"] * (not auto_mask) + ["--outputs", ",".join(outputs)]
+    options += [] if tolerances is None else ["--tolerances", str(tolerances)]
+    return options + [f"--also={name}" for name in also]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +130,55 @@ class _Run:
     started: float
     environment: dict[str, str]
     release: Callable[[], None]  # the claim to the pair's folder
+
+
+@dataclass(frozen=True, eq=False)
+class _Engines:
+    """The processes of a batch, each with the claim to the folder of its pair."""
+
+    output: Path
+    settings: Settings
+    options: list[str]
+    environments: list[dict[str, str]]  # which processes share out
+    table: _Table
+    owner: RunFolder
+    running: list[_Run] = field(default_factory=list)
+
+    def begin(self, pair: Case, finished: Callable[[Case], bool]) -> bool:
+        """Whether the pair has begun, or ended; not where another batch is at it."""
+        folder = self.output / pair.name
+        try:
+            release = claim(folder)
+            if release is None:
+                return False
+            with contextlib.ExitStack() as claimed:
+                claimed.callback(release)
+                if finished(pair):  # meanwhile, by another batch
+                    return True
+                environment = min(self.environments, key=[run.environment for run in self.running].count)
+                child = _start(pair, folder, self.settings, self.options, self.owner, environment)
+                run = _Run(child, pair, time.perf_counter(), environment, claimed.pop_all().close)
+                self.running.append(run)
+                self.table.note(pair_row(pair, "running"))
+        except (NephiError, OSError) as error:
+            self.table.note(failed(pair, folder, str(error)))
+        return True
+
+    def collect(self) -> None:
+        """Note those that have ended."""
+        for run in [run for run in self.running if run.child.poll() is not None]:
+            self.running.remove(run)
+            seconds = time.perf_counter() - run.started
+            self.table.note(_ended(run.pair, self.output / run.pair.name, run.child.returncode, seconds))
+            run.release()
+
+    def end(self) -> None:
+        """Whatever still runs."""
+        for run in self.running:
+            process.end(run.child, process.PATIENCE_S)
+            run.release()
+            self.table.rows[run.pair.name] = pair_row(run.pair, "interrupted")
+        self.owner.remove()
 
 
 def _write_settings(output: Path, settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -202,8 +202,11 @@ def _landmark_errors(
 
 def _landmark_summary(errors: dict[str, np.ndarray], grid: Grid) -> LandmarkError:
     after, diagonal = errors["after"], float(np.linalg.norm(grid.spacing_mm))
+    states = {name: _summary(values) for name, values in errors.items()}
     return LandmarkError(
-        **{name: _summary(values) for name, values in errors.items()},
+        after=states["after"],
+        unaligned=states["unaligned"],
+        before=states.get("before"),
         within_2_mm=float((after <= _WITHIN_MM).mean()),
         within_voxel=float((after <= diagonal).mean()),
         voxel_diagonal_mm=diagonal,

@@ -40,22 +40,20 @@ class Signals:
     """What was seen at n points of the fixed mask that the moving image shows, and at m of them at the coarse scale.
 
     Lengths are in mm, shifts (n, d) in the frame of the fixed image. ``asymmetry_mm`` (n,): the distance of a block's
-    way there and its way back; ``here`` and ``best`` (n,): correlation without and with the shift. ``strain`` (n,): how
-    far the map's matrix is from its mean over all points (Frobenius norm). ``unseen``: share of
-    the mask's points that the moving image does not show. ``ct``: both images are CTs. ``voxel_mm``: side of the
-    coarser image's voxel. ``scale``: of all lengths, below 1 for small bodies.
+    way there and its way back; ``best`` (n,): correlation with the shift. ``strain`` (n,): how far the map's matrix is
+    from its mean over all points (Frobenius norm). ``unseen``: share of the mask's points that the moving image does
+    not show. ``ct``: both images are CTs. ``voxel_mm``: side of the coarser image's voxel. ``scale``: of all lengths,
+    below 1 for small bodies.
     """
 
     points_lps_mm: np.ndarray
     shifts_mm: np.ndarray
     asymmetry_mm: np.ndarray
-    here: np.ndarray
     best: np.ndarray
     strain: np.ndarray
     coarse_points_lps_mm: np.ndarray  # (m, d), and what was seen there
     coarse_shifts_mm: np.ndarray
     coarse_asymmetry_mm: np.ndarray
-    coarse_here: np.ndarray
     coarse_best: np.ndarray
     unseen: float
     ct: bool
@@ -160,8 +158,8 @@ def _matched(
     spacing_mm: float,
     reach: int,
     alike: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Shifts in LPS mm, asymmetry in mm, correlation here and at best of the blocks around points.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shifts in LPS mm, asymmetry in mm and the best correlation of the blocks around points.
 
     Where the images are not ``alike``, the same tissue may be bright in one and dark in the other.
     """
@@ -183,7 +181,7 @@ def _matched(
     moving = arrays.moving if alike else _in_values_of(*arrays, _blocks(voxels, arrays.fixed.shape))
     one, other = (torch.from_numpy(array) for array in (arrays.fixed, moving))
     found = match(one, other, torch.from_numpy(voxels), _HALF, reach)
-    return (found.shifts * spacing_mm) @ work.axes.T, found.asymmetry * spacing_mm, found.here, found.best
+    return (found.shifts * spacing_mm) @ work.axes.T, found.asymmetry * spacing_mm, found.best
 
 
 def _blocks(voxels: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -178,8 +178,8 @@ def _of_regions(report: Report, mean_mm: float, t: Tolerances) -> Iterator[_Find
             "regions, largest mean surface distance",
             f"{apart[farthest]:.2f} mm ({farthest})",
             f"{mean_mm:.2f} mm or less",
-            f"The surfaces of {many} of {len(apart)} regions do not meet: on average they are more than {mean_mm:.1f} mm "
-            f"apart, {apart[farthest]:.1f} mm of {farthest}. Look whether it is the map or the segmentation.",
+            f"The surfaces of {many} of {len(apart)} regions are more than {mean_mm:.1f} mm apart on average, those of "
+            f"{farthest} {apart[farthest]:.1f} mm. Look whether it is the map or the segmentation.",
         )
     # without a surface within one of the images
     overlaps = {_name(row): row["dice"] for row in _in_both(report) if row["surface_mm"] is None}

@@ -107,9 +107,10 @@ def _verdict(report: dict) -> Iterator[str]:
     rows = [
         (c["name"], c["found"], c["tolerated"], "yes" if c["kept"] else "NO") for c in verdict.get("criteria") or []
     ]
+    criteria = table("", rows, ("criterion", "found", "tolerated", "kept"))
     yield f"""<div class="verdict {outcome.lower()}"><b>{outcome}</b>{reasons}
         <p>By the tolerances of {setter}. The verdict rests on signals from the images, and on landmarks and regions
-        where they are given; it does not replace a look at the pictures.</p>{table("", rows, ("criterion", "found", "tolerated", "kept"))}</div>"""
+        where they are given; it does not replace a look at the pictures.</p>{criteria}</div>"""
 
 
 def _summary(report: dict) -> Iterator[str]:

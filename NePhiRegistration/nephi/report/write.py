@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from ..measure import quality
 from ..measure.estimate import beginning, stages
 from ..measure.evaluate import measure, write_landmark_errors
 from ..measure.report import Report
-from ..measure.timetable import in_stages
+from ..measure.timetable import Tell, in_stages
 from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
@@ -66,85 +66,57 @@ def write_all(
     the rest is made. An older result stays until the new one is complete. ``landmarks``: fixed and moving points
     (n, d) in LPS mm, row by row. ``labels``: label maps of both images, whose agreement is measured. ``regions``:
     labels on the fixed grid that are measured one by one, ``moving_regions``: the same on the moving grid, see
-    ``measured_regions``. ``inputs``, ``hashes``: what the files were, kept in the
-    report. ``tolerances``: what the verdict goes by. ``started``: wall clock
-    (``time.perf_counter``) and CPU time (``time.process_time``) at the start of the run.
-    ``progress(stage, fraction, terms)``: as in ``register``.
+    ``measured_regions``. ``inputs``, ``hashes``: what the files were, kept in the report. ``tolerances``: what the
+    verdict goes by. ``started``: wall clock (``time.perf_counter``) and CPU time (``time.process_time``) at the start
+    of the run. ``progress(stage, fraction, terms)``: as in ``register``.
     Raises NephiError for unknown outputs, and where files cannot be written.
     """
     check_outputs(outputs)
-    sizes = fixed.GetSize(), fixed.GetSpacing(), moving.GetSize()
-    expected = stages(registration.settings, *sizes, registration.device, outputs)
-    done = beginning(expected)
-    tell = in_stages(progress, {name: seconds for name, seconds in expected.items() if name not in done})
-    wall, cpu = started or (time.perf_counter() - registration.seconds, time.process_time())
-    r, grid, target = registration, registration.fixed_grid, ResultFolder(folder)
-
-    def begin(stage: str) -> None:
-        release_freed_memory()  # of the stage before: those of large images need much, each of another kind
-        tell(stage, 0.0, {})
-
+    r, grid, target, images = registration, registration.fixed_grid, ResultFolder(folder), Both(fixed, moving)
+    wall, cpu = started or (time.perf_counter() - r.seconds, time.process_time())
+    tell = _timetable(r, images, outputs, progress)
+    begin = partial(_begin, tell)
     with target.replaced() as scratch:
         begin("transforms")
-        coarse, displacement, error = r.sampled(grid)
-        transform = displacement_transform(displacement, coarse)
-        write_transform(transform, scratch.transform)
-        tell("transforms", 0.5, {})
-        inverse, inverse_error = _write_inverse(r, scratch)
+        maps = _write_transforms(r, scratch, tell)
+        forward = maps.transforms.fixed
         r.save(scratch.registration)
         with target.shown_ahead([scratch.transform, scratch.inverse_transform, scratch.registration]):
             begin("Jacobian determinant")
-            where = _united(r.fixed_mask, regions)
-            exact = "exact-jacobian" in outputs
-            box, jacobian, jacobian_error = r.jacobian_image(displacement, coarse, where, exact)
+            where, exact = _united(r.fixed_mask, regions), "exact-jacobian" in outputs
+            box, jacobian, jacobian_error = r.jacobian_image(maps.displacement, maps.grid, where, exact)
             begin("measures")
-            measured = _measured(r, jacobian, box, Both(transform, inverse), landmarks, labels)
+            measured = _measured(r, jacobian, box, maps.transforms, landmarks, labels)
             breath = None
             if where is not None and (regions is not None or "ventilation" in outputs):
-                breath = Breath.of(Both(fixed, moving), transform, box, where, r.length_scale)
-            both = Both(regions, moving_regions)
-            measured = replace(measured, regions=measured_regions(both, jacobian, box, breath, transform, r.affine))
-            if not {"jacobian", "exact-jacobian"}.isdisjoint(outputs):
-                begin("writing")
-                spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
-                write_slices(spread, np.float32, grid, scratch.jacobian)
-            for values, path in further_maps(jacobian, breath, outputs, scratch):
-                write_slices(_spread(values, box, grid, 0.0), np.float32, grid, path)
+                breath = Breath.of(images, forward, box, where, r.length_scale)
+            rows = measured_regions(Both(regions, moving_regions), jacobian, box, breath, forward, r.affine)
+            measured = replace(measured, regions=rows)
+            _write_jacobian(jacobian, box, grid, breath, outputs, scratch, tell)
             determinant = grid.part(box).image(jacobian) if "report" in outputs else None
             del jacobian, breath  # the largest of what is held
             begin("expected error")
-            trust = r.trust(fixed, moving, transform)
+            trust = r.trust(fixed, moving, forward)
             measured = judged(measured, trust.estimate(), trust.share_above, _voxel_mm(r), tolerances)
+            if "error-map" in outputs:
+                write_image(trust.expected, scratch.error_map)
+                write_image(trust.bound, scratch.error_bound)
             begin("warping")
-            slices = warped_slices(moving, grid, displacement, coarse, lowest(moving))
-            warped = None
-            if "report" in outputs:
-                warped = np.stack(list(slices))
-                slices = iter(warped)
-            if "warped" in outputs:
-                kind = sitk.GetArrayViewFromImage(moving).dtype
-                write_slices(_told(slices, grid.shape[0], "warping", tell), kind, grid, scratch.warped)
+            warped = _write_warped(moving, grid, maps, outputs, scratch, tell)
             if "disagreement" in outputs:
                 begin("forward-backward difference")
                 seen = grid.coarsened(_DISAGREEMENT_MM * r.length_scale)
                 write_image(seen.image(fields_disagreement(r, seen)), scratch.fields_disagreement)
-            if "error-map" in outputs:
-                write_image(trust.expected, scratch.error_map)
-                write_image(trust.bound, scratch.error_bound)
             if measured.landmarks is not None:
                 write_landmark_errors(scratch.landmark_errors, measured.landmarks)
-            rough = [
-                *_rough("transform.h5", error, grid),
-                *_rough("inverse_transform.h5", inverse_error, r.moving_grid),
-            ]
             report = replace(
                 measured,
-                warnings=[*measured.warnings, *rough],
+                warnings=[*measured.warnings, *maps.rough(r)],
                 files={"fixed": names[0], "moving": names[1]},
                 inputs=inputs,
-                provenance=_provenance(r, Both(fixed, moving), hashes),
+                provenance=_provenance(r, images, hashes),
                 outputs=[name for name in OUTPUTS if name in outputs],
-                transform_error_mm={"forward": error, "inverse": inverse_error},
+                transform_error_mm={"forward": maps.errors.fixed, "inverse": maps.errors.moving},
                 jacobian_error=jacobian_error,
                 time_s={
                     "wall": time.perf_counter() - wall,
@@ -160,11 +132,11 @@ def write_all(
                     scratch.path,
                     report=report.to_dict(),
                     fixed=fixed,
-                    warped=grid.image(warped),
+                    warped=warped,
                     moving=moving,
                     alignment=r.affine.transform(),
                     jacobian=determinant,
-                    displacement=coarse.image(displacement, vector=True),
+                    displacement=maps.grid.image(maps.displacement, vector=True),
                     fixed_mask=r.fixed_mask,
                     expected_error=trust.expected,
                     history=r.history,
@@ -174,20 +146,100 @@ def write_all(
     return report
 
 
+def _timetable(
+    r: Registration,
+    images: Both[sitk.Image],
+    outputs: Collection[str],
+    progress: Callable[[str, float, dict], None] | None,
+) -> Tell:
+    """Progress of the stages that come after the registration."""
+    sizes = images.fixed.GetSize(), images.fixed.GetSpacing(), images.moving.GetSize()
+    expected = stages(r.settings, *sizes, r.device, outputs)
+    done = beginning(expected)
+    return in_stages(progress, {name: seconds for name, seconds in expected.items() if name not in done})
+
+
+def _begin(tell: Tell, stage: str) -> None:
+    release_freed_memory()  # of the stage before: those of large images need much, each of another kind
+    tell(stage, 0.0, {})
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """Both maps as they are written, from the fixed and from the moving image, with what writing them costs.
+
+    ``displacement``: of the forward one in LPS mm (z, y, x, d) on a coarse ``grid`` over the fixed image.
+    """
+
+    transforms: Both[sitk.Transform]
+    errors: Both[dict]
+    displacement: np.ndarray
+    grid: Grid
+
+    def rough(self, r: Registration) -> Iterator[str]:
+        """Which of them is none of the map."""
+        names, grids = ("transform.h5", "inverse_transform.h5"), (r.fixed_grid, r.moving_grid)
+        for name, error, grid in zip(names, self.errors, grids, strict=True):
+            if error["mean_mm"] > _ROUGH_VOXELS * min(grid.spacing_mm):
+                yield (
+                    f"{name} differs from the registration's map by {error['mean_mm']:.2f} mm on average: the map "
+                    "changes too much from voxel to voxel to be written on a grid; look at the folds, and raise the "
+                    "weight of regularity."
+                )
+
+
+def _write_transforms(r: Registration, scratch: ResultFolder, tell: Tell) -> _Maps:
+    def written(image_grid: Grid, inverse: bool, path: Path) -> tuple[sitk.Transform, dict, np.ndarray, Grid]:
+        grid, displacement, error = r.sampled(image_grid, inverse=inverse)
+        transform = displacement_transform(displacement, grid)
+        write_transform(transform, path)
+        return transform, error, displacement, grid
+
+    transform, error, displacement, grid = written(r.fixed_grid, False, scratch.transform)
+    tell("transforms", 0.5, {})
+    inverse, inverse_error, *_ = written(r.moving_grid, True, scratch.inverse_transform)
+    return _Maps(Both(transform, inverse), Both(error, inverse_error), displacement, grid)
+
+
+def _write_jacobian(
+    jacobian: np.ndarray,
+    box: Box,
+    grid: Grid,
+    breath: Breath | None,
+    outputs: Collection[str],
+    scratch: ResultFolder,
+    tell: Tell,
+) -> None:
+    """The determinant and what follows from it, given in a box of the grid, where they are wanted."""
+    if not {"jacobian", "exact-jacobian"}.isdisjoint(outputs):
+        _begin(tell, "writing")
+        spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
+        write_slices(spread, np.float32, grid, scratch.jacobian)
+    for values, path in further_maps(jacobian, breath, outputs, scratch):
+        write_slices(_spread(values, box, grid, 0.0), np.float32, grid, path)
+
+
+def _write_warped(
+    moving: sitk.Image, grid: Grid, maps: _Maps, outputs: Collection[str], scratch: ResultFolder, tell: Tell
+) -> sitk.Image | None:
+    """Slice by slice, where it is wanted; the report's pictures need the whole image."""
+    slices = warped_slices(moving, grid, maps.displacement, maps.grid, lowest(moving))
+    warped = None
+    if "report" in outputs:
+        warped = np.stack(list(slices))
+        slices = iter(warped)
+    if "warped" in outputs:
+        kind = sitk.GetArrayViewFromImage(moving).dtype
+        write_slices(_told(slices, grid.shape[0], "warping", tell), kind, grid, scratch.warped)
+    return None if warped is None else grid.image(warped)
+
+
 def _voxel_mm(r: Registration) -> float:
     """The longest side of a voxel of either image."""
     return max(*r.fixed_grid.spacing_mm, *r.moving_grid.spacing_mm)
 
 
-def _write_inverse(r: Registration, scratch: ResultFolder) -> tuple[sitk.Transform, dict]:
-    """The inverse transform, which is written, and its error."""
-    coarse, displacement, error = r.sampled(r.moving_grid, inverse=True)
-    transform = displacement_transform(displacement, coarse)
-    write_transform(transform, scratch.inverse_transform)
-    return transform, error
-
-
-def _told(slices: Iterator[np.ndarray], many: int, stage: str, tell) -> Iterator[np.ndarray]:
+def _told(slices: Iterator[np.ndarray], many: int, stage: str, tell: Tell) -> Iterator[np.ndarray]:
     for number, values in enumerate(slices):
         yield values
         tell(stage, (number + 1) / many, {})
@@ -264,14 +316,6 @@ def _warnings(r: Registration):
     yield from r.notes
     for name in r.found_masks:
         yield f"The {name} lung mask was found by a threshold; check it, or give one with --{name}-mask."
-
-
-def _rough(name: str, error: dict, grid: Grid) -> Iterator[str]:
-    if error["mean_mm"] > _ROUGH_VOXELS * min(grid.spacing_mm):
-        yield (
-            f"{name} differs from the registration's map by {error['mean_mm']:.2f} mm on average: the map changes too "
-            "much from voxel to voxel to be written on a grid; look at the folds, and raise the weight of regularity."
-        )
 
 
 def _facts(r: Registration) -> dict[str, Any]:
