@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from html import escape
 
@@ -11,6 +12,11 @@ from .pictures import number
 def document(title: str, body: Iterable[str]) -> str:
     """A page that needs nothing else; its parts are HTML already."""
     return _PAGE.replace("$TITLE", escape(title)).replace("$BODY", "\n".join(body))
+
+
+def prose(text: object) -> str:
+    """Text for a page, whose command line options are not broken across lines."""
+    return _OPTION.sub(r'<span class="option">\g<0></span>', escape(str(text)))
 
 
 def bullets(lines: Iterable[str], kind: str = "") -> str:
@@ -43,6 +49,7 @@ def leaves(content, prefix: str = "") -> Iterator[tuple[str, object]]:
         yield prefix, content
 
 
+_OPTION = re.compile(r"(?<![\w-])--\w[\w-]*")
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>$TITLE</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
@@ -60,6 +67,7 @@ img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-s
 .plot .title { font-size: 10.5px } .plot .x { text-anchor: middle } .plot .y { text-anchor: end }
 @media screen and (max-width: 48rem) { .views, .rows2 { grid: none; grid-template-columns: 1fr 1fr } }
 .verdict { border-left: .5rem solid; padding: .4rem 1rem; margin: .6rem 0 } .verdict > b { font-size: 1.3rem }
+.option { white-space: nowrap }
 .pass { border-color: #1a7f37; background: #e8f5ec } .check { border-color: #d98e00; background: #fff4d6 }
 .fail { border-color: #b3261e; background: #fbe9e7 }
 .legend { display: block; width: 20rem; max-width: 95%; margin: 0 0 .4rem .6rem; font-size: .85rem }

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from ..files.folder import ResultFolder
 from ..files.writing import write_text
-from .html import bullets, document, leaves, rows_table, table
+from .html import bullets, document, leaves, prose, rows_table, table
 from .pictures import Images, curve_sections, image_sections, number
 
 _REGIONS = {  # tables of regions that fit a page beside each other's columns: heads, by their entry in the report
@@ -90,7 +90,7 @@ def _headline(report: dict) -> Iterator[str]:
     yield from _verdict(report)
     yield bullets(_summary(report), "lead")
     if report.get("warnings"):
-        yield f'<div class="warning"><b>Warnings</b>{bullets(escape(str(w)) for w in report["warnings"])}</div>'
+        yield f'<div class="warning"><b>Warnings</b>{bullets(map(prose, report["warnings"]))}</div>'
 
 
 def _name(value, otherwise: str) -> str:
@@ -103,7 +103,7 @@ def _verdict(report: dict) -> Iterator[str]:
     if verdict is None:
         return
     outcome = escape(str(verdict["outcome"]))
-    reasons, setter = bullets(escape(str(r)) for r in verdict["reasons"]), escape(str(verdict["tolerances"]["set_by"]))
+    reasons, setter = bullets(map(prose, verdict["reasons"])), escape(str(verdict["tolerances"]["set_by"]))
     rows = [
         (c["name"], c["found"], c["tolerated"], "yes" if c["kept"] else "NO") for c in verdict.get("criteria") or []
     ]
