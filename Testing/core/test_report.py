@@ -123,6 +123,13 @@ def test_words_follow_the_numbers(tmp_path, inputs2):
     assert "folds" not in unknown.split("<h2>")[0].lower()  # nothing is claimed about what was not measured
 
 
+def test_an_option_in_a_warning_or_reason_is_not_broken_across_lines(tmp_path, inputs2):
+    told = "Check it, or give one <now> with --fixed-mask; before-and--after is no option."
+    report = REPORT | {"warnings": [told], "verdict": VERDICT | {"reasons": [told]}}
+    option = '<span class="option">--fixed-mask</span>; before-and--after'
+    assert _written(tmp_path, report, inputs2).count(f"&lt;now&gt; with {option}") == 2
+
+
 def test_every_landmark_and_every_criterion_is_on_the_page(tmp_path, inputs2):
     tre = REPORT["tre_mm"] | {"within_2_mm": 0.44, "within_voxel": 0.5, "voxel_diagonal_mm": 2.8125}
     criteria = [

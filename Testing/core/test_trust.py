@@ -363,7 +363,7 @@ def test_the_farther_the_landmarks_the_worse_the_verdict_and_it_follows_the_site
 def test_the_farthest_landmark_is_named_by_its_number():
     verdict = verdict_of(measured_at([0.5, 1.0, 14.9, 0.2, 6.0] + [0.5] * 20))
     assert verdict.outcome == CHECK and len(verdict.reasons) == 1
-    assert "Landmark 3 ends 14.9 mm" in verdict.reasons[0] and "2 of 25" in verdict.reasons[0]
+    assert "Landmark 3 is the farthest, 14.9 mm" in verdict.reasons[0] and "2 of 25" in verdict.reasons[0]
 
 
 def test_landmarks_that_guided_measure_nothing_but_must_be_reached():

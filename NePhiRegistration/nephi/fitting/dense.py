@@ -21,10 +21,10 @@ from ..images.coarse import grown
 from ..images.image_pair import ImagePair
 from ..images.volume import smoothed
 from ..maps.code import LINEAR_CUBE, Code, nodes, points_between
-from ..maps.jacobian import determinant
 from ..maps.maps import FieldMap, Map
 from ..maps.voxel import VoxelFields
 from ..settings import DenseSettings, VoxelSettings
+from ..space.determinant import determinant
 from .brightness import Curve, as_bright, correlated, halved, slopes
 
 _VOXELS_PER_NODE = 2  # of the finer of both scales; of the coarser one each is a node

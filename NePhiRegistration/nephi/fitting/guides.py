@@ -18,9 +18,10 @@ from torch import Tensor
 from ..images.image_pair import ImagePair
 from ..images.masks import inside
 from ..maps.code import FORWARD, INVERSE
-from ..maps.jacobian import determinant, finite_jacobian
+from ..maps.jacobian import finite_jacobian
 from ..maps.maps import Map
 from ..settings import GuidanceSettings
+from ..space.determinant import determinant
 from ..space.grid import Grid
 from ..space.rigid import lengths, rigidly_moved
 from .borders import Borders

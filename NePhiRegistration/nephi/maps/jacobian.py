@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -29,16 +27,3 @@ def exact_jacobian(outputs: Tensor, points: Tensor, create_graph: bool = True) -
         for i in range(outputs.shape[-1])
     ]
     return torch.stack(rows, -2)
-
-
-def determinant(columns: Any) -> Any:
-    """Determinant (...) of 2 or 3 columns (d, ...), or rows: these have the same. Tensors, arrays or numbers.
-
-    By the rule, which is faster than a decomposition of many small matrices and does not wait for a GPU.
-    """
-    if len(columns) == 2:
-        (a, c), (b, d) = columns
-        return a * d - b * c
-    (a, b, c), second, third = columns
-    minors = [second[(k + 1) % 3] * third[(k + 2) % 3] - second[(k + 2) % 3] * third[(k + 1) % 3] for k in range(3)]
-    return a * minors[0] + b * minors[1] + c * minors[2]

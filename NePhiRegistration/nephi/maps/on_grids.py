@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..space.affine import Affine
 from ..space.cube import Cube
+from ..space.determinant import determinant
 from ..space.grid import Grid
 from .held import HeldShift
-from .jacobian import determinant
 from .maps import Map
 
 _TURNED = 1e-7  # of a grid's axes against the cube's, at most

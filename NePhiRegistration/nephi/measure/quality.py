@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from ..errors import NephiError
 from ..images.masks import drawn, inside
-from ..maps.jacobian import determinant
+from ..space.determinant import determinant
 from ..space.grid import Grid
 
 # Voxels worked on at a time: the temporary arrays of one slab fit the CPU's cache.

@@ -148,8 +148,8 @@ def _of_landmarks(report: Report, mean_mm: float, large_mm: float, t: Tolerances
         f"{largest:.2f} mm",
         f"{large_mm:.2f} mm or less",
         doubt
-        or f"Landmark {farthest['number']} ends {largest:.1f} mm away, {large} of {len(rows)} more than the "
-        f"{large_mm:.1f} mm that are tolerated: it may be misplaced, or the map is wrong there.",
+        or f"Landmark {farthest['number']} is the farthest, {largest:.1f} mm away ({large_mm:.1f} mm are tolerated, "
+        f"{large} of {len(rows)} are beyond): it may be misplaced, or the map is wrong there.",
     )
 
 

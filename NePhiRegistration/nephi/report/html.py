@@ -63,7 +63,8 @@ img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-s
 .letters { fill: white; stroke: black; stroke-width: 3; paint-order: stroke; font: bold 18px sans-serif }
 .letters text { text-anchor: middle; dominant-baseline: central }
 .plots { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 26rem)) }
-.plot { font-size: 9px } .plot path { stroke: #e5e5e5 } .plot polyline { fill: none; stroke-width: 1.2 }
+.plot { font-size: 9px; overflow: visible } .plot path { stroke: #e5e5e5 }
+.plot polyline { fill: none; stroke-width: 1.2 }
 .plot .title { font-size: 10.5px } .plot .x { text-anchor: middle } .plot .y { text-anchor: end }
 @media screen and (max-width: 48rem) { .views, .rows2 { grid: none; grid-template-columns: 1fr 1fr } }
 .verdict { border-left: .5rem solid; padding: .4rem 1rem; margin: .6rem 0 } .verdict > b { font-size: 1.3rem }
@@ -75,7 +76,7 @@ img { max-width: 100%; display: block } figure { margin: 0 } figcaption { font-s
 .ticks span { position: absolute; transform: translateX(-50%) }
 .fold { background: #f0f; color: #fff; padding: 0 .3rem; print-color-adjust: exact }
 table { border-collapse: collapse; font-size: .9rem } tr { border-bottom: 1px solid #ddd; text-align: left }
-td, th { padding: .15rem .8rem .15rem 0 } td { overflow-wrap: anywhere }
+td, th { padding: .15rem .6rem .15rem 0 } td + td { overflow-wrap: anywhere }
 section, figure { break-inside: avoid }
 </style></head><body>
 $BODY
