@@ -74,7 +74,7 @@ def guided_landmarks(r: Registration, landmarks: list[dict] | None) -> tuple[lis
         return marked, []
     return marked, [
         f"{near.sum()} of the {len(near)} landmarks at which the error is measured guided the registration: there the "
-        "error is no independent measure, and the verdict leaves it out."
+        "error is no independent measure, and the verdict leaves them out."
     ]
 
 
