@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from geometry import rotation
 from nephi.images.between import between
 from nephi.images.blocks import block_means
-from nephi.images.masks import _on_grid, drawn
+from nephi.images.masks import drawn, on_grid
 from nephi.images.slices import Slices
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
@@ -38,7 +38,7 @@ def test_a_mask_of_coarse_voxels_is_resampled_as_a_whole(corner):
     inside[tuple(slice(c, c + 5) for c in reversed(corner))] = 1
     mask = Grid.of(small).image(inside)
     wanted = sitk.GetArrayFromImage(whole.resample(sitk.Cast(mask, sitk.sitkFloat32))) > 0.5
-    found = _on_grid(mask, whole)
+    found = on_grid(mask, whole)
     assert wanted.any() and found.GetPixelID() == sitk.sitkUInt8 and Grid.of(found).same_as(whole)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(found), wanted)
 
