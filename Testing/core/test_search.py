@@ -62,8 +62,8 @@ def test_a_shift_is_refined_wherever_it_ranks(pair, plain_mm, monkeypatch):
 
 
 def test_starts_on_their_way_to_the_same_place_leave_no_doubt(pair, monkeypatch):
-    """Turns about one axis, refined by few steps, towards one about all three: the lead is 0.09 after these steps."""
-    monkeypatch.setattr(search, "_RIGID_STEPS", 2)
+    """Turns about one axis, refined by few steps, towards one about all three: the lead is 0.05 after these steps."""
+    monkeypatch.setattr(search, "_RIGID_STEPS", 3)
     moving, points = pair.moving, pair.moving_landmarks_lps_mm
     for axis, degrees in zip(np.eye(3).tolist(), (20, 15, -25), strict=True):
         moving, points = turned(moving, points, axis, degrees)
@@ -145,6 +145,23 @@ def test_an_mr_is_no_inverted_ct():
     r = np.sqrt(z**2 + y**2 + x**2)
     mr = sitk.GetImageFromArray(np.where(r < 18, tissue, np.where(r < 22, fat, np.abs(air - 30))))
     assert hu_units(mr) is None
+
+
+def test_noise_below_zero_around_an_mr_makes_no_inverted_ct_of_it():
+    """Grey matter where air would be, white matter beyond it, and the background denser than soft tissue."""
+    rng = np.random.default_rng(0)
+    z, y, x = np.indices((60, 60, 60)) - 30
+    r = np.sqrt(z**2 + y**2 + x**2)
+    mr = np.where(r < 12, 1500.0, np.where(r < 22, 1000.0, np.where(r < 24, 500.0, 0.0))) + rng.normal(0, 60, r.shape)
+    assert hu_units(sitk.GetImageFromArray(mr)) is None
+
+
+def test_a_canvas_of_air_makes_no_inverted_ct_of_a_ct(pair):
+    """Of what it shows little is soft tissue then: inverted, lungs would be."""
+    moving, points = pair.moving, pair.moving_landmarks_lps_mm
+    for axis, degrees in zip(np.eye(3).tolist(), (20, 15, -25), strict=True):
+        moving, points = turned(moving, points, axis, degrees)
+    assert hu_units(moving) == HU
 
 
 def masked_errors_mm(pair, moving: sitk.Image, mask: sitk.Image, points_lps_mm: np.ndarray) -> float:

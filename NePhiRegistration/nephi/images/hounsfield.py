@@ -18,6 +18,8 @@ _FAR_HU = -1100.0
 _AIR, _SOFT = (-1050.0, -700.0), (-150.0, 150.0)  # Hounsfield units
 _FAT_HU = -50.0  # fat, and edges of the body, are darker
 _MUCH_LESS = 0.5  # as like a CT
+_BETWEEN = 0.5  # of a peak: more does not lie between that of air and that of soft tissue
+_THINNER = 0.1  # of air: noise of 60 HU takes a twentieth below -1100
 _LEAST_BACKGROUND = 0.2
 LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
 _LINE = 3  # voxels from a corner that padding fills
@@ -107,14 +109,15 @@ def _units(sparse_values: bytes, pads: tuple[float, ...]) -> Units | None:
     low, high = np.percentile(own, 1), np.percentile(shown, 99.5)  # lungs that are cut out of the body are little
     if -4096 <= low <= -500 and high > -200:  # padding can be as low, whatever the units
         raised = _like_ct(own - 1024)
-        if _like_ct(own) > _MUCH_LESS * max(raised, likeness):
+        # a canvas of air leaves little soft tissue: inverted contrast is judged without it, too
+        if max(_like_ct(own), _like_ct(shown)) > _MUCH_LESS * max(raised, likeness):
             return HU
         return inverted if inverted is not None and likeness > raised else Units(1.0, -1024.0)
     if not (-50 <= low <= 400 and 800 <= high <= 6000):
         return inverted
     air, tissue, denser = ((low <= own) & (own < high) for low, high in ((-50, 400), (874, 1174), (1174, 1474)))
     between = ((own > 500) & (own < 824)).mean()
-    plain = tissue.mean() > max(0.1, between, 3 * denser.mean()) and air.mean() > 0.05
+    plain = tissue.mean() > max(0.1, between / _BETWEEN, 3 * denser.mean()) and air.mean() > 0.05
     return Units(1.0, -1024.0) if plain else inverted
 
 
@@ -130,7 +133,8 @@ def _like_ct(hu: np.ndarray) -> float:
 def _inverted(sample: np.ndarray) -> tuple[Units | None, float]:
     """The units of a CT whose air is brightest, and how like a CT it then is.
 
-    Something denser than soft tissue has to be there: the background of other images is at the end of their values.
+    Something denser than soft tissue has to be there, as the background of other images is at the end of their values;
+    and nothing but noise is thinner than air, as the brightest of other images goes on beyond any peak.
     """
     if sample.size < 100:
         return None, 0.0
@@ -146,7 +150,9 @@ def _inverted(sample: np.ndarray) -> tuple[Units | None, float]:
     best = int(np.median(np.flatnonzero(likeness >= 0.99 * likeness.max())))
     hu = np.float32(offsets[best]) - sample
     soft, between, denser = _share(hu, *_SOFT), _share(hu, -500, -200), _share(hu, 150, 450)
-    there = _share(hu, *_AIR) > 0.05 and soft > max(0.1, between, 3 * denser) and (hu > 150).mean() > 0.002
+    air, thinner = _share(hu, *_AIR), float((hu < _FAR_HU).mean())
+    peaks = air > max(0.05, between / _BETWEEN, thinner / _THINNER) and soft > max(0.1, between, 3 * denser)
+    there = peaks and (hu > 150).mean() > 0.002
     return (Units(-1.0, float(offsets[best])), float(likeness[best])) if there else (None, 0.0)
 
 
