@@ -56,6 +56,14 @@ def trust_in(phantom: Phantom, error: Affine | None = None, moving: sitk.Image |
     return Trust.of(signals, grid, phantom.fixed_mask)
 
 
+def test_a_ct_without_lungs_is_not_what_was_calibrated(phantom_3d, right):
+    """Without a mask, and with one of what is no lung."""
+    body = phantom_3d.fixed > -500
+    for mask in (None, body, phantom_3d.fixed_mask):
+        with_mask = replace(phantom_3d, fixed_mask=mask)
+        assert trust_in(with_mask).estimate().calibrated == (mask is phantom_3d.fixed_mask)
+
+
 def shift(*mm: float) -> Affine:
     return Affine(np.eye(len(mm)), np.array(mm))
 

@@ -156,7 +156,7 @@ class Prepared:
         # where the image ends there is no edge of the patient
         edges = gradient(values).square().sum(0).sqrt() * (around > 0.99)  # a norm over the first axis takes far longer
         seen = seen > 0
-        body = _body(values, seen, edges)
+        body = _body(values, seen, edges, self.ct)
         box = []
         for axis in range(d):
             rows = torch.nonzero(body.movedim(axis, 0).flatten(1).any(1))[:, 0]
@@ -192,16 +192,17 @@ def _filled(array: np.ndarray, padding_hu: list[float]) -> np.ndarray:
     return flat
 
 
-def _body(values: Tensor, seen: Tensor, edges: Tensor) -> Tensor:
+def _body(values: Tensor, seen: Tensor, edges: Tensor, ct: bool) -> Tensor:
     """What lies between tissue on both sides along x and along y: the largest part that differs from the background.
 
-    The background is what most of the sides of the image show; where the body reaches them, what has edges counts.
+    The background is what most of the sides of the image show; where the body reaches them, what has edges counts. Of a
+    CT it is air, also where most of the sides cut through the body.
     """
     d = values.ndim
     sides = torch.cat([values.movedim(a, 0)[[0, -1]].flatten() for a in (d - 1, d - 2)])
     sides_seen = torch.cat([seen.movedim(a, 0)[[0, -1]].flatten() for a in (d - 1, d - 2)])
     shown = sides[sides_seen]
-    background = float(shown.median()) if len(shown) else 0.0
+    background = float(shown.median()) if len(shown) and not ct else 0.0
     tissue = seen & (((values - background).abs() > 4 * _EDGE) | (edges > _EDGE))
     parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(tissue.numpy().astype(np.uint8))))
     if not parts.any():

@@ -16,14 +16,15 @@ _BLOCKS = 128  # compared at a time
 
 @dataclass(frozen=True)
 class Matches:
-    """Of n blocks: the shift (n, d) that fits best, in voxels, x first, and its normalised correlation ``best`` (n,).
+    """Of n blocks: the shift (n, d) that fits best, in voxels, x first, and normalised correlation (n,).
 
-    ``shifts`` have the sense fixed -> moving. ``asymmetry`` (n,): how far, in voxels, the shift found by the moving
-    image's block in the fixed image is from the way back.
+    ``shifts`` have the sense fixed -> moving. ``best`` belongs to them, ``here`` to no shift. ``asymmetry`` (n,): how
+    far, in voxels, the shift found by the moving image's block in the fixed image is from the way back.
     """
 
     shifts: np.ndarray
     best: np.ndarray
+    here: np.ndarray
     asymmetry: np.ndarray
 
 
@@ -41,8 +42,11 @@ def match(fixed: Tensor, moving: Tensor, index_zyx: Tensor, half: int, reach: in
 
     there, back = map(torch.cat, zip(*in_threads(compared, index_zyx.split(_BLOCKS)), strict=True))
     (a, best), (b, _) = _peaks(there), _peaks(back)
-    # index z first, results x first
-    return Matches(((a - b) / 2).flip(-1).numpy(), best.numpy(), (a + b).norm(dim=-1).numpy())
+    centre: tuple = (slice(None), *[reach] * fixed.ndim)
+    here = there[centre]
+    return Matches(
+        ((a - b) / 2).flip(-1).numpy(), best.numpy(), here.numpy(), (a + b).norm(dim=-1).numpy()
+    )  # index z first, results x first
 
 
 def _correlations(block: Tensor, window: Tensor) -> Tensor:

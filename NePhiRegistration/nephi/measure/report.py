@@ -91,6 +91,7 @@ class ErrorEstimate:
     expected error is larger. ``likeness``: correlation of blocks of the images at the coarse scale, its median.
     ``agreement``: share of these blocks that match there and back. ``unseen``: share of the region that the moving
     image does not show. ``calibrated``: the images are of the kind that the estimate was calibrated for.
+    ``clear_agreement``: as ``agreement``, without blocks that fit nearly as well where they lie (None: the same).
     """
 
     mean: float
@@ -104,6 +105,7 @@ class ErrorEstimate:
     agreement: float
     unseen: float
     calibrated: bool
+    clear_agreement: float | None = None
 
 
 @dataclass(frozen=True)

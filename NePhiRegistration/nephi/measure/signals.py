@@ -17,7 +17,7 @@ import torch
 from ..both import Both
 from ..errors import NephiError
 from ..images.blocks import block_means, seen_box
-from ..images.hounsfield import CT_WINDOW, Units, hu_units, shown_range, unseen_values
+from ..images.hounsfield import CT_WINDOW, HU, Units, hu_units, shown_range, unseen_values
 from ..images.masks import drawn, inside, region_lps_mm
 from ..images.warp import linear_through
 from ..settings import BODY_MM
@@ -32,6 +32,7 @@ _FINE_MM, _COARSER = 1.5, 8 / 3  # spacing of the fine scale, at least, and of t
 _VOXELS = 0.8  # of the coarser image: no block is compared on a finer grid
 _REACH = 3, 5  # voxels: of the fine and of the coarse scale
 _STEP_MM = 2.0  # of the difference quotients of the map
+_AIRY_HU, _LUNG = -500.0, 0.3  # of masks of lungs 0.6 and more is airier, in exhalation, too
 _LEVELS = 64  # of an image's values, as many voxels in each
 
 
@@ -40,23 +41,27 @@ class Signals:
     """What was seen at n points of the fixed mask that the moving image shows, and at m of them at the coarse scale.
 
     Lengths are in mm, shifts (n, d) in the frame of the fixed image. ``asymmetry_mm`` (n,): the distance of a block's
-    way there and its way back; ``best`` (n,): correlation with the shift. ``strain`` (n,): how far the map's matrix is
-    from its mean over all points (Frobenius norm). ``unseen``: share of the mask's points that the moving image does
-    not show. ``ct``: both images are CTs. ``voxel_mm``: side of the coarser image's voxel. ``scale``: of all lengths,
-    below 1 for small bodies.
+    way there and its way back; ``here`` and ``best`` (n,): correlation without and with the shift. ``strain`` (n,): how
+    far the map's matrix is from its mean over all points (Frobenius norm). ``unseen``: share of
+    the mask's points that the moving image does not show. ``ct``: both images are CTs. ``lungs``: they are, and the
+    mask is of lungs. ``voxel_mm``: side of the coarser image's voxel. ``scale``: of all lengths, below 1 for small
+    bodies.
     """
 
     points_lps_mm: np.ndarray
     shifts_mm: np.ndarray
     asymmetry_mm: np.ndarray
+    here: np.ndarray
     best: np.ndarray
     strain: np.ndarray
     coarse_points_lps_mm: np.ndarray  # (m, d), and what was seen there
     coarse_shifts_mm: np.ndarray
     coarse_asymmetry_mm: np.ndarray
+    coarse_here: np.ndarray
     coarse_best: np.ndarray
     unseen: float
     ct: bool
+    lungs: bool
     coarse_voxel_mm: float  # of the coarse scale
     voxel_mm: float
     scale: float
@@ -78,6 +83,8 @@ def measure_signals(
     voxel_mm = max(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in grids)
     fine_mm = max(_FINE_MM * scale, _VOXELS * voxel_mm)
     points = _points(images.fixed, mask)
+    ct = None not in units
+    lungs = ct and mask is not None and _airy(images.fixed, units.fixed or HU, points) > _LUNG
     there = forward(points)
     index = grids.moving.to_index(there)
     seen = ((index >= -0.5) & (index <= np.array(grids.moving.size) - 0.5)).all(1)
@@ -85,12 +92,11 @@ def measure_signals(
         raise NephiError("the moving image shows nothing of the region that was registered")
     points, there = points[seen], there[seen]
     some = points[:_COARSE_POINTS]
-    ct = None not in units
     fine = _matched(images, windows, transform, points, box, fine_mm, _REACH[0], alike=ct)
     coarse = _matched(images, windows, transform, some, box, _COARSER * fine_mm, _REACH[1], alike=ct)
     return Signals(
         points, *fine, _strain(forward, points, _STEP_MM * scale), some, *coarse,
-        unseen=float(1 - seen.mean()), ct=ct,
+        unseen=float(1 - seen.mean()), ct=ct, lungs=lungs,
         coarse_voxel_mm=_COARSER * fine_mm, voxel_mm=voxel_mm, scale=scale,
     )  # fmt: skip
 
@@ -141,6 +147,13 @@ def _points(fixed: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
     return grid.to_lps_mm(index_zyx[:, ::-1])
 
 
+def _airy(image: sitk.Image, units: Units, points_lps_mm: np.ndarray) -> float:
+    """Of a CT's voxels with these centres (n, d), those that hold more air than tissue."""
+    index = np.rint(Grid.of(image).to_index(points_lps_mm)).astype(int)[:, ::-1]
+    values = sitk.GetArrayViewFromImage(image)[tuple(index.T)]
+    return float((units.slope * values + units.offset < _AIRY_HU).mean())
+
+
 def _strain(forward: PointMap, points_lps_mm: np.ndarray, step_mm: float) -> np.ndarray:
     steps = step_mm * np.eye(points_lps_mm.shape[1])
     ends = forward(np.concatenate([points_lps_mm + sign * step for step in steps for sign in (1, -1)]))
@@ -158,8 +171,8 @@ def _matched(
     spacing_mm: float,
     reach: int,
     alike: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shifts in LPS mm, asymmetry in mm and the best correlation of the blocks around points.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Shifts in LPS mm, asymmetry in mm, correlation here and at best of the blocks around points.
 
     Where the images are not ``alike``, the same tissue may be bright in one and dark in the other.
     """
@@ -181,7 +194,7 @@ def _matched(
     moving = arrays.moving if alike else _in_values_of(*arrays, _blocks(voxels, arrays.fixed.shape))
     one, other = (torch.from_numpy(array) for array in (arrays.fixed, moving))
     found = match(one, other, torch.from_numpy(voxels), _HALF, reach)
-    return (found.shifts * spacing_mm) @ work.axes.T, found.asymmetry * spacing_mm, found.best
+    return (found.shifts * spacing_mm) @ work.axes.T, found.asymmetry * spacing_mm, found.here, found.best
 
 
 def _blocks(voxels: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -28,6 +28,7 @@ _LEAST_LOG = -80.0  # of a weight: smaller numbers than normal ones take many ti
 _ROWS = 128  # places worked on at a time: their weights stay in the cache
 _MAP_MM = 5.0  # between the voxels of the map
 _LARGE_MM = 5.0
+_AS_WELL = 0.05  # of a correlation: where a block lies it fits nearly as well as where it fits best
 _SAME = 1.0  # voxels of the coarse scale: two shifts that are nearer are the same
 
 
@@ -155,6 +156,7 @@ class Trust:
     def estimate(self) -> ErrorEstimate:
         s, expected, bound = self.signals, self.errors.expected_mm[self.inner], self.errors.bound_mm[self.inner]
         same = s.coarse_asymmetry_mm < _SAME * s.coarse_voxel_mm
+        clear = same | (s.coarse_best - s.coarse_here > _AS_WELL)
         return ErrorEstimate(
             mean=float(expected.mean()),
             median=float(np.median(expected)),
@@ -166,7 +168,8 @@ class Trust:
             likeness=float(np.median(s.coarse_best)),
             agreement=float(same.mean()),
             unseen=s.unseen,
-            calibrated=s.ct and self.grid.dimension == 3,
+            calibrated=s.lungs and self.grid.dimension == 3,
+            clear_agreement=float(same.sum() / max(1, clear.sum())),
         )
 
 

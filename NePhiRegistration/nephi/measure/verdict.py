@@ -207,7 +207,9 @@ def _name(row: dict) -> str:
 def _of_images(estimate: ErrorEstimate, t: Tolerances) -> Iterator[_Finding]:
     """Whether the images show the same things at the same places at all."""
     agreement = f"{100 * estimate.agreement:.0f} %"
-    poor = estimate.agreement < _LEAST_AGREEMENT
+    # smooth or noisy images fit as well in many places, which is nothing against the map
+    clear = estimate.agreement if estimate.clear_agreement is None else estimate.clear_agreement
+    poor = max(estimate.agreement, clear) < _LEAST_AGREEMENT
     yield _Finding(
         FAIL if poor else CHECK if estimate.agreement < _GOOD_AGREEMENT else PASS,
         "blocks of the images that fit each other",
