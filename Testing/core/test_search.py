@@ -7,6 +7,7 @@ from nephi.both import Both
 from nephi.errors import collected_notices
 from nephi.images import search
 from nephi.images.align import align
+from nephi.images.coarse import Prepared
 from nephi.images.hounsfield import HU, Units, hounsfield, hu_units
 from nephi.images.masks import lung_mask
 from nephi.images.search import Found, Search
@@ -162,6 +163,19 @@ def test_a_canvas_of_air_makes_no_inverted_ct_of_a_ct(pair):
     for axis, degrees in zip(np.eye(3).tolist(), (20, 15, -25), strict=True):
         moving, points = turned(moving, points, axis, degrees)
     assert hu_units(moving) == HU
+
+
+def test_the_body_of_a_ct_is_its_tissue_also_where_most_sides_cut_it():
+    """The background is air, though less than half of the sides shows it."""
+    z, y, x = np.indices((24, 32, 32))
+    tissue = x + y > 14
+    hu = np.where(tissue, 40.0, -1000.0) + np.random.default_rng(0).normal(0, 10, tissue.shape)
+    image = sitk.GetImageFromArray(hu.astype(np.float32))
+    image.SetSpacing([6.0] * 3)
+    assert hu_units(image) == HU
+    coarse = Prepared.of(image, None, 6.0).at_scale(6.0)
+    shown = coarse.features[0] > 0.6
+    assert (coarse.body & shown).sum() > 0.9 * shown.sum()
 
 
 def masked_errors_mm(pair, moving: sitk.Image, mask: sitk.Image, points_lps_mm: np.ndarray) -> float:
