@@ -100,8 +100,9 @@ def test_written_settings_leave_free_what_was_free():
 @pytest.mark.parametrize("preset", ["fast", "balanced", "accurate", "paper"])
 def test_cts_keep_the_presets_values(preset, phantom_3d):
     images = Both(phantom_3d.fixed, phantom_3d.moving)
-    settings, masks = PRESETS[preset], Both(phantom_3d.fixed_mask, phantom_3d.moving_mask)
-    assert configured(ImagePair.of(images, masks, Affine.identity(3), settings.similarity), settings)[0] == settings
+    settings = PRESETS[preset]
+    for masks in (Both(None, None), Both(phantom_3d.fixed_mask, phantom_3d.moving_mask)):
+        assert configured(ImagePair.of(images, masks, Affine.identity(3), settings.similarity), settings)[0] == settings
 
 
 def test_small_bodies_are_configured_as_large_ones():

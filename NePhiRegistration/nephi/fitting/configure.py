@@ -92,8 +92,6 @@ class Character:
 
     @property
     def contrasts_differ(self) -> bool:
-        if self.ct == Both(True, True):  # Hounsfield units mean the same
-            return False
         besides = self.curved - self.linear
         return self.ct.fixed != self.ct.moving or besides > max(_NOT_LINEAR, _LEFT * (1 - self.linear))
 
@@ -107,11 +105,9 @@ def configured(pair: ImagePair, settings: Settings) -> tuple[Settings, tuple[str
     s = settings
     if s.preset not in PRESETS or s.preset == "paper" or s.model is not None or EVERY_ENTRY in s.kept:
         return s, ()
-    out, said = s, list[str]()
     if all(pair.images.map(looks_like_ct)):
-        if pair.masks != Both(None, None):
-            return s, ("both images are CTs: all values are the preset's",)
-        said += ["both images are CTs, without lungs"]
+        return s, ("both images are CTs: all values are the preset's",)
+    out, said = s, []
     for entry, value, why in _decisions(Character.of(pair), s):
         if _is_free(s, entry):
             out = _changed(out, entry, value)
