@@ -45,6 +45,7 @@ CHANGES = {
     "none": lambda v: v,
     "gain": lambda v: 300 * v + 20 * (v > 0),
     "inverted": lambda v: np.where(v > 0, 1.4 - v, 0),
+    "bent": lambda v: 900 * v**4,  # as by shading, which is no other contrast
     "folded": lambda v: np.where(v > 0, 0.3 + np.abs(v - 0.6), 0),
 }
 
@@ -53,7 +54,7 @@ CHANGES = {
 def test_contrasts_differ_where_no_rising_line_relates_them(kind):
     is_ = Character.of(pair(CHANGES[kind](organ())))
     assert is_.contrasts_differ == (kind in ("inverted", "folded"))
-    assert 0 <= is_.linear <= is_.curved <= 1 and is_.curved > 0.15
+    assert 0 <= is_.linear <= is_.rising <= 1 and is_.linear <= is_.curved <= 1 and is_.curved > 0.15
 
 
 def test_images_that_have_nothing_in_common_are_of_no_other_contrast():

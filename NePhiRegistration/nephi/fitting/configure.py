@@ -28,6 +28,9 @@ _LEAST_PLACES = 8 * _BINS
 # share of the variance, and of what a rising line leaves of it, that a curve explains besides: in one contrast at most
 # 0.03 and, where only outlines agree, 0.08; of two contrasts at least 0.09 and 0.16
 _NOT_LINEAR, _LEFT = 0.05, 0.12
+# share that is left by a rising curve: shading and noise bend the relation of one contrast (at most 0.001 was left),
+# that of two contrasts falls somewhere (at least 0.01, of T1 and T2 0.02 and more)
+_FALLS = 0.005
 # voxels: thin structures attract each other over some distance, too
 _BLURS = {"ncc": (0.0, 1.0, 3.0), "mi": (0.0, 2.0)}
 _APART = 4.0  # voxels between two nodes
@@ -56,8 +59,9 @@ _STEPS = 0.55
 class Character:
     """What is measured of a pair after its alignment, lengths as of a large body.
 
-    ``ct``: which images are in Hounsfield units. ``linear``, ``curved``: share of the variance of one image's
-    intensities that a rising line, or any curve, over the other's explains; the latter of whichever explains more.
+    ``ct``: which images are in Hounsfield units. ``linear``, ``rising``, ``curved``: share of the variance of one
+    image's intensities that a rising line, a rising curve, or any curve, over the other's explains; the latter two of
+    whichever explains more.
     ``alone``: both show an organ, all of which is compared, and nothing around it, as brains without their skulls, in
     fine voxels.
     ``detailed``: both are no larger than heads and show all of what they show, but for one side that cuts it, as the
@@ -67,6 +71,7 @@ class Character:
 
     ct: Both[bool]
     linear: float
+    rising: float
     curved: float
     alone: bool
     detailed: bool
@@ -92,8 +97,10 @@ class Character:
 
     @property
     def contrasts_differ(self) -> bool:
+        if self.ct.fixed != self.ct.moving:
+            return True
         besides = self.curved - self.linear
-        return self.ct.fixed != self.ct.moving or besides > max(_NOT_LINEAR, _LEFT * (1 - self.linear))
+        return besides > max(_NOT_LINEAR, _LEFT * (1 - self.linear)) and self.curved - self.rising > _FALLS
 
 
 def configured(pair: ImagePair, settings: Settings) -> tuple[Settings, tuple[str, ...]]:
@@ -217,23 +224,35 @@ def _sides_cut(image: sitk.Image, window: tuple[float, float]) -> int:
     return sum(bool((side > low + _AIR * (high - low)).mean() > _CUT) for side in sides)
 
 
-def _related(pair: ImagePair) -> tuple[float, float]:
-    """Shares of the variance that a rising line and a curve explain, over places that both images show."""
+def _related(pair: ImagePair) -> tuple[float, float, float]:
+    """Shares of the variance that a rising line, a rising curve and any curve explain, over places that both images
+    show."""
     grid = pair.working_grid(_RELATED_MM)
     values = [torch.from_numpy(np.asarray(pair.seen_on(grid, way, 0.0)[0][:])) for way in (0, 1)]
     smooth = blurred(torch.stack(values))
     use = (smooth.amax(0) > _SHOWN) & torch.from_numpy(pair.both_see(grid))
     a, b = smooth[:, use].double().numpy()
     if len(a) < _LEAST_PLACES or not (a.std() > 0 and b.std() > 0):
-        return 1.0, 1.0  # nothing tells them apart
+        return 1.0, 1.0, 1.0  # nothing tells them apart
     linear = max(0.0, float(np.corrcoef(a, b)[0, 1])) ** 2
-    return linear, max(linear, _explained(a, b), _explained(b, a))
+    rising, curved = np.maximum(_explained(a, b), _explained(b, a))
+    return linear, max(linear, float(rising)), max(linear, float(curved))
 
 
-def _explained(x: np.ndarray, y: np.ndarray) -> float:
-    """Share of y's variance that lies between the means of bins of x: the correlation ratio, adjusted for its bins."""
+def _explained(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Share of y's variance that lies between the means of bins of x, neighbours joined until they rise, and of all:
+    the correlation ratio, adjusted for its bins."""
     bins = np.digitize(x, np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)[1:-1])))
     counts = np.bincount(bins)
-    means = np.bincount(bins, y) / np.maximum(counts, 1)
-    between = (counts * (means - y.mean()) ** 2).sum() / (len(y) * y.var())
-    return float(1 - (1 - between) * (len(y) - 1) / (len(y) - len(counts)))
+    sums, counts = np.bincount(bins, y)[counts > 0], counts[counts > 0]
+    joined: list[np.ndarray] = []  # sums and counts
+    for part in np.stack([sums, counts], -1):
+        joined.append(part)
+        while len(joined) > 1 and joined[-2][0] / joined[-2][1] >= joined[-1][0] / joined[-1][1]:
+            joined[-2:] = [joined[-2] + joined[-1]]
+
+    def share(sums: np.ndarray, counts: np.ndarray) -> float:
+        between = (counts * (sums / counts - y.mean()) ** 2).sum() / (len(y) * y.var())
+        return float(1 - (1 - between) * (len(y) - 1) / (len(y) - len(counts)))
+
+    return share(*np.stack(joined, -1)), share(sums, counts)
