@@ -21,7 +21,8 @@ def made(seed: int) -> Measured:
     shifts, coarse_shifts = (np.exp(rng.normal(0, 1)) * rng.normal(size=(n, 3)) for n in (200, 50))
     s = Signals(
         points, shifts, *(rng.uniform(0.1, 1, 200) for _ in range(4)), coarse, coarse_shifts,
-        *(rng.uniform(0.1, 1, 50) for _ in range(3)), unseen=0.0, ct=True, coarse_voxel_mm=4.0, voxel_mm=2.0, scale=1.0,
+        *(rng.uniform(0.1, 1, 50) for _ in range(3)), unseen=0.0, ct=True, lungs=True,
+        coarse_voxel_mm=4.0, voxel_mm=2.0, scale=1.0,
     )  # fmt: skip
     grid = Grid((20, 20, 20), (5.0, 5.0, 5.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
     error = np.linalg.norm(shifts, axis=1)
