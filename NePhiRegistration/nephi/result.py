@@ -27,13 +27,14 @@ from .images.masks import inside as inside_of
 from .images.warp import tell_blank, tell_labels, tell_side, warped_slices
 from .journal import complete_moves
 from .maps.bodies import Bodies
+from .maps.border import Border
 from .maps.code import HybridCode, zero_code
 from .maps.consensus import as_optimised, consensus, consensus_in
 from .maps.jacobian import exact_jacobian
 from .maps.maps import FieldMap, Map, make_fields
 from .maps.on_grids import OnGrids
 from .maps.sampled import coarsest_displacement, held_error, joined, nodes_around
-from .maps.sliding import WITHIN, Border, Sliding, border_tensors, field_maps, of_field_maps
+from .maps.sliding import WITHIN, Sliding, border_tensors, field_maps, of_field_maps
 from .measure.quality import displacement_jacobian, random_points
 from .measure.signals import measure_signals
 from .measure.trust import Trust
@@ -334,10 +335,7 @@ class Registration:
             parts[prefix] = FieldMap(fields, code)
         border = bodies = None
         if WITHIN in parts:
-            distance = tensors["border"]
-            if distance.dtype != torch.float16 or distance.ndim != cube.dimension or min(distance.shape) < 2:
-                raise NephiError(f"{path} is damaged: it holds no border along which its map could slide")
-            border = Border(distance.to(device), upper.to(device))
+            border = Border(tensors["border"].to(device), upper.to(device))
             bodies = Bodies(tensors["bodies"].to(device), upper.to(device)) if "bodies" in tensors else None
         maps = of_field_maps(parts, border, bodies)
         if geometry.get("consensus"):  # files of former versions have no such entry

@@ -17,10 +17,11 @@ from nephi.fitting.sliding import guidance_within
 from nephi.images.align import align
 from nephi.images.bones import bones_aligned
 from nephi.images.image_pair import ImagePair
+from nephi.maps.border import Border
 from nephi.maps.code import HybridCode, zero_code
 from nephi.maps.consensus import as_optimised
 from nephi.maps.maps import FieldMap
-from nephi.maps.sliding import Border, Sliding
+from nephi.maps.sliding import Sliding
 from nephi.maps.voxel import VoxelFields
 from nephi.settings import PRESETS, VoxelSettings
 from nephi.space.affine import Affine

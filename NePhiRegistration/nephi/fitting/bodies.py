@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..images.image_pair import ImagePair
 from ..maps.bodies import Bodies, Held
+from ..maps.border import Border
 from ..maps.code import nodes, points_between
 from ..maps.maps import Map
-from ..maps.sliding import Border
 from ..space.grid import Grid
 from ..space.rigid import moved_along
 from .guidance import bodies_lps_mm

@@ -18,10 +18,11 @@ from ..both import Both, complete
 from ..images.bones import bones_aligned
 from ..images.image_pair import ImagePair
 from ..images.masks import inside
+from ..maps.border import Border
 from ..maps.code import FORWARD, INVERSE, nodes, points_between
 from ..maps.consensus import as_optimised
 from ..maps.maps import Map
-from ..maps.sliding import Border, Sliding
+from ..maps.sliding import Sliding
 from ..settings import Settings
 from ..space.cube import Cube
 from ..space.grid import Grid

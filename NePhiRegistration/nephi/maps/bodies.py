@@ -14,7 +14,7 @@ from .held import HeldShift, spline_table
 from .maps import Map, iterated_inverse
 
 if TYPE_CHECKING:
-    from .sliding import Border
+    from .border import Border
 
 _SPACING_CUBE = 0.03  # of the nodes that hold the map: 5 mm in a chest
 _BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
