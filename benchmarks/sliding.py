@@ -84,8 +84,7 @@ def apart_mm(result: nephi.Registration, points_lps_mm: np.ndarray) -> float:
         return 0.0
     points = maps.border.brought(torch.tensor(result.cube.to_cube(points_lps_mm), dtype=torch.float32))
     on_it = points[maps.border.at(points)[0][:, 0].abs() < 0.01 / unit_mm]
-    beside = maps.border.at(maps.around.inverse(maps.within.forward(on_it)))[0].abs()
-    return float(beside.max()) * unit_mm
+    return float(maps.between(on_it).abs().max()) * unit_mm
 
 
 def main() -> None:

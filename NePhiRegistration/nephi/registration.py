@@ -26,6 +26,8 @@ from .images.image_pair import ImagePair
 from .learning.model import Model
 from .learning.predict import Prediction, predict
 from .maps.maps import Map
+from .maps.sliding import Sliding
+from .measure.border import border_flaws
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, Timetable, in_stages
 from .placement import checked_images, place
@@ -118,6 +120,8 @@ def register(
     del optimisation, model  # features of large images take much
     if border is not None:
         result.history += slid(result, optimise, border, pair, used, prediction, report.optimising, guidance.rigid)
+        assert isinstance(result.maps, Sliding)
+        result.notes += tuple(border_flaws(result.maps, result.cube.unit_mm, result.length_scale))
     del images, pair, placed, prediction
     release_freed_memory()  # before the volumes of a large image that are made of the result
     result.seconds = time.perf_counter() - started

@@ -6,11 +6,13 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..images.image_pair import ImagePair
 from ..maps.bodies import Bodies, Held
 from ..maps.border import Border
 from ..maps.code import nodes, points_between
+from ..maps.jacobian import exact_determinants
 from ..maps.maps import Map
 from ..space.grid import Grid
 from ..space.rigid import moved_along
@@ -23,6 +25,12 @@ _BESIDE_MM = 1.5  # from a body
 _FADES_MM = 16.0  # around bodies, as far as they change the map
 _SWEEPS = 40  # of the relaxation between bodies and where they change nothing
 _PARTS = 8192  # points at a time
+_LEAST = 0.1  # of a determinant, where bodies bend
+_LESS = 0.3  # of a change that is too large, in a round
+_ROUNDS = 20  # at most
+_WITHIN_CUBE = 0.02  # of the border, as far as the map around it is evaluated
+_TIGHT_CUBE = 0.04  # from border and body, where determinants change within a cell
+_MORE = 8  # points are looked at in such a cell
 
 
 @torch.no_grad()
@@ -32,7 +40,7 @@ def kept_rigid(labels: sitk.Image, maps: Map, border: Border, pair: ImagePair) -
     Of a body that reaches within the border, that is the part around it; None where no body lies there.
 
     What takes the map to these motions is known in and next to the bodies, and 0 far from them; in between it is
-    harmonic, so that it changes as little as possible.
+    harmonic, so that it changes as little as possible. Where the map would fold, bodies bend instead.
     """
     cube, grid, half_extents = pair.cube, Grid.of(labels), maps.half_extents_cube.cpu()
     maps = Held(maps)  # which is what they change
@@ -82,8 +90,8 @@ def kept_rigid(labels: sitk.Image, maps: Map, border: Border, pair: ImagePair) -
             change[rows] = torch.tensor(off_mm @ to_cube, dtype=torch.float32)
     shape = (-1, *reversed(size))
     free = (torch.from_numpy(numbers_at).reshape(shape[1:]) == 0) & (room_mm < _FADES_MM * pair.scale)
-    relaxed = _relaxed(change.T.reshape(shape), free)
-    return Bodies(torch.cat([room_mm[None] / cube.unit_mm, relaxed]).half(), half_extents).to(maps.device)
+    values = torch.cat([room_mm[None] / cube.unit_mm, _relaxed(change.T.reshape(shape), free)])
+    return _unfolded(Bodies(values.half(), half_extents).to(maps.device), maps, border)
 
 
 def _relaxed(values: Tensor, free: Tensor) -> Tensor:
@@ -94,3 +102,43 @@ def _relaxed(values: Tensor, free: Tensor) -> Tensor:
         beside = [values.index_select(axis, row) for axis, rows in enumerate(both, 1) for row in rows]
         values = torch.where(free, torch.stack(beside).mean(0), values)
     return values
+
+
+def _unfolded(bodies: Bodies, maps: Held, border: Border) -> Bodies:
+    """The same, changing less around places where the map that they change would fold, or nearly so."""
+    values, size = bodies.values.float(), bodies.size
+    points = _places(bodies, border)
+    half = torch.tensor([(n - 1) / 2 for n in size], device=points.device)
+    nearest = ((points / bodies.half_extents_cube + 1) * half).round().long().flip(1).unbind(1)
+    found = exact_determinants(maps.beside(bodies, border).forward, points)
+    for _ in range(_ROUNDS):
+        low = found < _LEAST
+        if not low.any():
+            break
+        here = torch.zeros_like(values[0])
+        here[tuple(rows[low] for rows in nearest)] = 1.0
+        values[1:] *= 1 - _LESS * _pooled("avg", _pooled("max", here))
+        bodies = Bodies(values.half(), bodies.half_extents_cube)
+        again = (_pooled("max", here, 7) > 0)[nearest]
+        found[again] = exact_determinants(maps.beside(bodies, border).forward, points[again])
+    return bodies
+
+
+def _places(bodies: Bodies, border: Border) -> Tensor:
+    """Points (n, d) in and around the cells that bodies change, more of them between bodies and the border."""
+    nodes_cube = points_between(bodies.half_extents_cube, bodies.size)
+    distance = border.nearest(nodes_cube)[:, 0]
+    rooms, changes = bodies.values.float().flatten(1).T.split([1, len(bodies.values) - 1], 1)
+    here = (changes != 0).any(1) & (distance > -_WITHIN_CUBE)
+    tight = here & (distance < _TIGHT_CUBE) & (rooms[:, 0] < _TIGHT_CUBE)
+    steps = 2 * bodies.half_extents_cube / (torch.tensor(bodies.size, device=nodes_cube.device) - 1)
+    chosen = torch.cat([nodes_cube[here], nodes_cube[tight].repeat(_MORE, 1)])
+    generator = torch.Generator().manual_seed(0)
+    moved = chosen + (torch.rand(chosen.shape, generator=generator).to(chosen) - 0.5) * steps
+    return torch.minimum(torch.maximum(moved, -bodies.half_extents_cube), bodies.half_extents_cube)
+
+
+def _pooled(how: str, values: Tensor, nodes: int = 3) -> Tensor:
+    """The largest, or the mean, of so many values ((z,) y, x) along each axis."""
+    pool = getattr(F, f"{how}_pool{values.ndim}d")
+    return pool(values[None, None], nodes, stride=1, padding=nodes // 2)[0, 0]

@@ -89,6 +89,12 @@ class Held(Map):
             nodes(half_extents.tolist(), _BACK_SPACING_CUBE),
         )
 
+    def beside(self, bodies: Bodies, border: Border) -> Rigid:
+        """The same, rigid in bodies; what is held is not held again."""
+        rigid = Rigid(self.of, bodies, border)
+        rigid.__dict__["_shift"] = self._shift
+        return rigid
+
     def to(self, device: torch.device | str) -> Held:
         return type(self)(self.of.to(device))
 

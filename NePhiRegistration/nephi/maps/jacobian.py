@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from ..device import in_threads
 from ..space.interpolate import constant
+
+_PARTS = 4096  # points at a time
 
 
 def finite_jacobian(values: Tensor, step: float) -> Tensor:
@@ -27,3 +32,14 @@ def exact_jacobian(outputs: Tensor, points: Tensor, create_graph: bool = True) -
         for i in range(outputs.shape[-1])
     ]
     return torch.stack(rows, -2)
+
+
+def exact_determinants(forward: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Determinant (n,) of a map's exact Jacobian at points (n, d), some at a time."""
+
+    def of_part(part: Tensor) -> Tensor:
+        with torch.enable_grad():
+            part = part.clone().requires_grad_()
+            return torch.linalg.det(exact_jacobian(forward(part), part, create_graph=False)).detach()
+
+    return torch.cat(list(in_threads(of_part, points.split(_PARTS), points.device)))

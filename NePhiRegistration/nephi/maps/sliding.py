@@ -53,6 +53,10 @@ class Sliding(Map):
         within = torch.stack([self.is_within(centre) for centre in centres])
         return torch.where(within[:, :, None], inside, outside)
 
+    def between(self, points_cube: Tensor) -> Tensor:
+        """How far (n, 1) from the border the map around starts from where the one within takes points (n, d) of it."""
+        return self.border.at(self.around.inverse(self.within.forward(points_cube)))[0]
+
     def meeting(self) -> Sliding:
         """The same, changed near the border so that both sides meet.
 
