@@ -14,6 +14,7 @@ from ..maps.border import Border
 from ..maps.code import nodes, points_between
 from ..maps.jacobian import exact_determinants
 from ..maps.maps import Map
+from ..maps.meeting import PART_OF_ROOM
 from ..space.grid import Grid
 from ..space.rigid import moved_along
 from .guidance import bodies_lps_mm
@@ -27,10 +28,10 @@ _SWEEPS = 40  # of the relaxation between bodies and where they change nothing
 _PARTS = 8192  # points at a time
 _LEAST = 0.1  # of a determinant, where bodies bend
 _LESS = 0.3  # of a change that is too large, in a round
-_ROUNDS = 20  # at most
-_WITHIN_CUBE = 0.02  # of the border, as far as the map around it is evaluated
-_TIGHT_CUBE = 0.04  # from border and body, where determinants change within a cell
-_MORE = 8  # points are looked at in such a cell
+_ROUNDS = 30  # at most
+_CLEAR = 3  # of them in a row find nothing in the end
+_WATCHED = 0.5  # in and around cells where a determinant is lower
+_POINTS = 8  # are looked at there, in each
 
 
 @torch.no_grad()
@@ -106,36 +107,33 @@ def _relaxed(values: Tensor, free: Tensor) -> Tensor:
 
 def _unfolded(bodies: Bodies, maps: Held, border: Border) -> Bodies:
     """The same, changing less around places where the map that they change would fold, or nearly so."""
-    values, size = bodies.values.float(), bodies.size
-    points = _places(bodies, border)
-    half = torch.tensor([(n - 1) / 2 for n in size], device=points.device)
-    nearest = ((points / bodies.half_extents_cube + 1) * half).round().long().flip(1).unbind(1)
-    found = exact_determinants(maps.beside(bodies, border).forward, points)
+    nodes_cube = points_between(bodies.half_extents_cube, bodies.size)
+    steps = 2 * bodies.half_extents_cube / (torch.tensor(bodies.size, device=nodes_cube.device) - 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def low(rows: Tensor, least: float) -> Tensor:
+        """Around which nodes ((z,) y, x), of those in rows, a determinant is lower than that, by 1; others, by 0."""
+        points = nodes_cube[rows]
+        off = torch.rand(points.shape, generator=generator).to(points) - 0.5
+        found = exact_determinants(maps.beside(bodies, border).forward, points + off * steps) < least
+        here = torch.zeros(len(nodes_cube), device=rows.device)
+        here[rows[found]] = 1.0
+        return here.reshape(bodies.values.shape[1:])
+
+    room, *change = bodies.values.flatten(1).float()
+    # as far within the border as a shift across it can take points from the map around
+    changed = (torch.stack(change) != 0).any(0) & (border.nearest(nodes_cube)[:, 0] > -PART_OF_ROOM * room.clamp(min=0))
+    watched, clear = _pooled("max", low(changed.nonzero()[:, 0], _WATCHED)), 0
     for _ in range(_ROUNDS):
-        low = found < _LEAST
-        if not low.any():
+        here = low(watched.flatten().nonzero()[:, 0].repeat(_POINTS), _LEAST)
+        clear = 0 if here.any() else clear + 1
+        if clear == _CLEAR:
             break
-        here = torch.zeros_like(values[0])
-        here[tuple(rows[low] for rows in nearest)] = 1.0
+        values = bodies.values.float()
         values[1:] *= 1 - _LESS * _pooled("avg", _pooled("max", here))
         bodies = Bodies(values.half(), bodies.half_extents_cube)
-        again = (_pooled("max", here, 7) > 0)[nearest]
-        found[again] = exact_determinants(maps.beside(bodies, border).forward, points[again])
+        watched = torch.maximum(watched, _pooled("max", here, 7))  # where it gets less, it may fold, too
     return bodies
-
-
-def _places(bodies: Bodies, border: Border) -> Tensor:
-    """Points (n, d) in and around the cells that bodies change, more of them between bodies and the border."""
-    nodes_cube = points_between(bodies.half_extents_cube, bodies.size)
-    distance = border.nearest(nodes_cube)[:, 0]
-    rooms, changes = bodies.values.float().flatten(1).T.split([1, len(bodies.values) - 1], 1)
-    here = (changes != 0).any(1) & (distance > -_WITHIN_CUBE)
-    tight = here & (distance < _TIGHT_CUBE) & (rooms[:, 0] < _TIGHT_CUBE)
-    steps = 2 * bodies.half_extents_cube / (torch.tensor(bodies.size, device=nodes_cube.device) - 1)
-    chosen = torch.cat([nodes_cube[here], nodes_cube[tight].repeat(_MORE, 1)])
-    generator = torch.Generator().manual_seed(0)
-    moved = chosen + (torch.rand(chosen.shape, generator=generator).to(chosen) - 0.5) * steps
-    return torch.minimum(torch.maximum(moved, -bodies.half_extents_cube), bodies.half_extents_cube)
 
 
 def _pooled(how: str, values: Tensor, nodes: int = 3) -> Tensor:

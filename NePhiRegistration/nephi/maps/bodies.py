@@ -20,6 +20,7 @@ _SPACING_CUBE = 0.03  # of the nodes that hold the map: 5 mm in a chest
 _BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
 _ROUNDS = 12  # of an inverse, at most
 _NEAR_CUBE = 1e-4  # what the inverse is missed by less, one step mends
+_ROOM_TAKEN = 1.0  # by a change across the border, times that: less of it folds
 _THIN_CUBE = 0.006  # 1 mm in a chest: where bodies are as near to the border as that, it yields
 
 
@@ -46,9 +47,12 @@ class Bodies:
         values = interpolate([self._table], position[None], self.size, 2)[0]
         return values[:, :1].clamp(min=0), values[:, 1:]
 
-    def share(self, room: Tensor, distance: Tensor) -> Tensor:
-        """What bodies have to say (n, 1): all within one, next to nothing at a border that is so far (n, 1) away."""
-        beside = distance.square() + _THIN_CUBE**2
+    def share(self, room: Tensor, distance: Tensor, across: Tensor | float = 0.0) -> Tensor:
+        """What bodies have to say (n, 1): all within one, next to nothing at a border that is so far (n, 1) away.
+
+        ``across``: the change (n, 1) across the border; there is more to say where that takes the room.
+        """
+        beside = distance.clamp(min=0).square() + _THIN_CUBE**2 + (_ROOM_TAKEN * across) ** 2
         return beside / (beside + room.square())
 
     def to(self, device: torch.device | str) -> Bodies:
@@ -108,7 +112,8 @@ class Rigid(Held):
 
     def forward(self, points_cube: Tensor) -> Tensor:
         room, change = self.bodies.at(points_cube)
-        share = self.bodies.share(room, self.border.at(points_cube)[0])
+        distance, slope = self.border.at(points_cube)
+        share = self.bodies.share(room, distance, (change * slope).sum(-1, keepdim=True))
         return super().forward(points_cube) + share * change
 
     def to(self, device: torch.device | str) -> Rigid:

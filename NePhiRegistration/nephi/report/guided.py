@@ -17,6 +17,7 @@ from ..result import Registration
 from ..space.rigid import rigidly_moved
 
 _POINTS = 2000  # at which a region's change of volume is measured, at most
+_RIGID_MM = 0.2  # from a body's rigid motion, beyond which that is told
 _SAME_MM = 1e-3  # landmarks nearer than this are one
 
 
@@ -76,6 +77,17 @@ def guided_landmarks(r: Registration, landmarks: list[dict] | None) -> tuple[lis
         f"{near.sum()} of the {len(near)} landmarks at which the error is measured guided the registration: there the "
         "error is no independent measure, and the verdict leaves them out."
     ]
+
+
+def bent_bodies(found: dict[str, Any] | None, scale: float) -> Iterator[str]:
+    """What a user should know of bodies that are not rigid; ``scale``: of lengths, where what is shown is no human."""
+    rigid = [row["residual_mm"]["max"] for row in (found or {}).get("rigid", ())]
+    bent = [residual_mm for residual_mm in rigid if residual_mm > _RIGID_MM * scale]
+    if bent:
+        yield (
+            f"{len(bent)} of the {len(rigid)} bodies that were to stay rigid are bent by up to {max(bent):.2f} mm: "
+            "look there for what is in their way."
+        )
 
 
 def in_words(found: dict[str, Any]) -> Iterator[str]:

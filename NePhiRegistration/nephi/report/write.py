@@ -34,7 +34,7 @@ from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
 from .breath import Breath, further_maps
-from .guided import guided_landmarks, measured_guidance
+from .guided import bent_bodies, guided_landmarks, measured_guidance
 from .page import write_report
 from .regions import measured_regions
 
@@ -287,7 +287,7 @@ def _measured(
         labels=labels,
     )
     each, told = guided_landmarks(r, measured.landmarks)
-    warnings = [*_warnings(r), *measured.warnings, *told]
+    warnings = [*_warnings(r), *measured.warnings, *told, *bent_bodies(guidance, r.length_scale)]
     guidance = measured_guidance(r, transforms.fixed)
     return replace(measured, **_facts(r), warnings=warnings, landmarks=each, guidance=guidance)
 
