@@ -14,7 +14,6 @@ from ..maps.border import Border
 from ..maps.code import nodes, points_between
 from ..maps.jacobian import exact_determinants
 from ..maps.maps import Map
-from ..maps.meeting import PART_OF_ROOM
 from ..space.grid import Grid
 from ..space.rigid import moved_along
 from .guidance import bodies_lps_mm
@@ -114,15 +113,14 @@ def _unfolded(bodies: Bodies, maps: Held, border: Border) -> Bodies:
     def low(rows: Tensor, least: float) -> Tensor:
         """Around which nodes ((z,) y, x), of those in rows, a determinant is lower than that, by 1; others, by 0."""
         points = nodes_cube[rows]
-        off = torch.rand(points.shape, generator=generator).to(points) - 0.5
-        found = exact_determinants(maps.beside(bodies, border).forward, points + off * steps) < least
+        points = points + (torch.rand(points.shape, generator=generator).to(points) - 0.5) * steps
+        found = exact_determinants(maps.beside(bodies, border).forward, points) < least
+        found &= ~border.within(points)[:, 0]  # where the map around is hardly asked for
         here = torch.zeros(len(nodes_cube), device=rows.device)
         here[rows[found]] = 1.0
         return here.reshape(bodies.values.shape[1:])
 
-    room, *change = bodies.values.flatten(1).float()
-    # as far within the border as a shift across it can take points from the map around
-    changed = (torch.stack(change) != 0).any(0) & (border.nearest(nodes_cube)[:, 0] > -PART_OF_ROOM * room.clamp(min=0))
+    changed = (bodies.values[1:] != 0).any(0).flatten() & (border.nearest(nodes_cube)[:, 0] > -steps.norm())
     watched, clear = _pooled("max", low(changed.nonzero()[:, 0], _WATCHED)), 0
     for _ in range(_ROUNDS):
         here = low(watched.flatten().nonzero()[:, 0].repeat(_POINTS), _LEAST)

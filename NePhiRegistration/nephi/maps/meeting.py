@@ -29,7 +29,7 @@ _MOST_CUBE = 0.07  # of a shift: what fades within the reach folds from 0.078 on
 _RATES = 0.15, 3.0  # by which the sides come nearer per shift
 _MET_CUBE = 1e-4  # 0.02 mm in a chest
 _ON_BORDER_CUBE = 1e-3
-PART_OF_ROOM = 0.5  # between the border and a body, that a shift takes
+_PART_OF_ROOM = 0.5  # between the border and a body, that a shift takes
 _PART_OF_DEPTH = 4.0  # of the depth of what lies within, that it gives way: without a limit, thin edges fold
 _DEEP_CUBE = 0.05  # as far inwards depth is looked for: 8 mm in a chest
 _BESIDE, _BESIDE_CUBE = 3.0, 0.08  # the inner side gives way up to 13 mm from bodies in a chest, wholly up to 8 mm
@@ -203,7 +203,7 @@ class MeetingBesideBodies(Map):
             better = now.abs() < best[left].abs()
             found = found.index_copy(0, left, torch.where(better, shift, found[left]))
             best = best.index_copy(0, left, torch.where(better, now, best[left]))
-        room = _PART_OF_DEPTH * self._depth(foot, slope) if self.is_inner else PART_OF_ROOM * self.bodies.at(foot)[0]
+        room = _PART_OF_DEPTH * self._depth(foot, slope) if self.is_inner else _PART_OF_ROOM * self.bodies.at(foot)[0]
         return found * room / (room.square() + found.square()).sqrt().clamp(min=_MET_CUBE)
 
     def _depth(self, foot: Tensor, slope: Tensor) -> Tensor:
