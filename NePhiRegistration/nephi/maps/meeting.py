@@ -17,9 +17,9 @@ from .maps import Map, iterated_inverse
 
 _REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
 _SPACING_CUBE = 0.03  # of the nodes that hold the change: 5 mm in a chest
+_FINE_SPACING_CUBE = 0.02  # likewise beside bodies: 3 mm
 _BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
 _NEAR_CUBE = 1e-4  # what the inverse is missed by less, one step mends
-_FINE_SPACING_CUBE = 0.02  # likewise beside bodies: 3 mm
 _PARTS = 4096  # points at a time
 _ROUNDS = 12  # of an inverse, at most
 _SHIFT_ROUNDS = 30  # of a shift's inverse, at most
