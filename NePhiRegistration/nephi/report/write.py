@@ -287,8 +287,8 @@ def _measured(
         labels=labels,
     )
     each, told = guided_landmarks(r, measured.landmarks)
-    warnings = [*_warnings(r), *measured.warnings, *told, *bent_bodies(guidance, r.length_scale)]
     guidance = measured_guidance(r, transforms.fixed)
+    warnings = [*_warnings(r), *measured.warnings, *told, *bent_bodies(guidance, r.length_scale)]
     return replace(measured, **_facts(r), warnings=warnings, landmarks=each, guidance=guidance)
 
 
