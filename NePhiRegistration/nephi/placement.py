@@ -14,7 +14,7 @@ from .files.image import check_image
 from .files.masks import check_mask
 from .fitting.guidance import PointMaps
 from .fitting.initial import affine_part
-from .images.align import LARGEST_BREATH, LEAST_AGREEMENT, Alignment, align, masks_agreement
+from .images.align import LARGEST_BREATH, LEAST_AGREEMENT, Alignment, align, beyond_breathing, masks_agreement
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
 from .images.lungs import find_lungs
@@ -95,11 +95,11 @@ def place(
 
 def _tell_of_sizes(alignment: Alignment) -> None:
     """A notice where an alignment of lungs scales by more than breathing does, as where a voxel spacing is wrong."""
+    if not beyond_breathing(alignment.affine):
+        return
     scales, larger, other = alignment.affine.scales(), *ROLES.swapped
     if scales.max() * scales.min() < 1:
         scales, larger, other = 1 / scales, other, larger
-    if scales.max() <= LARGEST_BREATH:
-        return
     along = scales > LARGEST_BREATH**0.5  # one factor of all axes is not found alike along all of them
     times = float(np.exp(np.log(scales[along]).mean()))
     where = "in all directions" if along.all() else " and ".join(np.array(_DIRECTIONS)[along])

@@ -63,6 +63,9 @@ def spaced(image: sitk.Image, factors: tuple[float, ...]) -> sitk.Image:
         ((1, 1, 0.5), "fixed image are {} times as large from head to foot as those of the moving"),
         ((1.9, 1.9, 1), "moving image are {} times as large from right to left and from front to back as"),
         ((0.55,) * 3, "fixed image are {} times as large in all directions as"),
+        ((0.65,) * 3, "fixed image are {} times as large in all directions as"),
+        ((1.6,) * 3, "moving image are {} times as large in all directions as"),
+        ((0.85,) * 3, None),
     ],
 )
 def test_a_wrong_spacing_of_a_chest_is_told(factors, words, masked, phantom_3d):

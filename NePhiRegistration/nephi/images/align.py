@@ -22,8 +22,10 @@ LEAST_AGREEMENT = 0.4  # of lungs that were found, as a Dice coefficient after t
 _LEAST_LEAD = 0.03  # of the best start's score before that of the best one elsewhere
 _LARGEST_SCALE = 2.0
 # Of lungs along an axis: what breathing can do. From full exhalation to full inhalation the diaphragm moves by up to
-# 10 cm, which makes lungs of about 20 cm 1.5 times as long; along the other axes they change less.
+# 10 cm, which makes lungs of about 20 cm 1.5 times as long; along the other axes they change less, as the chest's girth
+# does by about a tenth.
 LARGEST_BREATH = 1.6
+_LARGEST_GIRTH = 1.3  # along all axes alike
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,9 @@ def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None, lungs: 
 
 
 def beyond_breathing(affine: Affine) -> bool:
-    """Whether a map of lungs scales by more than breathing does along an axis."""
+    """Whether a map of lungs scales by more than breathing does, along an axis or along all of them."""
     scales = affine.scales()
-    return bool(max(scales.max(), 1 / scales.min()) > LARGEST_BREATH)
+    return any(s.max() > LARGEST_BREATH or s.min() > _LARGEST_GIRTH for s in (scales, 1 / scales))
 
 
 def masks_agreement(masks: Both[sitk.Image], affine: Affine) -> float:
