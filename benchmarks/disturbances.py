@@ -194,6 +194,22 @@ def sized(factor: float) -> Change:
     return change
 
 
+def misread(*factors: float) -> Change:
+    """Spacings in the header times factors, so that the scan's lengths in mm are wrong."""
+
+    def spaced(image: sitk.Image) -> sitk.Image:
+        image = sitk.Image(image)
+        image.SetSpacing((np.array(image.GetSpacing()) * factors).tolist())
+        return image
+
+    def change(scan: Scan) -> Scan:
+        wrong = scan.with_images(spaced)
+        index = Grid.of(scan.image).to_index(scan.points_lps_mm)
+        return replace(wrong, points_lps_mm=Grid.of(wrong.image).to_lps_mm(index))
+
+    return change
+
+
 def soft(scan: Scan) -> Scan:
     """As a smooth reconstruction kernel shows it."""
     return replace(scan, image=sitk.SmoothingRecursiveGaussian(scan.image, 1.5))
@@ -388,6 +404,14 @@ DISTURBANCES: dict[str, Disturbance] = {
     "contrast medium, slices of 6 mm": Disturbance(together(with_contrast, thick(6))),
     "narrow circle of -2000, turn 30 about y": Disturbance(together(circle(-2000, 0.65), turned(1, 30))),
     "noise of 60 HU, lower part cut": Disturbance(together(noisy, _CUTS["lower part"]), "both"),
+}
+
+# wrong headers, of which the registration is to tell
+SPACINGS: dict[str, Disturbance] = {
+    "none": Disturbance(lambda scan: scan),
+    **{f"slice spacing x {f} in {o}": Disturbance(misread(1, 1, f), o) for f in (2, 0.5) for o in ("moving", "fixed")},
+    "spacing from front to back x 2": Disturbance(misread(1, 2, 1)),
+    **{f"all spacings x {f}": Disturbance(misread(f, f, f)) for f in (0.6, 0.65, 1.5)},
 }
 
 

@@ -8,7 +8,8 @@ landmarks that a scan no longer shows are left out. The reference is the undistu
 
 Without a preset each row has the smaller Dice coefficient, of the two scans, of the lungs that are found with those of
 the undisturbed scan, moved along; with one it has the verdict and its first reason, and what the registration noted.
-``--table`` prints the rows of such a file as Markdown.
+``--table`` prints the rows of such a file as Markdown. ``--spacings`` gives headers wrong spacings instead, and prints
+how much the alignments scale along x, y and z and whether the registration tells of it.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from nephi.both import ROLES, Both, complete
-from nephi.errors import NephiError
+from nephi.errors import NephiError, collected_notices
 from nephi.images.align import align
 from nephi.images.hounsfield import hounsfield
 from nephi.images.lungs import find_lungs
 from nephi.measure.quality import dice
 from nephi.measure.verdict import judged
+from nephi.placement import checked_images, place
 from nephi.registration import register
 from nephi.result import Registration
 from nephi.settings import PRESETS
 from nephi.synthetic.phantom import make_phantom
 
-from .disturbances import DISTURBANCES, Disturbance, Scan, found_mask
+from .disturbances import DISTURBANCES, SPACINGS, Disturbance, Scan, found_mask
 from .pairs import PAIRS, data_folder, read_landmarks
 from .trust import measures, voxel_mm
 
@@ -141,6 +143,17 @@ def _cell(row: dict | None) -> str:
     return f"{row['tre_mm']:.2f}{missed} {row['verdict']}"
 
 
+def spacings(plain: Both[Scan]) -> None:
+    """What is said of wrong spacings in headers, a line for each."""
+    for label, disturbance in SPACINGS.items():
+        images = disturbance(plain).map(lambda scan: scan.image)
+        with collected_notices() as notes:
+            placed = place(checked_images(images), Both(None, None), "auto", None, True, lambda phase: None)
+        told = next((note for note in notes if "spacing" in note), "not told")
+        scales = " ".join(f"{scale:.2f}" for scale in placed.alignment.affine.scales())
+        print(f"  {label:30} {scales}  {told.partition(' as those')[0]}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", help=f"of {', '.join(BASES)}, phantom; default: all whose data are there")
@@ -148,6 +161,7 @@ def main() -> None:
     parser.add_argument("--preset", help="register with this preset; default: the start only")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     parser.add_argument("--table", type=Path, nargs="+", help="print the rows of these files and stop")
+    parser.add_argument("--spacings", action="store_true", help="what is said of wrong spacings in headers, and stop")
     options = parser.parse_args()
     if options.table:
         merged: dict[str, dict] = {}
@@ -160,6 +174,10 @@ def main() -> None:
     figures: dict[str, dict] = {}
     for name in options.pairs or there or ["phantom"]:
         plain = base(name)
+        if options.spacings:
+            print(name)
+            spacings(plain)
+            continue
         reference_mm, facts = measure(plain, options.preset, masks=True)
         print(f"{name}: {reference_mm.mean():.2f} mm with masks ({facts['alignment']})", flush=True)
         figures[name] = {"with masks": {"tre_mm": float(reference_mm.mean()), **facts}}
