@@ -171,6 +171,24 @@ def test_slopes_of_an_interpolation_are_right_and_have_slopes(size, degree):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("differentiated", [False, True])
+@pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("degree", [1, 2])
+def test_places_that_are_no_numbers_have_no_values_and_leave_others_theirs(degree, kind, differentiated, device):
+    """As a landmark that an image does not show."""
+    size, generator = (9, 8, 7), torch.Generator().manual_seed(0)
+    table = (torch.rand(9 * 8 * 7, 4, generator=generator) * 200).to(kind).to(device)
+    position = (torch.rand(1, 50, 3, generator=generator) * 6).to(device)
+    expected = interpolate([table], position, size, degree)[0]
+    position[0, 3, 1], position[0, 7] = torch.nan, torch.nan
+    there = torch.ones(50, dtype=torch.bool, device=device)
+    there[[3, 7]] = False
+    found = interpolate([table], position.requires_grad_(differentiated), size, degree)[0]
+    assert found[~there].isnan().all()
+    torch.testing.assert_close(found[there].detach(), expected[there])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("d", [2, 3])
 def test_linear_interpolation_on_a_device_is_that_of_torch(d, device):
     generator = torch.Generator().manual_seed(0)

@@ -33,7 +33,8 @@ def interpolate(
 
     ``tables``: for each of the g groups of points its own (rows, c), one row a node, x fastest, of float or uint8;
     ``size``: nodes along x, y (, z); ``scale``: what the values are multiplied by. Differentiable with respect to float
-    tables and to the positions, as often as wanted; nothing is copied between host and device.
+    tables and to the positions, as often as wanted; nothing is copied between host and device. At NaN the values are
+    NaN.
     """
     if torch.is_grad_enabled() and (position.requires_grad or any(table.requires_grad for table in tables)):
         return _Interpolate.apply(position, tuple(size), degree, scale, *tables)
@@ -143,32 +144,28 @@ def _rows(nearest: Tensor, size: tuple[int, ...], degree: int, axis: int, whole:
 
     (d, nodes, n) of ``nearest`` (d, n) where ``axis``, that of the nodes, is 1; (n, d, nodes) of (n, d) where it is -1.
     """
-    # clamped before the step to a node is added, where rows are counted
-    low, high, ahead, strides = _steps(size, degree, axis, nearest.device, nearest.dtype, whole)
-    return torch.addcmul(ahead, torch.clamp(nearest.unsqueeze(axis), low, high).to(whole), strides)
+    # clamped before the step to a node is added, where rows are counted, and as whole numbers: NaN, which is no row,
+    # would stay NaN. What is read there has a weight of NaN
+    low, high, ahead, strides = _steps(size, degree, axis, nearest.device, whole)
+    return torch.addcmul(ahead, torch.clamp(nearest.to(whole).unsqueeze(axis), low, high), strides)
 
 
 @cache
 def _steps(
-    size: tuple[int, ...], degree: int, axis: int, device: torch.device, dtype: torch.dtype, whole: torch.dtype
+    size: tuple[int, ...], degree: int, axis: int, device: torch.device, whole: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For ``_rows``: the least and the most that a nearest node may be, the rows from it to each node, and of a step
     along each axis."""
     steps = [k + _FIRST[degree] for k in range(degree + 1)]
     strides = [math.prod(size[:along]) for along in range(len(size))]
 
-    def shaped(values: list[list[int]], dtype: torch.dtype) -> Tensor:
-        found = constant(values, device, dtype)
+    def shaped(values: list[list[int]]) -> Tensor:
+        found = constant(values, device, whole)
         return found if axis == -1 else found[..., None]
 
     low, high = [[-step for step in steps]], [[extent - 1 - step for step in steps] for extent in size]
     ahead = [[stride * step for step in steps] for stride in strides]
-    return (
-        shaped(low, dtype),
-        shaped(high, dtype),
-        shaped(ahead, whole),
-        shaped([[stride] for stride in strides], whole),
-    )
+    return shaped(low), shaped(high), shaped(ahead), shaped([[stride] for stride in strides])
 
 
 def _around(position: Tensor, size: tuple[int, ...], degree: int, scale: float) -> tuple[Tensor, Tensor]:
