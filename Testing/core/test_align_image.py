@@ -364,6 +364,17 @@ def test_lungs_that_were_cut_out_of_the_body_are_found(around, phantom_3d):
     assert dice(sitk.GetArrayFromImage(masks.lung_mask(alone)) > 0, lungs) > 0.9
 
 
+def test_dense_lungs_that_were_cut_out_of_the_body_are_no_inverted_ct():
+    """As after exhalation: inverted, their parenchyma would be soft tissue, and their vessels air."""
+    rng, z, y, x = np.random.default_rng(0), *np.indices((48, 48, 48))
+    lungs = (abs(x - 24) > 4) & (abs(x - 24) < 18) & (abs(y - 24) < 10) & (abs(z - 24) < 15)
+    values = np.full(lungs.shape, -1000.0)
+    kind = rng.random(lungs.sum())
+    parenchyma, vessels = rng.normal(-640, 130, kind.size), rng.uniform(-150, 450, kind.size)
+    values[lungs] = np.select([kind < 0.005, kind < 0.16], [-990.0, vessels], parenchyma)
+    assert hounsfield.looks_like_ct(sitk.GetImageFromArray(np.round(values).astype(np.int16)))
+
+
 @pytest.mark.parametrize("air", [-1000, -985])
 @pytest.mark.parametrize("width", [6, 25])
 def test_air_around_a_limb_or_a_head_is_no_lung(air, width):
