@@ -48,7 +48,7 @@ _LEVELS = tuple(
 )
 # at nodes, at voxels, and where these are nodes; where nodes are further apart than fine voxels, rounds at nodes made
 # known maps worse, and the last ones follow what such nodes cannot, as thin cortex
-_ROUNDS, _ROUNDS_AT_VOXELS = {"fast": (2, 5, 0), "balanced": (5, 6, 0)}, (0, 6, 4)
+_ROUNDS, _ROUNDS_AT_VOXELS = {"fast": (2, 5, 0), "balanced": (6, 6, 0)}, (0, 6, 4)
 _ROUNDS_BY_CURVE = (0, 6, 0)  # later ones follow what the curve between two contrasts gets wrong
 # of the preset's steps, before rounds where voxels are nodes, which find the rest (in voxels of 1 mm, where there are
 # none, Dice of two people lost 0.004)
