@@ -390,7 +390,7 @@ def test_every_argument_is_explained():
     [
         ([], "required: COMMAND; see nephi --help"),
         (["register", "a.nii.gz", "-o", "b"], "required: MOVING; see nephi register --help"),
-        (["warp", "a", "b", "-o", "c", "--label-map"], "unrecognized arguments: --label-map; see nephi --help"),
+        (["warp", "a", "b", "-o", "c", "--label-map"], "unrecognized arguments: --label-map; see nephi warp --help"),
         (["demo", "--seed", "one"], "argument --seed: invalid int value: 'one'; see nephi demo --help"),
     ],
 )
