@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..images.image_pair import ImagePair
 from ..maps.bodies import Bodies, Held
 from ..maps.border import Border
-from ..maps.code import nodes, points_between
+from ..maps.code import nodes, points_between, steps_between
 from ..maps.jacobian import exact_determinants
 from ..maps.maps import Map
 from ..space.grid import Grid
@@ -107,7 +107,7 @@ def _relaxed(values: Tensor, free: Tensor) -> Tensor:
 def _unfolded(bodies: Bodies, maps: Held, border: Border) -> Bodies:
     """The same, changing less around places where the map that they change would fold, or nearly so."""
     nodes_cube = points_between(bodies.half_extents_cube, bodies.size)
-    steps = 2 * bodies.half_extents_cube / (torch.tensor(bodies.size, device=nodes_cube.device) - 1)
+    steps = steps_between(bodies.half_extents_cube, bodies.size)
     generator = torch.Generator().manual_seed(0)
 
     def low(rows: Tensor, least: float) -> Tensor:

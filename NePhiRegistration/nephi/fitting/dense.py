@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..images.coarse import grown
 from ..images.image_pair import ImagePair
 from ..images.volume import smoothed
-from ..maps.code import LINEAR_CUBE, Code, nodes, points_between
+from ..maps.code import LINEAR_CUBE, Code, nodes, points_between, steps_between
 from ..maps.maps import FieldMap, Map
 from ..maps.voxel import VoxelFields
 from ..settings import DenseSettings, VoxelSettings
@@ -98,7 +98,7 @@ def refined_densely(
     if size != first:
         start = _enlarged(start * _VOXELS_PER_NODE, size[::-1])
     back = eased(_inverted(u, start), _LEAST_SLOPE, _EASED_LAST)
-    d, per_node = len(size), 2 * maps.half_extents_cube / (torch.tensor(size, device=device) - 1)
+    d, per_node = len(size), steps_between(maps.half_extents_cube, size)
     own = VoxelSettings(local_code=2 * d, code_degree=1)
     local = torch.cat([u, back]) * per_node.repeat(2).reshape(-1, *[1] * d) / LINEAR_CUBE
     code = Code(torch.zeros(1, own.global_code, device=device), local[None], maps.half_extents_cube)

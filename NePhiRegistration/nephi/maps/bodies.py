@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..space.interpolate import constant, interpolate
-from .code import nodes
-from .held import HeldShift, spline_table
+from ..space.interpolate import interpolate
+from .code import nodes, position_between
+from .held import HeldShift, PointMap, spline_table
 from .maps import Map, iterated_inverse
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ class Bodies:
 
     def at(self, points_cube: Tensor) -> tuple[Tensor, Tensor]:
         """Room (n, 1) between points (n, d) and the nearest body, and the displacement (n, d)."""
-        half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
-        position = torch.addcmul(half, points_cube / self.half_extents_cube, half)
+        position = position_between(points_cube, self.half_extents_cube, self.size)
         values = interpolate([self._table], position[None], self.size, 2)[0]
         return values[:, :1].clamp(min=0), values[:, 1:]
 
@@ -81,17 +80,17 @@ class Held(Map):
 
     @cached_property
     def _shift(self) -> HeldShift:
-        half_extents = self.half_extents_cube
-        return HeldShift(lambda x: self.of.forward(x) - x, half_extents, nodes(half_extents.tolist(), _SPACING_CUBE))
+        return self._held(lambda x: self.of.forward(x) - x)
 
     @cached_property
     def _shift_back(self) -> HeldShift:
-        half_extents = self.half_extents_cube
-        return HeldShift(
-            lambda y: iterated_inverse(self.forward, self.of.nearly_back, y, _ROUNDS) - y,
-            half_extents,
-            nodes(half_extents.tolist(), _BACK_SPACING_CUBE),
+        return self._held(
+            lambda y: iterated_inverse(self.forward, self.of.nearly_back, y, _ROUNDS) - y, _BACK_SPACING_CUBE
         )
+
+    def _held(self, shift: PointMap, spacing_cube: float = _SPACING_CUBE) -> HeldShift:
+        half_extents = self.half_extents_cube
+        return HeldShift(shift, half_extents, nodes(half_extents.tolist(), spacing_cube))
 
     def beside(self, bodies: Bodies, border: Border) -> Rigid:
         """The same, rigid in bodies; what is held is not held again."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..space.interpolate import constant, interpolate
+from ..space.interpolate import interpolate
+from .code import position_between, steps_between
 from .held import spline_table
 
 _STEPS = 3  # of Newton's method, by which points come to a distance from the border
@@ -25,15 +26,14 @@ class Border:
         self.distance, self.half_extents_cube = distance, half_extents_cube
         self.size = tuple(reversed(distance.shape))
         values = distance.to(half_extents_cube)
-        steps = (2 * half_extents_cube / (torch.tensor(self.size, device=values.device) - 1)).flip(0).tolist()
+        steps = steps_between(half_extents_cube, self.size).flip(0).tolist()
         slopes = torch.gradient(values, spacing=steps)
         self.between_nodes = sum(step**2 for step in steps) ** 0.5  # next to each other, at most
         self._table = spline_table(torch.stack([values, *reversed(slopes)], -1).flatten(0, -2), self.size)
 
     def at(self, points_cube: Tensor) -> tuple[Tensor, Tensor]:
         """Distance (n, 1) from the border at points (n, d), and its slope (n, d)."""
-        half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
-        position = torch.addcmul(half, points_cube / self.half_extents_cube, half)
+        position = position_between(points_cube, self.half_extents_cube, self.size)
         values = interpolate([self._table], position[None], self.size, 2)[0]
         return values[:, :1], values[:, 1:]
 
@@ -43,8 +43,7 @@ class Border:
 
     def nearest(self, points_cube: Tensor) -> Tensor:
         """Distance (n, 1) of the nodes that are nearest to points (n, d)."""
-        half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
-        node = torch.addcmul(half, points_cube / self.half_extents_cube, half).round().long()
+        node = position_between(points_cube, self.half_extents_cube, self.size).round().long()
         row = torch.zeros_like(node[:, 0])
         for axis in reversed(range(len(self.size))):
             row = row * self.size[axis] + node[:, axis].clamp(0, self.size[axis] - 1)

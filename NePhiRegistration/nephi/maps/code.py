@@ -119,3 +119,14 @@ def points_between(half_extents_cube: Tensor, size: Sequence[int]) -> Tensor:
     axes = [torch.linspace(-h, h, n, device=device) for h, n in zip(half_extents_cube.tolist(), size, strict=True)]
     mesh = torch.meshgrid(*reversed(axes), indexing="ij")
     return torch.stack(list(reversed(mesh)), -1).reshape(-1, len(axes))
+
+
+def position_between(points_cube: Tensor, half_extents_cube: Tensor, size: Sequence[int]) -> Tensor:
+    """Where points (n, d) lie among such nodes, the first of which is 0 along each axis."""
+    half = constant([(n - 1) / 2 for n in size], points_cube.device, points_cube.dtype)
+    return torch.addcmul(half, points_cube / half_extents_cube, half)
+
+
+def steps_between(half_extents_cube: Tensor, size: Sequence[int]) -> Tensor:
+    """(d,) from one such node to the next, in the cube."""
+    return 2 * half_extents_cube / (torch.tensor(size, device=half_extents_cube.device) - 1)

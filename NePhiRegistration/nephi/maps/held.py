@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..device import in_threads
 from ..settings import VoxelSettings
-from ..space.interpolate import PointWeights, along_axes, constant, interpolate
-from .code import LINEAR_CUBE, HybridCode, points_between, zero_code
+from ..space.interpolate import PointWeights, along_axes, interpolate
+from .code import LINEAR_CUBE, HybridCode, points_between, position_between, zero_code
 from .maps import FieldMap
 from .voxel import VoxelFields
 
@@ -73,8 +73,7 @@ class HeldShift:
         return found if slope is None else found * (half[slope] / extents[slope])
 
     def _position(self, points_cube: Tensor) -> Tensor:
-        half = constant([(n - 1) / 2 for n in self.size], points_cube.device, points_cube.dtype)
-        return torch.addcmul(half, points_cube / self.half_extents_cube, half)
+        return position_between(points_cube, self.half_extents_cube, self.size)
 
 
 @torch.no_grad()

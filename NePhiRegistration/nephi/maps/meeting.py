@@ -8,18 +8,15 @@ import torch
 from torch import Tensor
 
 from ..device import in_threads
-from ..space.interpolate import constant, interpolate
-from .bodies import Bodies
+from ..space.interpolate import interpolate
+from .bodies import Bodies, Held
 from .border import Border
-from .code import nodes, points_between
+from .code import nodes, points_between, position_between, steps_between
 from .held import HeldShift, PointMap, spline_table
 from .maps import Map, iterated_inverse
 
 _REACH_CUBE = 0.12  # from the border, as far as a map is changed to meet another there: 19 mm in a chest
-_SPACING_CUBE = 0.03  # of the nodes that hold the change: 5 mm in a chest
-_FINE_SPACING_CUBE = 0.02  # likewise beside bodies: 3 mm
-_BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
-_NEAR_CUBE = 1e-4  # what the inverse is missed by less, one step mends
+_FINE_SPACING_CUBE = 0.02  # of the nodes that hold a shift beside bodies: 3 mm in a chest
 _PARTS = 4096  # points at a time
 _ROUNDS = 12  # of an inverse, at most
 _SHIFT_ROUNDS = 30  # of a shift's inverse, at most
@@ -35,45 +32,21 @@ _DEEP_CUBE = 0.05  # as far inwards depth is looked for: 8 mm in a chest
 _BESIDE, _BESIDE_CUBE = 3.0, 0.08  # the inner side gives way up to 13 mm from bodies in a chest, wholly up to 8 mm
 
 
-class Meeting(Map):
+class Meeting(Held):
     """A map, changed near a border so that it takes the border where another map takes it.
 
     forward(x) = of.forward(x) + near(x) * c(foot(x)): c moves a point of the border onto the other map's border, at
-    right angles to it. All of it is smooth, found once at nodes and held as a spline; nearly its inverse, too, which is
-    iterated until it is exact: a point costs less than in a field.
+    right angles to it. All of it is smooth, found once at nodes and held as a spline.
     """
 
     def __init__(self, of: Map, other: Map, border: Border):
-        self.of, self.other, self.border = of, other, border
-
-    @property
-    def half_extents_cube(self) -> Tensor:
-        return self.of.half_extents_cube
-
-    def forward(self, points_cube: Tensor) -> Tensor:
-        return points_cube + self._shift(points_cube)
-
-    @torch.no_grad()
-    def inverse(self, points_cube: Tensor) -> Tensor:
-        return iterated_inverse(self.forward, self.nearly_back, points_cube, _ROUNDS, near=_NEAR_CUBE)
-
-    def nearly_back(self, points_cube: Tensor) -> Tensor:
-        return points_cube + self._shift_back(points_cube)
+        super().__init__(of)
+        self.other, self.border = other, border
 
     @cached_property
     def _shift(self) -> HeldShift:
-        shift = self._held(lambda x: self.of.forward(x) - x, _SPACING_CUBE)
-        return self._held(lambda x: shift(x) + self._missing(x, shift), _SPACING_CUBE)
-
-    @cached_property
-    def _shift_back(self) -> HeldShift:
-        return self._held(
-            lambda y: iterated_inverse(self.forward, self.of.nearly_back, y, _ROUNDS) - y, _BACK_SPACING_CUBE
-        )
-
-    def _held(self, shift: PointMap, spacing_cube: float) -> HeldShift:
-        half_extents = self.half_extents_cube
-        return HeldShift(shift, half_extents, nodes(half_extents.tolist(), spacing_cube))
+        shift = self._held(lambda x: self.of.forward(x) - x)
+        return self._held(lambda x: shift(x) + self._missing(x, shift))
 
     def _missing(self, points_cube: Tensor, shift: PointMap) -> Tensor:
         """near(x) * c(foot(x)) at points (n, d) that are shifted so."""
@@ -149,8 +122,8 @@ class MeetingBesideBodies(Map):
     def _table(self) -> Tensor:
         """q at nodes: found next to the border, and from there carried along the slope."""
         points = points_between(self.half_extents_cube, self._size)
-        steps = 2 * self.half_extents_cube / (torch.tensor(self._size, device=points.device) - 1)
-        found = self._at_feet(points, self._found, 1.1 * float(steps.norm()))
+        step = float(steps_between(self.half_extents_cube, self._size).norm())
+        found = self._at_feet(points, self._found, 1.1 * step)
 
         def carried(foot: Tensor) -> Tensor:
             return interpolate([found], self._position(foot)[None], self._size)[0]
@@ -176,8 +149,7 @@ class MeetingBesideBodies(Map):
         return torch.cat(list(in_threads(of_part, points_cube.split(_PARTS), points_cube.device)))
 
     def _position(self, points_cube: Tensor) -> Tensor:
-        half = constant([(n - 1) / 2 for n in self._size], points_cube.device, points_cube.dtype)
-        return torch.addcmul(half, points_cube / self.half_extents_cube, half)
+        return position_between(points_cube, self.half_extents_cube, self._size)
 
     def _beside_bodies(self, points_cube: Tensor) -> Tensor:
         """(n, 1): 1 near bodies, 0 far from them."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..maps.code import points_between
+from ..maps.code import points_between, steps_between
 from ..maps.jacobian import exact_determinants
 from ..maps.sliding import Sliding
 
@@ -40,7 +40,7 @@ def border_flaws(maps: Sliding, unit_mm: float, scale: float = 1.0) -> Iterator[
             f"({_percent(wide)} of it by more than {_APART_MM * scale:.2g} mm): do not trust the result in its gaps."
         )
     near = some(_NEAR_MM * scale / unit_mm * 0.95)
-    steps = 2 * border.half_extents_cube / (torch.tensor(border.size, device=near.device) - 1)
+    steps = steps_between(border.half_extents_cube, border.size)
     near = near + (torch.rand(near.shape, generator=generator).to(near) - 0.5) * steps
     folds = exact_determinants(maps.forward, near) <= 0
     if folds.any():
