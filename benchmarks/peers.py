@@ -34,6 +34,7 @@ PACKAGES = (
     "picsl-greedy", "convexAdam", "antspyx", "itk-elastix", "regix-medical", "fireants", "icon-registration", "torch",
     "SimpleITK",
 )  # fmt: skip
+LIMIT = "CPU seconds after which a method is stopped and said to be (default: never)"
 COLUMNS = {  # key -> heading, format
     "tre_mean": ("TRE mean", ".2f"), "tre_median": ("median", ".2f"), "tre_p95": ("p95 [mm]", ".2f"),
     "folds": ("folds", ".0f"), "folds_own": ("folds (own)", ".0f"), "log_jacobian_sd": ("std of log J", ".2f"),
@@ -75,10 +76,12 @@ def run(command: list[str], prepared: Path, out: Path, options: argparse.Namespa
     }  # fmt: skip
     command = [part.format(prepared=prepared, out=out, seed=seed) for part in command]
     cost, log = out.with_suffix(".cost.json"), out.with_suffix(".log")
-    measure = [sys.executable, "-S", "-E", process_cost.__file__, str(cost), str(log)]
+    measure = [sys.executable, "-S", "-E", process_cost.__file__, str(cost), str(log), str(options.limit_s)]
     subprocess.run([*measure, *command], env=variables, cwd=out, check=True)
     result = json.loads(cost.read_text())
     try:
+        if options.limit_s and result["cpu_s"] >= 0.99 * options.limit_s:
+            raise RuntimeError(f"stopped after {options.limit_s} CPU seconds")
         if result["exit_code"]:
             raise RuntimeError(f"exit code {result['exit_code']}")
         result |= evaluate(prepared, out)
@@ -126,7 +129,7 @@ def write_tables(out: Path, rows: list[dict], facts: dict) -> None:
         lines += ["| method | " + " | ".join(h for h, _ in COLUMNS.values()) + " |",
                   "|---" + "|---:" * len(COLUMNS) + "|"]  # fmt: skip
         for row in mine:
-            values = "failed |" + " |" * (len(COLUMNS) - 1) if "error" in row else (
+            values = f"{row['error'].split(';')[0]} |" + " |" * (len(COLUMNS) - 1) if "error" in row else (
                 " | ".join(cell(row, key) for key in COLUMNS) + " |")  # fmt: skip
             lines.append(f"| {row['method']} | {values}")
         lines.append("")
@@ -176,6 +179,7 @@ def made_pairs(
     parser.add_argument("--presets", nargs="+", default=list(presets))
     parser.add_argument("--settings", type=Path, nargs="*", default=[], help="nephi with each of these files, too")
     parser.add_argument("--seed", type=int, default=1, help="of what is made: motion, noise, shading, heads")
+    parser.add_argument("--limit-s", type=int, default=0, help=LIMIT)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peer-python", default=os.environ.get("NEPHI_PEER_PYTHON", sys.executable))
     parser.set_defaults(runs=1, quick=False, keep=False, networks=None, region="full", spacing_mm=None)
@@ -210,6 +214,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--spacing-mm", type=float, help="isotropic common grid (default: as fixed)")
     peer_python = os.environ.get("NEPHI_PEER_PYTHON", sys.executable)
     parser.add_argument("--peer-python", default=peer_python, help="Python with requirements.txt installed")
+    parser.add_argument("--limit-s", type=int, default=0, help=LIMIT)
     parser.add_argument("--networks", type=Path, help="folder of the weights that train_baselines.py has written")
     parser.add_argument("--quick", action="store_true", help="few iterations of the peers: a smoke test")
     parser.add_argument("--keep", action="store_true", help="keep the fields and transforms of every run")

@@ -36,7 +36,7 @@ def run(name: str, model: str | None, steps: int, preset: str, threads: int | No
     command += ["--threads", str(threads)] if threads else []
     with tempfile.TemporaryDirectory() as folder:
         out, result, log = (Path(folder) / file for file in ("out", "cost.json", "log"))
-        measure = [sys.executable, "-S", "-E", process_cost.__file__, str(result), str(log)]
+        measure = [sys.executable, "-S", "-E", process_cost.__file__, str(result), str(log), "0"]
         subprocess.run([*measure, *command, "--output", str(out)], check=True, env=environment())
         cost = json.loads(result.read_text(encoding="utf-8"))
         if cost["exit_code"]:

@@ -1,4 +1,6 @@
-"""Run a command and write what it cost: python process_cost.py RESULT.json LOG COMMAND...
+"""Run a command and write what it cost: python process_cost.py RESULT.json LOG LIMIT_S COMMAND...
+
+LIMIT_S: CPU seconds after which the command is stopped; 0: never.
 
 A process of its own because Linux counts the memory of the process that starts a child towards the
 child's peak; this one imports next to nothing.
@@ -8,11 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 
 
-def main(result: str, log: str, *command: str) -> None:
+def main(result: str, log: str, limit_s: str, *command: str) -> None:
+    if int(limit_s):
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit_s), int(limit_s)))  # the child inherits it
     start = time.perf_counter()
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     actions = [(os.POSIX_SPAWN_OPEN, 1, log, flags, 0o644), (os.POSIX_SPAWN_DUP2, 1, 2)]
