@@ -1,10 +1,10 @@
-"""One table of the results of several benchmarks: all pairs, all methods.
+"""One page of tables out of the results of several benchmarks: all pairs, all methods.
 
-python -m benchmarks.overview RESULTS... > docs/pairs-table.md
+python -m benchmarks.overview RESULTS... > table.md
 
 Each RESULTS is a folder that ``benchmarks.peers``, ``benchmarks.contrast`` or ``benchmarks.brain`` has written
-(``results.json``). Where two of them have a row of the same pair and method, the later one counts. The best TRE (else
-Dice) of each pair is bold.
+(``results.json``). Of a pair and method with rows in several of them, the last counts. First comes a line for each
+pair, then a table for each, whose lowest mean TRE (of pairs without landmarks: highest Dice) is bold.
 """
 
 from __future__ import annotations
@@ -13,69 +13,76 @@ import argparse
 import json
 from pathlib import Path
 
-from .peers import COLUMNS, cell
+from .peers import COLUMNS, OWN, cell
 
 SHOWN = ("tre_mean", "tre_median", "tre_p95", "dice", "folds", "log_jacobian_sd", "inverse_consistency", "cpu_s",
          "peak_memory_mb")  # fmt: skip
-OWN = "nephi"
+PRESETS = ("fast", "balanced")
+Rows = dict[str, dict]  # method -> row
 
 
-def collected(folders: list[Path]) -> dict[str, dict[str, dict]]:
-    """Pair -> method -> row, in the order of the folders."""
-    found: dict[str, dict[str, dict]] = {}
+def collected(folders: list[Path]) -> dict[str, Rows]:
+    """Pair -> its rows, in the order of the folders; what a folder repeats takes the place of what there was."""
+    found: dict[str, Rows] = {}
     for folder in folders:
         for row in json.loads((folder / "results.json").read_text())["results"]:
             found.setdefault(row["pair"], {})[row["method"]] = row
     return found
 
 
-def score(row: dict) -> float | None:
-    """What a pair is judged by, less is better: mean TRE in mm, else one minus the Dice overlap; None if it failed."""
-    if "error" in row:
-        return None
-    return row["tre_mean"] if row["tre_mean"] is not None else 1 - row["dice"]
+def measure(rows: Rows) -> str:
+    """The key of what the methods of a pair are compared by."""
+    return "tre_mean" if any(row["landmarks"] for row in rows.values()) else "dice"
 
 
-def table(name: str, rows: dict[str, dict]) -> list[str]:
-    """Lines of the table of one pair."""
-    one = next(iter(rows.values()))
-    title = f"### `{name}`"
-    before = f"TRE {one['tre_aligned_mm']:.2f} mm before, {one['landmarks']} points." if one["landmarks"] else ""
-    lines = [title, "", *([before, ""] if before else [])]
-    lines += ["| method | " + " | ".join(COLUMNS[key][0] for key in SHOWN) + " |", "|---" + "|---:" * len(SHOWN) + "|"]
-    scores = {method: score(row) for method, row in rows.items()}
-    best = min(value for value in scores.values() if value is not None)
-    key = "tre_mean" if one["landmarks"] else "dice"
-    for method, row in sorted(rows.items(), key=lambda item: not item[0].startswith(OWN)):
-        if "error" in row:
-            lines.append(f"| {method} | {row['error'].split(';')[0]} |" + " |" * (len(SHOWN) - 1))
-            continue
-        cells = {shown: cell(row, shown) for shown in SHOWN}
-        if cells[key] == cell(next(r for m, r in rows.items() if scores[m] == best), key):
-            cells[key] = f"**{cells[key]}**"
-        lines.append(f"| {method} | " + " | ".join(cells.values()) + " |")
+def ranked(rows: Rows) -> list[str]:
+    """The methods that ended, the best first; those that differ in no digit shown are in the order of the rows."""
+    key = measure(rows)
+    worse = 1 if key == "tre_mean" else -1
+    return sorted((m for m, row in rows.items() if "error" not in row), key=lambda m: worse * float(cell(rows[m], key)))
+
+
+def is_own(method: str) -> bool:
+    return method.split("-")[0] in OWN
+
+
+def summary(pairs: dict[str, Rows]) -> list[str]:
+    """Lines of a table with a line for each pair: the presets beside the best peer, CPU seconds beside greedy's."""
+    names = [f"`{preset}`" for preset in PRESETS]
+    heading = ["pair", "", *names, "best peer", *(f"CPU s, {name}" for name in names), "greedy", "`fast` / greedy"]
+    lines = ["| " + " | ".join(heading) + " |", "|---" * 2 + "|---:" * (len(heading) - 2) + "|"]
+    for name, rows in pairs.items():
+        key, order = measure(rows), ranked(rows)
+        own = [next((rows[m] for m in (f"{o}-{preset}" for o in OWN) if m in rows), {}) for preset in PRESETS]
+        best = next((m for m in order if not is_own(m)), None)
+        peer = "-" if best is None else f"{cell(rows[best], key)} {best}"
+        if best is not None and rows[best]["folds"]:
+            peer += f", {rows[best]['folds']:.0f} folds"
+        greedy = next((rows[m] for m in ("greedy", "greedy_nmi") if m in rows and "error" not in rows[m]), {})
+        ratio = f"{own[0]['cpu_s'] / greedy['cpu_s']:.2f}" if greedy and own[0] else "-"
+        values = [cell(row, key) for row in own] + [peer] + [f"{row['cpu_s']:.0f}" if row else "-" for row in own]
+        values += [f"{greedy['cpu_s']:.0f}" if greedy else "-", ratio]
+        lines.append(f"| `{name}` | {'mm' if key == 'tre_mean' else 'Dice'} | " + " | ".join(values) + " |")
     return [*lines, ""]
 
 
-def summary(pairs: dict[str, dict[str, dict]], presets: tuple[str, ...] = ("fast", "balanced")) -> list[str]:
-    """Lines of a table of all pairs: the presets of nephi beside the best peer, and CPU time as a part of greedy's."""
-    columns = [f"`{preset}`" for preset in presets]
-    lines = ["| pair | measure | " + " | ".join(columns) + " | best peer | CPU s " + ", ".join(columns) +
-             " | greedy | part of greedy's |", "|---|---|" + "---:|" * len(presets) + "---|---|---:|---:|"]  # fmt: skip
-    for name, rows in pairs.items():
-        own = [rows.get(f"{OWN}-{preset}") or rows[f"{OWN}_unmasked-{preset}"] for preset in presets]
-        peers = {m: r for m, r in rows.items() if not m.startswith(OWN) and score(r) is not None}
-        method, peer = min(peers.items(), key=lambda item: score(item[1]))
-        key = "tre_mean" if peer["tre_mean"] is not None else "dice"
-        folds = f", {peer['folds']} folds" if peer["folds"] else ""
-        greedy = next((rows[m] for m in ("greedy", "greedy_nmi") if m in rows), None)
-        seconds = greedy["cpu_s"] if greedy else None
-        share = ", ".join(f"{row['cpu_s'] / seconds:.2f}" for row in own) if seconds else ""
-        lines.append(
-            f"| `{name}` | {'TRE, mm' if key == 'tre_mean' else 'Dice'} | " + " | ".join(cell(row, key) for row in own) +
-            f" | {cell(peer, key)} ({method}{folds}) | " + ", ".join(f"{row['cpu_s']:.0f}" for row in own) +
-            f" | {seconds:.0f} | {share} |" if seconds else ""
-        )  # fmt: skip
+def table(name: str, rows: Rows) -> list[str]:
+    """Lines of the table of one pair, own methods first."""
+    one, key, order = next(iter(rows.values())), measure(rows), ranked(rows)
+    lines = [f"### `{name}`", ""]
+    if one["landmarks"]:
+        lines += [f"{one['landmarks']} points, {one['tre_aligned_mm']:.2f} mm apart before.", ""]
+    shown = [k for k in SHOWN if any(row.get(k) is not None for row in rows.values())]
+    lines += ["| method | " + " | ".join(COLUMNS[k][0] for k in shown) + " |", "|---" + "|---:" * len(shown) + "|"]
+    for method in sorted(rows, key=lambda m: not is_own(m)):
+        row = rows[method]
+        if "error" in row:
+            lines.append(f"| {method} | {row['error'].split(';')[0]} |" + " |" * (len(shown) - 1))
+            continue
+        values = {k: cell(row, k) for k in shown}
+        if values[key] == cell(rows[order[0]], key):
+            values[key] = f"**{values[key]}**"
+        lines.append(f"| {method} | " + " | ".join(values.values()) + " |")
     return [*lines, ""]
 
 
