@@ -14,6 +14,7 @@ Those of the last two lines are of one contrast, with large motion and without m
 - ``lungs_mr``: the breath-hold CT ``breathhold_case01`` and its inhale with the contrast of an MR image.
 - ``liver_mixed``: a liver MR pair, the moving intensities folded, so that two tissues share each.
 - ``thorax_cbct``: phases 60 and 10 of ``popi_4dct``, the moving one with a cone beam's scatter, noise and offset.
+- ``thorax_phases``: the same phases, the moving one with contrast agent, a CT enhanced in part of its soft tissue.
 - ``liver_far_19``, ``liver_far_23``: liver MR pairs whose liver is moved on by a known smooth map, to 20 mm in all.
 - ``lungs_mr_alone``: the breath-hold pair, both images with the contrast of an MR image, voxels of 3.7 mm.
 """
@@ -32,7 +33,7 @@ import SimpleITK as sitk
 from nephi.space.grid import Grid
 
 from . import pairs, peers
-from .appearances import around, as_cone_beam, as_mr, as_t2, folded, noisy, shaded, smooth_noise
+from .appearances import around, as_cone_beam, as_enhanced, as_mr, as_t2, folded, noisy, shaded, smooth_noise
 
 BRAIN_MM, POINTS = 2.0, 2000
 # mm: smoothness, and deviation along each axis, of the noises that make a motion
@@ -163,6 +164,7 @@ CASES: dict[str, tuple[Make, Change]] = {
     "lungs_mr": (pair("breathhold_case01"), as_mr),
     "liver_mixed": (pair("liver_mr_23_cyc_5_4"), folded),
     "thorax_cbct": (pair("popi_4dct"), as_cone_beam),
+    "thorax_phases": (pair("popi_4dct"), as_enhanced),
     "liver_far_19": (far("liver_mr_19_cyc_1_6"), as_it_is),
     "liver_far_23": (far("liver_mr_23_cyc_1_4"), as_it_is),
     "lungs_mr_alone": (lungs_alone, as_mr),
