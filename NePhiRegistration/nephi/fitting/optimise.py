@@ -179,7 +179,9 @@ class Optimisation:
             self._seen = None  # before the next ones are made: one level's at a time
             self._seen = (
                 level.features,
-                self.pair.volumes(level.features, similarity.prepare, self.device, similarity.reach(dilation)),
+                self.pair.volumes(
+                    level.features, similarity.prepare, self.device, similarity.reach(dilation), means=similarity.means
+                ),
             )
         size = self._code_size(level)
         if self.begin and not self.keep_nodes and size != self.code.size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,16 +12,17 @@ from ..images.coarse import gradient
 from ..images.volume import local_offsets, mind_ssc, smoothed
 from ..settings import SIMILARITIES, SimilaritySettings
 
-_SEEN = 3  # standard deviations of a Gaussian beyond which it sees nothing
-
 
 class Similarity:
     """What is compared, and how. Subclasses need ``compare`` alone; an instance is passed to ``register``.
 
     ``patch``: whether the voxels around a point are compared, 3 along each axis, instead of the point alone.
+    ``means``: whether the features are weighted means of intensities, so that they can be made of those alone that
+    count.
     """
 
     patch = False
+    means = False
 
     def prepare(self, image: Any, dilation: int, device: torch.device | str | None = None) -> Tensor:
         """Features (z, y, x, c), float or uint8 (255 for 1), of an image (z, y, x) in its window, 0 to 1.
@@ -40,11 +40,11 @@ class Similarity:
         raise NotImplementedError
 
     def reach(self, dilation: int) -> int:
-        """Voxels over which the features of a place look; what is excluded keeps that distance from all points.
+        """Voxels over which the features of a place look; what must not count keeps that distance from all points.
 
-        By default as far as ``dilation``, one voxel more, and the patch.
+        By default as far as ``dilation``, one voxel more, and the patch; ``means`` leave out what does not count.
         """
-        return dilation + 1 + int(self.patch)
+        return int(self.patch) + (0 if self.means else dilation + 1)
 
     def offsets(self, dimension: int) -> Tensor | None:
         """(k, d) voxels around a point that are compared, moved along without rotation; None: the point alone."""
@@ -59,15 +59,14 @@ def point_shares(weight: Tensor) -> Tensor:
 class _Intensities(Similarity):
     """Compares intensities, each of ``blurs`` (standard deviations in voxels) a channel of its own."""
 
+    means = True
+
     def __init__(self, blurs: tuple[float, ...] = (0.0,)):
         self.blurs = blurs
 
     def prepare(self, image: Any, dilation: int, device: torch.device | str | None = None) -> Tensor:
         values = torch.as_tensor(image[:]).to(device)
         return torch.stack([smoothed(values, blur) for blur in self.blurs], -1)
-
-    def reach(self, dilation: int) -> int:
-        return math.ceil(_SEEN * max(self.blurs))
 
 
 class MeanSquares(_Intensities):
@@ -80,6 +79,8 @@ class MeanSquares(_Intensities):
 
 class Mind(MeanSquares):
     """MIND self-similarity context (Heinrich et al. 2013); contrast below ``noise`` (of the window) does not count."""
+
+    means = False
 
     def __init__(self, noise: float = 0.015):
         self.noise = noise

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from ..both import Both, complete
+from ..both import ROLES, Both, complete
 from ..device import has_doubles
 from ..errors import NephiError
 from ..settings import BODY_MM, Features, FieldSettings, SimilaritySettings
@@ -20,6 +19,7 @@ from ..space.affine import Affine
 from ..space.cube import Cube, overlap
 from ..space.grid import Grid
 from .coarse import grown
+from .hidden import Hidden, beyond
 from .hounsfield import background, looks_like_ct
 from .masks import choose_window, region_lps_mm
 from .resample import DeviceImage, DeviceSlices
@@ -31,7 +31,6 @@ from .volume import Volume, VolumePair
 _NODES, _CT_NODES = 4.0, 6.0
 _MARGIN_MM = 10.0  # of the working grid around the masks
 _AROUND_MM = 4.0  # what an image shows: where points are drawn, so that its border counts
-_LEAST_LEFT = 0.25  # of the places to compare, where features do not see beyond the image
 _BETWEEN = 0.4  # of the window, in the place of what is excluded or lies on the other side of a border
 _EDGE_MM = 4.0  # from the masks' border, within: what lies around is compared up to there
 _DISTANCE_MM = 12.0  # where the masks' distance maps are cut off
@@ -136,27 +135,27 @@ class ImagePair:
         device: torch.device | str,
         reach: int = 0,
         drawn: tuple[bool, bool] = (True, True),
+        means: bool = False,
     ) -> VolumePair:
         """Features of the fixed and of the moving image at a scale, on the fixed image's side of the alignment.
 
-        ``prepare``: a similarity's, which makes them; ``reach``: voxels over which they look; ``drawn``: whether points
-        are drawn of either image, else its mask need not be seen. Raises NephiError where what is excluded leaves
-        nothing to compare.
+        ``prepare``: a similarity's, which makes them; ``reach``: voxels over which they look; ``means``: whether they
+        are weighted means, which are then made of what counts alone; ``drawn``: whether points are drawn of either
+        image, else its mask need not be seen. Raises NephiError where what is excluded leaves nothing to compare.
         """
         on = torch.device(device)
-        return VolumePair(*(self._volume(way, features, prepare, on, reach, drawn[way]) for way in (0, 1)))
+        return VolumePair(*(self._volume(way, features, prepare, on, reach, drawn[way], means) for way in (0, 1)))
 
     def both_see(self, grid: Grid) -> np.ndarray:
         """(z, y, x) bool: which voxels of a grid over what is compared lie within both images and count in both."""
-        points = grid.slab_lps_mm(0, grid.shape[0])
-        through = points, self.affine(points)
-        seen = np.ones(len(points), bool)
-        for image, at in zip(self.images, through, strict=True):
-            own = Grid.of(image)
-            index = own.to_index(at)
-            seen &= ((index >= 0) & (index <= np.array(own.size) - 1)).all(1)
-        hidden = [self._sees_excluded(grid, way, 0) for way in (0, 1)]
-        return seen.reshape(grid.shape) & ~np.any([part.numpy() for part in hidden if part is not None], axis=0)
+        seen = np.ones(grid.shape, bool)
+        for way in (0, 1):
+            hidden = self._hidden(grid, way)
+            if hidden.beyond is not None:
+                seen &= ~hidden.beyond.numpy()
+            if hidden.excluded is not None:
+                seen &= ~grown(hidden.excluded, 1).numpy()
+        return seen
 
     def cube_grid(self, size: Sequence[int]) -> Grid:
         """The grid of this many voxels along x, y (, z) that covers the cube, borders included."""
@@ -167,16 +166,14 @@ class ImagePair:
     def counted_on(self, grid: Grid, reach: int) -> Both[np.ndarray]:
         """(z, y, x) of 0 to 1: what counts of each image, in its field of view and its mask.
 
-        Nothing counts that, looking over ``reach`` voxels, sees what is excluded.
+        Nothing counts that, looking over ``reach`` voxels, sees what is excluded or lies beyond the image.
         """
         parts = []
-        for way, image in enumerate(self.images):
-            inside = sitk.Image(image.GetSize(), sitk.sitkFloat32) + 1
-            inside.CopyInformation(image)
-            part, mask = np.asarray(self._on(grid, inside, way)[:]), self.masks[way]
+        for way, mask in enumerate(self.masks):
+            part = np.ones(grid.shape, np.float32)
             if mask is not None:
-                part = part * np.asarray(self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:])
-            hidden = self._sees_excluded(grid, way, reach)
+                part *= np.asarray(self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:])
+            hidden = self._hidden(grid, way).seen_over(reach)
             parts.append(part if hidden is None else part * ~hidden.numpy())
         return Both(*parts)
 
@@ -213,65 +210,31 @@ class ImagePair:
         device: torch.device,
         reach: int,
         draws: bool,
+        means: bool,
     ) -> Volume:
         grid = self.working_grid(features.spacing_mm)
-        scaled = self._scaled(grid, way, features.outside, device)
-        excluded, beyond = self._sees_excluded(grid, way, reach), self._sees_beyond(grid, way, reach)
-        needed = draws or excluded is not None or beyond is not None
-        inside, distance = self._drawn_on(grid, way, device) if needed else (None, None)
+        scaled, hidden = self._scaled(grid, way, features.outside, device), self._hidden(grid, way)
+        inside, distance = self._drawn_on(grid, way, device) if draws or hidden else (None, None)
         drawn = None if inside is None else torch.as_tensor(inside[:]).cpu()
-        if excluded is not None:
-            drawn = ~excluded if drawn is None else drawn & ~excluded
-            if not drawn.any():
-                raise NephiError(
-                    f"nothing of the {('fixed', 'moving')[way]} image is left to compare: what is excluded, and "
-                    f"{reach + 1} voxels of {grid.spacing_mm[0]:.3g} mm around it, covers all of it"
-                )
-        if beyond is not None and drawn is not None:
-            left = drawn & ~beyond
-            if left.sum() >= _LEAST_LEFT * drawn.sum():  # on coarse grids features may see too far
-                drawn, excluded = left, beyond if excluded is None else excluded | beyond
-        inside = drawn
+        drawn, uncounted = hidden.without(drawn, grid, reach)
+        make = partial(prepare, dilation=features.dilation, device=device)
         return Volume(
-            prepare(scaled, dilation=features.dilation, device=device),
+            hidden.features(make, scaled, device) if means and hidden else make(scaled),
             torch.tensor(self.lower_cube, dtype=torch.float32),
             grid.spacing_mm[0] / self.cube.unit_mm,
-            inside,
+            drawn,
             self._view(way),
             distance,
-            excluded=excluded,
+            excluded=uncounted,
         ).to(device)
 
-    def _sees_excluded(self, grid: Grid, way: int, reach: int) -> Tensor | None:
-        """(z, y, x) bool on a working grid: where features that look over ``reach`` voxels see what is excluded.
-
-        And one voxel more, as features are interpolated between two.
-        """
-        mask = self.excluded[way]
-        if mask is None:
-            return None
-        part = self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:]  # means of bytes would be rounded
-        return grown(torch.as_tensor(part > 0), reach + 1)
-
-    def _sees_beyond(self, grid: Grid, way: int, reach: int) -> Tensor | None:
-        """(z, y, x) bool on a working grid: where features see beyond the image, which ends within the masks' region.
-
-        None where they don't, and without a mask: the region then is the image, around which nothing is cut off.
-        """
-        if self.masks[way] is None:
-            return None
-        own, beyond = Grid.of(self.images[way]), torch.zeros(grid.shape, dtype=torch.bool)
-
-        def outside(points: np.ndarray) -> np.ndarray:
-            index = own.to_index(points if way == 0 else self.affine(points))
-            return np.any((index < 0) | (index > np.array(own.size) - 1), axis=1)
-
-        ends = [[0, n - 1] for n in grid.size[:-1]]
-        for z in range(grid.shape[0]):
-            corners = grid.to_lps_mm(np.array([[*corner, z] for corner in product(*ends)], float))
-            if outside(corners).any():  # else none of the plane is, as the image is convex
-                beyond[z] = torch.from_numpy(outside(grid.slab_lps_mm(z, z + 1)).reshape(grid.shape[1:]))
-        return grown(beyond, reach + 1) if beyond.any() else None
+    def _hidden(self, grid: Grid, way: int) -> Hidden:
+        """What must not count of an image on a working grid."""
+        mask, affine = self.excluded[way], None if way == 0 else self.affine
+        excluded = None
+        if mask is not None:  # means of bytes would be rounded
+            excluded = torch.as_tensor(self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:] > 0)
+        return Hidden(ROLES[way], excluded, beyond(Grid.of(self.images[way]), grid, affine))
 
     def working_grid(self, spacing_mm: float) -> Grid:
         """The grid that both images are compared on: of this spacing, or as fine as makes sense."""
