@@ -18,8 +18,9 @@ from .images.align import LARGEST_BREATH, LEAST_AGREEMENT, Alignment, align, bey
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
 from .images.lungs import find_lungs
+from .images.unseen import unseen
 from .settings import SimilaritySettings
-from .space.grid import Grid
+from .space.grid import Box, Grid
 
 _DIRECTIONS = ("from right to left", "from front to back", "from head to foot")  # x, y and z in LPS
 
@@ -28,18 +29,21 @@ _DIRECTIONS = ("from right to left", "from front to back", "from head to foot") 
 class Placement:
     """Two images with the masks that were given or ``found`` (for these roles), aligned by an affine map.
 
-    ``shown``, ``seen``: the parts of the images and masks that are no padding.
+    ``shown``, ``seen``: the parts of the images and masks that are no padding. ``blank``: masks of what these parts do
+    not show.
     """
 
     masks: Both[sitk.Image | None]
     found: tuple[str, ...]
     shown: Both[sitk.Image]
     seen: Both[sitk.Image | None]
+    blank: Both[sitk.Image | None]
     alignment: Alignment
 
     def pair(self, similarity: SimilaritySettings, excluded: Both[sitk.Image | None]) -> ImagePair:
         """What the maps are fitted to; what the masks in ``excluded`` cover does not count."""
         affine, trusted = self.alignment.affine, not self.found
+        excluded = self.shown.map(_within, excluded).map(_either, self.blank)
         return ImagePair.of(self.shown, self.seen, affine, similarity, trusted=trusted, excluded=excluded)
 
 
@@ -90,7 +94,9 @@ def place(
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
     elif lungs and images.fixed.GetDimension() == 3 and all(looks_like_ct(image) for image in images):
         _tell_of_sizes(alignment)
-    return Placement(masks, found, shown, seen, alignment)
+    boxes, blank = zip(*unseen(shown, alignment.affine), strict=True)
+    shown, seen = _parts(shown, seen, Both(*boxes))
+    return Placement(masks, found, shown, seen, shown.map(_within, Both(*blank)), alignment)
 
 
 def _tell_of_sizes(alignment: Alignment) -> None:
@@ -149,15 +155,34 @@ def _masks(
 def _shown(
     images: Both[sitk.Image], masks: Both[sitk.Image | None]
 ) -> tuple[Both[sitk.Image], Both[sitk.Image | None]]:
-    """The parts of the images that are no padding, and of their masks: what an image does not show must not pull."""
+    """The parts of CTs that are no padding, and of their masks: what an image does not show must not pull."""
+    return _parts(images, masks, images.map(shown_box))
 
-    def part(image: sitk.Image, mask: sitk.Image | None) -> tuple[sitk.Image, sitk.Image | None]:
-        box = shown_box(image)
+
+def _parts(
+    images: Both[sitk.Image], masks: Both[sitk.Image | None], boxes: Both[Box | None]
+) -> tuple[Both[sitk.Image], Both[sitk.Image | None]]:
+    """Both images and masks within boxes; whole where there is none, or where it would leave nothing of the mask."""
+
+    def part(image: sitk.Image, mask: sitk.Image | None, box: Box | None) -> sitk.Image:
         if box is None or (mask is not None and not sitk.GetArrayViewFromImage(mask)[box].any()):
-            return image, mask
-        start, size = ([f(one) for one in reversed(box)] for f in (lambda s: s.start, lambda s: s.stop - s.start))
-        within = None if mask is None else sitk.RegionOfInterest(mask, size, start)
-        return sitk.RegionOfInterest(image, size, start), within
+            return image
+        start, stop = ([f(one) for one in reversed(box)] for f in (lambda s: s.start, lambda s: s.stop))
+        return sitk.RegionOfInterest(image, [b - a for a, b in zip(start, stop, strict=True)], start)
 
-    parts = images.map(part, masks)
-    return parts.map(lambda both: both[0]), parts.map(lambda both: both[1])
+    parts = images.map(part, masks, boxes)
+    return parts, parts.map(_within, masks)
+
+
+def _within(part: sitk.Image, mask: sitk.Image | None) -> sitk.Image | None:
+    """A mask on the grid of a part of its image."""
+    if mask is None or mask.GetSize() == part.GetSize():
+        return mask
+    start = mask.TransformPhysicalPointToIndex(part.GetOrigin())
+    return sitk.RegionOfInterest(mask, part.GetSize(), start)
+
+
+def _either(one: sitk.Image | None, other: sitk.Image | None) -> sitk.Image | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return sitk.Or(sitk.Cast(one != 0, sitk.sitkUInt8), other)
