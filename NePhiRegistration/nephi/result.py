@@ -24,6 +24,7 @@ from .images.align import Alignment
 from .images.between import between
 from .images.masks import drawn, mask_box
 from .images.masks import inside as inside_of
+from .images.unseen import not_shown
 from .images.warp import tell_blank, tell_labels, tell_side, warped_slices
 from .journal import complete_moves
 from .maps.bodies import Bodies
@@ -188,7 +189,8 @@ class Registration:
         image shows nothing of the region.
         """
         transform = self.transform() if transform is None else transform
-        signals = measure_signals(Both(fixed, moving), self.fixed_mask, transform, self.forward)
+        hidden = not_shown(images := Both(fixed, moving), self.affine, Both(*self.guidance.excluded))
+        signals = measure_signals(images, self.fixed_mask, transform, self.forward, hidden)
         return Trust.of(signals, self.fixed_grid, self.fixed_mask)
 
     def warp(

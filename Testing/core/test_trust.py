@@ -327,6 +327,8 @@ def test_each_tolerance_counts_and_is_named(change, word, worst):
         ({"agreement": 0.4, "clear_agreement": 0.45}, "do not match", FAIL),
         ({"agreement": 0.4, "clear_agreement": 0.7}, "40 %", CHECK),  # most of the others fit as well where they lie
         ({"unseen": 0.4}, "40 %", CHECK),
+        ({"unseen": 0.7}, "70 %", CHECK),  # the rest is judged by itself
+        ({"unseen": 0.95}, "95 %", FAIL),
         ({"calibrated": False}, "calibrated", CHECK),
     ],
 )

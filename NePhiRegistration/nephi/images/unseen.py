@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from ..both import Both
 from ..space.affine import Affine
 from ..space.grid import Box, Grid
-from .hounsfield import far_padding, padding
+from .hounsfield import far_padding, padding, shown_box
 
 _CUT = 0.25  # of the largest plane of what is shown, that the plane at a cut shows: an organ ends gradually
 _BEYOND = 0.15  # of what is shown along an axis: how far beyond a cut at a side the other image shows more
@@ -28,6 +28,24 @@ def unseen(images: Both[sitk.Image], affine: Affine) -> Both[tuple[Box | None, s
     ends abruptly, and the other image shows more.
     """
     return images.map(_unseen, images.swapped, Both(affine, affine.inverse()))
+
+
+def not_shown(images: Both[sitk.Image], affine: Affine, excluded: Both[sitk.Image | None]) -> Both[sitk.Image | None]:
+    """Masks, on the images' grids, of what they do not show and of what is ``excluded``; None where that is nothing."""
+
+    def mask(image: sitk.Image, found: tuple[Box | None, sitk.Image | None], own: sitk.Image | None):
+        hidden = np.zeros(image.GetSize()[::-1], bool)
+        for box in (found[0], shown_box(image)):
+            if box is not None:
+                outside = np.ones(hidden.shape, bool)
+                outside[box] = False
+                hidden |= outside
+        for part in (found[1], own):
+            if part is not None:
+                hidden |= sitk.GetArrayViewFromImage(part) != 0
+        return Grid.of(image).image(hidden.astype(np.uint8)) if hidden.any() else None
+
+    return images.map(mask, unseen(images, affine), excluded)
 
 
 def _unseen(image: sitk.Image, other: sitk.Image, way: Affine) -> tuple[Box | None, sitk.Image | None]:

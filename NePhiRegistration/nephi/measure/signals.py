@@ -34,6 +34,7 @@ _REACH = 3, 5  # voxels: of the fine and of the coarse scale
 _STEP_MM = 2.0  # of the difference quotients of the map
 _AIRY_HU, _LUNG = -500.0, 0.3  # of masks of lungs 0.6 and more is airier, in exhalation, too
 _LEVELS = 64  # of an image's values, as many voxels in each
+_NOTHING: Both[sitk.Image | None] = Both(None, None)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ def measure_signals(
     mask: sitk.Image | None,
     transform: sitk.Transform,
     forward: PointMap,
+    hidden: Both[sitk.Image | None] = _NOTHING,
 ) -> Signals:
-    """``transform`` and ``forward`` are the same map, fixed -> moving; ``mask``: of the fixed image.
+    """``transform`` and ``forward`` are the same map, fixed -> moving; ``mask``: of the fixed image; ``hidden``: masks
+    of what the images do not show, or of what must not count.
 
     Raises NephiError where the moving image shows none of the fixed mask.
     """
@@ -82,12 +85,14 @@ def measure_signals(
     scale = min(1.0, float(np.ptp(box @ grids.fixed.axes, axis=0).max()) / BODY_MM)
     voxel_mm = max(grid.voxel_volume_mm3 ** (1 / grid.dimension) for grid in grids)
     fine_mm = max(_FINE_MM * scale, _VOXELS * voxel_mm)
-    points = _points(images.fixed, mask)
+    points, half_mm = _points(images.fixed, mask), _HALF * fine_mm
+    points = points[_clear_of(hidden.fixed, points, half_mm)]
     ct = None not in units
     lungs = ct and mask is not None and _airy(images.fixed, units.fixed or HU, points) > _LUNG
     there = forward(points)
     index = grids.moving.to_index(there)
     seen = ((index >= -0.5) & (index <= np.array(grids.moving.size) - 0.5)).all(1)
+    seen &= _clear_of(hidden.moving, there, half_mm)
     if not seen.any():
         raise NephiError("the moving image shows nothing of the region that was registered")
     points, there = points[seen], there[seen]
@@ -145,6 +150,19 @@ def _points(fixed: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
     else:
         index_zyx = drawn(inside(mask), _POINTS, rng)
     return grid.to_lps_mm(index_zyx[:, ::-1])
+
+
+def _clear_of(mask: sitk.Image | None, points_lps_mm: np.ndarray, half_mm: float) -> np.ndarray:
+    """Which points (n, d) neither lie in a mask nor that far from it along an axis, so that blocks around them may."""
+    clear = np.ones(len(points_lps_mm), bool)
+    if mask is None:
+        return clear
+    grid, inside_it = Grid.of(mask), inside(mask)
+    for step in (np.zeros(grid.dimension), *(sign * half_mm * axis for axis in grid.axes.T for sign in (1, -1))):
+        index = np.rint(grid.to_index(points_lps_mm + step)).astype(int)
+        held = ((index >= 0) & (index < grid.size)).all(1)
+        clear[held] &= ~inside_it[tuple(index[held, ::-1].T)]
+    return clear
 
 
 def _airy(image: sitk.Image, units: Units, points_lps_mm: np.ndarray) -> float:
