@@ -94,9 +94,10 @@ def place(
             notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
     elif lungs and images.fixed.GetDimension() == 3 and all(looks_like_ct(image) for image in images):
         _tell_of_sizes(alignment)
-    boxes, blank = zip(*unseen(shown, alignment.affine), strict=True)
-    shown, seen = _parts(shown, seen, Both(*boxes))
-    return Placement(masks, found, shown, seen, shown.map(_within, Both(*blank)), alignment)
+    cut = unseen(shown, alignment.affine)
+    shown, seen = _parts(shown, seen, cut.map(lambda found: found[0]))
+    blank = shown.map(_within, cut.map(lambda found: found[1]))
+    return Placement(masks, found, shown, seen, blank, alignment)
 
 
 def _tell_of_sizes(alignment: Alignment) -> None:
