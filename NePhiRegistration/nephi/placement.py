@@ -18,7 +18,7 @@ from .images.align import LARGEST_BREATH, LEAST_AGREEMENT, Alignment, align, bey
 from .images.hounsfield import hounsfield, looks_like_ct, shown_box
 from .images.image_pair import ImagePair
 from .images.lungs import find_lungs
-from .images.unseen import unseen
+from .images.unseen import abrupt_boxes, unseen
 from .settings import SimilaritySettings
 from .space.grid import Box, Grid
 
@@ -77,13 +77,14 @@ def place(
     masks, found = _masks(images, given, auto_mask)
     report("alignment")
     shown, seen = _shown(images, masks)
+    sides = _parts(shown, seen, abrupt_boxes(shown)) if method == "auto" and initial is None else (shown, seen)
     if initial is not None:
         alignment = Alignment(affine_part(initial, Grid.of(images.fixed), masks.fixed), "initial")
     elif found and method == "auto":
         # what was taken for lungs may be the room: it is no reason to skip the search
-        alignment = align(shown, Both(None, None), method, complete(*seen))
+        alignment = align(sides[0], Both(None, None), method, complete(*sides[1]))
     else:
-        alignment = align(shown, seen, method)
+        alignment = align(*sides, method)
     lungs = complete(*masks)
     if lungs and (found or alignment.method == "search") and _disagree(lungs, alignment):
         if found:

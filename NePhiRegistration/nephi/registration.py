@@ -169,12 +169,14 @@ def _checked(
 def _final_maps(optimisation: Optimisation, settings: Settings, report: _Progress) -> Map:
     """Refined voxel by voxel, and the consensus of both directions, where the settings ask for it."""
     if any(settings.dense.all_rounds) and not settings.sliding:
-        held = [guide.held for guide in optimisation.objective.guides if guide.held is not None]
+        guides = optimisation.objective.guides
+        held = [guide.held for guide in guides if guide.held is not None]
         # the better map, as what is held stays as it is
-        maps = optimisation.consensus() if held and settings.consensus else optimisation.maps
-        optimisation.maps = refined_densely(
-            optimisation.pair, maps, settings.dense, held, lambda part: report("optimising", 1.0)
-        )
+        maps = optimisation.consensus() if guides and settings.consensus else optimisation.maps
+        refined = partial(refined_densely, optimisation.pair, maps, settings.dense)
+        found = refined(held, lambda part: report("optimising", 1.0))
+        spoilt = [points for guide in guides if (points := guide.spoilt(maps, found)) is not None]
+        optimisation.maps = refined(held + spoilt, lambda part: report("optimising", 1.0)) if spoilt else found
     return optimisation.consensus() if settings.consensus else optimisation.maps
 
 

@@ -17,6 +17,7 @@ from nephi.fitting.similarity import make_similarity
 from nephi.fitting.sliding import Side, border_of
 from nephi.images.image_pair import ImagePair
 from nephi.maps.jacobian import exact_jacobian
+from nephi.measure.quality import dice
 from nephi.report.guided import measured_guidance
 from nephi.settings import PRESETS, DenseSettings
 from nephi.space.affine import Affine
@@ -85,6 +86,31 @@ def test_a_rigid_body_stays_so_in_a_refinement(moved):
         assert ends[1] < min(ends[0] + 0.1, 0.5)
     far = distances(a, (60.0, 60.0)) > 40
     assert distances(after.forward(a), b)[far].mean() < 0.8 * distances(before.forward(a), b)[far].mean()
+
+
+def _dice(result, labels: tuple[sitk.Image, sitk.Image]) -> float:
+    one, other = (sitk.GetArrayFromImage(x) for x in (labels[0], result.warp(labels[1], labels=True)))
+    return float(np.mean([dice(one == n, other == n) for n in np.unique(one) if n]))
+
+
+def test_labels_finer_than_the_nodes_do_not_keep_a_refinement_from_mending(moved):
+    fixed, moving, a, b = moved
+    tissues = [
+        GRID.image(np.digitize(sitk.GetArrayFromImage(image), [0.2, 0.5]).astype(np.uint8)) for image in (fixed, moving)
+    ]
+    alone, guided = (
+        register(fixed, moving, settings=REFINED, guidance=Guidance(labels=labels)) for labels in (None, tissues)
+    )
+    assert _dice(guided, tissues) > _dice(alone, tissues) - 0.01
+    assert distances(guided.forward(a), b).mean() < 1.3 * distances(alone.forward(a), b).mean()  # 1.7 where it held
+
+
+def test_a_refinement_keeps_labels_together_that_the_images_do_not(moved):
+    """Images that are the same ask for no motion, labels for one of two voxels."""
+    fixed = moved[0]
+    labels = disc(GRID, (64.0, 64.0), 24.0), disc(GRID, (68.0, 64.0), 24.0)
+    before, after = (register(fixed, fixed, settings=s, guidance=Guidance(labels=labels)) for s in (ALONE, REFINED))
+    assert _dice(after, labels) > _dice(before, labels) - 0.01
 
 
 @pytest.mark.parametrize("role", ["fixed", "moving"])

@@ -39,6 +39,11 @@ class Guide(ABC):
     held: Tensor | None = None  # points_cube (n, d) of the fixed image that a refinement must not move any more
     early = False  # whether it counts until the last level only
 
+    def spoilt(self, before: Map, after: Map) -> Tensor | None:
+        """points_cube (n, d) of the fixed image that a refinement, which knew nothing of them, moved away from what was
+        given, so that it has to hold them, too; None where there are none."""
+        return None
+
     @abstractmethod
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """points_cube (steps, 2, n, d), those of the inverse map second, and what else a step needs (steps, ...)."""
@@ -116,9 +121,20 @@ class Labels(Guide):
     def __init__(self, labels: tuple[sitk.Image, sitk.Image], pair: ImagePair, sd_mm: float, device: torch.device):
         self.borders, self.sd_mm = Borders.of(labels, pair, device), sd_mm
         self.each = max(8, min(200, _BORDER // self.borders[0].labels))
-        self.held = self.borders[0].points.flatten(0, 1)
         self.views = [tuple(part.to(device) for part in view) for view in pair.views]
         self.spacing_mm = [torch.tensor(image.GetSpacing(), device=device) for image in pair.images]
+
+    @torch.no_grad()
+    def spoilt(self, before: Map, after: Map) -> Tensor | None:
+        """The borders of labels that a refinement moved farther from those of the other image, each as a whole: images
+        of enough detail bring them nearer, also where a border is finer than the nodes of the map before."""
+        points, wanted_mm = self.borders[FORWARD].points, self.borders[FORWARD].there_mm.flatten()
+        first, second = (
+            self._apart_mm(INVERSE, maps.forward(points.flatten(0, 1)), wanted_mm).reshape(len(points), -1).mean(1)
+            for maps in (before, after)
+        )
+        worse = second > first.clamp(min=_FREE * self.sd_mm)
+        return points[worse].flatten(0, 1) if worse.any() else None
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         drawn = [borders.draw(steps, self.each, generator) for borders in self.borders]

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from ..both import Both
 from ..space.affine import Affine
 from ..space.grid import Box, Grid
-from .hounsfield import far_padding, padding, shown_box
+from .hounsfield import far_padding, looks_like_ct, padding, shown_box
 
 _CUT = 0.25  # of the largest plane of what is shown, that the plane at a cut shows: an organ ends gradually
 _BEYOND = 0.15  # of what is shown along an axis: how far beyond a cut at a side the other image shows more
@@ -28,6 +28,12 @@ def unseen(images: Both[sitk.Image], affine: Affine) -> Both[tuple[Box | None, s
     ends abruptly, and the other image shows more.
     """
     return images.map(_unseen, images.swapped, Both(affine, affine.inverse()))
+
+
+def abrupt_boxes(images: Both[sitk.Image]) -> Both[Box | None]:
+    """The boxes without planes of one value at sides where what is shown ends abruptly, whatever the other image shows:
+    before an alignment it is not known what lies where, and one of partial views does not need where an organ ends."""
+    return images.map(lambda image: None if looks_like_ct(image) else _unseen(image, None, None)[0])
 
 
 def not_shown(images: Both[sitk.Image], affine: Affine, excluded: Both[sitk.Image | None]) -> Both[sitk.Image | None]:
@@ -48,7 +54,7 @@ def not_shown(images: Both[sitk.Image], affine: Affine, excluded: Both[sitk.Imag
     return images.map(mask, unseen(images, affine), excluded)
 
 
-def _unseen(image: sitk.Image, other: sitk.Image, way: Affine) -> tuple[Box | None, sitk.Image | None]:
+def _unseen(image: sitk.Image, other: sitk.Image | None, way: Affine | None) -> tuple[Box | None, sitk.Image | None]:
     array, far = sitk.GetArrayViewFromImage(image), far_padding(image)
     hidden = np.isin(array, far) if far else np.zeros(array.shape, bool)
     box = [[0, n] for n in array.shape]
@@ -88,8 +94,8 @@ def _step(n: int) -> int:
     return max(1, n // _PLACES)
 
 
-def _cuts_off(image: sitk.Image, other: sitk.Image, way: Affine, run: Run) -> bool:
-    """Whether planes cut off on all their sides what the other image shows, ``way`` leading there."""
+def _cuts_off(image: sitk.Image, other: sitk.Image | None, way: Affine | None, run: Run) -> bool:
+    """Whether planes cut off on all their sides what the other image, if there is one, shows, ``way`` leading there."""
     array, (axis, first, stop) = sitk.GetArrayViewFromImage(image), run
     values = [*padding(image), float(np.moveaxis(array, axis, 0)[first].flat[0])]
     shown = np.moveaxis(~np.isin(_thinned(array, axis), values), axis, 0)
@@ -104,6 +110,8 @@ def _cuts_off(image: sitk.Image, other: sitk.Image, way: Affine, run: Run) -> bo
     for plane, beyond in cuts:
         if shares[plane] < _CUT * shares.max():
             return False
+        if other is None or way is None:
+            continue
         index = np.argwhere(shown[plane]) * [_step(n) for a, n in enumerate(array.shape) if a != axis]
         points = Grid.of(image).to_lps_mm(np.insert(index.astype(float), axis, beyond, 1)[:, ::-1])
         if _shown_at(other, way(points)) <= _MOSTLY:
