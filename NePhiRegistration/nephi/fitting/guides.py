@@ -126,14 +126,15 @@ class Labels(Guide):
 
     @torch.no_grad()
     def spoilt(self, before: Map, after: Map) -> Tensor | None:
-        """The borders of labels that a refinement moved farther from those of the other image, each as a whole: images
-        of enough detail bring them nearer, also where a border is finer than the nodes of the map before."""
+        """The borders of labels that a refinement moved beyond their standard deviation and farther from those of the
+        other image, each as a whole: where the images hold enough detail, they say more than borders of that accuracy.
+        """
         points, wanted_mm = self.borders[FORWARD].points, self.borders[FORWARD].there_mm.flatten()
         first, second = (
             self._apart_mm(INVERSE, maps.forward(points.flatten(0, 1)), wanted_mm).reshape(len(points), -1).mean(1)
             for maps in (before, after)
         )
-        worse = second > first.clamp(min=_FREE * self.sd_mm)
+        worse = second > first.clamp(min=self.sd_mm)  # within it the images decide
         return points[worse].flatten(0, 1) if worse.any() else None
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
