@@ -14,7 +14,7 @@ from nephi.config import of_kind
 from nephi.fitting.similarity import make_similarity
 from nephi.images.hounsfield import shown_box
 from nephi.images.image_pair import ImagePair
-from nephi.images.unseen import unseen
+from nephi.images.unseen import abrupt_boxes, unseen
 from nephi.measure.signals import measure_signals
 from nephi.settings import PRESETS, Features
 from nephi.space.affine import Affine
@@ -147,6 +147,13 @@ def test_planes_of_one_value_that_cut_through_an_organ_are_not_shown(value):
         assert box[axis] == slice(0, 64 - GONE) and box[1 - axis] == slice(0, 64)
         hidden = np.moveaxis(sitk.GetArrayFromImage(mask), axis, 0)
         assert hidden[20:24].all() and not hidden[:20].any() and not hidden[24:].any()
+
+
+def test_an_alignment_sees_no_filled_planes_and_needs_more_than_a_few():
+    fixed, moving, *_ = moved_slice()
+    found = abrupt_boxes(Both(painted(moving, slice(64 - GONE, 64), 0.0), fixed))
+    assert found == ((slice(0, 64 - GONE), slice(0, 64)), None)
+    assert abrupt_boxes(Both(painted(moving, slice(34, 64), 0.0), painted(fixed, slice(0, 61), 0.0)))[1] is None
 
 
 def test_values_far_from_all_others_are_not_shown_wherever_they_are():

@@ -18,6 +18,7 @@ from .coarse import grown
 
 _LEAST_LEFT = 0.25  # of the places to compare, where features do not see beyond the image
 _LEAST_SHARE = 1e-6  # of a weighted mean that counts
+_ROUNDED = 1e-3  # voxels that a place may seem to lie beyond an image
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def beyond(own: Grid, grid: Grid, affine: Affine | None) -> Tensor | None:
 
     def outside(points: np.ndarray) -> np.ndarray:
         index = own.to_index(points if affine is None else affine(points))
-        return np.any((index < 0) | (index > np.array(own.size) - 1), axis=1)
+        return np.any((index < -_ROUNDED) | (index > np.array(own.size) - 1 + _ROUNDED), axis=1)
 
     ends = [[0, n - 1] for n in grid.size[:-1]]
     for z in range(grid.shape[0]):

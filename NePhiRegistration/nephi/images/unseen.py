@@ -16,6 +16,7 @@ from .hounsfield import far_padding, looks_like_ct, padding, shown_box
 _CUT = 0.25  # of the largest plane of what is shown, that the plane at a cut shows: an organ ends gradually
 _BEYOND = 0.15  # of what is shown along an axis: how far beyond a cut at a side the other image shows more
 _MOSTLY = 0.5  # of the plane at a cut, beyond which the other image shows something
+_LEAST = 8  # planes that a cut leaves: fewer are too little to compare
 _PLACES = 64  # along each axis of a plane that are looked at
 
 Run = tuple[int, int, int]  # planes of one value: axis of the array, the first and the one after the last
@@ -67,6 +68,7 @@ def _unseen(image: sitk.Image, other: sitk.Image | None, way: Affine | None) -> 
             box[axis][1] = first
         else:
             np.moveaxis(hidden, axis, 0)[first:stop] = True
+    box = [[0, n] if high - low < _LEAST else [low, high] for (low, high), n in zip(box, array.shape, strict=True)]
     whole = all(low == 0 and high == n for (low, high), n in zip(box, array.shape, strict=True))
     mask = Grid.of(image).image(hidden.astype(np.uint8)) if hidden.any() else None
     return None if whole else tuple(slice(low, high) for low, high in box), mask
