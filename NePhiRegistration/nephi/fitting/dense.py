@@ -40,7 +40,7 @@ _MOMENTUM = 0.5  # part of the step before that a round makes again: fewer round
 _LONGEST = 1.0  # nodes that a round asks for at most
 _SEEN = 2 * _VOXELS_PER_NODE  # voxels as far as steps see: what is excluded must not be nearer
 _RELEASED = 4  # nodes from what is held, from which on steps are whole
-_MARGIN = 6  # nodes around what is shown, where steps fade out
+_MARGIN = 6  # nodes around what is shown, where steps fade out if there are more
 _EASED, _EASED_LAST = 2, 80  # times that places are smoothed after a round, and at the end, at most
 _INVERSIONS, _LEAST_SLOPE = 6, 0.05
 _REACHED = 0.02  # nodes: Newton's method squares what is left after a shorter step
@@ -66,7 +66,7 @@ def refined_densely(
     size = first = nodes(half, _VOXELS_PER_NODE * max(settings.spacing_mm * pair.scale, pair.voxel_mm))
     fine = pair.cube_grid(_finer(size))
     seen = [torch.as_tensor(np.asarray(pair.seen_on(fine, way, 0.0)[0][:])).to(device, torch.float32) for way in (0, 1)]
-    counts = [torch.as_tensor(part).to(device, torch.float32) for part in pair.counted_on(fine, _SEEN)]
+    counts = [_within(torch.as_tensor(part)).to(device, torch.float32) for part in pair.counted_on(fine, _SEEN)]
     u = _displacements(maps.forward, maps.half_extents_cube, size)
     box = _box((seen[0] > seen[0].min()) | (seen[1] > seen[1].min()), _VOXELS_PER_NODE, _MARGIN)
     at_nodes = [slice(a, b) for a, b in box]
@@ -85,7 +85,7 @@ def refined_densely(
         free = _free(held, maps.half_extents_cube, size)
         free = None if free is None else free[tuple(at_nodes)].contiguous()
         shown = ([*map(halved, images)], [*map(halved, weights)]) if kind.halved else (images, weights)
-        step = _Step(*shown, kind, settings, part.shape[1:])
+        step = _Step(*shown, kind, settings, _fading(at_nodes, size[::-1], part))
         for _ in range(many):
             tell(done / sum(rounds))
             moved = step(part)
@@ -117,16 +117,19 @@ _KINDS = (_Kind(halved=True), _Kind(), _Kind(each_voxel=True))  # in the order o
 
 
 class _Step:
-    """What the images ask of a map: displacements (d, (z,) y, x) in nodes of ``shape`` become those a round later.
+    """What the images ask of a map: displacements (d, (z,) y, x) in nodes become those a round later.
 
-    ``images``, ``weights``: of both, on a grid as the kind of rounds has it. On images of half the voxels lines in wide
-    windows make them comparable, which sees farther; on finer ones, and where the contrasts differ, those in small
-    ones.
+    ``images``, ``weights``: of both, on a grid as the kind of rounds has it; ``fading`` ((z,) y, x): how much of a step
+    each node makes. On images of half the voxels lines in wide windows make them comparable, which sees farther; on
+    finer ones, and where the contrasts differ, those in small ones.
     """
 
-    def __init__(self, images: list[Tensor], weights: list[Tensor], kind: _Kind, settings: DenseSettings, shape):
+    def __init__(
+        self, images: list[Tensor], weights: list[Tensor], kind: _Kind, settings: DenseSettings, fading: Tensor
+    ):
         self.fixed, self.moving = images
-        self.weight, self.factor = weights[0], 1 if kind.halved or kind.each_voxel else _VOXELS_PER_NODE
+        self.weight, self.beside = weights[0], weights[1] if float(weights[1].min()) < 1 else None
+        self.factor = 1 if kind.halved or kind.each_voxel else _VOXELS_PER_NODE
         self.curve = Curve(self.fixed, self.moving, self.factor) if settings.curve else None
         self.wide = kind.halved and self.curve is None
         self.around = _AROUND_CURVES if settings.curve else _AROUND
@@ -137,12 +140,11 @@ class _Step:
         elif kind.each_voxel:
             self.stiffness, self.around = _STIFFER_VOXELS * settings.stiffness, _AROUND_VOXELS
             self.step_smooth, self.over = _STEP_SMOOTH_VOXELS, _WORTH_OVER / 2
-        self.beside = weights[1] if float(weights[1].min()) < 1 else None
-        self.places, self.at_nodes = _places(self.fixed.shape, self.fixed), _places(shape, self.fixed)
-        self.fading = _fading(shape, self.fixed)
+        self.places, self.at_nodes = _places(self.fixed.shape, self.fixed), _places(fading.shape, self.fixed)
+        self.fading = fading
         # of finer images steps are found at every second voxel, which tells as much and takes an eighth of the time
         self.between = not kind.halved
-        odd = _places(halved(self.fixed).shape if self.between else shape, self.fixed).sum(0) % 2
+        odd = _places(halved(self.fixed).shape if self.between else fading.shape, self.fixed).sum(0) % 2
         self.halves = [2 * odd, 2 * (1 - odd)]
         self.last: Tensor | None = None
 
@@ -153,8 +155,6 @@ class _Step:
         at = at + self.places
         seen, wanted, weight = self._compared(at)
         difference = wanted - seen
-        if self.beside is not None:
-            weight = weight * _sampled(self.beside[None], at)[0]
         both = (slopes(wanted) + slopes(seen)) / 2
         equations = [weight * both[i] * both[j] for i in range(d) for j in range(i, d)]
         equations += [weight * both[i] * difference for i in range(d)]
@@ -176,15 +176,16 @@ class _Step:
 
     def _compared(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The moving image as the map has it, what it should show there, and weights."""
+        counts = self.weight if self.beside is None else self.weight * _sampled(self.beside[None], at)[0]
         if self.curve is not None:
             raw, shown = _sampled(torch.stack([self.moving, self.curve.shown[1]]), at)
-            fixed, seen, weight = self.curve(raw, shown, self.weight)
+            fixed, seen, weight = self.curve(raw, shown, counts)
             return seen, *correlated(fixed, seen, weight)
         seen = _sampled(self.moving[None], at)[0]
         if not self.wide:
-            return seen, *correlated(self.fixed, seen, self.weight)
-        seen = as_bright(seen, self.fixed, self.weight, self.factor)
-        return seen, self.fixed, self.weight / (1 + ((self.fixed - seen) / _DOUBTED).square())
+            return seen, *correlated(self.fixed, seen, counts)
+        seen = as_bright(seen, self.fixed, counts, self.factor)
+        return seen, self.fixed, counts / (1 + ((self.fixed - seen) / _DOUBTED).square())
 
 
 def _going_on(move: Tensor, last: Tensor) -> Tensor:
@@ -341,6 +342,11 @@ def _displacements(map_: Callable[[Tensor], Tensor], half_extents_cube: Tensor, 
     return (moved * (last / (2 * half_extents_cube))).T.reshape(-1, *reversed(size)).contiguous()
 
 
+def _within(counts: Tensor) -> Tensor:
+    """What counts ((z,) y, x), and nothing on the border: so nothing beyond it, where a map may lead, does."""
+    return F.pad(counts[(slice(1, -1),) * counts.ndim], [1] * 2 * counts.ndim)
+
+
 def _box(shown: Tensor, factor: int, margin: int) -> list[tuple[int, int]]:
     """First node and the one after the last, along each axis, around the voxels that show something."""
     found = []
@@ -367,10 +373,15 @@ def _free(held: Sequence[Tensor], half_extents_cube: Tensor, size: tuple[int, ..
     return share.square() * (3 - 2 * share)
 
 
-def _fading(shape, like: Tensor) -> Tensor:
-    """1 within a grid, 0 on its border, so that what is changed within meets what is around."""
+def _fading(part: Sequence[slice], whole: Sequence[int], like: Tensor) -> Tensor:
+    """1 within a part of a whole grid, 0 on its border where more lies around, so that both meet there."""
     share = like.new_ones(())
-    for n in shape:
-        away = torch.arange(n, device=like.device, dtype=like.dtype)
-        share = share[..., None] * (torch.minimum(away, n - 1 - away) / (_MARGIN / 2)).clamp(max=1)
+    for side, n in zip(part, whole, strict=True):
+        away = torch.arange(side.stop - side.start, device=like.device, dtype=like.dtype)
+        along = torch.ones_like(away)
+        if side.start > 0:
+            along = torch.minimum(along, away / (_MARGIN / 2))
+        if side.stop < n:
+            along = torch.minimum(along, away.flip(0) / (_MARGIN / 2))
+        share = share[..., None] * along
     return share
