@@ -64,6 +64,20 @@ def test_where_each_voxel_is_a_node_finer_motion_is_found():
     assert found[1].jacobian_determinant(points).min() >= DENSE.least_determinant
 
 
+def test_fine_motion_is_found_up_to_the_border_of_images_that_cut_the_body(moved):
+    """Of both images a part within the body, whose border tissue crosses."""
+    fixed, moving, points, partners = moved
+    cut, near = SIDE // 4, 6
+    parts = [sitk.Crop(image, [cut] * 2, [cut] * 2) for image in (fixed, moving)]
+    index = Grid.of(parts[0]).to_index(points)
+    inside = np.minimum(index, np.array(parts[0].GetSize()) - 1 - index).min(1)
+    beside = parts + [both[(inside > 0) & (inside < near)] for both in (points, partners)]
+    before, after = (
+        error_mm(register(*parts, settings=replace(FEW, dense=dense)), beside) for dense in (DenseSettings(), DENSE)
+    )
+    assert after < 0.4 * before
+
+
 def test_a_coils_shading_moves_little(moved):
     """What it adds is less than a tenth of a voxel."""
     fixed, moving = moved[:2]
