@@ -69,6 +69,18 @@ def test_the_coarsest_grid_that_is_good_enough_is_taken_and_its_error_told():
     assert chosen[0] == pytest.approx(3.0) and chosen == sorted(chosen, reverse=True) and chosen[-1] < chosen[0]
 
 
+@pytest.mark.parametrize("body", [1.0, 0.1])
+def test_a_map_of_large_voxels_is_written_no_finer_than_they_are_where_that_is_good_enough(body):
+    g = Grid((81, 71), (5.0 * body, 5.0 * body), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+    points = g.to_lps_mm(np.random.default_rng(0).uniform(0, 1, (2000, 2)) * (np.array(g.size) - 1))
+    for wave_mm, as_coarse in ((400.0, True), (60.0, False)):
+        shift = partial(_wave, wave_mm * body, 2.0 * body)
+        moved = points + shift(points)
+        coarse, _, error = coarsest_displacement(partial(_on_nodes, shift), shift, g, points, moved, body)
+        assert error["mean_mm"] <= 0.025 * body or coarse.size == g.size
+        assert (coarse.spacing_mm[0] == pytest.approx(5.0 * body)) == as_coarse
+
+
 def test_the_error_that_is_expected_is_the_one_that_comes():
     g = Grid((97, 81), (1.0, 1.0), (4.0, -3.0), tuple(rotation(2, 20.0).ravel()))
     nodes, shift = g.coarsened(7.0), partial(_wave, 45.0, 2.0)

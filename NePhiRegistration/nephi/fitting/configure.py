@@ -1,7 +1,7 @@
 """Settings that follow the pair: what is measured of both images, and what a preset becomes by it.
 
-A preset says how much is spent; which similarity, nodes, levels, points and weight of regularity that takes depends on
-the images. Pairs of CTs keep the preset's own values, which were chosen on chests.
+A preset says how much is spent, at most; which similarity, nodes, levels, points, steps and weight of regularity that
+takes depends on the images. Pairs of CTs keep the preset's own values, which were chosen on chests.
 """
 
 from __future__ import annotations
@@ -158,6 +158,9 @@ def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:
         yield "field.code_spacing_mm", apart, f"nodes {apart:.3g} mm apart: voxels of {is_.voxel_mm:.2g} mm"
         points = int(np.clip(is_.nodes // _NODES_A_POINT, base.similarity.points.least, _MOST_POINTS))
         yield "similarity.points", Sampling.of_number(points), f"{points} points a step: room for {is_.nodes} nodes"
+        if not is_.detailed and points > base.similarity.points.most and _is_free(s, "similarity.points"):
+            steps = round(base.fit.iterations * base.similarity.points.most / points)
+            yield "fit.iterations", steps, f"{steps} steps, for as many points in all as the preset's"
     yield from _refined(is_, s)
 
 

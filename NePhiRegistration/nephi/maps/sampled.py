@@ -12,6 +12,7 @@ from ..images.volume import sample_linear
 from ..space.grid import Grid
 
 _LARGEST_MM, _LEAST_MM = 6.0, 2.0  # between the nodes that a map is evaluated at; the written grid has half of it
+_LARGEST_VOXELS = 2.0  # or in voxels, where these are large: what they show is written no finer than they are at first
 _COARSEST_MM = 24.0  # where the error may be larger
 _GOOD_MM = 0.025  # what linear interpolation between the nodes of the written transform may cost on average
 _SURELY = 0.94  # of that, expected from a few points
@@ -101,7 +102,8 @@ def coarsest_displacement(
     error than 0.025 mm; then coarser grids are tried, too.
     """
     moved_mm, good = mapped_lps_mm - points_lps_mm, (_GOOD_MM if good_mm is None else good_mm) * scale
-    spacing = _LARGEST_MM if good_mm is None else _COARSEST_MM
+    voxel_mm = grid.voxel_volume_mm3 ** (1 / grid.dimension) / scale
+    spacing = max(_LARGEST_MM, _LARGEST_VOXELS * voxel_mm) if good_mm is None else _COARSEST_MM
     while True:
         coarse = grid.coarsened(spacing * scale)
         native = coarse.size == grid.size
