@@ -139,7 +139,10 @@ def _masks(
     if not (auto_mask and images.fixed.GetDimension() == 3):
         return masks, ()
     cts = images.map(looks_like_ct)
-    detected = images.map(lambda image, mask: find_lungs(image) if mask is None else mask, masks)
+    first = find_lungs(images.fixed) if masks.fixed is None else masks.fixed
+    if first is None and not all(cts):  # nothing is said of the other image's lungs, nor are they used
+        return masks, ()
+    detected = Both(first, find_lungs(images.moving) if masks.moving is None else masks.moving)
     if complete(*detected) is None:
         without = [role for role, mask in zip(ROLES, detected, strict=True) if mask is None]
         if all(cts):

@@ -88,6 +88,19 @@ def test_what_was_set_by_hand_stays():
     assert configured(pair(moving), changed)[0].similarity == changed.similarity
 
 
+def test_more_points_a_step_take_fewer_steps():
+    noise = sitk.GetImageFromArray(np.random.default_rng(0).standard_normal((84, 84, 84)))
+    tissue = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(noise, 4.0))
+    full = pair(300 * tissue + 900, fixed=300 * tissue + 900)
+    for name in ("fast", "balanced", "accurate"):
+        s, (got, said) = PRESETS[name], configured(full, PRESETS[name])
+        points, usual = got.similarity.points.most, s.similarity.points.most
+        assert got.fit.iterations == round(s.fit.iterations * usual / points)
+        assert points == 1500 and any(f"{got.fit.iterations} steps" in one for one in said) == (usual < points)
+        for kept in ("fit", "similarity.points"):
+            assert configured(full, replace(s, kept=(kept,)))[0].fit == s.fit
+
+
 def test_written_settings_leave_free_what_was_free():
     """What is written of settings holds every entry, and is read by the engines of batches and of the panel."""
     moving = CHANGES["gain"](organ())
