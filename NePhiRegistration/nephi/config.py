@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import NephiError
-from .former import renewed
+from .legacy_settings import upgraded
 from .limits import check_limits, split
 from .paths import read_text_file
 from .registry import Registry
@@ -47,9 +47,9 @@ def _unique(entries: list[tuple[str, typing.Any]]) -> dict:
 def decode(base, data: dict, where: str = ""):
     """A settings object like ``base`` with the entries of ``data``, each checked against the field's type.
 
-    Files of former versions are renewed. Where an entry names another kind of thing than ``base`` is of, the settings
-    are those of that kind. Raises NephiError for an unknown entry or a value of another type; ``where``: what to write
-    before an entry's name.
+    Settings files of earlier versions are converted. Where an entry names another kind of thing than that of ``base``,
+    the settings are those of that kind. Raises NephiError for an unknown entry or a value of another type; ``where``:
+    what to write before an entry's name.
     """
     return _decode(base, data, where)
 
@@ -110,7 +110,7 @@ def _decode(base, data: dict, where: str):
             kind = f" of {registry.kind} '{name}'"
             if not registered:  # what it has besides is not known here
                 data = {key: value for key, value in data.items() if hasattr(base, key)}
-    data = renewed(base, data)
+    data = upgraded(base, data)
     hints = typing.get_type_hints(type(base))
     changes = {}
     for key, value in data.items():

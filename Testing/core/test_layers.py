@@ -12,8 +12,8 @@ import pytest
 CORE = Path(nephi.__file__).parent
 # from the bottom to the top: a room imports from itself and from those before it
 ROOMS = (
-    "version", "both", "errors", "runfolder", "journal", "paths", "registry", "limits", "former", "config", "settings",
-    "process", "device", "space", "files",
+    "version", "both", "errors", "runfolder", "journal", "paths", "registry", "limits", "legacy_settings", "config",
+    "settings", "process", "device", "space", "files",
     "images", "maps",
     "fitting", "measure", "synthetic", "learning", "placement", "result", "registration", "report",
     "commission", "cli", "__init__", "__main__",

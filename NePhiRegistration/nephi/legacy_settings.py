@@ -1,11 +1,11 @@
-"""Settings as former versions wrote them, turned into those of today: the only place that knows the old names."""
+"""Settings files of earlier versions, converted to the current entries: the only place that knows the old names."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from typing import Any
 
-# Once the settings of one kind listed the entries of every kind: by class, entries that such a list always had.
+# Settings of one kind used to list the entries of every kind. By class: entries that such a list always had.
 _OF_ALL_KINDS = {
     "FieldSettings": {"width", "frequencies", "modulation", "linear"},
     "SimilaritySettings": {"noise", "blurs"},
@@ -14,11 +14,13 @@ _OF_ALL_KINDS = {
 }  # fmt: skip
 
 
-def renewed(base: Any, data: dict) -> dict:
-    """The entries of a settings file of any version as the class of ``base`` has them today; ``data`` is kept."""
+def upgraded(base: Any, data: dict) -> dict:
+    """The entries of a settings file of any version, converted to those of the class of ``base``; a copy."""
     names = {cls.__name__: cls for cls in type(base).__mro__}
     for name in names.keys() & _OF_ALL_KINDS.keys():
-        if data.keys() >= _OF_ALL_KINDS[name]:  # those of other kinds meant nothing; unknown ones are mistakes
+        if (
+            data.keys() >= _OF_ALL_KINDS[name]
+        ):  # entries of other kinds had no effect; unknown ones stay, to be reported
             known = _OF_ALL_KINDS[name] | _entries(names[name])
             data = {key: value for key, value in data.items() if hasattr(base, key) or key not in known}
     similarity = data.get("similarity")
@@ -28,13 +30,13 @@ def renewed(base: Any, data: dict) -> dict:
 
 
 def _entries(cls: Any) -> set[str]:
-    """What the settings of any kind of this class hold."""
+    """The entries that this class and its subclasses have."""
     own = {entry.name for entry in fields(cls)}
     return own.union(*(_entries(kind) for kind in cls.__subclasses__()))
 
 
 def _with_levels(data: dict, similarity: dict, all_levels: bool) -> dict:
-    """The levels of a registration and the features of a model stood in ``similarity.stages``; a model has one."""
+    """``similarity.stages`` moved to ``levels`` (a registration) or to ``features`` (a model, which has one)."""
     stages = similarity.pop("stages")
     data = {**data, "similarity": similarity}
     if all_levels:
