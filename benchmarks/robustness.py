@@ -30,7 +30,7 @@ from nephi.images.hounsfield import hounsfield
 from nephi.images.lungs import find_lungs
 from nephi.measure.quality import dice
 from nephi.measure.verdict import judged
-from nephi.placement import checked_images, place
+from nephi.preprocessing import checked_images, preprocess
 from nephi.registration import register
 from nephi.result import Registration
 from nephi.settings import PRESETS
@@ -148,7 +148,7 @@ def spacings(plain: Both[Scan]) -> None:
     for label, disturbance in SPACINGS.items():
         images = disturbance(plain).map(lambda scan: scan.image)
         with collected_notices() as notes:
-            placed = place(checked_images(images), Both(None, None), "auto", None, True, lambda phase: None)
+            placed = preprocess(checked_images(images), Both(None, None), "auto", None, True, lambda phase: None)
         told = next((note for note in notes if "spacing" in note), "not told")
         scales = " ".join(f"{scale:.2f}" for scale in placed.alignment.affine.scales())
         print(f"  {label:30} {scales}  {told.partition(' as those')[0]}", flush=True)

@@ -30,7 +30,7 @@ from .maps.sliding import Sliding
 from .measure.border import border_flaws
 from .measure.estimate import beginning, stages
 from .measure.timetable import Tell, Timetable, in_stages
-from .placement import checked_images, place
+from .preprocessing import checked_images, preprocess
 from .result import Registration
 from .settings import PRESETS, REGULARISERS, Settings, check
 from .space.grid import Grid
@@ -78,10 +78,12 @@ def register(
         guidance = (NOTHING if guidance is None else guidance).checked(images)
         if guidance.initial is not None and (settings.align != "auto" or model is not None):
             raise NephiError("an initial transform takes the place of alignment and model: give one of them alone")
-        placed = place(images, Both(fixed_mask, moving_mask), settings.align, guidance.initial, auto_mask, report)
-    if settings.sliding and complete(*placed.masks) is None:
+        prepared = preprocess(
+            images, Both(fixed_mask, moving_mask), settings.align, guidance.initial, auto_mask, report
+        )
+    if settings.sliding and complete(*prepared.masks) is None:
         raise NephiError("sliding needs a mask of both images, along whose border it is")
-    pair = placed.pair(settings.similarity, Both(*guidance.excluded))
+    pair = prepared.pair(settings.similarity, Both(*guidance.excluded))
     used, decided = configured(pair, settings)
     report.expect(stages(used, *sizes, str(target)), steps(used))
     if used.similarity != settings.similarity:
@@ -100,14 +102,14 @@ def register(
     report.result = result = Registration(
         maps=optimisation.maps,
         cube=optimisation.cube,
-        alignment=placed.alignment,
+        alignment=prepared.alignment,
         fixed_grid=Grid.of(images.fixed),
         moving_grid=Grid.of(images.moving),
         settings=settings,
         configured=decided,
-        fixed_mask=placed.masks.fixed,
-        moving_mask=placed.masks.moving,
-        found_masks=placed.found,
+        fixed_mask=prepared.masks.fixed,
+        moving_mask=prepared.masks.moving,
+        found_masks=prepared.found,
         guidance=guidance,
         notes=(*notes, *flaws),
         device=str(target),
@@ -122,7 +124,7 @@ def register(
         result.history += slid(result, optimise, border, pair, used, prediction, report.optimising, guidance.rigid)
         assert isinstance(result.maps, Sliding)
         result.notes += tuple(border_flaws(result.maps, result.cube.unit_mm, result.length_scale))
-    del images, pair, placed, prediction
+    del images, pair, prepared, prediction
     release_freed_memory()  # before the volumes of a large image that are made of the result
     result.seconds = time.perf_counter() - started
     return result

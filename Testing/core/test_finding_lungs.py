@@ -11,7 +11,7 @@ from nephi.images.hounsfield import looks_like_ct
 from nephi.images.lungs import find_lungs
 from nephi.images.masks import lung_mask
 from nephi.measure.quality import dice
-from nephi.placement import place
+from nephi.preprocessing import preprocess
 from nephi.space.grid import Grid
 
 
@@ -97,7 +97,7 @@ def test_lungs_found_by_their_shape_are_told_and_used(phantom_3d):
     images = Both(p.fixed, p.moving).map(lambda image: sitk.Cast(image, sitk.sitkFloat32))
     moving = (images.moving + 1000) / 1500
     with collected_notices() as notes:
-        placed = place(Both(images.fixed, moving), Both(None, None), "auto", None, True, lambda phase: None)
+        placed = preprocess(Both(images.fixed, moving), Both(None, None), "auto", None, True, lambda phase: None)
     assert placed.found == ("fixed", "moving") and None not in placed.masks
     assert len([note for note in notes if "lungs of the moving image" in note and "by their shape" in note]) == 1
     gaps = placed.alignment.affine(p.fixed_landmarks_lps_mm) - p.moving_landmarks_lps_mm

@@ -15,7 +15,7 @@ ROOMS = (
     "version", "both", "errors", "runfolder", "journal", "paths", "registry", "limits", "legacy_settings", "config",
     "settings", "process", "device", "space", "files",
     "images", "maps",
-    "fitting", "measure", "synthetic", "learning", "placement", "result", "registration", "report",
+    "fitting", "measure", "synthetic", "learning", "preprocessing", "result", "registration", "report",
     "commission", "cli", "__init__", "__main__",
 )  # fmt: skip
 # imports that run up and still have to go; one that is gone may not stay in this list

@@ -23,7 +23,7 @@ from nephi.files.image import read_image, write_image
 from nephi.files.landmarks import names_of_points
 from nephi.files.transform import displacement_transform
 from nephi.measure.evaluate import evaluate
-from nephi.placement import place
+from nephi.preprocessing import preprocess
 from nephi.registration import register
 from nephi.space.grid import Grid
 
@@ -73,7 +73,7 @@ def test_a_wrong_spacing_of_a_chest_is_told(factors, words, masked, phantom_3d):
     images = Both(p.fixed, spaced(p.moving, factors)).map(lambda image: sitk.Cast(image, sitk.sitkFloat32))
     masks = Both(p.fixed_mask, spaced(p.moving_mask, factors)) if masked else Both(None, None)
     with collected_notices() as notes:
-        place(images, masks, "auto", None, True, lambda phase: None)
+        preprocess(images, masks, "auto", None, True, lambda phase: None)
     told = [note for note in notes if "voxel spacing" in note]
     assert len(told) == (words is not None), notes
     if words:

@@ -180,7 +180,7 @@ def test_a_model_for_other_images(phantom_3d, images, short, model_file):
 
 
 def test_an_unknown_model_is_told_before_any_work(images, short, monkeypatch):
-    monkeypatch.setattr("nephi.placement.align", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("nephi.preprocessing.align", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(NephiError, match="no model 'lungs'"):
         run(images, short, model="lungs")
 

@@ -1,4 +1,4 @@
-"""What is known of a pair before its maps: which images they are, their masks, and where one lies on the other."""
+"""The pair before its maps are fitted: checked images, masks and the affine alignment."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ _DIRECTIONS = ("from right to left", "from front to back", "from head to foot") 
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Two images with the masks that were given or ``found`` (for these roles), aligned by an affine map.
+class Preprocessed:
+    """Two images with masks, given or ``found`` by the lungs (for these roles), and their affine alignment.
 
-    ``shown``, ``seen``: the parts of the images and masks that are no padding. ``blank``: masks of what these parts do
-    not show.
+    ``shown``, ``seen``: the images and masks without padding. ``blank``: masks of what these parts do not show.
     """
 
     masks: Both[sitk.Image | None]
@@ -41,14 +40,14 @@ class Placement:
     alignment: Alignment
 
     def pair(self, similarity: SimilaritySettings, excluded: Both[sitk.Image | None]) -> ImagePair:
-        """What the maps are fitted to; what the masks in ``excluded`` cover does not count."""
+        """The pair that the maps are fitted to, without the regions covered by the masks in ``excluded``."""
         affine, trusted = self.alignment.affine, not self.found
         excluded = self.shown.map(_within, excluded).map(_either, self.blank)
         return ImagePair.of(self.shown, self.seen, affine, similarity, trusted=trusted, excluded=excluded)
 
 
 def checked_images(images: Both[sitk.Image]) -> Both[sitk.Image]:
-    """Both images, CTs in HU. Raises NephiError for what can't be registered."""
+    """Both images, CTs in HU. Raises NephiError if they can't be registered."""
     fixed, moving = images = images.map(lambda image, role: check_image(image, f"{role} image"), ROLES)
     if fixed.GetDimension() != moving.GetDimension():
         raise NephiError(
@@ -56,22 +55,23 @@ def checked_images(images: Both[sitk.Image]) -> Both[sitk.Image]:
             "both must have the same dimension"
         )
     if _are_same(images):
-        notice("The fixed and the moving image are the same, voxel by voxel; look whether that was meant.")
+        notice("The fixed and the moving image are identical, voxel by voxel; check that this is intended.")
     return images.map(hounsfield, ROLES)
 
 
-def place(
+def preprocess(
     images: Both[sitk.Image],
     given: Both[sitk.Image | None],
     method: str,
     initial: sitk.Transform | PointMaps | None,
     auto_mask: bool,
     report: Callable[[str], None],
-) -> Placement:
+) -> Preprocessed:
     """The masks of both images and their alignment by a ``method`` or from an ``initial`` transform.
 
-    ``given``: masks; lungs are looked for in their place (``auto_mask``) and dropped if they do not agree after the
-    alignment. ``report`` hears of the phases. Raises NephiError for masks that do not fit their images.
+    ``given``: masks. Where one is missing, lungs are segmented instead (``auto_mask``); they are dropped if they do not
+    agree after the alignment. ``report`` is called with each phase. Raises NephiError for masks that do not fit their
+    images.
     """
     report("masks")
     masks, found = _masks(images, given, auto_mask)
@@ -81,7 +81,7 @@ def place(
     if initial is not None:
         alignment = Alignment(affine_part(initial, Grid.of(images.fixed), masks.fixed), "initial")
     elif found and method == "auto":
-        # what was taken for lungs may be the room: it is no reason to skip the search
+        # the lungs found may be the air of the room: they are no reason to skip the search
         alignment = align(sides[0], Both(None, None), method, complete(*sides[1]))
     else:
         alignment = align(*sides, method)
@@ -92,23 +92,24 @@ def place(
             shown, seen = _shown(images, masks)
             notice("The lungs found in the images do not agree after the alignment; they are not used.")
         else:
-            notice("The masks do not agree after the alignment; look at the masks, and at the alignment.")
+            notice("The masks do not agree after the alignment; check the masks and the alignment.")
     elif lungs and images.fixed.GetDimension() == 3 and all(looks_like_ct(image) for image in images):
-        _tell_of_sizes(alignment)
+        _check_sizes(alignment)
     cut = unseen(shown, alignment.affine)
     shown, seen = _parts(shown, seen, cut.map(lambda found: found[0]))
     blank = shown.map(_within, cut.map(lambda found: found[1]))
-    return Placement(masks, found, shown, seen, blank, alignment)
+    return Preprocessed(masks, found, shown, seen, blank, alignment)
 
 
-def _tell_of_sizes(alignment: Alignment) -> None:
-    """A notice where an alignment of lungs scales by more than breathing does, as where a voxel spacing is wrong."""
+def _check_sizes(alignment: Alignment) -> None:
+    """A notice if the lungs differ in size by more than breathing explains, for instance as a voxel spacing is
+    wrong."""
     if not beyond_breathing(alignment.affine):
         return
     scales, larger, other = alignment.affine.scales(), *ROLES.swapped
     if scales.max() * scales.min() < 1:
         scales, larger, other = 1 / scales, other, larger
-    along = scales > LARGEST_BREATH**0.5  # one factor of all axes is not found alike along all of them
+    along = scales > LARGEST_BREATH**0.5  # even an isotropic factor is estimated differently along each axis
     times = float(np.exp(np.log(scales[along]).mean()))
     where = "in all directions" if along.all() else " and ".join(np.array(_DIRECTIONS)[along])
     notice(
@@ -122,7 +123,7 @@ def _disagree(masks: Both[sitk.Image], alignment: Alignment) -> bool:
 
 
 def _are_same(images: Both[sitk.Image]) -> bool:
-    """Whether both images hold the same values in the same place."""
+    """Whether both images have the same grid and the same values."""
     if not Grid.of(images.fixed).same_as(Grid.of(images.moving)):
         return False
     fixed, moving = images.map(sitk.GetArrayViewFromImage)
@@ -132,7 +133,8 @@ def _are_same(images: Both[sitk.Image]) -> bool:
 def _masks(
     images: Both[sitk.Image], given: Both[sitk.Image | None], auto_mask: bool
 ) -> tuple[Both[sitk.Image | None], tuple[str, ...]]:
-    """Both masks, checked, and for which images lungs were detected in their place: for both images or for none."""
+    """Both masks, checked, and the roles of the images whose mask is of detected lungs; both images have one or
+    neither."""
     masks = images.map(
         lambda image, mask, role: None if mask is None else check_mask(mask, image, f"{role} mask"), given, ROLES
     )
@@ -152,7 +154,7 @@ def _masks(
     if shapes:
         notice(
             f"The lungs of the {' and the '.join(shapes)} image, which is not in Hounsfield units, were found by their "
-            "shape; look at the masks."
+            "shape; check the masks."
         )
     return detected, tuple(role for role, mask in zip(ROLES, masks, strict=True) if mask is None)
 
@@ -160,7 +162,7 @@ def _masks(
 def _shown(
     images: Both[sitk.Image], masks: Both[sitk.Image | None]
 ) -> tuple[Both[sitk.Image], Both[sitk.Image | None]]:
-    """The parts of CTs that are no padding, and of their masks: what an image does not show must not pull."""
+    """CTs and masks cropped to what is no padding, so that padding does not drive the alignment."""
     return _parts(images, masks, images.map(shown_box))
 
 
