@@ -21,11 +21,11 @@ from .files.tensors import Bounded, check_tensors, read_tensors, write_tensors
 from .files.transform import displacement_transform
 from .fitting.guidance import NOTHING, Guidance
 from .images.align import Alignment
-from .images.between import between
 from .images.masks import drawn, mask_box
 from .images.masks import inside as inside_of
+from .images.sampling import interpolated
 from .images.unseen import not_shown
-from .images.warp import tell_blank, tell_labels, tell_side, warped_slices
+from .images.warp import warn_of_blank, warn_of_labels, warn_of_side, warped_slices
 from .journal import complete_moves
 from .maps.bodies import Bodies
 from .maps.border import Border
@@ -204,14 +204,14 @@ class Registration:
         grid = (self.moving_grid if inverse else self.fixed_grid) if grid is None else grid
         if image.GetDimension() != grid.dimension:
             raise NephiError(f"the input image is {image.GetDimension()}D, the registration {grid.dimension}D")
-        tell_side(image, self.fixed_grid, self.moving_grid, inverse)
+        warn_of_side(image, self.fixed_grid, self.moving_grid, inverse)
         if labels:
             warped = grid.resample(image, self.transform(grid, inverse), sitk.sitkNearestNeighbor)
         else:
-            tell_labels(image)
+            warn_of_labels(image)
             coarse, displacement, _ = self.sampled(grid, inverse)
             warped = grid.image(np.stack(list(warped_slices(image, grid, displacement, coarse, lowest(image)))))
-        tell_blank(image, warped)
+        warn_of_blank(image, warped)
         return warped
 
     def jacobian_image(
@@ -242,7 +242,9 @@ class Registration:
         """Writes the determinant into ``out`` (z, y, x) on a grid, as ``jacobian_image`` says; returns its error."""
         near = nodes.image(nodes_around(part, nodes, inside).astype(np.uint8))
         side = replace(self, maps=self.maps.within) if isinstance(self.maps, Sliding) else self
-        for row, values, where in zip(out, between(side.dense_jacobian(nodes, near), nodes, part), inside, strict=True):
+        for row, values, where in zip(
+            out, interpolated(side.dense_jacobian(nodes, near), nodes, part), inside, strict=True
+        ):
             np.copyto(row, values, where=where)
         chosen = drawn(inside, 2000, np.random.default_rng(0))
         error = out[tuple(chosen.T)] - self.jacobian_determinant(part.to_lps_mm(chosen[:, ::-1]))

@@ -16,7 +16,7 @@ from NePhiRegistrationLib.logic import Logic, Run
 from NePhiRegistrationLib.outputs import Outputs
 from NePhiRegistrationLib.words import duration
 
-from . import told
+from . import texts
 from .applied import stem
 from .batches import Batches
 from .dialog import SAVE, SAVE_MADE, Dialog
@@ -196,7 +196,7 @@ class Controller:
     def _say_problem(self, **_: Any) -> None:
         self.state.reason = self.inputs.problem()
         estimate = None if self.state.reason else self.logic.estimate(self.inputs.job())
-        self.state.estimate = "" if estimate is None else told.cost(estimate)
+        self.state.estimate = "" if estimate is None else texts.cost(estimate)
 
     def register(self) -> None:
         if self.run is not None or self.state.busy or self.batches.running:

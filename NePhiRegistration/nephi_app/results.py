@@ -17,7 +17,7 @@ from NePhiRegistrationLib.shown import Shown, meaning
 from NePhiRegistrationLib.summary import summary
 from NePhiRegistrationLib.surface import surface_model
 
-from . import told
+from . import texts
 from .applied import Applied
 from .dialog import SAVE, SAVE_MADE
 from .dicom import DicomFiles
@@ -70,7 +70,7 @@ class Results:
             self.state.results = [*self.state.results, {"value": key, "text": text}]
             self.state.result = key
             names = [one["text"] for one in self.state.results]
-            self.state.compared = told.compared(names, list(self.found.values()))
+            self.state.compared = texts.compared(names, list(self.found.values()))
 
     def _choose(self, result: str, **_: Any) -> None:
         outputs = self.found.get(result)
@@ -87,13 +87,13 @@ class Results:
             if outputs is None:
                 self.state.verdict, self.state.lines, self.state.tables = {}, [], []
                 return
-            self.state.verdict = told.verdict(outputs)
+            self.state.verdict = texts.verdict(outputs)
             lines = summary(outputs.report, outputs.jacobian.GetSpacing(), nodes.in_hounsfield(outputs.warped))
             self.state.lines = [{"sign": x.kind.value, "kind": x.kind.name, "text": of_scans(x.text)} for x in lines]
-            self.state.tables = told.result_tables(outputs)
+            self.state.tables = texts.result_tables(outputs)
             if self.state.table not in ("landmarks", *(one["name"] for one in self.state.tables if one["rows"])):
                 self.state.table = "numbers"
-            self.state.looks = told.looks(outputs)
+            self.state.looks = texts.looks(outputs)
             self.state.has_page = self.page_file() is not None
             self.state.dicom_reason = dicom_problem(outputs)
             self.state.with_dicom = self.state.with_dicom and not self.state.dicom_reason

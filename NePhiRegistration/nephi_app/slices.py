@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import told
+from . import texts
 from .state import SLICES
 from .views import Views
 
@@ -21,7 +21,7 @@ class Slices:
         self.views.fit()
         nodes = {name: self.views.slice_view(name).get_view_node() for name in SLICES}
         with self.state:
-            self.state.letters = {name: told.letters(node) for name, node in nodes.items()}
+            self.state.letters = {name: texts.letters(node) for name, node in nodes.items()}
         for name in SLICES:
             self._say(name)
 

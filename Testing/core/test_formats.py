@@ -209,7 +209,7 @@ def test_an_x5_file_on_which_its_library_does_not_end_is_one_line(pair, tmp_path
     for module in ("nitransforms/__init__.py", "nitransforms/io.py"):
         (tmp_path / module).write_text("import time; time.sleep(100)", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # of the process that tries it
-    monkeypatch.setattr("nephi.files.apart._BASE_S", 1)
+    monkeypatch.setattr("nephi.files.subprocess_reader._BASE_S", 1)
     with pytest.raises(NephiError, match="one.x5 takes too long"):
         formats.read_x5(file)
 

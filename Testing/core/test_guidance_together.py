@@ -18,7 +18,7 @@ from nephi.fitting.sliding import Side, border_of
 from nephi.images.image_pair import ImagePair
 from nephi.maps.jacobian import exact_jacobian
 from nephi.measure.quality import dice
-from nephi.report.guided import measured_guidance
+from nephi.report.guidance import measured_guidance
 from nephi.settings import PRESETS, DenseSettings
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid

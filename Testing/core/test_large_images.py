@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from geometry import rotation
-from nephi.images.between import between
 from nephi.images.blocks import block_means
 from nephi.images.masks import drawn, on_grid
+from nephi.images.sampling import interpolated
 from nephi.images.slices import Slices
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
@@ -82,7 +82,7 @@ def test_a_volume_between_the_nodes_of_a_grid_is_that_of_itk(d):
     values = np.random.default_rng(2).normal(size=coarse.shape).astype(np.float32)
     origin = tuple(coarse.to_lps_mm([-1.0, 0.3, -0.7][:d]))
     fine = Grid((41, 30, 47)[:d], (0.9, 0.8, 0.77)[:d], origin, coarse.direction)
-    found = np.stack(list(between(values, coarse, fine, 5.0)))
+    found = np.stack(list(interpolated(values, coarse, fine, 5.0)))
     wanted = sitk.GetArrayFromImage(fine.resample(coarse.image(values), outside=5.0))
     assert 0.02 < (wanted == 5).mean() < 0.9
     np.testing.assert_array_equal(found == 5, wanted == 5)
@@ -95,7 +95,7 @@ def test_between_nodes_no_more_than_some_slices_are_held():
     values = np.ones(coarse.shape, np.float32)
     tracemalloc.start()
     try:
-        assert sum(slice_[0, 0] for slice_ in between(values, coarse, fine)) == 90
+        assert sum(slice_[0, 0] for slice_ in interpolated(values, coarse, fine)) == 90
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

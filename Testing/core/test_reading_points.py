@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from geometry import rotation
 from nephi.errors import NephiError, collected_notices
-from nephi.files import apart
+from nephi.files import subprocess_reader
 from nephi.files.cases import read_pairs
 from nephi.files.landmarks import read_landmarks
 from nephi.files.transform import displacement_transform, read_affine, read_transform, through, write_transform
@@ -218,13 +218,13 @@ def test_transforms_that_nothing_joins_are_refused(tmp_path):
     assert read_transform(path, 3).TransformPoint((0.0, 0.0, 0.0)) == (11.0, 2.0, 3.0)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("#Transform 0\nTransform: CompositeTransform_double_3_3\n", ""), encoding="utf-8")
-    with pytest.raises(NephiError, match="several transforms that no composite one joins"):
+    with pytest.raises(NephiError, match="several transforms without a composite one"):
         read_transform(path, 3)
     for name, part in zip("ab", parts, strict=True):
         sitk.WriteTransform(part, str(tmp_path / f"{name}.mat"))
     two = (tmp_path / "a.mat").read_bytes() + (tmp_path / "b.mat").read_bytes()
     (tmp_path / "b.mat").write_bytes(two)
-    with pytest.raises(NephiError, match="several transforms that no composite one joins"):
+    with pytest.raises(NephiError, match="several transforms without a composite one"):
         read_transform(tmp_path / "b.mat", 3)
 
 
@@ -237,7 +237,7 @@ def test_transforms_in_hdf5_that_nothing_joins_are_refused(tmp_path):
         del file["TransformGroup/0"]
         for k in (1, 2):
             file.move(f"TransformGroup/{k}", f"TransformGroup/{k - 1}")
-    with pytest.raises(NephiError, match="several transforms that no composite one joins"):
+    with pytest.raises(NephiError, match="several transforms without a composite one"):
         read_transform(path, 3)
 
 
@@ -257,9 +257,9 @@ def test_a_reader_that_crashes_is_an_error(tmp_path, monkeypatch):
     reader.write_text("#!/bin/sh\nkill -SEGV $$\n")
     reader.chmod(0o755)
     (tmp_path / "a.mha").write_bytes(b"ObjectType = Image\n")
-    monkeypatch.setattr(apart, "sys", SimpleNamespace(executable=str(reader)))
+    monkeypatch.setattr(subprocess_reader, "sys", SimpleNamespace(executable=str(reader)))
     with pytest.raises(NephiError, match="stopped without a result"):
-        apart.read_image_apart(tmp_path / "a.mha", "image")
+        subprocess_reader.read_image_in_subprocess(tmp_path / "a.mha", "image")
 
 
 def test_a_reader_that_does_not_end_is_an_error(tmp_path, monkeypatch):
@@ -267,12 +267,12 @@ def test_a_reader_that_does_not_end_is_an_error(tmp_path, monkeypatch):
     text = b"ObjectType = Image\nNDims = -1\nDimSize = 2 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
     path = tmp_path / "a.mha"
     path.write_bytes(text + bytes(8))
-    monkeypatch.setattr(apart, "_BASE_S", 4)
+    monkeypatch.setattr(subprocess_reader, "_BASE_S", 4)
     with pytest.raises(NephiError, match="damaged"):
-        apart.read_image_apart(path, "image")
-    monkeypatch.setattr(apart, "_BASE_S", 0.01)
+        subprocess_reader.read_image_in_subprocess(path, "image")
+    monkeypatch.setattr(subprocess_reader, "_BASE_S", 0.01)
     with pytest.raises(NephiError, match="too long"):
-        apart.read_image_apart(path, "image")
+        subprocess_reader.read_image_in_subprocess(path, "image")
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".h5"])

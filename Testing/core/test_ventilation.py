@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 from nephi.both import Both
 from nephi.measure.ventilation import Densities, log_jacobian, regional_ventilation
-from nephi.report.breath import Breath
+from nephi.report.ventilation import Ventilation
 from nephi.space.grid import Grid
 
 WHOLE = (slice(0, 24), slice(0, 20), slice(0, 20))
@@ -60,8 +60,10 @@ def test_a_breath_of_known_size_is_found_by_both_formulas(noise_hu):
 
 def test_without_a_breath_there_is_no_ventilation_and_the_mass_grows_with_the_map():
     image, mask = scan(0.28, 0.22, 3.0), GRID.image((halves() > 0).astype(np.uint8))
-    breath = Breath.of(Both(image, image), sitk.Transform(3, sitk.sitkIdentity), WHOLE, mask)
-    rows = breath.of_regions([{"label": 1}, {"label": 2}], np.full(GRID.shape, 1.2, np.float32), GRID.image(halves()))
+    ventilation = Ventilation.of(Both(image, image), sitk.Transform(3, sitk.sitkIdentity), WHOLE, mask)
+    rows = ventilation.of_regions(
+        [{"label": 1}, {"label": 2}], np.full(GRID.shape, 1.2, np.float32), GRID.image(halves())
+    )
     for row in rows:
         assert row["ventilation_hu"] == pytest.approx(0, abs=1e-6) and row["mass_ratio"] == pytest.approx(1.2)
     assert [row["label"] for row in rows] == [1, 2]
@@ -73,16 +75,16 @@ def test_what_is_dense_has_no_ventilation_of_its_own():
     for array in images:
         array[:, 8:12, 8:12] = 55 + np.arange(16).reshape(4, 4)
     mask = GRID.image((halves() > 0).astype(np.uint8))
-    breath = Breath.of(Both(*map(GRID.image, images)), sitk.Transform(3, sitk.sitkIdentity), WHOLE, mask)
-    assert np.isnan(breath.ventilation[10, 9:11, 9:11]).all()
-    away = breath.ventilation[10, 4:6, 4:6]
+    ventilation = Ventilation.of(Both(*map(GRID.image, images)), sitk.Transform(3, sitk.sitkIdentity), WHOLE, mask)
+    assert np.isnan(ventilation.specific[10, 9:11, 9:11]).all()
+    away = ventilation.specific[10, 4:6, 4:6]
     assert away == pytest.approx((1.25 - 1) / 0.75, rel=0.15)
 
 
 def test_other_images_than_cts_have_no_densities():
     other = GRID.image(np.random.default_rng(0).uniform(0, 1, GRID.shape).astype(np.float32))
     mask = GRID.image((halves() > 0).astype(np.uint8))
-    assert Breath.of(Both(scan(0.3, 0.3, 3.0), other), sitk.Transform(3, sitk.sitkIdentity), WHOLE, mask) is None
+    assert Ventilation.of(Both(scan(0.3, 0.3, 3.0), other), sitk.Transform(3, sitk.sitkIdentity), WHOLE, mask) is None
 
 
 def test_the_logarithm_is_finite_where_the_map_folds():

@@ -31,7 +31,7 @@ from ..measure.timetable import Timetable
 from ..measure.verdict import read_tolerances
 from ..paths import check_spared, output_file
 from ..registration import register
-from ..report.guided import in_words
+from ..report.guidance import guidance_lines
 from ..report.preview import Preview
 from ..report.write import write_all
 from ..result import Registration
@@ -140,7 +140,7 @@ def summary_lines(report: Report, folder: Path) -> str:
         start = "" if report.dice.before is None else f"{report.dice.before:.3f} -> "
         lines.append(f"Dice         {start}{report.dice.after:.3f} (masks)")
     lines += [f"{'region':<12} {text}" for text in _regions_in_words(report.regions or [])]
-    lines += [f"guided by    {text}" for text in in_words(report.guidance or {})]
+    lines += [f"guided by    {text}" for text in guidance_lines(report.guidance or {})]
     if report.time_s is not None:
         lines.append(f"time         {report.time_s['wall']:.1f} s ({report.time_s['cpu']:.1f} s of CPU time)")
     if report.error_estimate_mm is not None:

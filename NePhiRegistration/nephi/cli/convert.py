@@ -12,7 +12,7 @@ from ..files.dicom_objects import read_series, write_registration
 from ..files.formats import Pair, Sampled, is_fsl, read_fsl, read_x5, write_format
 from ..files.image import read_volume
 from ..files.transform import as_affine, read_transform, through
-from ..images.warp import tell_blank, tell_labels
+from ..images.warp import warn_of_blank, warn_of_labels
 from ..paths import check_file
 from ..result import Registration, lowest
 from ..space.affine import Affine
@@ -139,7 +139,7 @@ class TransformFile:
             raise NephiError(f"the input image is {image.GetDimension()}D, the reference {grid.dimension}D")
         interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
         if not labels:
-            tell_labels(image)
+            warn_of_labels(image)
         warped = grid.resample(image, self._transform, interpolator, 0.0 if labels else lowest(image))
-        tell_blank(image, warped)
+        warn_of_blank(image, warped)
         return warped

@@ -7,8 +7,8 @@ import SimpleITK as sitk
 from ..errors import NephiError
 from ..files.image import read_volume, write_image
 from ..images.hounsfield import hounsfield, looks_like_ct
+from ..images.left_right import LEFT, RIGHT, UNDIVIDED, right_and_left
 from ..images.lungs import find_lungs
-from ..images.sides import LEFT, RIGHT, UNDIVIDED, right_and_left
 from ..paths import output_file
 
 _NAMES = {RIGHT: "right lung", LEFT: "left lung", UNDIVIDED: "lungs"}

@@ -20,10 +20,10 @@ import SimpleITK as sitk
 from ..errors import NephiError, notice
 from ..paths import check_name
 from ..space.grid import Grid
-from .apart import read_image_apart
 from .dicom_elements import has_element, lengths_fit
 from .dicom_frames import frames
 from .dicom_stack import SERIES, Irregular, Slice, in_order, numbers, placed, some, turned
+from .subprocess_reader import read_image_in_subprocess
 
 _LEAST = 0.5  # a regular series is preferred to a larger one that is not, down to this part of its slices
 _NO_IMAGE = re.compile(rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(11|66|88|104|481\.[34589])(\.\d+)*)\0?")
@@ -325,7 +325,7 @@ def _arranged(image: sitk.Image, files: list[Slice], where: str) -> sitk.Image:
 def read_dicom_file(path: Path, role: str) -> sitk.Image:
     """The image in a single file, of one frame or many. Raises NephiError, as ``read_dicom`` does."""
     where = f"{role}: {path}"
-    image = read_image_apart(path, role)
+    image = read_image_in_subprocess(path, role)
     if (file := _read_header(path)) is None:
         raise NephiError(f"{where} is damaged: its DICOM header cannot be read")
     if file.position_lps_mm is not None:

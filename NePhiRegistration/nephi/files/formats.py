@@ -23,10 +23,10 @@ from ..errors import NephiError
 from ..journal import step
 from ..space.affine import Affine
 from ..space.grid import Grid
-from .apart import try_transform
 from .geometry import check_geometry
 from .image import write_image
 from .nifti import read_nifti
+from .subprocess_reader import try_transform
 from .transform import check_transform, displacement_transform, write_transform
 from .writing import by_library, replaced, write_text
 

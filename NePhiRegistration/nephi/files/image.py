@@ -14,13 +14,13 @@ import SimpleITK as sitk
 from ..errors import NephiError, notice
 from ..paths import check_file
 from ..space.grid import Grid
-from .apart import read_image_apart
 from .dicom import read_dicom, read_dicom_file
 from .dicom_objects import STRUCTURES, is_dicom
 from .geometry import check_geometry
 from .headers import META, NRRD, check_header
 from .nifti import SUFFIXES as NIFTI
 from .nifti import read_nifti
+from .subprocess_reader import read_image_in_subprocess
 from .writing import by_library, reserve, whole
 
 _HEAD = 4096  # bytes of a DICOM file that say what it is
@@ -62,7 +62,7 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
             if is_dicom(path):
                 return read_dicom_file(path, role)
             if not name.endswith((*NRRD, *META)) or not check_header(path, role):
-                image = read_image_apart(path, role)
+                image = read_image_in_subprocess(path, role)
                 if name.endswith(_PICTURES):
                     size = " x ".join(f"{mm:g}" for mm in image.GetSpacing())
                     notice(f"{role}: {path.name} does not say where the image lies; voxels of {size} mm are taken.")

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 from ..errors import NephiError
-from .apart import several
+from .subprocess_reader import several_transforms
 
 _FIRST = "#Insight Transform File V1"
 _LONGEST = 2**28  # bytes of a text; beyond it use .h5
@@ -49,7 +49,7 @@ def check_text(path: Path) -> bool:
     if not text.endswith("\n"):
         raise NephiError(f"{path} is cut off: its last line has no end")
     if text.count(_FIRST) > 1:  # ITK would compose them all
-        raise NephiError(f"{path} is damaged: it holds several transform files, one after the other")
+        raise NephiError(f"{path} is damaged: it contains several transform files, one after the other")
     blocks: list[dict[str, str]] = []
     for line in text.replace("\r\n", "\n").split("\n")[1:]:
         key, sign, value = (part.strip() for part in line.partition(":"))
@@ -69,7 +69,7 @@ def check_text(path: Path) -> bool:
     if announced not in (0, len(blocks)):
         raise NephiError(f"{path} is cut off: it announces {announced} transforms and holds {len(blocks)}")
     if len(blocks) > 1 and not blocks[0].get("Transform", "").startswith("CompositeTransform"):
-        raise NephiError(several(path))
+        raise NephiError(several_transforms(path))
     known = True
     for block in blocks:
         known = _check_block(block, path, len(blocks)) and known

@@ -14,13 +14,13 @@ from ..paths import check_file
 from ..settings import ALIGNMENTS
 from ..space.affine import Affine
 from ..space.grid import Grid
-from .apart import try_transform
 from .dicom_objects import is_dicom, read_registration
 from .geometry import FARTHEST_MM, check_geometry
 from .headers import META, NRRD
 from .image import open_image
 from .nifti import SUFFIXES as NIFTI
 from .parameters import check_mat, check_text
+from .subprocess_reader import try_transform
 from .writing import by_library, whole
 
 _LETTERS = 26  # of a number as text, at most

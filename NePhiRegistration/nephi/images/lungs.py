@@ -15,8 +15,8 @@ import SimpleITK as sitk
 
 from ..space.grid import Grid
 from .hounsfield import far_padding, looks_like_ct, sparse
+from .left_right import LEFT, RIGHT, right_and_left
 from .masks import BLOCKS_MM, LUNG_THRESHOLD_HU, inside, lung_blocks, lung_mask, lungs_of_blocks, on_grid
-from .sides import LEFT, RIGHT, right_and_left
 
 _ROOM_HU, _LUNG_HU, _SOFT_HU = -1000.0, -850.0, 40.0
 _FIRST_MM = 5.0  # blocks in which a mapping is tried

@@ -9,9 +9,9 @@ import SimpleITK as sitk
 
 from ..settings import BODY_MM
 from ..space.grid import Box, Grid
-from .between import between
 from .blocks import block_means, shrink_factors
 from .hounsfield import CT_WINDOW, LEAST_PADDING, far_padding, looks_like_ct, padding, sparse
+from .sampling import interpolated
 
 LUNG_THRESHOLD_HU = -400.0
 BLOCKS_MM = 3.0  # in which lungs are looked for
@@ -154,7 +154,9 @@ def on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
     high = np.clip(np.ceil(index.max(0)) + 1, low + 1, grid.size).astype(int)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))[::-1]
     out = np.zeros(grid.shape, np.uint8)
-    for row, values in zip(out[box], between(sitk.GetArrayViewFromImage(mask), coarse, grid.part(box)), strict=True):
+    for row, values in zip(
+        out[box], interpolated(sitk.GetArrayViewFromImage(mask), coarse, grid.part(box)), strict=True
+    ):
         np.greater(values, 0.5, out=row.view(bool))
     return grid.image(out)
 

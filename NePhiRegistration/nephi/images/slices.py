@@ -10,8 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..space.grid import Grid
-from .between import places_along, read_between
 from .blocks import block_means, seen_box
+from .sampling import aligned_places, interpolated_at
 
 Values = TypeVar("Values")
 
@@ -60,7 +60,7 @@ class Slices(GridSlices[np.ndarray]):
             image = _averaged(image, grid, transform, factor)
         self._image = image
         self._grid, self._transform, self._outside = grid, transform, outside
-        self._places = places_along(Grid.of(image), grid, transform)
+        self._places = aligned_places(Grid.of(image), grid, transform)
 
     def _resampled(self, start: int, stop: int) -> np.ndarray:
         part = self._grid.slices(start, stop)
@@ -68,7 +68,7 @@ class Slices(GridSlices[np.ndarray]):
             first, step = self._places
             places = first + step * np.eye(len(step))[-1] * start, step
             values, out = sitk.GetArrayViewFromImage(self._image), np.empty(part.shape, np.float32)
-            for place, row in enumerate(read_between(values, places, part.size, self._outside)):
+            for place, row in enumerate(interpolated_at(values, places, part.size, self._outside)):
                 out[place] = row
             return out
         return sitk.GetArrayFromImage(

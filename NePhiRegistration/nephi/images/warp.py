@@ -1,4 +1,4 @@
-"""Images interpolated through a transform or a displacement that is held on a coarse grid, a slice at a time."""
+"""Images resampled through a transform, or through a displacement on a coarse grid, slice by slice."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from ..device import in_threads
 from ..errors import notice
 from ..files.transform import displacement_transform
 from ..space.grid import Grid
-from .between import neighbours, places_along, read_between
-from .through import places_through
+from .sampling import Places, aligned_places, displaced_places, interpolated_at, neighbours
 
-_EXACT = (np.int8, np.uint8, np.int16, np.uint16, np.float32)  # what single precision holds
-_SAMPLED, _MOST_LABELS = 64, 64  # places along each axis, and values of what may be a label map
-_TOGETHER = 8  # slices that are made of the same ones
-_MOST_ROWS = 2**16  # of the image that one slice reads from: of more, single precision misses places by 1/256 voxel
+_EXACT = (np.int8, np.uint8, np.int16, np.uint16, np.float32)  # types that single precision represents exactly
+_SAMPLED, _MOST_LABELS = 64, 64  # voxels along each axis, and most values of what may be a label map
+_TOGETHER = 8  # output slices that share the input slices they are read from
+_MOST_ROWS = 2**16  # that one slice reads from: with more, single precision has errors of 1/256 voxel
 
 
-def tell_side(image: sitk.Image, fixed: Grid, moving: Grid, inverse: bool) -> None:
-    """A notice where a fixed image is warped as a moving one, or, ``inverse``, the other way round."""
+def warn_of_side(image: sitk.Image, fixed: Grid, moving: Grid, inverse: bool) -> None:
+    """A notice if a fixed image is warped as the moving one, or, with ``inverse``, the other way round."""
     own, other = (fixed, moving) if inverse else (moving, fixed)
     given = Grid.of(image)
     if given.same_as(other) and not given.same_as(own):
@@ -36,26 +35,26 @@ def tell_side(image: sitk.Image, fixed: Grid, moving: Grid, inverse: bool) -> No
         )
 
 
-def tell_blank(image: sitk.Image, warped: sitk.Image) -> None:
-    """A notice where an image was warped to one that shows nothing of it."""
+def warn_of_blank(image: sitk.Image, warped: sitk.Image) -> None:
+    """A notice if the warped image shows nothing of the input image."""
     before, after = sitk.GetArrayViewFromImage(image), sitk.GetArrayViewFromImage(warped)
     if after.min() == after.max() and before.min() != before.max():
         notice(
-            "The warped image shows nothing of the input image: under the map it lies elsewhere. Look whether it is of "
-            "this patient, in the frame of the images that were registered, and on the side of the map that was meant."
+            "The warped image shows nothing of the input image: the map takes it elsewhere. Check that it is of this "
+            "patient, in the frame of the registered images, and warped in the intended direction."
         )
 
 
-def tell_labels(image: sitk.Image) -> None:
-    """A notice where an image that is interpolated linearly seems to be a label map."""
+def warn_of_labels(image: sitk.Image) -> None:
+    """A notice if an image that was interpolated linearly looks like a label map."""
     array = sitk.GetArrayViewFromImage(image)
     steps = tuple(max(1, n // _SAMPLED) for n in array.shape)
     some = array[tuple(slice(None, None, step) for step in steps)]
     values = np.unique(some) if np.issubdtype(array.dtype, np.integer) else np.empty(0)
     if 2 < len(values) <= _MOST_LABELS:
         notice(
-            f"The input image holds {len(values)} values alone and was interpolated; if it is a label map, give "
-            "--labels (labels=True), or values come about that lie between its labels."
+            f"The input image has only {len(values)} values and was interpolated; if it is a label map, give --labels "
+            "(labels=True), otherwise values between its labels arise."
         )
 
 
@@ -64,9 +63,9 @@ def warped_slices(
 ) -> Iterator[np.ndarray]:
     """The image on ``grid`` through a displacement, slice by slice: (y, x) of the image's type, interpolated linearly.
 
-    ``displacement_mm`` (z, y, x, d) takes points of ``coarse``, which covers the same box as ``grid``, to the image's
-    and is linear between; ``outside``: the value beyond the image. Whole numbers are rounded. What differs from ITK's
-    resampling, at a third of its cost: 1/256 of a voxel, at most, in where values are read.
+    ``displacement_mm`` (z, y, x, d) maps the nodes of ``coarse``, which covers the same box as ``grid``, into the
+    image, and is linear between them. ``outside``: the value beyond the image. Integers are rounded. Positions differ
+    from those of ITK by at most 1/256 of a voxel, at a third of its cost.
     """
     array = sitk.GetArrayViewFromImage(image)
     if array.dtype.type not in _EXACT or min(array.shape) < 2 or min(grid.shape) < 2 or array.ndim != 3:
@@ -84,7 +83,7 @@ def warped_slices(
     places = np.linspace(0, len(positions) - 1, grid.shape[0])
     spread = (along.max((1, 2)) - along.min((1, 2))).max() + 2 * _TOGETHER
     many = _TOGETHER if spread * array.shape[1] < _MOST_ROWS else 1
-    between = [_Between.of(positions.shape[axis], grid.shape[axis]) for axis in (1, 2)]
+    between = [_Interpolation.of(positions.shape[axis], grid.shape[axis]) for axis in (1, 2)]
 
     def warped(start: int) -> list[np.ndarray]:
         some = places[start : start + many]
@@ -101,19 +100,19 @@ def warped_slices(
 
 
 def linear_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | None, outside: float = 0.0) -> np.ndarray:
-    """An image (z, y, x), float32, which ``transform`` takes the points of ``grid`` to, interpolated as ITK does.
+    """An image (z, y, x; float32) on ``grid`` through ``transform``, interpolated linearly, as in ITK.
 
-    ``outside``: beyond the image. A displacement field is evaluated in single precision: to a ten-thousandth of a
-    voxel.
+    ``outside``: the value beyond the image. A displacement field is evaluated in single precision, with an error below
+    a ten-thousandth of a voxel.
     """
     array, own = sitk.GetArrayViewFromImage(image), Grid.of(image)
     out = np.empty(grid.shape, np.float32)
-    places = places_along(own, grid, transform) if array.dtype.type in _EXACT else None
+    places = aligned_places(own, grid, transform) if array.dtype.type in _EXACT else None
     if places is not None:
-        for row, values in zip(out, read_between(array, places, grid.size, outside), strict=True):
+        for row, values in zip(out, interpolated_at(array, places, grid.size, outside), strict=True):
             row[...] = values
         return out
-    found = places_through(transform, grid, own) if array.dtype.type in _EXACT else None
+    found = displaced_places(transform, grid, own) if array.dtype.type in _EXACT else None
     if found is None:
         return sitk.GetArrayFromImage(grid.resample(image, transform, sitk.sitkLinear, outside, sitk.sitkFloat32))
     size, table = array.shape[::-1], torch.from_numpy(array.astype(np.float32))[None, None]
@@ -131,15 +130,51 @@ def linear_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | No
     return out
 
 
+def nearest_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | None, outside: float) -> np.ndarray:
+    """An image (z, y, x) on ``grid`` through ``transform``: its nearest voxels, as in ITK.
+
+    ``outside``: the value beyond the image. A displacement field is evaluated in single precision, with an error below
+    a ten-thousandth of a voxel.
+    """
+    places = aligned_places(Grid.of(image), grid, transform)
+    array = sitk.GetArrayViewFromImage(image)
+    if places is not None:
+        return _nearest_along(array, places, grid, outside)
+    found = displaced_places(transform, grid, Grid.of(image))
+    if found is None:
+        return sitk.GetArrayFromImage(grid.resample(image, transform, sitk.sitkNearestNeighbor, outside))
+    size, flat = array.shape[::-1], array.reshape(-1)
+
+    out = np.empty(grid.shape, array.dtype)
+    for row, index in zip(out, found, strict=True):
+        seen, at = np.ones(row.shape, bool), np.zeros(row.shape, np.intp)
+        for along, n in zip(reversed(index), reversed(size), strict=True):
+            along += np.float32(0.5)
+            seen &= (along >= 0) & (along < n)
+            at *= n
+            at += along.astype(np.intp)  # floor, where it is seen
+        row[...] = np.where(seen, flat.take(at, mode="clip"), array.dtype.type(outside))
+    return out
+
+
+def _nearest_along(array: np.ndarray, places: Places, grid: Grid, outside: float) -> np.ndarray:
+    index = [np.floor(start + by * np.arange(n) + 0.5) for start, by, n in zip(*places, grid.size, strict=True)][::-1]
+    seen = [(along >= 0) & (along < n) for along, n in zip(index, array.shape, strict=True)]
+    out = np.full(grid.shape, outside, array.dtype)
+    kept = [along[inside].astype(np.intp) for along, inside in zip(index, seen, strict=True)]
+    out[np.ix_(*seen)] = array[np.ix_(*kept)]
+    return out
+
+
 @dataclass(frozen=True)
-class _Between:
-    """Of places that are evenly spread from the first to the last node: the node below, and the part of the way on."""
+class _Interpolation:
+    """Linear interpolation at evenly spaced positions from the first to the last node along an axis."""
 
     below: Tensor
     part: Tensor
 
     @classmethod
-    def of(cls, nodes: int, count: int) -> _Between:
+    def of(cls, nodes: int, count: int) -> _Interpolation:
         below, part, _ = neighbours(np.linspace(0, nodes - 1, count), nodes)
         return cls(torch.from_numpy(below), torch.from_numpy(part))
 
@@ -150,13 +185,13 @@ class _Between:
 
 
 class _Tall:
-    """Some slices of an image, one below the other as one tall image, and next to it the same from the second on.
+    """Slices of an image, stacked to one tall 2D image of two channels: each slice and the one above it.
 
-    Two channels in 2D, the slices below and above, are read several times faster than one in 3D.
+    Reading both in 2D is several times faster than interpolating in 3D.
     """
 
     def __init__(self, array: np.ndarray, along: np.ndarray):
-        """``along``: indices of the slices that are read."""
+        """``along``: indices of the slices to read."""
         depth, height, width = array.shape
         self.size = width, height, depth
         self.first = int(np.clip(along.min(), 0, depth - 2))
@@ -166,12 +201,12 @@ class _Tall:
         strides = (0, height * width, width, 1)
         self.pair = tall.as_strided((1, 2, self.rows, width), strides)
 
-    def read(self, nodes: Tensor, between: list[_Between], outside: float) -> Tensor:
-        """Values (y, x) at indices that are given at nodes (j, i, 3) and linear between them, along y and x."""
+    def read(self, nodes: Tensor, between: list[_Interpolation], outside: float) -> Tensor:
+        """Values (y, x) at indices given at nodes (j, i, 3) and interpolated linearly between them along y and x."""
         size = torch.tensor(self.size)
         width, height, depth = self.size
         low, high = nodes.amin((0, 1)), nodes.amax((0, 1))
-        # in the units in which places are read: -1 and 1 at the first and last voxel
+        # in grid_sample's units: -1 and 1 at the first and last voxel
         unit = nodes.new_tensor([2 / (width - 1), 2 / (self.rows - 1), 1.0])
         first = nodes.new_tensor([-1.0, -1.0, -float(self.first)])
         scaled = (nodes * unit + first).movedim(-1, 0).contiguous()
@@ -182,7 +217,7 @@ class _Tall:
         for axis, along in enumerate((x, y, z)):
             if low[axis] < -0.5 or high[axis] >= size[axis] - 0.5:
                 start, end = ((edge * unit[axis] + first[axis]).item() for edge in (-0.5, size[axis] - 0.5))
-                values = along.numpy()  # whose comparisons take a fifth of torch's time
+                values = along.numpy()  # numpy compares in a fifth of torch's time
                 beyond = np.logical_or(values < start, values >= end)
                 unseen = beyond if unseen is None else np.logical_or(unseen, beyond, out=unseen)
         if low[1] < 0 or high[1] > height - 1:

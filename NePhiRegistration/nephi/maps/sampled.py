@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from ..images.between import between
+from ..images.sampling import interpolated
 from ..images.volume import sample_linear
 from ..space.grid import Grid
 
@@ -149,5 +149,5 @@ def joined(
 
 def _read_on(grid: Grid, values: np.ndarray, other: Grid) -> Iterator[np.ndarray]:
     """A displacement (z, y, x, d) that is held on a grid, on another one along the same axes: slices (y, x, d)."""
-    for slices in zip(*(between(part, grid, other) for part in np.moveaxis(values, -1, 0)), strict=True):
+    for slices in zip(*(interpolated(part, grid, other) for part in np.moveaxis(values, -1, 0)), strict=True):
         yield np.stack(slices, -1)

@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..files.segments import named, region_names
-from ..images.through import nearest_through
+from ..images.warp import nearest_through
 from ..space.grid import Grid
 from .quality import dice
 from .report import SurfaceDistance

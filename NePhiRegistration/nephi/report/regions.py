@@ -11,14 +11,14 @@ from ..measure.quality import region_statistics
 from ..measure.surfaces import label_agreement
 from ..space.affine import Affine
 from ..space.grid import Box, Grid
-from .breath import Breath
+from .ventilation import Ventilation
 
 
 def measured_regions(
     regions: Both[sitk.Image | None],
     jacobian: np.ndarray,
     box: Box,
-    breath: Breath | None,
+    ventilation: Ventilation | None,
     transform: sitk.Transform,
     alignment: Affine,
 ) -> list[dict] | None:
@@ -33,8 +33,8 @@ def measured_regions(
         return None
     labels, grid = sitk.GetArrayViewFromImage(fixed)[box], Grid.of(fixed)
     rows = region_statistics(jacobian, labels, grid.voxel_volume_mm3)
-    if breath is not None:
-        rows = breath.of_regions(rows, jacobian, fixed)
+    if ventilation is not None:
+        rows = ventilation.of_regions(rows, jacobian, fixed)
     if moving is not None:
         agreement = {row["label"]: row for row in label_agreement(fixed, moving, transform, alignment.transform())}
         rows = [row | _agreement(agreement[row["label"]]) for row in rows]

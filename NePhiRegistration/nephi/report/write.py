@@ -23,8 +23,7 @@ from ..files.image import write_image
 from ..files.nifti_writing import write_slices
 from ..files.transform import displacement_transform, through, write_transform
 from ..files.writing import write_text
-from ..images.through import nearest_through
-from ..images.warp import warped_slices
+from ..images.warp import nearest_through, warped_slices
 from ..measure import quality
 from ..measure.estimate import beginning, stages
 from ..measure.evaluate import measure, write_landmark_errors
@@ -33,10 +32,10 @@ from ..measure.timetable import Tell, in_stages
 from ..measure.verdict import Tolerances, judged
 from ..result import Registration, lowest
 from ..space.grid import Box, Grid
-from .breath import Breath, further_maps
-from .guided import bent_bodies, guided_landmarks, measured_guidance
+from .guidance import bent_bodies, guided_landmarks, measured_guidance
 from .page import write_report
 from .regions import measured_regions
+from .ventilation import Ventilation, further_maps
 
 _ROUGH_VOXELS = 0.5  # a written transform that errs by more, on average, is none of the map
 _DISAGREEMENT_MM = 4.0  # between the voxels of its map
@@ -87,14 +86,14 @@ def write_all(
             box, jacobian, jacobian_error = r.jacobian_image(maps.displacement, maps.grid, where, exact)
             begin("measures")
             measured = _measured(r, jacobian, box, maps.transforms, landmarks, labels)
-            breath = None
+            ventilation = None
             if where is not None and (regions is not None or "ventilation" in outputs):
-                breath = Breath.of(images, forward, box, where, r.length_scale)
-            rows = measured_regions(Both(regions, moving_regions), jacobian, box, breath, forward, r.affine)
+                ventilation = Ventilation.of(images, forward, box, where, r.length_scale)
+            rows = measured_regions(Both(regions, moving_regions), jacobian, box, ventilation, forward, r.affine)
             measured = replace(measured, regions=rows)
-            _write_jacobian(jacobian, box, grid, breath, outputs, scratch, tell)
+            _write_jacobian(jacobian, box, grid, ventilation, outputs, scratch, tell)
             determinant = grid.part(box).image(jacobian) if "report" in outputs else None
-            del jacobian, breath  # the largest of what is held
+            del jacobian, ventilation  # the largest arrays
             begin("expected error")
             trust = r.trust(fixed, moving, forward)
             measured = judged(measured, trust.estimate(), trust.share_above, _voxel_mm(r), tolerances)
@@ -205,7 +204,7 @@ def _write_jacobian(
     jacobian: np.ndarray,
     box: Box,
     grid: Grid,
-    breath: Breath | None,
+    ventilation: Ventilation | None,
     outputs: Collection[str],
     scratch: ResultFolder,
     tell: Tell,
@@ -215,7 +214,7 @@ def _write_jacobian(
         _begin(tell, "writing")
         spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
         write_slices(spread, np.float32, grid, scratch.jacobian)
-    for values, path in further_maps(jacobian, breath, outputs, scratch):
+    for values, path in further_maps(jacobian, ventilation, outputs, scratch):
         write_slices(_spread(values, box, grid, 0.0), np.float32, grid, path)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nephi.cli.entry import main
-from nephi.images.sides import LEFT, RIGHT, UNDIVIDED, right_and_left
+from nephi.images.left_right import LEFT, RIGHT, UNDIVIDED, right_and_left
 
 _SPACING_MM = 5.0
 _SIDE_MM = 320.0

@@ -1,4 +1,4 @@
-"""What became of what guided a registration: for the report, and in words."""
+"""How far the result of a guided registration follows its guidance: for the report and as text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..result import Registration
 from ..space.rigid import rigidly_moved
 
 _POINTS = 2000  # at which a region's change of volume is measured, at most
-_RIGID_MM = 0.2  # from a body's rigid motion, beyond which that is told
-_SAME_MM = 1e-3  # landmarks nearer than this are one
+_RIGID_MM = 0.2  # from a body's best rigid motion, beyond which a warning is given
+_SAME_MM = 1e-3  # landmarks nearer to each other than this are the same
 
 
 def measured_guidance(r: Registration, transform: sitk.Transform) -> dict[str, Any] | None:
-    """The report's entry ``guidance``: what was given, and how far the result is from it; None without any.
+    """The report's entry ``guidance``: how far the result is from what was given; None without guidance.
 
-    ``transform``: the forward map, as it is written. ``landmarks``: their residual in mm, after the alignment only and
-    after the registration, and how many end within their deviation. ``labels``: Dice of each. ``excluded``: the volumes
-    that were left out, and the change that their surroundings gave them. ``rigid``: of each body how far it is from its
-    best rigid motion. ``volume_kept``: change of each label. ``initial``: how far the refinement moved points.
+    ``transform``: the forward map, as it is written. ``landmarks``: their residual in mm after the alignment and after
+    the registration, and how many lie within their standard deviation. ``labels``: Dice of each. ``excluded``: the
+    excluded volumes and the change that their surroundings gave them. ``rigid``: the distance of each body from its
+    best rigid motion. ``volume_kept``: the change of each label. ``initial``: how far the refinement moved points.
     """
     g = r.guidance
     found: dict[str, Any] = {}
@@ -62,8 +62,10 @@ def measured_guidance(r: Registration, transform: sitk.Transform) -> dict[str, A
 
 
 def guided_landmarks(r: Registration, landmarks: list[dict] | None) -> tuple[list[dict] | None, list[str]]:
-    """The rows of the landmarks at which the error is measured, each with whether it ``guided`` the registration, where
-    any landmark did; and what a user should know of that."""
+    """The rows of the evaluation landmarks, each marked if it ``guided`` the registration, and notes for the user.
+
+    Unchanged where no landmarks guided it.
+    """
     given = r.guidance.landmarks_lps_mm
     if given is None or not landmarks:
         return landmarks, []
@@ -74,24 +76,24 @@ def guided_landmarks(r: Registration, landmarks: list[dict] | None) -> tuple[lis
     if not near.any():
         return marked, []
     return marked, [
-        f"{near.sum()} of the {len(near)} landmarks at which the error is measured guided the registration: there the "
-        "error is no independent measure, and the verdict leaves them out."
+        f"{near.sum()} of the {len(near)} landmarks at which the error is measured guided the registration: the "
+        "error there is no independent measure, and the verdict leaves them out."
     ]
 
 
 def bent_bodies(found: dict[str, Any] | None, scale: float) -> Iterator[str]:
-    """What a user should know of bodies that are not rigid; ``scale``: of lengths, where what is shown is no human."""
+    """A warning if bodies that were to stay rigid did not; ``scale``: of lengths, below 1 for small bodies."""
     rigid = [row["residual_mm"]["max"] for row in (found or {}).get("rigid", ())]
     bent = [residual_mm for residual_mm in rigid if residual_mm > _RIGID_MM * scale]
     if bent:
         yield (
             f"{len(bent)} of the {len(rigid)} bodies that were to stay rigid are bent by up to {max(bent):.2f} mm: "
-            "look there for what is in their way."
+            "check there for what obstructs them."
         )
 
 
-def in_words(found: dict[str, Any]) -> Iterator[str]:
-    """What guided, one line for each kind, to be printed."""
+def guidance_lines(found: dict[str, Any]) -> Iterator[str]:
+    """One line for each kind of guidance, to be printed."""
     if landmarks := found.get("landmarks"):
         after = landmarks["after"]
         yield (
@@ -128,7 +130,7 @@ def _overlaps(r: Registration, labels: tuple[sitk.Image, sitk.Image], transform:
 
 
 def _change(r: Registration, mask: sitk.Image, role: str) -> dict[str, float]:
-    """Volume of a part of an image and its change, in percent, on the way to the other image."""
+    """The volume of a region and its change, in percent, on the way to the other image."""
     grid = r.fixed_grid if role == "fixed" else r.moving_grid
     points = quality.random_points(grid, mask, _POINTS)
     ratio = r.jacobian_determinant(points) if role == "fixed" else 1 / r.jacobian_determinant(r.inverse(points))

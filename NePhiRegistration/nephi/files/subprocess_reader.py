@@ -1,11 +1,11 @@
-"""Files that ITK may crash on, read in a process of their own, so that a crash is an error like any other.
+"""Reads files on which ITK may crash in a subprocess, so that a crash becomes an ordinary error.
 
-    python -m nephi.files.apart image FILE COPY
-    python -m nephi.files.apart transform FILE
-    python -m nephi.files.apart x5 FILE
+    python -m nephi.files.subprocess_reader image FILE COPY
+    python -m nephi.files.subprocess_reader transform FILE
+    python -m nephi.files.subprocess_reader x5 FILE
 
-The copy is an NRRD file, read again by the parent; of a transform it is only tried whether it can be read: HDF5, too,
-crashes on some damage and does not end on other.
+An image is copied to an NRRD file, which the parent reads. A transform is only tried: HDF5, too, crashes or hangs on
+some damaged files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HEADER = 1 << 16
 _BASE_S, _BYTES_PER_S = 40, 5_000_000
 
 
-def read_image_apart(path: Path, role: str) -> sitk.Image:
+def read_image_in_subprocess(path: Path, role: str) -> sitk.Image:
     """An image in any format that ITK knows; raises NephiError."""
     with _room(path), tempfile.TemporaryDirectory(prefix="nephi-") as folder:
         copy = Path(folder) / "copy.nrrd"
@@ -49,9 +49,9 @@ def read_image_apart(path: Path, role: str) -> sitk.Image:
 
 
 def try_transform(path: Path, kind: str = "transform") -> bool:
-    """Whether ITK (for ``x5`` nitransforms) reads a transform file.
+    """Whether ITK (for ``x5`` nitransforms) can read a transform file.
 
-    Raises NephiError where it crashes, does not end or runs out of memory on it.
+    Raises NephiError if it crashes, hangs or runs out of memory on it.
     """
     try:
         with _room(path):
@@ -61,9 +61,9 @@ def try_transform(path: Path, kind: str = "transform") -> bool:
     return True
 
 
-def several(path: Path) -> str:
-    """What is said of a file of transforms that no composite one joins."""
-    return f"{path} holds several transforms that no composite one joins, of which ITK takes the first: keep one"
+def several_transforms(path: Path) -> str:
+    """The message for a file of several transforms without a composite one."""
+    return f"{path} contains several transforms without a composite one, of which ITK would use the first: keep one"
 
 
 class _Unreadable(NephiError):
@@ -77,8 +77,8 @@ def _room(path: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or error
         if error.errno == errno.EAGAIN:  # of the number of processes
-            raise NephiError(f"cannot read {path} in a process of its own: {why}") from None
-        raise NephiError(f"no room for temporary files, to read {path}: {why}") from None
+            raise NephiError(f"cannot start a subprocess to read {path}: {why}") from None
+        raise NephiError(f"no space for temporary files while reading {path}: {why}") from None
 
 
 def _run(arguments: list[str], path: Path, message: str) -> None:
@@ -97,7 +97,7 @@ def _run(arguments: list[str], path: Path, message: str) -> None:
     if code == _FULL:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if code == _SEVERAL:
-        raise NephiError(several(path))
+        raise NephiError(several_transforms(path))
     if code:
         raise NephiError(f"{path} is damaged: its reader stopped without a result")
 
@@ -120,7 +120,7 @@ def _main(what: str, path: str, *copy: str) -> int:
             if _cut(path):
                 return _REFUSED
             image = sitk.ReadImage(path)
-            # the copy would not hold what is not finite
+            # NRRD can't store what is not finite
             check_geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), path)
         elif what == "x5":
             importlib.import_module("nitransforms.io.x5").from_filename(path)
@@ -131,7 +131,7 @@ def _main(what: str, path: str, *copy: str) -> int:
         return _REFUSED
     try:
         size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
-        reserve(Path(copy[0]), size + _HEADER)  # a full disk, of which ITK does not always tell
+        reserve(Path(copy[0]), size + _HEADER)  # ITK does not always report a full disk
         sitk.WriteImage(image, copy[0])
     except (RuntimeError, OSError):
         return _FULL
@@ -139,7 +139,7 @@ def _main(what: str, path: str, *copy: str) -> int:
 
 
 class _Warnings(sitk.LoggerBase):
-    """What ITK warns of."""
+    """Collects ITK's warnings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ _UNPACKED = ("VTKImageIO", "GiplImageIO", "BMPImageIO", "StimulateImageIO", "Bio
 
 
 def _cut(path: str) -> bool:
-    """Whether a file lacks voxels or, of VTK, its place, which ITK does not tell; of formats without compression."""
+    """Whether a file lacks voxels or (VTK) its geometry, which ITK does not report; in formats without compression."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     reader.ReadImageInformation()
@@ -177,13 +177,13 @@ def _cut(path: str) -> bool:
         numbers = rb"[ \t]+([-+]?[\d.]+(?:[eE][-+]?\d+)?)" * 3 + rb"[ \t\r]*\n"
         places = [re.findall(rb"\n" + word + numbers, start) for word in (b"DIMENSIONS", b"SPACING", b"ORIGIN")]
         if b"\0" in start or [len(place) for place in places] != [1, 1, 1]:
-            return True  # what it cannot read it takes for 1 or 0
+            return True  # ITK takes what it cannot read for 1 or 0
         if any(number.count(b".") > 1 for place in places for number in place[0]):
             return True
     text = b"\nASCII" in head
     width = 2 if text else sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
     count = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-    before = 0 if text else head.find(b"\n", head.find(b"LOOKUP_TABLE")) + 1  # of VTK
+    before = 0 if text else head.find(b"\n", head.find(b"LOOKUP_TABLE")) + 1  # a VTK file's header
     return Path(path).stat().st_size - before < width * count
 
 

@@ -1,4 +1,4 @@
-"""The right and the left lung of a mask."""
+"""Splits a mask of the lungs into the right and the left lung."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from .blocks import block_means, shrink_factors
 from .masks import inside
 
 RIGHT, LEFT, UNDIVIDED = 1, 2, 3
-_STEP_MM, _DEEPEST_MM = 1.5, 10.0  # the mask is worn off by, until the lungs part; where they meet, they are thin
-_LEAST_SHARE = 0.2  # of the larger lung's core that the smaller one's has
-_LEAST_APART = 1 / 3  # of the lungs' width: lobes of one lung lie above or before each other
+_STEP_MM, _DEEPEST_MM = 1.5, 10.0  # erosion of the mask until the lungs separate: they touch where they are thin
+_LEAST_SHARE = 0.2  # of the smaller core in the larger one
+_LEAST_APART = 1 / 3  # of the lungs' width, along x: lobes of one lung lie above or in front of each other
 
 
 def right_and_left(lungs: sitk.Image) -> sitk.Image:
-    """A 3D mask of lungs as labels: RIGHT and LEFT of the patient, or UNDIVIDED where two lungs are not told apart.
+    """A 3D mask of lungs as labels: RIGHT and LEFT of the patient, or UNDIVIDED where they can't be separated.
 
-    Where the lungs touch, the mask is worn off until it falls into two parts of comparable size that lie side by side;
-    each of its voxels then goes to the nearer part, along the thickness of the mask. A trachea that is
-    left in the mask goes to either lung. Works at about 3 mm (less in bodies below ``BODY_MM``); every voxel of it
-    gets a label.
+    The mask is eroded until it falls into two parts of comparable size that lie side by side. A watershed of the
+    distance to its border then assigns its voxels to these parts. A trachea left in the mask goes to either lung.
+    Works at about 3 mm (less in bodies below ``BODY_MM``); every voxel of the mask gets a label.
     """
     grid = Grid.of(lungs)
     scale = min(1.0, grid.longest_side_mm / BODY_MM)
@@ -60,6 +59,6 @@ def _cores(part: sitk.Image, width_mm: float) -> sitk.Image | None:
 
 
 def _width_mm(mask: sitk.Image) -> float:
-    """How far a mask reaches from the patient's right to the left."""
+    """The extent of a mask from the patient's right to the left."""
     index = np.argwhere(inside(mask))[:, ::-1]
     return float(np.ptp(Grid.of(mask).to_lps_mm(index)[:, 0])) if len(index) else 0.0

@@ -9,8 +9,7 @@ import pytest
 import SimpleITK as sitk
 from nephi.files.transform import displacement_transform, through
 from nephi.images.slices import Slices
-from nephi.images.through import nearest_through
-from nephi.images.warp import linear_through
+from nephi.images.warp import linear_through, nearest_through
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 
