@@ -1,5 +1,4 @@
-"""The arguments of ``nephi register | batch | summarise | warp | convert | jacobian | evaluate | structures | lungs
-| demo | devices | dirlab | train | breathe | commission | app``."""
+"""The commands of ``nephi`` and their arguments."""
 
 from __future__ import annotations
 
@@ -9,28 +8,35 @@ from typing import NoReturn
 from ..files.cases import ROLES
 from ..version import __version__
 from .arguments import (
-    DEVICE,
     FORMATS,
-    PRESET,
+    add_device,
     add_guides,
     add_how,
+    add_iterations,
     add_labels,
     add_landmarks,
     add_machine,
     add_masks,
+    add_optional_output,
+    add_output,
+    add_preset,
     add_progress,
+    add_reference,
+    add_repeatable,
+    add_seed,
     add_series,
+    add_tolerances,
 )
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's parser, which tells a wrong argument in one line, as all other errors are told."""
+    """argparse's parser, which reports a wrong argument in one line, like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"nephi: {message}; see {self.prog} --help\n")
 
     def parse_known_args(self, args=None, namespace=None):
-        """A command tells of what it does not know itself, as its help lists what it does."""
+        """Each command reports the arguments unknown to it, so that the message names its own help."""
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -74,7 +80,7 @@ def _add_register(subparsers) -> None:
     p = _command(subparsers, "register", "register a moving image to a fixed one and measure the result")
     p.add_argument("fixed", metavar="FIXED", help="image file or DICOM folder (for lungs: exhale)")
     p.add_argument("moving", metavar="MOVING", help="image file or DICOM folder (for lungs: inhale)")
-    p.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for transforms, images and report")
+    add_output(p, "DIR", "folder for transforms, images and report")
     add_masks(p)
     add_landmarks(p)
     p.add_argument(
@@ -93,7 +99,7 @@ def _add_register(subparsers) -> None:
         "--preview",
         type=float,
         metavar="SECONDS",
-        help="write the displacement so far to DIR/preview.nrrd every so many seconds while it runs",
+        help="write the displacement so far to DIR/preview.nrrd at this interval during the run",
     )
     add_progress(p)
     p.set_defaults(run=("commands", "register_command"))
@@ -102,12 +108,14 @@ def _add_register(subparsers) -> None:
 def _add_batch(subparsers) -> None:
     p = _command(subparsers, "batch", "register a list of pairs; resumes an interrupted batch")
     p.add_argument("pairs", metavar="PAIRS", help=f"CSV file with the columns name, {', '.join(ROLES)}")
+    add_output(p, "DIR", "one folder per pair and summary.csv are written here")
     p.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="one folder per pair and summary.csv are written here"
+        "--jobs", type=int, default=1, metavar="N", help="number of pairs registered at the same time (default 1)"
     )
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="pairs registered at a time (default 1)")
     p.add_argument(
-        "--shard", metavar="I/N", help="only the I-th of N parts of the list; the other parts may run at the same time"
+        "--shard",
+        metavar="I/N",
+        help="register only the I-th of N parts of the list; other parts may run at the same time",
     )
     add_how(p)
     _add_engine(p)
@@ -115,27 +123,27 @@ def _add_batch(subparsers) -> None:
 
 
 def _add_engine(p: argparse.ArgumentParser) -> None:
-    """Options of a batch that other machines work on."""
+    """Options of a batch that runs on a cluster."""
     p.add_argument(
         "--engine",
         choices=("local", "slurm", "processes"),
         default="local",
-        help="what registers the pairs: this process (local, the default), SLURM jobs, or the same jobs as processes "
-        "on this machine, to try them out",
+        help="where the pairs are registered: by this process (local, the default), by SLURM jobs, or by the same jobs "
+        "as processes on this machine, to test them",
     )
     p.add_argument(
-        "--cluster", metavar="FILE", help="JSON with settings of the SLURM jobs; the options below override it"
+        "--cluster", metavar="FILE", help="JSON file with settings of the SLURM jobs; the options below override it"
     )
     p.add_argument("--partition", metavar="NAME", help="SLURM partition (default: the cluster's own)")
     p.add_argument(
         "--time",
         type=int,
         metavar="MINUTES",
-        help="time limit of a job, which is requeued when it is reached (default 240)",
+        help="time limit of a job, which is requeued when it reaches the limit (default 240)",
     )
     p.add_argument("--memory", type=float, metavar="GB", help="memory of a job (default 8)")
     p.add_argument("--gpus", type=int, metavar="N", help="GPUs of a job (default 0)")
-    p.add_argument("--array", type=int, metavar="N", help="number of jobs, at most (default 100)")
+    p.add_argument("--array", type=int, metavar="N", help="maximum number of jobs (default 100)")
 
 
 def _add_convert(subparsers) -> None:
@@ -144,23 +152,17 @@ def _add_convert(subparsers) -> None:
         "transform",
         nargs="+",
         metavar="TRANSFORM",
-        help="folder of a registration, or fixed -> moving transforms in the order in which points go through them",
+        help="folder of a registration, or fixed -> moving transforms in the order in which they are applied to points",
     )
     p.add_argument("--to", required=True, choices=(*FORMATS, "dicom"), help="the format")
-    p.add_argument(
-        "-o", "--output", required=True, metavar="NAME", help="folder and beginning of the names of the files written"
-    )
-    p.add_argument(
-        "--reference",
-        metavar="IMAGE",
-        help="image that gives the grid of the field; for dicom the folder of the fixed series",
-    )
+    add_output(p, "NAME", "folder and beginning of the file names to write")
+    add_reference(p, "image that defines the grid of the field; for dicom the folder of the fixed series")
     p.add_argument("--moving", metavar="IMAGE", help="the moving image, for fsl; for dicom the folder of its series")
     p.add_argument(
         "--error",
         type=float,
         metavar="MM",
-        help="allow a coarser grid with at most this error, for the folder of a registration",
+        help="for the folder of a registration: allow a coarser grid with at most this error",
     )
     add_series(p)
     p.set_defaults(run=("convert", "convert_command"))
@@ -168,11 +170,11 @@ def _add_convert(subparsers) -> None:
 
 def _add_summarise(subparsers) -> None:
     p = _command(subparsers, "summarise", "write the table of a batch from the folders of its pairs")
-    p.add_argument("folder", metavar="DIR", help="folder that holds the folders of the pairs")
+    p.add_argument("folder", metavar="DIR", help="folder that contains the folders of the pairs")
     p.add_argument(
         "--pairs",
         metavar="PAIRS",
-        help="list of pairs, for its order and to name the missing ones (default: the folders found)",
+        help="list of pairs, which gives the order and shows which are missing (default: the folders found)",
     )
     p.set_defaults(run=("summarise", "summarise_command"))
 
@@ -186,14 +188,14 @@ def _add_warp(subparsers) -> None:
     p = _command(subparsers, "warp", "apply a registration to an image, a label map or points")
     p.add_argument("result", metavar="DIR", help="folder of a registration, or a fixed -> moving transform file")
     p.add_argument("input", metavar="INPUT", help="moving image, label map, landmark file or structure set")
-    p.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write; its ending gives the format")
-    p.add_argument("--reference", metavar="IMAGE", help="image that gives the output grid (default: the fixed image)")
+    add_output(p, "FILE", "file to write; its extension gives the format")
+    add_reference(p, "image that defines the output grid (default: the fixed image)")
     p.add_argument("--labels", action="store_true", help="INPUT is a label map: nearest-neighbour interpolation")
     p.add_argument(
         "--dicom",
         metavar="FIXED",
-        help="write DICOM: INPUT, a folder of a series, as a series into the folder --output, or INPUT, a segmentation "
-        "object (SEG) or RT structure set, as the file --output; FIXED is the folder of the fixed image's series",
+        help="write DICOM; FIXED is the folder of the fixed image's series. The folder of a series (INPUT) becomes a "
+        "series in the folder --output; a segmentation object (SEG) or RT structure set becomes the file --output",
     )
     p.add_argument(
         "--inverse", action="store_true", help="use the moving -> fixed map: INPUT is a fixed image, or moving points"
@@ -205,9 +207,9 @@ def _add_warp(subparsers) -> None:
 def _add_jacobian(subparsers) -> None:
     p = _command(subparsers, "jacobian", "exact Jacobian determinant of the map on any grid")
     p.add_argument("result", metavar="DIR", help="folder of a registration")
-    p.add_argument("-o", "--output", required=True, metavar="FILE", help="image file to write")
-    p.add_argument("--reference", metavar="IMAGE", help="image that gives the grid (default: the fixed image)")
-    p.add_argument("--mask", metavar="FILE", help="evaluate inside this mask only; 1 is written elsewhere")
+    add_output(p, "FILE", "image file to write")
+    add_reference(p, "image that defines the grid (default: the fixed image)")
+    p.add_argument("--mask", metavar="FILE", help="evaluate only inside this mask; 1 is written elsewhere")
     add_series(p)
     p.set_defaults(run=("commands", "jacobian_command"))
 
@@ -221,59 +223,43 @@ def _add_evaluate(subparsers) -> None:
     p.add_argument(
         "--alignment",
         metavar="FILE",
-        help="linear fixed -> moving transform that the method began with, to report errors before and after",
+        help="linear fixed -> moving transform that the method started from, to report errors before and after",
     )
     add_masks(p)
     add_landmarks(p)
     add_labels(p)
-    p.add_argument("-o", "--output", metavar="FILE", help="JSON file (default: standard output)")
-    p.add_argument("--landmark-errors", metavar="FILE", help="CSV file to write the error at each landmark to")
+    add_optional_output(p, "JSON file (default: standard output)")
+    p.add_argument("--landmark-errors", metavar="FILE", help="CSV file for the error at each landmark")
     add_series(p)
     p.set_defaults(run=("evaluate", "evaluate_command"))
 
 
 def _add_structures(subparsers) -> None:
-    p = _command(subparsers, "structures", "list an RT structure set, or make a label map of its contours")
+    p = _command(subparsers, "structures", "list the contours of an RT structure set, or convert them to a label map")
     p.add_argument("input", metavar="FILE", help="RT structure set (DICOM)")
-    p.add_argument("--reference", metavar="IMAGE", help="image that gives the grid of the label map")
-    p.add_argument(
-        "--roi",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="contour to write, as label 1; may be repeated for labels 2, 3, ... (default: all)",
+    add_reference(p, "image that defines the grid of the label map")
+    add_repeatable(
+        p, "--roi", "NAME", "contour to write, as label 1; may be repeated for labels 2, 3, ... (default: all)"
     )
-    p.add_argument("-o", "--output", metavar="FILE", help="label map to write (default: only list the contours)")
+    add_optional_output(p, "label map to write (default: only list the contours)")
     add_series(p)
     p.set_defaults(run=("structures", "structures_command"))
 
 
 def _add_lungs(subparsers) -> None:
-    p = _command(subparsers, "lungs", "find the lungs of a chest CT, right and left, to be corrected or measured")
+    p = _command(subparsers, "lungs", "segment the right and the left lung of a chest CT, to correct or measure them")
     p.add_argument("image", metavar="CT", help="chest CT: a file or a DICOM folder")
-    p.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="FILE",
-        help="label map to write: 1 right lung, 2 left lung, 3 lungs not told apart",
-    )
+    add_output(p, "FILE", "label map to write: 1 right lung, 2 left lung, 3 both where they can't be separated")
     add_series(p)
     p.set_defaults(run=("lungs", "lungs_command"))
 
 
 def _add_demo(subparsers) -> None:
     p = _command(subparsers, "demo", "register a generated inhale/exhale phantom with a known map")
-    p.add_argument(
-        "-o",
-        "--output",
-        default="nephi-demo",
-        metavar="DIR",
-        help="folder for phantom, result and report (default nephi-demo)",
-    )
-    p.add_argument("--preset", default="balanced", metavar="NAME", help=PRESET)
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the phantom and the run (default 0)")
-    p.add_argument("--device", default="auto", help=DEVICE)
+    add_output(p, "DIR", "folder for phantom, result and report (default nephi-demo)", default="nephi-demo")
+    add_preset(p, default="balanced")
+    add_seed(p, "seed of the phantom and the run (default 0)")
+    add_device(p)
     add_progress(p)
     p.set_defaults(run=("commands", "demo_command"))
 
@@ -283,9 +269,9 @@ def _add_train(subparsers) -> None:
     p.add_argument(
         "settings", metavar="SETTINGS", nargs="?", help="JSON file with settings of the training (docs/training.md)"
     )
-    p.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the model, the log and the cache")
+    add_output(p, "DIR", "folder for the model, the log and the cache")
     p.add_argument("--data", metavar="PAIRS", help="list of pairs as for batch, or shapes-solid or shapes-hollow")
-    p.add_argument("--validation", metavar="PAIRS", help="list of pairs by which the best model is chosen")
+    p.add_argument("--validation", metavar="PAIRS", help="list of pairs used to choose the best model")
     p.add_argument(
         "--start", metavar="NAME", help="start from the weights of a shipped model, by name, or of a model file"
     )
@@ -294,20 +280,18 @@ def _add_train(subparsers) -> None:
         metavar="NAME",
         help="trained model that serves, unchanged, as the coarse stage of a multi-resolution model",
     )
-    p.add_argument("--iterations", type=int, metavar="N", help="training steps (default: of the settings, 10000)")
-    p.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: of the settings, 0)")
+    add_iterations(p, "training steps (default: of the settings, 10000)")
+    add_seed(p, "seed of all random numbers (default: of the settings, 0)", default=None)
     p.add_argument("--resume", action="store_true", help="resume the run in DIR")
     add_machine(p)
     p.set_defaults(run=("training", "train_command"))
 
 
 def _add_breathe(subparsers) -> None:
-    p = _command(subparsers, "breathe", "generate pairs with known maps, to train on or to test with")
-    p.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="one folder per pair and pairs.csv are written here"
-    )
+    p = _command(subparsers, "breathe", "generate pairs with known maps, for training and testing")
+    add_output(p, "DIR", "one folder per pair and pairs.csv are written here")
     p.add_argument("--count", type=int, default=100, metavar="N", help="number of pairs (default 100)")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first pair (default 0)")
+    add_seed(p, "seed of the first pair (default 0)")
     p.add_argument(
         "--ct", nargs="*", default=[], metavar="FILE", help="chest CTs to deform (default: procedural chests)"
     )
@@ -316,16 +300,18 @@ def _add_breathe(subparsers) -> None:
 
 
 def _add_commission(subparsers) -> None:
-    p = _command(subparsers, "commission", "register digital phantoms with known maps here and record the errors")
+    p = _command(subparsers, "commission", "register phantoms with known maps on this machine and record the errors")
     p.add_argument("output", metavar="DIR", nargs="?", help="folder for commission.json, commission.html and results")
     p.add_argument(
-        "--check", metavar="FILE", help="only say whether this commission.json was changed since it was written"
+        "--check", metavar="FILE", help="only check whether this commission.json was changed since it was written"
     )
-    p.add_argument("--quick", action="store_true", help="coarser phantoms and the preset fast: two to three minutes")
-    p.add_argument("--preset", default=None, metavar="NAME", help=PRESET)
-    p.add_argument("--limits", metavar="FILE", help="JSON with a site's own limits of the errors")
-    p.add_argument("--tolerances", metavar="FILE", help="JSON with a site's own tolerances of the verdict")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the registrations (default 0)")
+    p.add_argument(
+        "--quick", action="store_true", help="use coarser phantoms and the preset fast: two to three minutes"
+    )
+    add_preset(p)
+    p.add_argument("--limits", metavar="FILE", help="JSON file with the site's own limits for the errors")
+    add_tolerances(p)
+    add_seed(p, "seed of the registrations (default 0)")
     add_machine(p)
     p.set_defaults(run=("commission", "commission_command"))
 
@@ -343,20 +329,20 @@ def _add_app(subparsers) -> None:
         "--host",
         default="127.0.0.1",
         metavar="NAME",
-        help="address to listen at, for other machines to reach it (default 127.0.0.1: this machine alone)",
+        help="address to listen on, if other machines are to reach it (default 127.0.0.1: only this machine)",
     )
     p.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 8650)")
-    p.add_argument("--sessions", type=int, default=4, metavar="N", help="sessions at a time, at most (default 4)")
+    p.add_argument(
+        "--sessions", type=int, default=4, metavar="N", help="maximum number of sessions at the same time (default 4)"
+    )
     p.add_argument("--no-browser", action="store_true", help="print the address without opening a browser")
     p.set_defaults(run=("app", "app_command"))
 
 
 def _add_dirlab(subparsers) -> None:
     p = _command(subparsers, "dirlab", "convert or score DIR-Lab's lung CT (COPDgene, 4DCT) with 300 landmarks")
-    p.add_argument("folder", metavar="FOLDER", help="folder with DIR-Lab's files, in folders of any names")
-    p.add_argument(
-        "--set", required=True, dest="collection", metavar="SET", help="which data set it is: copdgene or 4dct"
-    )
+    p.add_argument("folder", metavar="FOLDER", help="folder with DIR-Lab's files, in subfolders of any names")
+    p.add_argument("--set", required=True, dest="collection", metavar="SET", help="the data set: copdgene or 4dct")
     p.add_argument(
         "--cases",
         type=int,
