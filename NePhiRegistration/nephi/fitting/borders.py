@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..images.image_pair import ImagePair
-from ..images.masks import mask_box
+from ..images.masks import mask_box, signed_distance_mm
 from ..space.affine import Affine
 from ..space.grid import Grid
 
@@ -82,7 +82,7 @@ def _part(mask: sitk.Image, affine: Affine, pair: ImagePair) -> tuple[Tensor, Te
     """Of one label: points near its border and their distances, distances at nodes (z, y, x), where those lie."""
     reach_mm, spacing, cube = _REACH_MM * pair.scale, mask.GetSpacing(), pair.cube
     box = _cropped(mask, reach_mm)
-    distance = sitk.SignedMaurerDistanceMap(box, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+    distance = signed_distance_mm(box)
     # it counts from the centres of the outermost voxels inside; the border lies half a voxel beyond them
     stretch = abs(float(np.linalg.det(affine.matrix))) ** (1 / cube.dimension)
     values = (sitk.GetArrayFromImage(distance) - float(np.mean(spacing)) / 2) / stretch

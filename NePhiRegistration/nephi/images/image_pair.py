@@ -21,7 +21,7 @@ from ..space.grid import Grid
 from .coarse import grown
 from .hidden import Hidden, beyond
 from .hounsfield import background, looks_like_ct
-from .masks import choose_window, region_lps_mm
+from .masks import choose_window, region_lps_mm, signed_distance_mm
 from .resample import DeviceImage, DeviceSlices
 from .slices import Slices
 from .volume import Volume, VolumePair
@@ -311,9 +311,7 @@ class ImagePair:
             grid, mask = self.covering_grid(3.0 * self.scale), self.masks[way]
             assert mask is not None, "only masks have distance maps"
             mask = grid.image(np.asarray(self._on(grid, mask, way)[:] > 0.5, np.uint8))
-            self._distances[way] = sitk.SignedMaurerDistanceMap(
-                mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-            )
+            self._distances[way] = signed_distance_mm(mask)
         distance, cut = self._distances[way], _DISTANCE_MM * self.scale
         values = torch.from_numpy(sitk.GetArrayFromImage(distance)).float().clamp(-cut, cut) / cut
         lower = torch.tensor(self.lower_cube, dtype=torch.float32)

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from ..settings import BODY_MM
 from ..space.grid import Grid
 from .blocks import block_means, shrink_factors
-from .masks import inside
+from .masks import inside, signed_distance_mm
 
 RIGHT, LEFT, UNDIVIDED = 1, 2, 3
 _STEP_MM, _DEEPEST_MM = 1.5, 10.0  # erosion of the mask until the lungs separate: they touch where they are thin
@@ -27,7 +27,7 @@ def right_and_left(lungs: sitk.Image) -> sitk.Image:
     scale = min(1.0, grid.longest_side_mm / BODY_MM)
     shrink = shrink_factors(grid, 3.0 * scale)
     small = block_means(lungs, shrink, prepare=lambda values: (values != 0).astype(np.float32)) > 0.5
-    thickness = sitk.SignedMaurerDistanceMap(small, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
+    thickness = signed_distance_mm(small, positive_inside=True)
     width_mm = _width_mm(small)
     for depth in np.arange(0.0, _DEEPEST_MM, _STEP_MM):
         cores = _cores(thickness > float(scale * depth), width_mm)

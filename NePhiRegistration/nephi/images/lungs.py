@@ -16,7 +16,16 @@ import SimpleITK as sitk
 from ..space.grid import Grid
 from .hounsfield import far_padding, looks_like_ct, sparse
 from .left_right import LEFT, RIGHT, right_and_left
-from .masks import BLOCKS_MM, LUNG_THRESHOLD_HU, inside, lung_blocks, lung_mask, lungs_of_blocks, on_grid
+from .masks import (
+    BLOCKS_MM,
+    LUNG_THRESHOLD_HU,
+    inside,
+    lung_blocks,
+    lung_mask,
+    lungs_of_blocks,
+    on_grid,
+    signed_distance_mm,
+)
 
 _ROOM_HU, _LUNG_HU, _SOFT_HU = -1000.0, -850.0, 40.0
 _FIRST_MM = 5.0  # blocks in which a mapping is tried
@@ -75,9 +84,7 @@ def _like_lungs(blocks: sitk.Image, lungs: sitk.Image | None) -> bool:
         return False
     radius_mm = (part.sum() * grid.voxel_volume_mm3 / 2 * 3 / (4 * np.pi)) ** (1 / 3)
     opened = sitk.BinaryMorphologicalOpening(lungs, [max(1, round(_OPENED * radius_mm / s)) for s in grid.spacing_mm])
-    depth_mm = sitk.GetArrayFromImage(
-        sitk.SignedMaurerDistanceMap(lungs, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
-    )
+    depth_mm = sitk.GetArrayFromImage(signed_distance_mm(lungs, positive_inside=True))
     if inside(opened).sum() < _LEAST_LEFT * part.sum() or depth_mm[part].mean() < _LEAST_DEPTH * radius_mm:
         return False
     labels = sitk.GetArrayFromImage(right_and_left(lungs))

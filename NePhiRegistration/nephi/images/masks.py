@@ -29,6 +29,14 @@ _VOID_HU, _LEAST_VOID = -1200.0, 0.002  # darker than air with its noise, where 
 _LITTLE_TISSUE = 0.2  # as a part of the air, where nothing but lungs is in the image
 
 
+def signed_distance_mm(mask: sitk.Image, positive_inside: bool = False) -> sitk.Image:
+    """Distance of each voxel centre in mm from the outermost voxel centres of the mask; negative inside.
+
+    The border itself lies half a voxel beyond these centres. ``positive_inside``: the same with the opposite sign.
+    """
+    return sitk.SignedMaurerDistanceMap(mask, positive_inside, squaredDistance=False, useImageSpacing=True)
+
+
 def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[float, float]:
     """Intensities to map to 0..1: -1000..200 HU for CT, else the 1st to 99th percentile of the values that are neither
     0 nor far padding."""

@@ -11,19 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..device import in_threads
+from ..space.grid import slabs
 from ..space.interpolate import constant, interpolate
 
 _ROWS = 256  # points whose surroundings are compared at a time: they stay in a CPU's cache
 _MORE_ROWS = 4096  # on a GPU
 _SLAB_VOXELS = 1_500_000  # worked on at a time: bounds what is held beside the result
 _TILE_VOXELS = 400_000  # of these, by a CPU: they stay in its cache
-
-
-def slabs(shape, least: int = 1):
-    """(start, stop) along the first axis, in parts of at most about 1.5 million voxels."""
-    depth = max(least, _SLAB_VOXELS // math.prod(shape[1:]))
-    for start in range(0, shape[0], depth):
-        yield start, min(start + depth, shape[0])
 
 
 def mind_ssc(image, dilation: int = 1, noise: float = 0.01, device=None) -> Tensor:
@@ -39,20 +33,20 @@ def mind_ssc(image, dilation: int = 1, noise: float = 0.01, device=None) -> Tens
     d, n = len(image.shape), image.shape[0]
     out = torch.empty(*image.shape, 2 * d * (d - 1), dtype=torch.uint8, device=device)
     pad = 2 * dilation + 1
-    for start, stop in slabs(image.shape, 2 * pad):
-        first, last = max(0, start - pad), min(n, stop + pad)
+    for rows in slabs(image.shape, _SLAB_VOXELS, 2 * pad):
+        first, last = max(0, rows.start - pad), min(n, rows.stop + pad)
         slab = torch.as_tensor(image[first:last]).to(device, torch.float32)
-        ends = [first - start + pad, stop + pad - last]
+        ends = [first - rows.start + pad, rows.stop + pad - last]
         slab = F.pad(slab[None, None], [pad, pad] * (d - 1) + ends, mode="replicate")[0, 0]
         side = max(2 * pad, math.isqrt(_TILE_VOXELS // out.shape[-2])) if slab.device.type == "cpu" else max(slab.shape)
-        tiles = [[slice(k, k + side) for k in range(0, n, side)] for n in (stop - start, *image.shape[1:2])]
+        tiles = [[slice(k, k + side) for k in range(0, n, side)] for n in (rows.stop - rows.start, *image.shape[1:2])]
 
         def made(tile: tuple[slice, ...], slab: Tensor = slab) -> tuple[tuple[slice, ...], Tensor]:
             around = slab[tuple(slice(part.start, part.stop + 2 * pad) for part in tile)]
             return tile, _mind_slab(around, dilation, pad, noise)
 
         for tile, values in in_threads(made, product(*tiles), slab.device):
-            out[start:stop][tile] = values
+            out[rows][tile] = values
     return out
 
 
@@ -165,8 +159,8 @@ class Volume:
         if mask is not None:
             plane = math.prod(mask.shape[1:])
             parts = [
-                torch.nonzero(torch.as_tensor(mask[start:stop]).reshape(-1))[:, 0].int() + start * plane
-                for start, stop in slabs(mask.shape)
+                torch.nonzero(torch.as_tensor(mask[rows]).reshape(-1))[:, 0].int() + rows.start * plane
+                for rows in slabs(mask.shape, _SLAB_VOXELS)
             ]
             chosen = torch.cat(parts)
             if len(chosen) > self._MOST:

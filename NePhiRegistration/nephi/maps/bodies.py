@@ -11,7 +11,7 @@ from torch import Tensor
 from ..space.interpolate import interpolate
 from .code import nodes, position_between
 from .held import HeldShift, PointMap, spline_table
-from .maps import Map, iterated_inverse
+from .maps import Map, MapOf, iterated_inverse
 
 if TYPE_CHECKING:
     from .border import Border
@@ -58,15 +58,8 @@ class Bodies:
         return Bodies(self.values.to(device), self.half_extents_cube.to(device))
 
 
-class Held(Map):
+class Held(MapOf):
     """A map as it is held as a spline, its inverse iterated until it is exact: a point costs less than in a field."""
-
-    def __init__(self, of: Map):
-        self.of = of
-
-    @property
-    def half_extents_cube(self) -> Tensor:
-        return self.of.half_extents_cube
 
     def forward(self, points_cube: Tensor) -> Tensor:
         return points_cube + self._shift(points_cube)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .code import nodes
 from .held import HeldShift, PointMap
-from .maps import Map, iterated_inverse
+from .maps import Map, MapOf, iterated_inverse
 from .sliding import Sliding
 
 _SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest; 4 mm give the same errors
@@ -20,7 +20,7 @@ _SMOOTH_NEAR_CUBE = 1e-4  # likewise of a smoothed mean, where beyond the cube a
 _ROUNDS = 8  # of the inverse, at most; one or two are enough where the maps do not fold
 
 
-class Consensus(Map):
+class Consensus(MapOf):
     """The mean of a forward map and of its partner's inverse, and the inverse of that mean.
 
     The two fields err apart from each other, so that their mean errs less (van Harten et al. 2023). With the fields f
@@ -35,11 +35,8 @@ class Consensus(Map):
     """
 
     def __init__(self, of: Map, smooth: Sequence[float] = ()):
-        self.of, self.smooth = of, tuple(smooth) if any(smooth) else ()
-
-    @property
-    def half_extents_cube(self) -> Tensor:
-        return self.of.half_extents_cube
+        super().__init__(of)
+        self.smooth = tuple(smooth) if any(smooth) else ()
 
     def forward(self, points_cube: Tensor) -> Tensor:
         if self.smooth:

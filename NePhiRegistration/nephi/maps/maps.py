@@ -181,7 +181,9 @@ class Composed(Map):
         return Composed(self.outer.to(device), self.inner.to(device))
 
 
-class _Inverted(Map):
+class MapOf(Map):
+    """A map that is made of another one, ``of``, in the same cube."""
+
     def __init__(self, of: Map):
         self.of = of
 
@@ -189,6 +191,8 @@ class _Inverted(Map):
     def half_extents_cube(self) -> Tensor:
         return self.of.half_extents_cube
 
+
+class _Inverted(MapOf):
     def forward(self, points_cube: Tensor) -> Tensor:
         return self.of.inverse(points_cube)
 

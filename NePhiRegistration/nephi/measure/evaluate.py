@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,10 @@ from ..images.warp import nearest_through
 from ..space.affine import Affine
 from ..space.grid import Box, Grid
 from . import quality
+from .quality import PointMap
 from .report import Folds, LandmarkError, Overlap, Report, Summary, VolumeChange
 from .surfaces import label_agreement, surface_distance
 
-PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
 _CONSISTENCY_POINTS = 20_000
 _NOT_SHOWN = 255  # beyond the moving image
 _LEAST_COVERED = 0.5  # of the fixed image by a field that is told nothing of

@@ -7,7 +7,7 @@ where the tissue is larger in the moving image. Everything works in 2D and 3D an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -16,8 +16,9 @@ import SimpleITK as sitk
 from ..errors import NephiError
 from ..images.masks import drawn, inside
 from ..space.determinant import determinant
-from ..space.grid import Grid
+from ..space.grid import Grid, slabs
 
+PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
 # Voxels worked on at a time: the temporary arrays of one slab fit the CPU's cache.
 _SLAB_VOXELS = 2**18
 _BINS = 20  # of the histogram, for a determinant that is larger by 1
@@ -68,19 +69,20 @@ def displacement_jacobian(displacement_mm: np.ndarray, grid: Grid) -> np.ndarray
     displacement_mm = _checked(displacement_mm, grid)
     step = _step_mm(grid)
     jacobian = np.empty(grid.shape, np.float32)
-    for start, stop in _slabs(grid.shape, grid.shape[0]):
-        low = max(start - 1, 0)
-        u = _components_first(displacement_mm[low : stop + 1])
+    for rows in grid.slabs(_SLAB_VOXELS):
+        low = max(rows.start - 1, 0)
+        inner_rows = slice(rows.start - low, rows.stop - low)
+        u = _components_first(displacement_mm[low : rows.stop + 1])
         columns = []
         for axis in range(grid.dimension):  # of the index, x first; the last of the array
             array_axis = grid.dimension - axis
             if array_axis == 1:
-                derivative = _central_difference(u, 1, np.arange(start - low, stop - low))
+                derivative = _central_difference(u, 1, np.arange(inner_rows.start, inner_rows.stop))
             else:
-                inner = u[:, start - low : stop - low]
+                inner = u[:, inner_rows]
                 derivative = _central_difference(inner, array_axis, np.arange(u.shape[array_axis]))
             columns.append([derivative[row] + step[row, axis] for row in range(grid.dimension)])
-        jacobian[start:stop] = determinant(columns) / determinant(step.T)
+        jacobian[rows] = determinant(columns) / determinant(step.T)
     return jacobian
 
 
@@ -108,11 +110,13 @@ def non_diffeomorphic_volume(
     step, simplices = _step_mm(grid), _simplices(grid.dimension)
     folded_volume = whole_volume = 0.0
     bad = np.zeros(grid.shape, bool)
-    for start, stop in _slabs(grid.shape, grid.shape[0] - 1):
-        if mask is not None and not mask[start : stop + 1].any():
+    cells = (grid.shape[0] - 1, *grid.shape[1:])
+    for rows in slabs(cells, _SLAB_VOXELS):
+        corners = slice(rows.start, rows.stop + 1)
+        if mask is not None and not mask[corners].any():
             continue
-        u = _components_first(displacement_mm[start : stop + 1])
-        weights = None if mask is None else mask[start : stop + 1]
+        u = _components_first(displacement_mm[corners])
+        weights = None if mask is None else mask[corners]
         for corners_xyz, owners in simplices:
             offsets_mm = (corners_xyz[1:] - corners_xyz[0]) @ step.T
             at = [_corner(corner) for corner in corners_xyz]
@@ -136,7 +140,7 @@ def non_diffeomorphic_volume(
                 depth = np.maximum(-ratio[folded], 0).astype(np.float64)
                 folded_volume += volume * float((depth if share is None else depth * share[folded]).sum())
                 for i in range(owners):
-                    bad[start : stop + 1][at[i][1:]] |= folded
+                    bad[corners][at[i][1:]] |= folded
     if mask is not None:
         bad &= mask
         if whole_volume == 0:
@@ -267,8 +271,8 @@ def fold_regions(
 
 
 def inverse_consistency_mm(
-    forward: Callable[[np.ndarray], np.ndarray],
-    inverse: Callable[[np.ndarray], np.ndarray],
+    forward: PointMap,
+    inverse: PointMap,
     points_lps_mm: np.ndarray,
     moving_grid: Grid | None = None,
 ) -> np.ndarray:
@@ -314,12 +318,6 @@ def _inside(jacobian: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 def _step_mm(grid: Grid) -> np.ndarray:
     """(d, d): column j is the way in LPS mm from one voxel to the next along index axis j."""
     return grid.axes * np.asarray(grid.spacing_mm)
-
-
-def _slabs(shape: tuple[int, ...], count: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the slabs that cover ``count`` slices along the first axis."""
-    thickness = max(1, _SLAB_VOXELS // int(np.prod(shape[1:])))
-    return ((start, min(start + thickness, count)) for start in range(0, count, thickness))
 
 
 def _components_first(displacement_mm: np.ndarray) -> np.ndarray:

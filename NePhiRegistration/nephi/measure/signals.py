@@ -7,7 +7,6 @@ points of its own, at two scales: a fine one for what is nearly right and a coar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +22,8 @@ from ..images.warp import linear_through
 from ..settings import BODY_MM
 from ..space.grid import Grid
 from .blockmatch import match
+from .quality import PointMap
 
-PointMap = Callable[[np.ndarray], np.ndarray]  # (n, d) points_lps_mm -> (n, d) points_lps_mm
 _POINTS, _COARSE_POINTS = 2000, 500
 _SEED = 1616  # of the points
 _HALF = 3  # of a block, in voxels of its scale

@@ -6,6 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..files.segments import named, region_names
+from ..images.masks import signed_distance_mm
 from ..images.warp import nearest_through
 from ..space.grid import Grid
 from .quality import dice
@@ -85,7 +86,7 @@ def _distances_mm(surface: np.ndarray, other: np.ndarray, spacing_mm: tuple[floa
 def _distance_map_mm(surface: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
     image = sitk.GetImageFromArray(surface.astype(np.uint8))
     image.SetSpacing(spacing_mm)
-    distance = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+    distance = signed_distance_mm(image)
     return np.maximum(sitk.GetArrayViewFromImage(distance), 0.0)
 
 

@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,13 @@ import numpy as np
 import SimpleITK as sitk
 
 Box = tuple[slice, ...]  # of an array, z first, each with its start and stop
+
+
+def slabs(shape: Sequence[int], voxels: int, least: int = 1) -> Iterator[slice]:
+    """Consecutive slabs along the first axis of an array, of at most ``voxels`` voxels or ``least`` thick."""
+    depth = max(least, voxels // math.prod(shape[1:]))
+    for start in range(0, shape[0], depth):
+        yield slice(start, min(start + depth, shape[0]))
 
 
 @dataclass(frozen=True)
@@ -101,10 +109,8 @@ class Grid:
         return self.to_lps_mm(index_zyx[..., ::-1].reshape(-1, self.dimension))
 
     def slabs(self, voxels: int) -> Iterator[slice]:
-        """Slices of the last axis (first of the array), at most so many voxels at a time, at least one slice."""
-        depth = max(1, voxels // int(np.prod(self.shape[1:])))
-        for start in range(0, self.shape[0], depth):
-            yield slice(start, min(start + depth, self.shape[0]))
+        """Consecutive slabs of the array, each of at most ``voxels`` voxels or of one slice."""
+        return slabs(self.shape, voxels)
 
     def slices(self, start: int, stop: int) -> Grid:
         """The part of the grid that holds the slices start..stop of the last axis (first of the array)."""

@@ -24,7 +24,7 @@ from ..files.image import check_image, write_image
 from ..files.landmarks import write_landmarks
 from ..files.masks import check_mask
 from ..files.writing import output_folder, replaced, write_csv, write_text
-from ..images.masks import lung_mask
+from ..images.masks import lung_mask, signed_distance_mm
 from ..limits import AtLeast, AtMost, Count, NotNegative, Seed, Share, check_limits, check_value
 from ..space.grid import Grid
 from .bspline import Breath, Spline, box_grid
@@ -111,9 +111,7 @@ class BreathingPair:
     def points(self, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """``count`` random fixed_lps_mm and their moving_lps_mm (count, 3), in and up to 10 mm around the lungs."""
         mask = self.moving_mask if self.base_is_fixed else self.fixed_mask  # of the image that phi starts from
-        distance = sitk.SignedMaurerDistanceMap(
-            mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-        )
+        distance = signed_distance_mm(mask)
         near, rng = np.flatnonzero(sitk.GetArrayViewFromImage(distance) <= _AROUND_MM), np.random.default_rng(seed)
         grid = Grid.of(mask)
         index_zyx = np.unravel_index(rng.choice(near, count), grid.shape)
