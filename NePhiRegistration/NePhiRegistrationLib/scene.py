@@ -68,7 +68,7 @@ def write_labels(
     NephiError is raised where segments overlap, of which the later one is kept otherwise.
     """
     # with SimpleITK, for which Slicer's start need not wait
-    from nephi.files.segments import header_of, one_over_another
+    from nephi.files.segments import LabelMap, header_of
 
     if node.IsA("vtkMRMLSegmentationNode"):
         names = label_names(node)
@@ -76,8 +76,10 @@ def write_labels(
         if segment:
             (own,) = (label for label, key in keys.items() if key == segment)
             names, keys = {1: names[own]}, {1: segment}
-        regions = ((names[label], _in_segment(node, key, reference)) for label, key in keys.items())
-        found = one_over_another(regions, reference.GetImageData().GetDimensions()[::-1], one_by_one)
+        regions = LabelMap(reference.GetImageData().GetDimensions()[::-1], one_by_one)
+        for label, key in keys.items():
+            regions.add(names[label], _in_segment(node, key, reference))
+        found = regions.labels
     else:
         found = _on_grid(_oriented(node), reference).astype(np.uint16)
         names = label_names(node, np.unique(found[found != 0]).tolist())

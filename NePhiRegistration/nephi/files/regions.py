@@ -18,7 +18,7 @@ from .image import open_image
 from .masks import check_regions
 from .nifti import SUFFIXES as NIFTI
 from .nifti import read_extensions
-from .segments import check_apart, region_names, with_names
+from .segments import LabelMap, region_names, with_names
 
 _HALF, _MOSTLY = 128, 192  # of the 255 of a voxel within a region
 # the table of labels that Workbench (Caret) keeps in a NIfTI file, and TotalSegmentator with its option --ml
@@ -64,16 +64,12 @@ def label_map(structures: list[Structure], grid: Grid, role: str) -> sitk.Image:
     if not structures:
         raise NephiError(f"{role}: the structure set holds no contours")
     labels, most = np.zeros(grid.shape, np.uint16), np.zeros(grid.shape, np.uint8)
-    mostly: list[np.ndarray] = []
+    cores = LabelMap(grid.shape, role)
     for label, structure in enumerate(structures, 1):
         share = sitk.GetArrayFromImage(grid.resample(filled(structure)))
         if share.max() < _HALF:
             raise NephiError(f"{role}: {structure.name} does not lie within the image")
-        inside = share >= _MOSTLY
-        for other, there in zip(structures, mostly, strict=False):
-            voxels = int(there.sum()), int(inside.sum())
-            check_apart(role, (other.name, structure.name), voxels, int((inside & there).sum()))
+        cores.add(structure.name, share >= _MOSTLY)
         larger = (share >= _HALF) & (share > most)
         labels[larger], most[larger] = label, share[larger]
-        mostly.append(inside)
     return with_names(grid.image(labels), {label: one.name for label, one in enumerate(structures, 1)})

@@ -7,7 +7,7 @@ layers, the components of its voxels (``Segment0_Layer``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import SimpleITK as sitk
@@ -60,42 +60,39 @@ def in_one_layer(image: sitk.Image, role: str) -> sitk.Image:
     if image.GetNumberOfComponentsPerPixel() == 1 or not segments:
         return image
     layers = sitk.GetArrayViewFromImage(image)
-
-    def regions() -> Iterator[tuple[str, np.ndarray]]:
-        for label, name, layer in segments:
-            if layer >= layers.shape[-1]:
-                raise NephiError(f"{role}: the segment '{name}' lies in layer {layer}, which the file does not hold")
-            yield name, layers[..., layer] == label
-
-    made = sitk.GetImageFromArray(one_over_another(regions(), layers.shape[:-1], role))
+    regions = LabelMap(layers.shape[:-1], role)
+    for label, name, layer in segments:
+        if layer >= layers.shape[-1]:
+            raise NephiError(f"{role}: the segment '{name}' is in layer {layer}, which the file does not have")
+        regions.add(name, layers[..., layer] == label)
+    made = sitk.GetImageFromArray(regions.labels)
     made.CopyInformation(image)
     return with_names(made, {number: name for number, (_label, name, _layer) in enumerate(segments, 1)})
 
 
-def one_over_another(regions: Iterable[tuple[str, np.ndarray]], shape: tuple[int, ...], role: str = "") -> np.ndarray:
-    """Regions, their names and where they are (a bool array of this ``shape``), as labels 1, 2, ... of one array.
+class LabelMap:
+    """Regions as labels 1, 2, ... of one array, added one after the other; where two meet, the later one remains.
 
-    Where two meet, the later one lies over the other. Raises NephiError where they overlap by more than their borders,
-    if a ``role`` says what they are.
+    ``role``: what they are, for errors; without one, regions may overlap.
     """
-    labels, before = np.zeros(shape, np.uint16), []
-    for number, (name, here) in enumerate(regions, 1):
-        before.append((name, size := int(np.count_nonzero(here))))
-        for other, in_both in zip(*np.unique(labels[here], return_counts=True), strict=True) if role else ():
-            if other:
-                name_there, size_there = before[other - 1]
-                check_apart(role, (name_there, name), (size_there, size), int(in_both))
-        labels[here] = number
-    return labels
 
+    def __init__(self, shape: tuple[int, ...], role: str = ""):
+        self.labels = np.zeros(shape, np.uint16)
+        self._role, self._regions = role, list[tuple[str, int]]()
 
-def check_apart(role: str, names: tuple[str, str], voxels: tuple[int, int], in_both: int) -> None:
-    """Raise NephiError where two regions overlap by more than their borders."""
-    if in_both > _LITTLE * min(voxels):
-        raise NephiError(
-            f"{role}: {names[0]} and {names[1]} overlap, and a label map has one region at each place; "
-            "give those that lie apart as a file of their own"
-        )
+    def add(self, name: str, here: np.ndarray) -> None:
+        """Add a region (a bool array). Raises NephiError if it overlaps another one by more than their borders."""
+        size = int(np.count_nonzero(here))
+        if self._role:
+            for label, overlap in zip(*np.unique(self.labels[here], return_counts=True), strict=True):
+                other, other_size = self._regions[label - 1] if label else ("", 0)
+                if label and overlap > _LITTLE * min(size, other_size):
+                    raise NephiError(
+                        f"{self._role}: {other} and {name} overlap, but a label map has only one region at each place; "
+                        "give overlapping regions in separate files"
+                    )
+        self._regions.append((name, size))
+        self.labels[here] = len(self._regions)
 
 
 def matched(fixed: sitk.Image, moving: sitk.Image, role: str) -> sitk.Image:
