@@ -17,13 +17,11 @@ def check_name(path: str | Path, role: str) -> Path:
     """The path; raises NephiError for one that holds NUL, or is not UTF-8, on which SimpleITK ends the process."""
     text = str(path)
     if "\0" in text:
-        raise NephiError(f"{role}: {text!r} is not a file name: it holds a NUL character")
+        raise NephiError(f"{role}: {text!r} is not a file name: it contains a NUL character")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise NephiError(
-            f"{role}: {ascii(text)} is not in UTF-8, or the locale is not: rename it, or set LANG"
-        ) from None
+        raise NephiError(f"{role}: {ascii(text)} is not UTF-8, or the locale is not: rename it, or set LANG") from None
     return Path(path)
 
 
@@ -57,7 +55,7 @@ def check_spared(outputs: Iterable[str | Path], options: Mapping[str, Any]) -> N
     for value in options.values():
         for one in value if isinstance(value, list) else [value]:
             if places and isinstance(one, str) and (written := places.get(_place(one))) is not None:
-                raise NephiError(f"{written} is an input, which the output would replace; give another name or folder")
+                raise NephiError(f"{written} is an input that the output would replace; give another name or folder")
 
 
 def _place(path: str | Path) -> str:
@@ -81,7 +79,7 @@ def read_text_file(path: str | Path, role: str) -> bytes:
     path = check_file(path, role)
     try:
         if path.stat().st_size > _MOST_BYTES and path.is_file():
-            raise NephiError(f"{role}: {path} holds {path.stat().st_size / 1e6:.0f} MB, too much for a text file")
+            raise NephiError(f"{role}: {path} has {path.stat().st_size / 1e6:.0f} MB, too much for a text file")
         return path.read_bytes()
     except OSError as error:
         raise NephiError(f"{role}: cannot read {path}: {error.strerror}") from None

@@ -113,8 +113,8 @@ def _check_sizes(alignment: Alignment) -> None:
     times = float(np.exp(np.log(scales[along]).mean()))
     where = "in all directions" if along.all() else " and ".join(np.array(_DIRECTIONS)[along])
     notice(
-        f"The lungs of the {larger} image are {times:.1f} times as large {where} as those of the {other} image, which "
-        "is more than breathing does: is the voxel spacing in the headers right?"
+        f"The lungs of the {larger} image are {times:.1f} times as large {where} as those of the {other} image, more "
+        "than breathing explains: is the voxel spacing in the headers right?"
     )
 
 

@@ -77,12 +77,12 @@ def register(
         images = checked_images(Both(fixed, moving))
         guidance = (NOTHING if guidance is None else guidance).checked(images)
         if guidance.initial is not None and (settings.align != "auto" or model is not None):
-            raise NephiError("an initial transform takes the place of alignment and model: give one of them alone")
+            raise NephiError("an initial transform replaces alignment and model: give only one of them")
         prepared = preprocess(
             images, Both(fixed_mask, moving_mask), settings.align, guidance.initial, auto_mask, report
         )
     if settings.sliding and complete(*prepared.masks) is None:
-        raise NephiError("sliding needs a mask of both images, along whose border it is")
+        raise NephiError("sliding needs masks of both images, along whose border motion slides")
     pair = prepared.pair(settings.similarity, Both(*guidance.excluded))
     used, decided = configured(pair, settings)
     report.expect(stages(used, *sizes, str(target)), steps(used))

@@ -203,7 +203,7 @@ class Registration:
         """
         grid = (self.moving_grid if inverse else self.fixed_grid) if grid is None else grid
         if image.GetDimension() != grid.dimension:
-            raise NephiError(f"the input image is {image.GetDimension()}D, the registration {grid.dimension}D")
+            raise NephiError(f"the input image is {image.GetDimension()}D, but the registration is {grid.dimension}D")
         warn_of_side(image, self.fixed_grid, self.moving_grid, inverse)
         if labels:
             warped = grid.resample(image, self.transform(grid, inverse), sitk.sitkNearestNeighbor)

@@ -464,7 +464,7 @@ def test_a_frequent_value_in_a_corner_is_no_padding(d):
 def test_a_ct_whose_negative_numbers_lost_their_sign_is_refused(kind, phantom_3d):
     values = sitk.GetArrayFromImage(phantom_3d.fixed).astype(np.int16)
     wrapped = Grid.of(phantom_3d.fixed).image(values.view(np.uint16).astype(kind))
-    with pytest.raises(NephiError, match="moving image: .* without their sign"):
+    with pytest.raises(NephiError, match="moving image: .* without sign"):
         hounsfield.hounsfield(wrapped, "moving")
     other = Grid.of(phantom_3d.fixed).image((values.astype(int) + 1100).astype(np.uint16) * 15)  # as of an MR
     assert hounsfield.hounsfield(other, "moving") is other

@@ -117,7 +117,7 @@ _BAD = {
     "an image as regions": (["--regions", "@nan.nrrd"], ["regions", "not a label map"]),
     "no seconds": (["--preview", "0"], ["--preview 0", "above 0"]),
     "unknown model": (["--model", "nobody"], ["no model 'nobody'", "model file"]),
-    "an empty value": (["--fixed-mask", ""], ["--fixed-mask ''", "leave it out"]),
+    "an empty value": (["--fixed-mask", ""], ["--fixed-mask ''", "omit it"]),
     "links in a circle": (["@circle.nrrd", "@moving.nii.gz"], ["fixed image", "circle.nrrd"]),
     "a mask of one voxel": (
         ["--fixed-mask", "@voxel_mask.nii.gz", "--moving-mask", "@moving_mask.nii.gz"], ["masks do not overlap"]),

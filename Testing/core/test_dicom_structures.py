@@ -261,7 +261,7 @@ def test_a_cut_file_is_one_line(case, tmp_path):
 
 
 def test_contours_in_the_place_of_an_image_are_told(case):
-    with pytest.raises(NephiError, match="mask: .* holds contours"):
+    with pytest.raises(NephiError, match="mask: .* contains contours"):
         read_volume(case / "in.dcm", "mask")
 
 

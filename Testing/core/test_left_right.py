@@ -82,4 +82,4 @@ def test_command_says_why_there_are_none(tmp_path, capsys):
     noise = np.random.default_rng(0).normal(100, 20, (20, 20, 20)).astype(np.float32)
     sitk.WriteImage(sitk.GetImageFromArray(noise), str(tmp_path / "mr.nii.gz"))
     assert main(["lungs", str(tmp_path / "mr.nii.gz"), "--output", str(tmp_path / "lungs.nii.gz")]) == 2
-    assert "no 3D CT" in capsys.readouterr().err and not (tmp_path / "lungs.nii.gz").exists()
+    assert "not a 3D CT" in capsys.readouterr().err and not (tmp_path / "lungs.nii.gz").exists()

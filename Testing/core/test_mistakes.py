@@ -87,7 +87,7 @@ def test_the_jacobian_beside_the_fixed_image_is_told(result, tmp_path, phantom_2
     far = sitk.Image(phantom_2d.fixed)
     far.SetOrigin([5000.0, 0.0])
     sitk.WriteImage(far, str(tmp_path / "far.nrrd"))
-    for reference, words in ((result / "fixed.nii.gz", ""), (tmp_path / "far.nrrd", "beside the fixed image")):
+    for reference, words in ((result / "fixed.nii.gz", ""), (tmp_path / "far.nrrd", "does not overlap")):
         arguments = ["jacobian", str(result / "out"), "--reference", str(reference), "-o", str(tmp_path / "j.nrrd")]
         assert main(arguments) == 0
         said = capfd.readouterr().err
@@ -137,7 +137,7 @@ def test_points_whose_names_stand_in_another_order_are_told(kind, result, tmp_pa
         given = ["--fixed-landmarks", str(fixed), "--moving-landmarks", str(moving)]
         transform, image = str(result / "out" / "transform.h5"), str(result / "fixed.nii.gz")
         assert main(["evaluate", transform, "--fixed", image, *given, "-o", str(tmp_path / "e.json")]) == 0
-        assert ("in another order" in capfd.readouterr().err) == told, names
+        assert ("in different orders" in capfd.readouterr().err) == told, names
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".vtk", ".png", ".gipl"])
@@ -214,7 +214,9 @@ def test_more_threads_than_processors_are_not_made():
 def test_a_current_folder_that_is_gone_is_one_line(tmp_path):
     script = f"import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n{_RUN}"
     ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=_HERE, capture_output=True, text=True)
-    assert ended.returncode == 2 and ended.stderr == "nephi: the current folder is gone; change to another one\n"
+    assert (
+        ended.returncode == 2 and ended.stderr == "nephi: the current folder no longer exists; change to another one\n"
+    )
 
 
 _RUN = "import sys\nfrom nephi.cli import main\nsys.exit(main(['warp', 'a', 'b', '-o', 'c']))"

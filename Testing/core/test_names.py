@@ -35,13 +35,13 @@ def folder(tmp_path):
 def test_what_is_read(folder):
     """SimpleITK ended the process without a word."""
     for suffix in (".nii", ".nrrd", ".mha", ".vtk"):
-        with pytest.raises(NephiError, match="udcff.* is not in UTF-8"):
+        with pytest.raises(NephiError, match="udcff.* is not UTF-8"):
             read_image(folder / f"{BAD}{suffix}")
     for suffix in (".tfm", ".h5", ".mat"):
-        with pytest.raises(NephiError, match="udcff.* is not in UTF-8"):
+        with pytest.raises(NephiError, match="udcff.* is not UTF-8"):
             read_transform(folder / f"{BAD}{suffix}", 3)
     (folder / "series" / "0003.dcm").rename(folder / "series" / f"{BAD}.dcm")
-    with pytest.raises(NephiError, match="udcff.* is not in UTF-8"):
+    with pytest.raises(NephiError, match="udcff.* is not UTF-8"):
         read_image(folder / "series")
 
 
@@ -49,13 +49,13 @@ def test_what_is_read(folder):
 def test_what_is_written(place, tmp_path):
     (tmp_path / BAD).mkdir()
     held = list(tmp_path.rglob("*"))
-    with pytest.raises(NephiError, match="udcff.* is not in UTF-8"):
+    with pytest.raises(NephiError, match="udcff.* is not UTF-8"):
         write_image(textured(), tmp_path / f"{place}.nrrd")
-    with pytest.raises(NephiError, match="udcff.* is not in UTF-8"):
+    with pytest.raises(NephiError, match="udcff.* is not UTF-8"):
         write_transform(sitk.TranslationTransform(3), tmp_path / f"{place}.h5")
-    with pytest.raises(NephiError, match="udcff.* is not in UTF-8"):
+    with pytest.raises(NephiError, match="udcff.* is not UTF-8"):
         write_landmarks(tmp_path / f"{place}.csv", np.zeros((1, 3)))
-    with pytest.raises(NephiError, match="udcff.* is not in UTF-8"), output_folder(tmp_path / place):
+    with pytest.raises(NephiError, match="udcff.* is not UTF-8"), output_folder(tmp_path / place):
         pass
     assert list(tmp_path.rglob("*")) == held
 

@@ -195,7 +195,7 @@ def test_of_several_series_the_largest_or_the_one_named_is_read(tmp_path):
     assert same(back) and len(notices) == 1 and large in notices[0]
     back, notices = read(tmp_path, (small,))
     assert same(back, other[:, :, :8]) and not notices
-    with pytest.raises(NephiError, match="none of the series given"):
+    with pytest.raises(NephiError, match="none of the given series"):
         read(tmp_path, ("1.2",))
 
 

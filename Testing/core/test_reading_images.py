@@ -208,7 +208,7 @@ def test_a_nifti_file_without_a_place_is_told(tmp_path):
     write_nifti(tmp_path / "a.nii", ARRAY, STRAIGHT, sform=0, qform=0)
     with collected_notices() as notices:
         assert read_image(tmp_path / "a.nii").GetOrigin() == (0, 0, 0)
-    assert len(notices) == 1 and "neither where the image lies" in notices[0]
+    assert len(notices) == 1 and "does not say where the image lies" in notices[0]
 
 
 @pytest.mark.parametrize(

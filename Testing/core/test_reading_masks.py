@@ -149,7 +149,7 @@ def test_a_segmentation_of_slicer_may_hold_a_part_of_the_voxels(tmp_path):
 def test_a_part_on_another_lattice_or_of_no_segmentation_is_refused(tmp_path, change, of_slicer):
     grid = replace(GRID, **change)
     part = cropped(INSIDE.astype(np.uint8), tmp_path / "lung.seg.nrrd", grid=grid, of_slicer=of_slicer)
-    with pytest.raises(NephiError, match="does not lie on its image's grid"):
+    with pytest.raises(NephiError, match="the grid of the mask is not that of its image"):
         checked(part)
 
 

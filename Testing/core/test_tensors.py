@@ -71,7 +71,7 @@ def test_settings_that_ask_for_more_than_their_file_holds(tmp_path):
     geometry = {"cube": cube, "maps": {"": {"field": field, "code_size": [2, 2]}}}
     metadata = {"format": "nephi-registration-2", "geometry": json.dumps(geometry), "settings": "{}"}
     write_tensors(path := tmp_path / "registration.safetensors", {"fields.a": torch.ones(2)}, metadata)
-    with pytest.raises(NephiError, match="more than it holds"):
+    with pytest.raises(NephiError, match="more tensors than it contains"):
         Registration.load(path)
 
 

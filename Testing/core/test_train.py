@@ -317,7 +317,7 @@ def complaint(capfd) -> str:
 
 
 _BAD = {
-    "no data": ({}, [], ["nothing to train on", "--data"]),
+    "no data": ({}, [], ["no training data", "--data"]),
     "no settings file": (None, ["@absent.json"], ["absent.json"]),
     "unknown entry": ({"model": {"encoder": {"kin": "matching"}}}, [], ["model.encoder.kin", "kind"]),
     "wrong type": ({"batch": "eight"}, [], ["batch", "'eight'", "int"]),

@@ -59,7 +59,7 @@ def test_what_holds_no_lungs_is_named_and_stops_none_of_the_others(scene, phanto
     noise = sitk.GetImageFromArray(np.random.default_rng(0).normal(100, 20, (16, 16, 16)).astype(np.float32))
     volumes = [volume_node(scene, noise, "An MR"), phantom_job(scene, phantom).moving]
     search = finish(LungSearch(Logic(scene, temporary=tmp_path / "runs"), volumes))
-    assert search.errors == ["An MR is no 3D CT in Hounsfield units, and no two lungs are seen in it"]
+    assert search.errors == ["An MR is not a 3D CT in Hounsfield units, and no pair of lungs was found in it"]
     assert [volume for volume, _made in search.made] == volumes[1:]
 
 

@@ -289,7 +289,7 @@ def _start(
         both = [files.pop(f"{image}_{kind}", None) for image in ("fixed", "moving")]
         given = [path for path in both if path is not None]
         if len(given) == 1:
-            raise NephiError(f"{kind} are given of one image alone; give fixed_{kind} and moving_{kind}")
+            raise NephiError(f"{kind} are given for only one image; give both fixed_{kind} and moving_{kind}")
         arguments += [f"--{kind.replace('_', '-')}", *given] if given else []
     for role, path in files.items():
         arguments += [f"--{role.replace('_', '-')}", path]

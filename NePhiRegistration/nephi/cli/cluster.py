@@ -73,7 +73,7 @@ def cluster_settings(options) -> ClusterSettings | None:
     if options.engine == "local":
         flags = [f"--{flag}" for flag, name in names.items() if name in given] + ["--cluster"] * bool(options.cluster)
         if flags:
-            raise NephiError(f"{flags[0]} is for jobs of a cluster: give --engine slurm, too")
+            raise NephiError(f"{flags[0]} applies to jobs of a cluster: also give --engine slurm")
         return None
     return read_checked(ClusterSettings(), options.cluster, "cluster settings", **given)
 
@@ -259,7 +259,7 @@ def _queued(job_ids: list[str]) -> bool:
     except subprocess.TimeoutExpired:
         return True
     except OSError as error:
-        raise NephiError(f"cannot ask for the jobs: squeue: {error.strerror}") from None
+        raise NephiError(f"cannot query the jobs: squeue: {error.strerror}") from None
     if answer.returncode == 0:
         return bool(answer.stdout.strip())
     return "Invalid job id" not in answer.stderr  # the controller forgets what ended some minutes ago

@@ -32,7 +32,7 @@ def batch_command(options) -> int:
         raise NephiError(f"--jobs {options.jobs}: must be at least 1")
     cluster = cluster_settings(options)
     if cluster is not None and options.shard:
-        raise NephiError("--shard and --engine: the engine shares the pairs out itself; give one of them")
+        raise NephiError("--shard and --engine: the engine distributes the pairs itself; give only one of them")
     outputs = outputs_from(options)
     pairs, output = read_pairs(options.pairs), Path(options.output)
     check_spared([output / SUMMARY], vars(options))
@@ -62,10 +62,10 @@ def batch_command(options) -> int:
         if options.engine == "slurm":
             print("nephi: interrupted; the jobs continue, and the same command waits for them again", file=sys.stderr)
         else:
-            print("nephi: interrupted; the same command resumes with the pairs that are not finished", file=sys.stderr)
+            print("nephi: interrupted; the same command resumes with the unfinished pairs", file=sys.stderr)
         return 130
     if options.shard:
         done = sum(row["status"] == "done" for row in rows)
-        print(f"{done} of {len(rows)} pairs of shard {options.shard} done; the table: nephi summarise {output}")
+        print(f"{done} of {len(rows)} pairs of shard {options.shard} done; for the table: nephi summarise {output}")
         return int(done < len(rows))
     return ended(rows, output)

@@ -223,7 +223,8 @@ def jacobian_command(options) -> int:
         mask = read_mask(options.mask, reference, "mask")
     if not result.fixed_grid.meets(grid):
         notice(
-            "The reference lies beside the fixed image, where nothing was registered; look whether it belongs to it."
+            "The reference does not overlap the fixed image, where the pair was registered; check that it is the "
+            "right one."
         )
     write_image(grid.image(result.dense_jacobian(grid, mask)), target)
     return 0

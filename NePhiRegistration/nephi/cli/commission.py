@@ -26,10 +26,10 @@ _SPACING_MM, _QUICK_SPACING_MM = 2.0, 3.0
 def commission_command(options) -> int:
     if options.check is not None:
         if options.output is not None:
-            raise NephiError("--check reads a record: give no folder with it")
+            raise NephiError("--check only reads a record: do not give a folder")
         return _check(Path(options.check))
     if options.output is None:
-        raise NephiError("give the folder for the record, or --check with the file of one")
+        raise NephiError("give a folder for the record, or --check and the file of a record")
     limits, tolerances = read_limits(options.limits), read_tolerances(options.tolerances)
     settings = preset(options.preset or ("fast" if options.quick else "balanced"))
     settings = replace(settings, fit=replace(settings.fit, seed=options.seed))
@@ -69,5 +69,5 @@ def _check(path: Path) -> int:
         return 1
     print(f"{path}: unchanged since {made['date']}; {'passed' if made['passed'] else 'NOT passed'}")
     if made["versions"]["nephi"] != __version__:
-        print(f"It is of nephi {made['versions']['nephi']}; {__version__} is installed: commission again.")
+        print(f"It was made with nephi {made['versions']['nephi']}; {__version__} is installed: commission again.")
     return 0

@@ -24,7 +24,7 @@ _COMPACT_MM = 0.05  # what the format compact may cost on average
 
 def convert_command(options) -> int:
     if options.error is not None and not options.error > 0:
-        raise NephiError(f"--error {options.error:g}: give millimetres above 0")
+        raise NephiError(f"--error {options.error:g}: must be a number of millimetres above 0")
     stem = Path(options.output)
     if not stem.parent.is_dir():
         raise NephiError(f"output folder {stem.parent} does not exist")
@@ -95,7 +95,7 @@ def _pair(options) -> Pair:
     else:
         fields = [part for part in parts if part.GetTransformEnum() == sitk.sitkDisplacementField]
         if not fields:
-            raise NephiError("give --reference: the transform itself lies on no grid")
+            raise NephiError("give --reference: the transform itself has no grid")
         grid = Grid.of(sitk.DisplacementFieldTransform(fields[0]).GetDisplacementField())
     # applied last to first
     composite = sitk.CompositeTransform(parts[::-1])
@@ -111,7 +111,7 @@ def _part(path: Path, moving: Grid | None, dimension: int) -> sitk.Transform:
         return read_x5(path)
     if path.name.endswith((".nii", ".nii.gz")) and is_fsl(path):
         if moving is None:
-            raise NephiError(f"{path} is FSL's: give --moving, in whose voxels it counts")
+            raise NephiError(f"{path} is an FSL transform: give --moving, whose voxels it refers to")
         return read_fsl(path, moving)
     return read_transform(path, dimension)
 
@@ -122,7 +122,9 @@ class TransformFile:
     def __init__(self, path: Path, grid: Grid | None, inverse: bool):
         """``grid``: the fixed image's, for images. Raises NephiError where the inverse is asked for."""
         if inverse:
-            raise NephiError(f"{path} is one transform, without an inverse: give the inverse's file without --inverse")
+            raise NephiError(
+                f"{path} is a single transform without an inverse: give the file of the inverse, without --inverse"
+            )
         self.fixed_grid = self.moving_grid = grid
         self._transform = read_transform(path, 3 if grid is None else grid.dimension)
 
@@ -134,9 +136,9 @@ class TransformFile:
     def warp(self, image: sitk.Image, grid: Grid | None, *, labels: bool, inverse: bool) -> sitk.Image:
         """As ``Registration.warp``."""
         if grid is None:
-            raise NephiError("give --reference: the transform's file does not say which grid the image is wanted on")
+            raise NephiError("give --reference: the file of the transform does not define the output grid")
         if image.GetDimension() != grid.dimension:
-            raise NephiError(f"the input image is {image.GetDimension()}D, the reference {grid.dimension}D")
+            raise NephiError(f"the input image is {image.GetDimension()}D, but the reference is {grid.dimension}D")
         interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
         if not labels:
             warn_of_labels(image)

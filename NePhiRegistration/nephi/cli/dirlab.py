@@ -76,7 +76,7 @@ def result_maps(
             raise NephiError(f"case {number} has no result: {places[0]} does not exist")
     if not maps:
         example = COLLECTIONS[collection].name(1)
-        raise NephiError(f"no results of {collection} in {results}: {example}/transform.h5 and so on are expected")
+        raise NephiError(f"no results of {collection} in {results}: {example}/transform.h5 etc. are expected")
     return maps
 
 

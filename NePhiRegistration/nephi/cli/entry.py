@@ -61,7 +61,7 @@ def _main(arguments: list[str] | None) -> int:
         _check_here()
         output = getattr(options, "output", None)
         if output is not None and (not output.strip() or "\0" in output):
-            raise NephiError(f"--output {output!r} names no file or folder")
+            raise NephiError(f"--output {output!r} does not name a file or folder")
         if output is not None:
             check_spared([output], {name: value for name, value in vars(options).items() if name != "output"})
         # imported when it is known that it is needed: torch and SimpleITK take seconds, ``--help`` answers at once
@@ -106,7 +106,7 @@ def _expand_homes(options) -> None:
         if isinstance(value, list):
             setattr(options, name, [os.path.expanduser(one) if isinstance(one, str) else one for one in value])
         elif value == "" and name != "output":  # such as of a variable of the shell that is not set
-            raise NephiError(f"--{name.replace('_', '-')} '' says nothing; leave it out, or give it a value")
+            raise NephiError(f"--{name.replace('_', '-')} '' is empty; omit it or give a value")
         elif isinstance(value, str):
             setattr(options, name, os.path.expanduser(value))
 
@@ -116,7 +116,7 @@ def _check_here() -> None:
     try:
         os.getcwd()
     except OSError:
-        raise NephiError("the current folder is gone; change to another one") from None
+        raise NephiError("the current folder no longer exists; change to another one") from None
 
 
 def _keep_freed_memory() -> None:

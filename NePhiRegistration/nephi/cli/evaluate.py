@@ -41,12 +41,12 @@ def landmark_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> tupl
             f"{len(a)} fixed and {len(b)} moving landmarks: row i of one file must match row i of the other"
         )
     if a.shape[1] != fixed.GetDimension():
-        raise NephiError(f"the landmarks are {a.shape[1]}D, the images {fixed.GetDimension()}D")
+        raise NephiError(f"the landmarks are {a.shape[1]}D, but the images are {fixed.GetDimension()}D")
     first, second = map(names_of_points, paths)
     if first != second and len(first) == len(set(first)) and sorted(first) == sorted(second):
         notice(
-            f"{paths[0]} and {paths[1]} name the same points in another order, but points belong together row by row; "
-            "if the names say which, sort one of the files."
+            f"{paths[0]} and {paths[1]} have the same point names in different orders, but points are matched row by "
+            "row; if the names tell which belong together, sort one of the files."
         )
     return a, b
 
@@ -75,7 +75,7 @@ def region_pair(options, fixed: sitk.Image, moving: sitk.Image) -> Both[sitk.Ima
     """The regions of both images, numbered alike; raises NephiError as ``read_regions``."""
     if not options.regions:
         if options.moving_regions:
-            raise NephiError("--moving-regions needs --regions: the same regions on the fixed image")
+            raise NephiError("--moving-regions needs --regions: the same regions of the fixed image")
         return Both(None, None)
     here = read_regions(options.regions, fixed, "regions", _frame(options, options.regions, options.fixed))
     if not options.moving_regions:

@@ -45,7 +45,9 @@ def _deviations(paths: Both[str]) -> np.ndarray | None:
     """Those of either file."""
     found = [one for one in paths.map(read_deviations) if one is not None]
     if len(found) == 2 and not np.array_equal(found[0], found[1]):
-        raise NephiError(f"{paths.fixed} and {paths.moving} hold different standard deviations; give them in one file")
+        raise NephiError(
+            f"{paths.fixed} and {paths.moving} have different standard deviations; give them in only one file"
+        )
     return found[0] if found else None
 
 
@@ -54,7 +56,7 @@ def _initial(path: str, dimension: int) -> sitk.Transform | PointMaps:
         registration = Registration.load(path)
         if registration.fixed_grid.dimension != dimension:
             raise NephiError(
-                f"{path} is a {registration.fixed_grid.dimension}D registration, the images are {dimension}D"
+                f"{path} is a {registration.fixed_grid.dimension}D registration, but the images are {dimension}D"
             )
         return registration
     return read_transform(path, dimension)

@@ -19,7 +19,7 @@ def lungs_command(options) -> int:
     image = hounsfield(read_volume(options.image, series=tuple(options.series)), "image")
     found = find_lungs(image) if image.GetDimension() == 3 else None
     if found is None and not (image.GetDimension() == 3 and looks_like_ct(image)):
-        raise NephiError(f"{options.image} is no 3D CT in Hounsfield units, and no two lungs are seen in it")
+        raise NephiError(f"{options.image} is not a 3D CT in Hounsfield units, and no pair of lungs was found in it")
     if found is None:
         raise NephiError(f"no lungs were found in {options.image}")
     labels = right_and_left(found)

@@ -26,7 +26,7 @@ from .convert import TransformFile
 def structures_command(options) -> int:
     path = check_file(options.input, "structure set")
     if not is_structure_set(path):
-        raise NephiError(f"{path} is no RT structure set")
+        raise NephiError(f"{path} is not an RT structure set")
     found = read_structures(path)
     if options.output is None:
         for structure in found:
@@ -35,7 +35,7 @@ def structures_command(options) -> int:
         return 0
     target = output_file(options.output)
     if not options.reference:
-        raise NephiError("give --reference: the image whose grid the label map is to lie on")
+        raise NephiError("give --reference: the image that defines the grid of the label map")
     series = tuple(options.series)
     grid = Grid.of(read_volume(options.reference, "reference image", series))
     if Path(options.reference).is_dir():
@@ -51,14 +51,16 @@ def _named(found: list[Structure], name: str, path: Path) -> Structure:
     of_name = [structure for structure in found if structure.name == name and structure.contours]
     if len(of_name) != 1:
         there = ", ".join(structure.name for structure in found if structure.contours)
-        raise NephiError(f"{path} holds {len(of_name)} regions named '{name}'; there are: {there or 'none'}")
+        raise NephiError(f"{path} has {len(of_name)} regions named '{name}'; its regions are: {there or 'none'}")
     return of_name[0]
 
 
 def warp_structures(result: Registration | TransformFile, options) -> None:
     """Write an RT structure set, as it lies in another image, as one in the frame of reference of its series."""
     if not options.dicom:
-        raise NephiError("structure sets are warped to structure sets: give --dicom and the folder of the fixed series")
+        raise NephiError(
+            "a structure set is warped to a structure set: give --dicom and the folder of the fixed series"
+        )
     path, series, target = Path(options.input), tuple(options.series), output_file(options.output)
     grid = Grid.of(read_volume(options.dicom, "reference image", series))
     warped = []
@@ -69,7 +71,10 @@ def warp_structures(result: Registration | TransformFile, options) -> None:
             if not contours:
                 notice(f"{structure.name} does not lie within the image; it was left out.")
         if len(points) and isinstance(result, TransformFile):
-            notice(f"The points of {structure.name} were left out: one transform moves images this way, not points.")
+            notice(
+                f"The points of {structure.name} were left out: a single transform maps images this way, but not "
+                "points."
+            )
             points = points[:0]
         elif len(points):
             points = (result.forward if options.inverse else result.inverse)(points)

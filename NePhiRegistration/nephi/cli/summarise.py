@@ -63,7 +63,7 @@ def summarise(output: Path, pairs: list[Case] | None = None) -> list[dict]:
         made = [f for f in found if f.report.exists() or f.failure.exists() or f.log.exists()]
         pairs = [Case(files.path.name, {}) for files in made]
     if not pairs:
-        raise NephiError(f"{output} holds no results of pairs")
+        raise NephiError(f"{output} contains no results of pairs")
     settings = None
     if os.path.lexists(output / SETTINGS):
         settings = read_json(output / SETTINGS)

@@ -29,7 +29,7 @@ def train_command(options) -> int:
     changes = {k: getattr(options, k) for k in ("iterations", "seed") if getattr(options, k) is not None}
     settings = replace(settings, fit=replace(settings.fit, **changes), **named)
     if not settings.data:
-        raise NephiError("there is nothing to train on: give --data, or data in the settings file")
+        raise NephiError("there are no training data: give --data, or data in the settings file")
     limit_threads(options.threads)
     device, tell, folder = choose_device(options.device), Progress(options.progress), Path(options.output)
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes of a launcher, the one that writes

@@ -106,7 +106,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     except (KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
-        raise NephiError(f"{path} is no record of a commissioning")
+        raise NephiError(f"{path} is not a commissioning record")
     return content
 
 

@@ -85,7 +85,7 @@ def read_pairs(path: str | Path) -> list[Case]:
     wrong = [name for name in head if name not in known] + [name for name in known[:3] if name not in head]
     if wrong or len(set(head)) < len(head):
         columns = f"name, fixed, moving and any of {', '.join(known[3:])}"
-        raise NephiError(f"{path}: the columns must be {columns}; look at {', '.join(wrong) or 'those given twice'}")
+        raise NephiError(f"{path}: the columns must be {columns}; check {', '.join(wrong) or 'those given twice'}")
     pairs = []
     for row in rows[1:]:
         if len(row) > len(head):
@@ -97,9 +97,9 @@ def read_pairs(path: str | Path) -> list[Case]:
     seen = set()
     for name in (pair.name for pair in pairs):
         if name.lower() in OF_BATCH:
-            raise NephiError(f"{path}: '{name}' cannot be a pair's name: a file of the batch is named so")
+            raise NephiError(f"{path}: '{name}' cannot be a pair's name: it is the name of a file of the batch")
         if not name or name.startswith(".") or name.endswith(".") or any(c in '/\\:*?"<>|' for c in name):
-            raise NephiError(f"{path}: '{name}' cannot be a pair's name: its folder is named after it")
+            raise NephiError(f"{path}: '{name}' can't be the name of a pair, because its folder has the same name")
         if name.lower() in seen:
             raise NephiError(f"{path}: two pairs are named '{name}'")
         seen.add(name.lower())
@@ -114,7 +114,7 @@ def _rows(path: Path) -> list[list[str]]:
     except UnicodeDecodeError:
         raise NephiError(f"cannot read the list of pairs {path}: it is not UTF-8 text") from None
     if "\0" in text:
-        raise NephiError(f"{path} holds NUL characters: it is not a list of pairs in UTF-8, or it is damaged")
+        raise NephiError(f"{path} contains NUL characters: it is not a list of pairs in UTF-8, or it is damaged")
     lines = text.splitlines()
     if lines and lines[0].lower().startswith("sep="):  # what Excel is told the separator by
         lines = lines[1:]

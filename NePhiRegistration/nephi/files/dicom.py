@@ -64,9 +64,9 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
     where = f"{role}: {folder}"
     named = [uid for uid in found if uid in series]
     if len(named) > 1:
-        raise NephiError(f"{where} holds {len(named)} of the series given; name one of them")
+        raise NephiError(f"{where} contains {len(named)} of the given series; name one of them")
     if series and not named and len(found) > 1:
-        raise NephiError(f"{where} holds none of the series given, but {_listed(found)}")
+        raise NephiError(f"{where} contains none of the given series, but {_listed(found)}")
     if named or len(found) == 1:
         only = found[named[0] if named else next(iter(found))]
         _check_whole(only, below, where)
@@ -88,7 +88,7 @@ def read_dicom(folder: Path, role: str, series: tuple[str, ...] = ()) -> sitk.Im
             f"{role}: {len(found)} DICOM series in {folder}, equally large: {_listed(found)}; "
             "choose one with --series, or put it in a folder of its own"
         )
-    notice(f"{where} holds {len(found)} DICOM series, {_listed(found)}; the largest regular one is read, {best}.")
+    notice(f"{where} contains {len(found)} DICOM series, {_listed(found)}; the largest regular one was read, {best}.")
     _check_whole(found[best], below, where)
     return _image(_stack(found[best], where), where)
 
@@ -108,7 +108,7 @@ def _check_whole(files: list[Slice], below: list[Path], where: str) -> None:
             head = file.read(_HEAD)
         series, own = (re.search(tag + rb"(?:UI..|.{4})([\d.]+)", head, re.DOTALL) for tag in _SERIES_AND_OWN)
         if series is not None and series[1] == files[0].series.encode() and (own is None or own[1] not in uids):
-            raise NephiError(f"{where}: further slices of its series lie in {path.parent}; put all in one folder")
+            raise NephiError(f"{where}: further slices of its series are in {path.parent}; put them all in one folder")
 
 
 def _at_once(folder: Path) -> sitk.Image | None:
@@ -179,8 +179,8 @@ def image_files(folder: Path, role: str) -> list[Slice]:
     aside = [path for path in others if _is_no_slice(path, suffixes)]
     if damaged := [path.name for path in others if path not in aside]:
         raise NephiError(
-            f"{role}: {folder} holds {some(damaged)} that cannot be read as DICOM "
-            "(cut off, empty or something else); repair or remove it"
+            f"{role}: {folder} contains {some(damaged)} that cannot be read as DICOM "
+            "(cut off, empty or another format); repair or remove it"
         )
     if strange := [path.name for path in aside if path.name.upper() not in _OF_FOLDERS]:
         notice(f"{role}: {folder}: {some(strange)} is not a DICOM image and was skipped.")
@@ -313,7 +313,7 @@ def _arranged(image: sitk.Image, files: list[Slice], where: str) -> sitk.Image:
         return _without_padding(image, files)
     order = [file.frame - 1 for file in files]
     if image.GetDimension() != 3 or image.GetDepth() != len(order):
-        raise NephiError(f"{where} holds another number of frames than it describes; it is damaged")
+        raise NephiError(f"{where} has a different number of frames than its header says; it is damaged")
     if order != sorted(order):
         image = sitk.GetImageFromArray(sitk.GetArrayViewFromImage(image)[order], isVector=files[0].components > 1)
     dose = numbers(files[0].tags["3004|000e"])  # of one unit, which ITK leaves out
@@ -335,7 +335,7 @@ def read_dicom_file(path: Path, role: str) -> sitk.Image:
     if file.flaw:
         raise Irregular(f"{where} {file.flaw}")
     if file.spacing_stated_mm is None:
-        notice(f"{where} states no pixel spacing; {file.spacing_mm[0]:g} x {file.spacing_mm[1]:g} mm are taken.")
+        notice(f"{where} has no pixel spacing; {file.spacing_mm[0]:g} x {file.spacing_mm[1]:g} mm is assumed.")
     else:  # which ITK looks up at one place for each class
         image.SetSpacing([*file.spacing_stated_mm.tolist(), *image.GetSpacing()[2:]])
     return _without_padding(image, [file])

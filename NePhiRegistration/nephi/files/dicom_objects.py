@@ -71,17 +71,19 @@ def pydicom_module() -> Any:
 def read_series(folder: Path, uids: tuple[str, ...] = ()) -> Series:
     """The headers of the one series in a folder, or of that one of ``uids``. Raises NephiError where it is not one."""
     if not folder.is_dir():
-        raise NephiError(f"{folder} is no folder of a DICOM series")
+        raise NephiError(f"{folder} is not a folder of a DICOM series")
     found: dict[str, list[Any]] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         header = read_header(path) if is_dicom(path) else None
         if header is None or any(not header.get(name) for name in _NEEDED):
-            notice(f"{path} is not a DICOM image with a place in a frame of reference; it was left out of the object.")
+            notice(f"{path} is not a DICOM image in a frame of reference; it was skipped.")
         else:
             found.setdefault(str(header.SeriesInstanceUID), []).append(header)
     named = [uid for uid in found if uid in uids] if len(found) > 1 else list(found)
     if len(named) != 1:
-        raise NephiError(f"{folder} holds {len(found)} DICOM series with a frame of reference; name one by --series")
+        raise NephiError(
+            f"{folder} contains {len(found)} DICOM series with a frame of reference; choose one with --series"
+        )
     return Series(found[named[0]])
 
 
@@ -121,7 +123,7 @@ def complete_object(path: Path, what: str) -> Iterator[None]:
         with quiet():
             yield
     except damaged() as error:
-        raise NephiError(f"{path} is no complete DICOM {what}: {' '.join(str(error).split())}") from None
+        raise NephiError(f"{path} is not a complete DICOM {what}: {' '.join(str(error).split())}") from None
 
 
 def is_dicom(path: Path) -> bool:
@@ -159,7 +161,7 @@ def read_registration(path: Path) -> sitk.Transform | None:
             return _rigid(data, path)
         items = [item for item in data.DeformableRegistrationSequence if _grids(item)]
         if len(items) != 1:
-            raise NephiError(f"{path} holds {len(items)} deformations; one is read")
+            raise NephiError(f"{path} contains {len(items)} deformations; only one is supported")
         return _deformable(items[0], path)
 
 
@@ -174,7 +176,7 @@ def _matrix(item: Any, name: str) -> Affine:
 def _affine(values: Any) -> Affine:
     matrix = np.array(values, float).reshape(4, 4)
     if not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6):
-        raise ValueError("its matrix is no affine map")
+        raise ValueError("its matrix is not affine")
     return Affine(matrix[:3, :3], matrix[:3, 3])
 
 
@@ -188,7 +190,7 @@ def _deformable(item: Any, path: Path) -> sitk.DisplacementFieldTransform:
     grid = Grid(size, spacing, origin, tuple(axes.ravel().tolist()))
     offsets = np.frombuffer(described.VectorGridData, "<f4").astype(float).reshape(*grid.shape, 3)
     if not np.isfinite(offsets).all():
-        raise ValueError("its grid is undefined in places")
+        raise ValueError("its grid is partly undefined")
     before = _matrix(item, "PreDeformationMatrixRegistrationSequence")
     after = _matrix(item, "PostDeformationMatrixRegistrationSequence")
     points = grid.slab_lps_mm(0, grid.shape[0]).reshape(*grid.shape, 3)
@@ -205,7 +207,7 @@ def _rigid(data: Any, path: Path) -> sitk.AffineTransform:
         matrices[str(item.FrameOfReferenceUID)] = whole
     own = matrices.pop(str(data.FrameOfReferenceUID), Affine.identity(3))
     if len(matrices) != 1:
-        raise NephiError(f"{path} registers {len(matrices)} other frames of reference; one is read")
+        raise NephiError(f"{path} registers {len(matrices)} other frames of reference; only one is supported")
     (source,) = matrices.values()
     back = source.inverse()
     return Affine(back.matrix @ own.matrix, back(own.offset_mm)).transform()
@@ -305,7 +307,7 @@ def write_series(image: sitk.Image, folder: Path, fixed: Series, moving: Series,
     Values are stored as int16, with the slope that they need. Raises NephiError where files cannot be written.
     """
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise NephiError("a DICOM series is written of a 3D image of one component")
+        raise NephiError("a DICOM series needs a 3D image with one component")
     array = sitk.GetArrayFromImage(image).astype(float)
     low, high = float(array.min()), float(array.max())
     whole = np.array_equal(array, np.round(array)) and low >= -32768 and high <= 32767

@@ -61,7 +61,9 @@ def read_segmentation(path: Path) -> Segmentation:
     with complete_object(path, "segmentation"):
         data = pydicom_module().dcmread(path)
         if data.SegmentationType != "BINARY":
-            raise NephiError(f"{path} is a {str(data.SegmentationType).lower()} segmentation; binary ones are read")
+            raise NephiError(
+                f"{path} is a {str(data.SegmentationType).lower()} segmentation; only binary ones are supported"
+            )
         array = np.atleast_3d(data.pixel_array) if int(data.NumberOfFrames) > 1 else data.pixel_array[None]
         frames = data.PerFrameFunctionalGroupsSequence
         positions = np.array([_group(data, f, "PlanePosition").ImagePositionPatient for f in frames], float)
@@ -72,7 +74,7 @@ def read_segmentation(path: Path) -> Segmentation:
         for plane, k, number in zip(array, slices, numbers, strict=True):
             shown = plane != 0
             if (labels[k][shown] != 0).any():
-                raise NephiError(f"{path} has segments that overlap; a label map cannot hold them")
+                raise NephiError(f"{path} has overlapping segments, which a label map can't represent")
             labels[k][shown] = number
         return Segmentation(grid.image(labels), segments)
 
@@ -98,15 +100,15 @@ def _stack(data: Any, positions: np.ndarray, shape: tuple[int, ...], path: Path)
     first = positions[int(np.argmin(along))]
     aside = positions - first - (along - along.min())[:, None] * normal
     if np.abs(turns - turns[0]).max() > 1e-4 or np.abs(places - np.round(places)).max() > _OFF:
-        raise NephiError(f"{path}: its frames do not form one regular stack")
+        raise NephiError(f"{path}: its frames do not form a regular stack")
     if np.abs(aside).max() > _OFF * step:
-        raise NephiError(f"{path}: its frames do not lie one above the other")
+        raise NephiError(f"{path}: its frames are not stacked along their normal")
     slices = np.round(places).astype(int)
     spacing = (float(measures.PixelSpacing[1]), float(measures.PixelSpacing[0]), step)
     axes = np.stack([row, column, normal], 1)
     check_geometry(spacing, first, axes.ravel(), str(path))
     if slices.max() >= _MOST_SLICES:
-        raise ValueError("its frames lie too far apart")
+        raise ValueError("its frames are too far apart")
     size = (shape[1], shape[0], int(slices.max()) + 1)
     return Grid(size, spacing, tuple(first.tolist()), tuple(axes.ravel().tolist())), slices
 
@@ -119,11 +121,11 @@ def write_segmentation(labels: sitk.Image, segments: list[Any], path: Path, of: 
     pydicom = pydicom_module()
     array, grid = sitk.GetArrayViewFromImage(labels), Grid.of(labels)
     if np.linalg.det(grid.axes) < 0:
-        raise NephiError("a DICOM segmentation is written on right-handed grids")
+        raise NephiError("DICOM segmentations need a right-handed grid")
     numbers = {int(item.SegmentNumber): item for item in segments}
     shown = [(number, k) for number in sorted(numbers) for k in np.flatnonzero((array == number).any((1, 2)))]
     if not shown:
-        raise NephiError("none of the segments lies within the image: there is nothing to write")
+        raise NephiError("no segment lies within the image: there is nothing to write")
     data = new_object(SEGMENTATION, of, "SEG")
     del data.Laterality  # the segments' codes say it
     data.FrameOfReferenceUID = of.frame

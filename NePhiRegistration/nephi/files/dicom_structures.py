@@ -71,17 +71,17 @@ def read_structures(path: Path) -> list[Structure]:
             for item in data.StructureSetROISequence
         ]
     if empty := [structure.name for structure in found if not structure.contours and not len(structure.points_lps_mm)]:
-        notice(f"Of {path}, {', '.join(empty)}: no closed contour and no point; left out.")
+        notice(f"Of {path}, {', '.join(empty)}: no closed contour and no point; skipped.")
     return [structure for structure in found if structure.contours or len(structure.points_lps_mm)]
 
 
 def structure_points(path: Path) -> np.ndarray:
     """All points (n, 3) points_lps_mm of an RT structure set, in its order. Raises NephiError where it holds none."""
     if not is_structure_set(path):
-        raise NephiError(f"{path} is no RT structure set; of DICOM objects, points are read from those")
+        raise NephiError(f"{path} is not an RT structure set, the only DICOM object from which points are read")
     found = np.concatenate([structure.points_lps_mm for structure in read_structures(path)] or [np.empty((0, 3))])
     if not len(found):
-        raise NephiError(f"{path} holds contours, but no points")
+        raise NephiError(f"{path} contains contours, but no points")
     return found
 
 
@@ -241,7 +241,7 @@ def write_structures(structures: list[Structure], path: Path, of: Series) -> Non
     """An RT structure set in the frame of reference of a series. Raises NephiError where it cannot be written."""
     pydicom = pydicom_module()
     if not structures:
-        raise NephiError("none of the structures lies within the image: there is nothing to write")
+        raise NephiError("no structure lies within the image: there is nothing to write")
     data = new_object(STRUCTURES, of, "RTSTRUCT")
     del data.Laterality  # of images
     data.OperatorsName = ""

@@ -106,7 +106,7 @@ def read_image(folder: str | Path, collection: str, number: int, phase: str) -> 
     try:
         if (held := path.stat().st_size) != 2 * np.prod(case.size):
             voxels = " x ".join(map(str, case.size))
-            raise NephiError(f"{path} holds {held} bytes; {voxels} voxels of 2 bytes are {2 * np.prod(case.size)}")
+            raise NephiError(f"{path} has {held} bytes; {voxels} voxels of 2 bytes are {2 * np.prod(case.size)}")
         values = np.fromfile(path, "<i2")
     except OSError as error:
         raise NephiError(f"cannot read the image {path}: {error.strerror}") from None
@@ -132,11 +132,11 @@ def read_case_landmarks(
     paths = [_found(folder, collection, number, phase, "landmarks") for phase in _order(fixed)]
     points = [read_landmarks(path, grid) for path in paths]
     if len(points[0]) != len(points[1]):
-        raise NephiError(f"{paths[0]} holds {len(points[0])} landmarks, {paths[1].name} {len(points[1])}")
+        raise NephiError(f"{paths[0]} contains {len(points[0])} landmarks, {paths[1].name} {len(points[1])}")
     for path, points_lps_mm in zip(paths, points, strict=True):
         index_xyz = grid.to_index(points_lps_mm)
         if (index_xyz < -0.5).any() or (index_xyz > np.array(grid.size) - 0.5).any():
-            raise NephiError(f"{path} holds landmarks outside {grid.size} voxels: it belongs to another image")
+            raise NephiError(f"{path} contains landmarks outside {grid.size} voxels: it belongs to another image")
     return points[0], points[1]
 
 
@@ -176,7 +176,7 @@ def write_pairs(
 def _order(fixed: str) -> tuple[str, str]:
     """The phases of the fixed and the moving image."""
     if fixed not in PHASES:
-        raise NephiError(f"the fixed image is one of {', '.join(PHASES)}, not '{fixed}'")
+        raise NephiError(f"the fixed image must be one of {', '.join(PHASES)}, not '{fixed}'")
     return (fixed, PHASES[1 - PHASES.index(fixed)])
 
 

@@ -147,7 +147,7 @@ class ResultFolder:
         with output_folder(self.path):
             for file in self.files:
                 if file.is_dir():
-                    raise NephiError(f"cannot write {file}: a folder of that name exists")
+                    raise NephiError(f"cannot write {file}: a folder with this name exists")
             with contextlib.suppress(OSError):
                 self.preview.unlink()  # of a killed run
             yield self

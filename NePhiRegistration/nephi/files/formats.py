@@ -81,7 +81,7 @@ def write_format(name: str, pair: Pair, stem: Path) -> list[Path]:
 def check_format(name: str, dimension: int) -> None:
     """Raises NephiError for an unknown format, one that is for 3D alone, or where its package is missing."""
     if name not in FORMATS:
-        raise NephiError(f"unknown format '{name}': one of {', '.join(FORMATS)}")
+        raise NephiError(f"unknown format '{name}': choose one of {', '.join(FORMATS)}")
     if dimension != 3 and name not in ("itk", "compact", "ants", "bids"):
         raise NephiError(f"the format {name} is for 3D transforms")
     if name in _PACKAGES:
@@ -289,7 +289,9 @@ def read_fsl(path: Path, moving: Grid) -> sitk.DisplacementFieldTransform:
     """A relative warp of FSL to a moving image on the grid ``moving``; raises NephiError where it cannot be read."""
     image = read_nifti(path, "transform", joined=True)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
-        raise NephiError(f"cannot read {path} as a displacement field of FSL: it does not hold three numbers a voxel")
+        raise NephiError(
+            f"cannot read {path} as a displacement field of FSL: it does not have three components per voxel"
+        )
     grid = Grid.of(image)
     points = grid.points_lps_mm()
     ended = _to_fsl(grid, points) + sitk.GetArrayFromImage(image)

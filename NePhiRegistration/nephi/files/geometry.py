@@ -17,7 +17,7 @@ def check_geometry(spacing_mm, origin_lps_mm, direction, role: str) -> None:
     axes = np.reshape(np.asarray(direction, float), (len(spacing), len(spacing)))
     for name, values in (("spacing", spacing), ("origin", origin), ("direction", axes)):
         if not np.isfinite(values).all():
-            raise NephiError(f"{role}: the {name} in the file holds NaN or infinite values; repair the header")
+            raise NephiError(f"{role}: the {name} in the file has NaN or infinite values; repair the header")
     low, high = _SPACING_MM
     if not ((spacing >= low) & (spacing <= high)).all():
         raise NephiError(

@@ -174,7 +174,7 @@ def _check_space(fields: dict[str, str], dimension: int, path: Path, refuse) -> 
     if "vector" in fields.get("kinds", "").lower() and space not in ("", *_SPACES[:2]):
         raise refuse(f"its vectors may be along the axes of {space}; save it in left-posterior-superior")
     if dimension == 3 and space not in _SPACES:
-        notice(f"{path} names no anatomical space; left-posterior-superior is taken.")
+        notice(f"{path} names no anatomical space; left-posterior-superior is assumed.")
 
 
 def _is_sound(key: str, text: str, count: int) -> bool:

@@ -58,14 +58,18 @@ def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sit
             if name.endswith(NIFTI):
                 return read_nifti(path, role)
             if _holds_contours(path):
-                raise NephiError(f"{role}: {path} holds contours (RT structure set); make a label map of them first")
+                raise NephiError(
+                    f"{role}: {path} contains contours (RT structure set); convert them to a label map first"
+                )
             if is_dicom(path):
                 return read_dicom_file(path, role)
             if not name.endswith((*NRRD, *META)) or not check_header(path, role):
                 image = read_image_in_subprocess(path, role)
                 if name.endswith(_PICTURES):
                     size = " x ".join(f"{mm:g}" for mm in image.GetSpacing())
-                    notice(f"{role}: {path.name} does not say where the image lies; voxels of {size} mm are taken.")
+                    notice(
+                        f"{role}: {path.name} does not say where the image lies; a voxel size of {size} mm is assumed."
+                    )
                 return image
             return sitk.ReadImage(str(path))
         except RuntimeError:
@@ -96,7 +100,9 @@ def check_volume(image: sitk.Image, role: str) -> sitk.Image:
     """The image, unchanged; raises NephiError unless it is scalar, 2D or 3D, and its voxels lie on a sane grid."""
     components, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString()
     if components != 1:
-        raise NephiError(f"{role}: a colour or vector image ({components} components per voxel); give a scalar one")
+        raise NephiError(
+            f"{role}: this is a colour or vector image ({components} components per voxel); give a scalar image"
+        )
     if "complex" in kind or "label" in kind:
         raise NephiError(f"{role}: the voxels are of type '{kind}'; give a scalar image, such as the magnitude")
     if image.GetDimension() not in (2, 3):
@@ -119,16 +125,16 @@ def check_image(image: sitk.Image, role: str) -> sitk.Image:
     array = sitk.GetArrayViewFromImage(image)
     low, high = float(array.min()), float(array.max())
     if not np.isfinite([low, high]).all():
-        raise NephiError(f"{role}: the image holds NaN or infinite values; replace them first")
+        raise NephiError(f"{role}: the image contains NaN or infinite values; replace them first")
     if low == high:
         raise NephiError(f"{role}: every voxel has the same value {low:g}; there is nothing to register")
     if (largest := max(abs(low), abs(high))) > _LARGEST:
         raise NephiError(
-            f"{role}: the image holds values up to {largest:.3g}; replace those that mark what was not measured first"
+            f"{role}: the image contains values up to {largest:.3g}; first replace those that mark missing data"
         )
     if high - low < max(_LEAST_RANGE, _LEAST_PART * largest):
         raise NephiError(
-            f"{role}: the values differ by {high - low:.3g} beside {largest:.3g}, too little for single precision; "
+            f"{role}: the values differ by {high - low:.3g} next to {largest:.3g}, too little for single precision; "
             "shift and scale them first"
         )
     return image
@@ -144,7 +150,7 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
             _check_written(file, image)
         if not scratch.name.lower().endswith((*NIFTI, *NRRD, *META)) and not _keeps(scratch, image):
             raise NephiError(
-                f"cannot write {path}: files of its type do not hold where the image lies or what its voxels are; "
+                f"cannot write {path}: this file type can't store the image's geometry or voxel type; "
                 "use .nii.gz, .nrrd or .mha"
             )
 

@@ -52,16 +52,16 @@ def read_landmarks(path: str | Path, image: sitk.Image | Grid | None = None) -> 
     else:
         text = _text(path)
         if not text.strip():
-            raise NephiError(f"{path} holds no landmarks: the file is empty.")
+            raise NephiError(f"{path} contains no landmarks: the file is empty.")
         points = _reader(path, text)(path, text, grid)
     if len(points) == 0:
-        raise NephiError(f"{path} holds no landmarks.")
+        raise NephiError(f"{path} contains no landmarks.")
     if not np.isfinite(points).all():
         row = int(np.argmin(np.isfinite(points).all(1)))
         raise NephiError(f"Landmark {row + 1} of {path} is not finite: {points[row].tolist()}.")
     if grid is not None and points.shape[1] != grid.dimension:
         if grid.dimension == 3 or points[:, 2:].any():
-            raise NephiError(f"{path} holds {points.shape[1]}D landmarks, the image is {grid.dimension}D.")
+            raise NephiError(f"{path} holds {points.shape[1]}D landmarks, but the image is {grid.dimension}D.")
         points = np.ascontiguousarray(points[:, :2])
     if np.abs(points).max() > _FARTHEST_MM:
         row = int(np.argmax(np.abs(points).max(1)))
@@ -139,7 +139,7 @@ def write_landmarks(path: str | Path, points_lps_mm: np.ndarray) -> None:
     if points.ndim != 2 or points.shape[1] not in (2, 3) or len(points) == 0:
         raise NephiError(f"Landmarks must be an array (n, 2) or (n, 3) of LPS mm, not {points.shape}.")
     if not np.isfinite(points).all():
-        raise NephiError("The landmarks hold values that are not finite and are not written.")
+        raise NephiError("The landmarks have values that are not finite and can't be written.")
     name = path.name.lower()
     if name.endswith(".csv"):
         rows = [",".join("xyz"[: points.shape[1]]), *(",".join(map(repr, row)) for row in points.tolist())]
@@ -187,7 +187,7 @@ def _csv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
             columns = [header.index(name) for name in found]
             defined = header.index("defined") if "defined" in header else None
             if defined is not None and any(row[defined : defined + 1] == ["0"] for row in rows[1:]):
-                raise NephiError(f"{path} holds an undefined landmark; place it or delete it.")
+                raise NephiError(f"{path} contains an undefined landmark; place it or delete it.")
             return _to_lps(_numbers(path, _picked(path, rows[1:], columns, len(header)), (len(columns),)), ras)
     raise NephiError(f"{path} has no columns x, y and, in 3D, z (LPS mm); its header is {','.join(rows[0])}.")
 
@@ -210,7 +210,7 @@ def _fcsv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
     for i, row in enumerate(rows, 1):
         status = row[width].strip() if len(row) == width + 2 and width == _SLICERS_COLUMNS else ""
         if status in ("0", "1", "3"):
-            raise NephiError(f"{path} holds an undefined landmark; place it or delete it.")
+            raise NephiError(f"{path} contains an undefined landmark; place it or delete it.")
         # a number with a decimal comma takes two cells
         if status != "2" and len(row) not in (4, width) and not all("." in cell for cell in row[1:4]):
             raise NephiError(_surplus(path, i, row, width))
@@ -245,7 +245,7 @@ def _elastix(path: Path, text: str, grid: Grid | None) -> np.ndarray:
     if len(header) != 2 or not header[1].isdecimal():
         raise NephiError(f"{path} must start with a line 'point' or 'index' and a line with the count.")
     if int(header[1]) != len(rows):
-        raise NephiError(f"{path} announces {header[1]} landmarks, but holds {len(rows)}.")
+        raise NephiError(f"{path} announces {header[1]} landmarks, but contains {len(rows)}.")
     points = _numbers(path, rows, (2, 3))
     return points if header[0].lower() == "point" or not rows else _index_to_lps_mm(path, points, grid)
 
@@ -290,7 +290,7 @@ def _to_lps(points: np.ndarray, ras: bool) -> np.ndarray:
 
 def _index_to_lps_mm(path: Path, index_xyz: np.ndarray, grid: Grid | None) -> np.ndarray:
     if grid is None:
-        raise NephiError(f"{path} holds voxel indices: give the image that they belong to as well.")
+        raise NephiError(f"{path} contains voxel indices: also give the image that they belong to.")
     if index_xyz.shape[1] != grid.dimension:
         raise NephiError(f"{path} holds {index_xyz.shape[1]}D indices, but the image is {grid.dimension}D.")
     return grid.to_lps_mm(index_xyz)
@@ -336,7 +336,7 @@ def _numbers(path: Path, rows: list, widths: tuple[int, ...]) -> np.ndarray:
         if not isinstance(row, list) or len(row) not in widths or len(row) != len(rows[0]):
             have = len(row) if isinstance(row, list) else "no"
             need = " or ".join(map(str, widths))
-            raise NephiError(f"Landmark {i + 1} of {path} has {have} columns; every one needs {need}.")
+            raise NephiError(f"Landmark {i + 1} of {path} has {have} columns, but each needs {need}.")
     if not rows:
         return np.empty((0, widths[0]))
     try:

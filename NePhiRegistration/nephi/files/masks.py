@@ -44,7 +44,7 @@ def check_regions(labels: sitk.Image, image: sitk.Image, role: str) -> sitk.Imag
     for row in sitk.GetArrayViewFromImage(labels):
         held[row] = True
     if held[1:].sum() > _MOST_REGIONS:
-        raise NephiError(f"{role}: the label map holds {held[1:].sum()} labels; it seems to be an image")
+        raise NephiError(f"{role}: the label map has {held[1:].sum()} labels; it seems to be an image")
     return with_names(labels, names)
 
 
@@ -83,9 +83,7 @@ def _whole_segmentation(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.
     apart = max(np.abs(corners - np.rint(corners)).max(), np.abs(steps - np.rint(steps)).max())
     if not (one_each and apart < _SAME and wanted.holds(own.corners_lps_mm()).all()):
         return mask
-    notice(
-        f"{role}: a part of its image's voxels is given, as Slicer writes segmentations; the rest counts as outside."
-    )
+    notice(f"{role}: it covers only a part of its image, as Slicer writes segmentations; the rest counts as outside.")
     return wanted.resample(mask, interpolator=sitk.sitkNearestNeighbor)
 
 
@@ -94,7 +92,7 @@ def _without_nan(mask: sitk.Image, role: str) -> sitk.Image:
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return mask
     if np.isinf(array).any():
-        raise NephiError(f"{role}: the mask holds infinite values")
+        raise NephiError(f"{role}: the mask contains infinite values")
     notice(f"{role}: NaN in {int(np.isnan(array).sum())} voxels; they count as outside.")
     made = sitk.GetImageFromArray(np.nan_to_num(array))
     made.CopyInformation(mask)
@@ -111,31 +109,31 @@ def _binary(mask: sitk.Image, role: str) -> sitk.Image:
             values = np.unique(array[array != 0])
             if len(values) > 1 or values[0] < 0:
                 raise NephiError(
-                    f"{role}: the mask holds fractions from {low:g} to {high:g}; give 0 and 1, or probabilities"
+                    f"{role}: the mask has fractions from {low:g} to {high:g}; give 0 and 1, or probabilities"
                 )
             return sitk.Cast(mask != 0, sitk.sitkUInt8)
         if high < 0.5:
             raise NephiError(f"{role}: the mask is empty: its highest value is {high:g}, and 0.5 counts as inside")
-        notice(f"{role}: fractions are given; values of 0.5 and more count as inside.")
+        notice(f"{role}: it has fractional values; those of 0.5 and more count as inside.")
         return sitk.Cast(mask >= 0.5, sitk.sitkUInt8)
     values = np.unique(array)
     labels = values[values != 0]
     if len(labels) > _MOST_LABELS:
-        raise NephiError(f"{role}: the mask holds {len(values)} different values; it seems to be an image")
+        raise NephiError(f"{role}: the mask has {len(values)} different values; it seems to be an image")
     if len(labels) > 1 or low < 0:
         some = ", ".join(f"{v:g}" for v in labels[:6].tolist()) + (", ..." if len(labels) > 6 else "")
-        notice(f"{role}: {len(labels)} labels ({some}) are given; all but 0 count as inside.")
+        notice(f"{role}: {len(labels)} labels ({some}); all but 0 count as inside.")
     return sitk.Cast(mask != 0, sitk.sitkUInt8)
 
 
 def _check_place(mask: sitk.Image, image: sitk.Image, role: str) -> None:
     """Raise NephiError unless the mask covers the image's box, with what differs by how much."""
     if mask.GetDimension() != image.GetDimension():
-        raise NephiError(f"{role}: the mask is {mask.GetDimension()}D, its image {image.GetDimension()}D")
+        raise NephiError(f"{role}: the mask is {mask.GetDimension()}D, but its image is {image.GetDimension()}D")
     own, wanted = Grid.of(mask), Grid.of(image)
     if not own.same_as(wanted) and _apart(own, wanted) > _BESIDE * max(*own.spacing_mm, *wanted.spacing_mm):
         raise NephiError(
-            f"{role}: the mask does not lie on its image's grid: {_differences(own, wanted)}; "
+            f"{role}: the grid of the mask is not that of its image: {_differences(own, wanted)}; "
             "resample it to the image first"
         )
 
@@ -149,7 +147,7 @@ def _on_grid(mask: sitk.Image, image: sitk.Image, role: str, labels: bool = Fals
         mask = sitk.Image(mask)  # where formats round the place, which ITK does not take for the same
         mask.CopyInformation(image)
         return mask
-    notice(f"{role}: resampled, as it does not lie on its image's grid ({_differences(own, wanted)}).")
+    notice(f"{role}: resampled, as its grid is not that of its image ({_differences(own, wanted)}).")
     edge = sitk.sitkNearestNeighbor if labels or own.size == wanted.size else sitk.sitkLinear
     if edge == sitk.sitkNearestNeighbor:
         return wanted.resample(mask, interpolator=edge)

@@ -97,7 +97,7 @@ def _files(path: Path, role: str) -> tuple[Path, Path]:
         options = [path.with_name(stem[:-3] + ending + gz) for gz in ((".gz", "") if zipped else ("", ".gz"))]
         there = [option for option in options if option.is_file()]
         if not there:
-            raise NephiError(f"{role}: {options[0]} is missing beside {path}")
+            raise NephiError(f"{role}: {options[0]} is missing next to {path}")
         found.append(there[0])
     return found[0], found[1]
 
@@ -177,7 +177,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> He
         quaternion, rows, units = get(256, "f4", 6), get(280, "f4", 12), raw[123] & 7
         intent = get(68, "i2")[0]
     if not nifti:
-        notice(f"{role}: {path} is an Analyze file, which says neither where the image lies nor which side is left.")
+        notice(f"{role}: {path} is an Analyze file, which does not say where the image lies or which side is left.")
     if not 1 <= dim[0] <= 7:
         raise refuse(f"the header names {dim[0]} dimensions")
     size = [int(n) for n in dim[1 : dim[0] + 1]]
@@ -189,7 +189,7 @@ def _header(raw: bytes, single: bool, role: str, path: Path, joined: bool) -> He
     while len(size) > 2 and size[-1] == 1:
         size.pop()
     if len(size) == 2 < dim[0] and not joined:
-        notice(f"{role}: {path.name} is a single slice; it is read as a 2D image, without its place along z.")
+        notice(f"{role}: {path.name} is a single slice; it is read as a 2D image, without its position along z.")
     if components == min(len(size), 3) and not joined and intent not in (_DISPLACEMENTS, _VECTORS):
         raise refuse(
             f"it holds {components} values per voxel, but its intent code is neither {_DISPLACEMENTS} (displacements, "
@@ -248,13 +248,16 @@ def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse, role
         if off > _SAME:
             raise refuse(f"{said}; repair the header")
         if off > _ROUNDING:
-            notice(f"{role}: {said}, which is taken.")
+            notice(f"{role}: {said}, which is used.")
     if qform > 0:
         forms["qform"] = _of_quaternion(pixdim, quaternion, refuse)
     if len(forms) == 2:
         aside = np.abs(forms["sform"][:, 3] - forms["qform"][:, 3])
         if (aside > _ROUNDING * (np.abs(forms["qform"][:, 3]) + pixdim[1:4])).any():
-            notice(f"{role}: the origin by sform, which is taken, is {np.linalg.norm(aside):.3g} mm off that by qform.")
+            notice(
+                f"{role}: the origin by sform, which is used, is {np.linalg.norm(aside):.3g} mm away from that by "
+                "qform."
+            )
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in (*size, 1, 1)[:3]], indexing="ij")).reshape(3, -1)
         places = [form[:, :3] @ corners + form[:, 3:] for form in forms.values()]
         apart = np.linalg.norm(places[0] - places[1], axis=0).max()
@@ -266,7 +269,7 @@ def _matrix(pixdim, quaternion, rows, qform: int, sform: int, size, refuse, role
                 + "; set both to the correct one, or the code of one to 0"
             )
     if not forms:
-        notice(f"{role}: the NIfTI file says neither where the image lies nor how it is turned (no sform, no qform).")
+        notice(f"{role}: the NIfTI file does not say where the image lies or how it is oriented (no sform, no qform).")
     return forms.get("sform", forms.get("qform"))
 
 
@@ -305,12 +308,12 @@ def _voxels(header: Header, path: Path, role: str) -> np.ndarray:
         beyond = file.read(_PART)  # reaches the end, where gzip compares its checksum
     if held < header.bytes:
         raise NephiError(
-            f"{role}: {path} is cut off: it holds {held} bytes of voxels, {' x '.join(map(str, header.size))} "
+            f"{role}: {path} is cut off: it has {held} bytes of voxels, but {' x '.join(map(str, header.size))} "
             f"voxels need {header.bytes}"
         )
     if len(beyond) >= 4096 or beyond.strip(b"\0") or len(beyond) >= header.bytes // header.size[-1]:
         raise NephiError(
-            f"{role}: {path} holds more than the {' x '.join(map(str, header.size))} voxels that its header names; "
+            f"{role}: {path} has more than the {' x '.join(map(str, header.size))} voxels that its header announces; "
             "one of the two is damaged"
         )
     array = np.frombuffer(parts, header.kind)

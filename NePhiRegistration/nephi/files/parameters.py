@@ -47,7 +47,7 @@ def check_text(path: Path) -> bool:
     if not text.startswith(_FIRST):
         raise NephiError(f"cannot read {path} as a transform: it does not begin with '{_FIRST}.0'")
     if not text.endswith("\n"):
-        raise NephiError(f"{path} is cut off: its last line has no end")
+        raise NephiError(f"{path} is cut off: its last line is incomplete")
     if text.count(_FIRST) > 1:  # ITK would compose them all
         raise NephiError(f"{path} is damaged: it contains several transform files, one after the other")
     blocks: list[dict[str, str]] = []
@@ -61,13 +61,13 @@ def check_text(path: Path) -> bool:
         if key == "Transform":
             blocks.append({})
         if not blocks or key in blocks[-1]:
-            raise NephiError(f"{path} is damaged: '{key}' stands in the wrong place")
+            raise NephiError(f"{path} is damaged: '{key}' is in the wrong place")
         blocks[-1][key] = value
     if not blocks:
-        raise NephiError(f"{path} is cut off: it holds no transform")
+        raise NephiError(f"{path} is cut off: it contains no transform")
     announced = text.count("#Transform ")
     if announced not in (0, len(blocks)):
-        raise NephiError(f"{path} is cut off: it announces {announced} transforms and holds {len(blocks)}")
+        raise NephiError(f"{path} is cut off: it announces {announced} transforms, but contains {len(blocks)}")
     if len(blocks) > 1 and not blocks[0].get("Transform", "").startswith("CompositeTransform"):
         raise NephiError(several_transforms(path))
     known = True
@@ -130,9 +130,9 @@ def _numbers(text: str, path: Path) -> list[float]:
     try:
         values = [float(word) for word in text.split()]
     except ValueError:
-        raise NephiError(f"{path} is damaged: '{text[:40]}' holds something other than numbers") from None
+        raise NephiError(f"{path} is damaged: '{text[:40]}' contains something other than numbers") from None
     if not all(abs(v) <= _FARTHEST for v in values):
-        raise NephiError(f"{path} holds parameters that are NaN, infinite or far out of range")
+        raise NephiError(f"{path} has parameters that are NaN, infinite or far out of range")
     return values
 
 
@@ -152,7 +152,7 @@ def check_mat(path: Path) -> None:
             raise NephiError(f"{path} is cut off: the numbers of '{name}' are missing")
         arrays.append((name, rows * columns))
     if not arrays or len(arrays) % 2:
-        raise NephiError(f"{path} is cut off: it holds {len(arrays)} of an even number of arrays")
+        raise NephiError(f"{path} is cut off: it has an odd number of arrays, {len(arrays)}")
     for (name, have), (_, fixed) in zip(arrays[::2], arrays[1::2], strict=True):
         kind, d = _type(name, path)
         _has_known_counts(kind, d, have, fixed, path)

@@ -62,7 +62,7 @@ def label_map(structures: list[Structure], grid: Grid, role: str) -> sitk.Image:
     if grid.dimension != 3:
         raise NephiError(f"{role}: the image is 2D; structure sets are 3D")
     if not structures:
-        raise NephiError(f"{role}: the structure set holds no contours")
+        raise NephiError(f"{role}: the structure set contains no contours")
     labels, most = np.zeros(grid.shape, np.uint16), np.zeros(grid.shape, np.uint8)
     cores = LabelMap(grid.shape, role)
     for label, structure in enumerate(structures, 1):

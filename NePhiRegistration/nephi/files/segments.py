@@ -109,10 +109,12 @@ def matched(fixed: sitk.Image, moving: sitk.Image, role: str) -> sitk.Image:
         return moving
     numbers = {name: label for label, name in names[0].items()}
     if len(numbers) < len(names[0]) or len(set(names[1].values())) < len(names[1]):
-        raise NephiError(f"{role}: two regions of one image have the same name; give each a name of its own")
+        raise NephiError(f"{role}: two regions of one image have the same name; give each a unique name")
     if numbers.keys().isdisjoint(names[1].values()):
         some = ", ".join([*numbers][:3]), ", ".join([*names[1].values()][:3])
-        raise NephiError(f"{role}: no name is in both the fixed ({some[0]}) and the moving regions ({some[1]})")
+        raise NephiError(
+            f"{role}: the fixed regions ({some[0]}) and the moving ones ({some[1]}) have no name in common"
+        )
     to, free = {}, max(held[0] | held[1] | set(numbers.values())) + 1
     for label in sorted(held[1]):
         to[label] = numbers.get(names[1].get(label, ""), free)

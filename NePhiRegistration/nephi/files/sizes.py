@@ -16,12 +16,12 @@ def check_memory(announced: int, path: Path, role: str) -> None:
     held = path.stat().st_size
     if announced > held * _DEFLATE + 2**16 or (announced > TRUSTED and announced > held * LIKELY):
         raise NephiError(
-            f"{role}: {path} holds {held} bytes, its header announces {announced / 1e9:.3g} GB of voxels; "
+            f"{role}: {path} has {held} bytes, but its header announces {announced / 1e9:.3g} GB of voxels; "
             "the file is cut off or damaged"
         )
     if announced > TRUSTED and (free := available_memory()) is not None and announced > free:
         raise NephiError(
-            f"{role}: {path} needs {announced / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB are free; "
+            f"{role}: {path} needs {announced / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB is free; "
             "resample the image to larger voxels or crop it"
         )
 

@@ -36,7 +36,7 @@ def read_tensors(path: str | Path, what: str) -> tuple[dict[str, str], dict[str,
         tensors = safetensors.torch.load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     except KeyError as kind:
-        raise NephiError(f"cannot read {path} as {what}: it holds tensors of an unknown type, {kind}") from None
+        raise NephiError(f"cannot read {path} as {what}: it has tensors of an unknown type, {kind}") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise NephiError(f"cannot read {path} as {what}: {str(error).splitlines()[0]}") from None
     except MemoryError:
@@ -72,7 +72,7 @@ class Bounded(TorchFunctionMode):
             sizes = args[0] if args and not isinstance(args[0], int) else args
             self.left -= math.prod(sizes) ** (2 if func is torch.eye and len(sizes) == 1 else 1)
             if self.left < 0:
-                raise NephiError(f"{self.path} does not fit its own settings: they ask for more than it holds")
+                raise NephiError(f"{self.path} does not fit its own settings: they need more tensors than it contains")
         return func(*args, **(kwargs or {}))
 
 
@@ -81,9 +81,9 @@ def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], p
     for name in [*wanted, *tensors]:
         have, want = (None if t is None else tuple(t.shape) for t in (tensors.get(name), wanted.get(name)))
         if have != want:
-            raise NephiError(f"{path} does not fit its own settings: {name} is {have}, should be {want}")
+            raise NephiError(f"{path} does not fit its own settings: {name} is {have}, but should be {want}")
         if not torch.isfinite(tensors[name]).all():
-            raise NephiError(f"{path} is damaged: {name} holds values that are not numbers")
+            raise NephiError(f"{path} is damaged: {name} has values that are not numbers")
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -71,7 +71,7 @@ def read_transform(path: str | Path, dimension: int) -> sitk.Transform:
         except NephiError:
             raise NephiError(f"cannot read {path} as a transform or a displacement image") from None
     if transform.GetDimension() != dimension:
-        raise NephiError(f"{path} is {transform.GetDimension()}D, the fixed image {dimension}D")
+        raise NephiError(f"{path} is {transform.GetDimension()}D, but the fixed image is {dimension}D")
     return transform
 
 
@@ -105,7 +105,7 @@ def open_transform(path: Path) -> sitk.Transform | None:
 
 def _refuse_minc(path: Path) -> None:
     if path.suffix.lower() == ".xfm":
-        raise NephiError(f"{path}: transforms of MINC (.xfm) are in RAS, which ITK leaves as it is; use .h5 or .tfm")
+        raise NephiError(f"{path}: MINC transforms (.xfm) are in RAS, which ITK does not convert; use .h5 or .tfm")
 
 
 def check_transform(transform: sitk.Transform, path: Path) -> None:
@@ -144,16 +144,16 @@ def _check_field(field: sitk.Image, path: Path) -> None:
         slopes = (off * (seen - seen.mean(0))).mean(0) / spread**2
         if ((slopes > _ABSOLUTE[0]) & (slopes < _ABSOLUTE[1])).all():
             raise NephiError(
-                f"{path} seems to hold the positions of mapped points, not their displacements (an absolute "
-                "deformation field): its vectors grow with the coordinates; subtract the voxels' positions from it"
+                f"{path} seems to contain the positions of mapped points, not their displacements (an absolute "
+                "deformation field): its vectors grow with the coordinates; subtract the positions of the voxels"
             )
 
 
 def _check_numbers(values: np.ndarray, path: Path, what: str) -> None:
     if not np.isfinite(values).all():
-        raise NephiError(f"{path} holds {what} that are NaN or infinite")
+        raise NephiError(f"{path} has {what} that are NaN or infinite")
     if values.size and max(values.max(), -values.min()) > FARTHEST_MM:
-        raise NephiError(f"{path} holds {what} above {FARTHEST_MM:g} (a kilometre); it is damaged")
+        raise NephiError(f"{path} has {what} above {FARTHEST_MM:g} (a kilometre); it is damaged")
 
 
 def through(transform: sitk.Transform, points_lps_mm: np.ndarray) -> np.ndarray:
@@ -189,7 +189,7 @@ def read_affine(path: str, dimension: int) -> Affine:
     if transform is None:
         raise NephiError(f"cannot read {path} as a transform")
     if transform.GetDimension() != dimension:
-        raise NephiError(f"alignment {path} is {transform.GetDimension()}D, the images are {dimension}D")
+        raise NephiError(f"alignment {path} is {transform.GetDimension()}D, but the images are {dimension}D")
     if not transform.IsLinear():
         raise NephiError(f"alignment {path} is not linear; give a rigid or affine transform")
     affine = as_affine(transform)

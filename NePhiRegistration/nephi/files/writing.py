@@ -168,7 +168,7 @@ def output_folder(folder: str | Path, patience_s: float = 0.0) -> Iterator[Path]
         raise NephiError(f"cannot write to output folder {folder}: {error.strerror}") from None
     if held is None:
         raise NephiError(
-            f"another run is writing to output folder {folder}: wait until it ends, or choose another folder"
+            f"another run is writing to output folder {folder}: wait until it has finished, or choose another folder"
         )
     try:
         recover(folder)

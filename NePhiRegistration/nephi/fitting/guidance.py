@@ -71,7 +71,9 @@ class Guidance:
         )
         dimension = images.fixed.GetDimension()
         if isinstance(self.initial, sitk.Transform) and self.initial.GetDimension() != dimension:
-            raise NephiError(f"the initial transform is {self.initial.GetDimension()}D, the images are {dimension}D")
+            raise NephiError(
+                f"the initial transform is {self.initial.GetDimension()}D, but the images are {dimension}D"
+            )
         landmarks, deviations = self._landmarks(images)
         return replace(
             self,
@@ -102,9 +104,7 @@ class Guidance:
             return points, None
         deviations = np.asarray(self.landmarks_sd_mm, float)
         if deviations.shape != (count,) or not (np.isfinite(deviations) & (deviations > 0)).all():
-            raise NephiError(
-                f"give one standard deviation in mm, above 0, for each of the {count} landmarks that guide"
-            )
+            raise NephiError(f"give one standard deviation in mm, above 0, for each of the {count} guiding landmarks")
         return points, deviations
 
 
@@ -117,7 +117,7 @@ def _check_inside(points_lps_mm: np.ndarray, image: sitk.Image, role: str) -> No
     if outside.any():
         row = int(outside.argmax())
         raise NephiError(
-            f"landmark {row + 1} of those that guide lies outside the {role} image, at "
+            f"guiding landmark {row + 1} lies outside the {role} image, at "
             f"{', '.join(f'{v:.6g}' for v in points_lps_mm[row])} mm (LPS)"
         )
 
@@ -128,10 +128,10 @@ def _check_same_labels(labels: Both[sitk.Image]) -> None:
     for role, other in (("fixed", fixed - moving), ("moving", moving - fixed)):
         if other:
             some = ", ".join(map(str, sorted(other)[:6])) + (", ..." if len(other) > 6 else "")
-            raise NephiError(f"guide labels: {some} only in the {role} label map; give labels that both images have")
+            raise NephiError(f"guide labels: {some} only in the {role} label map; give labels that are in both")
     for role, one in zip(ROLES, numbers, strict=True):
         if len(one) == 1:
-            raise NephiError(f"guide labels: {one.pop()} fills the whole {role} image and has no border in it")
+            raise NephiError(f"guide labels: {one.pop()} fills the whole {role} image, so that it has no border")
 
 
 def bodies_lps_mm(labels: sitk.Image) -> list[tuple[int, np.ndarray]]:
@@ -156,7 +156,7 @@ def _large_enough(rigid: sitk.Image) -> sitk.Image:
     bodies = bodies_lps_mm(rigid)
     small = [points for _, points in bodies if len(points) < _LEAST_VOXELS]
     if len(small) == len(bodies):
-        raise NephiError(f"rigid mask: no part of it has {_LEAST_VOXELS} voxels that are connected")
+        raise NephiError(f"rigid mask: no connected part of it has {_LEAST_VOXELS} voxels or more")
     if not small:
         return rigid
     notice(

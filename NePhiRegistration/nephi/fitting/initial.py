@@ -33,7 +33,7 @@ def affine_part(initial: sitk.Transform | PointMaps, fixed: Grid, mask: sitk.Ima
     points = _points_lps_mm(fixed, mask)
     moved = through(initial, points)
     if not np.isfinite(moved).all():
-        raise NephiError("the initial transform leads to places that are NaN or infinite")
+        raise NephiError("the initial transform maps points to NaN or infinity")
     centre = points.mean(0)
     homogeneous = np.concatenate([points - centre, np.ones((len(points), 1))], 1)
     solution, _, rank, _ = np.linalg.lstsq(homogeneous, moved, rcond=None)
@@ -82,7 +82,8 @@ def outer_map(initial: sitk.Transform | PointMaps, pair: ImagePair, device: torc
         missed_mm = float((found.inverse(found.forward(points)) - points).norm(dim=-1).mean()) * cube.unit_mm
         if not missed_mm <= _POOR_MM * scale:
             raise NephiError(
-                f"the initial transform cannot be inverted: points come back {missed_mm:.2g} mm away; does it fold?"
+                f"the initial transform cannot be inverted: its inverse misses points by {missed_mm:.2g} mm; does it "
+                "fold?"
             )
     return found.to(device)
 

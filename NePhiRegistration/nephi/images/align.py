@@ -79,8 +79,8 @@ def align(
         scale = np.clip(sm / sf, 1 / _LARGEST_SCALE, _LARGEST_SCALE)
         if not np.allclose(scale, sm / sf):
             notice(
-                f"The masks differ in extent by more than {_LARGEST_SCALE:g} times along an axis; the start scales "
-                "by no more than that."
+                f"The masks differ in extent by more than {_LARGEST_SCALE:g} times along an axis; the alignment "
+                "scales by no more than that."
             )
     matrix = axes @ np.diag(scale) @ axes.T
     start = Affine(matrix, cm - matrix @ cf)
@@ -110,9 +110,7 @@ def _automatic(images: Both[sitk.Image], masks: Both[sitk.Image] | None, lungs: 
         if masks_agreement(lungs, found.affine) < LEAST_AGREEMENT or beyond_breathing(own):
             found = search.better(found, "the lungs' moments", own)
     if found.lead < _LEAST_LEAD:
-        notice(
-            "The start is uncertain: another alignment fits almost as well; look at the result, or use --align centres."
-        )
+        notice("The alignment is uncertain: another one fits almost as well; check the result, or use --align centres.")
     return Alignment(found.affine, "search", found.start, found.score, found.lead)
 
 

@@ -209,20 +209,20 @@ def _wrapped(image: sitk.Image) -> bool:
 
 
 def hounsfield(image: sitk.Image, role: str) -> sitk.Image:
-    """The image, or in Hounsfield units (with a notice) where it is a CT whose numbers start at 0 or are inverted.
+    """The image; a CT whose values start at 0 or are inverted is converted to Hounsfield units, with a notice.
 
-    Raises NephiError for a CT whose negative numbers were stored without their sign: none of its other uses is right.
+    Raises NephiError for a CT whose negative values were stored without sign, which can't be used as it is.
     """
     if _wrapped(image):
         raise NephiError(
-            f"{role} image: a CT whose negative numbers were stored without their sign, as 64536 for -1000; subtract "
-            "65536 from what is above 32767, or convert the scan anew"
+            f"{role} image: a CT whose negative values were stored without sign (64536 for -1000); subtract 65536 from "
+            "values above 32767, or convert the scan again"
         )
     units = hu_units(image)
     if units is None or units == HU:
         return image
     if units.slope < 0:
-        notice(f"The {role} image was taken for a CT with inverted contrast; it was turned into Hounsfield units.")
+        notice(f"The {role} image seems to be a CT with inverted contrast; it was converted to Hounsfield units.")
     else:
-        notice(f"The {role} image was taken for a CT whose numbers start at 0; 1024 was subtracted.")
+        notice(f"The {role} image seems to be a CT whose values start at 0; 1024 was subtracted.")
     return sitk.ShiftScale(sitk.Cast(image, sitk.sitkFloat32), units.offset / units.slope, units.slope)

@@ -100,7 +100,7 @@ class Pairs:
         try:
             return _load(path, self.settings)
         except NephiError as error:  # which names the file
-            notice(f"{pair.name} is prepared again: {error}")
+            notice(f"{pair.name} is preprocessed again: {error}")
             return _load(_kept(pair, self.settings, self.cache), self.settings)
 
 
@@ -110,7 +110,7 @@ def open_data(
     """``shapes-solid``, ``shapes-hollow``, or a list of pairs as for ``nephi batch``; raises NephiError."""
     if name in SHAPES:
         if settings.dimension != 2:
-            raise NephiError(f"{name} is 2D, the model {settings.dimension}D: set model.dimension to 2")
+            raise NephiError(f"{name} is 2D, but the model is {settings.dimension}D: set model.dimension to 2")
         return Shapes(name == SHAPES[1], settings, validation)
     return Pairs(name, settings, cache, tell)
 
@@ -229,7 +229,7 @@ def _load(path: Path, settings: ModelSettings) -> PairTensors:
     try:
         return _sample(metadata, tensors, settings)
     except (KeyError, ValueError) as error:
-        raise NephiError(f"{path} is not a prepared pair: it lacks {error}") from None
+        raise NephiError(f"{path} is not a preprocessed pair: it lacks {error}") from None
 
 
 def _sample(metadata: dict[str, str], t: dict[str, torch.Tensor], settings: ModelSettings) -> PairTensors:

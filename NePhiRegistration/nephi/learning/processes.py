@@ -22,7 +22,7 @@ def join(device: torch.device) -> tuple[int, int, torch.device]:
         if device.type == "cuda":
             number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
             if number >= gpus:
-                raise NephiError(f"more processes than the {gpus} GPUs of this machine: start as many as there are")
+                raise NephiError(f"there are more processes than the {gpus} GPUs of this machine; start one per GPU")
             device = torch.device("cuda", number)
             torch.cuda.set_device(device)
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
@@ -53,4 +53,4 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise NephiError("another process of the training has ended; its own output says why") from error
+        raise NephiError("another process of the training has ended; see its output for the reason") from error

@@ -55,7 +55,7 @@ class PublishedEncoder(Encoder):
         """One round for all pairs of a batch; raises NephiError if their cubes have different proportions."""
         upper = samples[0].half_extents_cube
         if any(not torch.allclose(sample.half_extents_cube, upper, atol=1e-3) for sample in samples[1:]):
-            raise NephiError("the pairs of a batch lie in cubes of different proportions: set batch to 1")
+            raise NephiError("the pairs of a batch have cubes of different proportions: set batch to 1")
         return [self(torch.stack([sample.images(self.settings.size) for sample in samples]), upper)]
 
     def forward(self, images: Tensor, half_extents_cube: Tensor) -> Code:

@@ -157,4 +157,6 @@ def check_training(settings: TrainSettings) -> None:
     if settings.fit.iterations < 1:
         raise NephiError("settings: fit.iterations is 0, must be above 0")
     if isinstance(m.encoder, MatchingSettings) and settings.batch != 1:
-        raise NephiError("the matching encoder takes one pair at a time: set batch to 1 and accumulate to the batch")
+        raise NephiError(
+            "the matching encoder takes one pair at a time: set batch to 1 and accumulate to the batch size size"
+        )

@@ -20,5 +20,5 @@ def find_model(name: str | Path) -> Path:
     if str(name) in shipped:
         return WEIGHTS / f"{name}.safetensors"
     if not path.is_file():
-        raise NephiError(f"no model '{name}': give one of {', '.join(shipped) or 'none'}, or a model file")
+        raise NephiError(f"no model '{name}': choose one of {', '.join(shipped) or 'none'}, or a model file")
     return path

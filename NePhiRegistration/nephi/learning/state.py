@@ -40,7 +40,7 @@ def load_state(path: Path, model: Model, adam: Adam, settings: TrainSettings) ->
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NephiError(f"cannot read {path} as the state of a training run: {error!r}") from None
     if made_with != json.loads(json.dumps(asdict(settings))):
-        raise NephiError(f"{path} was made with other settings; use those, or another output folder")
+        raise NephiError(f"{path} was made with different settings; use those, or another output folder")
     parts = {
         part: {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
         for part in ("model.", "adam.")

@@ -77,7 +77,7 @@ def train(
         if world > 1:
             torch.distributed.destroy_process_group()
     if first and not run.best:
-        raise NephiError("no model was written, as no validation gave a number; lower fit.learning_rate")
+        raise NephiError("no model was written, as no validation gave a finite value; lower fit.learning_rate")
     return run.best
 
 

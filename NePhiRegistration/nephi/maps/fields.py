@@ -163,8 +163,8 @@ def check_local_code(settings: FieldSettings, dimension: int) -> None:
         raise NephiError(f"settings: field.local_code is {channels}, must be {needed} for voxel fields in {dimension}D")
     if settings.moves_points and channels < needed:
         raise NephiError(
-            f"settings: field.local_code is {channels}, must be {needed} or more in {dimension}D, where it moves the "
-            "points by itself (field.linear)"
+            f"settings: field.local_code is {channels}, must be {needed} or more in {dimension}D, where it "
+            "displaces the points directly (field.linear)"
         )
 
 

@@ -95,7 +95,7 @@ def field_maps(maps: Map) -> dict[str, FieldMap]:
     found = {prefix: part for prefix, part in parts.items() if isinstance(part, FieldMap)}
     if len(found) < len(parts):
         raise NephiError(
-            "only maps that fields make, the composition of two, such maps that slide, or their consensus, can be saved"
+            "only maps of fields, compositions of two, sliding maps of these, and their consensus can be saved"
         )
     return found
 

@@ -52,11 +52,11 @@ def read_model(path: Path) -> Model:
         weights = {name: _number(data["weights"][name]) for name in (*FEATURES, "one")}
         knots = tuple((_number(at), _number(times)) for at, times in data["knots"])
     except (ValueError, TypeError, LookupError, OverflowError):
-        raise NephiError(f"{path} is damaged; install NePhi again") from None
+        raise NephiError(f"{path} is damaged; reinstall NePhi") from None
     at, times = np.array(knots).reshape(-1, 2).T
     ordered = len(at) > 1 and at[0] > 0 and (np.diff(at) > 0).all() and (times >= 1).all()
     if not ordered or len(data["weights"]) != len(weights) or min(weights[name] for name in FEATURES) < 0:
-        raise NephiError(f"{path} is damaged: its numbers are no calibration; install NePhi again")
+        raise NephiError(f"{path} is damaged: its values are not a calibration; reinstall NePhi")
     return Model(weights, knots)
 
 

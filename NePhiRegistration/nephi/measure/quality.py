@@ -56,7 +56,7 @@ def dice(mask_a: np.ndarray, mask_b: np.ndarray) -> float:
         raise NephiError(f"The masks differ in shape: {a.shape} and {b.shape}; resample one onto the other.")
     total = np.count_nonzero(a) + np.count_nonzero(b)
     if total == 0:
-        raise NephiError("Both masks are empty, so that their overlap is not defined.")
+        raise NephiError("Both masks are empty, so their overlap is undefined.")
     return float(2 * np.count_nonzero(a & b) / total)
 
 
@@ -201,7 +201,7 @@ def region_statistics(jacobian: np.ndarray, labels: np.ndarray, voxel_volume_mm3
     """
     labels = np.asarray(labels)
     if labels.shape != np.shape(jacobian):
-        raise NephiError(f"The regions have the shape {labels.shape}, the image {np.shape(jacobian)}.")
+        raise NephiError(f"The regions have the shape {labels.shape}, but the image has {np.shape(jacobian)}.")
     inside = labels != 0
     names, which = np.unique(labels[inside], return_inverse=True)
     count = np.bincount(which)
@@ -242,7 +242,7 @@ def fold_regions(
     jacobian = np.asarray(jacobian)
     mask = _checked_mask(mask, grid.shape)
     if jacobian.shape != grid.shape:
-        raise NephiError(f"The Jacobian determinant has the shape {jacobian.shape}, the grid {grid.shape}.")
+        raise NephiError(f"The Jacobian determinant has the shape {jacobian.shape}, but the grid has {grid.shape}.")
     folded = ~(jacobian > 0)
     if mask is not None:
         folded &= mask
@@ -301,7 +301,7 @@ def _checked_mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray
     mask = np.asarray(mask)
     mask = mask if mask.dtype == bool else mask != 0
     if mask.shape != shape:
-        raise NephiError(f"The mask has the shape {mask.shape}, the image {shape}; resample the mask.")
+        raise NephiError(f"The mask has the shape {mask.shape}, but the image has {shape}; resample the mask.")
     return mask
 
 

@@ -93,7 +93,7 @@ def measure_signals(
     seen = ((index >= -0.5) & (index <= np.array(grids.moving.size) - 0.5)).all(1)
     seen &= _clear_of(hidden.moving, there, half_mm)
     if not seen.any():
-        raise NephiError("the moving image shows nothing of the region that was registered")
+        raise NephiError("the moving image shows nothing of the registered region")
     points, there = points[seen], there[seen]
     some = points[:_COARSE_POINTS]
     fine = _matched(images, windows, transform, points, box, fine_mm, _REACH[0], alike=ct)

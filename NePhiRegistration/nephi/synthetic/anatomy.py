@@ -69,7 +69,7 @@ class Motion:
             if np.abs(gap).max(initial=0.0) < tolerance_mm:
                 return x
             x = x - np.linalg.solve(self.derivative(x), gap[..., None])[..., 0]
-        raise NephiError("The phantom's map was not inverted: ask for points nearer to the image.")
+        raise NephiError("The phantom's map could not be inverted there: choose points nearer to the image.")
 
     def on_grid(self, grid: Grid, function: Callable, inhale: bool) -> np.ndarray:
         """``function(motion, points_lps_mm) -> (..., c)`` at every voxel of the fixed or the moving image."""

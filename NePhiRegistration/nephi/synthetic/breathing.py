@@ -354,7 +354,7 @@ def _landmarks(hu, masks, breath: Breath, rng, most: int = 300) -> tuple[np.ndar
     seen[seen] = sitk.GetArrayViewFromImage(masks[1])[tuple(at[seen].T[::-1])] > 0
     moved = moved[seen]
     if len(moved) == 0:
-        raise NephiError("no vessel lies in the lungs of both images; give a CT that shows more vessels")
+        raise NephiError("no vessel was found in the lungs of both images; give a CT that shows more vessels")
     moved = moved[np.sort(rng.permutation(len(moved))[:most])]
     return breath.forward(moved), moved
 

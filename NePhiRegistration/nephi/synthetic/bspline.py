@@ -117,7 +117,7 @@ class Breath:
                 if len(left) == 0:
                     break
                 step[left] /= 2
-        raise NephiError("The breath was not inverted: ask for points nearer to the lungs.")
+        raise NephiError("The map could not be inverted there: choose points nearer to the lungs.")
 
     def determinant(self, points_lps_mm: np.ndarray) -> np.ndarray:
         """(n,) Jacobian determinant of ``forward`` at points (n, 3) of the deformed image."""
