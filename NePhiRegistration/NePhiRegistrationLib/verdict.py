@@ -22,7 +22,7 @@ _SHOWN_BY = {  # words of the engine's reasons, and what shows it
     "does not show": View.CHECKERBOARD,
     "masks overlap": View.FADE,
     "map folds": FOLDS,
-    "volume changes from": View.JACOBIAN,
+    "volume changes": View.JACOBIAN,
     "inverse field differ": View.CONSISTENCY,
     "do not undo each other": View.CONSISTENCY,
     "landmark": LANDMARKS,

@@ -1,7 +1,7 @@
-"""Everything that can be set, as frozen dataclasses that go to and from JSON; the presets by name.
+"""All settings, as frozen dataclasses that are converted to and from JSON, and the presets by name.
 
 Lengths are in millimetres for a region of body size; a region shorter than ``BODY_MM`` scales them down
-with it, so that the same presets serve a mouse lung. Limits stand at the fields; see ``nephi.limits``.
+with it, so that the same presets serve a mouse lung. Limits are declared with the fields; see ``nephi.limits``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ ALIGNMENTS = ("auto", "none", "centres", "moments", "affine")
 
 @dataclass(frozen=True)
 class FieldSettings:
-    """What all fields have: their kind, and the latent code that they read (paper, supplement A.1)."""
+    """The settings of all fields: their kind, and the latent code that they read (paper, supplement A.1)."""
 
-    kind: Annotated[str, OneOf(FIELDS)] = "neural"  # of the fields; it says which entries there are besides
+    kind: Annotated[str, OneOf(FIELDS)] = "neural"  # of the fields; it determines the further entries
     global_code: Width = 16  # channels of the global code
     local_code: Width = 16  # channels of the local code
-    code_spacing_mm: Positive = 12.0  # between the local code's nodes, at the last level
+    code_spacing_mm: Positive = 12.0  # between the nodes of the local code, at the last level
     code_degree: Annotated[int, OneOf(1, 2)] = 2  # of the B-spline between the nodes: 1 (linear, as published) or 2
 
     @property
     def moves_points(self) -> bool:
-        """Whether the local code moves points by itself: its first channels forward, the next ones backward."""
+        """Whether the local code displaces points directly: its first channels forward, the next ones backward."""
         return False
 
     def scaled(self, factor: float) -> Self:
@@ -50,15 +50,15 @@ class FieldSettings:
 
 @dataclass(frozen=True)
 class NeuralSettings(FieldSettings):
-    """Of ``neural``: modulated networks over Fourier features, one for each direction."""
+    """Settings of ``neural``: modulated networks over Fourier features, one for each direction."""
 
-    width: Width = 64  # units of a layer
-    hidden_layers: Annotated[int, AtLeast(1), AtMost(64)] = 1  # between the first and the last
-    frequencies: Width = 48  # Fourier features of a point
+    width: Width = 64  # number of units in a layer
+    hidden_layers: Annotated[int, AtLeast(1), AtMost(64)] = 1  # number of layers between the first and the last
+    frequencies: Width = 48  # number of Fourier features
     wavelength_mm: Positive = 250.0  # scale of the Fourier features
     modulation: Annotated[str, OneOf("relu", "sine")] = "relu"  # activation of the modulation network
-    omega: float = 10.0  # factor before the sines
-    linear: bool = True  # the displacement has a term that is linear in the local code, too
+    omega: float = 10.0  # factor in the sines
+    linear: bool = True  # whether the displacement also has a term that is linear in the local code
 
     @property
     def moves_points(self) -> bool:
@@ -70,10 +70,10 @@ class NeuralSettings(FieldSettings):
 
 @dataclass(frozen=True)
 class VoxelSettings(FieldSettings):
-    """Of ``voxel``: no network, the local code is the displacement itself."""
+    """Settings of ``voxel``: no network; the local code is the displacement itself."""
 
     kind: Annotated[str, OneOf(FIELDS)] = "voxel"  # of the fields
-    global_code: Width = 1  # channels of the global code, which moves nothing here
+    global_code: Width = 1  # channels of the global code, which has no effect here
     local_code: Width = 6  # channels of the local code: twice the dimension of the images
 
     @property
@@ -107,33 +107,35 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Features:
-    """At which scale the images are compared."""
+    """The scale at which the images are compared."""
 
     spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 2.0  # of the grid that both images are resampled to
-    dilation: Annotated[int, AtLeast(1), AtMost(64)] = 2  # distance, in voxels, over which features look
+    dilation: Annotated[int, AtLeast(1), AtMost(64)] = 2  # distance in voxels of the compared patches
     outside: Share = 1.0  # share of the intensity outside the masks that outside_hu replaces: 0 none, 1 all
 
 
 @dataclass(frozen=True)
 class Level:
-    """A level of the optimisation, from coarse to fine. A prediction takes the place of those with the fewest nodes."""
+    """A level of the optimisation, from coarse to fine. A prediction replaces those with the fewest nodes."""
 
     start: Share = 0.0  # share of the iterations after which the level begins
-    features: Features = Features()  # what is compared
+    features: Features = Features()  # the features that are compared
     node_spacing_factor: Annotated[float, AtLeast(1), AtMost(1000)] = 1.0  # of the local code, times code_spacing_mm
 
 
 @dataclass(frozen=True)
 class SimilaritySettings:
-    """What all similarities have: their name, and where and on which intensities the images are compared."""
+    """The settings of all similarities: their name, and where and on which intensities the images are compared."""
 
-    name: Annotated[str, OneOf(SIMILARITIES)] = "mind"  # of the similarity; it says which entries there are besides
+    name: Annotated[str, OneOf(SIMILARITIES)] = "mind"  # of the similarity; it determines the further entries
     points: Sampling = Sampling()  # points per step
     window: tuple[float, float] | None = None  # intensities mapped to 0..1; null: -1000..200 HU or percentiles
-    outside_hu: float | None = -500.0  # CTs outside the masks given: so that the lungs' border counts, ribs less
-    mask_margin_mm: NotNegative = 4.0  # points are drawn from the masks grown by this much
-    finest: Positive = 0.75  # working grids are no finer than this part of the images' voxels
-    boundary_weight: NotNegative = 0.0  # agreement of the masks' distance maps near their borders
+    outside_hu: (
+        float | None
+    ) = -500.0  # intensity of CTs outside given masks: the border of the lungs counts, ribs count less
+    mask_margin_mm: NotNegative = 4.0  # points are drawn from the masks dilated by this distance
+    finest: Positive = 0.75  # working grids are no finer than this fraction of the voxels of the images
+    boundary_weight: NotNegative = 0.0  # of the agreement of the distance maps of the masks near their borders
 
     def contradiction(self) -> str:
         if self.window is not None and not self.window[0] < self.window[1]:
@@ -143,33 +145,33 @@ class SimilaritySettings:
 
 @dataclass(frozen=True)
 class MindSettings(SimilaritySettings):
-    """Of ``mind``: the self-similarity context."""
+    """Settings of ``mind``: the self-similarity context."""
 
-    noise: NotNegative = 0.015  # contrast below this part of the window does not count
+    noise: NotNegative = 0.015  # contrast below this fraction of the window is ignored
 
 
 @dataclass(frozen=True)
 class IntensitySettings(SimilaritySettings):
-    """Of ``ncc`` and ``mse``, which compare intensities."""
+    """Settings of ``ncc`` and ``mse``, which compare intensities."""
 
     name: Annotated[str, OneOf(SIMILARITIES)] = "ncc"  # ncc or mse
-    blurs: Annotated[tuple[NotNegative, ...], NotEmpty()] = (0.0,)  # standard deviations in voxels; each a channel
+    blurs: Annotated[tuple[NotNegative, ...], NotEmpty()] = (0.0,)  # standard deviations in voxels, each of one channel
 
 
 @dataclass(frozen=True)
 class InformationSettings(IntensitySettings):
-    """Of ``mi``, mutual information."""
+    """Settings of ``mi``, mutual information."""
 
     name: Annotated[str, OneOf(SIMILARITIES)] = "mi"
-    bins: Annotated[int, AtLeast(4), AtMost(256)] = 24  # of the histogram, along each image's intensities
+    bins: Annotated[int, AtLeast(4), AtMost(256)] = 24  # number of bins of the histogram for each image
 
 
 @dataclass(frozen=True)
 class EdgeSettings(SimilaritySettings):
-    """Of ``ngf``, normalised gradient fields."""
+    """Settings of ``ngf``, normalised gradient fields."""
 
     name: Annotated[str, OneOf(SIMILARITIES)] = "ngf"
-    noise: NotNegative = 1.0  # of the image's mean gradient: a shorter one hardly counts
+    noise: NotNegative = 1.0  # times the mean gradient of the image: smaller gradients hardly count
 
 
 SIMILARITIES.describe("mind", MindSettings)
@@ -181,28 +183,30 @@ SIMILARITIES.describe("ngf", EdgeSettings)
 
 @dataclass(frozen=True)
 class RegularitySettings:
-    """What keeps the maps smooth, and how much it counts."""
+    """What keeps the maps smooth, and its weight."""
 
     name: Annotated[str, OneOf(REGULARISERS)] = "gradicon"  # of the regulariser
-    weight: NotNegative = 0.3  # of the penalty; the similarity has 1
+    weight: NotNegative = 0.3  # of the penalty; that of the similarity is 1
     points: Sampling = Sampling(0.0, 64, 64)  # points per step
     exact: bool = False  # Jacobian by automatic differentiation instead of finite differences
     step_mm: Positive = 1.5  # of the finite differences
-    bending_mm: NotNegative = 0.0  # of gradicon, in voxels of 2 mm: length over which slopes must not change by much
+    bending_mm: NotNegative = 0.0  # of gradicon, in voxels of 2 mm: length over which slopes should change little
     code_prior: NotNegative = 0.0  # weight of Eq. 5, which keeps the code small
 
 
 @dataclass(frozen=True)
 class DenseSettings:
-    """The refinement voxel by voxel after the optimisation, for images that are full of detail."""
+    """The refinement voxel by voxel after the optimisation, for images with much detail."""
 
-    rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at nodes, twice the voxels apart; 0: no refinement
-    fine_rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at voxels
-    voxel_rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # at voxels, each of which is then a node
-    spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 1.0  # of these voxels; at least the images'
-    curve: bool = False  # a curve leads from one image's intensities to the other's, as for images of two contrasts
-    stiffness: NotNegative = 1e-4  # against the squared slopes of the intensities, of the window's width
-    least_determinant: Annotated[float, AtLeast(0.01), AtMost(0.9)] = 0.06  # of the map: below it is smoothed
+    rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # iterations with nodes two voxels apart; 0: no refinement
+    fine_rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # iterations with values at voxels
+    voxel_rounds: Annotated[int, AtLeast(0), AtMost(1000)] = 0  # iterations with a node at each voxel
+    spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 1.0  # size of these voxels; at least that of the images
+    curve: bool = False  # maps the intensities of one image to those of the other by a curve, for different contrasts
+    stiffness: NotNegative = 1e-4  # relative to the squared slopes of the intensities, in units of the window's width
+    least_determinant: Annotated[float, AtLeast(0.01), AtMost(0.9)] = (
+        0.06  # of the map; it is smoothed where it is less
+    )
 
     @property
     def all_rounds(self) -> tuple[int, int, int]:
@@ -211,46 +215,46 @@ class DenseSettings:
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """How far the result may be from what guides it (see ``Guidance``); nothing pulls within half of that."""
+    """How far the result may be from its guidance (see ``Guidance``); within half of that there is no penalty."""
 
-    landmarks_sd_mm: Positive = 1.0  # standard deviation of given landmarks that have none of their own
+    landmarks_sd_mm: Positive = 1.0  # standard deviation of landmarks given without one
     labels_sd_mm: Positive = 1.0  # of the borders of given labels
-    rigid_mm: Positive = 0.02  # from the best rigid motion of a region that stays rigid
-    volume: Positive = 0.01  # change of a volume that is kept, as a part of it
-    weight: NotNegative = 0.3  # of all of this; the similarity has 1
+    rigid_mm: Positive = 0.02  # distance from the best rigid motion of a rigid region
+    volume: Positive = 0.01  # relative change of a volume that is to be kept
+    weight: NotNegative = 0.3  # of all guidance; that of the similarity is 1
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """The steps of the optimiser, Adam."""
+    """Settings of the optimiser, Adam."""
 
-    iterations: Annotated[int, AtLeast(0), AtMost(1_000_000)] = 400  # steps in all; 0: the start is the result
-    learning_rate: Annotated[Positive, AtMost(1)] = 3e-3  # the highest
-    warm_up: Share = 0.1  # part of the iterations in which the learning rate rises
+    iterations: Annotated[int, AtLeast(0), AtMost(1_000_000)] = 400  # steps; 0: the initial maps are the result
+    learning_rate: Annotated[Positive, AtMost(1)] = 3e-3  # its maximum
+    warm_up: Share = 0.1  # share of the iterations during which the learning rate rises
     beta2: Share = 0.99  # decay of Adam's mean of squared gradients
-    schedule: Annotated[str, OneOf("cosine", "constant")] = "cosine"  # of the learning rate after the warm-up
+    schedule: Annotated[str, OneOf("cosine", "constant")] = "cosine"  # of the learning rate, after the warm-up
     seed: Seed = 0  # of all random numbers
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a registration."""
+    """The settings of a registration."""
 
-    preset: str = "balanced"  # where entries that a file leaves out come from
+    preset: str = "balanced"  # the preset that gives the entries missing in a file
     align: str = "auto"  # auto, none, centres, moments, affine, or the path of a transform file
     model: str | None = None  # a trained model to start from: the name of a shipped one, or a file
     levels: Annotated[tuple[Level, ...], NotEmpty()] = (Level(),)  # from coarse to fine; the first begins at 0
     field: FieldSettings = NeuralSettings()  # the maps
-    similarity: SimilaritySettings = MindSettings()  # how alike the images are
+    similarity: SimilaritySettings = MindSettings()  # how the similarity of the images is measured
     regularity: RegularitySettings = RegularitySettings()  # how smooth the maps are
     guidance: GuidanceSettings = GuidanceSettings()  # how strictly landmarks, labels and regions are followed
     fit: FitSettings = FitSettings()  # the optimiser
-    dense: DenseSettings = DenseSettings()  # what follows it
-    # entries that stay whatever the pair is like, as "levels" or "fit.iterations" ("all": every one); files list theirs
+    dense: DenseSettings = DenseSettings()  # the refinement after the optimisation
+    # entries that are not adapted to the pair, such as "levels" or "fit.iterations" ("all": none is adapted)
     kept: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-    sliding: bool = False  # motion may jump along the border of the masks, and only along it
+    sliding: bool = False  # allow motion to slide along the border of the masks, and only there
     consensus: bool = True  # the result is the mean of the forward field and the inverted inverse one, and its inverse
-    smooth: Share = 1.0  # of the nodes' distance, over which the consensus is smoothed at most, as the pair allows
+    smooth: Share = 1.0  # of the node spacing: largest distance over which the consensus is smoothed
 
     def contradiction(self) -> str:
         start = self.levels[0].start
@@ -264,12 +268,13 @@ class Settings:
 
 
 def _wide(end: float) -> tuple[Level, ...]:
-    """The levels until this share of the iterations: few nodes, and features that first see far."""
+    """The levels until this share of the iterations: few nodes, and features that start with a wide range."""
     return tuple(Level(part * end, Features(mm, 2), 4.0) for part, mm in ((0.0, 8.0), (0.2, 4.0), (0.45, 2.0)))
 
 
 def _coarse_to_fine(fine: float, all_nodes: float, outside: float) -> tuple[Level, ...]:
-    """Wide features, few nodes first; from ``fine`` on fine features and more nodes, from ``all_nodes`` on all."""
+    """First wide features and few nodes; from ``fine`` on fine features and more nodes; from ``all_nodes`` on all
+    nodes."""
     sharp = Features(1.25, 1, outside)
     return *_wide(fine), Level(fine, sharp, 2.0), Level(all_nodes, sharp)
 
@@ -344,14 +349,14 @@ def from_dict(data: dict, base: Settings | None = None, names: bool = True) -> S
     name = data.get("preset")
     start = PRESETS.get(name) if isinstance(name, str) else None
     settings = decode(start or base or PRESETS["balanced"], data, "")
-    if "kept" not in data:  # as in all that was written from settings, which holds every entry
+    if "kept" not in data:  # files written from settings list every entry
         settings = replace(settings, kept=tuple(dict.fromkeys((*settings.kept, *_entries(data)))))
     check(settings, names)
     return settings
 
 
 def _entries(data: dict) -> Iterator[str]:
-    """What a file's entries set, as ``Settings.kept`` lists it."""
+    """The entries of a file as ``Settings.kept`` lists them."""
     for part, value in data.items():
         if isinstance(value, dict):
             yield from ("levels" if name == "stages" else f"{part}.{name}" for name in value)
@@ -362,7 +367,7 @@ def _entries(data: dict) -> Iterator[str]:
 def check(settings: Settings, names: bool = True) -> None:
     """Raise NephiError for values out of range or inconsistent with each other.
 
-    ``names``: also for a similarity or regulariser that is not known here; maps that are saved do without either.
+    ``names``: also for an unknown similarity or regulariser, which saved maps do not need.
     """
-    FIELDS.check(settings.field.kind)  # maps need theirs
+    FIELDS.check(settings.field.kind)  # maps need their field
     check_limits(settings, names=names)

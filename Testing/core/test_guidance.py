@@ -280,7 +280,7 @@ def test_specks_of_a_rigid_mask_are_told_of_once_and_left_out(d, phantom_2d, pha
         map(tuple, Grid.of(labels).to_lps_mm(np.argwhere(sitk.GetArrayViewFromImage(labels))[:, ::-1]))
     )
     spoilt[sitk.GetArrayViewFromImage(labels) != 0] = 0
-    with pytest.raises(NephiError, match="rigid mask: no part of it has 8 voxels"):
+    with pytest.raises(NephiError, match="rigid mask: no connected part of it has 8 voxels"):
         Guidance(rigid=Grid.of(labels).image(spoilt)).checked(images)
 
 
@@ -503,7 +503,7 @@ def test_errors_at_landmarks_that_guided_are_not_independent(guided_report):
     others = [row["after_mm"] for row in report.landmarks[50:]]
     found = {row["name"]: row for row in report.verdict.criteria}
     assert found["landmarks, mean error"]["found"] == f"{np.mean(others):.2f} mm"
-    reached = found["landmarks that guided, within their standard deviation"]
+    reached = found["guiding landmarks within their standard deviation"]
     assert reached["found"] == f"{report.guidance['landmarks']['within']} of 50"
     assert reached["kept"] == (report.guidance["landmarks"]["within"] == 50)
 

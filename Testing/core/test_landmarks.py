@@ -92,7 +92,7 @@ def test_slicer_table_in_ras(tmp_path):
 def test_csv_in_2d(tmp_path, text):
     path = _written(tmp_path, "a.csv", text)
     np.testing.assert_array_equal(read_landmarks(path, FLAT), [[1, 2], [3, 4]])
-    with pytest.raises(NephiError, match="2D landmarks, the image is 3D"):
+    with pytest.raises(NephiError, match="2D landmarks, but the image is 3D"):
         read_landmarks(path, GRID)
 
 
@@ -100,7 +100,7 @@ def test_third_column_of_a_2d_image_must_be_zero(tmp_path):
     path = _written(tmp_path, "a.csv", "1,2,0\n3,4,0\n")
     np.testing.assert_array_equal(read_landmarks(path, FLAT), [[1, 2], [3, 4]])
     path.write_text("1,2,0\n3,4,1\n")
-    with pytest.raises(NephiError, match="3D landmarks, the image is 2D"):
+    with pytest.raises(NephiError, match="3D landmarks, but the image is 2D"):
         read_landmarks(path, FLAT)
 
 

@@ -156,9 +156,9 @@ def test_a_nifti_header_that_contradicts_itself(how, match, tmp_path):
 @pytest.mark.parametrize(
     "place, value, said",
     [
-        (76 + 4, 2.0001, "2.0001 x 2 x 3 mm by pixdim and 2 x 2 x 3 mm by sform, which is taken"),
+        (76 + 4, 2.0001, "2.0001 x 2 x 3 mm by pixdim and 2 x 2 x 3 mm by sform, which is used"),
         (76 + 4, 2.000001, None),
-        (268, STRAIGHT[0, 3] + 0.01, "0.01 mm off that by qform"),
+        (268, STRAIGHT[0, 3] + 0.01, "0.01 mm away from that by qform"),
     ],
 )
 def test_a_nifti_header_that_contradicts_itself_a_little_is_told(place, value, said, tmp_path):

@@ -72,7 +72,7 @@ def test_what_is_no_mask():
         checked(sitk.Compose(mask, mask))
     with pytest.raises(NephiError, match="complex"):
         checked(sitk.RealAndImaginaryToComplex(mask, mask))
-    with pytest.raises(NephiError, match="2D, its image 3D"):
+    with pytest.raises(NephiError, match="2D, but its image is 3D"):
         checked(mask[:, :, 10])
 
 

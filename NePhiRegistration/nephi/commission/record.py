@@ -25,7 +25,7 @@ _DIGEST = "sha256"
 class Limits:
     """What every case of the battery must keep; where a voxel is longer than a limit in mm, its longest side counts."""
 
-    set_by: str = "NePhi's defaults, after AAPM TG-132"  # who answers for these numbers
+    set_by: str = "NePhi's defaults, after AAPM TG-132"  # who is responsible for these numbers
     p95_mm: Positive = 2.0  # 95 % of points must be nearer to the truth
     max_mm: Positive = 5.0  # all of 2,000 points must be
     jacobian_rmse: Positive = 0.15  # error of the Jacobian determinant, root mean square

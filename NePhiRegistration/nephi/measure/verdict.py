@@ -1,8 +1,8 @@
-"""The verdict on a registration, PASS, CHECK or FAIL, with reasons in words, by tolerances that a site can set.
+"""The verdict on a registration, PASS, CHECK or FAIL, with reasons as text, by tolerances that a site can set.
 
 The defaults follow the practice of the field (AAPM TG-132: target registration error and consistency within 2 mm or a
-voxel, none above 5 mm; Dice 0.8 to 0.9; no Jacobian determinant of 0 or less, and none that tissue cannot have).
-Landmarks and regions count where they are given; it needs none.
+voxel, none above 5 mm; Dice 0.8 to 0.9; no Jacobian determinant of 0 or less, and no implausible one).
+Landmarks and regions are used if they are given, but are not required.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from .report import ErrorEstimate, Report, Verdict
 
 PASS, CHECK, FAIL = OUTCOMES = ("PASS", "CHECK", "FAIL")
 _LEAST_AGREEMENT, _GOOD_AGREEMENT = 0.5, 0.75  # shares of blocks that match there and back
-_NEAR_LARGE = 0.6  # times a large error: where more is expected, the error may be large
-_MOSTLY = 0.5  # share of the region: more of it with large errors is a failure
-_ALMOST_ALL = 0.9  # of the region: where the moving image shows none of that, the rest tells too little
+_NEAR_LARGE = 0.6  # times a large error: an expected error above this may be a large one
+_MOSTLY = 0.5  # share of the region with large errors, above which the registration fails
+_ALMOST_ALL = 0.9  # of the region: if the moving image does not show this share, the rest says too little
 _DICE_APART = 0.2  # below the least Dice coefficient: a failure
 _FOLDED_PERCENT = 1.0  # above the tolerated one: a failure
 
 
 @dataclass(frozen=True)
 class Tolerances:
-    """What a registration must keep to pass. Where it is far beyond a tolerance it fails, else it is to be checked."""
+    """The tolerances of the verdict. Within all of them a registration passes; far beyond one it fails; else: check."""
 
-    set_by: str = "NePhi's defaults, after AAPM TG-132"  # who answers for these numbers
-    mean_mm: Positive = 2.0  # expected or measured error on average; where a voxel is longer, its longest side
-    large_mm: Positive = 5.0  # an error that is large; where a voxel is longer, its longest side
-    large_share: Share = 0.1  # of the region whose expected error may be above 0.6 of large_mm, as errors exceed it
-    consistency_mm: Positive = 2.0  # of both transforms, and of both fields, on average; or a voxel's longest side
-    dice: Share = 0.85  # of the masks, where both are there
+    set_by: str = "NePhi's defaults, after AAPM TG-132"  # who is responsible for these numbers
+    mean_mm: Positive = 2.0  # expected or measured mean error; at least the longest side of a voxel
+    large_mm: Positive = 5.0  # a large error; at least the longest side of a voxel
+    large_share: Share = 0.1  # of the region, with an expected error above 0.6 of large_mm
+    consistency_mm: Positive = 2.0  # mean, of both transforms and of both fields; at least the longest side of a voxel
+    dice: Share = 0.85  # of the masks, if there are two
     folded_percent: NotNegative = 0.0  # voxels of the region whose Jacobian determinant is 0 or less
-    jacobian: tuple[Positive, Positive] = (0.1, 6.0)  # between these 98 % of the region's determinants must lie
-    unseen_share: Share = 0.25  # of the region that the moving image need not show
-    fail_factor: Annotated[float, Above(1)] = 2.0  # times a tolerance in mm: from there on it fails
+    jacobian: tuple[Positive, Positive] = (0.1, 6.0)  # range of 98 % of the determinants in the region
+    unseen_share: Share = 0.25  # of the region, which the moving image does not show
+    fail_factor: Annotated[float, Above(1)] = 2.0  # times a tolerance in mm: beyond this it fails
 
     def to_dict(self) -> dict[str, Any]:
-        """As they come back from a JSON file."""
+        """As read from a JSON file."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def contradiction(self) -> str:
@@ -52,8 +52,8 @@ class Tolerances:
 def read_tolerances(path: str | Path | None) -> Tolerances:
     """Tolerances from a JSON file (None: the defaults).
 
-    Entries that it leaves out keep their defaults; ``set_by`` is then the file's name. Raises NephiError for a file
-    that is none, an unknown entry or a number that makes no sense.
+    Missing entries keep their defaults; ``set_by`` is then the file's name. Raises NephiError for an unreadable file,
+    an unknown entry or a value out of range.
     """
     return set_by_site(Tolerances, path, "tolerances")
 
@@ -65,10 +65,10 @@ def judged(
     voxel_mm: float,
     tolerances: Tolerances | None = None,
 ) -> Report:
-    """The report with the expected error and the verdict, by the images and by what was measured.
+    """The report with the expected error and the verdict.
 
-    ``share_above``: of the region, whose expected error is larger than so many mm. ``voxel_mm``: the longest side of a
-    voxel of either image. A warning that is a reason of the verdict is no warning besides.
+    ``share_above``: the share of the region with an expected error above a number of mm. ``voxel_mm``: the longest side
+    of a voxel of either image. A warning that is a reason of the verdict is not repeated among the warnings.
     """
     t = tolerances or Tolerances()
     mean_mm, large_mm, consistency_mm = (max(mm, voxel_mm) for mm in (t.mean_mm, t.large_mm, t.consistency_mm))
@@ -90,7 +90,7 @@ def judged(
 
 @dataclass(frozen=True)
 class _Finding:
-    """What was found of one criterion, beside what is tolerated, and why that is no PASS, if it is none."""
+    """One criterion: the value found, the tolerance, the outcome and its reason."""
 
     outcome: str
     name: str
@@ -104,7 +104,7 @@ def _kept(report: Report, estimate: ErrorEstimate) -> str:
     of_landmarks = f"{_mean_at(measured)}. " if measured else ""
     return (
         f"{of_landmarks}The expected error is {estimate.mean:.1f} mm on average, the upper 95 % limit of the true "
-        f"error {estimate.bound_mean:.1f} mm on average. All tolerances are kept."
+        f"error {estimate.bound_mean:.1f} mm on average. All tolerances are met."
     )
 
 
@@ -113,7 +113,7 @@ def _beyond(value: float, tolerated: float, factor: float) -> str:
 
 
 def _independent(report: Report) -> list[dict]:
-    """The landmarks that took no part in the registration, the farthest first."""
+    """The landmarks that did not guide the registration, the farthest first."""
     rows = [row for row in report.landmarks or [] if not row.get("guided")]
     return sorted(rows, key=lambda row: -row["after_mm"])
 
@@ -128,7 +128,7 @@ def _mean_at(rows: list[dict]) -> str:
 
 
 def _of_landmarks(report: Report, mean_mm: float, large_mm: float, t: Tolerances) -> Iterator[_Finding]:
-    """A single landmark may be misplaced: none makes a registration fail without the others."""
+    """A single landmark may be misplaced: on its own it can't make a registration fail."""
     rows = _independent(report)
     if not rows or report.tre_mm is None:
         return
@@ -141,7 +141,7 @@ def _of_landmarks(report: Report, mean_mm: float, large_mm: float, t: Tolerances
         "landmarks, mean error",
         f"{mean:.2f} mm",
         f"{mean_mm:.2f} mm or less",
-        doubt or f"{_mean_at(rows)} ({mean_mm:.1f} mm are tolerated). Look at the landmarks, the farthest first.",
+        doubt or f"{_mean_at(rows)} (tolerance {mean_mm:.1f} mm). Check the landmarks, the farthest first.",
     )
     yield _Finding(
         CHECK if large else PASS,
@@ -149,27 +149,27 @@ def _of_landmarks(report: Report, mean_mm: float, large_mm: float, t: Tolerances
         f"{largest:.2f} mm",
         f"{large_mm:.2f} mm or less",
         doubt
-        or f"Landmark {farthest['number']} is the farthest, {largest:.1f} mm away ({large_mm:.1f} mm are tolerated, "
-        f"{large} of {len(rows)} are beyond): it may be misplaced, or the map is wrong there.",
+        or f"Landmark {farthest['number']} is the farthest, {largest:.1f} mm away (tolerance {large_mm:.1f} mm, "
+        f"exceeded by {large} of {len(rows)}): it may be misplaced, or the map is wrong there.",
     )
 
 
 def _of_guidance(report: Report) -> Iterator[_Finding]:
-    """Landmarks that guided measure nothing, but where they are not reached something is wrong."""
+    """Guiding landmarks are no independent measure, but a map that misses them is suspect."""
     if (guided := (report.guidance or {}).get("landmarks")) is not None:
         count, within, most_mm = int(guided["after"]["n"]), guided["within"], guided["after"]["max"]
         yield _Finding(
             PASS if within == count else CHECK,
-            "landmarks that guided, within their standard deviation",
+            "guiding landmarks within their standard deviation",
             f"{within} of {count}",
             "all",
-            f"{count - within} of the {count} landmarks that guide end farther away than their standard deviation, at "
-            f"most {most_mm:.2f} mm: look whether they correspond.",
+            f"{count - within} of the {count} guiding landmarks end farther away than their standard deviation, by "
+            f"up to {most_mm:.2f} mm: check that they correspond.",
         )
 
 
 def _of_regions(report: Report, mean_mm: float, t: Tolerances) -> Iterator[_Finding]:
-    """Regions or labels that both images have, by their surfaces, as small and thin ones overlap little by nature."""
+    """Regions or labels of both images, by their surfaces: small and thin ones overlap little even if all is right."""
     apart = {_name(row): row["surface_mm"] for row in _in_both(report) if row["surface_mm"] is not None}
     if apart:
         farthest = max(apart, key=apart.__getitem__)
@@ -180,9 +180,9 @@ def _of_regions(report: Report, mean_mm: float, t: Tolerances) -> Iterator[_Find
             f"{apart[farthest]:.2f} mm ({farthest})",
             f"{mean_mm:.2f} mm or less",
             f"The surfaces of {many} of {len(apart)} regions are more than {mean_mm:.1f} mm apart on average, those of "
-            f"{farthest} {apart[farthest]:.1f} mm. Look whether it is the map or the segmentation.",
+            f"{farthest} {apart[farthest]:.1f} mm. Check whether the map or the segmentation is wrong.",
         )
-    # without a surface within one of the images
+    # regions without a surface within one of the images
     overlaps = {_name(row): row["dice"] for row in _in_both(report) if row["surface_mm"] is None}
     if overlaps:
         least = min(overlaps, key=overlaps.__getitem__)
@@ -191,8 +191,8 @@ def _of_regions(report: Report, mean_mm: float, t: Tolerances) -> Iterator[_Find
             "regions without a surface, least Dice coefficient",
             f"{overlaps[least]:.3f} ({least})",
             f"{t.dice:.2f} or more",
-            f"Regions hardly overlap, {least} with a Dice coefficient of {overlaps[least]:.2f} ({t.dice:.2f} is the "
-            "least): one of the images may not show all of it.",
+            f"Regions hardly overlap, {least} with a Dice coefficient of {overlaps[least]:.2f} (at least "
+            f"{t.dice:.2f} is expected): one of the images may not show all of it.",
         )
 
 
@@ -206,9 +206,9 @@ def _name(row: dict) -> str:
 
 
 def _of_images(estimate: ErrorEstimate, t: Tolerances) -> Iterator[_Finding]:
-    """Whether the images show the same things at the same places at all."""
+    """Whether the images agree at all under the map."""
     agreement = f"{100 * estimate.agreement:.0f} %"
-    # smooth or noisy images fit as well in many places, which is nothing against the map
+    # smooth or noisy images fit equally well in many places, which does not speak against the map
     clear = estimate.agreement if estimate.clear_agreement is None else estimate.clear_agreement
     poor = max(estimate.agreement, clear) < _LEAST_AGREEMENT
     yield _Finding(
@@ -216,8 +216,8 @@ def _of_images(estimate: ErrorEstimate, t: Tolerances) -> Iterator[_Finding]:
         "blocks of the images that fit each other",
         agreement,
         f"{100 * _GOOD_AGREEMENT:.0f} % or more",
-        f"The images do not match under the map: only {agreement} of their blocks fit each other. Look whether they "
-        "show the same patient and region, and at the start."
+        f"The images do not match under the map: only {agreement} of their blocks fit each other. Check that they "
+        "show the same patient and region, and check the alignment."
         if poor
         else f"Only {agreement} of the images' blocks fit each other: little structure, much noise or a wrong match. "
         "Look at the checkerboard.",
@@ -236,8 +236,8 @@ def _of_images(estimate: ErrorEstimate, t: Tolerances) -> Iterator[_Finding]:
         "expected error calibrated for such images",
         "yes" if estimate.calibrated else "no",
         "yes",
-        "The expected error was calibrated on 3D CTs of the lungs; of these images it is a guide. "
-        "Look at the pictures.",
+        "The expected error was calibrated on 3D CTs of the lungs; for these images it is only a guide. "
+        "Check the pictures.",
     )
 
 
@@ -249,7 +249,7 @@ def _of_error(
         "expected error, mean",
         f"{estimate.mean:.2f} mm",
         f"{mean_mm:.2f} mm or less",
-        f"The expected error is {estimate.mean:.1f} mm on average ({mean_mm:.1f} mm are tolerated).",
+        f"The expected error is {estimate.mean:.1f} mm on average (tolerance {mean_mm:.1f} mm).",
     )
     near_mm = _NEAR_LARGE * large_mm
     share = share_above(near_mm)
@@ -259,7 +259,7 @@ def _of_error(
         f"{100 * share:.1f} %",
         f"{100 * t.large_share:.0f} % or less",
         f"The expected error is above {near_mm:.1f} mm in {100 * share:.0f} % of the region "
-        f"({100 * t.large_share:.0f} % are tolerated): there it may be above {large_mm:.1f} mm. Look at the error map.",
+        f"(tolerance {100 * t.large_share:.0f} %): there it may be above {large_mm:.1f} mm. Look at the error map.",
     )
 
 
@@ -271,7 +271,7 @@ def _of_map(report: Report, consistency_mm: float, t: Tolerances) -> Iterator[_F
             "Dice coefficient of the masks",
             f"{found:.3f}",
             f"{t.dice:.2f} or more",
-            f"The masks overlap with a Dice coefficient of {found:.2f} ({t.dice:.2f} is the least).",
+            f"The masks overlap with a Dice coefficient of {found:.2f} (at least {t.dice:.2f} is expected).",
         )
     folds = report.folds
     some = folds.percent > t.folded_percent
@@ -289,7 +289,7 @@ def _of_map(report: Report, consistency_mm: float, t: Tolerances) -> Iterator[_F
         "98 % of the Jacobian determinants",
         f"{least:.2f} to {most:.2f}",
         f"{low:g} to {high:g}",
-        f"The volume changes from {least:.2f} to {most:.2f} times: tissue can hardly do so.",
+        f"The volume changes by factors from {least:.2f} to {most:.2f}: this is implausible for tissue.",
     )
     parts = (
         (
@@ -310,5 +310,5 @@ def _of_map(report: Report, consistency_mm: float, t: Tolerances) -> Iterator[_F
                 f"{name}, mean",
                 f"{apart.mean:.2f} mm",
                 f"{consistency_mm:.2f} mm or less",
-                f"{what} differ by {apart.mean:.1f} mm on average ({consistency_mm:.1f} mm are tolerated).",
+                f"{what} differ by {apart.mean:.1f} mm on average (tolerance {consistency_mm:.1f} mm).",
             )
