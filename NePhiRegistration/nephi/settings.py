@@ -130,9 +130,7 @@ class SimilaritySettings:
     name: Annotated[str, OneOf(SIMILARITIES)] = "mind"  # of the similarity; it determines the further entries
     points: Sampling = Sampling()  # points per step
     window: tuple[float, float] | None = None  # intensities mapped to 0..1; null: -1000..200 HU or percentiles
-    outside_hu: (
-        float | None
-    ) = -500.0  # intensity of CTs outside given masks: the border of the lungs counts, ribs count less
+    outside_hu: float | None = -500.0  # intensity of CTs outside given masks: the lungs' border counts, ribs less
     mask_margin_mm: NotNegative = 4.0  # points are drawn from the masks dilated by this distance
     finest: Positive = 0.75  # working grids are no finer than this fraction of the voxels of the images
     boundary_weight: NotNegative = 0.0  # of the agreement of the distance maps of the masks near their borders
@@ -204,9 +202,7 @@ class DenseSettings:
     spacing_mm: Annotated[float, AtLeast(1e-3), AtMost(1000)] = 1.0  # size of these voxels; at least that of the images
     curve: bool = False  # maps the intensities of one image to those of the other by a curve, for different contrasts
     stiffness: NotNegative = 1e-4  # relative to the squared slopes of the intensities, in units of the window's width
-    least_determinant: Annotated[float, AtLeast(0.01), AtMost(0.9)] = (
-        0.06  # of the map; it is smoothed where it is less
-    )
+    least_determinant: Annotated[float, AtLeast(0.01), AtMost(0.9)] = 0.06  # of the map, which is smoothed below
 
     @property
     def all_rounds(self) -> tuple[int, int, int]:
