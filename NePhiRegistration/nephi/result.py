@@ -68,7 +68,7 @@ class Registration:
     fixed_mask: sitk.Image | None = None
     moving_mask: sitk.Image | None = None
     found_masks: tuple[str, ...] = ()
-    configured: tuple[str, ...] = ()  # in words: which settings follow the pair, and why
+    configured: tuple[str, ...] = ()  # as text: which settings were adapted to the pair, and why
     guidance: Guidance = NOTHING
     notes: tuple[str, ...] = ()  # for the user, on how the result was obtained
     device: str = "cpu"

@@ -127,7 +127,7 @@ def test_what_landmarks_measure_is_in_the_verdict_of_a_result_and_mixed_up_rows_
     assert largest["found"] == f"{written[1].tre_mm.after.max:.2f} mm"
     off = verdict(fixed, moving + [30.0, 0.0])
     assert off.outcome == "FAIL" and not off.criteria[0]["kept"] and not off.criteria[1]["kept"]
-    assert "mixed up" in verdict(fixed, np.random.default_rng(0).permutation(moving)).reasons[0]
+    assert "shuffled" in verdict(fixed, np.random.default_rng(0).permutation(moving)).reasons[0]
 
 
 def test_without_the_alignment_nothing_is_said_of_before(written, phantom_2d, landmarks):

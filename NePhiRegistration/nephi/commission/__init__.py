@@ -1,1 +1,1 @@
-"""Commissioning: how NePhi does on this machine with digital phantoms whose truth is known exactly."""
+"""Commissioning: the accuracy of NePhi on this machine, with digital phantoms whose maps are known exactly."""

@@ -1,4 +1,4 @@
-"""The battery: pairs of generated chests with exactly known maps, registered as any two scans are, without masks."""
+"""The battery: pairs of generated chests with exactly known maps, registered like any two scans, without masks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _RIGHT_MM = 2.0  # mean error in mm up to which a result is right, or the longes
 
 @dataclass(frozen=True)
 class Case:
-    """A pair to be registered; ``other``: the moving image is of another person, so that no result can be right."""
+    """A pair to register; ``other``: the moving image is of another person, so that no result can be right."""
 
     name: str
     about: str
@@ -95,7 +95,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: its numbers, and the pair and result that they were measured at."""
+    """The outcome of a case: its measures, and the pair and result they were measured on."""
 
     case: Case
     measured: dict
@@ -150,7 +150,7 @@ def _right(case: Case, measured: dict) -> bool:
 
 
 def _against_truth(pair: BreathingPair, result: Registration, folder: Path) -> dict:
-    """Errors at random points of the fixed lungs: of the maps, of the transform's file and of the determinant."""
+    """Errors at random points of the fixed lungs: of the maps, the transform file and the determinant."""
     points = random_points(result.fixed_grid, pair.fixed_mask, _POINTS, between=True)
     truth = pair.forward(points)
     file = read_transform(ResultFolder(folder).transform, 3)
@@ -171,7 +171,7 @@ def _against_truth(pair: BreathingPair, result: Registration, folder: Path) -> d
 
 
 def _undone(pair: BreathingPair, result: Registration) -> dict:
-    """How far points of the lungs end from themselves after both maps."""
+    """Inverse consistency: how far points of the lungs end from themselves after both maps."""
     points = random_points(result.fixed_grid, pair.fixed_mask, _POINTS)
     return {"inverse_mm": summary(tre_mm(result.inverse(result.forward(points)), points))}
 

@@ -28,7 +28,7 @@ def _body(record: dict[str, Any], outcomes: list[Outcome]) -> Iterator[str]:
         {escape(machine["device"])}, {escape(record["date"])}{", quick" if record["quick"] else ""}</p>"""
     wrong = [f"{case['name']}: {escape(text)}" for case in record["cases"] for text in case["missed"]]
     yield f"""<div class="verdict {"pass" if passed else "fail"}"><b>{"PASSED" if passed else "NOT PASSED"}</b>
-        {bullets(wrong or ["All limits are kept, and every verdict is right."])}
+        {bullets(wrong or ["All limits are met, and every verdict is right."])}
         <p>Limits set by: {escape(limits["set_by"])}. Digital phantoms show how the software does on this machine;
         they do not replace tests with scans of the site's own scanners.</p></div>"""
     columns = [_numbers(case) for case in record["cases"]]
@@ -49,7 +49,7 @@ def _body(record: dict[str, Any], outcomes: list[Outcome]) -> Iterator[str]:
 
 
 def _numbers(case: dict) -> dict[str, object]:
-    """Rows of the table, of one case; without a truth there are no errors."""
+    """The column of one case; without a true map there are no errors."""
     found: dict[str, object] = {"voxel": " × ".join(f"{s:g}" for s in case["spacing_mm"]) + " mm"}
     for words, name, which in _ERRORS:
         found[words] = f"{case[name][which]:.2f} mm" if name in case else "-"
@@ -71,7 +71,7 @@ _ERRORS = (
 
 
 def _pictures(outcome: Outcome) -> Iterator[str]:
-    """A coronal plane through the lungs: the fixed image, the determinant as found and, where it is known, the true."""
+    """A coronal plane through the lungs: the fixed image, the determinant found and, if known, the true one."""
     pair, result = outcome.pair, outcome.result
     grid, inside = result.fixed_grid, sitk.GetArrayViewFromImage(pair.fixed_mask) != 0
     across = int(inside.sum((0, 2)).argmax())

@@ -1,4 +1,4 @@
-"""The record of a commissioning: its numbers against limits, and a digest by which later changes are noticed."""
+"""The record of a commissioning: its measures compared with limits, and a digest that reveals later changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DIGEST = "sha256"
 
 @dataclass(frozen=True)
 class Limits:
-    """What every case of the battery must keep; where a voxel is longer than a limit in mm, its longest side counts."""
+    """The limits for every case of the battery; a limit in mm is at least the longest side of a voxel."""
 
     set_by: str = "NePhi's defaults, after AAPM TG-132"  # who is responsible for these numbers
     p95_mm: Positive = 2.0  # 95 % of points must be nearer to the truth
@@ -34,12 +34,12 @@ class Limits:
 
 
 def read_limits(path: str | Path | None) -> Limits:
-    """Limits from a JSON file (None: the defaults); what it leaves out keeps its default. Raises NephiError."""
+    """Limits from a JSON file (None: the defaults); missing entries keep their defaults. Raises NephiError."""
     return set_by_site(Limits, path, "limits")
 
 
 def missed(measured: dict, limits: Limits) -> Iterator[str]:
-    """In words, which limits a case misses, as ``battery.run`` measured it."""
+    """The limits that a case misses, as text; as ``battery.run`` measured it."""
     voxel_mm = max(measured["spacing_mm"])
     for name in ("tre_mm", "file_tre_mm", "inverse_tre_mm"):
         if name in measured:
@@ -61,7 +61,7 @@ def missed(measured: dict, limits: Limits) -> Iterator[str]:
 def record(
     cases: list[dict], limits: Limits, settings: Settings, device: str, threads: int, quick: bool
 ) -> dict[str, Any]:
-    """Everything that is known of a commissioning, signed; ``cases``: as measured."""
+    """The complete record of a commissioning, signed; ``cases``: as measured."""
     judged = [case | {"missed": list(missed(case, limits))} for case in cases]
     return signed(
         {
@@ -86,7 +86,7 @@ def record(
 
 
 def signed(content: dict[str, Any]) -> dict[str, Any]:
-    """The content with its digest: SHA-256 of its JSON, keys sorted, without blanks, in ASCII."""
+    """The content with its digest: SHA-256 of its JSON with sorted keys, without blanks, in ASCII."""
     return {**content, _DIGEST: _digest(content)}
 
 
@@ -96,7 +96,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """A record from its file; raises NephiError for a file that is none."""
+    """A record from its file. Raises NephiError for any other file."""
     content = read_json(path)
     try:
         sound = content.get("format") == FORMAT and _DIGEST in content
@@ -111,5 +111,5 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def unchanged(content: dict[str, Any]) -> bool:
-    """Whether a record is as it was written."""
+    """Whether a record is unchanged since it was written."""
     return _digest(content) == content[_DIGEST]

@@ -1,4 +1,4 @@
-"""Whether both sides of a border along which motion slides meet, and whether the map near it is one."""
+"""Quality of a sliding map at its border: gaps between both sides, folds and inverse errors near it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..maps.code import points_between, steps_between
 from ..maps.jacobian import exact_determinants
 from ..maps.sliding import Sliding
 
-_POINTS = 4000  # of the border, and near it, at most
+_POINTS = 4000  # most points on the border, and near it
 _NEAR_MM = 20.0
-_APART_MM = 0.5  # from where on that is told
-_MISSED_MM = 0.5  # likewise of an inverse
+_APART_MM = 0.5  # larger gaps are reported
+_MISSED_MM = 0.5  # larger errors of the inverse are reported
 
 
 @torch.no_grad()
@@ -36,8 +36,8 @@ def border_flaws(maps: Sliding, unit_mm: float, scale: float = 1.0) -> Iterator[
     wide = apart_mm > _APART_MM * scale
     if wide.any():
         yield (
-            f"The two sides of the border along which motion slides part or overlap by up to {apart_mm.max():.1f} mm "
-            f"({_percent(wide)} of it by more than {_APART_MM * scale:.2g} mm): do not trust the result in its gaps."
+            f"At the border along which motion slides, the two sides part or overlap by up to {apart_mm.max():.1f} mm "
+            f"({_percent(wide)} of it by more than {_APART_MM * scale:.2g} mm): the result is not reliable there."
         )
     near = some(_NEAR_MM * scale / unit_mm * 0.95)
     steps = steps_between(border.half_extents_cube, border.size)

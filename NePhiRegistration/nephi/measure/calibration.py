@@ -1,4 +1,4 @@
-"""What makes millimetres of the signals: a linear model of logarithms, and how far above it 95 % of errors stay.
+"""Calibration of the error estimate in mm: a log-linear model of the signals, and a bound above it for 95 % of errors.
 
 Its numbers, calibration.json, come from results whose true error is known; the file says by which command.
 """
@@ -16,13 +16,13 @@ from ..errors import NephiError
 from ..paths import read_text_file
 
 LEAST_MM = 0.1  # added to errors before their logarithm is taken
-BLUR = 0.5  # voxels: nobody can say to better than that where a point lies; added to the bound in quadrature
+BLUR = 0.5  # voxels: uncertainty of the position of any point; added to the bound in quadrature
 FEATURES = (
     "mean shift", "shift", "wide shift", "asymmetry", "coarse shift", "strain", "excess strain",
     "all: median of shift", "all: median of coarse asymmetry",
 )  # fmt: skip
-_LARGEST = 1e3  # of the model's numbers
-_MOST_MM = 40.0  # larger expected errors are not told apart
+_LARGEST = 1e3  # magnitude of the model's coefficients
+_MOST_MM = 40.0  # larger expected errors are cut off here
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class Model:
     def errors(
         self, features: np.ndarray, names: tuple[str, ...], voxel_mm: float | np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Expected error and its bound (n,), in mm, by features (n, k) of these names; ``voxel_mm``: side of a voxel
-        of the coarser image, one or (n,)."""
+        """Expected error and its bound (n,), in mm, from features (n, k) with these names.
+
+        ``voxel_mm``: side of a voxel of the coarser image, one or (n,).
+        """
         log = features @ np.array([self.weights[name] for name in names]) + self.weights["one"]
         expected = np.clip(np.exp(log) - LEAST_MM, LEAST_MM / 2, _MOST_MM)
         at, times = np.array(self.knots, float).T
@@ -45,7 +47,7 @@ class Model:
 
 
 def read_model(path: Path) -> Model:
-    """The model in a file; raises NephiError where it is missing or damaged: the installation is not whole."""
+    """The model in a file. Raises NephiError if it is missing or damaged: the installation is incomplete."""
     text = read_text_file(path, "calibration")
     try:
         data = of_json(text)

@@ -1,4 +1,4 @@
-"""The report of a registration: by its maps, or by the transform of any method."""
+"""The report of a registration, from its maps or from the transform of any method."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ from .surfaces import label_agreement, surface_distance
 
 _CONSISTENCY_POINTS = 20_000
 _NOT_SHOWN = 255  # beyond the moving image
-_LEAST_COVERED = 0.5  # of the fixed image by a field that is told nothing of
+_LEAST_COVERED = 0.5  # of the fixed image by a field, below which there is a warning
 _OVERLAP_MM = 2.0
 _WITHIN_MM = 2.0  # a landmark error that counts as small
-_WORSE, _WORSE_MM = 1.1, 1.0  # a mean error beyond this multiple, and this much, of the unaligned one is suspicious
-_AS_MIXED_UP = 0.7  # of the mean error of rows that do not correspond: a mean error beyond it is suspicious
-_SEVERAL = 5  # landmarks, at least, and orders of theirs
+_WORSE, _WORSE_MM = (
+    1.1,
+    1.0,
+)  # a mean error this much above the unaligned one is suspicious
+_AS_MIXED_UP = 0.7  # of the mean error of shuffled rows: a larger mean error is suspicious
+_SEVERAL = 5  # least number of landmarks, and number of shuffled orders
 
 
 def measure(
@@ -112,8 +115,10 @@ def measure(
 def shown_masks(
     grid: Grid, fixed_mask: np.ndarray, moving_mask: sitk.Image, transform: sitk.Transform
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(z, y, x) bool on a grid: the fixed mask, which is given on it, where the moving image shows anything, and the
-    moving mask warped; not 0 is inside."""
+    """(z, y, x) bool on a grid: the fixed mask where the moving image shows anything, and the warped moving mask.
+
+    The fixed mask is given on the grid; values other than 0 are inside.
+    """
     there = nearest_through(binary(moving_mask), grid, transform, _NOT_SHOWN)
     return (fixed_mask != 0) & (there != _NOT_SHOWN), there == 1
 
@@ -213,11 +218,11 @@ def _landmark_summary(errors: dict[str, np.ndarray], grid: Grid) -> LandmarkErro
 
 
 def _landmark_doubt(tre: LandmarkError, forward: PointMap, landmarks: tuple[np.ndarray, np.ndarray]) -> str | None:
-    """What errors of wrong or mixed-up landmarks look like."""
+    """A warning if the errors look like those of wrong or shuffled landmarks; None otherwise."""
     if tre.unaligned is not None and tre.after.mean > _WORSE * tre.unaligned.mean + _WORSE_MM:
         return (
             f"The landmarks lie farther apart after the registration ({tre.after.mean:.2f} mm) than before "
-            f"({tre.unaligned.mean:.2f} mm): look whether they are in the frame of their images and belong to them."
+            f"({tre.unaligned.mean:.2f} mm): check that they belong to these images and are in their frame."
         )
     fixed, moving = landmarks
     if len(fixed) < _SEVERAL:
@@ -226,8 +231,8 @@ def _landmark_doubt(tre: LandmarkError, forward: PointMap, landmarks: tuple[np.n
     mixed_up_mm = float(np.mean([quality.tre_mm(there, np.roll(moving, shift, 0)).mean() for shift in shifts]))
     if tre.after.mean > _AS_MIXED_UP * mixed_up_mm:
         return (
-            f"The landmarks lie {tre.after.mean:.0f} mm apart on average, about as far as if their rows were mixed up "
-            f"({mixed_up_mm:.0f} mm): look whether row i of one file corresponds to row i of the other."
+            f"The landmarks lie {tre.after.mean:.0f} mm apart on average, about as far as if their rows were shuffled "
+            f"({mixed_up_mm:.0f} mm): check that row i of one file corresponds to row i of the other."
         )
     return None
 

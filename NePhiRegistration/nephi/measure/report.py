@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Summary:
-    """Of ``n`` values."""
+    """Statistics of ``n`` values."""
 
     mean: float
     median: float
@@ -29,7 +29,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class LandmarkError:
-    """Target registration error in mm: distance of the landmarks of both images.
+    """Target registration error in mm: distance of corresponding landmarks.
 
     ``doubt``: why the landmarks themselves may be wrong, in words, as their errors are what such errors look like.
     """
@@ -45,7 +45,7 @@ class LandmarkError:
 
 @dataclass(frozen=True)
 class SurfaceDistance:
-    """Of two masks in mm: mean distance of their surfaces, and the 95th percentile (see ``surface_distance``)."""
+    """Surface distance of two masks in mm: mean and 95th percentile (see ``surface_distance``)."""
 
     mean: float
     hausdorff_95: float
@@ -53,7 +53,7 @@ class SurfaceDistance:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Dice of the moving mask, warped, with the fixed one."""
+    """Dice coefficient of the warped moving mask and the fixed one."""
 
     after: float
     before: float | None = None  # after the alignment only
@@ -76,7 +76,7 @@ class Folds:
 
 @dataclass(frozen=True)
 class VolumeChange:
-    """Of the fixed mask: its volume, that of its image in the moving image, and their ratio."""
+    """The volume of the fixed mask, of the same tissue in the moving image, and their ratio."""
 
     fixed_ml: float
     moving_ml: float
@@ -85,7 +85,7 @@ class VolumeChange:
 
 @dataclass(frozen=True)
 class ErrorEstimate:
-    """Expected error in mm in the fixed mask (without one, the image), known from the result and the images alone.
+    """Expected error in mm in the fixed mask (without one, in the image), from the result and the images alone.
 
     ``bound_mean`` and ``bound_p95``: of the bound that 95 % of errors keep. ``above_5_mm``: share of the region whose
     expected error is larger. ``likeness``: correlation of blocks of the images at the coarse scale, its median.
@@ -110,22 +110,22 @@ class ErrorEstimate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """PASS, CHECK or FAIL, why, and by which tolerances."""
+    """PASS, CHECK or FAIL, with the reasons and the tolerances."""
 
     outcome: str
     reasons: list[str]
     tolerances: dict[str, Any]
-    criteria: list[dict] | None = None  # name, found, tolerated (in words) and kept, of each that could be judged
+    criteria: list[dict] | None = None  # name, found, tolerated (as text) and kept, for each that could be judged
 
 
 @dataclass(frozen=True)
 class Report:
-    """All numbers of a registration and how it was made. Unknown entries are None and left out of the JSON."""
+    """All measures of a registration and how it was made. Unknown entries are None and omitted in the JSON."""
 
     folds: Folds
     jacobian: dict[str, Any]  # statistics of the determinant and its histogram, where the folds are counted
-    verdict: Verdict | None = None  # where the images are at hand
-    error_estimate_mm: ErrorEstimate | None = None  # where the images are at hand
+    verdict: Verdict | None = None  # if the images are available
+    error_estimate_mm: ErrorEstimate | None = None  # if the images are available
     tre_mm: LandmarkError | None = None  # where landmarks are given
     landmarks: list[dict] | None = None  # one by one: number, fixed place (LPS mm), error in mm at each state, ...
     dice: Overlap | None = None  # where both masks are given
@@ -136,18 +136,18 @@ class Report:
     volume: VolumeChange | None = None  # where the fixed mask is given
     non_diffeomorphic: dict[str, float] | None = None  # see ``non_diffeomorphic_volume``; of transform files alone
     regions: list[dict] | None = None  # one by one, see ``measured_regions``
-    guidance: dict[str, Any] | None = None  # what was given beyond the images, and how far the result is from it
+    guidance: dict[str, Any] | None = None  # how far the result is from its guidance
     warnings: list[str] = field(default_factory=list)
     alignment: dict[str, Any] | None = None  # method, matrix and offset_mm
     device: str | None = None
-    configured: list[str] | None = None  # in words: which settings follow the pair, and why
+    configured: list[str] | None = None  # as text: which settings were adapted to the pair, and why
     settings: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
     files: dict[str, str] | None = None
     inputs: dict[str, Any] | None = None  # see ``fingerprints``
-    provenance: dict[str, Any] | None = None  # where the result comes from: hashes of the files, series, seed, date
+    provenance: dict[str, Any] | None = None  # hashes of the files, series, seed, date
     outputs: list[str] | None = None  # what was written, of ``nephi.files.folder.OUTPUTS``; None: all by default
-    transform_error_mm: dict[str, Any] | None = None  # what writing the maps on grids costs
+    transform_error_mm: dict[str, Any] | None = None  # error of writing the maps on grids
     jacobian_error: dict[str, float] | None = None  # of the determinant in the mask; None where it is exact
     time_s: dict[str, float] | None = None  # wall and cpu of the whole run, registration_wall
     peak_memory_mb: float | None = None
@@ -161,7 +161,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Raises ValueError for text that is no report."""
+        """Raises ValueError for text that is not a report."""
         try:
             return _built(cls, current(json.loads(text)))
         except (AttributeError, RecursionError, TypeError) as error:
@@ -169,7 +169,7 @@ class Report:
 
 
 def current(data: dict[str, Any]) -> dict[str, Any]:
-    """A registration's report under today's names: it used to call what the fields disagree on inverse consistency."""
+    """A report under the current names: disagreement of the fields used to be called inverse consistency."""
     if "settings" not in data or "fields_disagreement_mm" in data or "inverse_consistency_mm" not in data:
         return data
     data = dict(data)
@@ -186,7 +186,7 @@ def _plain(value: Any) -> Any:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-_hints = functools.cache(typing.get_type_hints)  # slow, and the same for every report of a batch
+_hints = functools.cache(typing.get_type_hints)  # slow; cached, as it is the same for every report of a batch
 
 
 def _built(kind: type, data: dict[str, Any]) -> Any:
@@ -203,7 +203,7 @@ def _built(kind: type, data: dict[str, Any]) -> Any:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON, with dataclasses built, is of the type of its field."""
+    """Whether a value from JSON, with dataclasses already built, has the type of its field."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return True

@@ -1,4 +1,4 @@
-"""Signals that tell of a registration's error without ground truth, measured at points of the fixed mask.
+"""Signals that indicate the error of a registration without ground truth, measured at points of the fixed mask.
 
 The images are compared by block matching with normalised correlation, which the registration did not optimise, at
 points of its own, at two scales: a fine one for what is nearly right and a coarse one, whose blocks move by up to about
@@ -31,8 +31,8 @@ _FINE_MM, _COARSER = 1.5, 8 / 3  # spacing of the fine scale, at least, and of t
 _VOXELS = 0.8  # of the coarser image: no block is compared on a finer grid
 _REACH = 3, 5  # voxels: of the fine and of the coarse scale
 _STEP_MM = 2.0  # of the difference quotients of the map
-_AIRY_HU, _LUNG = -500.0, 0.3  # of masks of lungs 0.6 and more is airier, in exhalation, too
-_LEVELS = 64  # of an image's values, as many voxels in each
+_AIRY_HU, _LUNG = -500.0, 0.3  # in lung masks 0.6 or more is below this, also in exhalation
+_LEVELS = 64  # of an image's values, with equal numbers of voxels
 _NOTHING: Both[sitk.Image | None] = Both(None, None)
 
 
@@ -165,7 +165,7 @@ def _clear_of(mask: sitk.Image | None, points_lps_mm: np.ndarray, half_mm: float
 
 
 def _airy(image: sitk.Image, units: Units, points_lps_mm: np.ndarray) -> float:
-    """Of a CT's voxels with these centres (n, d), those that hold more air than tissue."""
+    """Which voxels of a CT, given by their centres (n, d), contain more air than tissue."""
     index = np.rint(Grid.of(image).to_index(points_lps_mm)).astype(int)[:, ::-1]
     values = sitk.GetArrayViewFromImage(image)[tuple(index.T)]
     return float((units.slope * values + units.offset < _AIRY_HU).mean())
@@ -215,7 +215,7 @@ def _matched(
 
 
 def _blocks(voxels: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """Index of the voxels of the blocks around some (n, d), z first, as far as they lie in the grid."""
+    """Indices, z first, of the voxels of the blocks around some (n, d), clipped to the grid."""
     side = np.arange(-_HALF, _HALF + 1)
     offsets = np.stack(np.meshgrid(*[side] * len(shape), indexing="ij"), -1).reshape(-1, len(shape))
     return tuple(np.clip(voxels[:, None] + offsets, 0, np.array(shape) - 1).reshape(-1, len(shape)).T)
@@ -236,7 +236,7 @@ def _in_values_of(fixed: np.ndarray, moving: np.ndarray, where: tuple[np.ndarray
 
 
 def _reached(corners_lps_mm: np.ndarray, transform: sitk.Transform) -> np.ndarray | None:
-    """(n, d): their box holds what a box with these corners (m, d) is mapped to; None: not known."""
+    """(n, d): their bounding box contains the image of a box with these corners (m, d); None: unknown."""
     if transform.GetTransformEnum() != sitk.sitkDisplacementField:
         if transform.IsLinear():
             return np.array([transform.TransformPoint(corner.tolist()) for corner in corners_lps_mm])
@@ -250,6 +250,6 @@ def _reached(corners_lps_mm: np.ndarray, transform: sitk.Transform) -> np.ndarra
 
 
 def _factor(image: sitk.Image, spacing_mm: float) -> list[int]:
-    """About as many voxels as lie within the spacing, along x, y (, z)."""
+    """The number of voxels along x, y (, z) nearest to the spacing."""
     sides = zip(image.GetSpacing(), image.GetSize(), strict=True)
     return [max(1, min(round(spacing_mm / side), n)) for side, n in sides]

@@ -1,4 +1,4 @@
-"""How well labels agree: overlap, and the distance of their surfaces."""
+"""Agreement of labels: overlap and distance of their surfaces."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .quality import dice
 from .report import SurfaceDistance
 
 _PERCENTILE = 95.0
-_REACHES = (1, 2, 4, 8, 16)  # voxels around one, within which another surface is looked for, one after the other
-_LOOKS = 4  # at voxels, that cost less than a map of the distances does in a voxel
+_REACHES = (1, 2, 4, 8, 16)  # radii in voxels within which the other surface is searched, in turn
+_LOOKS = 4  # voxel reads that cost as much as a distance map takes per voxel
 _AT_ONCE = 2**20  # of them
 
 
@@ -32,7 +32,7 @@ def surface_distance(a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, ...]
         slice(np.flatnonzero(along)[0], np.flatnonzero(along)[-1] + 1)
         for along in (either.any(tuple({*range(a.ndim)} - {axis})) for axis in range(a.ndim))
     )
-    # one voxel around, so that the box's faces are no ends of the image
+    # one voxel of margin, so that faces of the box are not taken for the border of the image
     box = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, a.shape, strict=True))
     surfaces = [_surface(mask[box]) for mask in (a, b)]
     if not all(surface.any() for surface in surfaces):

@@ -1,4 +1,4 @@
-"""How far a run is, by the seconds that its stages should take, corrected by those that they take."""
+"""The progress of a run: from the expected seconds of its stages, corrected by those they actually take."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 
 Tell = Callable[[str, float, dict], None]
-_DOUBT_S = 0.1  # stages must have taken about this long to be believed more than the estimate
-_LEAST = 0.1  # of what a stage should take is left, whatever it has taken
-_SEEN = 0.1  # part of a stage after which its own pace counts
+_DOUBT_S = 0.1  # stages must have taken about this long to outweigh the estimate
+_LEAST = 0.1  # least share of the expected time of a stage that is counted as left
+_SEEN = 0.1  # share of a stage after which its own pace is used
 
 
 class Timetable:
-    """``timetable(stage, part, terms)`` passes on ``(stage, fraction, terms)``: ``part`` of a stage as that of the run.
+    """``timetable(stage, part, terms)`` passes on ``(stage, fraction, terms)``: progress within a stage to that of the
+    run.
 
     ``expected``: seconds of each stage, in their order; stages may be left out. ``started``: by the clock. The fraction
     never falls; seconds so far times (1 - fraction) / fraction are the seconds left.
@@ -34,7 +35,7 @@ class Timetable:
         self._fraction = 0.0
 
     def expect(self, expected: Mapping[str, float]) -> None:
-        """What is known better, or only now, of stages to come."""
+        """Updates the expected seconds of stages to come."""
         self.expected |= expected
 
     def __call__(self, stage: str, part: float, terms: dict) -> None:
@@ -47,11 +48,11 @@ class Timetable:
         self.tell(stage, self._fraction, terms)
 
     def _of_all(self, stage: str, part: float, now: float) -> float:
-        """Seconds so far, as a part of those and of the seconds left."""
-        if stage not in self.expected:  # what comes after it is not known, and the fraction never falls again
+        """The elapsed share of the total time: elapsed plus remaining seconds."""
+        if stage not in self.expected:  # what follows is unknown; the fraction never decreases
             return 0.0
         names, here, within = list(self.expected), self.expected.get(stage, 0.0), now - self._since
-        told = part >= _SEEN  # else it may not have told of its progress for a while
+        told = part >= _SEEN  # before, it may not have reported its progress for a while
         pace = _pace([*self._finished, *([(here * part, within)] if told else [])])
         after = sum(self.expected[name] for name in names[names.index(stage) + 1 :]) if stage in names else 0.0
         left = within * (1 - part) / part if told else max(pace * here - within, _LEAST * pace * here)
@@ -61,7 +62,7 @@ class Timetable:
 
 
 def _pace(stages: list[tuple[float, float]]) -> float:
-    """How much longer than expected stages took: the mean of their ratios, so that one alone does not decide."""
+    """How much longer than expected stages took: the mean of their ratios, so that no single one decides."""
     known = [(expected, took) for expected, took in stages if expected > 0]
     weights = [math.sqrt(_DOUBT_S), *(math.sqrt(expected) for expected, _ in known)]
     ratios = [0.0, *(math.log((took + 0.01 * expected) / expected) for expected, took in known)]

@@ -23,18 +23,18 @@ from .report import ErrorEstimate
 from .signals import Signals
 
 _POOL_MM = 6.0  # standard deviation of the weights around a place; of the wider ones twice as much
-_LEAST_MM, _LEAST_RATIO = 0.1, 0.02  # below these differences do not count
-_LEAST_LOG = -80.0  # of a weight: smaller numbers than normal ones take many times as long
-_ROWS = 128  # places worked on at a time: their weights stay in the cache
+_LEAST_MM, _LEAST_RATIO = 0.1, 0.02  # smaller differences are ignored
+_LEAST_LOG = -80.0  # of a weight: subnormal numbers are many times slower
+_ROWS = 128  # points processed at a time: their weights stay in the cache
 _MAP_MM = 5.0  # between the voxels of the map
 _LARGE_MM = 5.0
-_AS_WELL = 0.05  # of a correlation: where a block lies it fits nearly as well as where it fits best
-_SAME = 1.0  # voxels of the coarse scale: two shifts that are nearer are the same
+_AS_WELL = 0.05  # of a correlation: a block that fits this much worse than at best fits nearly as well
+_SAME = 1.0  # voxels of the coarse scale: shifts nearer to each other are the same
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Expected error and the bound that 95 % of errors keep, in mm, at the places that were asked for (n,)."""
+    """Expected error, and the bound that holds for 95 % of errors, in mm, at n points."""
 
     expected_mm: np.ndarray
     bound_mm: np.ndarray
@@ -106,7 +106,7 @@ def _with_ones(values: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class Trust:
-    """What is known of the error of a registration: at any place, as volumes, in numbers."""
+    """The estimated error of a registration: at any point, as volumes, and as summary numbers."""
 
     signals: Signals
     grid: Grid  # of the volumes
@@ -141,7 +141,7 @@ class Trust:
 
     @property
     def bound(self) -> sitk.Image:
-        """The bound that 95 % of errors keep, in mm (float32), 0 outside the mask."""
+        """The bound that holds for 95 % of errors, in mm (float32), 0 outside the mask."""
         return self._image(self.errors.bound_mm)
 
     def _image(self, values: np.ndarray) -> sitk.Image:
@@ -150,7 +150,7 @@ class Trust:
         return self.grid.image(volume)
 
     def share_above(self, mm: float) -> float:
-        """Of the mask, by the expected error."""
+        """The summary over the mask."""
         return float((self.errors.expected_mm[self.inner] > mm).mean())
 
     def estimate(self) -> ErrorEstimate:

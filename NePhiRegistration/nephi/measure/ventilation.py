@@ -25,7 +25,7 @@ _LEAST_JACOBIAN = 1e-9  # as in the statistics of log |J|
 
 @dataclass(frozen=True)
 class Densities:
-    """Both images in HU (float32, (z, y, x)) where the fixed mask lies, the moving one carried by the map."""
+    """Both images in HU (float32, (z, y, x)) in the box of the fixed mask; the moving one is warped."""
 
     fixed: np.ndarray
     moving: np.ndarray
@@ -33,7 +33,7 @@ class Densities:
 
     @classmethod
     def of(cls, images: Both[sitk.Image], transform: sitk.Transform, mask: sitk.Image, box: Box) -> Densities | None:
-        """In a box of the fixed grid that holds the mask; None where the images are no CTs."""
+        """In a box of the fixed grid that contains the mask; None for images other than CTs."""
         units = images.map(hu_units)
         if units.fixed is None or units.moving is None:
             return None
@@ -46,7 +46,7 @@ class Densities:
         )
 
     def ventilation(self, spacing_mm: tuple[float, ...], smooth_mm: float = SMOOTH_MM) -> np.ndarray:
-        """Air gained per volume of air (z, y, x) float32, of images smoothed within the mask by ``smooth_mm``.
+        """Air gained per volume of air (z, y, x; float32), of images smoothed within the mask by ``smooth_mm``.
 
         NaN where less than 30 % of the smoothed volume is air in either state, and outside the mask.
         """
@@ -72,7 +72,7 @@ def log_jacobian(jacobian: np.ndarray) -> np.ndarray:
 def regional_ventilation(
     jacobian: np.ndarray, densities: Densities, ventilation: np.ndarray, labels: np.ndarray, voxel_volume_mm3: float
 ) -> list[dict[str, float | None]]:
-    """For every label but 0, in their order: what its tissue holds in both states, and its ventilation.
+    """For every label but 0, in order: the content of its tissue in both states, and its ventilation.
 
     Each is a dict of air_fixed_ml and air_moving_ml, ventilation_jacobian (mean |J| - 1), ventilation_hu (the mean of
     ``ventilation`` where it is known, None where it is nowhere), and mass_ratio: the mass of the tissue in the moving

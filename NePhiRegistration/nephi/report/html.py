@@ -10,27 +10,27 @@ from .pictures import number
 
 
 def document(title: str, body: Iterable[str]) -> str:
-    """A page that needs nothing else; its parts are HTML already."""
+    """A self-contained page; its parts are HTML."""
     return _PAGE.replace("$TITLE", escape(title)).replace("$BODY", "\n".join(body))
 
 
 def prose(text: object) -> str:
-    """Text for a page, whose command line options are not broken across lines."""
+    """Text as HTML; command line options are not broken across lines."""
     return _OPTION.sub(r'<span class="option">\g<0></span>', escape(str(text)))
 
 
 def bullets(lines: Iterable[str], kind: str = "") -> str:
-    """A list of lines, which are HTML already; ``kind``: its class."""
+    """A list of lines, which are HTML; ``kind``: its class."""
     return f'<ul class="{kind}">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
 
 
 def rows_table(title: str, rows: list[dict] | None) -> str:
-    """A table of dicts with the same keys, which head its columns; nothing where there are none."""
+    """A table of dicts with the same keys, which are its column titles; empty without rows."""
     return table(title, [tuple(row.values()) for row in rows], tuple(rows[0])) if rows else ""
 
 
 def table(title: str, rows: list[tuple], head: tuple = ()) -> str:
-    """A table of text and numbers under a title; nothing where there are no rows."""
+    """A table of text and numbers with a title; empty without rows."""
     if not rows:
         return ""
     cells = ["".join(f"<th>{escape(str(c))}</th>" for c in head)]

@@ -139,7 +139,7 @@ def _summary(report: dict) -> Iterator[str]:
             visible structures meet, not whether the map is right between them."""
     folds = report.get("folds") or {}
     if folds.get("percent") == 0:
-        yield "No folds: the Jacobian determinant is above 0 at every voxel looked at."
+        yield "No folds: the Jacobian determinant is above 0 at every examined voxel."
     elif folds.get("percent"):
         count = f" ({number(folds['count'])} voxels)" if "count" in folds else ""
         yield f"""<b>Folds: {number(folds["percent"])} %{count}</b>. There the map turns tissue inside out

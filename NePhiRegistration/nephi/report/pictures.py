@@ -83,7 +83,7 @@ def _views(grid: Grid, at_index_xyz) -> list[_View]:
 
 
 class Images:
-    """The images of a report as planes of the fixed grid: what lies elsewhere is resampled where it is looked at."""
+    """The images of a report as planes of the fixed grid; other grids are resampled where they are shown."""
 
     def __init__(self, fixed, warped, moving, alignment, jacobian, displacement, fixed_mask=None, expected_error=None):
         """Images as for ``write_report``."""
@@ -120,7 +120,7 @@ class Images:
         return tuple(reversed(keep))
 
     def centre_index(self) -> list[int]:
-        """Along each axis, x first, the slice with most of the mask; the middle without one."""
+        """Along each axis, x first, the slice with most voxels of the mask; without one, the middle."""
         if self.mask is None or not self.mask.any():
             return [n // 2 for n in self.grid.size]
         axes = range(self.mask.ndim)
@@ -148,7 +148,7 @@ def jacobian_rgb(jacobian: np.ndarray) -> np.ndarray:
 
 
 def checkerboard(a: np.ndarray, b: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """Squares of ``a`` and ``b`` (rows, columns) in turn, nine on the longer side; spacing: column, row."""
+    """Alternating squares of ``a`` and ``b`` (rows, columns), nine on the longer side; spacing: column, row."""
     rows, columns = (np.arange(n) * s for n, s in zip(a.shape, spacing_mm[::-1], strict=True))
     side = max(a.shape[0] * spacing_mm[1], a.shape[1] * spacing_mm[0]) / 9
     return np.where((rows[:, None] // side + columns // side) % 2 == 0, a, b)
@@ -173,7 +173,7 @@ def _grid_lines(images: Images, view: _View) -> list[np.ndarray]:
 
 
 def _panel(images: Images, view: _View, seen: np.ndarray, name="", window=(None, None), lines=()) -> str:
-    """One view as an HTML figure; ``seen`` is grey (rows, columns) or colours, drawn with the mask's rim."""
+    """One view as an HTML figure: ``seen``, grey (rows, columns) or coloured, with the outline of the mask."""
     shape, size = seen.shape[:2], _size(seen.shape, view.of_page(images.grid.spacing_mm))
     over = []
     if len(lines):
@@ -270,7 +270,7 @@ def _legend() -> str:
 
 
 def _scale(rgb: Callable[[np.ndarray], np.ndarray], values: Sequence[float]) -> str:
-    """A logarithmic bar of colours from the first to the last value, and where the values lie on it."""
+    """A logarithmic colour bar from the first to the last value, with the values marked."""
     bar = png(rgb(np.geomspace(values[0], values[-1], 200)[None]))
     places = 100 * np.log(np.divide(values, values[0])) / np.log(values[-1] / values[0])
     ticks = "".join(f'<span style="left: {x:.1f}%">{v:g}</span>' for v, x in zip(values, places, strict=True))

@@ -151,7 +151,7 @@ def _timetable(
     outputs: Collection[str],
     progress: Callable[[str, float, dict], None] | None,
 ) -> Tell:
-    """Progress of the stages that come after the registration."""
+    """Progress of the stages after the registration."""
     sizes = images.fixed.GetSize(), images.fixed.GetSpacing(), images.moving.GetSize()
     expected = stages(r.settings, *sizes, r.device, outputs)
     done = beginning(expected)
@@ -165,7 +165,7 @@ def _begin(tell: Tell, stage: str) -> None:
 
 @dataclass(frozen=True)
 class _Maps:
-    """Both maps as they are written, from the fixed and from the moving image, with what writing them costs.
+    """Both maps as written, from the fixed and from the moving image, and the error of writing them.
 
     ``displacement``: of the forward one in LPS mm (z, y, x, d) on a coarse ``grid`` over the fixed image.
     """
@@ -176,7 +176,7 @@ class _Maps:
     grid: Grid
 
     def rough(self, r: Registration) -> Iterator[str]:
-        """Which of them is none of the map."""
+        """Warnings about transforms that do not represent their map."""
         names, grids = ("transform.h5", "inverse_transform.h5"), (r.fixed_grid, r.moving_grid)
         for name, error, grid in zip(names, self.errors, grids, strict=True):
             if error["mean_mm"] > _ROUGH_VOXELS * min(grid.spacing_mm):
@@ -209,7 +209,7 @@ def _write_jacobian(
     scratch: ResultFolder,
     tell: Tell,
 ) -> None:
-    """The determinant and what follows from it, given in a box of the grid, where they are wanted."""
+    """Writes the determinant and the maps derived from it, given in a box of the grid, if requested."""
     if not {"jacobian", "exact-jacobian"}.isdisjoint(outputs):
         _begin(tell, "writing")
         spread = _told(_spread(jacobian, box, grid), grid.shape[0], "writing", tell)
@@ -221,7 +221,7 @@ def _write_jacobian(
 def _write_warped(
     moving: sitk.Image, grid: Grid, maps: _Maps, outputs: Collection[str], scratch: ResultFolder, tell: Tell
 ) -> sitk.Image | None:
-    """Slice by slice, where it is wanted; the report's pictures need the whole image."""
+    """Slice by slice if possible; the pictures of the report need the whole image."""
     slices = warped_slices(moving, grid, maps.displacement, maps.grid, lowest(moving))
     warped = None
     if "report" in outputs:
@@ -245,7 +245,7 @@ def _told(slices: Iterator[np.ndarray], many: int, stage: str, tell: Tell) -> It
 
 
 def _spread(values: np.ndarray, box: Box, grid: Grid, around: float = 1.0) -> Iterator[np.ndarray]:
-    """Values in a box as slices of the whole grid, with one value around it."""
+    """Values in a box as slices of the whole grid, with a constant around it."""
     empty = np.full(grid.shape[1:], around, values.dtype)
     for place in range(grid.shape[0]):
         if not box[0].start <= place < box[0].stop:
@@ -264,7 +264,7 @@ def _measured(
     landmarks: tuple[np.ndarray, np.ndarray] | None,
     labels: Both[sitk.Image] | None,
 ) -> Report:
-    """What is measured of the result and what is known of its making; without what concerns its files.
+    """The measures of the result and how it was made, except what concerns its files.
 
     ``transforms``: as they were written, from the fixed and from the moving image.
     """
@@ -305,7 +305,7 @@ def fields_disagreement(registration: Registration, grid: Grid) -> np.ndarray:
 
 
 def _united(mask: sitk.Image | None, regions: sitk.Image | None) -> sitk.Image | None:
-    """Where the determinant is wanted exactly: in the mask and in the regions."""
+    """Where the determinant is needed exactly: in the mask and in the regions."""
     if mask is None or regions is None:
         return mask if regions is None else regions
     return sitk.Or(mask != 0, regions != 0)
@@ -336,7 +336,7 @@ def _facts(r: Registration) -> dict[str, Any]:
 
 
 def _provenance(r: Registration, images: Both[sitk.Image], hashes: dict[str, dict] | None) -> dict[str, Any]:
-    """Where the result comes from: files with their SHA-256, DICOM series, seed, date and machine."""
+    """Provenance of the result: files with their SHA-256, DICOM series, seed, date and machine."""
     series = {
         role: image.GetMetaData(SERIES)
         for role, image in zip(ROLES, images, strict=True)
