@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .version import __version__ as __version__
 
-if TYPE_CHECKING:  # for type checkers and editors; at run time a name loads what it needs when it is first used
+if TYPE_CHECKING:  # for type checkers and editors; at run time a name is loaded when it is first used
     from .errors import NephiError as NephiError
     from .files.image import read_image as read_image
     from .files.landmarks import read_landmarks as read_landmarks
@@ -118,7 +118,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Public names load what they need when first used: ``nephi --help`` need not wait for torch."""
+    """Public names are loaded when first used, so that ``nephi --help`` need not wait for torch."""
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module 'nephi' has no attribute '{name}'")

@@ -17,7 +17,7 @@ from .registry import Registry
 
 
 def read_json(path: str | Path) -> dict:
-    """The object in a JSON file; raises NephiError if the file is missing or holds none."""
+    """The object in a JSON file. Raises NephiError if the file is missing or contains no object."""
     text = read_text_file(path, "settings")
     try:
         data = of_json(text)
@@ -29,7 +29,7 @@ def read_json(path: str | Path) -> dict:
 
 
 def of_json(text: bytes) -> typing.Any:
-    """What JSON in UTF-8 states; raises ValueError where it is none, is too deep, or gives an entry twice."""
+    """The content of JSON in UTF-8. Raises ValueError if it is invalid, too deep, or has an entry twice."""
     try:
         return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique)
     except RecursionError as error:
@@ -37,7 +37,7 @@ def of_json(text: bytes) -> typing.Any:
 
 
 def _unique(entries: list[tuple[str, typing.Any]]) -> dict:
-    """Of an entry that is given twice one would be lost without a word."""
+    """A dict of the entries. Raises ValueError if one is given twice, which JSON would silently drop."""
     names = [name for name, _ in entries]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"'{twice[0]}' is given twice")
@@ -55,18 +55,18 @@ def decode(base, data: dict, where: str = ""):
 
 
 def set_by_site(kind, path: str | Path | None, what: str):
-    """Numbers that a site answers for, from its JSON file (None: the defaults of the dataclass ``kind``).
+    """Values set by a site, from its JSON file (None: the defaults of the dataclass ``kind``).
 
-    Entries that the file leaves out keep their defaults; ``set_by`` is then the file's name. Raises NephiError, which
-    says ``what`` they are, for a file that is none, an unknown entry or a number that makes no sense.
+    Missing entries keep their defaults; ``set_by`` is then the file's name. Raises NephiError, which names them as
+    ``what``, for an unreadable file, an unknown entry or a value out of range.
     """
     return kind() if path is None else read_checked(kind(set_by=Path(path).name), path, what)
 
 
 def read_checked(base, path: str | Path | None, what: str, **over):
-    """``base`` with the entries of a JSON file (None: of none), and then those of ``over``, within their limits.
+    """``base`` with the entries of a JSON file (None: without one), and then those of ``over``, within their limits.
 
-    Raises NephiError, which says ``what`` they are.
+    Raises NephiError, which names them as ``what``.
     """
     try:
         values = replace(base if path is None else decode(base, read_json(path)), **over)
@@ -77,16 +77,18 @@ def read_checked(base, path: str | Path | None, what: str, **over):
 
 
 def of_kind(settings, name: str):
-    """The settings of another kind, by its name: what both kinds share is kept, the rest is that kind's default."""
+    """The settings of another kind, by its name: shared entries are kept, the rest has the defaults of that kind."""
     tag, registry, shared = _tag(type(settings))
     cls = registry.settings_of(name, shared)
-    both = set(dataclasses.fields(cls)) & set(dataclasses.fields(settings))  # inherited, and not declared anew
+    both = set(dataclasses.fields(cls)) & set(
+        dataclasses.fields(settings)
+    )  # inherited without a declaration of its own
     kept = {one.name: getattr(settings, one.name) for one in both}
     return cls(**{**kept, tag: name})
 
 
 def _tag(cls: type) -> tuple[str, Registry, type]:
-    """The field that says which kind of thing settings are of, the registry of its names, and what all kinds share."""
+    """The field that names the kind of the settings, the registry of its names, and the fields that all kinds share."""
     for shared in reversed(cls.__mro__[:-1]):
         for name, hint in typing.get_type_hints(shared, include_extras=True).items():
             for limit in split(hint)[1]:
@@ -108,7 +110,7 @@ def _decode(base, data: dict, where: str):
             if name != getattr(base, tag) or type(base) is not registry.settings_of(name, shared):
                 base = of_kind(base, name)
             kind = f" of {registry.kind} '{name}'"
-            if not registered:  # what it has besides is not known here
+            if not registered:  # its further entries are unknown here
                 data = {key: value for key, value in data.items() if hasattr(base, key)}
     data = upgraded(base, data)
     hints = typing.get_type_hints(type(base))

@@ -78,10 +78,10 @@ def limit_threads(threads: int | None = None) -> None:
 
 
 def in_threads(work: Callable[[Part], Made], parts: Iterable[Part], device: torch.device = _CPU) -> Iterator[Made]:
-    """``map(work, parts)``; on a CPU several parts at once, each by one thread: as many as torch has.
+    """``map(work, parts)``; on a CPU several parts run at once, each in one thread: as many as torch has.
 
-    For parts of some milliseconds: threads that share the operations of one part mostly wait for each other. The first
-    part comes alone, so that what all of them need is made once. ``work`` keeps the caller's gradient mode.
+    For parts of some milliseconds, where threads within an operation mostly wait for each other. The first part runs
+    alone, so that shared caches are filled once. ``work`` keeps the caller's gradient mode.
     """
     threads, gradients, rest = torch.get_num_threads(), torch.is_grad_enabled(), iter(parts)
 
@@ -115,7 +115,7 @@ def in_threads(work: Callable[[Part], Made], parts: Iterable[Part], device: torc
 
 
 class _Mallinfo(ctypes.Structure):
-    """glibc's ``struct mallinfo2`` (malloc.h): bytes of its heaps, ``arena``, and of what lies apart, ``hblkhd``."""
+    """glibc's ``struct mallinfo2`` (malloc.h): bytes in its heaps, ``arena``, and in separate mappings, ``hblkhd``."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -127,9 +127,9 @@ class _Mallinfo(ctypes.Structure):
 
 
 def release_freed_memory() -> None:
-    """Give freed memory back to the system, where the C library is glibc, which keeps what lies below what is held.
+    """Return freed memory to the system, where the C library is glibc, which keeps memory below live blocks.
 
-    A process that holds little keeps it for what comes next: the system would clear it anew, which takes time.
+    A small process keeps it for its next allocations: the system would have to clear it again, which takes time.
     """
     if sys.platform != "linux":
         return
@@ -159,7 +159,7 @@ def peak_memory_mb() -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Of the package and of what its numbers depend on."""
+    """Versions of the package and of the libraries that its results depend on."""
     return {
         "nephi": __version__,
         "torch": torch.__version__,
@@ -170,6 +170,6 @@ def versions() -> dict[str, str]:
 
 
 def peak_gpu_memory_mb(device: str) -> float | None:
-    """The most memory that torch held on a GPU so far; None where it does not tell."""
+    """The peak memory of torch on a GPU so far; None where it is unknown."""
     kind = device.partition(":")[0]
     return getattr(torch, kind).max_memory_allocated(device) / 1e6 if kind in ("cuda", "xpu") else None

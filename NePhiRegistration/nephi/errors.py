@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class NephiError(Exception):
-    """Input or settings that NePhi cannot work with; the message says what is wrong and what to do."""
+    """Input or settings that NePhi can't work with; the message says what is wrong and what to do."""
 
 
 class NephiNotice(UserWarning):

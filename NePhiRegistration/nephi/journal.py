@@ -1,8 +1,8 @@
-"""Several files that come into their places as one, and what finishes that where a run was killed.
+"""Replaces several files as one, and completes a replacement that a killed run left unfinished.
 
-Files are made in a scratch folder beside their place, reach the disk, and move. Where several move, a journal in the
-scratch folder is the decision: from then on the next run, or whoever opens a file there, finishes what a killed run
-began.
+Files are written to a scratch folder next to their destination, synced to disk, and moved. If there are several, a
+journal in the scratch folder marks the decision: from then on the next run, or any process that opens a file there,
+completes what a killed run began.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .errors import NephiError
 from .runfolder import LOCK, take_abandoned
 
 PREFIX = ".nephi-"
-JOURNAL, _OLD = ".journal", ".old"  # in a scratch folder: what is to move; what stood in its place
+JOURNAL, _OLD = ".journal", ".old"  # in a scratch folder: the files to move; the files they replace
 watch: Callable[[str, Path], None] | None = None  # tests put a function here, to fail or be killed at that very point
 
 
@@ -30,12 +30,12 @@ def step(operation: str, path: Path) -> None:
 
 
 def recover(folder: str | Path) -> None:
-    """Finish what killed runs had begun to move into ``folder``, and remove what they left there otherwise.
+    """Complete the moves into ``folder`` that killed runs began, and remove their other leftovers.
 
-    Raises NephiError where a journal is damaged, or its move cannot be finished: the folder may hold a mixture then.
+    Raises NephiError if a journal is damaged or its move can't be completed: the folder may then contain a mixture.
     """
     folder = Path(folder)
-    with contextlib.suppress(OSError, ValueError):  # a folder that cannot be written to is read as it stands
+    with contextlib.suppress(OSError, ValueError):  # a read-only folder is read as it is
         for scratch in sorted(folder.glob(f"{PREFIX}*")):
             if scratch.is_symlink():
                 continue
@@ -97,7 +97,7 @@ def _sealed(plan: dict) -> bytes:
 
 
 def _plan(scratch: Path) -> dict | None:
-    """The plan in the journal of a scratch folder, None where there is none. Raises NephiError where it is damaged."""
+    """The plan in the journal of a scratch folder, None without one. Raises NephiError if it is damaged."""
     path = scratch / JOURNAL
     if not os.path.lexists(path):
         return None
@@ -130,7 +130,7 @@ def _finish(scratch: Path, folder: Path, plan: dict) -> None:
 
 
 def _move(scratch: Path, folder: Path, plan: dict) -> None:
-    """The new files to their places, whatever part of them is there; at no moment do older files stand beside new."""
+    """Moves the new files, or those left of them, to their places; old and new files are never there together."""
     waiting = [name for name in plan["names"] if (scratch / name).exists()]
     for name in [*plan["gone"], *waiting]:
         for inner in [folder / parent for parent in PurePosixPath(name).parents if parent.parts]:

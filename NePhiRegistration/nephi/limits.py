@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from .errors import NephiError
 from .registry import Registry
 
-LARGEST = 1e9  # of any number; what takes memory or time has limits of its own
+LARGEST = 1e9  # of any number; those that cost memory or time have stricter limits
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Odd:
 
 
 class OneOf:
-    """One of some values, or of the names in a registry, which then says what the other fields are."""
+    """One of some values, or of the names in a registry, which determines the other fields."""
 
     def __init__(self, *choices: Any):
         self.registry = choices[0] if choices and isinstance(choices[0], Registry) else None
@@ -106,11 +106,10 @@ def split(hint: Any) -> tuple[Any, tuple]:
 
 
 def check_limits(settings: Any, where: str = "", names: bool = True) -> None:
-    """Raise NephiError for the first value, anywhere in a settings object, that its field does not allow.
+    """Raise NephiError for the first value in a settings object that its field does not allow.
 
-    A class whose fields depend on each other says by ``contradiction()`` what is wrong with them, or "".
-
-    ``where``: what to write before the field's name; ``names``: also for a name that no registry knows.
+    A class whose fields depend on each other describes a conflict by ``contradiction()``, or returns "". ``where``: a
+    prefix for the name of the field; ``names``: also for a name that no registry knows.
     """
     _check_fields(settings, f"settings: {where}", names)
 
@@ -172,7 +171,7 @@ def _check(value: Any, hint: Any, where: str, names: bool) -> None:
 
 
 def _of_a_number(value: Any, kind: type, limits: tuple, where: str) -> tuple:
-    """The limits of a number with those that all numbers have; raises NephiError for what is none."""
+    """The limits of a number, including those of all numbers. Raises NephiError for other values."""
     finite = not isinstance(value, float) or math.isfinite(value)
     if isinstance(value, bool) or (finite and not isinstance(value, (int, kind))):
         raise NephiError(f"{where} is {value!r}, expected {kind.__name__}")

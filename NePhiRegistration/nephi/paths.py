@@ -1,4 +1,4 @@
-"""Files that are given by the user: checked before they are opened or written, and read whole as text."""
+"""Files given by the user: checked before they are opened or written; text files are read completely."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_BYTES = 2**26  # of a text: lists, settings, landmarks and reports are far
 
 
 def check_name(path: str | Path, role: str) -> Path:
-    """The path; raises NephiError for one that holds NUL, or is not UTF-8, on which SimpleITK ends the process."""
+    """The path. Raises NephiError if it contains NUL or is not UTF-8, on which SimpleITK ends the process."""
     text = str(path)
     if "\0" in text:
         raise NephiError(f"{role}: {text!r} is not a file name: it contains a NUL character")
@@ -45,7 +45,7 @@ def check_file(path: str | Path, role: str, kind: str = "file") -> Path:
 
 
 def resolved(path: str | Path) -> Path:
-    """The path without links; one whose links lead in a circle is left as it is, and not found later."""
+    """The path with links resolved; circular links are left as they are, and are not found later."""
     return Path(os.path.realpath(path))
 
 
@@ -59,7 +59,7 @@ def check_spared(outputs: Iterable[str | Path], options: Mapping[str, Any]) -> N
 
 
 def _place(path: str | Path) -> str:
-    """Where a file lies itself, which may be a link."""
+    """The location of a file itself, which may be a link."""
     folder, name = os.path.split(path)
     return os.path.join(os.path.realpath(folder), name)
 

@@ -14,12 +14,12 @@ from typing import IO
 
 from .runfolder import RunFolder, wait_for_owner
 
-_FOLDER = Path(__file__).resolve().parents[1]  # holds the package
+_FOLDER = Path(__file__).resolve().parents[1]  # contains the package
 PATIENCE_S = 5.0  # between asking a process to end and ending it
 
 
 def engine_command(*arguments: str, python: str = sys.executable, owner: RunFolder | None = None) -> list[str]:
-    """``nephi`` with ``arguments``, which ends with the process that holds ``owner`` and removes that folder then."""
+    """``nephi`` with ``arguments``; it ends with the process that holds ``owner``, and then removes that folder."""
     engine = ["nephi"] if owner is None else ["nephi.cli.owned", str(owner.path)]
     return [python, "-m", *engine, *arguments]
 
@@ -27,7 +27,7 @@ def engine_command(*arguments: str, python: str = sys.executable, owner: RunFold
 def engine_environment(environment: dict[str, str] | None = None) -> dict[str, str]:
     """``environment`` (default: this process's) in which this very package is imported and no output is buffered."""
     environment = dict(os.environ if environment is None else environment)
-    # a folder of installed packages is found without help; in front it would hide what the user put on the path
+    # site-packages is found anyway; put first it would hide packages on the user's path
     if _FOLDER.name not in ("site-packages", "dist-packages"):
         path = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join([str(_FOLDER), *([path] if path else [])])

@@ -1,4 +1,4 @@
-"""Names in settings files and the classes that they stand for, open to those of other packages."""
+"""Names in settings files and the classes they refer to; other packages can add theirs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """What a name in the settings may stand for: a ``kind`` of thing, made by a factory.
+    """The names that an entry of the settings can have, each for a ``kind`` of object made by a factory.
 
     Other packages add theirs by ``add``, or by an entry point of the group ``nephi.<kind>`` (a factory by its name), so
     that settings files and the command line know them, too.
     """
 
     def __init__(self, kind: str, entry: str, *names: str):
-        """``entry``: of the settings, that holds the name; ``names``: of the package's own."""
+        """``entry``: the entry of the settings with the name; ``names``: the package's own names."""
         self.kind, self.entry = kind, entry
         self._factories: dict[str, Callable[..., T] | None] = dict.fromkeys(names)  # the package's own are added later
         self._settings: dict[str, type] = {}
@@ -32,16 +32,16 @@ class Registry(Generic[T]):
         return len(self._factories)
 
     def __contains__(self, name: object) -> bool:
-        """Whether the name is known, if need be by an entry point, which is then loaded."""
+        """Whether the name is known; an entry point of that name is loaded if necessary."""
         if isinstance(name, str) and name not in self._factories:
             for point in entry_points(group=f"nephi.{self.kind}", name=name):
                 self.add(name, point.load())
         return name in self._factories
 
     def add(self, name: str, factory: Callable[..., T], settings: type | None = None) -> None:
-        """Let a name stand for what ``factory`` makes; raises NephiError if another one has it.
+        """Register a factory under a name. Raises NephiError if the name is taken.
 
-        ``settings``: the dataclass of its settings, where they have more fields than those that all have.
+        ``settings``: the dataclass of its settings, if these have more fields than the shared ones.
         """
         if self._factories.get(name) not in (None, factory):
             raise NephiError(f"there already is a {self.kind} '{name}': choose another name")
@@ -54,20 +54,20 @@ class Registry(Generic[T]):
         self._settings[name] = settings
 
     def known_settings(self, name: str) -> type | None:
-        """The dataclass of a name's settings, where they have fields of their own."""
+        """Declare the dataclass of a name's settings, if they have fields of their own."""
         return self._settings.get(name)
 
     def settings_of(self, name: str, shared: type) -> type:
-        """The dataclass of a name's settings, else ``shared``: that of what all have."""
+        """The dataclass of a name's settings; without one ``shared``, that of the common settings."""
         return self._settings.get(name, shared)
 
     def check(self, name: str) -> None:
-        """Raise NephiError for a name that stands for nothing."""
+        """Raise NephiError for an unknown name."""
         if name not in self:
             raise NephiError(f"settings: {self.entry} is {name!r}, must be one of {', '.join(self)}")
 
     def make(self, name: str, *arguments: Any) -> T:
-        """The thing of that name; raises NephiError if there is none."""
+        """The object of that name. Raises NephiError if there is none."""
         self.check(name)
         factory = self._factories[name]
         assert factory is not None, f"the module of {self.kind} '{name}' was not imported"

@@ -48,7 +48,10 @@ _CHUNK, _GPU_CHUNK = 4096, 8192  # points evaluated at a time: on a CPU they sta
 _SLAB = 2**16  # voxels of a grid that they are chosen from
 _JACOBIAN_NODES_MM = 3.0  # between the points at which the determinant is exact, where voxels are much finer
 _FEWER_NODES = 0.25  # of the voxels, at most, for this to be worth while
-_FOLD_MARGIN, _LEAST_FOLD_MARGIN = 3.0, 0.1  # in units of the largest error seen, and at least: what could be a fold
+_FOLD_MARGIN, _LEAST_FOLD_MARGIN = (
+    3.0,
+    0.1,
+)  # margin below which a determinant may be a fold: in units of the largest error, and at least
 _SIDES_MM = 1.5  # between the nodes of a written transform that slides
 _FORMAT = "nephi-registration-2"
 
@@ -62,7 +65,7 @@ class Registration:
     alignment: Alignment
     fixed_grid: Grid
     moving_grid: Grid
-    settings: Settings  # as asked for; ``configured`` says what was done instead
+    settings: Settings  # as requested; ``configured`` lists the changes
     length_scale: float = 1.0
     history: list[dict] = field(default_factory=list)
     fixed_mask: sitk.Image | None = None
@@ -138,10 +141,9 @@ class Registration:
         return out
 
     def sampled(self, grid: Grid, inverse: bool = False, good_mm: float | None = None) -> tuple[Grid, np.ndarray, dict]:
-        """Displacement on the coarsest grid over ``grid`` that holds the map; see ``coarsest_displacement``.
+        """Displacement on the coarsest grid over ``grid`` that represents the map; see ``coarsest_displacement``.
 
-        Its error is measured at 2,000 random points of the image (of the mask, where there is one), between its voxels'
-        centres.
+        Its error is measured at 2,000 random points between the voxel centres of the image (or of the mask).
         """
         points = random_points(grid, self.moving_mask if inverse else self.fixed_mask, 2000, between=True)
         by = self._sampled_by_side if isinstance(self.maps, Sliding) else self._sampled_at
@@ -162,7 +164,7 @@ class Registration:
         inner, outer = (replace(self, maps=side) for side in (maps.within, maps.around))
 
         def is_outside(at: np.ndarray, moved: np.ndarray) -> np.ndarray:
-            """(n,) bool: points (n, d) that lie outside in the fixed image, by where the inner map takes them."""
+            """(n,) bool: whether points (n, d) lie outside the fixed image once the inner map has moved them."""
             return ~self._in_chunks(maps.is_within, self.cube.to_cube(moved if inverse else at))[:, 0]
 
         at = random_points(grid, None, len(points))
@@ -176,17 +178,17 @@ class Registration:
     def transform(self, grid: Grid | None = None, inverse: bool = False) -> sitk.DisplacementFieldTransform:
         """The map as an ITK transform of points, fixed -> moving, that resamples a moving image onto ``grid``.
 
-        ``inverse``: moving -> fixed. ``grid``: where it is wanted, by default the fixed (moving) image's.
+        ``inverse``: moving -> fixed. ``grid``: the grid of the field, by default that of the fixed (moving) image.
         """
         default = self.moving_grid if inverse else self.fixed_grid
         coarse, displacement, _ = self.sampled(default if grid is None else grid, inverse)
         return displacement_transform(displacement, coarse)
 
     def trust(self, fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform | None = None) -> Trust:
-        """The expected error in mm, known from the result and its images alone.
+        """The expected error in mm, from the result and its images alone.
 
-        ``transform``: the map as ``transform()`` gives it, where that is at hand. Raises NephiError where the moving
-        image shows nothing of the region.
+        ``transform``: the map as returned by ``transform()``, if it is available. Raises NephiError if the moving image
+        shows nothing of the region.
         """
         transform = self.transform() if transform is None else transform
         hidden = not_shown(images := Both(fixed, moving), self.affine, Both(*self.guidance.excluded))
@@ -196,10 +198,10 @@ class Registration:
     def warp(
         self, image: sitk.Image, grid: Grid | None = None, *, labels: bool = False, inverse: bool = False
     ) -> sitk.Image:
-        """A moving image as it lies on the fixed image's grid, or on ``grid``; ``inverse``: a fixed one on the moving.
+        """A moving image warped onto the fixed image's grid, or onto ``grid``; ``inverse``: the other way round.
 
-        ``labels``: nearest neighbour, 0 outside; else linear, the image's lowest value outside. A notice tells of an
-        image that seems to be another than was meant. Raises NephiError for one of another dimension.
+        ``labels``: nearest neighbour, 0 outside; otherwise linear, with the lowest value of the image outside. There is
+        a notice if the image seems to be the wrong one. Raises NephiError for an image of another dimension.
         """
         grid = (self.moving_grid if inverse else self.fixed_grid) if grid is None else grid
         if image.GetDimension() != grid.dimension:
@@ -217,13 +219,13 @@ class Registration:
     def jacobian_image(
         self, displacement: np.ndarray, grid: Grid, mask: sitk.Image | None, exact: bool = False
     ) -> tuple[Box, np.ndarray, dict[str, float] | None]:
-        """Jacobian determinant (z, y, x) float32 in a box of the fixed grid, the box, and the error if it is not exact.
+        """Jacobian determinant (z, y, x; float32) in a box of the fixed grid, the box, and its error unless exact.
 
-        In the mask, whose box it is, exact at the nodes of a grid of 3 mm, linear between them, and exact again
-        wherever it could be 0 or less, so that folds are counted exactly; on coarse images, or if wanted ``exact``,
-        exact at every voxel centre. 1 outside the mask. The error (rmse, max) is measured at 2,000 voxel centres;
-        ``exact_below`` is the value below which the determinant is exact. Without a mask everywhere, by central
-        differences of the displacement (on its own, coarser grid).
+        In the mask, which gives the box, it is exact at the nodes of a grid of 3 mm and linear between them. It is
+        exact at every voxel where it could be 0 or less, so that folds are counted exactly, and in coarse images or
+        with ``exact`` at every voxel centre. It is 1 outside the mask. The error (rmse, max) is measured at 2,000 voxel
+        centres; below the value ``exact_below`` the determinant is exact. Without a mask it is computed everywhere by
+        central differences of the displacement, on the coarser grid of that.
         """
         if mask is None:
             coarse = grid.image(displacement_jacobian(displacement, grid))
@@ -239,7 +241,7 @@ class Registration:
         return box, out, self._interpolated_jacobian(nodes, part, inside, out)
 
     def _interpolated_jacobian(self, nodes: Grid, part: Grid, inside: np.ndarray, out: np.ndarray) -> dict[str, float]:
-        """Writes the determinant into ``out`` (z, y, x) on a grid, as ``jacobian_image`` says; returns its error."""
+        """Writes the determinant on a grid into ``out`` (z, y, x), see ``jacobian_image``; returns its error."""
         near = nodes.image(nodes_around(part, nodes, inside).astype(np.uint8))
         side = replace(self, maps=self.maps.within) if isinstance(self.maps, Sliding) else self
         for row, values, where in zip(
@@ -260,9 +262,9 @@ class Registration:
         return {"rmse": rmse, "max": float(np.abs(error).max()), "exact_below": exact_below}
 
     def dense_jacobian(self, grid: Grid, mask: sitk.Image | None, out: np.ndarray | None = None) -> np.ndarray:
-        """Exact Jacobian determinant (z, y, x) float32 at every voxel centre of a grid, or of a mask on it.
+        """Exact Jacobian determinant (z, y, x; float32) at every voxel centre of a grid, or of a mask on it.
 
-        Outside the mask ``out`` keeps what it holds; by default that is 1.
+        Outside the mask ``out`` keeps its values; by default these are 1.
         """
         out = np.ones(grid.shape, np.float32) if out is None else out
         inside = None if mask is None else sitk.GetArrayViewFromImage(mask) != 0
@@ -332,7 +334,7 @@ class Registration:
             modules: dict[str, torch.nn.Module] = {f"{prefix}fields.": fields, f"{prefix}code.": code}
             for name, module in modules.items():
                 part = {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-                part.pop("upper_cube", None)  # of files of former versions; the cube says the same
+                part.pop("upper_cube", None)  # in files of earlier versions; the cube has the same information
                 check_tensors(part, module.state_dict(), path)
                 module.load_state_dict(part)
                 module.requires_grad_(False).to(device)
@@ -362,7 +364,7 @@ class Registration:
 
 
 def lowest(image: sitk.Image) -> float:
-    """The lowest value, which stands for what was not seen; 0 where none is finite."""
+    """The lowest finite value, used for what was not imaged; 0 if there is none."""
     array = sitk.GetArrayViewFromImage(image)
     low = float(array.min())
     if np.isfinite(low):

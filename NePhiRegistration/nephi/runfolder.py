@@ -1,7 +1,7 @@
-"""The scratch folder of a run: who owns it, and that patients' images do not stay behind.
+"""The scratch folder of a run, which is removed with its owner, so that no patient's images stay behind.
 
 Its owner holds an exclusive lock on a file in it. The system releases that lock however the owner ends, so that the
-owner's engines and its next start can tell an abandoned folder.
+owner's engines and its next start recognise an abandoned folder.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def wait_for_owner(folder: Path) -> None:
 
 
 def try_lock(file: int) -> bool | None:
-    """Take the exclusive lock of an open file: False where another process holds it, None where there are no locks."""
+    """Lock an open file exclusively: False if another process holds the lock, None where locks are not supported."""
     try:
         if sys.platform == "win32":
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)

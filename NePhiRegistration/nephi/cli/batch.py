@@ -58,12 +58,12 @@ def run_batch(
     shared: bool = False,
     tell: Callable[[str], None] = print,
 ) -> list[dict]:
-    """Register every pair that is not finished, ``jobs`` at a time; returns the rows of ``output/summary.csv``.
+    """Register every unfinished pair, ``jobs`` at a time; returns the rows of ``output/summary.csv``.
 
-    The table is kept up to date as pairs end. An interrupt ends the processes, leaves what is finished, and is
-    raised again; where this process is killed, the others end too. ``tolerances``: a file, see ``read_tolerances``.
-    ``shared``: other such batches write into ``output`` at the same time: no table is written, and a pair that another
-    one is at is waited for. Where several GPUs are visible, processes share them out.
+    The table is updated as pairs end. An interrupt ends the processes, leaves what is finished, and is raised again; if
+    this process is killed, the others end too. ``tolerances``: a file, see ``read_tolerances``. ``shared``: other such
+    batches write to ``output`` at the same time: no table is written, and pairs that they are registering are waited
+    for. Several visible GPUs are distributed among the processes.
     """
     options = _engine_options(jobs, auto_mask, device, threads, outputs, tolerances, also)
     judged_by = read_tolerances(tolerances)
@@ -112,7 +112,7 @@ def _engine_options(
     tolerances: Path | None,
     also: Sequence[str],
 ) -> list[str]:
-    """Of ``nephi register``, the same for all pairs."""
+    """Options of ``nephi register`` that are the same for all pairs."""
     options = ["--device", device, "--progress", "none"]
     if threads or jobs > 1:
         options += ["--threads", str(threads or max(1, (os.cpu_count() or 1) // jobs))]
@@ -165,7 +165,7 @@ class _Engines:
         return True
 
     def collect(self) -> None:
-        """Note those that have ended."""
+        """Record the pairs that have ended."""
         for run in [run for run in self.running if run.child.poll() is not None]:
             self.running.remove(run)
             seconds = time.perf_counter() - run.started
@@ -173,7 +173,7 @@ class _Engines:
             run.release()
 
     def end(self) -> None:
-        """Whatever still runs."""
+        """End all processes that still run."""
         for run in self.running:
             process.end(run.child, process.PATIENCE_S)
             run.release()
@@ -182,7 +182,7 @@ class _Engines:
 
 
 def _write_settings(output: Path, settings: Settings) -> None:
-    """Not again where they are there: on the file system of a cluster this takes time."""
+    """Existing folders are not created again, which takes time on the file system of a cluster."""
     text = settings.to_json() + "\n"
     with contextlib.suppress(NephiError):
         if read_text_file(output / SETTINGS, "settings") == text.encode():
@@ -191,13 +191,13 @@ def _write_settings(output: Path, settings: Settings) -> None:
 
 
 def gpu_environments(jobs: int) -> list[dict[str, str]]:
-    """What to add to the environments of ``jobs`` processes, so that each sees one of the visible GPUs."""
+    """Additions to the environments of ``jobs`` processes, so that each sees one of the visible GPUs."""
     numbers = process.visible_gpus() if jobs > 1 else []
     return [{"CUDA_VISIBLE_DEVICES": number} for number in numbers] if len(numbers) > 1 else [{}]
 
 
 class _Table:
-    """The rows of a batch, told as pairs end, and written to ``output`` where it is not None."""
+    """The rows of a batch: reported as pairs end, and written to ``output`` unless it is None."""
 
     def __init__(self, pairs: list[Case], output: Path | None, tell: Callable[[str], None]):
         self.rows = {pair.name: pair_row(pair, "waiting") for pair in pairs}
@@ -213,10 +213,10 @@ class _Table:
             self._tell(f"[{self._ended}/{len(self.rows)}] {_line(row)}{when}")
 
     def write_if_due(self) -> None:
-        """Long tables are written less often, so that this takes a small part of the time."""
+        """Long tables are written less often, so that this takes little of the time."""
         started = time.perf_counter()
         if self._changed and started >= self._next:
-            with contextlib.suppress(NephiError):  # open in a spreadsheet, say: it is written again at the end
+            with contextlib.suppress(NephiError):  # for instance open in a spreadsheet: it is written again at the end
                 self.write()
             now = time.perf_counter()
             self._next = now + _RARELY * (now - started)
@@ -235,10 +235,10 @@ def finished_report(
     outputs: tuple[str, ...] = (),
     tolerances: Tolerances | None = None,
 ) -> Report | None:
-    """The report of a pair that was made from the same files with the same settings and has all ``outputs``, or None.
+    """The report of a pair made from the same files with the same settings and with all ``outputs``, or None.
 
-    ``tolerances``: those that its verdict has to go by, if that matters.
-    Reports of before 0.2 do not say what was written; by default it was all.
+    ``tolerances``: those that its verdict must use, if that matters. Reports from before version 0.2 do not list what
+    was written; by default it was everything.
     """
     report = report_of(folder)
     if report is None:
@@ -253,12 +253,12 @@ def finished_report(
 
 @functools.lru_cache(maxsize=4)
 def _plain(settings: Settings) -> dict:
-    """As a report holds them."""
+    """As in a report."""
     return json.loads(settings.to_json())
 
 
 def report_of(folder: Path) -> Report | None:
-    """The report in a result folder, None where there is none, or what is no report."""
+    """The report in a result folder; None if it is missing or invalid."""
     try:
         return Report.from_json(read_text_file(ResultFolder.opened(folder).report, "report").decode())
     except (NephiError, ValueError):
@@ -319,7 +319,7 @@ def _ended(pair: Case, folder: Path, code: int, seconds: float) -> dict:
 
 
 def failed(pair: Case, folder: Path, error: str, seconds: float | None = None) -> dict:
-    """The row of a pair without a result; the reason is kept in its folder, if that can be written to."""
+    """The row of a pair without a result; the reason is saved in its folder, if that is writable."""
     with contextlib.suppress(NephiError), output_folder(folder):
         write_text(ResultFolder(folder).failure, json.dumps({"error": error, "seconds": seconds}) + "\n")
     return pair_row(pair, "failed", error=error, seconds=seconds)

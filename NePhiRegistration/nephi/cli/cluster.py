@@ -35,7 +35,7 @@ _UNDER_WAY = "under_way.json"
 _POLL_S = 2.0
 _PATIENCE_S = 10.0
 _WHOLE_RUN = 0.8  # of a job's time: one that was stopped earlier made way for others
-_ROUNDS = 3  # submissions in which no pair ends, one after another, until the rest is given up
+_ROUNDS = 3  # consecutive submissions without a finished pair, after which the rest is abandoned
 
 
 Natural = Annotated[int, AtLeast(0)]
@@ -54,7 +54,7 @@ class ClusterSettings:
     array: Count = 100  # jobs at most; the pairs are shared out evenly
     at_once: Count = 256  # jobs that run at the same time at most
     requeues: Natural = 100
-    warn_s: Natural = 90  # between the warning and the limit: what a job has to stop
+    warn_s: Natural = 90  # between the warning and the limit: time for a job to stop
     setup: tuple[str, ...] = ()  # shell commands before the job, such as module load
     sbatch: dict = field(default_factory=dict)  # further options of sbatch, by name
 
@@ -67,7 +67,7 @@ class ClusterSettings:
 
 
 def cluster_settings(options) -> ClusterSettings | None:
-    """Settings file, then single flags; None for the engine ``local``. Raises NephiError for what does not fit."""
+    """From the settings file, then single flags; None for the engine ``local``. Raises NephiError for invalid ones."""
     names = {"partition": "partition", "time": "minutes", "memory": "memory_gb", "gpus": "gpus", "array": "array"}
     given = {name: getattr(options, flag) for flag, name in names.items() if getattr(options, flag) is not None}
     if options.engine == "local":
@@ -87,7 +87,7 @@ class PairsJob:
     settings: Settings
     how: dict[str, Any]
     limit_s: float  # from the job's start to the warning
-    stuck: list[Case] = field(default_factory=list)  # were under way in a whole run of the job in which no pair ended
+    stuck: list[Case] = field(default_factory=list)  # were being registered in a run of the job in which no pair ended
     began: tuple[float, int] | None = None  # when the job started, and the pairs that waited then
 
     def __call__(self) -> None:
@@ -175,7 +175,7 @@ def _finished(pair: Case, output: Path, settings: Settings, how: dict[str, Any])
 
 
 class _Watch:
-    """Looks at the folders of the pairs while jobs run: tells those that have ended and keeps the table up to date."""
+    """Watches the folders of the pairs while jobs run: reports those that have ended and updates the table."""
 
     def __init__(self, pairs: list[Case], output: Path, settings: Settings, tell: Callable[[str], None]):
         self._pairs, self._output, self._tell = pairs, output, tell
@@ -201,7 +201,7 @@ class _Watch:
                 self._tell(f"{told} of {len(rows)} pairs done")
                 with output_folder(self._output, patience_s=_PATIENCE_S):
                     write_summary(list(rows.values()), self._output)
-            time.sleep(max(_POLL_S, 20 * (time.perf_counter() - started)))  # long lists are looked at less often
+            time.sleep(max(_POLL_S, 20 * (time.perf_counter() - started)))  # long lists are checked less often
 
 
 def _submit(submitit, engine: str, folder: Path, cluster: ClusterSettings, parts: list[PairsJob]) -> list:
@@ -249,7 +249,7 @@ def _under_way(engine: str, jobs: list) -> bool:
 
 
 def _queued(job_ids: list[str]) -> bool:
-    """Whether SLURM's queue holds one of the jobs; also while the controller does not answer.
+    """Whether one of the jobs is in SLURM's queue; also true while the controller does not answer.
 
     submitit itself asks the accounting database, which not every cluster has.
     """
@@ -262,7 +262,7 @@ def _queued(job_ids: list[str]) -> bool:
         raise NephiError(f"cannot query the jobs: squeue: {error.strerror}") from None
     if answer.returncode == 0:
         return bool(answer.stdout.strip())
-    return "Invalid job id" not in answer.stderr  # the controller forgets what ended some minutes ago
+    return "Invalid job id" not in answer.stderr  # the controller forgets jobs that ended some minutes ago
 
 
 def _earlier(folder: Path, tell: Callable[[str], None]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is told on standard output and error: never an escape sequence, never the end of the work."""
+"""Standard output and error without escape sequences; a closed pipe does not end the work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..files.writing import visible
 
 
 class Console:
-    """A text stream that shows what a terminal would obey, and falls silent where nobody reads any more."""
+    """A text stream that escapes control characters, and is silent once nobody reads it any more."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

@@ -19,7 +19,7 @@ from ..space.affine import Affine
 from ..space.grid import Grid
 
 DICOM = "dicom"  # not among the formats that need a transform alone
-_COMPACT_MM = 0.05  # what the format compact may cost on average
+_COMPACT_MM = 0.05  # mean error that the format compact may have
 
 
 def convert_command(options) -> int:
@@ -64,7 +64,7 @@ def _stem(name: str) -> str:
 
 
 def pair_of(registration: Registration, good_mm: float | None = None) -> Pair:
-    """Both maps on the coarsest grids that hold them to ``good_mm`` on average (default 0.025 mm)."""
+    """Both maps on the coarsest grids that represent them to ``good_mm`` on average (default 0.025 mm)."""
     r = registration
     grid, displacement, _ = r.sampled(r.fixed_grid, good_mm=good_mm)
     forward = Sampled(grid, displacement, r.affine, r.moving_grid)
@@ -120,7 +120,7 @@ class TransformFile:
     """A transform file in the place of a registration, to warp by; it has one direction, fixed -> moving points."""
 
     def __init__(self, path: Path, grid: Grid | None, inverse: bool):
-        """``grid``: the fixed image's, for images. Raises NephiError where the inverse is asked for."""
+        """``grid``: that of the fixed image, for images. Raises NephiError if the inverse is requested."""
         if inverse:
             raise NephiError(
                 f"{path} is a single transform without an inverse: give the file of the inverse, without --inverse"

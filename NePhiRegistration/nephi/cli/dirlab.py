@@ -30,10 +30,10 @@ def score(
 ) -> list[dict]:
     """Target registration error of ``maps``, by case: (n, 3) fixed -> moving points_lps_mm on ``case_grid``.
 
-    A row a case by the names in COLUMNS, in mm: ``before``; ``after``; ``snapped``: after, to the nearest voxel of
-    the moving image; sd is that of a sample (n - 1). With several cases a last row, case ``all``, takes all their
-    landmarks together: with 300 in every case its means are the means over the cases that papers give.
-    Raises NephiError on what ``read_case_landmarks`` does.
+    One row per case with the names in COLUMNS, in mm: ``before``; ``after``; ``snapped``: after, to the nearest voxel
+    of the moving image; sd is that of a sample (n - 1). With several cases a last row, case ``all``, is over all
+    landmarks: with 300 in every case its means are the means over the cases that papers report. Raises NephiError as
+    ``read_case_landmarks``.
     """
     rows, errors = [], []
     for number, forward in maps.items():
@@ -58,10 +58,9 @@ def _row(name: str, errors_mm: Iterable[np.ndarray]) -> dict:
 def result_maps(
     results: str | Path, collection: str, cases: Iterable[int] | None = None
 ) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
-    """The maps that ``nephi register`` or ``nephi batch`` left as DIR/copd1/transform.h5 (or DIR/case1/...).
+    """The maps that ``nephi register`` or ``nephi batch`` wrote as DIR/copd1/transform.h5 (or DIR/case1/...).
 
-    Without ``cases`` those that are there. Raises NephiError where one is missing, none is there or it is no
-    transform.
+    Without ``cases``, all that exist. Raises NephiError if one is missing or not a transform, or if there is none.
     """
 
     wanted = COLLECTIONS[collection].cases if cases is None else cases

@@ -1,4 +1,4 @@
-"""The command line's entry: a command is run, and what goes wrong is one line."""
+"""The entry point of the command line: runs a command and reports any error in one line."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _main(arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         print("nephi: interrupted; no result was written", file=sys.stderr)
         return 130
-    except OSError as error:  # such as a name that is too long, where a file is only looked for
+    except OSError as error:  # such as a name that is too long, when only checking for a file
         what = "" if error.filename is None else f"cannot use {ascii(str(error.filename))[1:-1]}: "
         print(f"nephi: {what}{error.strerror or _first_line(error)}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ from .progress import tell_notices
 
 
 def landmark_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Fixed and moving landmarks (n, d) in LPS mm, None if none are given; raises NephiError if they do not match."""
+    """Fixed and moving landmarks (n, d) in LPS mm, None if not given. Raises NephiError if they do not match."""
     paths = options.fixed_landmarks, options.moving_landmarks
     if not any(paths):
         return None
@@ -34,7 +34,7 @@ def landmark_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> tupl
     a = read_landmarks(paths[0], fixed)
     with collected_notices() as notices:
         b = read_landmarks(paths[1], fixed if moving is None else moving)
-    for text in notices if moving is not None else ():  # without it nothing is known of where points should lie
+    for text in notices if moving is not None else ():  # without it the expected positions of the points are unknown
         notice(text)
     if a.shape != b.shape:
         raise NephiError(
@@ -61,7 +61,7 @@ def mask_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[sit
 
 
 def label_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[sitk.Image] | None:
-    """The label maps of both images, numbered alike, None if none are given; raises NephiError as ``read_regions``."""
+    """The label maps of both images with matching numbers, None if not given. Raises NephiError as ``read_regions``."""
     paths = Both(options.fixed_labels, options.moving_labels)
     if not any(paths):
         return None
@@ -72,7 +72,7 @@ def label_pair(options, fixed: sitk.Image, moving: sitk.Image | None) -> Both[si
 
 
 def region_pair(options, fixed: sitk.Image, moving: sitk.Image) -> Both[sitk.Image | None]:
-    """The regions of both images, numbered alike; raises NephiError as ``read_regions``."""
+    """The regions of both images with matching numbers. Raises NephiError as ``read_regions``."""
     if not options.regions:
         if options.moving_regions:
             raise NephiError("--moving-regions needs --regions: the same regions of the fixed image")
@@ -104,7 +104,7 @@ def evaluate_command(options) -> int:
             raise NephiError("--moving-mask needs --moving")
         masks = mask_pair(options, fixed, moving)
         if moving is None and options.moving_landmarks:
-            read_landmarks(options.moving_landmarks)  # voxel indices need their own image: this says so
+            read_landmarks(options.moving_landmarks)  # raises for voxel indices, which need their own image
         landmarks, labels = landmark_pair(options, fixed, moving), label_pair(options, fixed, moving)
         alignment = read_affine(options.alignment, fixed.GetDimension()) if options.alignment else None
     report = evaluate(

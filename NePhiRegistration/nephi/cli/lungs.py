@@ -1,4 +1,4 @@
-"""``nephi lungs``: the lungs that a registration would find, to be looked at and corrected."""
+"""``nephi lungs``: writes the lungs that a registration would use, to be checked and corrected."""
 
 from __future__ import annotations
 

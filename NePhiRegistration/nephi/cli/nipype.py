@@ -1,7 +1,7 @@
 """Interfaces of nipype for the commands ``register``, ``warp`` and ``evaluate``; needs the extra ``nephi[nipype]``.
 
-Their inputs are the arguments of the command line, by the names that its parser gives them; files should be given by
-absolute paths, as to all of nipype. What is written lies in the working folder of the node unless ``output`` is set.
+Their inputs are the arguments of the command line, with the names of its parser. Give files by absolute paths, as
+always in nipype. Outputs are written to the working folder of the node unless ``output`` is set.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def _inputs(command: str) -> type[CommandLineInputSpec]:
 
 
 class _Command(CommandLine):
-    """A command of nephi; what is quoted for the shell is quoted here, which nipype leaves to its interfaces."""
+    """A command of nephi; values are quoted for the shell here, which nipype leaves to its interfaces."""
 
-    _written = "result"  # what --output is if it is not given
+    _written = "result"  # the default of --output
 
     def _format_arg(self, name: str, trait_spec: Any, value: Any) -> str:
         if isinstance(value, str):
@@ -67,7 +67,7 @@ class _Command(CommandLine):
         return super()._parse_inputs(skip)
 
     def _run_interface(self, runtime: Any, correct_return_codes: tuple[int, ...] = (0,)) -> Any:
-        """Raises RuntimeError, with what the command wrote, where it failed; nipype itself goes on."""
+        """Raises RuntimeError, with the command's output, if it failed; nipype itself would continue."""
         runtime = super()._run_interface(runtime, correct_return_codes)
         if runtime.returncode not in correct_return_codes:
             self.raise_exception(runtime)
@@ -88,7 +88,7 @@ class _RegisterOutputs(TraitedSpec):
 
 
 class Register(_Command):
-    """``nephi register``; an output that was not asked for (``outputs``) is undefined."""
+    """``nephi register``; outputs that were not requested (``outputs``) are undefined."""
 
     _cmd = "nephi register"
     input_spec, output_spec = _inputs("register"), _RegisterOutputs
@@ -105,7 +105,7 @@ class _FileOutputs(TraitedSpec):
 
 
 class Warp(_Command):
-    """``nephi warp`` of images, label maps and points; ``output`` says by its suffix what is written."""
+    """``nephi warp`` of images, label maps and points; the suffix of ``output`` gives the format."""
 
     _cmd = "nephi warp"
     _written = "warped.nii.gz"

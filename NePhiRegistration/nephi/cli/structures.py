@@ -1,4 +1,4 @@
-"""RT structure sets: ``nephi structures``, and what ``nephi warp`` does with them."""
+"""RT structure sets: ``nephi structures``, and their part of ``nephi warp``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _named(found: list[Structure], name: str, path: Path) -> Structure:
 
 
 def warp_structures(result: Registration | TransformFile, options) -> None:
-    """Write an RT structure set, as it lies in another image, as one in the frame of reference of its series."""
+    """Warp an RT structure set and write it in the frame of reference of the fixed series."""
     if not options.dicom:
         raise NephiError(
             "a structure set is warped to a structure set: give --dicom and the folder of the fixed series"

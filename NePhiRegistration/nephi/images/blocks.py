@@ -39,10 +39,10 @@ def block_means(
     box: Box | None = None,
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> sitk.Image:
-    """Means of blocks of ``factor`` voxels (x first) in a box of the image; what is left over at its ends is cut off.
+    """Means of blocks of ``factor`` voxels (x first) in a box of the image; incomplete blocks are cut off.
 
-    Of whole numbers rounded to the image's type, as ITK does it; ``prepare(values)``: what is averaged in their place,
-    slices at a time, and comes as float32.
+    For integers they are rounded to the image's type, as in ITK. ``prepare(values)``: converts slices to the float32
+    values that are averaged.
     """
     array, grid, steps = sitk.GetArrayViewFromImage(image), Grid.of(image), tuple(reversed(factor))
     box = tuple(slice(0, n) for n in grid.shape) if box is None else box
@@ -64,7 +64,7 @@ def block_means(
 
 
 def _sums(values: np.ndarray, steps: Sequence[int], kind) -> np.ndarray:
-    """Sums over blocks, the largest strides first: what is added last is small."""
+    """Sums over blocks, the largest strides first, so that the last sums are small."""
     for axis, step in enumerate(steps):
         along = (slice(None),) * axis
         total = values[(*along, slice(0, None, step))].astype(kind)

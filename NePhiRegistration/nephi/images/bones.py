@@ -1,4 +1,4 @@
-"""How the bones around a pair of CTs' masks lie to each other: where the wall starts that organs slide along."""
+"""The relative position of the bones around the masks of a pair of CTs: a start for the wall of a sliding border."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .hounsfield import looks_like_ct
 from .search import Correlation
 
 _SPACING_MM = 6.0  # of a large body
-_BONE_HU = (150.0, 600.0)  # from none to all
+_BONE_HU = (150.0, 600.0)  # from 0 to 1
 _LEAST_PART = 0.1  # of bone, where a voxel is compared
 _AROUND_MM = 12.0  # the bones, too
 _STEPS = 8
@@ -31,9 +31,8 @@ def bones_aligned(
 ) -> Both[np.ndarray] | None:
     """Points (n, d) in LPS mm of the bones outside the fixed mask, and where their rigid motion takes them.
 
-    ``start``: the masks' alignment. Both are ends of the one motion that fits the bones of both images.
-
-    None where the images are no CTs, and where no motion fits. Ribs are alike: every translation is looked at.
+    ``start``: the alignment of the masks. The motion is the one that fits the bones of both images. None for images
+    other than CTs, and if no motion fits. As ribs resemble each other, every translation is tried.
     """
     if not all(looks_like_ct(image) for image in images):
         return None
@@ -62,7 +61,7 @@ def bones_aligned(
 
 
 def _bones(image: sitk.Image, mask: sitk.Image, through: Affine, grid: Grid) -> Coarse:
-    """How much bone there is outside the mask, of the image as it lies on a grid."""
+    """Bone (0 to 1, by intensity) outside the mask, for the image on a grid."""
     low, high = _BONE_HU
     bone = sitk.Clamp((sitk.Cast(image, sitk.sitkFloat32) - low) / (high - low), sitk.sitkFloat32, 0, 1)
     inside = sitk.Cast(mask != 0, sitk.sitkFloat32)

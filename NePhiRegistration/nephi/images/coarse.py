@@ -15,7 +15,7 @@ from ..space.grid import Grid
 from .blocks import shrink_factors
 from .hounsfield import CT_WINDOW, far_padding, looks_like_ct, shown_range, unseen_values
 
-_EDGE = 0.04  # change of the prepared values, from the background or from voxel to voxel, that tells the body
+_EDGE = 0.04  # change of the prepared values, from the background or between voxels, that marks the body
 _FLAT_AIR_HU = -900.0
 _LUNG = 0.5  # of a CT's prepared values: -400 HU
 _LEAST_INNER = 0.03  # part of the body
@@ -24,8 +24,11 @@ _FINEST_PARTS = 2  # voxels of an image along each axis that are averaged for on
 
 @dataclass(frozen=True)
 class Coarse:
-    """Features (c, z, y, x) on a grid along the patient's axes; (z, y, x): where the image was seen (0 or 1), the
-    body, and what matters in it: a mask, the air in a CT's body, or all of it."""
+    """Features (c, z, y, x) on a grid along the patient's axes, with masks (z, y, x).
+
+    The masks are: the field of view (0 or 1), the body, and the part that matters: a mask, the air in the body of a CT,
+    or all of it.
+    """
 
     features: Tensor
     seen: Tensor
@@ -55,8 +58,7 @@ class Coarse:
         return torch.cat([self.features, self.seen[None]])[None]
 
     def points(self, where: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """points_lps_mm (n, d) where a mask (z, y, x) holds, evenly spread, about ``most`` of them, and their features
-        (c, n)."""
+        """About ``most`` evenly spaced voxels of a mask (z, y, x): points_lps_mm (n, d) and features (c, n)."""
         index_zyx = torch.nonzero(where)
         index_zyx = index_zyx[:: max(1, round(len(index_zyx) / most)) | 1]  # odd: no plane of the grid is left out
         origin = torch.as_tensor(self.origin_lps_mm, dtype=torch.float32)
@@ -91,7 +93,7 @@ def gradient(values: Tensor) -> Tensor:
 
 
 def grown(part: Tensor, voxels: int) -> Tensor:
-    """((z,) y, x) bool: a part, 0 or 1 at each place, and what lies within so many voxels of it along each axis."""
+    """((z,) y, x) bool: the dilation of a part (0 or 1) by a number of voxels along each axis."""
     found = part.bool()
     for axis in range(found.ndim):
         last, wider = found.shape[axis] - 1, found.clone()
@@ -114,7 +116,7 @@ class Prepared:
 
     @classmethod
     def of(cls, image: sitk.Image, mask: sitk.Image | None, spacing_mm: float) -> Prepared:
-        """``spacing_mm``: the finest of the scales that are made of it."""
+        """``spacing_mm``: the finest scale."""
         steps = [max(1, int(spacing_mm / _FINEST_PARTS / s)) for s in image.GetSpacing()]
         part = tuple(slice(n // 2 if size > n else 0, None, n) for n, size in zip(steps, image.GetSize(), strict=True))
         if max(steps) > 1:
@@ -134,7 +136,7 @@ class Prepared:
         return cls(grid.image(array), grid.image((~unseen).astype(np.float32)), mask, ct)
 
     def at_scale(self, spacing_mm: float) -> Coarse:
-        """Averaged, then resampled over the box that holds the body."""
+        """Averaged, then resampled over the box of the body."""
         grid = Grid.of(self.values)
         d = grid.dimension
         shrink = shrink_factors(grid, spacing_mm)
@@ -153,7 +155,7 @@ class Prepared:
         seen = seen.float()
         around = blurred(seen[None])[0]
         values = blurred(values[None] * seen)[0] / around.clamp(min=0.1)
-        # where the image ends there is no edge of the patient
+        # the border of the image is no edge of the patient
         edges = gradient(values).square().sum(0).sqrt() * (around > 0.99)  # a norm over the first axis takes far longer
         seen = seen > 0
         body = _body(values, seen, edges, self.ct)
@@ -178,8 +180,7 @@ class Prepared:
 
 
 def _filled(array: np.ndarray, padding_hu: list[float]) -> np.ndarray:
-    """Where Hounsfield units are padding, or air whose value does not change along x nor y: nobody knows what was
-    there."""
+    """Where Hounsfield units are padding, or air that is constant along x and y: unknown regions."""
     flat = array <= _FLAT_AIR_HU
     for axis in (-1, -2):
         along, alike = np.moveaxis(array, axis, 0), np.zeros(array.shape, bool)
@@ -193,10 +194,10 @@ def _filled(array: np.ndarray, padding_hu: list[float]) -> np.ndarray:
 
 
 def _body(values: Tensor, seen: Tensor, edges: Tensor, ct: bool) -> Tensor:
-    """What lies between tissue on both sides along x and along y: the largest part that differs from the background.
+    """The body: what lies between tissue on both sides along x and along y, of the largest foreground part.
 
-    The background is what most of the sides of the image show; where the body reaches them, what has edges counts. Of a
-    CT it is air, also where most of the sides cut through the body.
+    The background is the value of most of the image border; if the body reaches it, regions with edges count. In a CT
+    it is air, even if most of the border cuts through the body.
     """
     d = values.ndim
     sides = torch.cat([values.movedim(a, 0)[[0, -1]].flatten() for a in (d - 1, d - 2)])

@@ -13,21 +13,21 @@ from ..space.grid import Box
 
 CT_WINDOW = (-1000.0, 200.0)
 _AIR_HU = -1000.0
-_DENSE_HU = -500.0  # what pads is seen as such where it is denser than this, or no air at all
+_DENSE_HU = -500.0  # padding is recognised if it is denser than this, or not air at all
 _FAR_HU = -1100.0
 _AIR, _SOFT = (-1050.0, -700.0), (-150.0, 150.0)  # Hounsfield units
 _FAT_HU = -50.0  # fat, and edges of the body, are darker
 _MUCH_LESS = 0.5  # as like a CT
-_BETWEEN = 0.5  # of a peak: more does not lie between that of air and that of soft tissue
+_BETWEEN = 0.5  # of a peak: less than this lies between air and soft tissue
 _THINNER = 0.1  # of air: noise of 60 HU takes a twentieth below -1100
 _LEAST_BACKGROUND = 0.2
 LEAST_PADDING = 0.002  # part of an image that one value must fill to be padding
 _LINE = 3  # voxels from a corner that padding fills
-_SIGNED, _WRAP = 2**15, 2**16  # from which on signed values of 16 bits are negative, and what they are then less
+_SIGNED, _WRAP = 2**15, 2**16  # from which 16-bit values are negative if signed, and the difference
 
 
 def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
-    """About ``side`` voxels along each axis, evenly spread (z, y, x): enough for what an image's values are like."""
+    """About ``side`` voxels along each axis, evenly spaced (z, y, x): enough to characterise the values of an image."""
     array = sitk.GetArrayViewFromImage(image)
     return array[tuple(slice(None, None, max(1, n // side)) for n in array.shape)]
 
@@ -41,7 +41,7 @@ def padding(image: sitk.Image, least: float = LEAST_PADDING) -> list[float]:
 
 
 def _filled_from(array: np.ndarray, corner: np.ndarray) -> bool:
-    """Whether the value of a corner goes on: of tissue, one that happens to be frequent does not."""
+    """Whether a region of one value starts at the corner; a frequent value of tissue does not form one."""
     alike = 0
     for axis, at in enumerate(corner):
         line = array[(*corner[:axis], slice(None), *corner[axis + 1 :])]
@@ -50,14 +50,16 @@ def _filled_from(array: np.ndarray, corner: np.ndarray) -> bool:
 
 
 def background(image: sitk.Image) -> float | None:
-    """The value that fills a corner and a good part of an image that is no CT, as around a brain without its skull."""
+    """The value that fills a corner and much of an image that is not a CT, as around a brain without its skull."""
     values = [] if looks_like_ct(image) else padding(image, _LEAST_BACKGROUND)
     return values[0] if len(values) == 1 else None
 
 
 def far_padding(image: sitk.Image) -> list[float]:
-    """The padding of an image that is no CT whose values are farther from all others than these are from each other,
-    as where an image was resampled onto a larger one: it shows nothing, not even where the body ends."""
+    """The padding of an image that is not a CT, whose values are far from all others.
+
+    For instance where an image was resampled onto a larger grid: it shows nothing, not even where the body ends.
+    """
     values = [] if looks_like_ct(image) else padding(image)
     sample = sparse(image)
     rest = sample[~np.isin(sample, values)]
@@ -69,7 +71,7 @@ def far_padding(image: sitk.Image) -> list[float]:
 
 
 def shown_range(image: sitk.Image) -> tuple[float, float]:
-    """1st and 99th percentile of what an image that is no CT shows."""
+    """1st and 99th percentile of the values that an image other than a CT shows."""
     sample = sparse(image)
     shown = sample[~np.isin(sample, far_padding(image))]
     low, high = np.percentile(shown if shown.size else sample, (1, 99))
@@ -104,7 +106,7 @@ def _units(sparse_values: bytes, pads: tuple[float, ...]) -> Units | None:
     inverted, likeness = _inverted(shown)
     if own.size < 100 or not shown.size:
         return inverted
-    if (shown < _FAT_HU).mean() < LEAST_PADDING:  # what pads an image does not make a CT of it
+    if (shown < _FAT_HU).mean() < LEAST_PADDING:  # padding does not make an image a CT
         own = shown
     low, high = np.percentile(own, 1), np.percentile(shown, 99.5)  # lungs that are cut out of the body are little
     if -4096 <= low <= -500 and high > -200:  # padding can be as low, whatever the units
@@ -131,10 +133,10 @@ def _like_ct(hu: np.ndarray) -> float:
 
 
 def _inverted(sample: np.ndarray) -> tuple[Units | None, float]:
-    """The units of a CT whose air is brightest, and how like a CT it then is.
+    """The units of a CT with inverted contrast, and how much it then resembles a CT.
 
-    Something denser than soft tissue has to be there, as the background of other images is at the end of their values;
-    and nothing but noise is thinner than air, as the brightest of other images goes on beyond any peak.
+    Something denser than soft tissue must be present, as the background of other images is at the end of their values;
+    and only noise may be thinner than air, as the brightest part of other images extends beyond any peak.
     """
     if sample.size < 100:
         return None, 0.0
@@ -142,7 +144,7 @@ def _inverted(sample: np.ndarray) -> tuple[Units | None, float]:
     offsets, ordered = -1000.0 - least - np.arange(-200.0, 1200.0, 25.0), np.sort(sample)
 
     def shares(low: float, high: float) -> np.ndarray:
-        """Of each offset, the share of the sample whose Hounsfield units, offset - value, lie between the two."""
+        """For each offset, the share of the sample whose Hounsfield units, offset - value, lie between the two."""
         ends = np.searchsorted(ordered, offsets - high, "right"), np.searchsorted(ordered, offsets - low, "left")
         return (ends[1] - ends[0]) / len(ordered)
 
@@ -168,9 +170,9 @@ def unseen_values(image: sitk.Image, units: Units = HU) -> list[float]:
 
 
 def shown_box(image: sitk.Image) -> Box | None:
-    """The box of what a CT shows: without the planes at its sides that padding fills; None where nothing pads it.
+    """The box of a CT without the planes at its sides that are all padding; None without padding.
 
-    Of other images None: what lies around an organ there says where it ends.
+    None for other images: their surroundings show where an organ ends.
     """
     array, values = sitk.GetArrayViewFromImage(image), padding(image) if looks_like_ct(image) else []
     if not values:
@@ -187,7 +189,7 @@ def shown_box(image: sitk.Image) -> Box | None:
 
 
 def in_hu(image: sitk.Image, units: Units) -> sitk.Image:
-    """Hounsfield units as float32, with air in the place of what pads the image and is not air."""
+    """Hounsfield units as float32, with air instead of padding that is not air."""
     array = sitk.GetArrayFromImage(image).astype(np.float32)
     unseen = np.isin(array, unseen_values(image, units))
     array *= np.float32(units.slope)

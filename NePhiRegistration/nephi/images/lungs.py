@@ -1,7 +1,7 @@
-"""The lungs of a CT in whatever units: by their Hounsfield units, or else by their shape.
+"""The lungs of a CT in any units: by their Hounsfield units, or by their shape.
 
 A CT may be stored in 8 bits of a window, from 0 to 1, in 1/cm or inverted. Its values are then mapped as if to
-Hounsfield units, which they are taken for here alone, and what is found has to look like two lungs.
+Hounsfield units, only for this purpose, and the result must look like two lungs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _FIRST_MM = 5.0  # blocks in which a mapping is tried
 _BINS = 128
 _RANGE = (0.1, 99.9)  # percentiles
 _AROUND_SOFT = (0.8, 1.25)  # of the way from air to soft tissue: where fat, soft tissue and blood are
-_LEAST_SOFT = 0.7  # of what is nearer to soft tissue than to air
+_LEAST_SOFT = 0.7  # of values nearer to soft tissue than to air
 _LEAST_CLIPPED = 0.05  # of an image, at the dark end of a window that shows no lungs
 _LEAST_DARK = 0.87  # of lungs with their vessels
 _LEAST_OF_BODY = 0.025
-# what an opening leaves of lungs, and the mean depth in them, by the radius of a ball with half their volume
+# least share of lungs after an opening, and least mean depth, in radii of a ball of half their volume
 _OPENED, _LEAST_LEFT, _LEAST_DEPTH = 0.25, 0.6, 0.06
 
 
@@ -56,10 +56,10 @@ class _Mapping:
 
 
 def find_lungs(image: sitk.Image) -> sitk.Image | None:
-    """The lungs of a 3D image; None where there are none, or the image is not like a CT.
+    """The lungs of a 3D image; None if there are none, or if the image is not like a CT.
 
-    Of a CT in Hounsfield units what ``lung_mask`` finds; else by the first of several mappings of the values that
-    finds what looks like two lungs. A lung alone is found in Hounsfield units only.
+    For a CT in Hounsfield units the result of ``lung_mask``; otherwise that of the first of several mappings of the
+    values with which two lungs are found. A single lung is only found in Hounsfield units.
     """
     if looks_like_ct(image):
         return lung_mask(image)
@@ -112,10 +112,10 @@ def _equal(array: np.ndarray, value: float) -> np.ndarray:
 
 
 def _air_and_soft(values: np.ndarray) -> tuple[float, float] | None:
-    """Of sorted values, dark air first, the peaks of air and of soft tissue; None where they are not like a CT's.
+    """The peaks of air and of soft tissue in sorted values, dark air first; None if these are not like a CT's.
 
-    The peaks lie on both sides of the threshold that parts the values best (Otsu, IEEE Trans. SMC 1979). Of a CT little
-    that is bright lies far from soft tissue; in MR tissues differ more.
+    The peaks lie on both sides of the threshold that separates the values best (Otsu, IEEE Trans. SMC 1979). In a CT
+    few bright values are far from soft tissue; in MR tissues differ more.
     """
     low, high = np.percentile(values, _RANGE)
     if not low < high:

@@ -14,19 +14,19 @@ from .hounsfield import CT_WINDOW, LEAST_PADDING, far_padding, looks_like_ct, pa
 from .sampling import interpolated
 
 LUNG_THRESHOLD_HU = -400.0
-BLOCKS_MM = 3.0  # in which lungs are looked for
+BLOCKS_MM = 3.0  # in which lungs are searched
 _LEAST_MM = {2: 1000.0, 3: 200e3}  # mm2 and mm3 of lungs, or _LEAST_PART of the field of view where that is less
 _LEAST_PART = 0.01
 _TRACHEAE_MM = (9.0, 12.0)  # about its radius, and more than that of any
 _ROOM_AIR_HU = -965.0  # median of a part, below which it is the air of the room; emphysema has been seen at -955
-_CUT_LUNG_HU = -920.0  # a part at a side of the image, or of what was scanned, is a lung with a median above it
+_CUT_LUNG_HU = -920.0  # a part at the border of the image or of the scanned region is a lung if its median is above
 _LEAST_AROUND = 0.4  # of the directions in which a lung has the body; foam of a table has it above alone
 _AROUND_MM = 5.0
-_MOSTLY_AROUND = 0.5  # likewise, for which a darker one at a side is a lung, too
-_CUT_AROUND = 0.6  # likewise, of a smaller part that is cut from a lung
-_ENCLOSED = 0.8  # likewise: dark air there is none of the room's
+_MOSTLY_AROUND = 0.5  # the same, above which a darker part at the border is a lung, too
+_CUT_AROUND = 0.6  # the same, for a smaller part cut off from a lung
+_ENCLOSED = 0.8  # the same, above which dark air does not belong to the room
 _VOID_HU, _LEAST_VOID = -1200.0, 0.002  # darker than air with its noise, where that is a part of the image
-_LITTLE_TISSUE = 0.2  # as a part of the air, where nothing but lungs is in the image
+_LITTLE_TISSUE = 0.2  # relative to the air, below which the image shows little but lungs
 
 
 def signed_distance_mm(mask: sitk.Image, positive_inside: bool = False) -> sitk.Image:
@@ -52,17 +52,15 @@ def choose_window(image: sitk.Image, mask: sitk.Image | None = None) -> tuple[fl
 
 
 def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.Image | None:
-    """Lungs of a CT by threshold: the two largest parts of air that are not the room's, and what the side of the image
-    cuts from one; vessels filled in.
+    """Lungs of a CT by threshold: the two largest parts of air inside the body, and parts cut off by the image border.
 
-    The room's air is taken away first: what is dark on average and reaches the sides of the image, also where it meets
-    a lung that the field of view cuts. Other parts of air are none of the lungs where the body does not lie around
-    them, or where they are darker than lungs, the more so at the sides of the image or beside padding around what was
-    scanned.
+    The air of the room is removed first: dark parts that reach the borders of the image, also where they touch a lung
+    that the field of view cuts. Other parts of air are rejected if they are not surrounded by the body or are darker
+    than lungs; the limits are stricter at the borders of the image and next to padding. Vessels are filled in.
 
-    Works at about 3 mm and comes back on the image's grid; None where no plausible lung is found
-    (less than 200 ml and 1 % of the image), so that a caller can continue without a mask. The trachea may stay in.
-    In an image shorter than ``BODY_MM`` all lengths are scaled down.
+    Works at about 3 mm and is returned on the image's grid; None if no plausible lung is found (less than 200 ml and 1
+    % of the image), so that a caller can continue without a mask. The trachea may stay in. In an image shorter than
+    ``BODY_MM`` all lengths are scaled down.
     """
     grid = Grid.of(image)
     lungs = lungs_of_blocks(lung_blocks(_without_voids(image)), grid, threshold)
@@ -72,24 +70,24 @@ def lung_mask(image: sitk.Image, threshold: float = LUNG_THRESHOLD_HU) -> sitk.I
 def lung_blocks(
     image: sitk.Image, prepare: Callable[[np.ndarray], np.ndarray] | None = None, mm: float = BLOCKS_MM
 ) -> sitk.Image:
-    """Means (float32) of blocks of about ``mm``, in which lungs are looked for; ``prepare`` as in ``block_means``."""
+    """Means (float32) of blocks of about ``mm``, in which lungs are searched; ``prepare`` as in ``block_means``."""
     grid = Grid.of(image)
     return sitk.Cast(block_means(image, shrink_factors(grid, mm * _scale(grid)), prepare=prepare), sitk.sitkFloat32)
 
 
 def _scale(grid: Grid) -> float:
-    """Of all lengths, for small bodies."""
+    """The factor of all lengths, for small bodies."""
     return min(1.0, grid.longest_side_mm / BODY_MM)
 
 
 def lungs_of_blocks(small: sitk.Image, grid: Grid, threshold: float = LUNG_THRESHOLD_HU) -> sitk.Image | None:
     """``lung_mask`` in ``lung_blocks``, which are given in Hounsfield units, of an image of this grid."""
     d, scale = grid.dimension, _scale(grid)
-    # a child's lungs are smaller; so is what is shown around them
+    # a child's lungs are smaller, and so are their surroundings in the image
     floor = min(_LEAST_MM[d], _LEAST_PART * grid.voxel_volume_mm3 * float(np.prod(grid.size)))
     # a trachea that ends in the room's air joins it to the lungs; an opening by more than its radius parts them
     radii = [[1] * d, *([max(2, round(mm * scale / s)) for s in small.GetSpacing()] for mm in _TRACHEAE_MM)]
-    # a narrow field of view may show less of the body than of what pads it; lungs may have been cut out of the body
+    # a narrow field of view may show less of the body than of padding; lungs may have been segmented already
     tries = (_found(small, threshold, *seen, radii, floor) for seen in ((False, False), (True, False), (False, True)))
     lungs = next((found for found in tries if found is not None), None)
     if lungs is None:
@@ -141,7 +139,7 @@ def _found(
 
 
 def _chosen(image: sitk.Image, parts: sitk.Image, largest: int, ends: np.ndarray, around: np.ndarray) -> sitk.Image:
-    """The largest parts, and of the others those that the end of what was scanned cuts from a lung."""
+    """The largest parts, and others that the end of the scanned region cuts off from a lung."""
     labels, values = sitk.GetArrayViewFromImage(parts), sitk.GetArrayViewFromImage(image)
 
     def cut(part: np.ndarray) -> bool:
@@ -172,7 +170,7 @@ def on_grid(mask: sitk.Image, grid: Grid) -> sitk.Image:
 def _lung_air(
     image: sitk.Image, air: sitk.Image, edges: np.ndarray, around: np.ndarray, radius: list[int], least_mm3: float
 ) -> sitk.Image:
-    """The parts of air, opened by a radius in voxels, that are none of the room's."""
+    """The parts of air, opened by a radius in voxels, that do not belong to the room."""
     narrow = max(radius) == 1
     opened = _bytes(_opened(inside(air))) if narrow else sitk.BinaryMorphologicalOpening(air, radius)
     labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(opened))
@@ -195,9 +193,10 @@ def _lung_air(
 
 
 def _room(image: sitk.Image, edges: np.ndarray, around: np.ndarray) -> np.ndarray:
-    """(z, y, x): the room's air, and what was never scanned: dark means of 3 voxels along each axis, from the sides
-    inwards as far as the body is not around, as it is around emphysema. One voxel more than that, which lies between
-    the room and tissue.
+    """(z, y, x): the air of the room, and regions never scanned.
+
+    These are dark means of 3 voxels along each axis, from the borders inwards up to where the body surrounds them, as
+    it surrounds emphysema. Includes one more voxel, between the air and tissue.
     """
     values = sitk.GetArrayViewFromImage(image)
     never_seen = _never_seen(image) & (values < _ROOM_AIR_HU)
@@ -214,8 +213,7 @@ def _room(image: sitk.Image, edges: np.ndarray, around: np.ndarray) -> np.ndarra
 
 
 def _never_seen(image: sitk.Image) -> np.ndarray:
-    """(z, y, x): one value from a corner on, as far as it is joined: air's noise repeats a value, but not side by
-    side."""
+    """(z, y, x): the connected region of one value from a corner on; noise in air repeats no value side by side."""
     values, out = sitk.GetArrayViewFromImage(image), np.zeros(image.GetSize()[::-1], bool)
     ends = np.ix_(*[(0, n - 1) for n in out.shape])
     for value in padding(image):
@@ -248,12 +246,12 @@ def _means(values: np.ndarray) -> np.ndarray:
 
 
 def _bytes(part: np.ndarray) -> sitk.Image:
-    """Of bool (z, y, x), without its geometry."""
+    """An image of bool (z, y, x), without geometry."""
     return sitk.GetImageFromArray(part.view(np.uint8))
 
 
 def _opened(part: np.ndarray) -> np.ndarray:
-    """(...) bool, without what is two voxels wide or less."""
+    """(...) bool, without parts of two voxels or less in width."""
     return _grown(~_grown(~part))
 
 
@@ -288,7 +286,7 @@ def _around(image: sitk.Image, threshold: float, padding_counts: bool) -> np.nda
     tissue = values >= threshold
     own = tissue & ~np.isin(values, padding(image))
     dense = own if own.any() and not padding_counts else tissue
-    # opened, so that the table and what else is thin is parted from it
+    # opened, to remove the table and other thin parts
     parts = sitk.ConnectedComponent(_bytes(_opened(dense)))
     body = sitk.GetArrayFromImage(sitk.RelabelComponent(parts, sortByObjectSize=True)) == 1
     out = np.zeros(body.shape, np.float32)
@@ -300,8 +298,7 @@ def _around(image: sitk.Image, threshold: float, padding_counts: bool) -> np.nda
 
 
 def _edges(image: sitk.Image, threshold: float) -> np.ndarray:
-    """(z, y, x): at the sides of the image (not its top and bottom, where a cut lung may end), or beside padding above
-    the threshold."""
+    """(z, y, x): the image borders (not top and bottom, where cut lungs may end), and voxels next to bright padding."""
     d = image.GetDimension()
     edges = np.zeros(image.GetSize()[::-1], bool)
     for axis in range(d):
@@ -340,7 +337,7 @@ def mask_box(mask: sitk.Image) -> Box:
 
 
 def drawn(part: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, d) index_zyx of entries of a part (z, y, x) that are not 0, none twice: ``count`` or all that there are."""
+    """(n, d) index_zyx of nonzero entries of a part (z, y, x), drawn without repetition: ``count``, or all."""
     counts = np.array([np.count_nonzero(plane) for plane in part])
     ends = np.cumsum(counts)
     ranks = rng.choice(int(ends[-1]), min(count, int(ends[-1])), replace=False)

@@ -1,4 +1,4 @@
-"""Images on a device, resampled onto working grids there, as ``image.Slices`` does with SimpleITK on the CPU."""
+"""Images on a device, resampled onto working grids there, as ``slices.Slices`` does with SimpleITK on the CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DeviceImage:
         self._averaged: dict[tuple[int, ...], Tensor] = {}
 
     def averaged(self, factor: tuple[int, ...]) -> Tensor:
-        """Means of blocks of ``factor`` voxels along x, y (, z); what is left over at the end is cut off."""
+        """Means of blocks of ``factor`` voxels along x, y (, z); incomplete blocks at the end are cut off."""
         if max(factor) == 1:
             return self.values
         if factor not in self._averaged:

@@ -16,7 +16,7 @@ from ..space.interpolate import constant, interpolate
 
 _ROWS = 256  # points whose surroundings are compared at a time: they stay in a CPU's cache
 _MORE_ROWS = 4096  # on a GPU
-_SLAB_VOXELS = 1_500_000  # worked on at a time: bounds what is held beside the result
+_SLAB_VOXELS = 1_500_000  # processed at a time, to bound the memory needed beside the result
 _TILE_VOXELS = 400_000  # of these, by a CPU: they stay in its cache
 
 
@@ -113,7 +113,7 @@ def _gaussian(n: int, deviation: float) -> Tensor:
 def sample_linear(volume: Tensor, points_index: Tensor) -> Tensor:
     """Values (n, c) of a volume (..., y, x, c) at continuous voxel indices (n, d), x first.
 
-    Beyond the border the nearest border value holds, with zero gradient.
+    Beyond the border the value of the border is used, with zero gradient.
     """
     size = tuple(reversed(volume.shape[:-1]))
     return interpolate([volume.reshape(-1, volume.shape[-1])], points_index[None], size)[0]
@@ -136,7 +136,7 @@ class Volume:
     ``excluded`` (z, y, x), bool: where features see what must not count; such places weigh nothing.
     """
 
-    _MOST = 1_000_000  # voxels kept to draw from: of a larger mask every n-th is as good
+    _MOST = 1_000_000  # most voxels to draw from; of a larger mask every n-th is used
 
     def __init__(
         self,
@@ -270,7 +270,7 @@ class Volume:
         )
 
     def counts(self, points_cube: Tensor) -> Tensor:
-        """(n, 1): 0 where features see what is excluded, else 1."""
+        """(n, 1): 0 where features see excluded regions, else 1."""
         if self.excluded is None:
             return torch.ones_like(points_cube[:, :1])
         return (~self.excluded[self.flat(self.nearest(points_cube))])[:, None].to(points_cube)
