@@ -154,7 +154,7 @@ def test_what_a_label_map_cannot_hold_is_told(case, tmp_path):
     data = pydicom.dcmread(case[2])
     data.PixelData = b"\xff" * len(data.PixelData)
     data.save_as(tmp_path / "overlapping.dcm")
-    with pytest.raises(NephiError, match="segments that overlap"):
+    with pytest.raises(NephiError, match="overlapping segments"):
         read_segmentation(tmp_path / "overlapping.dcm")
     data = pydicom.dcmread(case[2])
     del data.PerFrameFunctionalGroupsSequence

@@ -181,7 +181,7 @@ def test_notices_reach_the_report_and_stderr(phantom_2d, tmp_path, capsys):
     options = ["--fixed-mask", tmp_path / "soft.nrrd", "--preset", "fast", "--iterations", "2", "--no-report"]
     arguments = ["register", *images, "--output", tmp_path / "out", *options]
     assert main([str(a) for a in arguments]) == 0
-    text = "fixed mask: fractions are given"
+    text = "fixed mask: it has fractions"
     assert capsys.readouterr().err.count(text) == 1
     (warning,) = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
     assert warning.startswith(text)

@@ -114,7 +114,7 @@ def _binary(mask: sitk.Image, role: str) -> sitk.Image:
             return sitk.Cast(mask != 0, sitk.sitkUInt8)
         if high < 0.5:
             raise NephiError(f"{role}: the mask is empty: its highest value is {high:g}, and 0.5 counts as inside")
-        notice(f"{role}: it has fractional values; those of 0.5 and more count as inside.")
+        notice(f"{role}: it has fractions; values of 0.5 and more count as inside.")
         return sitk.Cast(mask >= 0.5, sitk.sitkUInt8)
     values = np.unique(array)
     labels = values[values != 0]
