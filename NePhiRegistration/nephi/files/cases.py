@@ -1,4 +1,4 @@
-"""Lists of pairs of files, and fingerprints that tell whether the files have changed."""
+"""Lists of pairs of files, and fingerprints that show whether the files have changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import NephiError
 from ..paths import read_text_file, resolved
 from .tables import rows_of
 
-# what guides a registration: of both images or of neither, and each by itself
+# guidance of a registration: given for both images or for neither, and given singly
 GUIDES_OF_BOTH = ("guide_landmarks", "guide_labels")
 GUIDES = ("fixed_exclude", "moving_exclude", "rigid_mask", "volume_mask", "initial")
 ROLES = (
@@ -20,9 +20,9 @@ ROLES = (
     "moving_regions", "fixed_labels", "moving_labels",
     *(f"{image}_{kind}" for kind in GUIDES_OF_BOTH for image in ("fixed", "moving")), *GUIDES,
 )  # fmt: skip
-# what only training reads: points that are known to correspond
+# read only in training: points that are known to correspond
 TRAINING_ROLES = ("fixed_points", "moving_points")
-SUMMARY, SETTINGS = OF_BATCH = "summary.csv", "settings.json"  # files beside the pairs' folders
+SUMMARY, SETTINGS = OF_BATCH = "summary.csv", "settings.json"  # files next to the folders of the pairs
 _SERIES = "series"  # column of the DICOM series to read
 _MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null")  # cells that pandas and spreadsheets leave empty
 
@@ -116,7 +116,7 @@ def _rows(path: Path) -> list[list[str]]:
     if "\0" in text:
         raise NephiError(f"{path} contains NUL characters: it is not a list of pairs in UTF-8, or it is damaged")
     lines = text.splitlines()
-    if lines and lines[0].lower().startswith("sep="):  # what Excel is told the separator by
+    if lines and lines[0].lower().startswith("sep="):  # the line that declares the separator for Excel
         lines = lines[1:]
     separator = max(",;\t", key=lines[0].count) if lines else ","
     try:

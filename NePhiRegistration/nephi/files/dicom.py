@@ -1,8 +1,8 @@
 """A folder of DICOM files as one image, by position and orientation of every file.
 
-ITK's own series reader spaces whatever it finds evenly and leaves out what it cannot read. Here slices have to form
-one regular stack. What is marked as something else (localizers, copies, reports) is skipped with a notice, and
-where it is not certain what to leave out, the folder is refused with the file's name.
+ITK's own series reader spaces slices evenly, whatever it finds, and leaves out what it can't read. Here slices must
+form one regular stack. Other objects (localizers, copies, reports) are skipped with a notice; where it is not certain
+what to skip, the folder is refused and the file is named.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _LEAST = 0.5  # a regular series is preferred to a larger one that is not, down 
 _NO_IMAGE = re.compile(rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(11|66|88|104|481\.[34589])(\.\d+)*)\0?")
 _READERS = 8  # headers that are read at once
 _ONCE_BYTES = 2**30  # of a folder that is read before its headers are known
-_OF_FOLDERS = ("DICOMDIR", "THUMBS.DB")  # what lies in many folders of images
+_OF_FOLDERS = ("DICOMDIR", "THUMBS.DB")  # files that many image folders contain
 
 
 _TAGS = ("0008|0008", "0008|0016", "0008|0060", "0008|103e", "0018|0081", "0018|0088", "0018|1060", "0018|1164",
          "0018|2010", "0020|0012", "0020|0032", "0020|0037", "0020|0100", "0028|0004", "0028|0009", "0028|0030",
          "0028|0101", "0028|0102", "0028|0103", "0028|0120", "0028|0121", "0028|1052", "0028|1053",
          "3004|000e")  # fmt: skip
-# what has to be alike in all slices for one pass: class, colours, pixel spacing and type, scale, series
+# what must agree in all slices for a single pass: class, colours, pixel spacing and type, scale, series
 _ALIKE = ("0008|0016", "0018|1164", "0028|0002", "0028|0004", "0028|0030", "0028|0100", "0028|0101", "0028|0102",
           "0028|0103", "0028|1052", "0028|1053", SERIES)  # fmt: skip
 _PLACE = ("0020|0032", "0020|0037", "0008|0018")
 _SERIES_AND_OWN = rb"\x20\0\x0e\0", rb"\x08\0\x18\0"  # UIDs
-_HEAD = 2**14  # bytes that hold them
+_HEAD = 2**14  # bytes that contain them
 _LOOKUP = b"\x28\0\0\x30"  # a sequence, which ITK does not name
 
 
@@ -101,7 +101,7 @@ def _dicom_below(folders: list[Path]) -> Iterator[Path]:
 
 
 def _check_whole(files: list[Slice], below: list[Path], where: str) -> None:
-    """Raise NephiError where further slices of a series lie in the folders below that of ``files``."""
+    """Raise NephiError if folders below that of ``files`` contain further slices of their series."""
     uids = {file.uid.encode() for file in files}
     for path in _dicom_below(below):
         with open(path, "rb") as file:
@@ -112,9 +112,9 @@ def _check_whole(files: list[Slice], below: list[Path], where: str) -> None:
 
 
 def _at_once(folder: Path) -> sitk.Image | None:
-    """The image of a folder that holds one series in order and nothing else, headers and voxels read in one pass.
+    """The image of a folder that contains only one series in order, with headers and voxels read in a single pass.
 
-    None for any other folder, and for one that may be another: its headers are to be looked at first.
+    None for any other folder, and if in doubt: then the headers must be examined first.
     """
     paths = _candidates(folder)
     reader = sitk.ImageSeriesReader()
@@ -188,7 +188,7 @@ def image_files(folder: Path, role: str) -> list[Slice]:
 
 
 def _read_header(path: Path) -> Slice | None:
-    """What a file says of itself; None where it cannot be read as a DICOM image."""
+    """The header of a file; None if it can't be read as a DICOM image."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
@@ -231,7 +231,7 @@ def _is_no_slice(path: Path, suffixes: set[str]) -> bool:
 
 
 def _stack(files: list[Slice], where: str, quiet: bool = False) -> list[Slice]:
-    """The slices of a series in order, each at its place; a single file may hold many. Raises Irregular."""
+    """The slices of a series in order; a single file may contain many. Raises Irregular."""
     aside: list[tuple[str, str]] = []
 
     def leave(out: list[Slice], why: str) -> list[Slice]:

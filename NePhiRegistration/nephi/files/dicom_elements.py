@@ -1,6 +1,6 @@
-"""Whether the elements of a DICOM file end where they say, looked at before a library takes memory for them.
+"""Checks that the elements of a DICOM file end where they should, before a library allocates memory for them.
 
-pydicom reads what is left of a sequence that is cut; GDCM takes memory for whatever length an element announces.
+pydicom reads a truncated sequence as if complete; GDCM allocates whatever length an element announces.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def elements(path: Path, sequences: frozenset[bytes]) -> Elements | None:
 
 
 def has_element(path: Path, tag: bytes, read: int = 2**16) -> bool:
-    """Whether a little-endian file holds an element; where it is not deflated, one that begins early in it."""
+    """Whether a little-endian file contains an element; unless deflated, one that begins early in it."""
     with open(path, "rb") as file:
         head = file.read(read)
     return (tag in head or _DEFLATED in head[_START:1024]) and tag in (elements(path, frozenset([tag])) or {})
@@ -122,8 +122,8 @@ class _Cut(Exception):
 
 
 def _opened(path: Path) -> tuple[bytes, int] | None:
-    """What holds the dataset, unpacked where it is deflated, and where it begins there; None without the preamble, and
-    where it cannot be unpacked."""
+    """The bytes of the dataset, unpacked if deflated, and its start; None without a preamble or if it can't be
+    unpacked."""
     data = path.read_bytes()
     if data[128:_START] != b"DICM":
         return None
@@ -168,7 +168,7 @@ def _is_implicit(data: bytes, at: int) -> bool:
 
 
 def _head(data: bytes, at: int, implicit: bool, order: Order = "little") -> tuple[int, int]:
-    """The length of an element's value, and of what comes before it."""
+    """The length of an element's value and of its header."""
     kind = data[at + 4 : at + 6]
     if implicit or kind not in _KINDS:
         return int.from_bytes(data[at + 4 : at + 8], order), 8
@@ -202,7 +202,7 @@ def _fit(data: bytes, at: int, size: int, order: Order = "little") -> bool:
 
 
 def _least_bytes(stated: dict[str, bytes], order: Order) -> int:
-    """Bytes of pixels that are not packed; of fewer GDCM takes the rest from what lies in memory. 0: not known."""
+    """Expected bytes of unpacked pixels (0: unknown); if there are fewer, GDCM reads uninitialised memory."""
     rows, columns, bits, samples = (
         int.from_bytes(stated.get(name, b""), order) for name in ("rows", "columns", "bits", "samples")
     )
@@ -246,6 +246,6 @@ def _end_of_items(data: bytes, at: int, implicit: bool, order: Order = "little")
 
 
 def _tag(data: bytes, at: int, order: Order) -> bytes:
-    """A tag as it stands in little-endian files."""
+    """A tag as in little-endian files."""
     tag = data[at : at + 4]
     return tag if order == "little" else tag[1::-1] + tag[:1:-1]

@@ -27,7 +27,7 @@ _SLOPE, _INTERCEPT = ((_element(0x0028, 0x9145), _element(0x0028, number)) for n
 _SEQUENCES = frozenset([_SHARED, _EACH, *(group for group, _ in (_PLACE, _ORIENTATION, _SPACING, _SLOPE))])
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7."  # classes of secondary captures with frames, whose groups ITK does not look at
 _OFFSETS = _element(0x3004, 0x000C)  # of the planes of a dose
-_SLICES = "(0054,0080)"  # what the frames of a scintigram step through where they are slices
+_SLICES = "(0054,0080)"  # the dimension of a scintigram's frames if they are slices
 
 
 def frames(file: Slice, where: str) -> list[Slice]:

@@ -94,7 +94,7 @@ _FAILURES = (
 
 
 def damaged() -> tuple[type[Exception], ...]:
-    """What pydicom raises where bytes are not what they should be."""
+    """What pydicom raises for invalid bytes."""
     errors = pydicom_module().errors
     return (*_FAILURES, errors.InvalidDicomError, errors.BytesLengthException)
 
@@ -107,7 +107,7 @@ def read_header(path: Path) -> Any:
         if not lengths_fit(path):
             raise ValueError
         header = pydicom.dcmread(path, stop_before_pixels=True)
-        for name in (*_NEEDED, *_REFERENCED):  # they are decoded as they are asked for
+        for name in (*_NEEDED, *_REFERENCED):  # values are decoded when accessed
             header.get(name)
         return header
     except damaged():
@@ -116,7 +116,7 @@ def read_header(path: Path) -> Any:
 
 @contextmanager
 def complete_object(path: Path, what: str) -> Iterator[None]:
-    """Where ``what`` is read of a DICOM file: NephiError is raised if that is cut off, or values are not as needed."""
+    """While ``what`` is read from a DICOM file: raises NephiError if it is truncated or has unusable values."""
     try:
         if not is_complete(path):
             raise ValueError("it is cut off or damaged")
@@ -380,5 +380,5 @@ def save_object(data: Any, path: Path, implicit: bool = False) -> None:
         pydicom.dcmwrite(path, data, enforce_file_format=True)
     except OSError:
         raise
-    except damaged() as error:  # what it takes over from the series
+    except damaged() as error:  # attributes copied from the series
         raise NephiError(f"cannot write {path.name}: {' '.join(str(error).split())}") from None

@@ -32,7 +32,7 @@ from .writing import replaced
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _MOST_SLICES = 4000
-_OFF = 0.1  # part of the distance between slices by which a frame may lie off its place
+_OFF = 0.1  # largest deviation of a frame from its position, relative to the distance between slices
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def is_segmentation(path: Path) -> bool:
 
 
 def read_segmentation(path: Path) -> Segmentation:
-    """The label map of a SEG. Raises NephiError for fractional or overlapping segments, or frames of no regular stack.
+    """The label map of a SEG; slices of the stack without a frame contain no segment.
 
-    Slices that no frame shows, within the stack, hold no segment.
+    Raises NephiError for fractional or overlapping segments, and for frames that form no regular stack.
     """
     with complete_object(path, "segmentation"):
         data = pydicom_module().dcmread(path)
@@ -116,7 +116,7 @@ def _stack(data: Any, positions: np.ndarray, shape: tuple[int, ...], path: Path)
 def write_segmentation(labels: sitk.Image, segments: list[Any], path: Path, of: Series) -> None:
     """A label map as a SEG in the frame of reference of a series, with items of a Segment Sequence as read.
 
-    Raises NephiError where a segment's label is nowhere, which DICOM cannot say, or the file cannot be written.
+    Raises NephiError if a segment is empty, which DICOM can't represent, or if the file can't be written.
     """
     pydicom = pydicom_module()
     array, grid = sitk.GetArrayViewFromImage(labels), Grid.of(labels)
@@ -127,7 +127,7 @@ def write_segmentation(labels: sitk.Image, segments: list[Any], path: Path, of: 
     if not shown:
         raise NephiError("no segment lies within the image: there is nothing to write")
     data = new_object(SEGMENTATION, of, "SEG")
-    del data.Laterality  # the segments' codes say it
+    del data.Laterality  # as given by the codes of the segments
     data.FrameOfReferenceUID = of.frame
     data.PositionReferenceIndicator = str(of.first.get("PositionReferenceIndicator", "") or "")
     data.ImageType = ["DERIVED", "PRIMARY"]

@@ -1,4 +1,4 @@
-"""What series of images a folder of DICOM files holds, for one of them to be chosen."""
+"""The image series in a folder of DICOM files, to choose from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .dicom import image_files
 
 @dataclass(frozen=True)
 class Series:
-    """``images``: how many slices, or files where each holds several; ``description``: as the scanner wrote it."""
+    """``images``: number of slices, or of files with several each; ``description``: as the scanner wrote it."""
 
     uid: str
     description: str
@@ -20,9 +20,9 @@ class Series:
 
 
 def dicom_series(folder: Path, role: str) -> list[Series]:
-    """The series of images in a folder, those with most images first; none where it holds no DICOM images.
+    """The series of images in a folder, those with most images first; empty without DICOM images.
 
-    Raises NephiError for files that cannot be read.
+    Raises NephiError for files that can't be read.
     """
     found = defaultdict(list)
     try:

@@ -11,14 +11,17 @@ import SimpleITK as sitk
 from ..errors import NephiError
 
 SERIES = "0020|000e"  # the tag of the series' UID, which an image of many files keeps
-_OFF, _OFF_MM = 0.15, 0.1  # part of the slice spacing by which a slice may lie off its place, and at most this
+_OFF, _OFF_MM = (
+    0.15,
+    0.1,
+)  # largest deviation of a slice from its position, relative to the slice spacing, and at most this
 _COSINES = 5e-3  # by which stated ones may differ from those of right angles
 _TURNED = 2e-3  # difference of direction cosines from which on slices are oriented differently
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What one DICOM image file, or one frame of it, says of itself."""
+    """The header of one DICOM image file, or of one of its frames."""
 
     path: Path
     series: str
@@ -30,7 +33,7 @@ class Slice:
     position_lps_mm: np.ndarray | None
     tags: dict[str, str]
     components: int = 1
-    frame: int = 0  # from 1; 0: the whole file
+    frame: int = 0  # counted from 1; 0: the whole file
 
     @property
     def kinds(self) -> list[str]:
@@ -74,7 +77,7 @@ class Slice:
 
     @property
     def spacing_stated_mm(self) -> np.ndarray | None:
-        """Between columns and between rows, as the first of the tags that hold it states it."""
+        """Spacing between columns and between rows, from the first tag that has it."""
         for key in ("0028|0030", "0018|1164", "0018|2010"):
             if (spacing := numbers(self.tags[key])) is not None:
                 return spacing[::-1] if len(spacing) == 2 and (spacing > 0).all() else None
@@ -82,7 +85,7 @@ class Slice:
 
 
 def numbers(text: str) -> np.ndarray | None:
-    """The values of an element that holds numbers as text; None where it does not."""
+    """The values of an element of numbers as text; None if it has none."""
     try:
         return np.array(text.split("\\"), float)
     except ValueError:
@@ -101,7 +104,7 @@ def turned(files: list[Slice]) -> list[Slice]:
 
 
 def in_order(files: list[Slice], where: str) -> list[Slice]:
-    """Sorted along the normal; raises Irregular unless they lie one above the other at even distances."""
+    """Sorted along the normal. Raises Irregular unless they are stacked at equal distances."""
     if len(files) == 1:
         return files
     normal = files[0].normal

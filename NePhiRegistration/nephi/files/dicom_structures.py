@@ -1,8 +1,8 @@
-"""RT structure sets: contours of regions as masks and back again, and points; all of them points_lps_mm.
+"""RT structure sets: contours of regions to masks and back, and points; all in points_lps_mm.
 
-Contours of a region that lie in one plane and within each other cut holes, as many programs write them. Written are
-contours that reach their holes by a channel of no width, which every program understands. A contour stands for the
-space half-way to the next plane of its region.
+Contours of a region within each other in one plane cut holes, as many programs write them. When writing, a contour
+reaches its holes by a channel of no width, which every program understands. A contour represents the space half-way to
+the next plane of its region.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from .dicom_objects import (
 from .writing import replaced
 
 _CLOSED, _POINT = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"), "POINT"
-_FLAT_MM = 0.1  # by which the points of a contour may lie off their plane
+_FLAT_MM = 0.1  # largest distance of a contour's points from their plane
 _SAME_PLANE_MM = 0.05
 _PIXEL_MM, _PIXELS = 1.0, 32  # of the grid that a region is filled on; a small one is that many pixels wide
 _OVER = 4  # samples along each side of a pixel
-_INSIDE = 255  # what a voxel holds that lies within wholly
-_SMOOTH = 0.05  # voxels by which points that are left out lie off a contour
+_INSIDE = 255  # value of a voxel entirely within
+_SMOOTH = 0.05  # voxels by which omitted points deviate from a contour
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def is_structure_set(path: Path) -> bool:
 def read_structures(path: Path) -> list[Structure]:
     """The regions and points of an RT structure set, in its order. Raises NephiError for a damaged file.
 
-    Open and non-planar contours are left out, and regions that nothing is left of, with a notice.
+    Open and non-planar contours, and regions without any others, are skipped with a notice.
     """
     with complete_object(path, "structure set"):
         data = read_header(path)
@@ -76,7 +76,7 @@ def read_structures(path: Path) -> list[Structure]:
 
 
 def structure_points(path: Path) -> np.ndarray:
-    """All points (n, 3) points_lps_mm of an RT structure set, in its order. Raises NephiError where it holds none."""
+    """All points (n, 3) of an RT structure set, as points_lps_mm, in its order. Raises NephiError without any."""
     if not is_structure_set(path):
         raise NephiError(f"{path} is not an RT structure set, the only DICOM object from which points are read")
     found = np.concatenate([structure.points_lps_mm for structure in read_structures(path)] or [np.empty((0, 3))])
@@ -110,7 +110,7 @@ def _structure(item: Any, drawn: Any, observed: Any) -> Structure:
 
 
 def filled(structure: Structure) -> sitk.Image:
-    """How much of each voxel lies in a region, 0 to 255, on a grid of its own in the planes of its contours.
+    """The share of each voxel in a region, 0 to 255, on a grid of its own in the planes of its contours.
 
     Raises NephiError for contours that are not flat or not parallel.
     """
@@ -129,7 +129,7 @@ def filled(structure: Structure) -> sitk.Image:
     corner = low - 2 * pixel
     width, height = (int(n) for n in np.ceil((high - corner) / pixel) + 3)
     count = int(np.round((planes[-1] - planes[0]) / step)) + 1
-    array = np.zeros((count + 2, height, width), np.uint8)  # a slice of nothing on either side
+    array = np.zeros((count + 2, height, width), np.uint8)  # an empty slice on either side
     in_plane = np.abs(heights[:, None] - planes).argmin(1)
     shares = [
         _share([(contours[i][:, :2] - corner) / pixel for i in np.flatnonzero(in_plane == k)], (height, width))
@@ -167,10 +167,10 @@ def _area(contour: np.ndarray) -> np.ndarray:
 
 
 def _share(polygons_xy: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """How much of each pixel lies within polygons, which cut holes in each other, 0 to 255.
+    """The share of each pixel within polygons, which cut holes in each other, 0 to 255.
 
-    Row by row, a sample is inside where the borders left of it are odd in number: all polygons at once, and at a
-    thirtieth of the time of scikit-image's test of each sample against each edge.
+    Row by row, a sample is inside if the number of borders to its left is odd: all polygons at once, in a thirtieth of
+    the time of scikit-image's test of each sample against each edge.
     """
     starts = np.concatenate([(polygon + 0.5) * _OVER - 0.5 for polygon in polygons_xy])  # in samples
     ends = np.concatenate([(np.roll(polygon, -1, 0) + 0.5) * _OVER - 0.5 for polygon in polygons_xy])
@@ -202,7 +202,7 @@ def outlined(share: sitk.Image) -> list[np.ndarray]:
     for k, plane in enumerate(sitk.GetArrayViewFromImage(share)):
         if plane.max() < _INSIDE / 2:
             continue
-        # a border of nothing closes what the image cuts
+        # an empty border closes contours at the border of the image
         contours = measure.find_contours(np.pad(plane.astype(np.float32), 1), _INSIDE / 2)
         contours = [measure.approximate_polygon(contour, _SMOOTH)[:-1, ::-1] - 1 for contour in contours]
         for contour in _with_holes([contour for contour in contours if len(contour) > 2]):
@@ -225,7 +225,7 @@ def _with_holes(contours: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _joined(contour: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """A contour that runs around its holes, the nearest first, so that the channels to them cross none."""
+    """A contour that includes its holes, the nearest first, so that the channels to them do not cross."""
     holes = list(holes)
     while holes:
         gaps = [np.linalg.norm(contour[:, None] - hole, axis=-1) for hole in holes]
@@ -280,7 +280,7 @@ def _contour(points_lps_mm: np.ndarray, kind: str, of: Series) -> Any:
 
 
 def _slice_of(points_lps_mm: np.ndarray, of: Series) -> Any:
-    """The image that a contour lies in."""
+    """The image that a contour was drawn on."""
     row, column = np.array(of.first.ImageOrientationPatient, float).reshape(2, 3)
     normal = np.cross(row, column)
     places = np.array([header.ImagePositionPatient for header in of.headers], float) @ normal

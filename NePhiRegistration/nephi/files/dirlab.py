@@ -125,8 +125,8 @@ def read_case_landmarks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The (fixed, moving) landmarks of a case, both (n, 3) points_lps_mm on ``case_grid``; no image is read.
 
-    Raises NephiError where a file is missing, there more than once or no landmark file, where the two differ
-    in length, and where a landmark lies outside the image.
+    Raises NephiError if a file is missing, ambiguous or not a landmark file, if the two differ in length, or if a
+    landmark lies outside the image.
     """
     grid = case_grid(collection, number)
     paths = [_found(folder, collection, number, phase, "landmarks") for phase in _order(fixed)]

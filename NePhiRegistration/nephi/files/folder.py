@@ -13,15 +13,15 @@ from ..errors import NephiError
 from ..journal import recover
 from .writing import output_folder, replaced, whole
 
-# what a registration can write besides its transforms, the maps themselves and report.json
+# optional outputs of a registration, beside its transforms, the maps and report.json
 OUTPUTS = (
     "transform", "warped", "jacobian", "exact-jacobian", "log-jacobian", "ventilation", "disagreement", "error-map",
     "report",
 )  # fmt: skip
 DEFAULT_OUTPUTS = ("transform", "warped", "jacobian", "disagreement", "error-map", "report")
 _REGISTRATION = "registration.safetensors"
-_FORMER_REGISTRATION = "model.safetensors"  # until 0.1, when trained models alone kept that name
-_FORMER = ("inverse_consistency.nii.gz",)  # what is now called otherwise; a new result replaces it
+_FORMER_REGISTRATION = "model.safetensors"  # until 0.1; trained models still use this name
+_FORMER = ("inverse_consistency.nii.gz",)  # earlier names of files, which a new result replaces
 
 
 def check_outputs(outputs: Collection[str]) -> None:
@@ -40,7 +40,7 @@ class ResultFolder:
 
     @classmethod
     def opened(cls, path: str | Path) -> ResultFolder:
-        """To be read: what a killed run had begun to replace is completed first."""
+        """For reading: completes the replacement that a killed run began."""
         recover(path)
         return cls(Path(path))
 
@@ -173,7 +173,7 @@ class ResultFolder:
 
         They can be used from then on; where the result is not ``replaced`` in the end, they are removed.
         """
-        inner = any(file.parent == self.path for file in files)  # part of a larger whole
+        inner = any(file.parent == self.path for file in files)  # inside another replacement
         places = [] if inner or self.report.exists() else [self.path / file.name for file in files]
         self._ahead.extend(places)
         for file, place in zip(files, places, strict=False):

@@ -33,7 +33,7 @@ from .writing import by_library, replaced, write_text
 _RAS = np.array([-1.0, -1.0, 1.0])
 _DISPLACEMENTS, _FSL_DISPLACEMENTS = 1006, 2006  # intent codes of NIfTI
 _PACKAGES = {"compact": ("h5py", "h5py"), "x5": ("nitransforms.io.x5", "nitransforms")}  # module and package
-_STEP_MM = 2.0**-9  # to which compact files round: zeros in the last bits are what compresses
+_STEP_MM = 2.0**-9  # rounding of compact files: zeros in the last bits compress well
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _x5(pair: Pair, stem: Path) -> list[Path]:
 def _bids(pair: Pair, stem: Path) -> list[Path]:
     """``sub-NAME_from-moving_to-fixed_mode-image_xfm.h5`` with its sidecar, and the inverse.
 
-    ``from`` and ``to`` say where *images* go: the file takes fixed points to moving points.
+    ``from`` and ``to`` refer to *images*: the file takes fixed points to moving points.
     """
     subject = re.sub("[^0-9A-Za-z]", "", stem.name.removeprefix("sub-")) or "unknown"
     written = []

@@ -71,9 +71,9 @@ def check_header(path: Path, role: str) -> bool:
 
 
 def voxel_file(path: Path, role: str) -> Path | None:
-    """The file that holds the voxels of a NRRD or MetaImage file, often itself; None where they are in several.
+    """The file with the voxels of a NRRD or MetaImage file, often itself; None if there are several.
 
-    Raises NephiError for a header that is damaged.
+    Raises NephiError for a damaged header.
     """
     return _header(path, role)[0][1]
 
@@ -98,9 +98,9 @@ def _header(path: Path, role: str) -> tuple[tuple[int, Path | None, int, str], i
 
 
 def _check_packed(path: Path, at: int, size: int, packed: int | None, refuse) -> None:
-    """Raise unless the packed voxels unpack to ``size`` bytes and their checksum: ITK crashes or goes on without.
+    """Raise unless compressed voxels unpack to ``size`` bytes with the right checksum; ITK crashes or does not notice.
 
-    ``packed``: the bytes that the header names; of fewer ITK leaves voxels as they were in memory.
+    ``packed``: the number of bytes in the header; if fewer are there, ITK leaves voxels uninitialised.
     """
     unpacker, held = zlib.decompressobj(wbits=47), 0  # gzip or zlib
     try:
@@ -121,7 +121,7 @@ def _check_packed(path: Path, at: int, size: int, packed: int | None, refuse) ->
 
 
 def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
-    """Bytes of the voxels, the file that holds them (None: several), where they begin, and how they are packed."""
+    """Bytes of the voxels, their file (None: several), where they begin, and how they are compressed."""
     if not re.match(rb"NRRD000[1-6]\r?\n", head):
         raise refuse("this is not an NRRD file")
     end = re.search(rb"\r?\n\r?\n", head)
@@ -178,9 +178,9 @@ def _check_space(fields: dict[str, str], dimension: int, path: Path, refuse) -> 
 
 
 def _is_sound(key: str, text: str, count: int) -> bool:
-    """Whether a field of an NRRD file is of as many spacings or vectors as it has to be, finite and sane.
+    """Whether a field of an NRRD file has the right number of spacings or vectors, all finite and sane.
 
-    NaN is a spacing that is not known. Of two numbers where there should be one, ITK takes the first.
+    NaN is an unknown spacing. If there are two numbers instead of one, ITK uses the first.
     """
     if key == "spacings":
         words = text.split()
@@ -202,7 +202,7 @@ def _is_sane(word: str) -> bool:
 
 
 def _meta(head: bytes, path: Path, refuse) -> tuple[tuple[int, Path | None, int, str], int | None]:
-    """As ``_nrrd``; besides, the bytes of the packed voxels where the header names them."""
+    """As ``_nrrd``, and the bytes of the compressed voxels if the header has them."""
     fields: dict[str, str] = {}
     at = 0
     while "ElementDataFile" not in fields:
@@ -255,7 +255,7 @@ def _meta(head: bytes, path: Path, refuse) -> tuple[tuple[int, Path | None, int,
         raise refuse(f"the header's CompressedDataSize is {fields['CompressedDataSize'][:20]}")
     length = named[0] or None if packed and named else None
     if name.upper() == "LOCAL":
-        if packed and length is None:  # ITK takes the header for packed voxels, too, and goes on without any
+        if packed and length is None:  # ITK reads the header as compressed voxels, too, and continues without any
             raise refuse("the header does not say how long the packed voxels are (CompressedDataSize)")
         return (size, path, at, encoding), length
     if "%" in name or name.upper().startswith("LIST"):

@@ -23,18 +23,18 @@ from .nifti import read_nifti
 from .subprocess_reader import read_image_in_subprocess
 from .writing import by_library, reserve, whole
 
-_HEAD = 4096  # bytes of a DICOM file that say what it is
-_LARGEST, _LEAST_RANGE = 1e15, 1e-30  # values whose squares single precision holds
+_HEAD = 4096  # bytes that identify a DICOM file
+_LARGEST, _LEAST_RANGE = 1e15, 1e-30  # values whose squares fit single precision
 _LEAST_PART = 2**-16  # of the largest value by which values have to differ: single precision has 24 bits
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_SMALLEST = 8  # voxels per axis; below this there is nothing to register
+_SMALLEST = 8  # voxels per axis; smaller images can't be registered
 
 
 def read_image(path: str | Path, role: str = "image", series: tuple[str, ...] = ()) -> sitk.Image:
     """A scalar 2D or 3D image from NIfTI, NRRD, MetaImage, ... or a folder of DICOM files.
 
-    ``series``: UIDs of DICOM series; where a folder holds several, one of them is read. Raises NephiError if the file
-    is missing, unreadable, 4D, colour, tiny, constant, not finite or placed in no sensible way.
+    ``series``: UIDs of DICOM series; if a folder contains several, one of these is read. Raises NephiError if the file
+    is missing, unreadable, 4D, colour, tiny, constant, not finite or has an implausible geometry.
     """
     return check_image(open_image(path, role, series), role)
 
@@ -45,9 +45,9 @@ def read_volume(path: str | Path, role: str = "image", series: tuple[str, ...] =
 
 
 def open_image(path: str | Path, role: str, series: tuple[str, ...] = ()) -> sitk.Image:
-    """Whatever image a file or DICOM folder holds; every file that NePhi reads comes through here.
+    """Any image in a file or DICOM folder; NePhi reads every image through this function.
 
-    Raises NephiError for what is missing, damaged, contradicts itself or takes more memory than there is.
+    Raises NephiError for an image that is missing, damaged, contradictory or too large for the memory.
     """
     path = check_file(path, role, "file or folder")
     name = path.name.lower()
@@ -97,7 +97,7 @@ def _quiet() -> Iterator[None]:
 
 
 def check_volume(image: sitk.Image, role: str) -> sitk.Image:
-    """The image, unchanged; raises NephiError unless it is scalar, 2D or 3D, and its voxels lie on a sane grid."""
+    """The image, unchanged. Raises NephiError unless it is scalar, 2D or 3D, and its voxels lie on a sane grid."""
     components, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString()
     if components != 1:
         raise NephiError(
@@ -160,7 +160,7 @@ def _bytes(image: sitk.Image) -> int:
 
 
 def _keeps(path: Path, image: sitk.Image) -> bool:
-    """Whether a file that was written holds where the image lies and what its voxels are; not every format does."""
+    """Whether a written file has kept the geometry and the voxel type; not every format does."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -172,7 +172,7 @@ def _keeps(path: Path, image: sitk.Image) -> bool:
 
 
 def _check_written(path: Path, image: sitk.Image) -> None:
-    """ITK does not always tell when the disk runs full; raises OSError if the file is cut."""
+    """Raises OSError if the file is truncated: ITK does not always report a full disk."""
     name, least = path.name.lower(), _bytes(image)
     if not name.endswith((*NIFTI, *NRRD, *META)):
         return

@@ -72,7 +72,7 @@ def read_landmarks(path: str | Path, image: sitk.Image | Grid | None = None) -> 
 
 
 def read_deviations(path: str | Path) -> np.ndarray | None:
-    """The column ``sd`` (n,), in mm, of a .csv of landmarks; None where there is none. Raises NephiError."""
+    """The column ``sd`` (n,), in mm, of a .csv of landmarks; None without one. Raises NephiError."""
     path = Path(path)
     rows = _csv_rows(_text(path), path) if path.suffix.lower() == ".csv" else []
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
@@ -82,8 +82,7 @@ def read_deviations(path: str | Path) -> np.ndarray | None:
 
 
 def names_of_points(path: str | Path) -> list[str]:
-    """What a file that was read calls its points, in its order: the labels of Slicer, the column name, label or id of a
-    .csv; empty where it names none."""
+    """Names of the points in a file, in order: labels of Slicer, or name, label or id of a .csv; may be empty."""
     path = Path(path)
     if is_dicom(path):
         return []
@@ -194,7 +193,7 @@ def _csv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
 
 def _fcsv(path: Path, text: str, grid: Grid | None) -> np.ndarray:
     """Slicer takes the columns after the first for x, y and z, whatever the header says."""
-    frame, width = "RAS", _SLICERS_COLUMNS  # what Slicer takes where the header does not say it
+    frame, width = "RAS", _SLICERS_COLUMNS  # Slicer's default without an entry in the header
     for line in text.splitlines():
         key, _, value = line.lstrip("# ").partition("=")
         if line.startswith("#") and key.strip() == "CoordinateSystem":
@@ -314,7 +313,7 @@ def _words(text: str) -> list[list[str]]:
 
 
 def _picked(path: Path, rows: list[list[str]], columns: list[int], width: int | None = None) -> list[list[str]]:
-    """The cells of the columns; no row may hold more than ``width`` cells."""
+    """The cells of the columns; rows must not have more than ``width`` cells."""
     for i, row in enumerate(rows, 1):
         if len(row) <= max(columns):
             raise NephiError(f"Landmark {i} of {path} has {len(row)} columns, too few.")
@@ -351,7 +350,7 @@ def _number(cell: Any) -> float:
         raise ValueError(cell)
     try:
         return float(cell)
-    except OverflowError:  # a whole number of JSON with hundreds of digits
+    except OverflowError:  # an integer in JSON with hundreds of digits
         raise ValueError(cell) from None
 
 

@@ -14,10 +14,10 @@ from .image import check_volume, open_image
 from .segments import in_one_layer, is_segmentation_of_slicer, region_names, with_names
 
 _HIGHEST_LABEL = 65535
-_MOST_REGIONS = 1000  # of more, an image was taken for a label map
+_MOST_REGIONS = 1000  # with more, it must be an image instead of a label map
 _MOST_LABELS = 256  # the same, for masks
 _SAME = 1e-3  # voxels by which one on the same lattice may be off
-_BESIDE = 0.5  # voxels by which a mask's box may lie off its image's; it is resampled then
+_BESIDE = 0.5  # largest offset between the boxes of mask and image, in voxels, for which the mask is resampled
 
 
 def read_mask(path: str | Path, image: sitk.Image, role: str) -> sitk.Image:
@@ -51,10 +51,9 @@ def check_regions(labels: sitk.Image, image: sitk.Image, role: str) -> sitk.Imag
 def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
     """The mask on the image's grid as bytes, 0 or 1.
 
-    Probabilities count from 0.5 on, several labels as their union, NaN as outside; a mask whose box differs from the
-    image's by less than half a voxel is resampled, and a segmentation of Slicer may hold a part of the image's voxels,
-    each with a notice. Raises NephiError if it is empty, holds
-    what no mask holds, or lies elsewhere.
+    Probabilities of 0.5 or more are inside, several labels are united, NaN is outside. A mask whose box differs from
+    the image's by less than half a voxel is resampled, and a segmentation of Slicer may cover only a part of the image,
+    each with a notice. Raises NephiError if the mask is empty, has invalid values, or lies elsewhere.
     """
     mask = _whole_segmentation(check_volume(in_one_layer(mask, role), role), image, role)
     _check_place(mask, image, role)
@@ -67,10 +66,10 @@ def check_mask(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
 
 
 def _whole_segmentation(mask: sitk.Image, image: sitk.Image, role: str) -> sitk.Image:
-    """On all of the image's voxels where it is a segmentation of Slicer of some of them; anything else as it is.
+    """Extends a segmentation of Slicer that covers a part of its image to the whole; returns other images unchanged.
 
-    Slicer may leave out what lies around the segments; the rest of the image is then outside all of them. Of a file
-    that does not say that it is one, a smaller size is a sign that it belongs to another image.
+    Slicer may leave out the surroundings of the segments. For any other file a smaller size is a sign that it belongs
+    to another image.
     """
     if mask.GetDimension() != image.GetDimension():
         return mask
@@ -127,7 +126,7 @@ def _binary(mask: sitk.Image, role: str) -> sitk.Image:
 
 
 def _check_place(mask: sitk.Image, image: sitk.Image, role: str) -> None:
-    """Raise NephiError unless the mask covers the image's box, with what differs by how much."""
+    """Raise NephiError unless the mask covers the box of the image, with the differences."""
     if mask.GetDimension() != image.GetDimension():
         raise NephiError(f"{role}: the mask is {mask.GetDimension()}D, but its image is {image.GetDimension()}D")
     own, wanted = Grid.of(mask), Grid.of(image)

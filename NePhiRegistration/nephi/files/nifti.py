@@ -1,7 +1,7 @@
 """NIfTI-1, NIfTI-2 and Analyze files, of one or several values per voxel.
 
-They are read here and not by ITK, which takes missing voxels and NaN for 0, the voxels of ``scan.nii`` for those of
-``scan.nii.gz`` beside it, and straightens sheared axes, all without a word (nifti_clib #129, ITK #2243).
+They are read here and not by ITK, which reads missing voxels and NaN as 0, the voxels of ``scan.nii`` for those of
+``scan.nii.gz`` next to it, and straightens sheared axes, all silently (nifti_clib #129, ITK #2243).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 _DISPLACEMENTS, _VECTORS = 1006, 1007  # intent codes; ITK's own, 1007, are in LPS
 _SAME = 0.01  # part of a voxel by which two statements of the spacing may differ
 _FARTHEST_BYTE = 2**30  # at which voxels may begin, after whatever programs keep in the header
-_ROUNDING = 1e-5  # relative; what differs by more was not written as one
+_ROUNDING = 1e-5  # relative; values that differ by more were not meant to be equal
 _APART = 0.25  # part of a voxel by which sform and qform may place a corner apart; rounding has been seen at 0.08
 _PART, _PACKED = 2**24, 2**20  # bytes read at a time
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says of the voxels; ``matrix`` (3, 4) takes indices to RAS mm, None in an Analyze file."""
+    """The voxels by a header; ``matrix`` (3, 4) takes indices to RAS mm, None in an Analyze file."""
 
     size: tuple[int, ...]
     components: int  # stored one after the other
@@ -53,12 +53,10 @@ class Header:
 
 
 def read_nifti(path: Path, role: str, joined: bool = False) -> sitk.Image:
-    """The image in a file, ``.hdr`` or ``.img``, in LPS mm; vectors that are marked as displacements too.
+    """The image in a file, ``.hdr`` or ``.img``, in LPS mm; vectors marked as displacements too.
 
-    ``joined``: a fourth axis holds the components of vectors, as in the files of FSL.
-
-    Whole numbers stay; with a slope they become float32 (from 32 bits on, float64). Raises NephiError for a file that
-    is damaged or contradicts itself, with the reason.
+    ``joined``: a fourth axis is that of vector components, as in the files of FSL. Integers are kept; with a slope they
+    become float32 (from 32 bits on, float64). Raises NephiError for a damaged or contradictory file, with the reason.
     """
     head_path, data_path = _files(path, role)
     try:

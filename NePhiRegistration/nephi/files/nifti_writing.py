@@ -1,6 +1,7 @@
-"""NIfTI files written slice by slice, so that no second copy of a large image is ever held.
+"""NIfTI files written slice by slice, without a second copy of a large image.
 
-ITK's own writer keeps the whole image, compresses with more search than CTs repay, and does not tell of a full disk.
+ITK's own writer keeps the whole image, compresses with more effort than is worthwhile for CTs, and does not report a
+full disk.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Streams of gzip files, by the package ``isal`` where it is installed, which takes less than half of zlib's time.
+"""Streams of gzip files, by the package ``isal`` if it is installed, which takes less than half of zlib's time.
 
-Either reads what the other has written.
+Each can read what the other has written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ with contextlib.suppress(ImportError):
 
 QUICK = isal_zlib is not None
 _GZIP = 16 + zlib.MAX_WBITS
-DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, (isal_zlib or zlib).error)  # what reading may raise
+DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, (isal_zlib or zlib).error)  # exceptions of reading
 
 
 def unpacker() -> Any:
@@ -28,6 +28,6 @@ def packer(whole_numbers: bool) -> Any:
     """A gzip file, as ``zlib.compressobj``; ``whole_numbers``: voxels that are mostly noise."""
     if isal_zlib is not None:
         return isal_zlib.compressobj(1, zlib.DEFLATED, _GZIP)
-    # in noise a search for repetitions finds next to nothing
+    # noise has hardly any repetitions to search for
     strategy = zlib.Z_RLE if whole_numbers else zlib.Z_DEFAULT_STRATEGY
     return zlib.compressobj(1, zlib.DEFLATED, _GZIP, zlib.DEF_MEM_LEVEL, strategy)

@@ -1,6 +1,6 @@
-"""Transform files in text (.tfm, .txt) and MATLAB's form (.mat), checked before ITK reads them.
+"""Transform files in text (.tfm, .txt) and MATLAB format (.mat), checked before ITK reads them.
 
-ITK takes what is there: a cut file becomes another transform, with memory that nobody wrote where numbers lack.
+ITK reads a truncated file as another transform, with uninitialised memory for missing numbers.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _numbers(text: str, path: Path) -> list[float]:
 
 
 def check_mat(path: Path) -> None:
-    """Raise NephiError unless a .mat file (version 4) holds pairs of parameters and fixed ones, whole."""
+    """Raise NephiError unless a .mat file (version 4) contains complete pairs of parameters and fixed parameters."""
     data, at, arrays = path.read_bytes(), 0, []
     while at < len(data):
         if len(data) - at < 20:

@@ -11,10 +11,10 @@ from .cases import ROLES
 
 
 def hashes(files: Mapping[str, str | Path | None], align: str = "", model: str | None = None) -> dict[str, dict]:
-    """Path and SHA-256 of every file given, by the names in ``ROLES``; ``align`` and ``model`` where they are files.
+    """Path and SHA-256 of every given file, by the names in ``ROLES``; ``align`` and ``model`` if they are files.
 
-    Of a folder of DICOM files: of the sorted hashes of its files, each on a line, whatever their names, and how many
-    they are. What cannot be read has only its path.
+    For a folder of DICOM files: of the sorted hashes of its files, one per line, whatever their names, and their
+    number. Unreadable files have only their path.
     """
     given = {role: Path(path) for role in ROLES if (path := files.get(role))}
     given |= {name: Path(path) for name, path in (("align", align), ("model", model)) if path and Path(path).is_file()}

@@ -1,4 +1,4 @@
-"""Reading regions with their names, such as the lobes of the lungs, from what programs of segmentation write."""
+"""Reads regions with their names, such as the lobes of the lungs, from the files of segmentation programs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _TABLE = re.compile(rb"<Label\s[^>]*?Key=\"(\d+)\"[^>]*>(?:<!\[CDATA\[(.*?)\]\]>
 
 
 def read_regions(path: str | Path, image: sitk.Image, role: str = "regions", frame: str = "") -> sitk.Image:
-    """A label map (0: no region) on the image's grid, its names in its header (``segments.region_names``).
+    """A label map (0: no region) on the image's grid, with names in its header (``segments.region_names``).
 
-    Read are label maps of any image format, segmentations of Slicer, DICOM segmentations and RT structure sets.
-    ``frame``: UID of the image's frame of reference, where it is known. Raises NephiError for a file that is none of
-    these, lies elsewhere, or whose regions overlap.
+    Reads label maps in any image format, segmentations of Slicer, DICOM segmentations and RT structure sets. ``frame``:
+    UID of the image's frame of reference, if known. Raises NephiError for any other file, for regions elsewhere, and
+    for overlapping regions.
     """
     file = check_file(path, role, "file or folder")
     if is_structure_set(file):
@@ -52,13 +52,13 @@ def _text(name: bytes) -> str:
 
 
 def check_frame(structures: list[Structure], frame: str, role: str) -> None:
-    """Raise NephiError for structures of another frame of reference than that of the image, where both are known."""
+    """Raise NephiError for structures in another frame of reference than the image, if both are known."""
     if frame and (other := [one.name for one in structures if one.frame not in ("", frame)]):
         raise NephiError(f"{role}: {', '.join(other)} lies in another frame of reference than the image")
 
 
 def label_map(structures: list[Structure], grid: Grid, role: str) -> sitk.Image:
-    """Labels 1, 2, ... on the grid, with their names; where regions meet, the one with more of a voxel has it."""
+    """Labels 1, 2, ... on the grid, with their names; a voxel belongs to the region with the largest share of it."""
     if grid.dimension != 3:
         raise NephiError(f"{role}: the image is 2D; structure sets are 3D")
     if not structures:

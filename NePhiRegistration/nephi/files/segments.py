@@ -1,7 +1,7 @@
-"""What the segments of a label map are called, kept as Slicer keeps it in the header of a segmentation.
+"""Names of the segments of a label map, in the header, as in Slicer's segmentation files.
 
-An image holds ``Segment0_LabelValue``, ``Segment0_Name`` and so on (``.seg.nrrd``); segments that overlap lie in
-layers, the components of its voxels (``Segment0_Layer``).
+The header has ``Segment0_LabelValue``, ``Segment0_Name`` and so on (``.seg.nrrd``); overlapping segments are in layers,
+the components of the voxels (``Segment0_Layer``).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _LITTLE = 0.05  # part of the smaller region by which two may overlap in a label
 
 
 def is_segmentation_of_slicer(image: sitk.Image) -> bool:
-    """Whether the header says so."""
+    """Whether the header has entries of segments."""
     return any(_KEY.fullmatch(key) for key in image.GetMetaDataKeys())
 
 
 def region_names(labels: sitk.Image) -> dict[int, str]:
-    """What the labels are called, of those that the header names."""
+    """Names of the labels, for those that have one in the header."""
     return {label: name for label, name, _layer in _segments(labels) if name}
 
 
 def with_names(labels: sitk.Image, names: Mapping[int, str]) -> sitk.Image:
-    """The label map, in whose header these names now stand."""
+    """The label map with these names added to its header."""
     for key, value in header_of(names).items():
         labels.SetMetaData(key, value)
     return labels
 
 
 def header_of(names: Mapping[int, str]) -> dict[str, str]:
-    """Keys and values of a header that says what labels are called; without IDs Slicer does not read the names."""
+    """Keys and values of a header with the names of labels; without IDs Slicer does not read the names."""
     found: dict[str, str] = {}
     for i, label in enumerate(sorted(names)):
         values = {"ID": f"Segment_{label}", "LabelValue": str(label), "Layer": "0", "Name": names[label]}
@@ -52,9 +52,9 @@ def named(rows: list[dict], names: Mapping[int, str]) -> list[dict]:
 
 
 def in_one_layer(image: sitk.Image, role: str) -> sitk.Image:
-    """Segments in layers as one label map, numbered in their order; any other image as it is.
+    """Segments in layers as one label map, numbered in their order; other images are returned unchanged.
 
-    Raises NephiError where two of them overlap by more than their borders.
+    Raises NephiError if two of them overlap by more than their borders.
     """
     segments = _segments(image)
     if image.GetNumberOfComponentsPerPixel() == 1 or not segments:
@@ -96,10 +96,9 @@ class LabelMap:
 
 
 def matched(fixed: sitk.Image, moving: sitk.Image, role: str) -> sitk.Image:
-    """The moving label map, its labels numbered as the fixed ones of the same names; by number where either has none.
+    """The moving label map, numbered as the fixed labels with the same names; unchanged if either has no names.
 
-    What the fixed map does not have keeps its name and gets a number of its own. Raises NephiError where nothing
-    corresponds.
+    Other regions keep their names and get new numbers. Raises NephiError if no region corresponds.
     """
     names = region_names(fixed), region_names(moving)
     held = [set(np.unique(sitk.GetArrayViewFromImage(labels)).tolist()) - {0} for labels in (fixed, moving)]

@@ -1,4 +1,4 @@
-"""Whether what a file announces can be true, before memory is taken for it."""
+"""Checks the size that a file announces, before memory is allocated for it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from ..errors import NephiError
 
 TRUSTED = 2**30  # bytes that any header may announce
-_DEFLATE = 1100  # no file can hold more than about this many times its own bytes
+_DEFLATE = 1100  # highest plausible compression
 LIKELY = 100  # of more than TRUSTED bytes; a CT is packed 2 to 4 times
 
 
 def check_memory(announced: int, path: Path, role: str) -> None:
-    """Raise NephiError where ``path`` can hardly hold the ``announced`` bytes of voxels, or memory cannot."""
+    """Raise NephiError if ``path`` or the memory can hardly hold the ``announced`` bytes of voxels."""
     held = path.stat().st_size
     if announced > held * _DEFLATE + 2**16 or (announced > TRUSTED and announced > held * LIKELY):
         raise NephiError(
@@ -27,7 +27,7 @@ def check_memory(announced: int, path: Path, role: str) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that can be had without swapping; None where the system does not say."""
+    """Bytes of memory available without swapping; None if unknown."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

@@ -6,7 +6,7 @@ import csv
 
 
 def rows_of(lines: list[str], separator: str) -> list[list[str]]:
-    """The cells of each line. Raises csv.Error where a quotation mark is not closed: it would hold the rows below."""
+    """The cells of each line. Raises csv.Error for an unclosed quotation mark, which would swallow the rows below."""
     reader, rows = csv.reader(lines, delimiter=separator), []
     for row in reader:
         rows.append(row)

@@ -27,7 +27,7 @@ _DIGEST = "sha256"  # of everything in the file, among its metadata: safetensors
 def read_tensors(path: str | Path, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors by name.
 
-    ``what``: what the file should be, for the message. Raises NephiError if it cannot be read or has changed since it
+    ``what``: the expected content, for messages. Raises NephiError if the file can't be read or has changed since it
     was written; files of versions before 0.3 have no checksum.
     """
     path = check_file(path, what)
@@ -57,9 +57,9 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 class Bounded(TorchFunctionMode):
-    """While it is entered, tensors of no more values than ``tensors`` hold, or a few, are made from settings.
+    """Context in which settings may create only as many tensor values as ``tensors`` have, and a few more.
 
-    Raises NephiError for more, before memory is taken. (The meta device, which takes none, loads torch's compiler.)
+    Raises NephiError for more, before memory is allocated. (The meta device, which needs none, loads torch's compiler.)
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], path: Path):
@@ -77,7 +77,7 @@ class Bounded(TorchFunctionMode):
 
 
 def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    """Raise NephiError unless ``tensors`` are finite and of the names and shapes of ``wanted`` (of any device)."""
+    """Raise NephiError unless ``tensors`` are finite and have the names and shapes of ``wanted`` (on any device)."""
     for name in [*wanted, *tensors]:
         have, want = (None if t is None else tuple(t.shape) for t in (tensors.get(name), wanted.get(name)))
         if have != want:

@@ -32,7 +32,7 @@ def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.Displac
 
 
 def field_grid(transform: sitk.Transform) -> Grid | None:
-    """The grid of a displacement field, beyond which it moves nothing; None for other transforms."""
+    """The grid of a displacement field, beyond which points are not moved; None for other transforms."""
     if transform.GetTransformEnum() != sitk.sitkDisplacementField:
         return None
     return Grid.of(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
@@ -57,8 +57,8 @@ def write_transform(transform: sitk.Transform, path: str | Path) -> None:
 def read_transform(path: str | Path, dimension: int) -> sitk.Transform:
     """A transform of points (fixed -> moving): an ITK transform file or a displacement image in LPS mm.
 
-    Raises NephiError for a file that is cut off, damaged, not finite, of another dimension, or that holds the places
-    where points end instead of their displacements.
+    Raises NephiError for a file that is truncated, damaged, not finite or of another dimension, or that contains the
+    positions of mapped points instead of displacements.
     """
     path = check_file(path, "transform")
     if path.is_dir():
@@ -76,10 +76,10 @@ def read_transform(path: str | Path, dimension: int) -> sitk.Transform:
 
 
 def open_transform(path: Path) -> sitk.Transform | None:
-    """The transform in an ITK transform file or a DICOM object, None where it is none; NephiError where it is damaged.
+    """The transform in an ITK transform file or a DICOM object; None for other files.
 
-    ITK reads a cut text as another transform, and crashes on some damage: text is checked before, and other files are
-    tried in a process of their own.
+    Raises NephiError if it is damaged. ITK reads a truncated text as another transform, and crashes on some damaged
+    files: text is checked before, and other files are tried in a subprocess.
     """
     if is_dicom(path):
         made = read_registration(path)
@@ -109,7 +109,7 @@ def _refuse_minc(path: Path) -> None:
 
 
 def check_transform(transform: sitk.Transform, path: Path) -> None:
-    """Raise NephiError where a transform that was read holds what is not finite, or places and no displacements."""
+    """Raise NephiError if a transform has values that are not finite, or positions instead of displacements."""
     kind = transform.GetTransformEnum()
     if kind == sitk.sitkComposite:
         parts = sitk.CompositeTransform(transform)
@@ -165,11 +165,11 @@ def through(transform: sitk.Transform, points_lps_mm: np.ndarray) -> np.ndarray:
 
 
 def _displacements(field: sitk.Image, points_lps_mm: np.ndarray) -> np.ndarray:
-    """Displacements (n, d) of a field, linear between its voxels, held for half a voxel beyond and 0 from there on."""
+    """Displacements (n, d) of a field, linear between its voxels, constant for half a voxel beyond them, then 0."""
     vectors, size = sitk.GetArrayViewFromImage(field), np.array(field.GetSize())
     index = Grid.of(field).to_index(points_lps_mm)
     seen = np.all((index >= -0.5) & (index < size - 0.5), axis=1)
-    place = np.clip(np.where(np.expand_dims(seen, 1), index, 0.0), 0, size - 1)  # also of what is not finite
+    place = np.clip(np.where(np.expand_dims(seen, 1), index, 0.0), 0, size - 1)  # also for values that are not finite
     below = np.minimum(place.astype(int), np.maximum(size - 2, 0))
     part, out = place - below, np.zeros_like(points_lps_mm)
     for corner in product((0, 1), repeat=len(size)):

@@ -1,4 +1,4 @@
-"""How files come into being: whole or not at all, several of them as one (``journal.py``), by one run at a time."""
+"""Writes files completely or not at all, several of them as one (``journal.py``), by one run at a time."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ..paths import check_name
 from ..runfolder import RunFolder, try_lock
 
 FOLDER_LOCK, BATCH_LOCK = ".nephi.lock", ".nephi.batch.lock"
-_HEADERS = 1 << 16  # bytes of a file beside its values, at most
-_open: set[Path] = set()  # scratch folders of this process: what is written into them is part of their whole
-_locked: set[Path] = set()  # locks that this process holds
+_HEADERS = 1 << 16  # most bytes of a file beside its values
+_open: set[Path] = set()  # scratch folders of this process: files written there are part of their replacement
+_locked: set[Path] = set()  # locks held by this process
 
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """Where to write the file ``path``, with any files that its format adds; they appear when the block ends.
 
-    An exception leaves what was there before. Raises NephiError where the file cannot be written.
+    An exception leaves earlier files as they were. Raises NephiError if the file can't be written.
     """
     path = check_name(path, "output")
     with replaced(path.parent) as scratch, _told(path):
@@ -40,10 +40,10 @@ def whole(path: str | Path) -> Iterator[Path]:
 def replaced(folder: str | Path, gone: Iterable[str] = (), last: str = "") -> Iterator[Path]:
     """A scratch folder whose files replace those of ``folder`` together at the end of the block.
 
-    ``gone``: names of files that are removed with the older ones where there is no new one; ``last``: the file that
-    vouches for the others. An exception, or the end of this process at any moment, leaves the older files or the new
-    ones: where it comes while they move, the next run or reader completes the move. Inside another such block it is
-    a part of that. Raises NephiError where files cannot be written.
+    ``gone``: names of files that are removed with the old ones unless there are new ones; ``last``: the file that
+    confirms the others. After an exception, or the end of this process at any moment, either the old or the new files
+    are there; if it happens during the move, the next run or reader completes it. Inside another such block it is part
+    of that. Raises NephiError if files can't be written.
     """
     folder = check_name(folder, "output")
     if not _open.isdisjoint((folder, *folder.parents)):
@@ -96,7 +96,7 @@ def visible(text: str, keep: str = "\n\t") -> str:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make and remove a file of ``size`` bytes; raises OSError where there is no room for it."""
+    """Create and remove a file of ``size`` bytes. Raises OSError if there is no space for it."""
     zeros = bytes(1 << 20)
     try:
         with open(path, "wb") as file:
@@ -114,11 +114,11 @@ def by_library(
     errors: tuple[type[Exception], ...] = (RuntimeError, OSError),
     crashes: bool = False,
 ) -> Iterator[None]:
-    """A library, which may name any reason when the disk is full, writes ``path``, of about ``size`` bytes.
+    """While a library writes ``path``, of about ``size`` bytes, with unreliable messages on a full disk.
 
-    Where it fails with one of ``errors``, OSError is raised if there is no room for the file, and else NephiError with
-    the text ``refused``. What it prints to the standard error output is not shown. ``crashes``: on a full disk it does
-    not fail, but ends the process or cuts the file; then the room is looked for before.
+    If it fails with one of ``errors``, raises OSError if there is no space for the file, otherwise NephiError with the
+    text ``refused``. Its output on standard error is not shown. ``crashes``: on a full disk it does not fail but ends
+    the process or truncates the file; the space is then checked before.
     """
     step("write", path)
     if crashes:
@@ -127,7 +127,7 @@ def by_library(
         with _mute():
             yield
     except errors:
-        for part in path.parent.glob(f"{path.name.split('.')[0]}.*"):  # a header may have its voxels beside it
+        for part in path.parent.glob(f"{path.name.split('.')[0]}.*"):  # the voxels may be in a separate file
             part.unlink()
         reserve(path, size + _HEADERS)
         raise NephiError(refused) from None
@@ -138,7 +138,7 @@ def _mute() -> Iterator[None]:
     """The standard error output of C++ off."""
     try:
         kept = os.dup(2)
-    except OSError:  # there is none
+    except OSError:  # there is no such file
         yield
         return
     null = os.open(os.devnull, os.O_WRONLY)
@@ -178,9 +178,10 @@ def output_folder(folder: str | Path, patience_s: float = 0.0) -> Iterator[Path]
 
 
 def claim(folder: Path) -> Callable[[], None] | None:
-    """Take a pair's folder for a batch of this process, until what is returned is called; None where another has it.
+    """Claim a pair's folder for a batch of this process, until the returned function is called; None if already
+    claimed.
 
-    The engine that writes to the folder locks it besides. Raises NephiError where the folder cannot be written to.
+    The engine that writes to the folder also locks it. Raises NephiError if the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +202,7 @@ def without_locks(folder: Path) -> None:
 
 
 def is_held(folder: Path, name: str = FOLDER_LOCK) -> bool:
-    """Whether a process holds the folder's lock of that name."""
+    """Whether a process holds the lock of that name in the folder."""
     try:
         file = os.open(folder / name, os.O_RDWR)
     except OSError:
@@ -235,7 +236,7 @@ def _release(folder: Path, held: int, name: str = FOLDER_LOCK) -> None:
     if held < 0:
         return
     _locked.discard(folder.resolve() / name)
-    if sys.platform != "win32":  # while it is held, so that nobody waits at a file that is no longer there
+    if sys.platform != "win32":  # while locked, so that nobody waits for a deleted file
         with contextlib.suppress(OSError):
             (folder / name).unlink()
     os.close(held)

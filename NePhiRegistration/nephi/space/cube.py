@@ -19,7 +19,7 @@ class Cube:
 
     @classmethod
     def around(cls, points_lps_mm: np.ndarray, direction: tuple[float, ...], margin_mm: float = 0.0) -> Cube:
-        """The smallest box along ``direction`` that holds the points (n, d), and a margin on every side."""
+        """The smallest box along ``direction`` that contains the points (n, d), with a margin on every side."""
         d = points_lps_mm.shape[-1]
         axes = np.reshape(direction, (d, d))
         if np.abs(axes.T @ axes - np.eye(d)).max() > 1e-9:  # an image's may be off by rounding, a cube's is inverted

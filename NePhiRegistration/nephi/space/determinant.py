@@ -1,4 +1,4 @@
-"""The determinant of small matrices, of whatever kind of numbers; what measures transforms alone needs no PyTorch."""
+"""The determinant of small matrices of any number type; separate, so that measuring transforms needs no PyTorch."""
 
 from __future__ import annotations
 

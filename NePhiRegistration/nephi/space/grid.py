@@ -86,7 +86,7 @@ class Grid:
         return np.all((index_xyz >= -0.5) & (index_xyz < np.array(self.size) - 0.5), axis=-1)
 
     def meets(self, other: Grid) -> bool:
-        """Whether any voxel of one of the two grids lies in the other, of about 16 along each axis."""
+        """Whether one of about 16 voxels along each axis of either grid lies in the other."""
 
         def some(grid: Grid) -> np.ndarray:
             return grid.every(tuple(max(1, n // 16) for n in grid.size)).points_lps_mm()
@@ -113,7 +113,7 @@ class Grid:
         return slabs(self.shape, voxels)
 
     def slices(self, start: int, stop: int) -> Grid:
-        """The part of the grid that holds the slices start..stop of the last axis (first of the array)."""
+        """The part of the grid with the slices start..stop of the last axis (first of the array)."""
         origin = self.to_lps_mm([0] * (self.dimension - 1) + [start])
         return Grid((*self.size[:-1], stop - start), self.spacing_mm, tuple(map(float, origin)), self.direction)
 
@@ -124,7 +124,7 @@ class Grid:
         return Grid(size, self.spacing_mm, tuple(map(float, origin)), self.direction)
 
     def every(self, steps_xyz: tuple[int, ...]) -> Grid:
-        """Every so many voxels along each axis, from the first one."""
+        """Every n-th voxel along each axis, from the first one."""
         size = tuple(-(-n // step) for n, step in zip(self.size, steps_xyz, strict=True))
         spacing = tuple(s * step for s, step in zip(self.spacing_mm, steps_xyz, strict=True))
         return Grid(size, spacing, self.origin_lps_mm, self.direction)

@@ -89,7 +89,7 @@ def along_axes(values: Tensor, positions: Sequence[Tensor], degree: int, slope: 
 
 
 def _weights_along(position: Tensor, nodes: int, degree: int, slope: bool) -> Tensor:
-    """(n, nodes): what the nodes of an axis weigh at positions (n,) along it, or how fast that changes."""
+    """(n, nodes): the weights of the nodes of an axis at positions (n,) along it, or their derivative."""
     row, weight = _around_with_slopes(position[:, None], (nodes,), degree, 1.0)
     return position.new_zeros(len(position), nodes).scatter_add_(1, row, weight[..., int(slope)])
 
@@ -228,7 +228,7 @@ def _read_at(tables: Sequence[Tensor], row: Tensor, weight: Tensor) -> Tensor:
     """Values (g * n, c) of what the tables hold at rows (g * n, k), times weights (g * n, k)."""
     table = tables[0]
     alike = table.dtype == weight.dtype and table.device.type == "cpu"
-    if alike and len(tables) == 1:  # nothing is held but the result
+    if alike and len(tables) == 1:  # no other memory is kept than the result
         return F.embedding_bag(row, table, mode="sum", per_sample_weights=weight)
     return _blend(weight[..., None], _gather(tables, row, weight.dtype))
 

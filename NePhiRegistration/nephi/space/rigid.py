@@ -9,7 +9,7 @@ from ..device import has_doubles
 
 
 def lengths(vectors: Tensor) -> Tensor:
-    """Of vectors (..., d); the gradient at zero is zero."""
+    """The norm of vectors (..., d); the gradient at zero is zero."""
     return (vectors.square().sum(-1) + 1e-12).sqrt()
 
 
