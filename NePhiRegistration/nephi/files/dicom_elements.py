@@ -122,8 +122,7 @@ class _Cut(Exception):
 
 
 def _opened(path: Path) -> tuple[bytes, int] | None:
-    """The bytes of the dataset, unpacked if deflated, and its start; None without a preamble or if it can't be
-    unpacked."""
+    """Bytes of the dataset, unpacked if deflated, and its start; None without a preamble or if unreadable."""
     data = path.read_bytes()
     if data[128:_START] != b"DICM":
         return None

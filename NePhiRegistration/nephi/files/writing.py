@@ -178,8 +178,7 @@ def output_folder(folder: str | Path, patience_s: float = 0.0) -> Iterator[Path]
 
 
 def claim(folder: Path) -> Callable[[], None] | None:
-    """Claim a pair's folder for a batch of this process, until the returned function is called; None if already
-    claimed.
+    """Claim a pair's folder for a batch of this process; returns a function that releases it, or None if it is taken.
 
     The engine that writes to the folder also locks it. Raises NephiError if the folder is not writable.
     """

@@ -16,17 +16,18 @@ from ..images.masks import mask_box, signed_distance_mm
 from ..space.affine import Affine
 from ..space.grid import Grid
 
-_REACH_MM = 15.0  # around a label, as far as its border is seen
+_REACH_MM = 15.0  # around a label, within which its border has an effect
 _NODES = 48  # along the longest side of a label's box
 _COARSEST_MM = 3.0  # between two of them
 _POOL = 4000  # points near the border of a label, of which a step draws some
 
 
 class Borders:
-    """Of one image's labels, all numbered alike: points near each border, and distances to it anywhere.
+    """Borders of the labels of one image: points near each border, and distances to it anywhere.
 
-    ``points`` (l * p, d) in the cube and ``there_mm`` (l * p,): near each of the l borders, and their distances to it,
-    negative inside. The distances lie at nodes in the cube: ``table`` (n,) float16, one box of nodes after the other.
+    ``points`` (l * p, d) in the cube and ``there_mm`` (l * p,): points near each of the l borders, and their signed
+    distances, negative inside. Distances are stored at nodes in the cube: ``table`` (n,) float16, one box of nodes
+    after the other.
     """
 
     def __init__(self, parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], device: torch.device):
@@ -67,7 +68,7 @@ class Borders:
         return self.points.flatten(0, 1)[chosen], self.there_mm.flatten()[chosen]
 
     def distances_mm(self, points_cube: Tensor) -> Tensor:
-        """Of points (l * n, d), label after label, to each one's border: (l * n,). Linear between the nodes."""
+        """Signed distance of points (l * n, d), label after label, to their borders: (l * n,), linear between nodes."""
         points = points_cube.reshape(self.labels, -1, points_cube.shape[-1])
         position = torch.minimum(((points - self._lower) / self._spacing).clamp(min=0), self._last)
         below = torch.minimum(position.detach().floor(), self._last - 1)
@@ -79,11 +80,11 @@ class Borders:
 
 
 def _part(mask: sitk.Image, affine: Affine, pair: ImagePair) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of one label: points near its border and their distances, distances at nodes (z, y, x), where those lie."""
+    """For one label: points near its border with distances, and distances at nodes (z, y, x) with their position."""
     reach_mm, spacing, cube = _REACH_MM * pair.scale, mask.GetSpacing(), pair.cube
     box = _cropped(mask, reach_mm)
     distance = signed_distance_mm(box)
-    # it counts from the centres of the outermost voxels inside; the border lies half a voxel beyond them
+    # distances are from the outermost voxel centres; the border lies half a voxel beyond them
     stretch = abs(float(np.linalg.det(affine.matrix))) ** (1 / cube.dimension)
     values = (sitk.GetArrayFromImage(distance) - float(np.mean(spacing)) / 2) / stretch
     grid, back = Grid.of(distance), affine.inverse()
@@ -110,7 +111,7 @@ def _part(mask: sitk.Image, affine: Affine, pair: ImagePair) -> tuple[Tensor, Te
 
 
 def _cropped(mask: sitk.Image, reach_mm: float) -> sitk.Image:
-    """The part of a mask's image that holds what is not 0 and this much around it."""
+    """The part of a mask's image with its nonzero voxels and this margin."""
     low, size = [], []
     for part, many, spacing in zip(reversed(mask_box(mask)), mask.GetSize(), mask.GetSpacing(), strict=True):
         margin = math.ceil(reach_mm / spacing) + 1

@@ -21,7 +21,7 @@ _READ_EVERY_S = 0.05  # the entries on a GPU
 
 def rate_factor(step: int, settings: FitSettings) -> float:
     """Part of the learning rate at a step: linear warm-up, then a cosine down to zero, or constant."""
-    # of a few steps none is a full one: Adam's first ones are as long as the rate, whatever the gradient
+    # with few steps all are shortened: Adam's first ones have the length of the rate, whatever the gradient
     warm = max(settings.warm_up * settings.iterations, _WARM_UP) if settings.warm_up else 0
     if step < warm:
         return (step + 1) / (warm + 1)
@@ -53,7 +53,7 @@ class Adam:
         self.done += 1
 
     def set_rate(self) -> None:
-        """The learning rate of the present step; on a GPU it is kept there, for steps that are replayed."""
+        """The learning rate of the current step; kept on the GPU for replayed steps."""
         device = self.parameters[0].device
         if device.type != "cuda":
             self._rate = self.settings.learning_rate * rate_factor(self.done, self.settings)
@@ -95,7 +95,7 @@ class Adam:
             p.grad = None
 
     def replace(self, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
-        """Go on with another parameter in the place of one; what was known of that is forgotten."""
+        """Replace a parameter by another one; the optimiser's state of the old one is dropped."""
         self.parameters = [new if p is old else p for p in self.parameters]
         self._state.pop(old, None)
 

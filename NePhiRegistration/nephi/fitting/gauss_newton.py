@@ -18,9 +18,9 @@ from ..settings import VoxelSettings
 from ..space.interpolate import PointWeights
 
 _VOXELS_PER_NODE = 4  # of the features, between the nodes of the local code: as fine as the features can show
-_SHARE, _LEAST = 0.1, 50_000  # of the voxels that are looked at, and how many at least, where there are as many
+_SHARE, _LEAST = 0.1, 50_000  # share of the voxels used, and their least number, if there are as many
 _STIFFNESS = 0.2  # of the bending energy against the features' mean weight at a node
-_ITERATIONS = 8  # of the solver; more change nothing that can be measured
+_ITERATIONS = 8  # of the solver; more have no measurable effect
 _REACH = 2.0  # voxels that a node moves in a round, at most
 _MEETINGS = 2  # of the last rounds, in which the two maps meet
 _INVERSIONS = 2  # steps in which a point's partner under the inverse of the other map is found
@@ -28,11 +28,11 @@ _INVERSIONS = 2  # steps in which a point's partner under the inverse of the oth
 
 @torch.no_grad()
 def refined(pair: tuple[Volume, Volume], maps: Map, rounds: int) -> FieldMap:
-    """The maps of a pair after some rounds, as voxel fields whose nodes are as fine as the features can show.
+    """The maps of a pair after some rounds, as voxel fields with nodes as fine as the features can resolve.
 
-    In each round, both maps are corrected by what either image shows; in the last ones they then meet half way to
-    being each other's inverse. What networks add to the maps is taken over at the nodes: they would answer to the
-    nodes' values, too, so that points moved otherwise than least squares takes them to, into folds.
+    In each round both maps are corrected by the features of both images; in the last rounds the two are also made
+    inverse to each other half-way. The contribution of networks is transferred to the nodes: the networks also depend
+    on the values of the nodes, so that points would move differently from the least-squares solution, into folds.
     """
     upper = maps.half_extents_cube
     settings = VoxelSettings(local_code=2 * len(upper))
@@ -90,9 +90,9 @@ class _Seen:
 
 
 def _correction(here: _Seen, there: Volume, local_code: Tensor) -> Tensor:
-    """How the map from here should move at the nodes, as far as the images show: (d, (z,) y, x) in the cube.
+    """The displacement of the nodes that the images ask for: (d, (z,) y, x) in the cube.
 
-    ``local_code``: what moves it at present, as the code holds it.
+    ``local_code``: the current displacement, in the layout of the code.
     """
     displacements, d = LINEAR_CUBE * local_code, len(local_code)
     mapped = here.moved(displacements)
@@ -134,7 +134,7 @@ def _solve(weight: Tensor, pull: Tensor, now: Tensor) -> Tensor:
 
 
 def _curvature(x: Tensor) -> Tensor:
-    """Sum over the axes of the differences to both neighbours (c, (z,) y, x); nothing beyond the border."""
+    """Sum over the axes of the differences to both neighbours (c, (z,) y, x); without those beyond the border."""
     total = x * (-2 * (x.ndim - 1))
     for axis in range(1, x.ndim):
         last = x.shape[axis] - 1

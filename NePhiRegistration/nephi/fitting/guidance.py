@@ -52,7 +52,7 @@ class Guidance:
         """The same with every mask and label map on its image's grid, without parts that are too small for a body.
 
         Raises NephiError for landmarks that do not match or lie outside their images, deviations that are not above 0,
-        labels of one image alone, empty regions, masks on other grids and transforms of another dimension.
+        labels in only one image, empty regions, masks on other grids and transforms of another dimension.
         """
         labels = None
         if self.labels is not None:
@@ -152,7 +152,7 @@ def bodies_lps_mm(labels: sitk.Image) -> list[tuple[int, np.ndarray]]:
 
 
 def _large_enough(rigid: sitk.Image) -> sitk.Image:
-    """The rigid mask without connected parts that are too small for a body, of which a notice tells."""
+    """The rigid mask without connected parts that are too small for a body, with a notice."""
     bodies = bodies_lps_mm(rigid)
     small = [points for _, points in bodies if len(points) < _LEAST_VOXELS]
     if len(small) == len(bodies):

@@ -1,7 +1,7 @@
-"""Terms of the objective by which a registration is guided: landmarks, labels, rigid and volume-preserving regions.
+"""Terms of the objective that guide a registration: landmarks, labels, rigid and volume-preserving regions.
 
-Each measures how far the maps are from what was given. Nothing pulls within half of its standard deviation; from there
-on the loss grows as a square, and in proportion to the distance where that is far, so that nothing drowns the images.
+Each measures the distance of the maps from what was given. Within half of its standard deviation there is no penalty;
+beyond, the loss is quadratic, and linear at large distances, so that no guide outweighs the images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..space.rigid import lengths, rigidly_moved
 from .borders import Borders
 from .guidance import Guidance, bodies_lps_mm
 
-_FREE = 0.5  # standard deviations within which nothing pulls
+_FREE = 0.5  # standard deviations within which there is no penalty
 _LANDMARKS, _BORDER, _RIGID, _VOLUME = 1000, 1500, 2000, 200  # points per step, at most
 _STIFF, _LEAST_STIFFNESS = 11.0, 0.4  # pull of rigid bodies per part of the compared volume that they fill; the least
 
@@ -46,7 +46,7 @@ class Guide(ABC):
 
     @abstractmethod
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """points_cube (steps, 2, n, d), those of the inverse map second, and what else a step needs (steps, ...)."""
+        """points_cube (steps, 2, n, d), those of the inverse map second, and other inputs of a step (steps, ...)."""
 
     @abstractmethod
     def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def make_guides(
 
 
 def pull(distances: Tensor, sd: Tensor | float) -> Tensor:
-    """The loss of distances (...), not negative: none below half of ``sd``, then a square, then in proportion."""
+    """The loss of distances (...), not negative: 0 below half of ``sd``, then quadratic, then linear."""
     excess = (distances / sd - _FREE).clamp(min=0)
     return (((1 + excess.square()).sqrt() - 1) * sd).mean()
 
@@ -110,10 +110,10 @@ class Landmarks(Guide):
 
 
 class Labels(Guide):
-    """The borders of labels: at points near those of one image, the distance to the other's is the same.
+    """The borders of labels: points near a border in one image should have the same distance to it in the other.
 
-    Where a border runs beyond the other image is not known: what lies nearer to the image's side than to the border it
-    shows may be as near to a border as to that side.
+    A border that continues beyond the other image is unknown there: points nearer to the side of the image than to the
+    visible border may be as near to a border as to that side.
     """
 
     name = "labels"
@@ -147,7 +147,7 @@ class Labels(Guide):
         return pull(torch.stack(apart_mm), self.sd_mm)
 
     def _apart_mm(self, way: int, points: Tensor, wanted_mm: Tensor) -> Tensor:
-        """How far the distances of points (n, d) from the borders of an image are from those wanted (n,), at least."""
+        """Least difference of the distances of points (n, d) from the borders of an image to those wanted (n,)."""
         found = self.borders[way].distances_mm(points)
         matrix, offset, size = self.views[way]
         index = points @ matrix.T + offset
@@ -158,10 +158,10 @@ class Labels(Guide):
 
 
 class Rigid(Guide):
-    """Bodies that move rigidly, each by its own motion: the one that fits where the map takes its points best.
+    """Bodies that move rigidly, each by its own motion: the best fit to where the map takes its points.
 
-    The smaller they are, the less the images pull at them: what is stiffer than that needs stays where it is and holds
-    back all around it.
+    Small bodies are hardly driven by the images: a larger stiffness than necessary would keep them, and their
+    surroundings, in place.
     """
 
     name = "rigid"
@@ -184,7 +184,7 @@ class Rigid(Guide):
         bodies = self.pool.parts, self.each, points.shape[-1]
         start_mm = (points[FORWARD] @ to_fixed_mm).reshape(bodies)
         end_mm = (mapped[FORWARD] @ to_moving_mm).reshape(bodies)
-        # with its gradient: held, the rigid motion would let a body's many points follow the few that organs drag
+        # with its gradient: otherwise the many points of a body would follow the few that organs drag along
         rigid_mm = rigidly_moved(start_mm, end_mm)
         with torch.no_grad():  # where the rigid motion ends, from where the inverse map leads back
             moved = mapped[FORWARD] + (rigid_mm - end_mm).flatten(0, 1) @ self.from_moving_mm

@@ -1,4 +1,4 @@
-"""What maps start from: a transform that is given, as its affine part and the rest, and the motion of landmarks."""
+"""Initial maps: a given transform, as its affine part and the rest, and the motion of landmarks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..space.affine import Affine
 from ..space.grid import Grid
 from .guidance import Guidance, PointMaps
 
-_SPACING_MM = 4.0  # between the nodes at which the transform is held
-_POINTS = 20_000  # that the affine part is fitted to, and the inverse is looked at
-_REACH_MM = 80.0  # standard deviation of how far a landmark tells of the motion around it
-_MOTION_MM, _SINGLE_MM = 40.0, 5.0  # likewise of the motion, and of what single points move by beside it
-_LANDMARKS = 1000  # that are looked at, at most
-_GOOD_MM, _POOR_MM = 0.01, 0.5  # of the inverse: what is tried for, and what is not accepted, on average
+_SPACING_MM = 4.0  # between the nodes that represent the transform
+_POINTS = 20_000  # for fitting the affine part and checking the inverse
+_REACH_MM = 80.0  # standard deviation of the distance over which landmarks inform about the motion
+_MOTION_MM, _SINGLE_MM = 40.0, 5.0  # standard deviations of the motion, and of the independent motion of single points
+_LANDMARKS = 1000  # used at most
+_GOOD_MM, _POOR_MM = 0.01, 0.5  # mean error of the inverse: the aim, and the largest that is accepted
 
 
 def affine_part(initial: sitk.Transform | PointMaps, fixed: Grid, mask: sitk.Image | None) -> Affine:
     """The affine map nearest to the transform at the voxels of the fixed image, or of its mask.
 
-    Raises NephiError where it is none that can be inverted.
+    Raises NephiError if it can't be inverted.
     """
     points = _points_lps_mm(fixed, mask)
     moved = through(initial, points)
@@ -44,10 +44,10 @@ def affine_part(initial: sitk.Transform | PointMaps, fixed: Grid, mask: sitk.Ima
 
 
 def outer_map(initial: sitk.Transform | PointMaps, pair: ImagePair, device: torch.device) -> Map:
-    """What is left of the transform when the pair's alignment is taken away, as a map of its cube to be refined upon.
+    """The residual of the transform after the pair's alignment, as a map of its cube to be refined.
 
     An ITK transform is inverted numerically; beyond the fixed image its displacement at the border is used. Raises
-    NephiError where the inverse is not found in the mask, or in the image without one: the transform folds.
+    NephiError if the inverse is not found in the mask (without one, in the image): the transform folds.
     """
     fixed, mask, cube = Grid.of(pair.images.fixed), pair.masks.fixed, pair.cube
     affine, scale = pair.affine, pair.scale
@@ -113,11 +113,11 @@ def _displaced(transform: sitk.Transform, grid: Grid) -> np.ndarray:
 
 
 class MotionAround(Map):
-    """The motion that points say, smooth and less the farther they are: the mean of a Gaussian process, each way.
+    """The motion given by landmarks, smooth and decreasing with distance: the mean of a Gaussian process, each way.
 
-    What landmarks move by from the start need not be found by what pulls at them, which bends the map at each of them
-    while images are too far off to say what lies between. Rasmussen and Williams, Gaussian Processes for Machine
-    Learning, 2006, Eq. 2.25.
+    Motion given at the start need not be found by the guiding terms, which bend the map at each landmark while the
+    images are still too far apart to determine the motion in between. Rasmussen and Williams, Gaussian Processes for
+    Machine Learning, 2006, Eq. 2.25.
     """
 
     def __init__(self, ends_cube: Tensor, sd_mm: Tensor, mm: float, half_extents_cube: Tensor):
@@ -130,7 +130,7 @@ class MotionAround(Map):
 
     @classmethod
     def of(cls, guidance: Guidance, sd_mm: float, pair: ImagePair, outer: Map | None) -> MotionAround:
-        """What landmarks say of the map that is composed with ``outer``; ``sd_mm``: where none is given with them.
+        """The motion by the landmarks, of the map that is composed with ``outer``; ``sd_mm``: their default deviation.
 
         On the CPU, as some devices have no double precision.
         """
@@ -151,7 +151,7 @@ class MotionAround(Map):
         return self._half_extents_cube
 
     def _alike(self, a: Tensor, b: Tensor) -> Tensor:
-        """(n, m): how alike the motion of points (n, d) and (m, d) is, at most 1."""
+        """(n, m): correlation of the motion of points (n, d) and (m, d), at most 1."""
         apart = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") / (_REACH_MM * self.mm)
         return torch.exp(-apart.square() / 2)
 

@@ -17,7 +17,7 @@ from .guides import Guide
 from .regularity import Regulariser, make_regulariser
 from .similarity import Similarity, make_similarity
 
-_KNOWN = 1500  # points of a pair whose partners are known, looked at per step
+_KNOWN = 1500  # known corresponding points of a pair, used per step
 _BLUNT_MM = 0.5
 
 
@@ -100,9 +100,9 @@ class Objective:
         known: Sequence[tuple[Tensor, Tensor] | None] | None = None,
         steps: int = 1,
     ) -> Drawn:
-        """The points of some steps at once: what is random of them, so that a step itself is the same every time.
+        """The points of some steps at once: everything random, so that a step itself is deterministic.
 
-        ``known``: fixed and moving points_cube (n, d) of each pair that correspond, where they are known.
+        ``known``: corresponding fixed and moving points_cube (n, d) of each pair, if known.
         """
         n, offsets = self.points_of(pairs[0]), self.similarity.offsets(len(half_extents_cube))
         drawn = [pair.draw(steps, n, self.generator, offsets) for pair in pairs]
@@ -161,7 +161,7 @@ class Objective:
         return total, terms
 
     def misfits(self, candidates: list[Map | None], volumes: VolumePair, points: int) -> list[float]:
-        """The similarity term of one pair through each of some maps; None: through maps that move nothing.
+        """The similarity term of one pair through each of some maps; None: the identity.
 
         All at the same points: those, of this many, that are in view through all of them.
         """
@@ -174,7 +174,7 @@ class Objective:
         ]
 
     def _known(self, pairs: Sequence[tuple[Tensor, Tensor] | None] | None, steps: int) -> Tensor | None:
-        """(steps, 2, b, k, d): as many of each pair's known points, fixed and moving; None where a pair has none."""
+        """(steps, 2, b, k, d): equally many known points of each pair, fixed and moving; None if a pair has none."""
         if not self.weights["known"] or pairs is None:
             return None
         chosen = []
@@ -187,12 +187,12 @@ class Objective:
         return torch.stack(chosen, 2)
 
     def _distance_mm(self, difference_cube: Tensor) -> Tensor:
-        """Mean distance, rounded off below half a millimetre; a cube counts as large as the unit says."""
+        """Mean distance, smoothed below half a millimetre; a cube has the size of ``unit``."""
         squares = (difference_cube * self.unit_mm).square().sum(-1)
         return ((squares + _BLUNT_MM**2).sqrt() - _BLUNT_MM).mean()
 
     def _regularity_points(self, volumes: VolumePair, half_extents_cube: Tensor, steps: int) -> Tensor:
-        """(steps, m, k, d): half over the whole cube, half where the similarity looks; around each what is needed."""
+        """(steps, m, k, d): half over the whole cube, half where the similarity is evaluated; each with its stencil."""
         r, d = self.regularity_settings, len(half_extents_cube)
         n = r.points.count(volumes[FORWARD].voxels)
         anywhere = torch.rand((steps, n - n // 2, d), generator=self.generator, device=half_extents_cube.device) * 2 - 1
@@ -222,6 +222,6 @@ class Objective:
 
 
 def _code_prior(maps: Map) -> Tensor:
-    """Paper, Eq. 5, of the maps' own code; 0 for maps that have none."""
+    """Paper, Eq. 5, for the code of the maps; 0 for maps without one."""
     own = maps.inner if isinstance(maps, Composed) else maps
     return own.code.prior() if isinstance(own, FieldMap) else maps.half_extents_cube.new_zeros(())

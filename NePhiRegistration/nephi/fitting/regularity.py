@@ -1,4 +1,4 @@
-"""Regularisers: what is asked of the maps themselves, at sparse points."""
+"""Regularisers: penalties on the maps themselves, at sparse points."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..settings import REGULARISERS, RegularitySettings
 from ..space.interpolate import constant
 
 _BENDING_STEPS = 2.0  # over which slopes are compared
-_BENDING_VOXEL_MM = 2.0  # side of a voxel at which ``bending_mm`` counts as it is
+_BENDING_VOXEL_MM = 2.0  # side of a voxel for which ``bending_mm`` is meant
 _MOST_BENDING = 6.0  # times as much, in coarser voxels
-_LEAST_BENDING_MM = 0.1  # what is less changes nothing, but costs time
+_LEAST_BENDING_MM = 0.1  # smaller values have no effect, but cost time
 
 
 class Regulariser:
@@ -95,7 +95,7 @@ class GradICON(Regulariser):
             return torch.add(folding, (ahead - here).square().mean(), alpha=strength)
         if not self.bending:
             return _mean_square(composed, _slopes(k, d / step), _identity(d))
-        # both in one product: the slopes of the composition, and what those of the map differ by
+        # both in one product: the slopes of the composition, and the differences of those of the map
         less, none = _slopes(k, -((2 * strength) ** 0.5) / step), [0.0] * k
         weights = [row + 2 * none for row in _slopes(k, 2**0.5 * d / step)]
         weights += [none + row + [-w for w in row] for row in less]
@@ -114,7 +114,7 @@ def _slopes(k: int, factor: float) -> list[list[float]]:
 
 
 def _mean_square(values: Tensor, weights: list[list[float]], wanted: list[list[float]]) -> Tensor:
-    """Mean square of what weights (r, k) make of values (..., k, d) on stencils, less what is wanted, (r, d)."""
+    """Mean square of the combinations (r, k) of values (..., k, d) on stencils, minus the wanted ones (r, d)."""
     k, d = values.shape[-2:]
     flat, kind = values.reshape(-1, k, d), (values.device, values.dtype)
     found = torch.bmm(constant(weights, *kind).expand(len(flat), -1, -1), flat)
@@ -169,10 +169,10 @@ REGULARISERS.add("none", lambda s: NoRegulariser())
 
 
 def fitted(settings: RegularitySettings, voxel_mm: float, scale: float) -> RegularitySettings:
-    """The settings of a pair: its lengths times ``scale``, and maps that bend less where fewer voxels tell how.
+    """The settings of a pair: lengths times ``scale``, and less bending where fewer voxels determine it.
 
-    ``voxel_mm``: side of a voxel, if it were a cube. ``bending_mm`` grows with the square of its volume: pairs in
-    voxels of 1.7 to 5 mm came out best at about that (docs/method.md).
+    ``voxel_mm``: side of a cube with the volume of a voxel. ``bending_mm`` grows with the square of this volume, which
+    was best for pairs with voxels of 1.7 to 5 mm (docs/method.md).
     """
     coarse = voxel_mm / (_BENDING_VOXEL_MM * scale)
     bending_mm = settings.bending_mm * min(coarse**6, _MOST_BENDING)
@@ -181,5 +181,5 @@ def fitted(settings: RegularitySettings, voxel_mm: float, scale: float) -> Regul
 
 
 def make_regulariser(settings: RegularitySettings) -> Regulariser:
-    """The regulariser that the settings name; raises NephiError if there is none."""
+    """The regulariser named in the settings. Raises NephiError if it is unknown."""
     return REGULARISERS.make(settings.name, settings)

@@ -1,4 +1,4 @@
-"""How far a result is smoothed: as far as the images agree as well with it, by a measure that was not optimised."""
+"""Smoothing of the result, as far as the agreement of the images allows, by a measure that was not optimised."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .similarity import LNCC
 _PARTS = (0.4, 0.5, 0.6, 0.75, 0.9)  # of the distance between the nodes
 _SPACING_MM, _SIDE = 1.5, 5  # of the blocks that are compared
 _BLOCKS = 600
-_WORSE = 0.0075  # of what keeps the blocks from agreeing wholly, that a smoother map may add
+_WORSE = 0.0075  # largest increase of the disagreement of the blocks by a smoother map, relative to it
 _SEED = 16
 _APART = 0.75  # of the nodes' distance: where the determinant is compared with itself
 _STEP = 0.125  # of the nodes' distance, over which the determinant is taken
-_CALMER = 0.98  # bands that smoothing along an axis may leave at most, else it does nothing for them
+_CALMER = 0.98  # largest remainder of bands after smoothing along an axis, otherwise it has no effect on them
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
 
     @cache
     def bands(map_: Consensus) -> float:
-        """How much the determinant varies over as little as lies between two nodes, along all axes together."""
+        """Variation of the determinant over distances as short as between two nodes, along all axes together."""
         values = map_.forward(around.reshape(-1, d)).reshape(around.shape)
         centre, before, after = finite_jacobian(values, step).det().split([1, d, d], 1)
         return float((before + after - 2 * centre).square().mean())
@@ -72,7 +72,7 @@ def smoothed(pair: ImagePair, consensus: Consensus, nodes_cube: float, most: flo
         return smoother, unlike(smoother)
 
     left, right = 1, len(parts)
-    while left < right:  # halved each time: what is smoothed farther fits worse
+    while left < right:  # by bisection: more smoothing fits worse
         middle = (left + right) // 2
         smoother, worse = tried([middle] * d)
         if worse > limit:

@@ -1,4 +1,4 @@
-"""Rigid bodies beside a border along which motion slides: what lies around the border is rigid there exactly."""
+"""Rigid bodies near a sliding border: the map on the outer side of the border is exactly rigid in them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .maps import Map, MapOf, iterated_inverse
 if TYPE_CHECKING:
     from .border import Border
 
-_SPACING_CUBE = 0.03  # of the nodes that hold the map: 5 mm in a chest
-_BACK_SPACING_CUBE = 0.055  # of those that nearly hold its inverse
+_SPACING_CUBE = 0.03  # between the nodes of the map: 5 mm in a chest
+_BACK_SPACING_CUBE = 0.055  # between the nodes of its approximate inverse
 _ROUNDS = 12  # of an inverse, at most
-_NEAR_CUBE = 1e-4  # what the inverse is missed by less, one step mends
+_NEAR_CUBE = 1e-4  # smaller errors of the inverse are corrected by one step
 _ROOM_TAKEN = 1.0  # by a change across the border, times that: less of it folds
 _THIN_CUBE = 0.006  # 1 mm in a chest: where bodies are as near to the border as that, it yields
 
 
 class Bodies:
-    """Rigid bodies in the cube, by the room up to them, and what makes a map rigid there.
+    """Rigid bodies in the cube, as the distance to them and the displacement that makes a map rigid there.
 
-    ``values`` (1 + d, (z,) y, x) float16 in cube units, at nodes that are evenly spread over the cube, border included:
-    how far the nearest body is, 0 or less within one, and the displacement that takes the map's own values to those of
-    the body's rigid motion. Raises ValueError for values of another type or shape.
+    ``values`` (1 + d, (z,) y, x) float16 in cube units, at nodes evenly spread over the cube, border included: the
+    distance to the nearest body, 0 or less within one, and the displacement from the map's own values to those of the
+    body's rigid motion. Raises ValueError for values of another type or shape.
     """
 
     def __init__(self, values: Tensor, half_extents_cube: Tensor):
@@ -47,9 +47,9 @@ class Bodies:
         return values[:, :1].clamp(min=0), values[:, 1:]
 
     def share(self, room: Tensor, distance: Tensor, across: Tensor | float = 0.0) -> Tensor:
-        """What bodies have to say (n, 1): all within one, next to nothing at a border that is so far (n, 1) away.
+        """Weight of the bodies (n, 1): 1 within one, close to 0 at a border at the given distance (n, 1).
 
-        ``across``: the change (n, 1) across the border; there is more to say where that takes the room.
+        ``across``: the change (n, 1) across the border; the weight is larger where it uses up the room.
         """
         beside = distance.clamp(min=0).square() + _THIN_CUBE**2 + (_ROOM_TAKEN * across) ** 2
         return beside / (beside + room.square())
@@ -59,7 +59,7 @@ class Bodies:
 
 
 class Held(MapOf):
-    """A map as it is held as a spline, its inverse iterated until it is exact: a point costs less than in a field."""
+    """A map represented by a spline, with its inverse iterated until it is exact: faster than a field."""
 
     def forward(self, points_cube: Tensor) -> Tensor:
         return points_cube + self._shift(points_cube)
@@ -86,7 +86,7 @@ class Held(MapOf):
         return HeldShift(shift, half_extents, nodes(half_extents.tolist(), spacing_cube))
 
     def beside(self, bodies: Bodies, border: Border) -> Rigid:
-        """The same, rigid in bodies; what is held is not held again."""
+        """The same map, rigid in bodies; its spline is reused."""
         rigid = Rigid(self.of, bodies, border)
         rigid.__dict__["_shift"] = self._shift
         return rigid
@@ -96,7 +96,7 @@ class Held(MapOf):
 
 
 class Rigid(Held):
-    """A map, changed so that it is rigid in bodies; at the border beside them it stays as it is where there is room."""
+    """A map, changed so that it is rigid in bodies; near a border it stays as it is where there is room."""
 
     def __init__(self, of: Map, bodies: Bodies, border: Border):
         super().__init__(of)

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from ..settings import FieldSettings
 from ..space.interpolate import constant, interpolate
 
-FORWARD, INVERSE = 0, 1  # entries of what belongs to both maps
+FORWARD, INVERSE = 0, 1  # index of the two maps
 LINEAR_CUBE = 0.06  # displacement for a local code of 1, where there is a linear term
 
 
 class Code:
     """Latent codes of a batch of pairs: a global vector and a local grid that covers the cube (paper, Eq. 4).
 
-    ``global_code`` (b, g); ``local_code`` (b, l, (z,) y, x): nodes between minus ``half_extents_cube`` (d,) and it,
-    interpolated by B-splines; beyond the border the nearest border value holds.
+    ``global_code`` (b, g); ``local_code`` (b, l, (z,) y, x): nodes between minus and plus ``half_extents_cube`` (d,),
+    interpolated by B-splines; beyond the border the value of the border is used.
     """
 
     def __init__(self, global_code: Tensor, local_code: Tensor, half_extents_cube: Tensor):
@@ -97,7 +97,7 @@ class HybridCode(nn.Module, Code):
 
 
 def _parameter(local_code: Tensor) -> nn.Parameter:
-    """Laid out node by node, as it is read."""
+    """Stored node by node, as it is read."""
     layout = torch.channels_last if local_code.ndim == 4 else torch.channels_last_3d
     return nn.Parameter(local_code.detach().clone().contiguous(memory_format=layout))
 
@@ -108,7 +108,7 @@ def nodes(half_sides: Iterable[float], spacing: float) -> tuple[int, ...]:
 
 
 def zero_code(settings: FieldSettings, half_extents_cube: Tensor, size: tuple[int, ...], batch: int = 1) -> Code:
-    """All zeros: what a code is before anything is known."""
+    """All zeros: the initial code."""
     local = half_extents_cube.new_zeros(batch, settings.local_code, *reversed(size))
     return Code(half_extents_cube.new_zeros(batch, settings.global_code), local, half_extents_cube)
 
@@ -122,7 +122,7 @@ def points_between(half_extents_cube: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def position_between(points_cube: Tensor, half_extents_cube: Tensor, size: Sequence[int]) -> Tensor:
-    """Where points (n, d) lie among such nodes, the first of which is 0 along each axis."""
+    """The position of points (n, d) in units of the nodes; the first node is 0 along each axis."""
     half = constant([(n - 1) / 2 for n in size], points_cube.device, points_cube.dtype)
     return torch.addcmul(half, points_cube / half_extents_cube, half)
 

@@ -1,4 +1,4 @@
-"""The mean of what both fields of a pair say, as one invertible map."""
+"""The mean of both fields of a pair, as one invertible map."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from .held import HeldShift, PointMap
 from .maps import Map, MapOf, iterated_inverse
 from .sliding import Sliding
 
-_SPACING_CUBE = 0.055  # of the nodes that hold the corrections: 8 mm in a chest; 4 mm give the same errors
-_SMOOTH_SPACING_CUBE = 0.04  # of those that hold a smoothed mean: 6 mm in a chest
-_NEAR_CUBE = 4e-4  # what is missed by less, one step mends: about a five-hundredth is left, an eighth at worst
-_SMOOTH_NEAR_CUBE = 1e-4  # likewise of a smoothed mean, where beyond the cube a fifth is left
+_SPACING_CUBE = 0.055  # between the nodes of the corrections: 8 mm in a chest; 4 mm give the same errors
+_SMOOTH_SPACING_CUBE = 0.04  # between the nodes of a smoothed mean: 6 mm in a chest
+_NEAR_CUBE = 4e-4  # smaller errors are corrected by one step, to about a five-hundredth, an eighth at worst
+_SMOOTH_NEAR_CUBE = 1e-4  # the same for a smoothed mean, where a fifth is left beyond the cube
 _ROUNDS = 8  # of the inverse, at most; one or two are enough where the maps do not fold
 
 
 class Consensus(MapOf):
-    """The mean of a forward map and of its partner's inverse, and the inverse of that mean.
+    """The mean of a forward map and the inverse of its partner, and the inverse of that mean.
 
-    The two fields err apart from each other, so that their mean errs less (van Harten et al. 2023). With the fields f
-    and b, b^-1 is found by a step of Newton's method from f, which b inverts nearly: 2 f - f(b(f)). The forward map
-    is then f + c, c = (f - f(b(f))) / 2; the inverse, b + e, is found by iteration. Both corrections are small and
-    smooth: they are found once at nodes and held as splines, so that a point costs what it costs in one field, in the
-    inverse, which is exact, about four times that.
+    The errors of the two fields are partly independent, so that the mean has a smaller error (van Harten et al. 2023).
+    With the fields f and b, b^-1 is found by a step of Newton's method from f, which b nearly inverts: 2 f - f(b(f)).
+    The forward map is then f + c, c = (f - f(b(f))) / 2; the inverse, b + e, is found by iteration. Both corrections
+    are small and smooth: they are evaluated once at nodes and represented by splines, so that a point costs as much as
+    in one field, and in the exact inverse about four times that.
 
     ``smooth``: the distances in the cube along x, y (, z) over which the mean is smoothed, as fields follow the noise
-    between the nodes of their code; it is then a spline itself, and so is its inverse, nearly, which is iterated
-    until it is exact. None, or 0 along each axis: it is not smoothed.
+    between the nodes of their code. The mean is then a spline itself; its inverse is approximated by a spline and
+    iterated until it is exact. None, or 0 along each axis: no smoothing.
     """
 
     def __init__(self, of: Map, smooth: Sequence[float] = ()):
@@ -49,7 +49,7 @@ class Consensus(MapOf):
         return self._solved(points_cube, self.of.inverse, self._to_inverse)
 
     def nearly_back(self, points_cube: Tensor) -> Tensor:
-        if self.smooth:  # a quarter of what a field takes
+        if self.smooth:  # in a quarter of the time of a field
             return points_cube + self._smoothed_back(points_cube)
         return self.of.inverse(points_cube) + self._to_inverse(points_cube)
 
@@ -57,14 +57,14 @@ class Consensus(MapOf):
         return self.of.forward(points_cube) + self._to_mean(points_cube)
 
     def smoothed(self, smooth: Sequence[float]) -> Consensus:
-        """The same mean, smoothed over other distances: what was evaluated is not evaluated again."""
+        """The same mean, smoothed over other distances; previous evaluations are reused."""
         other = Consensus(self.of, smooth)
         other.__dict__["_to_mean"], other.__dict__["_held_mean"] = self._to_mean, self._held_mean
         return other
 
     @cached_property
     def shift(self) -> HeldShift:
-        """The mean's displacement as a spline, smoothed if that was asked for."""
+        """The displacement of the mean as a spline, smoothed if requested."""
         return self._held_mean.smoothed([distance / _SMOOTH_SPACING_CUBE for distance in self.smooth])
 
     @property
@@ -117,21 +117,21 @@ class Consensus(MapOf):
 
 
 def consensus(of: Map, smooth: Sequence[float] = ()) -> Map:
-    """The consensus of a pair's maps; of maps that slide, that of each side where both meet, smoothed within."""
+    """The consensus of a pair's maps; for sliding maps that of each side, made to meet, smoothed within."""
     if isinstance(of, Sliding):
         return Sliding(Consensus(of.within, smooth), Consensus(of.around), of.border, of.bodies).meeting()
     return Consensus(of, smooth)
 
 
 def consensus_in(maps: Map) -> Consensus | None:
-    """The consensus that maps are, or that the maps within are where they slide."""
+    """The consensus that maps are, or that their inner side is if they slide; else None."""
     if isinstance(maps, Sliding):
         maps = maps.apart().within
     return maps if isinstance(maps, Consensus) else None
 
 
 def as_optimised(maps: Map) -> Map:
-    """The maps that a consensus is of, or the same where there is none."""
+    """The maps whose consensus these are, or the same maps if they are no consensus."""
     if isinstance(maps, Sliding):
         parts = maps.apart()
         sides = as_optimised(parts.within), as_optimised(parts.around)

@@ -14,7 +14,7 @@ from ..settings import FIELDS, FieldSettings, NeuralSettings, VoxelSettings
 from ..space.interpolate import constant
 from .code import FORWARD, INVERSE, LINEAR_CUBE, Code
 
-_PARTS = 4096  # points that a CPU evaluates at a time where nothing is differentiated: they stay in its cache
+_PARTS = 4096  # points that a CPU evaluates at a time without gradients: they stay in its cache
 
 
 class Fields(nn.Module):
@@ -32,7 +32,7 @@ class Fields(nn.Module):
         raise NotImplementedError
 
     def bound(self, code: Code) -> Callable[[Tensor], Tensor]:
-        """``forward`` with this code, for several calls: what depends on the code alone may be worked out once."""
+        """``forward`` with this code, for several calls: what depends only on the code is computed once."""
         return partial(self, code=code)
 
     def one(self, points_cube: Tensor, code: Code, way: int) -> Tensor:
@@ -43,10 +43,10 @@ class Fields(nn.Module):
 class NeuralFields(Fields):
     """The forward field phi and the backward field psi: same structure, separate weights, one code.
 
-    Both are evaluated in one batched product: points (2, n, d), entry 0 through phi and entry 1
-    through psi; with the codes of b pairs n / b points of each, pair after pair. Each is
-    ``x + f(x, z(x))`` with modulated periodic activations over Fourier features; the last layer starts
-    at zero, so both maps start at the identity. Beyond the cube the displacement of its border holds.
+    Both are evaluated in one batched product: points (2, n, d), entry 0 through phi and entry 1 through psi; with the
+    codes of b pairs n / b points of each, pair after pair. Each is ``x + f(x, z(x))`` with modulated periodic
+    activations over Fourier features; the last layer starts at zero, so that both maps start at the identity. Beyond
+    the cube the displacement at its border is used.
     """
 
     bands: Tensor
@@ -107,11 +107,11 @@ class NeuralFields(Fields):
         return self._bound(code, lambda parameter: parameter)
 
     def _bound(self, code: Code, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """``own``: of a parameter of both fields, what belongs to those that the points go through."""
+        """``own``: selects, from a parameter of both fields, the part of the fields that the points go through."""
         s, fields = self.settings, len(own(self.out))
         weight, start = self._input_layer(code, own)
         bands, local_at = self.bands * code.half_extents_cube[:, None], code.bound(s.code_degree)
-        # omega on the weights, which are fewer than what they make of the points
+        # omega is applied to the weights, which are fewer than the activations
         synthesis = [
             (s.omega * own(w), s.omega * own(b)) for w, b in zip(self.synthesis, self.synthesis_bias, strict=True)
         ]
@@ -137,10 +137,10 @@ class NeuralFields(Fields):
         return evaluate
 
     def _input_layer(self, code: Code, own: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Everything that is linear in the Fourier features or in the local code, as one layer.
+        """All terms linear in the Fourier features or in the local code, as one layer.
 
         Weight (fields, features + local, 2 * width + d) to the synthesis network, the modulation network and the
-        displacement, and its bias (fields, b, 1, the same) with what depends on a pair's global code.
+        displacement, and its bias (fields, b, 1, the same) with the terms of a pair's global code.
         """
         d, zero = self.out.shape[-1], constant((0.0,), self.out.device, self.out.dtype)
         fields, features, width = own(self.synthesis_in).shape
@@ -157,7 +157,7 @@ class NeuralFields(Fields):
 
 
 def check_local_code(settings: FieldSettings, dimension: int) -> None:
-    """Raise NephiError where the local code should move the points by itself, and has no channels for that."""
+    """Raise NephiError if the local code should displace points directly, but has too few channels."""
     channels, needed = settings.local_code, 2 * dimension
     if isinstance(settings, VoxelSettings) and channels != needed:
         raise NephiError(f"settings: field.local_code is {channels}, must be {needed} for voxel fields in {dimension}D")

@@ -1,4 +1,4 @@
-"""What is defined at any point, held at nodes of the cube as splines: cheap to evaluate, to differentiate, to save."""
+"""Functions of points, represented by splines on nodes of the cube: cheap to evaluate, differentiate and save."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .code import LINEAR_CUBE, HybridCode, points_between, position_between, zer
 from .maps import FieldMap
 from .voxel import VoxelFields
 
-_PARTS = 4096  # points at a time: what is made of them stays in the cache
+_PARTS = 4096  # points processed at a time, so that intermediate values stay in the cache
 _ROUNDS = 40  # of the inversion, at most
-_SPLINE_ROUNDS = 12  # each halves what the spline misses at its nodes, at least
+_SPLINE_ROUNDS = 12  # each at least halves the error of the spline at its nodes
 _DEVIATIONS = 4  # beyond which a Gaussian is 0
 _WEIGHTS = 1 / 8, 3 / 4  # of a quadratic spline's neighbours and its own node, at a node
 
@@ -27,7 +27,7 @@ PointMap = Callable[[Tensor], Tensor]  # points_cube (n, d) -> the same
 
 
 class HeldShift:
-    """A small displacement in the cube, as a quadratic spline through its values at nodes and held beyond the border.
+    """A small displacement in the cube, as a quadratic spline through its values at nodes, constant beyond the border.
 
     ``shift``: points_cube (n, d) -> displacement (n, d), evaluated once at ``size`` nodes along x, y (, z).
     """
@@ -42,7 +42,7 @@ class HeldShift:
 
     @torch.no_grad()
     def smoothed(self, nodes: Sequence[float]) -> HeldShift:
-        """The values smoothed over so many nodes along x, y (, z); 0: not along this axis."""
+        """The values smoothed over a number of nodes along x, y (, z); 0: not along this axis."""
         other = copy.copy(self)
         other.values = _smoothed(self.values, nodes)
         other.table = _table(other.values)
@@ -53,11 +53,11 @@ class HeldShift:
         return interpolate([self.table], self._position(points_cube)[None], self.size, 2)[0]
 
     def weights(self, points_cube: Tensor) -> PointWeights:
-        """What the nodes weigh at points (n, d) that are asked for again with other values at the nodes."""
+        """The weights of the nodes at points (n, d), for repeated evaluation with other values at the nodes."""
         return PointWeights(self._position(points_cube), self.size, 2)
 
     def at(self, weights: PointWeights) -> Tensor:
-        """The displacement (n, d) at points of which the weights are known."""
+        """The displacement (n, d) at points with known weights."""
         return weights.at(self.table)
 
     def along(self, axes_cube: Sequence[Tensor], slope: int | None = None) -> Tensor:
@@ -82,8 +82,8 @@ def held(
 ) -> FieldMap:
     """The two maps as splines of degree 2 with ``size`` nodes along x, y (, z) of the cube.
 
-    ``inverse``: None where it is not known; the forward map, as it is held, is then inverted numerically until it
-    misses no node by more than ``good`` cube units, or for 40 rounds.
+    ``inverse``: None if unknown; the spline of the forward map is then inverted numerically until the error at every
+    node is below ``good`` cube units, or for 40 rounds.
     """
     d = len(half_extents_cube)
     settings = VoxelSettings(local_code=2 * d, code_degree=2)
@@ -100,7 +100,7 @@ def held(
 
 
 def _inverted(forward: PointMap, points: Tensor, good: float) -> Tensor:
-    """The points that the map takes to these, as near as some rounds bring it."""
+    """The points that the map takes to these, by fixed-point iteration."""
     found = points
     for _ in range(_ROUNDS):
         gap = points - forward(found)
@@ -111,17 +111,17 @@ def _inverted(forward: PointMap, points: Tensor, good: float) -> Tensor:
 
 
 def _smoothed(values: Tensor, nodes: Sequence[float]) -> Tensor:
-    """Values (c, (z,) y, x) under a Gaussian of so many nodes along x, y (, z), applied again to what it takes away
-    (twicing).
+    """Values (c, (z,) y, x) smoothed by a Gaussian of a number of nodes along x, y (, z), with twicing.
 
-    Polynomials of degree 3 stay as they are, and little is lost of what is wider than six times that.
+    Twicing smooths the residual again and adds it. Polynomials of degree 3 are unchanged, and structures wider than six
+    times the Gaussian lose little.
     """
     low = _gaussian(values, nodes)
     return low + _gaussian(values - low, nodes)
 
 
 def _gaussian(values: Tensor, nodes: Sequence[float]) -> Tensor:
-    """Beyond the border values go on as they came, mirrored at its point: slopes are kept."""
+    """Beyond the border values are extrapolated by point reflection, which preserves slopes."""
     for axis, over in enumerate(reversed(nodes), 1):
         if over:
             values = _along(values, axis, _gaussian_matrix(values.shape[axis], over))
@@ -147,7 +147,7 @@ def _gaussian_matrix(n: int, nodes: float) -> Tensor:
 
 
 def spline_table(values: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Values (n, c) at nodes, x fastest -> coefficients of their spline, likewise."""
+    """Values (n, c) at nodes, x fastest -> coefficients of their spline in the same layout."""
     return _table(values.T.reshape(-1, *reversed(size)))
 
 
@@ -156,9 +156,9 @@ def _table(values: Tensor) -> Tensor:
 
 
 def _spline(values: Tensor) -> Tensor:
-    """Coefficients of the quadratic spline with values (c, (z,) y, x) at its nodes; beyond the border its value holds.
+    """Coefficients of the quadratic spline with values (c, (z,) y, x) at its nodes, constant beyond the border.
 
-    Axis by axis: a spline whose coefficients are the values misses them by at most half.
+    Axis by axis, by iteration: a spline whose coefficients are the values has an error of at most half of them.
     """
     for axis in range(1, values.ndim):
         values = _along(values, axis, _spline_matrix(values.shape[axis]))

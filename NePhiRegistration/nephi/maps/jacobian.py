@@ -16,7 +16,7 @@ _PARTS = 4096  # points at a time
 def finite_jacobian(values: Tensor, step: float) -> Tensor:
     """Forward differences: values (..., k, d) on a stencil -> Jacobian (..., d, d), row = output.
 
-    The stencil is a point and one ``step`` ahead of it along each axis; what follows in it is not used.
+    The stencil is a point and one ``step`` ahead of it along each axis; further entries are not used.
     """
     k, d = values.shape[-2:]
     rows = [[-1 / step, *(float(i == j) / step for j in range(k - 1))] for i in range(d)]

@@ -22,16 +22,16 @@ _TOLERANCE_CUBE = 2e-5  # of an inverse: 3 micrometres in a chest
 
 
 class Map(ABC):
-    """A forward map and an inverse one, each nearly the other's inverse, of a pair or of a batch of pairs.
+    """A forward and an inverse map of a pair, or of a batch of pairs, each nearly the inverse of the other.
 
-    ``outer @ inner`` is their composition, ``map.inverted()`` the same two maps in exchange. Points lie in the cube,
-    (n, d), x first. Subclasses define ``forward``, ``inverse``, ``to`` and ``half_extents_cube``.
+    ``outer @ inner`` is their composition; ``map.inverted()`` exchanges the two. Points lie in the cube, (n, d), x
+    first. Subclasses define ``forward``, ``inverse``, ``to`` and ``half_extents_cube``.
     """
 
     @property
     @abstractmethod
     def half_extents_cube(self) -> Tensor:
-        """(d,): the cube lies between minus these and these."""
+        """(d,): half the sides of the cube, which is centred at 0."""
 
     @abstractmethod
     def forward(self, points_cube: Tensor) -> Tensor:
@@ -54,18 +54,19 @@ class Map(ABC):
         return torch.stack([self.forward(points_cube[FORWARD]), self.inverse(points_cube[INVERSE])])
 
     def bound(self) -> Callable[[Tensor], Tensor]:
-        """The same function as a call, for several calls in a row between which nothing changes."""
+        """The same function, for several calls between which nothing changes."""
         return self
 
     def on_own_side(self, stencils: Tensor) -> Tensor | None:
-        """Of a map that jumps: values at stencils (2, m, k, d), each as if it lay on its centre's side of the jump.
+        """Values at stencils (2, m, k, d) of a discontinuous map, each on its centre's side of the jump.
 
-        None of maps that don't."""
+        None for other maps.
+        """
         return None
 
     @property
     def held_shift(self) -> HeldShift | None:
-        """The forward map's displacement where that is a spline, which grids are read from at once; else None."""
+        """The displacement of the forward map if it is a spline, which is read fast on grids; else None."""
         return None
 
     def __matmul__(self, inner: Map) -> Composed:
@@ -76,14 +77,14 @@ class Map(ABC):
         return _Inverted(self)
 
     def nearly_back(self, points_cube: Tensor) -> Tensor:
-        """Where the inverse map takes points (n, d), as exactly as a step of an iteration needs it."""
+        """Where the inverse map takes points (n, d), as accurately as an iteration step needs it."""
         return self.inverse(points_cube)
 
     @torch.no_grad()
     def solve(self, points_cube: Tensor, rounds: int = 5, near: Tensor | None = None) -> Tensor:
-        """The points that the forward map takes to these (n, d): a better inverse than the inverse map.
+        """The points that the forward map takes to these (n, d): more accurate than the inverse map.
 
-        ``near``: where the inverse map takes them, if that is known already.
+        ``near``: the result of the inverse map, if known.
         """
         found = self.inverse(points_cube) if near is None else near
         for _ in range(rounds):
@@ -99,10 +100,10 @@ def iterated_inverse(
     correction: Callable[[Tensor], Tensor] | None = None,
     near: float = 0.0,
 ) -> Tensor:
-    """The points that ``forward`` takes to these (n, d), to 2e-5 of the cube, as far as so many rounds bring them.
+    """The points that ``forward`` takes to these (n, d), to 2e-5 of the cube, in at most ``rounds`` rounds.
 
-    ``inverse``: nearly its inverse, to which a correction may be known. Steps as long as it makes them, at the points
-    where it is not good enough yet; the last one where it is missed by less than ``near``.
+    ``inverse``: its approximate inverse, to which a correction may be known. Iterates at the points that are not
+    accurate yet; errors below ``near`` are corrected by one more step.
     """
     back = inverse(points_cube)
     found = back if correction is None else back + correction(points_cube)
@@ -122,7 +123,7 @@ def iterated_inverse(
 
 
 class FieldMap(Map):
-    """The maps of a batch of pairs that fields make with the pairs' codes."""
+    """The maps of a batch of pairs, given by fields and the codes of the pairs."""
 
     def __init__(self, fields: Fields, code: Code):
         self.fields, self.code = fields, code
@@ -148,9 +149,9 @@ class FieldMap(Map):
 
 
 class Composed(Map):
-    """``inner``, then ``outer`` from its side of the moving image; the inverse goes the way back.
+    """``inner``, then ``outer``; the inverse in reverse order.
 
-    forward(x) = outer.forward(inner.forward(x)), inverse(y) = inner.inverse(outer.inverse(y)): where both parts are
+    forward(x) = outer.forward(inner.forward(x)), inverse(y) = inner.inverse(outer.inverse(y)): if both parts are
     inverses of each other, so are the two.
     """
 
@@ -182,7 +183,7 @@ class Composed(Map):
 
 
 class MapOf(Map):
-    """A map that is made of another one, ``of``, in the same cube."""
+    """A map derived from another one, ``of``, in the same cube."""
 
     def __init__(self, of: Map):
         self.of = of
@@ -216,7 +217,7 @@ def make_fields(
 
 @torch.no_grad()
 def code_like(maps: Map, settings: FieldSettings, size: tuple[int, ...]) -> Code:
-    """A code whose linear term alone moves points nearly as the maps of one pair do: by what they do at its nodes."""
+    """A code whose linear term alone approximates the maps of one pair, by their displacement at its nodes."""
     code = zero_code(settings, maps.half_extents_cube, size)
     nodes = points_between(code.half_extents_cube, size)
     moved = torch.cat([maps.forward(nodes) - nodes, maps.inverse(nodes) - nodes], 1)

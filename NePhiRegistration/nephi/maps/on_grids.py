@@ -1,4 +1,4 @@
-"""Maps whose displacement is a spline, on grids along the cube's axes: read axis by axis, all points at once."""
+"""Spline maps on grids along the axes of the cube: evaluated axis by axis for all points at once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SLAB = 2**18  # voxels at a time
 
 
 class OnGrids:
-    """The forward map of a pair, with its alignment, on grids whose axes are the cube's."""
+    """The forward map of a pair, with its alignment, on grids with the axes of the cube."""
 
     def __init__(self, shift: HeldShift, cube: Cube, affine: Affine):
         self.shift, self.cube, self.affine = shift, cube, affine
 
     @classmethod
     def of(cls, maps: Map, cube: Cube, affine: Affine, grid: Grid) -> OnGrids | None:
-        """None where the map is no spline, or the grid's axes are not the cube's."""
+        """None if the map is not a spline, or the axes of the grid are not those of the cube."""
         straight = np.abs(cube.axes.T @ grid.axes - np.eye(grid.dimension)).max() < _TURNED
         return cls(maps.held_shift, cube, affine) if straight and maps.held_shift is not None else None
 
@@ -38,7 +38,7 @@ class OnGrids:
             part = grid.slices(rows.start, rows.stop)
             shift = self.shift.along(self._axes_cube(part)).cpu().double()
             out[rows] = torch.tensordot(shift, to_moving, ([0], [1])).numpy()
-            # what the alignment adds is linear in the index
+            # the alignment is linear in the index
             origin = np.asarray(part.origin_lps_mm)
             out[rows] += self.affine(origin) - origin
             for axis, (n, step) in enumerate(zip(part.size, steps.T, strict=True)):

@@ -1,4 +1,4 @@
-"""A map held on a grid: the form in which it is written, and what that costs."""
+"""Maps sampled on a grid, as they are written, and the error of doing so."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..space.grid import Grid
 _LARGEST_MM, _LEAST_MM = 6.0, 2.0  # between the nodes that a map is evaluated at; the written grid has half of it
 _LARGEST_VOXELS = 2.0  # or in voxels, where these are large: what they show is written no finer than they are at first
 _COARSEST_MM = 24.0  # where the error may be larger
-_GOOD_MM = 0.025  # what linear interpolation between the nodes of the written transform may cost on average
+_GOOD_MM = 0.025  # mean error of linear interpolation between the nodes of the written transform
 _SURELY = 0.94  # of that, expected from a few points
 _TRIED = 250  # points
-_FINER = 0.96  # of what the error asks for, so that the next spacing is likely to do
+_FINER = 0.96  # times the spacing predicted from the error, so that the next one is likely to suffice
 
 
 def halved(grid: Grid, values: np.ndarray) -> tuple[Grid, np.ndarray]:
@@ -60,10 +60,10 @@ def nodes_around(grid: Grid, nodes: Grid, inside: np.ndarray) -> np.ndarray:
 def _expected_error(
     displacement_at: Callable[[np.ndarray], np.ndarray], nodes: Grid, points_lps_mm: np.ndarray, moved_mm: np.ndarray
 ) -> float:
-    """Mean error in mm at points (n, d), displaced by (n, d), of what ``halved`` makes of the nodes around them."""
+    """Mean error in mm at points (n, d), displaced by (n, d), of the interpolation that ``halved`` makes there."""
     d, index = nodes.dimension, nodes.to_index(points_lps_mm)
     cell = np.floor(index).astype(int)
-    inner = ((cell >= 1) & (cell <= np.array(nodes.size) - 3)).all(1)  # else it is no cubic interpolation
+    inner = ((cell >= 1) & (cell <= np.array(nodes.size) - 3)).all(1)  # otherwise interpolation is not cubic
     if not inner.any():
         return 0.0
     index, cell = index[inner], cell[inner]
@@ -77,7 +77,7 @@ def _expected_error(
 
 
 def _halved_weights(part: np.ndarray) -> np.ndarray:
-    """(n, 4) weights of the nodes around a cell, in which places lie at a part (n,) of the way."""
+    """(n, 4) weights of the nodes around a cell, at a fraction (n,) of the way through it."""
     first, second, middle = np.eye(4)[1], np.eye(4)[2], np.array([-1, 9, 9, -1]) / 16
     near = np.where(part[:, None] < 0.5, first, second)
     to_middle = 1 - np.abs(2 * part - 1)[:, None]
@@ -93,13 +93,13 @@ def coarsest_displacement(
     scale: float = 1.0,
     good_mm: float | None = None,
 ) -> tuple[Grid, np.ndarray, dict]:
-    """A grid over ``grid``, as coarse as linear interpolation allows that gives a map to 0.025 mm on average.
+    """A grid over ``grid``, as coarse as linear interpolation of the map with a mean error of 0.025 mm allows.
 
-    ``displacement(grid)`` (z, y, x, d) is evaluated at every second node; cubic interpolation gives those between.
-    ``displacement_at(points_lps_mm)`` (n, d) is the same at points: a few tell beforehand which spacing will not do.
-    Returns the grid, the displacement on it and the error {mean_mm, max_mm, spacing_mm} measured at ``points_lps_mm``
+    ``displacement(grid)`` (z, y, x, d) is evaluated at every second node; cubic interpolation gives the others.
+    ``displacement_at(points_lps_mm)`` (n, d) is the same at points: a few of them show beforehand which spacing is too
+    coarse. Returns the grid, the displacement on it and the error {mean_mm, max_mm, spacing_mm} at ``points_lps_mm``
     (n, d), which the map takes to ``mapped_lps_mm``. ``scale``: of all lengths, for small bodies. ``good_mm``: another
-    error than 0.025 mm; then coarser grids are tried, too.
+    error than 0.025 mm; coarser grids are then tried, too.
     """
     moved_mm, good = mapped_lps_mm - points_lps_mm, (_GOOD_MM if good_mm is None else good_mm) * scale
     voxel_mm = grid.voxel_volume_mm3 ** (1 / grid.dimension) / scale
@@ -108,7 +108,7 @@ def coarsest_displacement(
         coarse = grid.coarsened(spacing * scale)
         native = coarse.size == grid.size
         last = native or spacing <= _LEAST_MM
-        # a few points tell which spacing will not do, before the map is evaluated at all nodes
+        # a few points show which spacing is too coarse, before the map is evaluated at all nodes
         mean = 0.0 if last else _expected_error(displacement_at, coarse, points_lps_mm[:_TRIED], moved_mm[:_TRIED])
         if mean <= _SURELY * good:
             values = displacement(coarse)
@@ -118,13 +118,13 @@ def coarsest_displacement(
             mean = error["mean_mm"]
             if last or mean <= good:
                 break
-        # of what is smooth, linear interpolation errs by the square of the spacing
+        # the error of linear interpolation grows with the square of the spacing
         spacing = max(_LEAST_MM, spacing * min(_FINER, _FINER * np.sqrt(good / mean)))
     return coarse, values, error
 
 
 def held_error(values: np.ndarray, grid: Grid, points_lps_mm: np.ndarray, mapped_lps_mm: np.ndarray) -> dict:
-    """The error {mean_mm, max_mm, spacing_mm} of a displacement (z, y, x, d) held on a grid, at points (n, d)."""
+    """The error {mean_mm, max_mm, spacing_mm} of a displacement (z, y, x, d) on a grid, at points (n, d)."""
     error = np.linalg.norm(points_lps_mm + interpolate(values, grid, points_lps_mm) - mapped_lps_mm, axis=-1)
     return {"mean_mm": float(error.mean()), "max_mm": float(error.max()), "spacing_mm": list(grid.spacing_mm)}
 
@@ -135,9 +135,10 @@ def joined(
     grid: Grid,
     is_outside: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Two displacements (z, y, x, d), each held on a grid of its own along the same axes, as one on another such grid.
+    """Two displacements (z, y, x, d) on grids with the same axes, combined on another such grid.
 
-    ``is_outside``: points (n, d) in LPS mm and where the one within takes them -> (n,) bool, where the other counts.
+    ``is_outside``: points (n, d) in LPS mm and where the inner displacement takes them -> (n,) bool, where the outer
+    one is used.
     """
     out = np.empty((*grid.shape, grid.dimension), np.float32)
     for z, (inner, outer) in enumerate(zip(_read_on(*within, grid), _read_on(*around, grid), strict=True)):
@@ -148,6 +149,6 @@ def joined(
 
 
 def _read_on(grid: Grid, values: np.ndarray, other: Grid) -> Iterator[np.ndarray]:
-    """A displacement (z, y, x, d) that is held on a grid, on another one along the same axes: slices (y, x, d)."""
+    """A displacement (z, y, x, d) on a grid, interpolated on another one with the same axes: slices (y, x, d)."""
     for slices in zip(*(interpolated(part, grid, other) for part in np.moveaxis(values, -1, 0)), strict=True):
         yield np.stack(slices, -1)

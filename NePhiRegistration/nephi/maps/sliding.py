@@ -1,4 +1,4 @@
-"""Maps that slide: what lies within a border moves by a map of its own, along what lies around it."""
+"""Sliding maps: the inside of a border moves by a map of its own, along its surroundings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .code import FORWARD, INVERSE
 from .maps import Composed, FieldMap, Map
 from .meeting import Meeting, MeetingBesideBodies, replaced
 
-OUTER, WITHIN = "outer.", "within."  # of what both sides are composed with, and of the inner side's own
+OUTER, WITHIN = "outer.", "within."  # of the map that both sides are composed with, and of the inner side's own
 
 
 class Sliding(Map):
-    """A map within a border and another one around it; on which side a moving point lies, the former says.
+    """A map within a border and another one around it; the inner map decides on which side a moving point lies.
 
-    Where both take the border to the same place, as ``meeting`` makes them, the two sides neither part nor overlap.
-    ``bodies``: what the map around keeps rigid then.
+    If both take the border to the same place, as ``meeting`` ensures, the two sides neither separate nor overlap.
+    ``bodies``: rigid bodies in the outer map.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class Sliding(Map):
         return self.around.half_extents_cube
 
     def is_within(self, points_cube: Tensor) -> Tensor:
-        """(n, 1) bool: which fixed points (n, d) lie within the border."""
+        """(n, 1) bool: whether fixed points (n, d) lie within the border."""
         roughly = self.border.nearest(points_cube)
-        near = roughly.abs() < self.border.between_nodes  # else the nearest node lies on the same side
+        near = roughly.abs() < self.border.between_nodes  # otherwise the nearest node lies on the same side
         return replaced(roughly < 0, near, points_cube, self.border.within)
 
     def forward(self, points_cube: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Sliding(Map):
     def meeting(self) -> Sliding:
         """The same, changed near the border so that both sides meet.
 
-        It is the outer map that changes, as images tell more of the inner one, but for what rigid bodies leave no room.
+        The outer map is changed, as images constrain the inner one better, except where rigid bodies leave no room.
         """
         border, bodies = self.border, self.bodies
         if bodies is None:
@@ -81,9 +81,9 @@ class Sliding(Map):
 
 
 def field_maps(maps: Map) -> dict[str, FieldMap]:
-    """The maps that others are made of, by the prefix of their tensors in a file; what ``of_field_maps`` puts together.
+    """The component maps by the prefix of their tensors in a file, for ``of_field_maps``.
 
-    Raises NephiError for maps that others than fields make.
+    Raises NephiError for maps that are not made of fields.
     """
     maps = maps.apart() if isinstance(maps, Sliding) else maps
     sides = {"": maps.around, WITHIN: maps.within} if isinstance(maps, Sliding) else {"": maps}
@@ -101,13 +101,13 @@ def field_maps(maps: Map) -> dict[str, FieldMap]:
 
 
 def border_tensors(maps: Map) -> dict[str, Tensor]:
-    """What a file holds of the border along which maps slide, and of the bodies beside it."""
+    """The entries of a file for the border along which maps slide, and the bodies near it."""
     if not isinstance(maps, Sliding):
         return {}
     return {"border": maps.border.distance} | ({} if maps.bodies is None else {"bodies": maps.bodies.values})
 
 
 def of_field_maps(parts: dict[str, FieldMap], border: Border | None, bodies: Bodies | None = None) -> Map:
-    """The maps made of such parts."""
+    """The maps composed of such parts."""
     sides = [parts[OUTER] @ parts[name] if OUTER in parts else parts[name] for name in ("", WITHIN) if name in parts]
     return sides[0] if border is None else Sliding(sides[1], sides[0], border, bodies)
