@@ -240,8 +240,8 @@ _GOOD = "name,fixed,moving\na,f.nii,m.nii\n"
     [
         ("", "is empty"),
         ("name,fixed,moving\n", "lists no pairs"),
-        ("name,fixed\na,b\n", "look at moving"),
-        ("name,fixed,moving,mask\na,b,c,d\n", "look at mask"),
+        ("name,fixed\na,b\n", "check moving"),
+        ("name,fixed,moving,mask\na,b,c,d\n", "check mask"),
         ("name,fixed,moving,fixed\na,b,c,d\n", "given twice"),
         (_GOOD + "a,f.nii,m.nii\n", "two pairs are named 'a'"),
         (_GOOD + "A,f.nii,m.nii\n", "two pairs are named 'A'"),

@@ -239,7 +239,7 @@ class Done:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--partition", "gpu"], "--partition is for jobs"),
+        (["--partition", "gpu"], "--partition applies to jobs"),
         (["--engine", "slurm", "--shard", "1/2"], "--shard and --engine"),
         (["--engine", "slurm", "--array", "0"], "array is 0"),
         (["--engine", "slurm", "--cluster", "{}/absent.json"], "absent.json"),

@@ -237,7 +237,7 @@ def test_a_label_map_of_chosen_regions(case, tmp_path, capsys):
     ("options", "message"),
     [
         (["--reference", "moving"], "Body and Wall overlap"),
-        (["--reference", "moving", "--roi", "Liver"], "0 regions named 'Liver'; there are: Body, Wall, Core"),
+        (["--reference", "moving", "--roi", "Liver"], "0 regions named 'Liver'; its regions are: Body, Wall, Core"),
         (["--reference", "fixed", "--roi", "Core"], "another frame of reference"),
         (["--roi", "Core"], "give --reference"),
     ],
