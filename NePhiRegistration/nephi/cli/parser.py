@@ -249,7 +249,7 @@ def _add_structures(subparsers) -> None:
 def _add_lungs(subparsers) -> None:
     p = _command(subparsers, "lungs", "segment the right and the left lung of a chest CT, to correct or measure them")
     p.add_argument("image", metavar="CT", help="chest CT: a file or a DICOM folder")
-    add_output(p, "FILE", "label map to write: 1 right lung, 2 left lung, 3 both where they can't be separated")
+    add_output(p, "FILE", "label map to write: 1 right lung, 2 left lung, 3 both where they cannot be separated")
     add_series(p)
     p.set_defaults(run=("lungs", "lungs_command"))
 

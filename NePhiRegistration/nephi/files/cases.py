@@ -99,7 +99,7 @@ def read_pairs(path: str | Path) -> list[Case]:
         if name.lower() in OF_BATCH:
             raise NephiError(f"{path}: '{name}' cannot be a pair's name: it is the name of a file of the batch")
         if not name or name.startswith(".") or name.endswith(".") or any(c in '/\\:*?"<>|' for c in name):
-            raise NephiError(f"{path}: '{name}' can't be the name of a pair, because its folder has the same name")
+            raise NephiError(f"{path}: '{name}' cannot be a pair's name: its folder gets the same name")
         if name.lower() in seen:
             raise NephiError(f"{path}: two pairs are named '{name}'")
         seen.add(name.lower())

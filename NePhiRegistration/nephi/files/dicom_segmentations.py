@@ -74,7 +74,7 @@ def read_segmentation(path: Path) -> Segmentation:
         for plane, k, number in zip(array, slices, numbers, strict=True):
             shown = plane != 0
             if (labels[k][shown] != 0).any():
-                raise NephiError(f"{path} has overlapping segments, which a label map can't represent")
+                raise NephiError(f"{path} has overlapping segments, which a label map cannot represent")
             labels[k][shown] = number
         return Segmentation(grid.image(labels), segments)
 

@@ -150,7 +150,7 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
             _check_written(file, image)
         if not scratch.name.lower().endswith((*NIFTI, *NRRD, *META)) and not _keeps(scratch, image):
             raise NephiError(
-                f"cannot write {path}: this file type can't store the image's geometry or voxel type; "
+                f"cannot write {path}: this file type cannot store the image's geometry or voxel type; "
                 "use .nii.gz, .nrrd or .mha"
             )
 

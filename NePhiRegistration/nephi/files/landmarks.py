@@ -138,7 +138,7 @@ def write_landmarks(path: str | Path, points_lps_mm: np.ndarray) -> None:
     if points.ndim != 2 or points.shape[1] not in (2, 3) or len(points) == 0:
         raise NephiError(f"Landmarks must be an array (n, 2) or (n, 3) of LPS mm, not {points.shape}.")
     if not np.isfinite(points).all():
-        raise NephiError("The landmarks have values that are not finite and can't be written.")
+        raise NephiError("The landmarks have values that are not finite and cannot be written.")
     name = path.name.lower()
     if name.endswith(".csv"):
         rows = [",".join("xyz"[: points.shape[1]]), *(",".join(map(repr, row)) for row in points.tolist())]
