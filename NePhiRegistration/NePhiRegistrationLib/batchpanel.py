@@ -29,7 +29,7 @@ class BatchPanel:
             getattr(ui, line).currentPath = str(slicer.app.userSettings().value(f"NePhiRegistration/{name}") or "")
         ui.batchStartButton.connect("clicked(bool)", self._start)
         ui.batchStopButton.connect("clicked(bool)", self._stop)
-        self._show(_("Nothing in the scene changes; each result is a folder of its own."))
+        self._show(_("The scene is not changed; each result gets its own folder."))
 
     @property
     def running(self) -> bool:
@@ -90,8 +90,8 @@ class BatchPanel:
         ui.batchStatusLabel.text = text
         ui.batchStartButton.enabled, ui.batchStopButton.enabled = not self.running, self.running
         for button, tip in (
-            (ui.batchStartButton, _("Register every pair that is not finished, with the settings above.")),
-            (ui.batchStopButton, _("End it; pairs that are finished stay.")),
+            (ui.batchStartButton, _("Register all unfinished pairs with the settings above.")),
+            (ui.batchStopButton, _("Stop; finished pairs are kept.")),
         ):
             button.toolTip = (
                 tip if button.enabled else _("The list is running.") if self.running else _("Nothing runs.")

@@ -11,7 +11,7 @@ def volume_problem(role: str, volume) -> str:
         return _("Choose the {role}.").format(role=role)
     image = volume.GetImageData()
     if image is None:
-        return _("The {role} {name} holds no image.").format(role=role, name=volume.GetName())
+        return _("The {role} {name} contains no image.").format(role=role, name=volume.GetName())
     if min(image.GetDimensions()) < nodes.FEWEST_VOXELS:
         size = " x ".join(map(str, image.GetDimensions()))
         text = _("The {role} has {size} voxels; at least {fewest} along each side are needed.")

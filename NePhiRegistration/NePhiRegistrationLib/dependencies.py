@@ -55,7 +55,7 @@ def confirm(names: list[str]) -> bool:
     if "torch" in names:
         text = _(
             "The registration needs PyTorch. Up to 3 GB are downloaded and installed, for your graphics card or the "
-            "CPU. It takes several minutes. You can go on working in Slicer meanwhile.\n\nInstall it now?"
+            "CPU. It takes several minutes. You can continue to work in Slicer meanwhile.\n\nInstall it now?"
         )
     else:
         text = _("The registration needs the Python packages {names}.\n\nInstall them now?")

@@ -26,7 +26,7 @@ def problem(outputs) -> str:
         if not volume.GetAttribute(_INSTANCES):
             return _("{name} was not loaded by the module DICOM.").format(name=volume.GetName())
         if volume.GetParentTransformNode() is not None:
-            text = _("{name} lies under a transform, so that its place is not that of its DICOM series.")
+            text = _("{name} lies under a transform, so that its position differs from that of its DICOM series.")
             return text.format(name=volume.GetName())
     return ""
 

@@ -36,7 +36,7 @@ class Guides:
     def problems(self) -> Iterator[str]:
         """Why they cannot be used, in words; "" where they can."""
         if reason := landmark_problem(self.fixed_landmarks, self.moving_landmarks):
-            yield _("Landmarks that guide: {reason}").format(reason=reason)
+            yield _("Guiding landmarks: {reason}").format(reason=reason)
         yield mask_problem(_("fixed region to leave out"), self.fixed_excluded, self.fixed_excluded_segment)
         yield mask_problem(_("moving region to leave out"), self.moving_excluded, self.moving_excluded_segment)
         yield mask_problem(_("rigid region"), self.rigid, self.rigid_segment)
@@ -48,18 +48,18 @@ class Guides:
         if pair == (None, None):
             return ""
         if None in pair:
-            return _("Regions that correspond are needed in both volumes: choose a label map for each, or none.")
+            return _("Corresponding regions are needed in both volumes: choose a label map for each, or none.")
         for role, labels in zip((_("fixed regions"), _("moving regions")), pair, strict=True):
             if reason := mask_problem(role, labels, ""):
                 return reason
         kinds = {_is_segmentation(labels) for labels in pair}
         if len(kinds) == 2:
-            return _("Regions that correspond must be two segmentations or two label maps, not one of each.")
+            return _("Corresponding regions must be two segmentations or two label maps, not one of each.")
         if kinds == {True}:
             fixed, moving = (nodes.label_names(labels) for labels in pair)
             alone = sorted(set(fixed.values()) ^ set(moving.values()))
             if alone:
-                text = _("Regions that correspond must have the same names on both sides; {names} is on one only.")
+                text = _("Corresponding regions must have the same names in both volumes; {names} is in only one.")
                 return text.format(names=", ".join(alone[:3]))
         return ""
 

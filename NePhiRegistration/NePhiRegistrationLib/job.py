@@ -95,7 +95,7 @@ class Job:
         yield mask_problem(_("regions"), self.regions, "")
         yield mask_problem(_("moving regions"), self.moving_regions, "")
         if self.moving_regions is not None and self.measured_regions() is None:
-            yield _("The moving regions are compared with those of the fixed volume: choose these too.")
+            yield _("The moving regions are compared with those of the fixed volume: also choose these.")
         yield landmark_problem(self.fixed_landmarks, self.moving_landmarks)
         yield from self.guides.problems()
         yield self._alignment_problem()
@@ -108,12 +108,12 @@ class Job:
             if settings.sliding and not self.auto_mask and None in (self.fixed_mask, self.moving_mask):
                 yield _("For lungs that slide along the chest wall, choose a mask of the lungs in both volumes.")
             if (transform := _named(settings).get("align")) is not None and not transform.is_file():
-                yield _("The transform {file}, which the settings name, does not exist.").format(file=transform)
+                yield _("The transform {file} named in the settings does not exist.").format(file=transform)
             if settings.model:
                 find_model(settings.model)
                 if self.initial_is_bent():
                     yield _(
-                        "A trained model and a nonlinear initial transform both say where to start: choose one of them."
+                        "A trained model and a nonlinear initial transform both define the start: choose only one of them."
                     )
         except NephiError as error:
             yield str(error)

@@ -35,11 +35,11 @@ class LungPanel:
         ui.findLungsButton.enabled = bool(wanted) and not self.running
         ui.findLungsButton.toolTip = (
             _(
-                "Detect the lungs in the volumes without a mask and make segmentations of them, right and left, which "
-                "become the masks: look at them, and correct them in the Segment Editor, before the registration."
+                "Segment the right and the left lung in the volumes without a mask. The segmentations become the "
+                "masks: check them, and correct them in the Segment Editor, before the registration."
             )
             if wanted
-            else _("Choose a volume first; where a mask is chosen, there is nothing to be found.")
+            else _("Choose a volume first; volumes with a mask are skipped.")
         )
         text = _("Looking for the lungs ...") if self.running else self._note
         if ui.lungsLabel.text != text:
@@ -71,5 +71,5 @@ class LungPanel:
                 if getattr(p, side) is volume and getattr(p, f"{side}_mask") is None:
                     setattr(p, f"{side}_mask", segmentation)
         names = ", ".join(segmentation.GetName() for _volume, segmentation in search.made)
-        made = _("{names}: look at them, and correct them in the Segment Editor.").format(names=names) if names else ""
+        made = _("{names}: check them, and correct them in the Segment Editor.").format(names=names) if names else ""
         self._note = " ".join(filter(None, (made, *search.errors)))

@@ -54,7 +54,7 @@ def error_text(outputs) -> str:
     values, tolerated = values[values > 0], error_tolerance_mm(outputs)
     share = 100 * float((values > tolerated).mean()) if len(values) else 0.0
     text = _(
-        "How far the map is expected to be off at each place, from the images alone. Blue: within the tolerance of "
+        "The expected error of the map at each place, from the images alone. Blue: within the tolerance of "
         "{tolerated} mm; yellow to dark red: beyond it, {share} % of what was compared. "
         "Dark red: {twice} mm and more. Tolerances: {set_by}."
     )

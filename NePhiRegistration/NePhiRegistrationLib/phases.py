@@ -26,7 +26,7 @@ def problem(sequence, reference: int) -> str:
     for i in range(count):
         phase = sequence.GetNthDataNode(i)
         if not phase.IsA("vtkMRMLScalarVolumeNode"):
-            return _("The sequence {name} does not hold volumes.").format(name=sequence.GetName())
+            return _("The sequence {name} does not contain volumes.").format(name=sequence.GetName())
         if reason := volume_problem(_("phase {number}").format(number=i + 1), phase):
             return reason
     return ""

@@ -242,7 +242,7 @@ class ResultPanel:
         p, out = self._parameters, self.outputs
         text = _(
             "Remove the result {name} from the scene, with its transforms, volumes, tables and reviews? "
-            "What it was made from stays, and so does what was saved in a folder."
+            "Its inputs stay, and so does what was saved in a folder."
         ).format(name=out.forward.GetName())
         if under := out.under():
             names = ", ".join(node.GetName() for node in under)
@@ -272,7 +272,7 @@ class ResultPanel:
             return
         text = _("Saved in {folder}.").format(folder=place)
         if missing:
-            text += " " + _("Not saved, as they are gone since the scene was loaded: {names}.").format(
+            text += " " + _("Not saved, because they were lost when the scene was loaded: {names}.").format(
                 names=", ".join(missing)
             )
         slicer.util.infoDisplay(text)
@@ -313,7 +313,7 @@ def _is_whole(outputs: Outputs) -> bool:
 def _no_result(p: Parameters) -> str:
     if p.result is None:
         return _("After a registration its quality is shown here.")
-    return _("This is no complete result: nodes that belong to it were removed from the scene.")
+    return _("This result is incomplete: nodes that belong to it were removed from the scene.")
 
 
 def _fill_table(widget, node, unit_column: int | None) -> int:

@@ -198,7 +198,7 @@ class RunPanel:
             self._say(installation.error, failed=True)
             self.ui.logGroupBox.collapsed = False
         else:
-            self._say(_("All that is needed is installed: press Apply to register."))
+            self._say(_("Everything needed is installed: press Apply to register."))
             self._started()
 
     # words

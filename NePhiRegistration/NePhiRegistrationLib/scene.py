@@ -44,7 +44,7 @@ def ijk_to_world(volume) -> np.ndarray:
         to_world = arrayFromVTKMatrix(matrix) @ to_world
     axes = to_world[:3, :3] / np.linalg.norm(to_world[:3, :3], axis=0)
     if np.abs(axes.T @ axes - np.eye(3)).max() > _ORTHOGONAL:
-        raise FrameError(_("is sheared, by itself or by its transform: resample it first, as with Crop Volume."))
+        raise FrameError(_("is sheared, itself or by its transform: resample it first, for instance with Crop Volume."))
     return to_world
 
 
@@ -191,7 +191,7 @@ def read_grid_transform(path: Path) -> vtk.vtkObject:
     node = slicer.vtkMRMLGridTransformNode()
     _load(slicer.vtkMRMLTransformStorageNode(), node, path)
     if not interpolate_linearly(node):
-        raise OSError(_("{file} holds no displacement grid").format(file=path.name))
+        raise OSError(_("{file} contains no displacement grid").format(file=path.name))
     return node.GetTransformFromParentAs("vtkOrientedGridTransform", False)
 
 

@@ -94,7 +94,7 @@ class Applied:
         """What a file or DICOM folder holds, in the other scan. Raises NephiError and FrameError; nothing is left."""
         outputs, backwards = self.outputs, self.state.apply_to == "moving"
         if outputs is None:
-            raise NephiError("there is no result that could be applied")
+            raise NephiError("there is no result to apply")
         lies_in = outputs.fixed if backwards else outputs.moving
         source = await self._load(role, path, stem(name), series, lies_in)
         try:

@@ -106,7 +106,7 @@ class Batches:
         places = [*case.files.values(), *([] if output is None else [output / case.name])]
         for place in places:
             if not self.served.holds(place):
-                raise NephiError(f"{case.name}: {place.name} does not lie in the folder that is served")
+                raise NephiError(f"{case.name}: {place.name} is not in the served folder")
 
     def _output(self) -> Path | None:
         try:

@@ -36,7 +36,7 @@ def carry(source: Any, made: Any) -> None:
 
 
 def check_frame(path: Path, scan: Any) -> None:
-    """Raises NephiError where a DICOM object lies in another frame of reference than the scan, if that is known."""
+    """Raises NephiError where a DICOM object is in another frame of reference than the scan, if that is known."""
     from nephi.files.dicom_objects import is_dicom, read_header
 
     if not scan.GetAttribute(_SERIES) or not is_dicom(path):
@@ -46,7 +46,7 @@ def check_frame(path: Path, scan: Any) -> None:
     frames = {str(item.get("ReferencedFrameOfReferenceUID", "") or "") for item in regions}
     frames.add(str(header.get("FrameOfReferenceUID", "") or ""))
     if frames - {"", series_of(scan).frame}:
-        raise NephiError(f"{path.name} lies in another frame of reference than {scan.GetName()}")
+        raise NephiError(f"{path.name} is in another frame of reference than {scan.GetName()}")
 
 
 def problem(outputs: Outputs) -> str:

@@ -30,17 +30,17 @@ class Served:
     def path(self, relative: str) -> Path:
         """The file or folder of this name below the root; raises NephiError where it is not, or leads out of it."""
         if "\0" in relative:
-            raise NephiError("this name is not that of a file")
+            raise NephiError("this is not a file name")
         path = (self.root / relative).resolve()
         if not path.is_relative_to(self.root) or not path.exists():
-            raise NephiError(f"{relative or 'the folder'} does not exist in the folder that is served")
+            raise NephiError(f"{relative or 'the folder'} does not exist in the served folder")
         return path
 
     def whole(self, relative: str) -> Path:
         """``path`` of what is to be read; raises NephiError also where what is read with it leads out of the root."""
         path = self.path(relative)
         if not self.holds(path):
-            raise NephiError(f"{path.name}: a file that belongs to it may lie outside the folder that is served")
+            raise NephiError(f"{path.name}: a file that belongs to it may be outside the served folder")
         return path
 
     def entries(self, relative: str, endings: tuple[str, ...] = ()) -> tuple[list[Entry], bool]:
@@ -81,7 +81,7 @@ class Served:
             raise NephiError(f"a name for the {what} is needed, without / and other special characters")
         path = self.path(relative) / name
         if not self._is_below(path):
-            raise NephiError(f"{name} leads out of the folder that is served")
+            raise NephiError(f"{name} leads out of the served folder")
         return path
 
     def holds(self, path: Path) -> bool:

@@ -145,7 +145,7 @@ class Inputs:
             away = [path.name for path in self.job().files() if not self.served.holds(path)]
         except NephiError as error:
             return str(error)
-        return f"The settings name {away[0]}, which does not lie in the folder that is served." if away else ""
+        return f"The settings name {away[0]}, which is not in the served folder." if away else ""
 
 
 def _segments(labels: Any) -> list[dict]:

@@ -107,7 +107,7 @@ def _structure_set(scene: Any, path: Path) -> Any:
     """Its regions as segments, each on voxels of its own, so that they may overlap."""
     found = [structure for structure in read_structures(path) if structure.contours]
     if not found:
-        raise NephiError(f"{path.name} holds no regions")
+        raise NephiError(f"{path.name} contains no regions")
     images = [filled(structure) >= _HALF for structure in found]
     node = nodes.add(scene, _SEGMENTATION_NODE, path.name, displayed=True)
     for structure, image in zip(found, images, strict=True):

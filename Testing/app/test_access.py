@@ -73,7 +73,7 @@ def test_what_is_read_with_a_file_is_not_outside_either(served):
     (root / "series" / "2.dcm").symlink_to(secret)
     for path in (*(f"b10/{name}" for name in bad), "b10/pair.hdr", "series"):
         assert not served.holds(root / path), path
-        with pytest.raises(NephiError, match="outside the folder"):
+        with pytest.raises(NephiError, match="outside the served folder"):
             served.whole(path)
 
 

@@ -19,7 +19,7 @@ def test_bad_input_is_told_in_one_line_and_nothing_outside_is_reached(panel):
         before = told.inner_text()
         page.evaluate("path => window.trame.trigger('choose', [path])", path)
         page.wait_for_function("text => document.querySelector('dialog [role=alert]').innerText !== text", arg=before)
-        assert "does not exist in the folder" in told.inner_text(), path
+        assert "does not exist in the served folder" in told.inner_text(), path
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
     assert page.inner_text("output >> nth=0") == "none"

@@ -58,7 +58,7 @@ def test_missing_torch_is_installed_while_slicer_stays_usable(ready, installed, 
     slicer.app.answer = False
     ui.applyButton.click()
     assert ui.noteLabel.text == "The registration needs torch, safetensors, which was not installed."
-    assert "several minutes" in slicer.app.said[-1] and "go on working" in slicer.app.said[-1]
+    assert "several minutes" in slicer.app.said[-1] and "continue to work" in slicer.app.said[-1]
     assert ready.widget.runs.installation is None and ready.widget.runs.run is None
 
     slicer.app.answer = True

@@ -282,7 +282,7 @@ def test_tolerances_of_the_site(panel, phantom, tmp_path):
 
 def test_lungs_that_are_found_become_the_mask_that_is_missing(ready):
     ui, p = ready.ui, ready.p
-    assert not ui.findLungsButton.enabled and "nothing to be found" in ui.findLungsButton.toolTip
+    assert not ui.findLungsButton.enabled and "are skipped" in ui.findLungsButton.toolTip
     p.fixed_mask = None
     ready.tick()
     assert ui.findLungsButton.enabled and not ui.lungsLabel.visible

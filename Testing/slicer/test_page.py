@@ -225,7 +225,7 @@ def test_what_settings_name_is_held_to_the_folder(inputs, tmp_path, entry, way):
         take(inputs, "settings_file", "settings.json")
         inputs.own.save("Away", inputs.job().settings())
         for inputs.state.preset in ("file", f"{OWN}Away"):
-            assert "does not lie in the folder" in inputs.problem()
+            assert "is not in the served folder" in inputs.problem()
             with pytest.raises(NephiError):
                 inputs.checked()
 

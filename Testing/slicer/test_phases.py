@@ -71,4 +71,4 @@ def test_what_cannot_be_registered_is_said(sequence, scene):
     assert "fewer than two" in phases.problem(empty, 0)
     for i in range(2):
         empty.SetDataNodeAtValue(slicer.vtkMRMLModelNode(), str(i))
-    assert "does not hold volumes" in phases.problem(empty, 0)
+    assert "does not contain volumes" in phases.problem(empty, 0)

@@ -54,7 +54,7 @@ def _text(name: bytes) -> str:
 def check_frame(structures: list[Structure], frame: str, role: str) -> None:
     """Raise NephiError for structures in another frame of reference than the image, if both are known."""
     if frame and (other := [one.name for one in structures if one.frame not in ("", frame)]):
-        raise NephiError(f"{role}: {', '.join(other)} lies in another frame of reference than the image")
+        raise NephiError(f"{role}: {', '.join(other)} is in another frame of reference than the image")
 
 
 def label_map(structures: list[Structure], grid: Grid, role: str) -> sitk.Image:
