@@ -112,9 +112,7 @@ class Job:
             if settings.model:
                 find_model(settings.model)
                 if self.initial_is_bent():
-                    yield _(
-                        "A trained model and a nonlinear initial transform both define the start: choose only one of them."
-                    )
+                    yield _("A trained model and a nonlinear initial transform both define the start: choose only one.")
         except NephiError as error:
             yield str(error)
 
