@@ -1,4 +1,4 @@
-"""A result applied to anything else that lies in one of its images, in either direction: a new node, in its folder."""
+"""A result applied to other data of one of its images, in either direction: a new node in the folder of the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import scene as nodes
 from .hierarchy import put_beside
 from .i18n import tr as _
 
-CLASSES = (  # what can be applied to
+CLASSES = (  # data that a result can be applied to
     "vtkMRMLScalarVolumeNode",
     "vtkMRMLLabelMapVolumeNode",
     "vtkMRMLSegmentationNode",
@@ -19,11 +19,11 @@ CLASSES = (  # what can be applied to
 
 
 def apply_to(outputs, node, backwards: bool = False):
-    """A new node: ``node``, which lies in the moving image, as it lies on the fixed one; the node itself stays.
+    """A new node: ``node``, given in the moving image, warped to the fixed one; ``node`` itself is not changed.
 
-    ``backwards``: from the fixed onto the moving image. Volumes are resampled onto the voxels of the image that they
-    are brought to (label maps by nearest neighbour), everything else is moved. Raises FrameError for a volume below a
-    nonlinear transform.
+    ``backwards``: from the fixed to the moving image. Volumes are resampled onto the voxels of the target image (label
+    maps by nearest neighbour), everything else is transformed. Raises FrameError for a volume below a nonlinear
+    transform.
     """
     target = outputs.moving if backwards else outputs.fixed
     transform = outputs.inverse if backwards else outputs.forward

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> int:
-    folder = str(Path(__file__).resolve().parents[1])  # holds the core package
+    folder = str(Path(__file__).resolve().parents[1])  # contains the core package
     if folder not in sys.path:
         sys.path.insert(0, folder)
     from nephi.cli import main as nephi

@@ -20,7 +20,7 @@ _REMEMBERED = {"batchListPathLineEdit": "batch_list", "batchOutputPathLineEdit":
 
 class BatchPanel:
     def __init__(self, ui, engine, job: Callable[[], Job]):
-        """``engine``: the module's ``Logic``; ``job()``: what the panel describes, of which the settings are used."""
+        """``engine``: the module's ``Logic``; ``job()``: the job described by the panel, whose settings are used."""
         self.ui, self._engine, self._job = ui, engine, job
         self._run: BatchRun | None = None
         self._rows: list[dict[str, str]] = []
@@ -71,7 +71,7 @@ class BatchPanel:
             self._show(self._run.text(str(self._run.output)))
 
     def _add_transforms(self) -> str:
-        """What is said besides, where a sequence was registered that is still there."""
+        """An additional message if the sequence that was registered still exists."""
         sequence, reference = self._phases or (None, 0)
         if sequence is None or sequence.GetScene() is None:
             return ""

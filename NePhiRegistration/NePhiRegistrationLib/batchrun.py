@@ -28,9 +28,9 @@ _STATUS = {"waiting": _("waiting"), "running": _("running"), "failed": _("failed
 
 
 def rows(output: Path, names: list[str], running: bool) -> list[dict[str, str]]:
-    """Of the table of a batch in its folder as it is now: name, status, error, verdict, ...; none where there is none.
+    """The current table of a batch in its folder: name, status, error, verdict, ...; empty if there is none.
 
-    A pair that was under way when its batch was ended has been stopped.
+    A pair that was being registered when its batch ended counts as stopped.
     """
     try:
         with (output / _SUMMARY).open(encoding="utf-8", newline="") as file:
@@ -88,7 +88,7 @@ class BatchRun:
             raise LogicError(str(error)) from None
 
     def poll(self) -> bool:
-        """Take in what was said; True while it runs."""
+        """Process new output; True while it runs."""
         if not self.running:
             return False
         code = self._process.exit_code()  # before its last words are read
@@ -100,12 +100,12 @@ class BatchRun:
             return False
         if code is not None:
             self._end()
-            if code not in (0, 1):  # 1: some pairs failed, as the table says
+            if code not in (0, 1):  # 1: some pairs failed, see the table
                 self.error = failure(code, self.log)
         return self.running
 
     def cancel(self) -> None:
-        """End it and the pair under way; what is finished stays."""
+        """Stop the batch and its current pair; finished pairs are kept."""
         if self.running:
             self._end()
             self.stopped = True
@@ -114,7 +114,7 @@ class BatchRun:
         return rows(self.output, self.names, self.running)
 
     def text(self, folder: str) -> str:
-        """How far it is, in words; ``folder``: what the results' one is called."""
+        """The progress as text; ``folder``: the name of the results' folder."""
         if self.error:
             return self.error
         if self.stopped:

@@ -1,4 +1,4 @@
-"""What keeps a node from being used, in words; "" where nothing does."""
+"""Reasons why a node can't be used, as text; empty if it can be."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def mask_problem(role: str, mask, segment: str) -> str:
 
 
 def landmark_problem(fixed_points, moving_points) -> str:
-    """Of two lists that must match one by one."""
+    """A problem of two lists that must match one by one."""
     if fixed_points is None and moving_points is None:
         return ""
     if moving_points is None:

@@ -67,10 +67,10 @@ class GridMode(Choice):
 
 COMPARISONS = (View.FADE, View.FLICKER, View.CHECKERBOARD, View.DIFFERENCE)
 OVERLAYS = (View.ERROR, View.JACOBIAN, View.CONSISTENCY, View.DISPLACEMENT)
-MODEL_FILE = "file"  # stands for a file that is chosen beside it
+MODEL_FILE = "file"  # means the file chosen next to it
 
 
 def models() -> list[tuple[str, str]]:
-    """Terms and texts of trained models: none, the shipped ones but those for pictures, a file."""
+    """Terms and texts of trained models: none, the shipped ones except those for pictures, and a file."""
     shipped = [name for name in shipped_models() if "2d" not in name]
     return [("", _("None: start from scratch")), *((name, name) for name in shipped), (MODEL_FILE, _("Model file"))]

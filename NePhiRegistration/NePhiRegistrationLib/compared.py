@@ -12,7 +12,7 @@ from . import scene as nodes
 
 
 def in_mask(outputs) -> np.ndarray | None:
-    """The mask (z, y, x) on that volume's grid; None where there was none, or it is not known."""
+    """The mask (z, y, x) on the volume's grid; None if there was none or it is unknown."""
     volume, report = outputs.fields_disagreement, outputs.report
     if volume is None or "volume" not in report:
         return None
@@ -23,7 +23,7 @@ def in_mask(outputs) -> np.ndarray | None:
 
 
 def at_points(outputs, points_ras_mm: np.ndarray) -> np.ndarray:
-    """Which points (n, 3) lie in the mask (n,); all of them where it is not known."""
+    """Whether points (n, 3) lie in the mask (n,); all of them if it is unknown."""
     inside = in_mask(outputs)
     if inside is None:
         return np.ones(len(points_ras_mm), bool)

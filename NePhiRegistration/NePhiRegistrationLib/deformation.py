@@ -1,7 +1,7 @@
-"""The deformation to be looked at: a transform node of its own, drawn from fixed to moving, without the rigid part.
+"""The displayed deformation: a separate transform node, drawn from fixed to moving, without the rigid part.
 
-Slicer draws a transform to parent. The result's own transform node would show the way from moving to fixed, and
-mostly the scanner's offset.
+Slicer draws a transform to parent. The result's own transform node would show the direction from moving to fixed, and
+mostly the offset of the scanner.
 """
 
 from __future__ import annotations

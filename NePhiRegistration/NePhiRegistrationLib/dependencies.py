@@ -1,6 +1,6 @@
-"""Python packages the engine needs beyond what Slicer has: looked for, and offered, when Apply is pressed.
+"""Python packages that the engine needs beyond Slicer's: checked, and offered for installation, when Apply is pressed.
 
-They are installed by processes of their own, so that Slicer stays usable meanwhile and PyTorch is not loaded into it.
+They are installed by separate processes, so that Slicer stays usable meanwhile and PyTorch is not loaded into it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MISSING, BROKEN, OLD, READY = "missing", "broken", "old", "ready"
 
 
 def problem() -> str:
-    """Why the registration cannot run, and nothing that is installed here would help; "" where something would."""
+    """Why the registration can't run and installing packages would not help; empty otherwise."""
     found = state("torch", TORCH)
     if found == OLD:
         text = _(
@@ -114,7 +114,7 @@ def _steps(names: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def state(name: str, requirement: str) -> str:
-    """MISSING, BROKEN (an interrupted or removed installation), OLD or READY; nothing is imported."""
+    """MISSING, BROKEN (by an interrupted installation or removal), OLD or READY; nothing is imported."""
     from packaging.specifiers import SpecifierSet  # Slicer has it since 5.11
 
     spec = find_spec(name)

@@ -15,13 +15,13 @@ from vtk.util.numpy_support import vtk_to_numpy
 from . import scene as nodes
 from .i18n import tr as _
 
-SEGMENTS = "NePhi.Segments"  # attribute of segmentations that were read from DICOM: what was told of their segments
+SEGMENTS = "NePhi.Segments"  # attribute of segmentations read from DICOM: the description of their segments
 _INSTANCES = "DICOM.instanceUIDs"  # as Slicer's DICOM module leaves it at volumes that it loaded
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 def problem(outputs) -> str:
-    """Why no DICOM registration can be made of this result, in words; "" where one can."""
+    """Why no DICOM registration can be written for this result, as text; empty if it can."""
     for volume in (outputs.fixed, outputs.moving):
         if not volume.GetAttribute(_INSTANCES):
             return _("{name} was not loaded by the module DICOM.").format(name=volume.GetName())
@@ -74,7 +74,7 @@ def write_segments(node, reference, path: Path, of) -> None:
     with tempfile.TemporaryDirectory() as folder:
         names = nodes.write_labels(node, reference, file := Path(folder) / "labels.nrrd")
         labels = open_image(file, node.GetName())
-    if node.IsA("vtkMRMLLabelMapVolumeNode"):  # not what a colour table calls that number
+    if node.IsA("vtkMRMLLabelMapVolumeNode"):  # not the name of that number in a colour table
         names = {label: _("label {number}").format(number=label) for label in names}
     told = map(pydicom.Dataset.from_json, json.loads(node.GetAttribute(SEGMENTS) or "[]"))
     known = {str(item.SegmentLabel): item for item in told}

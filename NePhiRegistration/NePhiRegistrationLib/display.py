@@ -24,7 +24,7 @@ _JACOBIAN_COLORS = "NePhi Jacobian"
 _COLORS = 256  # entries that a scalar display maps its window to
 _LABEL_WIDTH = 5  # characters of a legend's numbers
 _JACOBIAN_WINDOW = 2.5  # so that the legend's labels are round
-# 0 is the lower border of a colour and what is exactly 0 falls below it: only what is folded is loud
+# 0 is the lower limit of a colour and belongs to the one below: only folds get a loud colour
 _JACOBIAN_LOW = -51 * _JACOBIAN_WINDOW / (_COLORS - 1) + 1e-6
 _NOT_COMPARED = -1e6  # percent; no volume changes by so much
 _COMPARISON, _MASKED_JACOBIAN = "NePhi.Comparison", "NePhi.MaskedJacobian"  # attributes of volumes made for display
@@ -65,7 +65,7 @@ def show_grid(
 
 
 def grid_text(forward) -> str:
-    """What the drawn deformation means, in words; "" where none is drawn."""
+    """The meaning of the drawn deformation, as text; empty if none is drawn."""
     node = deformation.find(forward)
     if node is None:
         return ""
@@ -82,7 +82,7 @@ def grid_text(forward) -> str:
 
 
 def clear(scene, background=None) -> None:
-    """Take every drawn deformation out of the views, and what lies over ``background`` where that is given."""
+    """Remove every drawn deformation from the views, and anything over ``background`` if that is given."""
     deformation.remove_all(scene)
     for attribute in MADE_OVERLAYS:
         nodes.remove(scene, own_volume(scene, attribute))
@@ -114,7 +114,7 @@ def find_masked_jacobian(scene):
 
 
 def _masked_jacobian(outputs, make: bool):
-    """The volume change in percent, with a value that is not drawn outside the mask; None where none is shown."""
+    """The volume change in percent, with a transparent value outside the mask; None if none is shown."""
     scene, source = outputs.jacobian.GetScene(), outputs.jacobian
     made_from = f"{source.GetID()} {source.GetImageData().GetMTime()}"
     made = find_masked_jacobian(scene)
@@ -218,7 +218,7 @@ def layers(scene) -> list[tuple]:
 
 
 def show_layers(scene, shown: list) -> None:
-    """The same again, as far as views and volumes are still there."""
+    """The same views and volumes again, as far as they still exist."""
     for composite_id, background, foreground, opacity in shown:
         composite = scene.GetNodeByID(composite_id)
         if composite is not None:
@@ -251,7 +251,7 @@ def _show_legend(node, title: str, label_format: str, labels: int, at_left: bool
     if legend is not None:
         legend.SetVisibility(bool(title))
         if title:
-            legend.SetSaveWithScene(False)  # as what it is of
+            legend.SetSaveWithScene(False)  # like its source
             legend.SetTitleText(title)
             legend.SetLabelFormat(label_format.replace("%", f"%{_LABEL_WIDTH}"))
             legend.SetNumberOfLabels(labels)
@@ -308,7 +308,7 @@ def _to_units_of(fixed, other) -> tuple[float, float]:
 
 
 def _fits(values: np.ndarray) -> bool:
-    """Whether differences of such values fit into 16 bits, as those of CTs in whole Hounsfield units."""
+    """Whether differences of such values fit into 16 bits, as those of CTs in integer Hounsfield units do."""
     return values.dtype == np.int16 and values.min() >= -16384 and values.max() < 16384
 
 
@@ -335,7 +335,7 @@ def color_node(scene, name: str, colors: np.ndarray):
         return found
     table = slicer.vtkMRMLColorTableNode()
     table.SetName(name)
-    table.SetSaveWithScene(False)  # only what is made for the views has its colours
+    table.SetSaveWithScene(False)  # only volumes made for the views have these colours
     table.SetTypeToUser()
     table.SetNumberOfColors(len(colors))
     for i, color in enumerate(colors.tolist()):

@@ -24,7 +24,7 @@ class Guides:
     landmarks_sd_mm: float = 1.0  # how exactly they were placed
     fixed_labels: object = None  # regions that correspond
     moving_labels: object = None
-    fixed_excluded: object = None  # what must not count, as lesions
+    fixed_excluded: object = None  # regions to ignore, such as lesions
     moving_excluded: object = None
     fixed_excluded_segment: str = ""
     moving_excluded_segment: str = ""

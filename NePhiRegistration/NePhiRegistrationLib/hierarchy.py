@@ -10,7 +10,7 @@ _FOLDER = "NePhi.Folder"  # attribute of folders that were made here
 
 
 def put_into_folder(name: str, members: list, beside) -> None:
-    """Nodes into a new folder, in the one that ``beside`` is in."""
+    """Move nodes into a new folder, inside the folder of ``beside``."""
     hierarchy, parent = _folder_of(beside)
     folder = hierarchy.CreateFolderItem(parent, hierarchy.GenerateUniqueItemName(name))
     hierarchy.SetItemAttribute(folder, _FOLDER, "1")
@@ -24,7 +24,7 @@ def put_beside(members: list, neighbour) -> None:
 
 
 def remove_with_folder(members: list) -> None:
-    """Take nodes out of the scene, and the folder that was made for the first, if nothing else is in it."""
+    """Remove nodes from the scene, and the folder that was made for the first if it is empty then."""
     hierarchy, folder = _folder_of(members[0])
     for node in reversed(members):
         remove(node.GetScene(), node)

@@ -1,4 +1,4 @@
-"""The panel's choices that no parameter is bound to by itself: files, segments, models, devices."""
+"""The choices of the panel that are not bound to a parameter automatically: files, segments, models, devices."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class InputPanel:
             line.connect("currentPathChanged(QString)", lambda path, name=name: self._on_file(name, path))
 
     def show(self, devices: list[dict]) -> None:
-        """What the parameters say; ``devices`` as in ``Logic.devices``."""
+        """Show the parameters; ``devices`` as in ``Logic.devices``."""
         ui, p = self.ui, self.parameters
         ui.settingsFileLabel.visible = ui.settingsFilePathLineEdit.visible = p.preset is Preset.FILE
         ui.modelFileLabel.visible = ui.modelFilePathLineEdit.visible = p.model == MODEL_FILE

@@ -35,27 +35,27 @@ class Job:
     regions: object = None  # segmentation or label map over the fixed volume, such as lobes; None: the mask's segments
     moving_regions: object = None  # the same over the moving volume, to be compared, matched by their names
     guides: Guides = field(default_factory=Guides)
-    sliding: bool = False  # motion may jump along the masks' border; False leaves what the settings file says
+    sliding: bool = False  # motion may slide along the border of the masks; False: as in the settings file
     initial_transform: object = None  # of any kind, as one would put the moving volume under it: moving -> fixed
-    align: str = "auto"  # where there is no initial transform; "auto" leaves what the settings file says
+    align: str = "auto"  # without an initial transform; "auto": as in the settings file
     preset: str = "balanced"
     settings_file: str = ""
-    model: str = ""  # a shipped model's name or a model file; "": what the settings file says, else none
+    model: str = ""  # name of a shipped model or a model file; "": as in the settings file, else none
     overrides: dict = field(default_factory=dict)  # nested as in the settings file
     device: str = "auto"
     tolerances_file: str = ""  # of the site, for the verdict
     page: bool = False  # whether the report with pictures, report.html, is written too
-    label: str = ""  # what tells the result from others of the same pair, in its name
+    label: str = ""  # distinguishes the result from others of the same pair, in its name
 
     def settings(self) -> Settings:
-        """Preset, then settings file, then overrides and alignment; raises NephiError for what makes no sense."""
+        """Preset, then settings file, then overrides and alignment. Raises NephiError for invalid settings."""
         settings = preset(self.preset)
         if self.settings_file:
             settings = _beside(Path(self.settings_file), load(self.settings_file, settings))
         settings = from_dict(self.overrides, settings)
         given: dict = {"model": self.model} if self.model else {}
         if self.initial_is_bent():
-            given["align"] = "auto"  # what it takes the place of
+            given["align"] = "auto"  # the settings that it replaces
         elif self.align != "auto":
             given["align"] = self.align
         if self.sliding:
@@ -70,12 +70,12 @@ class Job:
         return list(_named(self.settings()).values())
 
     def initial_is_bent(self) -> bool:
-        """Whether there is an initial transform that is not linear, which is refined rather than kept."""
+        """Whether there is a nonlinear initial transform, which is refined rather than kept."""
         initial = self.initial_transform
         return initial is not None and not initial.IsTransformToWorldLinear()
 
     def measured_regions(self):
-        """The node whose regions are measured one by one, or None: where none is chosen, a mask of several segments."""
+        """The node whose regions are measured: the chosen one, or a mask with several segments, or None."""
         mask = self.fixed_mask
         if self.regions is not None or mask is None or self.fixed_segment or not mask.IsA("vtkMRMLSegmentationNode"):
             return self.regions
@@ -143,6 +143,6 @@ def _named(settings: Settings) -> dict[str, Path]:
 
 
 def _beside(file: Path, settings: Settings) -> Settings:
-    """With the files that are named in a settings file as they lie from there: the engine runs elsewhere."""
+    """With absolute paths of the files named in a settings file: the engine runs in another folder."""
     named = {entry: str(file.parent.absolute() / path) for entry, path in _named(settings).items()}
     return replace(settings, **named)

@@ -17,7 +17,7 @@ _FIXED_COLUMNS = 3  # from here on a click leads to the moving point
 
 class LandmarkPanel:
     def __init__(self, ui, show_fixed: Callable[[], None]):
-        """``show_fixed`` brings back what the views showed before a moving point was looked at."""
+        """``show_fixed`` restores the views as they were before a moving point was shown."""
         self.ui, self._show_fixed = ui, show_fixed
         self._parameters: Parameters | None = None
         self._outputs = None
@@ -27,7 +27,7 @@ class LandmarkPanel:
         ui.addPairButton.connect("clicked(bool)", self._add)
 
     def update(self, p: Parameters, outputs) -> None:
-        """Fill the table anew where an error is another. A markups node does not say when a point is moved."""
+        """Update the table if an error has changed. A markups node does not report when a point is moved."""
         self._parameters, self._outputs = p, outputs
         lists = (p.fixed_landmarks, p.moving_landmarks) if outputs is not None else (None, None)
         found = pairs(outputs, *lists) if None not in lists else []
@@ -77,7 +77,7 @@ class LandmarkPanel:
         if point is None:
             return
         scene = self._outputs.forward.GetScene()
-        if moving:  # where it lies in its own image
+        if moving:  # its position in its own image
             display.show_comparison(self._outputs.moving, None, "")
         else:
             self._show_fixed()

@@ -141,7 +141,7 @@ class Run:
         return self.state == "running" and self._process.exit_code() is not None
 
     def poll(self) -> bool:
-        """Take in what the engine said; on success make the output nodes. True while it runs."""
+        """Process the engine's output; on success make the output nodes. True while it runs."""
         if self.state != "running":
             return False
         needed = {
@@ -282,7 +282,7 @@ def _write_regions(job: Job, folder: Path) -> list[str]:
     except NephiError:
         if job.regions is not None or job.moving_regions is not None:
             raise
-        return []  # segments of a mask need not lie apart
+        return []  # segments of a mask may overlap
     arguments = ["--regions", str(path)]
     if job.moving_regions is not None:
         path = folder / "moving_regions.nrrd"

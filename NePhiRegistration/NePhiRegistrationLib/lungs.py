@@ -1,4 +1,4 @@
-"""The lungs that the engine detects in volumes, as segmentations to be looked at and corrected."""
+"""The lungs that the engine segments in volumes, as segmentations to check and correct."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LungSearch:
     def __init__(self, logic, volumes: list):
         self.running = True
         self.made: list[tuple] = []  # volumes and their segmentations
-        self.errors: list[str] = []  # of volumes in which nothing was found
+        self.errors: list[str] = []  # names of volumes without lungs
         self._logic, self._waiting = logic, list(volumes)
         for volume in volumes:
             if reason := volume_problem(_("volume"), volume):
@@ -41,7 +41,7 @@ class LungSearch:
         self._next()
 
     def poll(self) -> bool:
-        """Take in what was found; True while it runs."""
+        """Process what was found; True while it runs."""
         if not self.running:
             return False
         code = self._process.exit_code()

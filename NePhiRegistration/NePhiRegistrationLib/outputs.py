@@ -29,7 +29,7 @@ from .scene import (
     write_transform,
 )
 
-_ROLE = "NePhi."  # of node references: what was registered to what, and what belongs to the same result
+_ROLE = "NePhi."  # roles of node references: the registered volumes, and the nodes of the same result
 _TRANSFORMS = {"forward": "transform", "inverse": "inverse_transform"}  # parts, and their files in a ResultFolder
 _VOLUMES = ("warped", "jacobian", "fields_disagreement", "error_map")  # called the same there
 # there; some are not in the scene
@@ -47,7 +47,7 @@ class Outputs:
     warped: object = None  # moving on the fixed volume's voxels
     jacobian: object = None  # determinant of fixed -> moving on the fixed volume's voxels
     fields_disagreement: object = None  # mm, on the transform's coarse grid
-    error_map: object = None  # expected error in mm on a coarse grid; None where none was written
+    error_map: object = None  # expected error in mm on a coarse grid; None if it was not written
     statistics: object = None
     folds: object = None
     ventilation: object = None  # None where no regions were given
@@ -57,7 +57,7 @@ class Outputs:
     report_text: object = None  # vtkMRMLTextNode with the report as JSON, so that it stays with the scene
     folder: Path | None = None  # of the engine's files; None after the scene was loaded again
     owner: object = None  # keeps that folder until the last reference to this is gone
-    layers: list = field(default_factory=list)  # what the slice views showed before, see ``display``; as ``folder``
+    layers: list = field(default_factory=list)  # content of the slice views before, see ``display``; as ``folder``
 
     @property
     def report(self) -> dict:
@@ -65,7 +65,7 @@ class Outputs:
 
     @property
     def page(self) -> Path | None:
-        """The engine's report with pictures, where it was asked for and is still there."""
+        """The engine's report with pictures, if it was requested and still exists."""
         page = None if self.folder is None else ResultFolder.opened(self.folder).page
         return page if page is not None and page.is_file() else None
 
@@ -83,7 +83,7 @@ class Outputs:
 
     @classmethod
     def read(cls, folder: Path, forward, fixed, moving) -> Outputs:
-        """New nodes from the engine's ``folder``; ``forward`` is already there. A failure leaves none."""
+        """New nodes from the engine's ``folder``; ``forward`` exists already. A failure leaves none."""
         scene = forward.GetScene()
         out = cls(forward=forward, inverse=None, folder=folder)
         try:
@@ -143,7 +143,7 @@ class Outputs:
 
     @classmethod
     def opened(cls, folder: Path, fixed, moving) -> Outputs:
-        """A result that lies in a folder, of these scans. Raises OSError; whatever a damaged file causes is one."""
+        """A saved result of these scans in a folder. Raises OSError, also for any damaged file."""
         forward = new_forward(fixed, moving)
         try:
             return cls.read(folder, forward, fixed, moving)
@@ -155,7 +155,7 @@ class Outputs:
 
     @classmethod
     def find(cls, forward) -> Outputs | None:
-        """The result that a forward transform node belongs to, as after loading a scene; None if it is none."""
+        """The result of a forward transform node, as after loading a scene; None if it has none."""
         if forward is None or forward.GetNodeReference(f"{_ROLE}report_text") is None:
             return None
         parts = [name for name in _node_fields() if name != "forward"]
@@ -203,7 +203,7 @@ class Outputs:
         return folder, missing
 
     def _write(self, files: ResultFolder) -> list[str]:
-        """The engine's files where they are still there, else what the scene holds; the names of what is missing."""
+        """The engine's files if they still exist, otherwise from the scene; returns the names of missing ones."""
         made = None if self.folder is None else ResultFolder.opened(self.folder)
         for name in _ENGINE_FILES:
             if made is not None and (engines := getattr(made, name)).is_file():
@@ -225,7 +225,7 @@ class Outputs:
 
 
 def new_forward(fixed, moving, label: str = ""):
-    """The transform node of a registration that begins, or is read; ``label`` tells it from others of the pair."""
+    """The transform node for a new or loaded registration; ``label`` distinguishes it from others of the pair."""
     name = _("{moving} to {fixed}").format(moving=moving.GetName(), fixed=fixed.GetName())
     if label:
         name = _("{name} ({setting})").format(name=name, setting=label)

@@ -13,7 +13,7 @@ from .i18n import tr as _
 
 _BAD = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 _LONGEST = 80
-_SETTLED_NS = 2_000_000_000  # the coarsest step in which file systems tell when a folder was changed
+_SETTLED_NS = 2_000_000_000  # the coarsest resolution of modification times in file systems
 
 
 class OwnPresets:

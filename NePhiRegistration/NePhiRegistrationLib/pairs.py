@@ -11,7 +11,7 @@ from . import scene as nodes
 from .i18n import tr as _
 
 _RAS_LPS = np.array([-1.0, -1.0, 1.0])
-_SAME_MM = 0.2  # errors by the map and by the transform as it is written differ a little
+_SAME_MM = 0.2  # errors of the map and of the written transform differ slightly
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def pairs(outputs, fixed_points, moving_points) -> list[Pair]:
 
 
 def are_judged(outputs, found: list[Pair]) -> bool:
-    """Whether the result's report counts these pairs as they lie: none was moved, added or removed since."""
+    """Whether the report of the result is about these pairs: none was moved, added or removed since."""
     now = [(*pair.fixed_ras_mm * _RAS_LPS, pair.after_mm) for pair in found if pair.after_mm is not None]
     rows = outputs.report.get("landmarks", [])
     then = [(row["x_lps_mm"], row["y_lps_mm"], row["z_lps_mm"], row["after_mm"]) for row in rows]

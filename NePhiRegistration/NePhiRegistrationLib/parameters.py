@@ -56,7 +56,7 @@ class Parameters:
 
     preset: Preset = Preset.BALANCED
     settings_file: str = ""
-    model: str = ""  # a shipped model's name, or MODEL_FILE; "": none
+    model: str = ""  # name of a shipped model, or MODEL_FILE; "": none
     model_file: str = ""
     device: str = "auto"
     similarity: Similarity = Similarity.MIND
@@ -75,7 +75,7 @@ class Parameters:
     before: bool = False  # compare with the moving volume as it was
     opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
     legend: bool = True
-    beyond: bool = False  # of the expected error, only what is beyond the tolerance
+    beyond: bool = False  # only the expected error beyond the tolerance
     grid: bool = False
     grid_mode: GridMode = GridMode.GRID
     grid_spacing_mm: Annotated[float, WithinRange(2.0, 50.0)] = 12.0
@@ -127,7 +127,7 @@ def adopt_preset(p: Parameters, again: bool = False) -> None:
         return
     try:
         values = _expert(base_settings(p))
-    except NephiError:  # Job.problem says what is wrong with the file
+    except NephiError:  # Job.problem reports what is wrong with the file
         return
     with slicer.util.NodeModify(p):
         p.expert_of = source
@@ -142,7 +142,7 @@ def expert_changes(p: Parameters) -> dict:
 
 
 def problem(p: Parameters) -> str:
-    """Why there is no job yet, in words; "" where there is one."""
+    """Why there is no job yet, as text; empty if there is one."""
     if p.preset is Preset.FILE and not p.settings_file:
         return _("Choose a settings file, or another preset.")
     if p.model == MODEL_FILE and not p.model_file:

@@ -33,7 +33,7 @@ def problem(sequence, reference: int) -> str:
 
 
 def write_pairs(sequence, reference: int, folder: Path) -> Path:
-    """Every phase as a file, and the list of the others' pairs with the reference, which stays as it is.
+    """Every phase as a file, and the list of pairs of the others with the reference, which is not changed.
 
     Raises OSError and FrameError as ``scene`` does.
     """
@@ -47,9 +47,9 @@ def write_pairs(sequence, reference: int, folder: Path) -> Path:
 
 
 def add_transforms(sequence, reference: int, output: Path):
-    """A sequence of the transforms that lay each phase on the reference, played together with the phases.
+    """A sequence of the transforms of each phase to the reference, played together with the phases.
 
-    Of the reference itself, and of phases without a result, the transform moves nothing. Raises OSError.
+    For the reference itself, and for phases without a result, the transform is the identity. Raises OSError.
     """
     scene, made = sequence.GetScene(), []
     for i in range(sequence.GetNumberOfDataNodes()):
@@ -75,7 +75,7 @@ def add_transforms(sequence, reference: int, output: Path):
 
 
 def _name(index: int) -> str:
-    """Of a phase's files; names sort as the phases do."""
+    """The base name of a phase's files; names sort like the phases."""
     return f"phase_{index + 1:03d}"
 
 

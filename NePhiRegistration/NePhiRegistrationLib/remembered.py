@@ -1,4 +1,4 @@
-"""Choices that are kept in the application's settings, for the next scene and the next start."""
+"""Choices saved in the settings of the application, for the next scene and the next start."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recall(p, settings) -> None:
 
 
 def keep(p, settings) -> None:
-    """Remember what was chosen; a settings file belongs to its scene."""
+    """Save the choices, except a settings file, which belongs to its scene."""
     for name in NAMES:
         value = getattr(p, name)
         if isinstance(value, Enum) and value.name == "FILE":

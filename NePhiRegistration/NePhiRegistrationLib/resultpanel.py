@@ -1,4 +1,4 @@
-"""The panel's result section: what the views show of a registration, its numbers in words and tables, saving."""
+"""The result section of the panel: the display of a registration, its measures as text and tables, saving."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class ResultPanel:
         self.ui = ui
         self.outputs: Outputs | None = None
         self._finished: dict[str, Outputs] = {}  # of this session, with the engine's files, by ID of the transform
-        self.stale = False  # whether what is shown has left the scene since the last update
-        self._shown: Shown | None = None  # what the views were last told of ``outputs``
+        self.stale = False  # whether displayed nodes were removed since the last update
+        self._shown: Shown | None = None  # the last display of ``outputs``
         self._flicker = qt.QTimer()
         self._flicker.interval = _FLICKER_MS
         self._flicker.connect("timeout()", self._flick)
@@ -85,11 +85,11 @@ class ResultPanel:
             self._shown.let_go()
 
     def rest(self) -> None:
-        """Nothing changes by itself while another module is open."""
+        """No automatic changes while another module is open."""
         self._flicker.stop()
 
     def update(self, p: Parameters) -> None:
-        """Show what the parameters say; what has not changed is left as the user may have arranged it."""
+        """Show the parameters; unchanged parts are left as the user may have arranged them."""
         self._parameters = p
         outputs = self._find(p.result)
         if outputs is None or self.outputs is None or outputs.forward is not self.outputs.forward:
@@ -127,7 +127,7 @@ class ResultPanel:
             self._shown.leave()
             self._shown = None
 
-    # what the views show
+    # the content of the views
 
     def _show_view(self, p: Parameters) -> None:
         if p.view is not View.FLICKER:
@@ -203,7 +203,7 @@ class ResultPanel:
         ui.histogramButton.enabled = out.histogram is not None
 
     def _look_at(self, place: str) -> None:
-        """A link of the verdict: what its reason can be seen in."""
+        """A link of the verdict: shows where its reason can be seen."""
         ui = self.ui
         tables = {FOLDS: ui.foldsTab, LANDMARKS: ui.landmarksTab, REGIONS: ui.lobesTab}
         if place in tables:
@@ -238,7 +238,7 @@ class ResultPanel:
         display.jump(out.forward.GetScene(), fold_centre_ras_mm(out.folds, row))
 
     def _remove(self, _checked: bool = False) -> None:
-        """Take the result back. The one before it is shown then, or what the views showed before the first one."""
+        """Remove the result. The previous one is shown then, or the views as before the first one."""
         p, out = self._parameters, self.outputs
         text = _(
             "Remove the result {name} from the scene, with its transforms, volumes, tables and reviews? "
@@ -292,7 +292,7 @@ def _banner(ground_rgb: tuple) -> str:
 
 
 def _as_banner(judged: Judgement) -> str:
-    """Rich text: sign and verdict, the reasons, and links to what shows them."""
+    """Rich text: sign and verdict, the reasons, and links to the corresponding displays."""
     reasons = escape(unbroken(" ".join(in_panel_words(reason) for reason in judged.reasons)), quote=False)
     text = f"<b>{judged.sign}&nbsp;{judged.title}.</b> {reasons}"
     link = '<a href="{place}" style="color:{color}">{name}</a>'
@@ -302,7 +302,7 @@ def _as_banner(judged: Judgement) -> str:
 
 
 def _is_whole(outputs: Outputs) -> bool:
-    """Whether all that is shown of a result, and what it was made from, is still in the scene."""
+    """Whether all displayed nodes of a result, and its inputs, are still in the scene."""
     scene = outputs.forward.GetScene()
     if scene is None:
         return False

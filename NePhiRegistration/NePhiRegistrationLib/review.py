@@ -1,4 +1,4 @@
-"""What people found of a result: signed with their name, kept with the scene and written beside the saved report."""
+"""Reviews of a result: signed with the reviewer's name, stored with the scene and next to the saved report."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def sign(outputs, accepted: bool, name: str, comment: str = "") -> Review:
 
 
 def as_file(found: list[Review], report: bytes) -> str:
-    """JSON of the reviews, with what tells which report they are of."""
+    """JSON of the reviews, with the identification of their report."""
     entries = [
         {"verdict": "accepted" if review.accepted else "rejected"}
         | {key: value for key, value in asdict(review).items() if key != "accepted"}

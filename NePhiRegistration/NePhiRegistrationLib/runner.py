@@ -1,4 +1,4 @@
-"""The engine's process: started, listened to and ended, with the whole tree of processes below it."""
+"""The process of the engine: starts it, reads its output, and ends it with all its child processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The panel's part that registers: what it will cost or why it cannot begin, progress, Cancel, and what it installs."""
+"""The part of the panel that runs the registration: cost or obstacle, progress, Cancel, and installation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RunPanel:
         self._say("")
 
     def check(self) -> None:
-        """Whether Apply may be pressed, and what it will take; else why not."""
+        """Whether Apply can be pressed, with the expected cost; otherwise why not."""
         ui, p, running = self.ui, self.parameters, self.running
         jobs = several.jobs(p)
         problem = several.problem(p, jobs)
@@ -89,7 +89,7 @@ class RunPanel:
             if not going_on:
                 self._end()
 
-    # what the user does
+    # actions of the user
 
     def _apply(self, _checked: bool = False) -> None:
         reason = dependencies.problem()
@@ -117,7 +117,7 @@ class RunPanel:
     # a registration
 
     def _begin(self) -> None:
-        """The next that can begin; else say how all of them ended."""
+        """Start the next possible registration; otherwise report how all of them ended."""
         while self._waiting:
             job = self._waiting.pop(0)
             try:

@@ -17,14 +17,14 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from .i18n import tr as _
 
 FEWEST_VOXELS = 8  # along a side, as the engine wants it
-_MAP = "NePhi.Map"  # attribute of volumes that are no images
+_MAP = "NePhi.Map"  # attribute of volumes other than images
 _AIR_HU = -200.0
 _BENT_MM = 3.0  # between the nodes at which a nonlinear transform is handed on, at most
 _ORTHOGONAL = 1e-3  # cosine between two axes of a volume above which it counts as sheared
 
 
 class FrameError(Exception):
-    """A volume whose place in the world no image file can hold; ends a sentence that begins with the volume."""
+    """A volume whose geometry no image file can store; ends a sentence that begins with the volume."""
 
 
 def ijk_to_world(volume) -> np.ndarray:
@@ -94,12 +94,12 @@ def write_labels(
 
 
 def _in_segment(node, key: str, reference) -> np.ndarray:
-    """Whether each of the reference volume's voxels (z, y, x) lies in a segment, in world coordinates."""
+    """Whether each voxel (z, y, x) of the reference volume lies in a segment, in world coordinates."""
     oriented = slicer.vtkOrientedImageData()
     slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(node, key, oriented)
     values, segment = _on_grid(oriented, reference), node.GetSegmentation().GetSegment(key)
     if segment.GetRepresentation(slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()) is None:
-        return values != 0  # made of a surface just now
+        return values != 0  # converted from a surface
     return values == segment.GetLabelValue()  # segments that do not overlap are labels of one image
 
 
@@ -259,13 +259,13 @@ def add(scene, class_name: str, name: str, displayed: bool = False, hidden: bool
 
 
 def add_for_display(scene, name: str):
-    """A volume that is made for the views: not an input for anything, and not saved with the scene.
+    """A volume for display only: not an input for anything, and not saved with the scene.
 
-    It stays in Slicer's own lists, as the slice views' selectors lose what they do not list.
+    It stays in Slicer's own lists, as the selectors of slice views drop volumes that these do not contain.
     """
     volume = add(scene, "vtkMRMLScalarVolumeNode", name, displayed=True)
     volume.SetSaveWithScene(False)
-    volume.GetDisplayNode().SetSaveWithScene(False)  # it would be loaded as that of nothing
+    volume.GetDisplayNode().SetSaveWithScene(False)  # it would be loaded without its volume
     mark_as_map(volume)
     return volume
 
@@ -275,7 +275,7 @@ def mark_as_map(volume) -> None:
 
 
 def is_map(volume) -> bool:
-    """Whether a volume was made here and is no image to be registered, such as a Jacobian or a checkerboard."""
+    """Whether a volume is a derived one that can't be registered, such as a Jacobian or a checkerboard."""
     return volume.GetAttribute(_MAP) is not None
 
 
@@ -293,7 +293,7 @@ def remove(scene, node) -> None:
     if node.IsA("vtkMRMLStorableNode"):
         own += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
     own = list(filter(None, own))
-    # a legend before what it is of; a display node after it, as slice views give a new one to a volume without one
+    # a legend before its volume; a display node after it, as slice views make a new one for a volume without one
     legends = [extra for extra in own if extra.IsA("vtkMRMLColorLegendDisplayNode")]
     for one in [*legends, node, *(extra for extra in reversed(own) if extra not in legends)]:
         scene.RemoveNode(one)

@@ -1,4 +1,4 @@
-"""What the views of a scene show of one result, as it was last asked for; for Slicer's panel and for a page."""
+"""The display of one result in the views of a scene; for Slicer's panel and for the browser page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def meaning(view: View, before: bool, outputs: Outputs | None) -> str:
 
 
 class Shown:
-    """Tells the views what has changed since the last call; the rest is left as the user may have arranged it."""
+    """Updates what has changed since the last call; the rest is left as the user may have arranged it."""
 
     def __init__(self, outputs: Outputs):
         self.outputs: Outputs | None = outputs
@@ -75,7 +75,7 @@ class Shown:
             display.show_grid(self.outputs.forward, self.outputs.fixed, on, mode, spacing_mm, in_2d, in_3d, legend)
 
     def forget(self) -> None:
-        """Something else has changed the views: the next call tells them all."""
+        """Something else has changed the views: the next call updates everything."""
         self._told.clear()
 
     def let_go(self) -> None:

@@ -40,7 +40,7 @@ def summary(report: dict, spacing_mm: tuple[float, ...], hounsfield: bool) -> li
 
 
 def compared_results(results: list) -> tuple[list[str], list[list[str]]]:
-    """Titles and a row of texts for each of several ``Outputs``, best told apart by their names."""
+    """Titles and a row of texts for each of several ``Outputs``, which should have distinct names."""
     titles = [
         _("Result"),
         _("Verdict"),
@@ -77,7 +77,7 @@ def as_html(lines: list[Line], colors: dict[Kind, str]) -> str:
 
 
 def unbroken(text: str) -> str:
-    """With its percentages kept on one line."""
+    """The text with non-breaking percentages."""
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 

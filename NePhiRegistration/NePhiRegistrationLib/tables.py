@@ -16,7 +16,7 @@ _CENTRE_COLUMNS = (3, 4, 5)  # of the folds, in RAS mm
 
 
 def statistics_table(scene, report: dict, name: str):
-    """One row a number of the report: measure, value, unit and what it means."""
+    """One row per number of the report: measure, value, unit and meaning."""
     rows = [(measure, round(value, digits), unit, text) for measure, value, digits, unit, text in _numbers(report)]
     titles = (_("Measure"), _("Value"), _("Unit"), _("Meaning"))
     return make_table(scene, name, {title: [row[i] for row in rows] for i, title in enumerate(titles)})
@@ -92,7 +92,7 @@ def histogram_nodes(scene, report: dict, name: str) -> tuple:
 
 
 def make_table(scene, name: str, columns: dict[str, list]):
-    """A table node whose columns hold text, whole numbers or numbers, as their values are."""
+    """A table node with columns of text, integers or numbers, by the type of their values."""
     node = add(scene, "vtkMRMLTableNode", name)
     for title, values in columns.items():
         node.AddColumn(_column(title, values))
@@ -102,7 +102,7 @@ def make_table(scene, name: str, columns: dict[str, list]):
 
 
 def texts(node, unit_column: int | None = None) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows; a unit goes beside the number in the column before it, as a panel is narrow."""
+    """Titles and rows; units are put next to the numbers of the column before, as a panel is narrow."""
     table = node.GetTable()
     columns = range(table.GetNumberOfColumns())
     titles = [table.GetColumnName(j) for j in columns]

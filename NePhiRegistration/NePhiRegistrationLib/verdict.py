@@ -15,7 +15,7 @@ _OUTCOMES = {  # sign, words and ground
     "CHECK": ("\u26a0", _("Check"), theme.CHECK_GROUND),
     "FAIL": ("\u2716", _("Not reliable"), theme.BAD_GROUND),
 }
-_SHOWN_BY = {  # words of the engine's reasons, and what shows it
+_SHOWN_BY = {  # words in the engine's reasons, and the display that shows them
     "expected error is": View.ERROR,
     "calibrated on 3D CTs": View.FLICKER,
     "fit each other": View.CHECKERBOARD,
@@ -60,7 +60,7 @@ class Judgement:
 
     @property
     def ground_rgb(self) -> tuple:
-        """The colour that text stands on; ``theme.on`` says which."""
+        """The background colour of the text; ``theme.on`` gives that of the text."""
         return _OUTCOMES[self.outcome][2]
 
     def place_name(self, place: str) -> str:

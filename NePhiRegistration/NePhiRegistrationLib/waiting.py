@@ -1,4 +1,4 @@
-"""The pointer that says that Slicer is busy, while something is done in its own thread."""
+"""The busy cursor while Slicer works in its main thread."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _STAGES = {
     "done": _("Done"),
     "expected error": _("Estimating the error"),
 }
-_OPTIONS = {  # what the engine calls by the options of its command line
+_OPTIONS = {  # the engine's messages name options of its command line
     "with --fixed-mask": "as fixed mask",
     "with --moving-mask": "as moving mask",
     "--align moments": "the initial alignment by centre and size of the masks",
@@ -51,7 +51,7 @@ def in_panel_words(text: str) -> str:
 
 
 def is_notice(text: str) -> bool:
-    """Whether an entry of the report's ``warnings`` only says how an ordinary run came about."""
+    """Whether an entry of the report's ``warnings`` only describes how an ordinary run proceeded."""
     return any(words in text for words in _NOTICES)
 
 

@@ -20,7 +20,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Start:
-    """What a session's process is told; ``temporary``: a folder of its own, ``secret``: what requests must carry."""
+    """The start parameters of a session's process; ``temporary``: its own folder, ``secret``: required in requests."""
 
     root: str
     temporary: str

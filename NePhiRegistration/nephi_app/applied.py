@@ -84,7 +84,7 @@ class Applied:
 
     @property
     def takes_the_views(self) -> bool:
-        """Whether something stands in the place of what is chosen to be shown of the result."""
+        """Whether something is shown instead of the chosen display of the result."""
         return any(made.shown and _takes_the_views(made) for made in self.of_result())
 
     def of_result(self) -> list[Made]:
@@ -147,7 +147,7 @@ class Applied:
         self.made.clear()
         self._tell()
 
-    # what the user does
+    # actions of the user
 
     def show_made(self, key: str, on: bool) -> None:
         made = self.made.get(key)
@@ -169,7 +169,7 @@ class Applied:
             self._tell()
 
     def write(self, folder: Path) -> None:
-        """All that the result was applied to, beside its own files."""
+        """All data that the result was applied to, beside its own files."""
         found = self.of_result()
         if found:
             (folder / _FOLDER).mkdir(exist_ok=True)
@@ -222,7 +222,7 @@ def _takes_the_views(made: Made) -> bool:
 
 
 def stem(name: str) -> str:
-    """A file's name without what tells its format."""
+    """The name of a file without the suffixes of its format."""
     endings = (".seg.nrrd", ".seg.nhdr", ".mrk.json", ".dcm", *IMAGES, *POINTS, *Kind.SURFACE.endings)
     known = sorted((ending for ending in endings if name.lower().endswith(ending)), key=len)
     return name[: -len(known[-1])] or name if known else name

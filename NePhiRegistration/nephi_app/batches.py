@@ -20,7 +20,7 @@ _POLL_S = 1.0
 
 
 class Batches:
-    """``fail`` tells the user one line; ``start`` begins work of the server's loop and keeps it."""
+    """``fail`` shows the user one line; ``start`` starts a task of the server's loop and keeps it."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Batches:
         return self._run is not None and self._run.running
 
     def take(self, path: Path) -> None:
-        """A list was chosen. Raises NephiError for what is none, or names files that are not served."""
+        """A list was chosen. Raises NephiError if it is invalid or names files outside the served folder."""
         if self.running:
             raise NephiError("a list of pairs is being registered: stop it first")
         self._cases = self._read(path)
@@ -69,7 +69,7 @@ class Batches:
         try:
             job = self.inputs.checked()
             path = self.served.path(self.state.batch_list)
-            self._cases = self._read(path)  # as it is now
+            self._cases = self._read(path)  # its current state
             output = self.served.new_folder(parent(self.state.batch_list), self.state.batch_folder)
             for case in self._cases.values():
                 self._check(case, output)
@@ -83,7 +83,7 @@ class Batches:
         self._start(self._watch(self._run))
 
     def stop(self) -> None:
-        """End the pair under way; what is finished stays."""
+        """Stop the current pair; finished pairs are kept."""
         if self._run is not None:
             self._run.cancel()
         self._tell()

@@ -41,7 +41,7 @@ _INPUTS = ("masks", "preset", "model", "device", "align", "names", "segment", "g
 
 
 class Controller:
-    """One scene and what is done with it; ``temporary``: where the runs' folders are made, ``end()`` ends all."""
+    """One scene and the actions on it; ``temporary``: the folder for runs, ``end()`` ends everything."""
 
     def __init__(
         self, server: Any, served: Served, temporary: Path, views: Views, dialog: Dialog, end: Callable[[], None]
@@ -54,7 +54,7 @@ class Controller:
         self.presets = Presets(server, self.inputs, self._fail)
         self.run: Run | None = None
         self._asked = ""
-        self._wanted = ("", "", "")  # role, path and series of what was asked about
+        self._wanted = ("", "", "")  # role, path and series of the pending question
         self._tasks: set[asyncio.Task] = set()  # asyncio alone would let go of them
         self.results = Results(server, served, views, self._start)
         self.windows = Windows(self.state, self.inputs, self.results, views.render)
@@ -133,7 +133,7 @@ class Controller:
             self._show_scans()
 
     def open_pair(self, name: str) -> None:
-        """A result of the list of pairs with its scans, in the place of what is open."""
+        """Open a result of the list of pairs with its scans, instead of the current ones."""
         if self.state.busy or self.run is not None:
             return
         if self.results.unsaved:

@@ -1,4 +1,4 @@
-"""What the page is told of results, of a run's cost and of the views, as texts and tables."""
+"""Texts and tables of results, costs and views for the page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def verdict(outputs: Any) -> dict:
 
 
 def compared(names: list[str], results: list[Any]) -> dict:
-    """A row a measure, a column a result, as a page is narrow; empty where there are no two."""
+    """A row per measure and a column per result, as a page is narrow; empty for fewer than two."""
     if len(results) < 2:
         return {}
     titles, rows = compared_results(results)

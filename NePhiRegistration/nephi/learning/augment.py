@@ -15,16 +15,19 @@ from .pair_tensors import Frame, PairTensors
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random maps of the cube. Both images alike: flips (a probability per axis), rotation, scale and shift; the moving
-    image by itself, as another alignment: ``apart_*``; and the pair the other way round."""
+    """Random maps of the cube.
+
+    Both images alike: flips (a probability per axis), rotation, scale and shift. The moving image alone, as a different
+    alignment: ``apart_*``. And the pair in the opposite direction.
+    """
 
     flip: Share = 0.0  # chance of each axis
     rotation_deg: NotNegative = 8.0  # of both images alike, about each axis
     scale: Share = 0.1  # change of size of both images alike
-    shift: NotNegative = 0.05  # of both images alike, in the cube's unit
-    apart_deg: NotNegative = 3.0  # rotation of the moving image by itself
-    apart_scale: Share = 0.04  # change of size of the moving image by itself
-    apart_shift: NotNegative = 0.03  # of the moving image by itself, in the cube's unit
+    shift: NotNegative = 0.05  # of both images alike, in the unit of the cube
+    apart_deg: NotNegative = 3.0  # rotation of the moving image alone
+    apart_scale: Share = 0.04  # change of size of the moving image alone
+    apart_shift: NotNegative = 0.03  # of the moving image alone, in the unit of the cube
     swap: Share = 0.5  # chance that the pair is taken the other way round
 
     def __call__(self, sample: PairTensors, seed: int) -> PairTensors:

@@ -28,7 +28,7 @@ from ..synthetic.shapes import TRAINING, VALIDATION, shape_pairs
 from .pair_tensors import BOTH, PairTensors, View
 from .settings import ModelSettings
 
-SHAPES = ("shapes-solid", "shapes-hollow")  # names that stand for a list of pairs
+SHAPES = ("shapes-solid", "shapes-hollow")  # names of generated data, given instead of a list of pairs
 
 
 class Dataset(Protocol):
@@ -67,9 +67,9 @@ class Shapes:
 
 
 class Pairs:
-    """The pairs of a list of files, each prepared once and kept in ``cache``.
+    """The pairs of a list of files, each preprocessed once and saved in ``cache``.
 
-    A pair that can't be prepared is named through ``tell`` and left out. Raises NephiError where none is left.
+    Pairs that can't be preprocessed are reported through ``tell`` and skipped. Raises NephiError if none is left.
     """
 
     def __init__(self, source: str | Path, settings: ModelSettings, cache: Path, tell: Callable[[str], None] = print):
@@ -85,7 +85,7 @@ class Pairs:
             except (NephiError, OSError, RuntimeError) as error:
                 tell(f"{pair.name} is skipped: {error}")
                 continue
-            if sample is not None:  # a cache that cannot be written is no fault of the pair
+            if sample is not None:  # an unwritable cache is not a fault of the pair
                 _keep(sample, path)
             self.files.append((pair, path))
         if not self.files:
@@ -189,7 +189,7 @@ _HALF = torch.float16
 
 
 def _place(pair: Case, settings: ModelSettings, cache: Path) -> Path:
-    """The file in ``cache`` for the prepared pair, by its files and what the alignment and the model make of them."""
+    """The file in ``cache`` for the preprocessed pair: it depends on the files, the alignment and the model."""
     made_of = {
         "format": 2,
         "inputs": fingerprints(pair.files, False, settings.align, roles=tuple(pair.files), series=pair.series),
@@ -218,7 +218,7 @@ def _keep(sample: PairTensors, path: Path) -> None:
 
 
 def _kept(pair: Case, settings: ModelSettings, cache: Path) -> Path:
-    """The file in ``cache`` that holds the prepared pair, made anew."""
+    """The file in ``cache`` with the newly preprocessed pair."""
     path = _place(pair, settings, cache)
     _keep(prepare(pair, settings), path)
     return path

@@ -1,4 +1,4 @@
-"""The matching encoder: features of one image are looked for in the other, coarse to fine."""
+"""The matching encoder: features of one image are searched in the other, coarse to fine."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class MatchingEncoder(Encoder):
         self.whole = nn.Linear(2 * w, field.global_code)
         self.moves = field.moves_points
         if self.moves:
-            for last in (self.local, self.whole):  # at first nothing is added to what the comparison found
+            for last in (self.local, self.whole):  # initially the network adds nothing to the result of the comparison
                 for weights in last.parameters():
                     nn.init.zeros_(weights)
 
@@ -82,7 +82,7 @@ class MatchingEncoder(Encoder):
             x = self.join(torch.cat([x, back], 1))
             change = self.whole(deep.flatten(2).mean(-1)), self.local(x)
             local = code.local_code + scale * change[1]
-            if self.moves:  # what was found is a map already, in the channels that move points
+            if self.moves:  # the result is already a map, in the channels that displace points
                 flow = torch.cat([self._flow(shift, kept, code.size) for _, kept, shift in found], 1) / LINEAR_CUBE
                 local = torch.cat([local[:, : flow.shape[1]] + flow, local[:, flow.shape[1] :]], 1)
             code = Code(code.global_code + scale * change[0], local, code.half_extents_cube)
@@ -109,7 +109,7 @@ class MatchingEncoder(Encoder):
         seen = [there.inside(mapped)]
         for volume, at in ((here.distance, points), (there.distance, mapped)):
             seen.append(torch.zeros_like(points[:, :1]) if volume is None else volume.at(at))
-        known = torch.cat([costs, (base - exact) / step], 1) * seen[0]  # what is out of view counts nowhere
+        known = torch.cat([costs, (base - exact) / step], 1) * seen[0]  # points out of view do not count
         for window in self.settings.windows:
             mean = self._around(torch.cat([known, seen[0]], 1), kept, code.size, window)
             costs, rest = mean[:, : len(self.offsets)], mean[:, len(self.offsets) :]
@@ -126,7 +126,7 @@ class MatchingEncoder(Encoder):
         return sums[:, :-1] / sums[:, -1:].clamp(min=1e-6)
 
     def _flow(self, shift: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Shifts (n, d) at the lattice points kept -> (1, d, (z,) y, x) at the nodes, smooth, and held beyond."""
+        """Shifts (n, d) at the kept lattice points -> (1, d, (z,) y, x) at the nodes, smooth, constant beyond."""
         sums = self._node_means(shift, kept, size)[0].movedim(0, -1)
         flow, held = torch.zeros_like(sums[..., :-1]), torch.zeros_like(sums[..., -1:], dtype=torch.bool)
         for window in (3, 7, 15, 31):  # where the narrow window is empty, the next wider one answers
@@ -137,15 +137,14 @@ class MatchingEncoder(Encoder):
         return flow.movedim(-1, 0)[None]
 
     def _to_nodes(self, values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Values (n, c) at the lattice points kept -> (1, c, (z,) y, x) means at the nodes; 0 where there is none."""
+        """Values (n, c) at the kept lattice points -> (1, c, (z,) y, x) means at the nodes; 0 without any."""
         means = self._node_means(values, kept, size)
         return means[:, :-1] / means[:, -1:].clamp(min=0.5 ** len(size))
 
     def _node_means(self, values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
-        """(1, c + 1, (z,) y, x): over each node's lattice points the mean of the values, 0 where not kept, and the
-        share that is kept."""
+        """(1, c + 1, (z,) y, x): mean of the kept values around each node, 0 without any, and the kept share."""
         full = _on_lattice(torch.cat([values, torch.ones_like(values[:, :1])], 1), kept, size)
-        for axis in range(full.ndim - 1):  # pooling by torch would first turn the whole lattice round
+        for axis in range(full.ndim - 1):  # torch's pooling would first reorder the whole lattice
             before, after = full.unflatten(axis, (-1, 2)).unbind(axis + 1)
             full = (before + after) / 2
         return full.movedim(-1, 0)[None]
@@ -162,20 +161,19 @@ def _lattice(half_extents_cube: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _on_lattice(values: Tensor, kept: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Values (n, c) at the lattice points kept -> ((z,) y, x, c) on the whole lattice, 0 elsewhere."""
+    """Values (n, c) at the kept lattice points -> ((z,) y, x, c) on the whole lattice, 0 elsewhere."""
     full = values.new_zeros(len(kept), values.shape[1])
     full[kept] = values
     return full.reshape(*[2 * n for n in reversed(size)], -1)
 
 
 def _sums_around(values: Tensor, kept: Tensor, window: int) -> Tensor:
-    """Values (n, c) at the n lattice points kept ((z,) y, x) -> their sums (n, c) over a box of ``window`` places
-    around each; what is not kept adds nothing.
+    """Values (n, c) at the n kept lattice points ((z,) y, x) -> their sums (n, c) over boxes of ``window`` points.
 
-    The sums along one axis are worked out only where those along the next axes read them: most of the lattice lies
-    outside the mask.
+    Points that are not kept add nothing. Sums along one axis are computed only where those along the next axes need
+    them: most of the lattice lies outside the mask.
     """
-    values, present = F.pad(values, [0, 0, 0, 1]), kept  # the last row answers where nothing is kept
+    values, present = F.pad(values, [0, 0, 0, 1]), kept  # the last row is for points that are not kept
     for axis in range(kept.ndim):
         needed, nothing = kept, len(values) - 1
         for later in range(axis + 1, kept.ndim):

@@ -28,10 +28,10 @@ _FORMAT = "nephi-model-1"
 
 
 class Model(nn.Module):
-    """Encoder and fields with their settings; raises NephiError for inconsistent settings.
+    """Encoder and fields with their settings. Raises NephiError for inconsistent settings.
 
-    With a coarse stage (paper, section 4.2: multi-resolution), which is trained before and frozen, that predicts from
-    the images at a lower resolution and the rest of the model looks for what remains.
+    With a coarse stage (paper, section 4.2: multi-resolution), trained before and frozen, which predicts from the
+    images at a lower resolution; the rest of the model predicts the residual.
     """
 
     def __init__(self, settings: ModelSettings, generator: torch.Generator | None = None):
@@ -75,9 +75,9 @@ class Model(nn.Module):
         return maps if rest.outer is None else rest.outer @ maps
 
     def begin_with(self, other: Model) -> None:
-        """Take the weights of another model's fields and encoder; raises NephiError if the architectures differ.
+        """Copy the weights of another model's fields and encoder. Raises NephiError if the architectures differ.
 
-        The coarse stage stays what it is, whatever that of the other model.
+        The coarse stage is kept, whatever that of the other model is.
         """
         for part in ("dimension", "field", "encoder"):
             mine, theirs = (getattr(model.settings, part) for model in (self, other))
@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def make_encoder(settings: EncoderSettings, field: FieldSettings, dimension: int) -> Encoder:
-    """The encoder that the settings name; raises NephiError if there is none."""
+    """The encoder named in the settings. Raises NephiError if it is unknown."""
     return ENCODERS.make(settings.kind, settings, field, dimension)
 
 

@@ -1,4 +1,4 @@
-"""One pair as tensors on one grid in the cube, with known correspondences: what networks are given."""
+"""One pair as tensors on one grid in the cube, with known correspondences: the input of networks."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class PairTensors:
 
     @cached_property
     def volumes(self) -> VolumePair:
-        """The features that are compared, made when first asked for."""
+        """The features that are compared, computed when first needed."""
         return VolumePair(self._fixed_volume, self._volume(1))
 
     @cached_property
@@ -130,7 +130,7 @@ class PairTensors:
         return PairTensors(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
     def voxel_centres(self, within: Tensor | None = None, most: int | None = None) -> Tensor:
-        """(n, d) points_cube of all voxels of the grid, or of those of a mask; at most so many, evenly spread."""
+        """(n, d) points_cube of the voxels of the grid, or of a mask; if there are too many, evenly spread."""
         shape, device = self.intensities[0].shape, self.lower_cube.device
         flat = torch.arange(math.prod(shape), device=device) if within is None else within.reshape(-1).nonzero()[:, 0]
         if most is not None and len(flat) > most:
@@ -149,9 +149,9 @@ class PairTensors:
         return torch.stack([self.at(image, points).reshape(shape) for image in images])
 
     def moved(self, frames: Both[Frame]) -> PairTensors:
-        """The pair with each image seen through an affine map of the cube: ``matrix @ x + offset`` is looked at.
+        """The pair with each image resampled through an affine map of the cube: it is read at ``matrix @ x + offset``.
 
-        Both images through the same map is augmentation; through different ones, another alignment.
+        The same map for both images is augmentation; different maps are another alignment.
         """
         shape, points = self.intensities[0].shape, self.voxel_centres()
 
@@ -228,9 +228,9 @@ class PairTensors:
         return moved.movedim(0, -1)
 
     def downsampled(self, factor: int, settings: SimilaritySettings, dilation: int = Features.dilation) -> PairTensors:
-        """Everything on a grid of ``factor`` times the spacing, averaged, and compared as ``settings`` say.
+        """The pair on a grid of ``factor`` times the spacing, averaged, with the features of ``settings``.
 
-        The last voxel of an axis that ``factor`` does not divide is the average of what is left.
+        If ``factor`` does not divide an axis, its last voxel is the average of the rest.
         """
         pool = (F.avg_pool2d, F.avg_pool3d)[len(self.half_extents_cube) - 2]
 
@@ -257,7 +257,7 @@ class PairTensors:
         return replace(self, **exchanged, to_moving_mm=None)
 
     def at(self, values: Tensor, points_cube: Tensor, nearest: bool = False) -> Tensor:
-        """Values (n,) of a (z, y, x) tensor on the pair's grid at points (n, d); its border holds beyond it."""
+        """Values (n,) of a (z, y, x) tensor on the pair's grid at points (n, d); constant beyond its border."""
         units = self._units(points_cube, values.shape).reshape(*[1] * (values.ndim - 1), -1, values.ndim)
         return _read(values[None], units, nearest).reshape(-1)
 
@@ -268,7 +268,7 @@ class PairTensors:
 
 
 def _read(values: Tensor, units: Tensor, nearest: bool = False) -> Tensor:
-    """Values (c, (z,) y, x) of c images at places (..., d), as ``_units``: (c, ...); beyond the border that holds."""
+    """Values (c, (z,) y, x) of c images at positions (..., d), as ``_units``: (c, ...); constant beyond the border."""
     mode = "nearest" if nearest else "bilinear"
     return F.grid_sample(values[None], units[None], mode, "border", align_corners=True)[0]
 

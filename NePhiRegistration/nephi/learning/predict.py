@@ -17,7 +17,7 @@ from .pair_tensors import PairTensors
 from .validate import folds_percent
 
 _POINTS = 20_000  # at which the prediction is compared with the alignment alone
-_FOLD_VOXELS = 50_000  # of the mask, at most, that are looked at for folds; those of a result are counted exactly
+_FOLD_VOXELS = 50_000  # most voxels of the mask checked for folds; those of a result are counted exactly
 
 
 @dataclass

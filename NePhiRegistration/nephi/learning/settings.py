@@ -30,7 +30,7 @@ _Steps = Annotated[int, AtLeast(1), AtMost(4096)]
 class EncoderSettings:
     """What all encoders have; one of one's own that needs more derives its settings from these."""
 
-    kind: Annotated[str, OneOf(ENCODERS)] = "published"  # of the encoder; it says which entries there are besides
+    kind: Annotated[str, OneOf(ENCODERS)] = "published"  # of the encoder; it determines the further entries
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ class MatchingSettings(EncoderSettings):
 
     kind: Annotated[str, OneOf(ENCODERS)] = "matching"  # of the encoder
     node_spacing: Annotated[float, AtLeast(1e-3), AtMost(100)] = 0.105  # of the local code
-    steps: Annotated[tuple[_Steps, ...], NotEmpty()] = (3, 2, 1, 1)  # between the places looked at, in features' voxels
+    steps: Annotated[tuple[_Steps, ...], NotEmpty()] = (
+        3,
+        2,
+        1,
+        1,
+    )  # between the compared positions, in voxels of the features
     reach: Annotated[int, AtLeast(1), AtMost(64)] = 2  # places to either side
     # lattice points, half a node spacing apart, over which costs are averaged
     windows: Annotated[tuple[Annotated[int, AtLeast(1), AtMost(1023), Odd()], ...], NotEmpty()] = (3, 5)
@@ -83,9 +88,9 @@ class ModelSettings:
 
     dimension: Annotated[int, OneOf(2, 3)] = 3  # of the images
     field: FieldSettings = NeuralSettings()  # the maps
-    encoder: EncoderSettings = PublishedSettings()  # what predicts their code
-    features: Features = Features()  # what the encoder looks at
-    similarity: SimilaritySettings = MindSettings()  # what is compared in training
+    encoder: EncoderSettings = PublishedSettings()  # the encoder that predicts their code
+    features: Features = Features()  # the input of the encoder
+    similarity: SimilaritySettings = MindSettings()  # the similarity used in training
     align: str = "auto"  # auto, none, centres, moments or affine
     cube_margin_mm: NotNegative = 15.0  # of the cube around the masks
     half_size_mm: Positive = 150.0  # the cube's half side that the fields' wavelength is meant for
@@ -94,7 +99,7 @@ class ModelSettings:
 
 
 def check(settings: ModelSettings, where: str = "") -> None:
-    """Raise NephiError for settings that do not define a model; ``where``: what to write before their names."""
+    """Raise NephiError for settings that do not define a model; ``where``: a prefix for their names."""
     check_limits(settings, where)
     check_local_code(settings.field, settings.dimension)
     if settings.coarse is not None:
@@ -116,7 +121,7 @@ def _check_coarse(settings: ModelSettings, coarse: ModelSettings) -> None:
 
 
 def _preparation(settings: ModelSettings) -> dict:
-    """The settings, besides the spacing, on which the prepared images depend."""
+    """The settings, other than the spacing, on which the preprocessed images depend."""
     return {
         **{key: getattr(settings, key) for key in ("dimension", "align", "cube_margin_mm")},
         **{
@@ -128,7 +133,7 @@ def _preparation(settings: ModelSettings) -> dict:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Of a training. Its lists of pairs are those of ``nephi batch``."""
+    """The settings of a training. Its lists of pairs are those of ``nephi batch``."""
 
     data: str = ""  # a list of pairs, shapes-solid or shapes-hollow
     validation: str = ""  # the same, of the pairs that the model is validated on
@@ -144,7 +149,7 @@ class TrainSettings:
     augmentation: Augmentation = field(default_factory=Augmentation)  # by which a pair becomes many
     validate_every: Count = 1000  # steps
     validation_pairs: Count = 200  # at most
-    save_every: Count = 200  # steps between two states that a stopped training can go on from
+    save_every: Count = 200  # steps between two saved states from which a stopped training can resume
     mixed_precision: bool = True  # on a GPU: bfloat16 where it serves
     workers: Annotated[int, AtLeast(0), AtMost(1024)] = 0  # processes that prepare pairs
 

@@ -10,7 +10,7 @@ WEIGHTS = Path(__file__).parent / "weights"  # the models that are shipped, by n
 
 
 def shipped_models() -> list[str]:
-    """Names that are accepted for a model besides file paths."""
+    """Names of models that are accepted beside file paths."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 

@@ -78,7 +78,7 @@ def tensorboard(folder: Path, done: int):
 
 @contextlib.contextmanager
 def silent_threads() -> Iterator[None]:
-    """Without what threads print that cannot write: TensorBoard's raises it at the next entry, too."""
+    """Suppresses messages of threads that cannot write: TensorBoard raises the error at the next entry, too."""
     before = threading.excepthook
     threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else before(failed)
     try:

@@ -47,11 +47,11 @@ def train(
     progress: Callable[[str, float, dict], None] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict:
-    """Train into ``folder``: the best model so far, the state to resume from, a log; returns the best validation.
+    """Train and write the best model so far, a state to resume from and a log; returns the best validation.
 
-    ``data``, ``validation``: pairs of one's own in the place of those that the settings name (see ``tensors_of``).
-    Of several processes the first writes all that and returns it. Raises NephiError for settings or data that can't
-    be used.
+    ``data``, ``validation``: own pairs instead of those named in the settings (see ``tensors_of``). With several
+    processes the first one writes these files to ``folder`` and returns the validation. Raises NephiError for unusable
+    settings or data.
     """
     settings, coarse = _with_coarse(settings)
     check_training(settings)
@@ -82,7 +82,7 @@ def train(
 
 
 class _Run:
-    """One process of a training: what a step does, and what is recorded, validated and saved after it."""
+    """One process of a training: its steps, and the logging, validation and saving after them."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ def _loader(data, settings: TrainSettings, done: int, rank: int, world: int):
     )
 
 
-_SHARED = Path("/dev/shm")  # where Linux keeps what processes share
+_SHARED = Path("/dev/shm")  # shared memory of Linux
 _AHEAD = 3  # batches of each process that may be there at a time
 
 

@@ -38,7 +38,7 @@ def validate(model: Model, data, most: int, device, writer=None, step: int = 0) 
 
 
 def measure(maps: Map, sample: PairTensors) -> dict[str, float]:
-    """dice, tre_mm and folds_percent of a pair's forward map, as far as the pair's data allow."""
+    """dice, tre_mm and folds_percent of a pair's forward map, if the data of the pair allow."""
     points = sample.voxel_centres()
     found = {"folds_percent": folds_percent(maps, sample)}
     if sample.landmarks is not None and sample.to_moving_mm is not None:
@@ -74,9 +74,9 @@ def mapped(maps: Map, points_cube: Tensor) -> Tensor:
 
 
 def folds_percent(maps: Map, sample: PairTensors, most: int = _FOLD_VOXELS) -> float:
-    """Share of voxels (of the mask, where there is one) whose exact Jacobian determinant is not above 0.
+    """Share of voxels (of the mask, if there is one) whose exact Jacobian determinant is not above 0.
 
-    In 3D at most ``most`` of them are looked at.
+    In 3D at most ``most`` of them are evaluated.
     """
     within = None if sample.masks is None else sample.masks.fixed
     points_cube = sample.voxel_centres(within, most if sample.lower_cube.numel() == 3 else None)

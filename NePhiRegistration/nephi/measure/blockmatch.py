@@ -1,4 +1,4 @@
-"""Block matching: where small blocks of one image fit best in another that should already lie on it."""
+"""Block matching: the best fit of small blocks of one image in another, roughly aligned image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..device import in_threads
 
-_FLOOR = 1e-4  # of a block's variance: what is smoother than a hundredth of the window tells nothing
+_FLOOR = 1e-4  # least variance of a block: contrast below a hundredth of the window is not informative
 _BLOCKS = 128  # compared at a time
 
 

@@ -33,7 +33,7 @@ def tre_mm(a_lps_mm: np.ndarray, b_lps_mm: np.ndarray) -> np.ndarray:
 
 
 def summary(values: np.ndarray) -> dict[str, float]:
-    """mean, median, p95, max and n of ``values``, as floats. Raises NephiError where there are none."""
+    """mean, median, p95, max and n of ``values``, as floats. Raises NephiError if there are none."""
     values = np.asarray(values, float).ravel()
     if values.size == 0:
         raise NephiError("There are no values to summarise.")
@@ -306,7 +306,7 @@ def _checked_mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray
 
 
 def _inside(jacobian: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """(n,) values inside the mask; raises NephiError if there are none."""
+    """(n,) values inside the mask. Raises NephiError if there are none."""
     jacobian = np.asarray(jacobian)
     mask = _checked_mask(mask, jacobian.shape)
     values = jacobian.ravel() if mask is None else jacobian[mask]

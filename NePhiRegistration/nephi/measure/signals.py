@@ -54,7 +54,7 @@ class Signals:
     here: np.ndarray
     best: np.ndarray
     strain: np.ndarray
-    coarse_points_lps_mm: np.ndarray  # (m, d), and what was seen there
+    coarse_points_lps_mm: np.ndarray  # (m, d), and the observations there
     coarse_shifts_mm: np.ndarray
     coarse_asymmetry_mm: np.ndarray
     coarse_here: np.ndarray
@@ -243,7 +243,7 @@ def _reached(corners_lps_mm: np.ndarray, transform: sitk.Transform) -> np.ndarra
         return None
     field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
     vectors = sitk.GetArrayViewFromImage(field).reshape(-1, corners_lps_mm.shape[1])
-    # beyond the field it moves nothing; component by component is twenty times as fast as along the first axis
+    # points beyond the field do not move; by component this is twenty times as fast as along the first axis
     ends = np.array([(min(part.min(), 0), max(part.max(), 0)) for part in vectors.T])
     shifts = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, len(ends))
     return (corners_lps_mm[:, None] + shifts).reshape(-1, len(ends))

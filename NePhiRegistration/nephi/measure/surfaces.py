@@ -56,7 +56,7 @@ def _surface(mask: np.ndarray) -> np.ndarray:
 def _distances_mm(surface: np.ndarray, other: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
     """Distance in mm (n,) from each voxel of a surface to another one (z, y, x), on a grid (spacing x first).
 
-    Surfaces that are compared lie side by side mostly: around each voxel it is looked for, from the nearest voxels on.
+    Compared surfaces mostly lie close to each other: the other one is searched from the nearest voxels outwards.
     """
     border, least = max(_REACHES), min(spacing_mm)
     padded = np.pad(other, border)

@@ -95,7 +95,7 @@ def _near(places: Tensor, points: Tensor, least: float = _LEAST_LOG) -> Tensor:
     ``least``: the smallest logarithm of a weight.
     """
     halves = torch.addmm(points.square().sum(1) / -2, places, points.T)  # minus half the squared distances, but for
-    halves -= halves.amax(1, keepdim=True)  # what all points share
+    halves -= halves.amax(1, keepdim=True)  # common to all points
     return halves.clamp_(min=least).exp_()
 
 

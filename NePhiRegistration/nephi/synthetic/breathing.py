@@ -31,11 +31,11 @@ from .bspline import Breath, Spline, box_grid
 from .chest import procedural
 
 _KNOTS_MM = 8.0  # between the control points of a breath
-_LEAST_JACOBIAN = 0.2  # at the places looked at, so that it stays above 0.15 between them
+_LEAST_JACOBIAN = 0.2  # at the checked points, so that it stays above 0.15 between them
 _COARSE_MM = 6.0  # for finding where the lungs are
 _AROUND_MM = 10.0  # of the lungs: where correspondences are written down
 _POINTS = 4000  # as many of them
-_REACH_MM = 80.0  # around the lungs of the base, that those of the deformed image lie within
+_REACH_MM = 80.0  # around the lungs of the base, which contains those of the deformed image
 _IMAGES = ROLES[:4]
 _PAIRS = "pairs.csv"
 _WRITTEN = (*ROLES[:6], "fixed_points", "moving_points")
@@ -52,7 +52,7 @@ class BreathingSettings:
 
     spacing_mm: _Spacing | tuple[_Spacing, _Spacing, _Spacing] = 2.5  # of both images, alike or along x, y, z
     tidal: Share = 0.2  # share of pairs in quiet breathing
-    still: Share = 0.2  # share of pairs that do not breathe, as of two visits; the rest holds breath
+    still: Share = 0.2  # share of pairs without breathing, as from two visits; the rest are breath-holds
     breath_hold_mm: tuple[_Length, _Length] = (10.0, 48.0)  # motion of the diaphragm between two breath-holds
     tidal_mm: tuple[_Length, _Length] = (5.0, 18.0)  # motion of the diaphragm in quiet breathing
     wall_mm: tuple[_Length, _Length] = (0.0, 15.0)  # motion of the chest wall, to the front and to either side
@@ -89,7 +89,7 @@ class BreathingPair:
     landmarks: tuple[np.ndarray, np.ndarray]  # fixed_lps_mm and moving_lps_mm (n, 3), on vessels in both lungs
     breath: Breath
     base_is_fixed: bool
-    about: dict = field(default_factory=dict)  # seed, settings and what was drawn
+    about: dict = field(default_factory=dict)  # seed, settings and random parameters
 
     def forward(self, points_lps_mm: np.ndarray) -> np.ndarray:
         """(n, 3) points of the fixed image -> moving image; exact, or to 1e-5 mm where the base is fixed.
@@ -185,7 +185,9 @@ def breathe(
         view = _draw_view(volume, grid, chest, state, kept, rng, settings)
         points = state.on_grid(view)
         hu, part = _sample(volume, grid, points, breath.centre_lps_mm)
-        if state is breath:  # mass is kept: tissue of the base's volume J is in a volume of 1; vessels don't thin out
+        if (
+            state is breath
+        ):  # mass is preserved: tissue of volume J in the base has volume 1; vessels keep their density
             loose = part * np.clip((-200 - hu) / 300, 0, 1)
             hu += (hu + 1000).clip(0) * (breath.jacobian(view) - 1) * loose
         clean.append(hu)
@@ -226,7 +228,7 @@ def _draw_base(image: sitk.Image, lungs: sitk.Image, rng, settings) -> tuple[tor
     corners = grid.to_lps_mm(np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3))
     low, high = corners.min(0), corners.max(0)
     centre, scale = (low + high) / 2, rng.uniform(*settings.scale, 3)
-    edges = np.sort(grid.corners_lps_mm(), axis=0)[[0, -1]]  # of what was scanned
+    edges = np.sort(grid.corners_lps_mm(), axis=0)[[0, -1]]  # of the scanned region
     low, high = (centre + np.array(end - centre) * scale for end in (low, high))
     first, last = (centre + np.array(end - centre) * scale for end in edges)
     low, high = np.maximum(low - (35, 35, 60), first), np.minimum(high + (35, 35, 30), last)
@@ -280,7 +282,7 @@ def _draw_respiration(chest, lattice, inhale, diaphragm_mm, strength, rng, setti
         height = max(apex - dome - inhale * fall_mm, 40.0)  # of the lung in the deformed state
         t = np.maximum((apex - points[..., 2]) / height, 0) ** power
         down = down + share * fall_mm * t / (1 + t**8) ** (1 / 8)  # 0 at the apex, constant below the domes
-    wall = rng.uniform(0.15, 0.5)  # what is outside the ribs moves less
+    wall = rng.uniform(0.15, 0.5)  # tissue outside the ribs moves less
     down = down * (wall + (1 - wall) * np.exp(-(((x**2 + y**2) / 1.7) ** 3)))
     down = down * (1 + rng.uniform(0, 0.35) * np.tanh(y / 0.6))
     level = np.exp(-(((z - rng.uniform(-0.4, 0.2)) / 0.9) ** 2))
@@ -294,7 +296,7 @@ def _draw_respiration(chest, lattice, inhale, diaphragm_mm, strength, rng, setti
 
 
 def _draw_view(volume, grid: Grid, chest: _Chest, state: Breath, kept, rng, settings) -> Grid:
-    """The field of view of one image: the lungs that are kept and random margins, within what was scanned."""
+    """The field of view of one image: the lungs with random margins, within the scanned region."""
     coarse = box_grid(
         chest.low_lps_mm + state.offset_mm - _REACH_MM, chest.high_lps_mm + state.offset_mm + _REACH_MM, _COARSE_MM
     )

@@ -22,7 +22,7 @@ def box_grid(low_lps_mm, high_lps_mm, spacing_mm) -> Grid:
 
 @dataclass(frozen=True)
 class Spline:
-    """Displacement (..., c) in mm by a uniform cubic B-spline; beyond the lattice the value at its border holds."""
+    """Displacement (..., c) in mm by a uniform cubic B-spline; constant beyond the lattice."""
 
     lattice: Grid  # axes along LPS
     control: np.ndarray  # (z, y, x, c)

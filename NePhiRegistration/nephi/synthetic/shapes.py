@@ -23,7 +23,7 @@ from ..limits import Seed, check_value
 TRAINING = (10_000, 1)  # count and seed of the pairs: ``shape_pairs(*TRAINING)``
 VALIDATION = (1_000, 2)
 CIRCLE, TRIANGLE = 0, 1
-HALF = 127.5  # of the 255 levels: what is above lies in the shape
+HALF = 127.5  # of 255 levels: higher values are inside the shape
 
 _SHARPNESS = 40.0
 _CHUNK = 64  # images drawn at a time stay in the CPU's cache
@@ -81,7 +81,7 @@ def _images(draws: np.ndarray, hollow: bool, size: int) -> np.ndarray:
             if hollow:
                 level *= level
                 level *= -255
-                level += 255.5  # and a half: the conversion to whole numbers cuts
+                level += 255.5  # plus a half, as the conversion to integers truncates
             else:
                 level *= 127.5
                 level += 128

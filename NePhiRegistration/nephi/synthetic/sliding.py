@@ -1,4 +1,4 @@
-"""A phantom's motion with sliding: what lies within the rib cage moves along it, the chest wall stays where it is."""
+"""The motion of a phantom with sliding: the inside of the rib cage moves along it; the chest wall does not move."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Body(Motion):
 
 
 class _Wall(Motion):
-    """Nothing moves but the whole patient."""
+    """Only the whole patient moves."""
 
     def forward(self, points_lps_mm: np.ndarray) -> np.ndarray:
         return np.asarray(points_lps_mm, float) + (self.moving_centre_lps_mm - self.fixed_centre_lps_mm)
@@ -77,7 +77,7 @@ class SlidingMotion(Motion):
         return _Body(*given), _Wall(*given)
 
     def within(self, points_lps_mm: np.ndarray, inhale: bool = False) -> np.ndarray:
-        """(...) bool: which points (..., d) of the fixed image, or of the moving one, lie within the cage."""
+        """(...) bool: whether points (..., d) of the fixed image, or of the moving one, lie within the cage."""
         shift = self.moving_centre_lps_mm - self.fixed_centre_lps_mm if inhale else 0.0
         return cage(*np.moveaxis(self.to_anatomy(points_lps_mm - shift), -1, 0)) < 1
 
