@@ -67,9 +67,9 @@ def make(forward):
 
 
 def magnitude(forward) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Length of the shown deformation in mm at the nodes of its grid (z, y, x), whether each lies where the images
+    """The displayed deformation at the nodes of its grid.
 
-    were compared, and index_xyz -> RAS mm (4, 4).
+    Returns its length in mm (z, y, x), whether each node lies in the compared region, and index_xyz -> RAS mm (4, 4).
     """
     grid, points_ras_mm, shift, outputs = _shift(forward)
     shape_zyx = grid.GetDisplacementGrid().GetDimensions()[::-1]

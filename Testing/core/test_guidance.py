@@ -430,7 +430,7 @@ def bad_guidance(kind: str, phantom) -> Guidance:
         ("outside the moving image", "landmark 1 .* outside the moving image"),
         ("not finite", "landmark 1 .* outside the fixed image"),
         ("a deviation of 0", "above 0"),
-        ("too few deviations", "each of the 4 landmarks"),
+        ("too few deviations", "each of the 4 guiding landmarks"),
         ("deviations alone", "no landmarks"),
         ("a label of one side", "1 only in the fixed"),
         ("empty labels", "moving guide labels: .*empty"),

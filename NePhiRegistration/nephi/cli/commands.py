@@ -45,6 +45,9 @@ from .options import outputs_from, settings_from
 from .progress import Progress, tell_notices
 from .structures import warp_structures
 
+_MOST_REGIONS = 20  # most regions listed at the end of a run
+_POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
+
 
 def register_command(options) -> int:
     started = options.started, 0.0  # CPU time counts from the start of the process
@@ -170,10 +173,6 @@ def _regions_in_words(rows: list[dict]) -> Iterator[str]:
         if row.get("surface_mm") is not None:
             text += f", surfaces {row['surface_mm']:.2f} mm apart"
         yield text
-
-
-_MOST_REGIONS = 20  # that are listed at the end of a run
-_POINT_FILES = (".csv", ".fcsv", ".json", ".txt", ".pts", ".vtk")
 
 
 def warp_command(options) -> int:

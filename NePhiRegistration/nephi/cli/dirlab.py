@@ -47,7 +47,6 @@ def score(
 
 
 def _row(name: str, errors_mm: Iterable[np.ndarray]) -> dict:
-
     values = []
     for errors in errors_mm:
         measured = summary(errors) | {"sd": float(errors.std(ddof=min(1, len(errors) - 1)))}

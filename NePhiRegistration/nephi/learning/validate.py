@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..both import Both
-from ..maps.jacobian import exact_jacobian
+from ..maps.jacobian import exact_determinants
 from ..maps.maps import Map
 from ..measure.quality import dice
 from .model import Model
@@ -80,12 +80,7 @@ def folds_percent(maps: Map, sample: PairTensors, most: int = _FOLD_VOXELS) -> f
     """
     within = None if sample.masks is None else sample.masks.fixed
     points_cube = sample.voxel_centres(within, most if sample.lower_cube.numel() == 3 else None)
-    folded = 0
-    for chunk in points_cube.split(_CHUNK):
-        x = chunk.clone().requires_grad_()
-        with torch.enable_grad():
-            jacobian = exact_jacobian(maps.forward(x), x, create_graph=False)
-        folded += int((~(torch.linalg.det(jacobian) > 0)).sum())
+    folded = int((~(exact_determinants(maps.forward, points_cube) > 0)).sum())
     return 100 * folded / max(1, len(points_cube))
 
 
