@@ -44,7 +44,7 @@ class Registry(Generic[T]):
         ``settings``: the dataclass of its settings, if these have more fields than the shared ones.
         """
         if self._factories.get(name) not in (None, factory):
-            raise NephiError(f"there already is a {self.kind} '{name}': choose another name")
+            raise NephiError(f"there is a {self.kind} '{name}' already: choose another name")
         self._factories[name] = factory
         if settings is not None:
             self.describe(name, settings)

@@ -102,7 +102,7 @@ def test_the_transforms_can_be_used_while_the_rest_is_made(older, failing, resul
 def test_a_result_that_cannot_be_moved_into_place_leaves_no_transforms(result, phantom_2d, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     (tmp_path / "report.html").mkdir()  # found as the files move, when the transforms have long been shown
-    with pytest.raises(NephiError, match="a folder of that name exists"):
+    with pytest.raises(NephiError, match="a folder with this name exists"):
         write_all(result, phantom_2d.fixed, phantom_2d.moving, tmp_path, outputs=("report",))
     assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "report.html"}
 

@@ -138,7 +138,7 @@ def test_a_list_that_is_none(tmp_path):
     with pytest.raises(NephiError, match=r"absent\.csv"):
         open_data(str(tmp_path / "absent.csv"), FLAT, tmp_path / "cache", False)
     (tmp_path / "columns.csv").write_text("name,fixed,moving,fixed_lables\na,b,c,d\n")
-    with pytest.raises(NephiError, match="look at fixed_lables"):
+    with pytest.raises(NephiError, match="check fixed_lables"):
         open_data(str(tmp_path / "columns.csv"), FLAT, tmp_path / "cache", False)
 
 

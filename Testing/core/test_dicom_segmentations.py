@@ -159,5 +159,5 @@ def test_what_a_label_map_cannot_hold_is_told(case, tmp_path):
     data = pydicom.dcmread(case[2])
     del data.PerFrameFunctionalGroupsSequence
     data.save_as(tmp_path / "damaged.dcm")
-    with pytest.raises(NephiError, match="no complete DICOM segmentation"):
+    with pytest.raises(NephiError, match="not a complete DICOM segmentation"):
         read_segmentation(tmp_path / "damaged.dcm")

@@ -103,7 +103,7 @@ def test_its_contours_are_regions_by_their_names(case, tmp_path):
     assert region_names(found) == {1: "Wall", 2: "Core"}
     volumes = np.bincount(sitk.GetArrayFromImage(found).ravel())[1:] * np.prod(_SPACING)
     np.testing.assert_allclose(volumes, np.pi * 18 * np.array([10 * 8 - 6 * 5, 5 * 4]), rtol=0.03)
-    with pytest.raises(NephiError, match="Wall, Core lies in another frame"):
+    with pytest.raises(NephiError, match="Wall, Core is in another frame"):
         read_regions(tmp_path / "apart.dcm", image, "regions", "1.2.3.4")
     with pytest.raises(NephiError, match="regions: Body and Wall overlap"):
         read_regions(case / "in.dcm", image)

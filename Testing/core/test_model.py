@@ -184,7 +184,7 @@ def test_names_of_shipped_models(trained, tmp_path, monkeypatch):
     folder = tmp_path / "weights"
     folder.mkdir()
     monkeypatch.setattr(shipped, "WEIGHTS", folder)
-    with pytest.raises(NephiError, match="no model 'lung': give one of none, or a model file"):
+    with pytest.raises(NephiError, match="no model 'lung': choose one of none, or a model file"):
         Model.load("lung")
     for name in ("lung", "brain"):
         (folder / f"{name}.safetensors").write_bytes(trained[1].read_bytes())

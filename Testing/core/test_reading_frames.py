@@ -83,7 +83,7 @@ def test_planes_of_a_dose_without_a_place(offsets, tmp_path):
 
 
 CHANGES = {
-    "states no pixel spacing": {"PixelSpacing": None},
+    "has no pixel spacing": {"PixelSpacing": None},
     "pixel spacing that its reader does not": {"PixelSpacing": None, "ImagerPixelSpacing": [0.9, 0.8]},
     "states no pixel spacing.": {"PixelSpacing": [0, 0]},
     "states no orientation": {"ImageOrientationPatient": None},
@@ -192,4 +192,4 @@ def test_one_xray_has_the_spacing_that_it_states(tmp_path):
     data.save_as(path)
     with collected_notices() as notices:
         read_volume(path)
-    assert len(notices) == 1 and "states no pixel spacing" in notices[0]
+    assert len(notices) == 1 and "has no pixel spacing" in notices[0]

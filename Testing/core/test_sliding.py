@@ -307,5 +307,5 @@ def test_bones_start_where_their_rigid_motion_takes_them_though_ribs_are_alike(p
 
 def test_masks_are_needed_on_both_sides(phantom):
     settings = replace(PRESETS["fast"], sliding=True)
-    with pytest.raises(NephiError, match="mask of both images"):
+    with pytest.raises(NephiError, match="masks of both images"):
         nephi.register(phantom.fixed, phantom.moving, fixed_mask=phantom.fixed_mask, settings=settings)

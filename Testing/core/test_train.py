@@ -365,7 +365,7 @@ def test_a_list_without_a_pair_that_can_be_read(tmp_path, capfd):
 def test_resume_with_other_settings_or_a_damaged_state(pairs, tmp_path, capfd):
     settings = brief("matching", pairs, fit=FitSettings(iterations=2))
     train(settings, tmp_path, CPU)
-    with pytest.raises(NephiError, match="other settings"):
+    with pytest.raises(NephiError, match="different settings"):
         train(replace(settings, known_weight=0.7), tmp_path, CPU, resume=True)
     state = tmp_path / RESUME
     state.write_bytes(state.read_bytes()[:1000])

@@ -243,7 +243,7 @@ def test_a_damaged_calibration_is_one_line(text, tmp_path):
 
 
 def test_where_nothing_of_the_region_is_seen_there_is_one_clear_error(phantom_3d):
-    with pytest.raises(NephiError, match="shows nothing of the region"):
+    with pytest.raises(NephiError, match="shows nothing of the registered region"):
         trust_in(phantom_3d, shift(5000.0, 0, 0))
 
 

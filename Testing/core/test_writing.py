@@ -195,10 +195,10 @@ def test_links_are_replaced_and_not_followed(tmp_path):
 def test_a_folder_in_the_place_of_a_file_stays(tmp_path):
     (tmp_path / "b.txt").mkdir()
     (tmp_path / "b.txt" / "mine.txt").write_text("mine")
-    with pytest.raises(NephiError, match="a folder of that name"):
+    with pytest.raises(NephiError, match="a folder with this name"):
         renew(tmp_path)
     assert contents(tmp_path) == {"b.txt/mine.txt": "mine"}
-    with pytest.raises(NephiError, match="a folder of that name"), ResultFolder(tmp_path / "r").output():
+    with pytest.raises(NephiError, match="a folder with this name"), ResultFolder(tmp_path / "r").output():
         pytest.fail("work was begun") if (tmp_path / "r" / "report.json").is_dir() else None
         (tmp_path / "r" / "report.json").mkdir()
         with ResultFolder(tmp_path / "r").output():

@@ -279,7 +279,7 @@ def test_removed_nodes_of_a_result(finished):
     slicer.mrmlScene.RemoveNode(finished.outputs.warped)
     finished.tick()
     finished.widget._update()
-    assert "no complete result" in finished.ui.summaryLabel.text and not finished.ui.qaWidget.visible
+    assert "incomplete" in finished.ui.summaryLabel.text and not finished.ui.qaWidget.visible
     slicer.mrmlScene.RemoveNode(finished.outputs.forward)
     finished.widget._update()
     assert "After a registration" in finished.ui.summaryLabel.text
@@ -307,7 +307,7 @@ def test_result_is_let_go_with_its_nodes_or_its_scene(finished, engine_folder, t
     assert [owner() is not None for owner in owners] == [False, True, False]
     finished.enter()
     finished.tick()
-    assert "no complete result" in finished.ui.summaryLabel.text
+    assert "incomplete" in finished.ui.summaryLabel.text
     del second
     slicer.mrmlScene.Clear(0)
     gc.collect()

@@ -159,7 +159,7 @@ def test_what_cannot_guide_is_said_in_words(scene, phantom):
     points = [markups_node(scene, np.zeros((n, 3)), "points") for n in (2, 3)]
     before = node_list(scene)
     cases = (
-        (Guides(fixed_landmarks=points[0]), "Landmarks that guide: Landmarks are needed in both"),
+        (Guides(fixed_landmarks=points[0]), "Guiding landmarks: Landmarks are needed in both"),
         (Guides(*points), "2 fixed and 3 moving"),
         (Guides(fixed_labels=labels), "choose a label map for each"),
         (Guides(fixed_labels=one, moving_labels=other), "liver, right lung"),

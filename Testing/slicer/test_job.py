@@ -74,7 +74,7 @@ def _sheared(job):
         (_unplaced, "no position"),
         (_one_landmark_list, "moving volume too"),
         (_double_initial, "twice"),
-        (_model_and_bent_initial, "choose one of them"),
+        (_model_and_bent_initial, "choose only one"),
         (_nonlinear_parent, "nonlinear"),
         (_sheared, "sheared"),
     ],

@@ -70,7 +70,7 @@ def _of_groups(file: Slice, found: Elements, where: str) -> list[Slice]:
     if len(scales) > 1:
         raise Irregular(f"{where}: the frames have scales of their own (Rescale Slope), of which its reader takes one")
     if len(made) != file.size[2]:
-        raise Irregular(f"{where} holds {file.size[2]} frames and describes {len(made)}; it is damaged")
+        raise Irregular(f"{where} has {file.size[2]} frames but describes {len(made)}; it is damaged")
     slope, intercept = scales.pop()
     if file.tags["0008|0016"].startswith(_CAPTURE) and (1 if slope is None else slope, intercept or 0) != (1, 0):
         raise Irregular(f"{where} states a scale for its frames (Rescale Slope) where its reader does not look")

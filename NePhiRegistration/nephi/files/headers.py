@@ -65,7 +65,7 @@ def check_header(path: Path, role: str) -> bool:
     if encoding in ("gzip", "gz", "packed"):
         _check_packed(data, at, size, packed, refuse)
     if encoding == "raw" and held != size:
-        what = "is cut off" if held < size else "holds more than its header names, so that one of the two is damaged"
+        what = "is cut off" if held < size else "has more than its header announces, so that one of the two is damaged"
         raise refuse(f"{data.name} {what}: {held} bytes of voxels instead of {size}")
     return True
 
@@ -117,7 +117,9 @@ def _check_packed(path: Path, at: int, size: int, packed: int | None, refuse) ->
     if not unpacker.eof or held != size or rest.strip(b"\0\r\n"):
         raise refuse(f"{path.name} is cut off or damaged: its voxels unpack to {held} bytes instead of {size}")
     if packed is not None and packed != used:
-        raise refuse(f"the header names {packed} bytes of packed voxels (CompressedDataSize), {path.name} holds {used}")
+        raise refuse(
+            f"the header announces {packed} bytes of packed voxels (CompressedDataSize), {path.name} has {used}"
+        )
 
 
 def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
