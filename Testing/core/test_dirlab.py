@@ -250,7 +250,7 @@ def _damage(folder: Path, what: str) -> None:
         ("image missing", "no inhale image file like copd3_iBHCT.img"),
         ("image twice", "keep one of"),
         ("image cut", "14 x 12 x 10 voxels of 2 bytes are 3360"),
-        ("image longer", "holds 3361 bytes"),
+        ("image longer", "has 3361 bytes"),
         pytest.param("image a pipe", "not a regular file", marks=_PIPES),
         ("landmarks missing", "copd3_300_iBH_xyz_r1.txt"),
         ("landmarks fewer", "3 landmarks, copd3_300_iBH_xyz_r1.txt 2"),

@@ -118,7 +118,7 @@ def _check_packed(path: Path, at: int, size: int, packed: int | None, refuse) ->
         raise refuse(f"{path.name} is cut off or damaged: its voxels unpack to {held} bytes instead of {size}")
     if packed is not None and packed != used:
         raise refuse(
-            f"the header announces {packed} bytes of packed voxels (CompressedDataSize), {path.name} has {used}"
+            f"the header announces {packed} packed bytes (CompressedDataSize), {path.name} has {used}"
         )
 
 
