@@ -61,7 +61,7 @@ def commit(scratch: Path, folder: Path, gone: Iterable[str], last: str) -> None:
     names = sorted((file.relative_to(scratch).as_posix() for file in files), key=lambda name: name == last)
     for name in names:
         if (folder / name).is_dir():
-            raise IsADirectoryError(None, "a folder of that name exists", str(folder / name))
+            raise IsADirectoryError(None, "a folder with this name exists", str(folder / name))
     mode = _usual_mode(scratch)
     for file in files:
         if sys.platform != "win32":

@@ -67,7 +67,7 @@ class Slice:
         if axes is None or len(axes) != 6:
             return "states no orientation (Image Orientation)"
         if self.spacing_stated_mm is None:
-            return "states no pixel spacing"
+            return "has no pixel spacing"
         if not np.allclose(self.spacing_stated_mm, self.spacing_mm[:2], rtol=1e-3):
             return "states a pixel spacing that its reader does not take"
         differ = np.abs(axes.reshape(2, 3).T - self.axes).max() > _COSINES
