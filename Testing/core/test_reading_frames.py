@@ -85,7 +85,7 @@ def test_planes_of_a_dose_without_a_place(offsets, tmp_path):
 CHANGES = {
     "has no pixel spacing": {"PixelSpacing": None},
     "pixel spacing that its reader does not": {"PixelSpacing": None, "ImagerPixelSpacing": [0.9, 0.8]},
-    "states no pixel spacing.": {"PixelSpacing": [0, 0]},
+    "has no pixel spacing.": {"PixelSpacing": [0, 0]},
     "states no orientation": {"ImageOrientationPatient": None},
     "orientation that cannot be": {"ImageOrientationPatient": [1, 0, 0, 0.5, 0.866, 0]},
     "place or an orientation": {"ImageOrientationPatient": [0] * 6},
