@@ -117,9 +117,7 @@ def _check_packed(path: Path, at: int, size: int, packed: int | None, refuse) ->
     if not unpacker.eof or held != size or rest.strip(b"\0\r\n"):
         raise refuse(f"{path.name} is cut off or damaged: its voxels unpack to {held} bytes instead of {size}")
     if packed is not None and packed != used:
-        raise refuse(
-            f"the header announces {packed} packed bytes (CompressedDataSize), {path.name} has {used}"
-        )
+        raise refuse(f"the header announces {packed} packed bytes (CompressedDataSize), {path.name} has {used}")
 
 
 def _nrrd(head: bytes, path: Path, refuse) -> tuple[int, Path | None, int, str]:
