@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 from detail import MM, SIDE, moved_slice
 from nephi.fitting import dense as refinement
-from nephi.fitting.brightness import correlated
+from nephi.fitting.brightness import Windows, correlated
 from nephi.fitting.dense import eased, least_determinants
 from nephi.registration import register
 from nephi.settings import PRESETS, DenseSettings
@@ -50,6 +50,28 @@ def test_a_round_goes_on_only_as_far_as_it_asks_for_the_same_way():
     for move, along in asked.items():
         found = refinement._going_on(torch.tensor(move).reshape(2, 1, 1), last).flatten()
         assert found.tolist() == [along, move[1]]
+
+
+def test_maps_are_smoothed_only_as_far_as_small_windows_stay_as_correlated(monkeypatch):
+    """Smooth motion is found better so, and fine motion is kept."""
+    cases = moved_slice(smooth_over=14.0), moved_slice(smooth_over=2.0, detail_of=1.0, moved_mm=0.5 * MM)
+    settings = replace(FEW, dense=replace(DENSE, voxel_rounds=4))
+    chosen = [error_mm(register(*case[:2], settings=settings), case) for case in cases]
+    monkeypatch.setattr(refinement, "_MAP_SMOOTH", refinement._MAP_SMOOTH[:1])
+    least = [error_mm(register(*case[:2], settings=settings), case) for case in cases]
+    assert chosen[0] < 0.9 * least[0] and chosen[1] < 1.05 * least[1], (chosen, least)
+
+
+@pytest.mark.parametrize("shape", [(40, 36), (20, 18, 22)])
+def test_windows_lack_nothing_under_gains_and_everything_of_what_is_unrelated(shape):
+    generator = torch.Generator().manual_seed(0)
+    fixed, other = torch.rand(2, *shape, generator=generator)
+    windows = Windows(fixed, torch.ones(shape))
+    index = windows.at.long().flip(0).unbind(0)
+    assert len(windows.fixed) > 100
+    assert windows.lack(3 * fixed[index] - 1) == pytest.approx(0, abs=1e-5)
+    assert windows.lack(-fixed[index]) == pytest.approx(2, abs=1e-5)
+    assert windows.lack(other[index]) == pytest.approx(1, abs=0.05)
 
 
 def test_where_each_voxel_is_a_node_finer_motion_is_found():

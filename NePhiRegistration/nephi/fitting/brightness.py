@@ -17,6 +17,7 @@ _FLAT = 1e-3  # variance of intensities, of what is too flat to say how
 _GAIN = (0.3, 3.0)
 _NEAR = 2  # voxels: half side of the windows whose correlation is compared
 _LOCALLY_FLAT = 1e-4  # variance of intensities in such a window
+_WINDOWS, _SEED = 4000, 9  # windows that are drawn at most
 _FAR = 0.5  # difference of intensities that counts at most
 _BINS = 32  # of a curve
 # what is misaligned, or between two voxels, blurs a curve: it is found where the image it leads to is flat (squared
@@ -99,6 +100,35 @@ def correlated(fixed: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor, Ten
     gains, squared_gains, offsets = map(_in_windows, (gain, gain.square(), gain * offset))
     wanted = (fixed * gains - offsets) / squared_gains.clamp(min=1e-6)
     return seen + (wanted - seen).clamp(-_FAR, _FAR), weight * squared_gains
+
+
+class Windows:
+    """Small windows of a fixed image at random places, by whose correlation maps are compared that differ little.
+
+    ``at`` (d, n, k): indices of their voxels, x first.
+    """
+
+    def __init__(self, fixed: Tensor, weight: Tensor):
+        d, device = fixed.ndim, fixed.device
+        last = torch.tensor([n - 1 - _NEAR for n in reversed(fixed.shape)], device=device)
+        counted = torch.nonzero(weight > 0).flip(1)  # x first
+        counted = counted[((counted >= _NEAR) & (counted <= last)).all(1)]
+        generator = torch.Generator().manual_seed(_SEED)  # of the CPU: the same windows on every device
+        chosen = torch.randperm(len(counted), generator=generator)[:_WINDOWS].to(device)
+        side = torch.arange(-_NEAR, _NEAR + 1, device=device)
+        offsets = torch.stack(torch.meshgrid(*[side] * d, indexing="ij"), -1).reshape(-1, d)
+        at = counted[chosen][:, None] + offsets
+        values = fixed[tuple(at.flip(-1).unbind(-1))]
+        values = values - values.mean(1, keepdim=True)
+        telling = values.square().mean(1) > _FLAT
+        self.at = at[telling].movedim(-1, 0).to(fixed)
+        self.fixed = F.normalize(values[telling], dim=1)
+
+    def lack(self, seen: Tensor) -> float:
+        """One minus the mean of squared correlations with the moving image (n, k) there; negative ones count as such."""
+        seen = F.normalize(seen - seen.mean(1, keepdim=True), dim=1)
+        correlation = (self.fixed * seen).sum(1)
+        return 1 - float((correlation * correlation.abs()).mean())
 
 
 def _in_windows(values: Tensor) -> Tensor:

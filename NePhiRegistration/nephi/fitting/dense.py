@@ -25,11 +25,14 @@ from ..maps.maps import FieldMap, Map
 from ..maps.voxel import VoxelFields
 from ..settings import DenseSettings, VoxelSettings
 from ..space.determinant import determinant
-from .brightness import Curve, as_bright, correlated, halved, slopes
+from .brightness import Curve, Windows, as_bright, correlated, halved, slopes
 
 _VOXELS_PER_NODE = 2  # of the finer of both scales; of the coarser one each is a node
 _AROUND, _AROUND_CURVES = 1.0, 1.5  # nodes: deviation of the Gaussian over which steps are found
-_STEP_SMOOTH, _MAP_SMOOTH = 1.0, 0.35  # nodes: deviations under which each step, and the map after it, is smoothed
+_STEP_SMOOTH = 1.0  # nodes: deviation under which each step is smoothed
+# the same of the map after it: the most that leaves small windows lacking at most so much more of being correlated than
+# the least does, as motion within a person is smoother than the differences between two
+_MAP_SMOOTH, _LACKING = (0.35, 0.5, 0.7, 1.0), 1.045
 _WORTH_OVER = 6.0  # nodes: deviation of the Gaussian over which it is asked what steps are worth
 _BY_CHANCE = 0.2  # part of a step that may seem to be worth it where there is noise alone
 _LONGER = 2.0  # by small windows, times as long as found: smoothing shortens steps
@@ -147,6 +150,7 @@ class _Step:
         odd = _places(halved(self.fixed).shape if self.between else fading.shape, self.fixed).sum(0) % 2
         self.halves = [2 * odd, 2 * (1 - odd)]
         self.last: Tensor | None = None
+        self.windows = Windows(self.fixed, self.weight) if self.curve is None else None
 
     def __call__(self, u: Tensor) -> Tensor:
         d, at = len(u), (self.factor * u if self.factor > 1 else u)
@@ -172,7 +176,22 @@ class _Step:
             self.last = move = move if self.last is None else _going_on(move, self.last)
         move = self.fading * (_enlarged(move, u.shape[1:]) if move.shape != u.shape else move)
         u = move + _sampled(u, self.at_nodes + move)
-        return torch.stack([smoothed(one, _MAP_SMOOTH) for one in u])
+        best = torch.stack([smoothed(one, _MAP_SMOOTH[0]) for one in u])
+        if self.windows is None:  # between two contrasts it was not measured
+            return best
+        limit = _LACKING * self._lack(best)
+        for over in _MAP_SMOOTH[1:]:
+            smoother = torch.stack([smoothed(one, over) for one in u])
+            if self._lack(smoother) > limit:
+                break
+            best = smoother
+        return best
+
+    def _lack(self, u: Tensor) -> float:
+        """What small windows lack of being correlated with a map."""
+        at = self.windows.at.reshape(*self.windows.at.shape, *[1] * (len(u) - 2))  # as many axes as an image
+        seen = _sampled(self.moving[None], at + self.factor * _sampled(u, at / self.factor))
+        return self.windows.lack(seen.reshape(self.windows.at.shape[1:]))
 
     def _compared(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The moving image as the map has it, what it should show there, and weights."""
