@@ -125,7 +125,7 @@ class Windows:
         self.fixed = F.normalize(values[telling], dim=1)
 
     def lack(self, seen: Tensor) -> float:
-        """One minus the mean of squared correlations with the moving image (n, k) there; negative ones count as such."""
+        """One minus the mean squared correlation with the moving image (n, k) there; negative ones count as such."""
         seen = F.normalize(seen - seen.mean(1, keepdim=True), dim=1)
         correlation = (self.fixed * seen).sum(1)
         return 1 - float((correlation * correlation.abs()).mean())

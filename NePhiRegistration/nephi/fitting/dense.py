@@ -176,22 +176,25 @@ class _Step:
             self.last = move = move if self.last is None else _going_on(move, self.last)
         move = self.fading * (_enlarged(move, u.shape[1:]) if move.shape != u.shape else move)
         u = move + _sampled(u, self.at_nodes + move)
-        best = torch.stack([smoothed(one, _MAP_SMOOTH[0]) for one in u])
-        if self.windows is None:  # between two contrasts it was not measured
+        return self._smoothed(u)
+
+    def _smoothed(self, u: Tensor) -> Tensor:
+        """The map smoothed as far as small windows stay as correlated; as little as can be between two contrasts."""
+        maps = (torch.stack([smoothed(one, over) for one in u]) for over in _MAP_SMOOTH)
+        best = next(maps)
+        if self.windows is None:  # it was not measured
             return best
-        limit = _LACKING * self._lack(best)
-        for over in _MAP_SMOOTH[1:]:
-            smoother = torch.stack([smoothed(one, over) for one in u])
-            if self._lack(smoother) > limit:
+        limit = _LACKING * self._lack(best, self.windows)
+        for smoother in maps:
+            if self._lack(smoother, self.windows) > limit:
                 break
             best = smoother
         return best
 
-    def _lack(self, u: Tensor) -> float:
-        """What small windows lack of being correlated with a map."""
-        at = self.windows.at.reshape(*self.windows.at.shape, *[1] * (len(u) - 2))  # as many axes as an image
+    def _lack(self, u: Tensor, windows: Windows) -> float:
+        at = windows.at.reshape(*windows.at.shape, *[1] * (len(u) - 2))  # as many axes as an image has
         seen = _sampled(self.moving[None], at + self.factor * _sampled(u, at / self.factor))
-        return self.windows.lack(seen.reshape(self.windows.at.shape[1:]))
+        return windows.lack(seen.reshape(windows.at.shape[1:]))
 
     def _compared(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The moving image as the map has it, what it should show there, and weights."""
