@@ -15,7 +15,8 @@ OVERLAP_POWER = 0.25  # of that part, by which scores are weighed
 _KEPT_OVERLAP = 0.9  # of a start's, at least
 _SURELY = 0.99  # of what is read from a place, from which it was seen
 _LENGTH_MM = 150.0  # at which a turn moves a point as far as a translation
-_STRAIN_COST = 0.005
+_STRAIN = 0.1  # standard deviation of what an affine map is expected to stretch by, before the images are asked
+_ALIKE_MM = 60.0  # of a large body: over which what an affine map leaves, a deformation, is alike
 _POINTS = 8000  # compared in each direction at each step, about
 
 
@@ -23,10 +24,12 @@ class AffineFit:
     """Levenberg-Marquardt steps of a start; an image may gain or lose brightness, contrast and the contrast's sign.
 
     Compared are the points of each image's region, with the other image where that was seen: what surrounds a region
-    does not count. ``regions``: (z, y, x) of each image.
+    does not count. What affine maps leave is a deformation, alike over a distance: so many residuals tell no more than
+    one, and against the little that a thin slab tells of its stretching, no stretching is expected. ``regions``:
+    (z, y, x) of each image. ``scale``: of that distance, for small bodies.
     """
 
-    def __init__(self, images: Both[Coarse], regions: Both[Tensor]):
+    def __init__(self, images: Both[Coarse], regions: Both[Tensor], scale: float = 1.0):
         self.points, self.values = zip(
             *images.map(lambda image, region: image.points(region, _POINTS), regions), strict=True
         )
@@ -37,11 +40,12 @@ class AffineFit:
             n / max(1, len(points)) / max(1.0, min(sizes)) for n, points in zip(sizes, self.points, strict=True)
         ]
         self.centre = self.points[0].double().mean(0).numpy()
+        cells = [(points / (_ALIKE_MM * scale)).floor() for points in self.points]
+        self.cells = [torch.unique(cell, dim=0, return_inverse=True)[1] for cell in cells]  # (n,) of each point
 
     def score(self, affine: Affine) -> float:
         """From 0 to 1; less of an overlap tells less."""
-        agreement, part, _ = self._compared(affine)
-        return agreement * min(part, 1.0) ** OVERLAP_POWER
+        return _score(*self._compared(affine)[:2])
 
     def _compared(self, affine: Affine) -> tuple[float, float, list[tuple[Tensor, ...]]]:
         """Mean absolute correlation and part that both see, in both directions (0 where that is too little), and per
@@ -64,30 +68,41 @@ class AffineFit:
         return float(np.mean(agreements)) if enough else 0.0, float(np.mean(parts)), states
 
     def refined(self, start: Affine, rigid: bool, steps: int) -> Affine:
-        """The best of the steps' maps."""
+        """The best of the steps' maps: by its score, less what it stretches more than the start does."""
         d = len(start.offset_mm)
         damped, generators = 0.02, _generators(d, rigid)
-        best, (highest, part, states) = start, self._compared(start)
+        stretched = torch.stack([(g + g.T) / 2 for g in generators]).flatten(1) / _LENGTH_MM
+        best, (agreement, part, states) = start, self._compared(start)
         least = _KEPT_OVERLAP * part
         for _ in range(steps):
-            if not highest:
+            if not agreement:
                 break
             here = best(self.centre)
             normal, right = self._equations(best, states, here, generators)
+            # of a squared strain, as agreement; the squared residuals are twice what agreement lacks, each
+            cost = 0.0 if rigid else (1 - agreement) / self._cells(states) / _STRAIN**2
+            strain, weight = _strain(best, start), 2 * cost * float(sum(a.shape[0] * w.sum() for _, w, a, *_ in states))
+            normal[d:, d:] += weight * stretched @ stretched.T
+            right[d:] -= weight * stretched @ torch.as_tensor(strain, dtype=torch.float32).flatten()
             damping = torch.diag(normal.diagonal() * damped + 1e-6)
-            if not rigid:  # a strain costs, as what the field does better should be left to it
-                damping[d:, d:] += torch.eye(len(generators)) * normal.diagonal()[d:].mean() * _STRAIN_COST
             step = torch.linalg.solve(normal + damping, right).double().numpy()
             change = sum(p * g.double().numpy() for p, g in zip(step[d:], generators, strict=True)) / _LENGTH_MM
             turn = np.eye(d) + change
             new = (orthogonal(turn) if rigid else turn) @ best.matrix
             affine = Affine(new, here + step[:d] - new @ self.centre)
-            score, part, there = self._compared(affine)
-            if score > highest and part > least:
-                best, highest, states, damped = affine, score, there, damped / 3
+            compared = self._compared(affine)
+            lost = cost * float(np.square(_strain(affine, start)).sum() - np.square(strain).sum())
+            if _score(*compared[:2]) > _score(agreement, part) + lost and compared[1] > least:
+                best, (agreement, part, states), damped = affine, compared, damped / 3
             else:
                 damped *= 8
         return best
+
+    def _cells(self, states: list[tuple[Tensor, ...]]) -> float:
+        """How many parts of the regions, each as large as deformations are alike over, were compared."""
+        return float(
+            np.mean([len(cells[w > 0].unique()) for cells, (_, w, *_) in zip(self.cells, states, strict=True)])
+        )
 
     def _equations(self, affine: Affine, states: list, here: np.ndarray, generators: list[Tensor]):
         """Of a step that is made after ``affine``, about the moving point ``here``: normal matrix and right side."""
@@ -119,6 +134,16 @@ def _standard(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     centred = (values - (values * weights).sum(1, keepdim=True) / total) * weights
     spread = (centred.square().sum(1, keepdim=True) / total).sqrt().clamp(min=1e-4)
     return centred / spread, spread
+
+
+def _score(agreement: float, part: float) -> float:
+    return agreement * min(part, 1.0) ** OVERLAP_POWER
+
+
+def _strain(affine: Affine, start: Affine) -> np.ndarray:
+    """By how much a map stretches more than its start did, (d, d) symmetric, in the moving image's frame."""
+    u, s, _ = np.linalg.svd(affine.matrix @ np.linalg.inv(start.matrix))
+    return u @ np.diag(s - 1) @ u.T
 
 
 def orthogonal(matrix: np.ndarray) -> np.ndarray:

@@ -26,14 +26,14 @@ _FINEST_PARTS = 2  # voxels of an image along each axis that are averaged for on
 class Coarse:
     """Features (c, z, y, x) on a grid along the patient's axes, with masks (z, y, x).
 
-    The masks are: the field of view (0 or 1), the body, and the part that matters: a mask, the air in the body of a CT,
-    or all of it.
+    The masks are: the field of view (0 or 1), the body, and the part that matters: a mask, or the air in the body of a
+    CT; None where no part does.
     """
 
     features: Tensor
     seen: Tensor
     body: Tensor
-    inner: Tensor
+    inner: Tensor | None
     spacing_mm: float
     origin_lps_mm: np.ndarray
 
@@ -67,7 +67,7 @@ class Coarse:
 
     def with_slopes(self) -> Coarse:
         """Each feature is followed by its slopes per mm: (c + c d, ...), x first."""
-        slopes = [gradient(channel) / self.spacing_mm for channel in self.features]
+        slopes = [gradient(channel, self.seen > 0) / self.spacing_mm for channel in self.features]
         return replace(self, features=torch.cat([self.features, *slopes]))
 
     def near(self, part: Tensor, mm: float) -> Tensor:
@@ -75,21 +75,37 @@ class Coarse:
         return grown(part, round(mm / self.spacing_mm)) & (self.seen > 0.5)
 
 
-def blurred(values: Tensor) -> Tensor:
-    """Binomial filter (1, 2, 1) along each axis of (c, ...), the edge repeated."""
-    for axis in range(1, values.ndim):
-        n = values.shape[axis]
-        before = values.index_select(axis, torch.arange(-1, n - 1).clamp(min=0))
-        after = values.index_select(axis, torch.arange(1, n + 1).clamp(max=n - 1))
-        values = (before + 2 * values + after) / 4
+def blurred(values: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Binomial filter (1, 2, 1) along each axis of (c, ...) where a place and both its neighbours were seen (...);
+    elsewhere values stay as they are, as a mean over one neighbour alone would be that of another place."""
+    seen = torch.ones(values.shape[1:], dtype=torch.bool) if seen is None else seen
+    for axis in range(seen.ndim):
+        n = seen.shape[axis]
+        if n < 3:
+            continue
+        before, here, after = (values.narrow(axis + 1, k, n - 2) for k in range(3))
+        use = seen.narrow(axis, 0, n - 2) & seen.narrow(axis, 1, n - 2) & seen.narrow(axis, 2, n - 2)
+        bent = (before - 2 * here + after) / 4 * use
+        values = values.clone()
+        values.narrow(axis + 1, 1, n - 2).add_(bent)
     return values
 
 
-def gradient(values: Tensor) -> Tensor:
-    """(...) -> (d, ...), per voxel, x first."""
-    axes = [a for a in range(values.ndim) if values.shape[a] > 1]
-    parts = dict(zip(axes, torch.gradient(values, dim=axes), strict=True))
-    return torch.stack([parts.get(a, torch.zeros_like(values)) for a in reversed(range(values.ndim))])
+def gradient(values: Tensor, seen: Tensor | None = None) -> Tensor:
+    """(...) -> (d, ...), per voxel, x first: the mean of the differences to those neighbours along each axis that were
+    seen, as the voxel was (0 without any)."""
+    seen = torch.ones_like(values, dtype=torch.bool) if seen is None else seen
+    slopes = []
+    for axis in reversed(range(values.ndim)):
+        n = values.shape[axis]
+        both = seen.narrow(axis, 0, n - 1) & seen.narrow(axis, 1, n - 1)
+        step = (values.narrow(axis, 1, n - 1) - values.narrow(axis, 0, n - 1)) * both
+        total, number = torch.zeros_like(values), torch.zeros_like(values)
+        for first in (0, 1):
+            total.narrow(axis, first, n - 1).add_(step)
+            number.narrow(axis, first, n - 1).add_(both)
+        slopes.append(total / number.clamp(min=1))
+    return torch.stack(slopes)
 
 
 def grown(part: Tensor, voxels: int) -> Tensor:
@@ -140,9 +156,11 @@ class Prepared:
         grid = Grid.of(self.values)
         d = grid.dimension
         shrink = shrink_factors(grid, spacing_mm)
-        corners = grid.corners_lps_mm()
+        # beyond the centres of the outermost blocks nothing can be read between two of them
+        corners = Grid.of(sitk.BinShrink(self.seen, shrink)).corners_lps_mm()
         low, high = corners.min(0), corners.max(0)
-        size = np.maximum(np.round((high - low) / spacing_mm), 1).astype(int) + 1
+        size = np.maximum(np.floor((high - low) / spacing_mm + 1e-6), 1).astype(int) + 1
+        low = low + np.maximum(high - low - (size - 1) * spacing_mm, 0) / 2
         out = Grid(tuple(map(int, size)), (spacing_mm,) * d, tuple(map(float, low)), tuple(np.eye(d).ravel()))
 
         def resampled(image: sitk.Image) -> Tensor:
@@ -152,12 +170,9 @@ class Prepared:
         part, sums = resampled(self.seen), resampled(self.values)
         seen = part > 0.5
         values = sums / part.clamp(min=0.1)
-        seen = seen.float()
-        around = blurred(seen[None])[0]
-        values = blurred(values[None] * seen)[0] / around.clamp(min=0.1)
-        # the border of the image is no edge of the patient
-        edges = gradient(values).square().sum(0).sqrt() * (around > 0.99)  # a norm over the first axis takes far longer
-        seen = seen > 0
+        values = blurred(values[None] * seen, seen)[0]
+        # where the image ends there is no edge of the patient, nor a place without edges that could tell images apart
+        edges = gradient(values, seen).square().sum(0).sqrt()  # a norm over the first axis takes far longer
         body = _body(values, seen, edges, self.ct)
         box = []
         for axis in range(d):
@@ -166,17 +181,17 @@ class Prepared:
             first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, n - 1)
             box.append(slice(max(0, first - margin), min(n, last + margin + 1)))
         start = np.array([s.start for s in reversed(box)])
-        channels, inner = [values, edges.sqrt()], body
+        channels, inner = [values, edges.sqrt()], None
         if self.mask is not None:
-            channels.append(blurred(resampled(self.mask)[None])[0])
+            channels.append(blurred(resampled(self.mask)[None], seen)[0])
             inner = channels[-1] > 0.5
         elif self.ct:
-            inner = (values < _LUNG) & ~grown(~body, 1)
-            if inner.sum() < _LEAST_INNER * body.sum():
-                inner = body
+            air = (values < _LUNG) & ~grown(~body, 1)
+            inner = air if air.sum() >= _LEAST_INNER * body.sum() else None
         where = tuple(box)
         features = torch.stack(channels)[(slice(None), *where)] * seen[where]
-        return Coarse(features, seen[where].float(), body[where], inner[where], spacing_mm, low + start * spacing_mm)
+        inner = None if inner is None else inner[where]
+        return Coarse(features, seen[where].float(), body[where], inner, spacing_mm, low + start * spacing_mm)
 
 
 def _filled(array: np.ndarray, padding_hu: list[float]) -> np.ndarray:

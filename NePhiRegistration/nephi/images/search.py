@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from ..both import Both
+from ..both import Both, complete
 from ..device import in_threads
 from ..settings import BODY_MM
 from ..space.affine import Affine
@@ -142,7 +142,10 @@ class Search:
         fine = _FINE_MM * self.scale
         self.prepared = images.map(lambda image, mask: Prepared.of(image, mask, fine), given)
         self.fine = self.prepared.map(lambda image: image.at_scale(fine))
-        self.affine = AffineFit(self.fine, self.fine.map(lambda image: image.near(image.inner, 2 * fine)))
+        parts = complete(*self.fine.map(lambda image: image.inner)) or self.fine.map(lambda image: image.body)
+        self.affine = AffineFit(
+            self.fine, self.fine.map(lambda image, part: image.near(part, 2 * fine), parts), self.scale
+        )
 
     @cached_property
     def rigid(self) -> AffineFit:
