@@ -87,7 +87,7 @@ def register(
     used, decided = configured(pair, settings)
     report.expect(stages(used, *sizes, str(target)), steps(used))
     if used.similarity != settings.similarity:
-        pair, similarity = replace(pair, similarity=used.similarity), make_similarity(used.similarity)
+        pair, similarity = pair.compared_by(used.similarity), make_similarity(used.similarity)
     if model is not None:
         report("prediction")
     prediction, flaws = _predict(settings.model, model, pair, target)

@@ -25,6 +25,12 @@ def image(values: np.ndarray, spacing_mm: float = 4.0) -> sitk.Image:
     return out
 
 
+def like(of: sitk.Image, values: np.ndarray) -> sitk.Image:
+    out = sitk.GetImageFromArray(values.astype(np.float32))
+    out.CopyInformation(of)
+    return out
+
+
 def organ(shape: tuple[int, ...] = (N, N, N), seed: int = 0) -> np.ndarray:
     """Smooth structures of 0.2 to 1 in a ball, 0 around it."""
     noise = sitk.GetImageFromArray(np.random.default_rng(seed).standard_normal(shape))
@@ -109,6 +115,21 @@ def test_written_settings_leave_free_what_was_free():
         assert again == settings and again.kept == settings.kept
         assert configured(pair(moving), again) == configured(pair(moving), settings)
     assert set(again.kept) == {"levels", "similarity.points"}
+
+
+def test_cts_without_lungs_are_compared_in_a_window_of_soft_tissue(phantom_3d):
+    """The lower part of a phantom's abdomen, with air beside it; set by hand the window stays."""
+    body = sitk.GetArrayFromImage(phantom_3d.fixed)
+    body = np.where((body > -950) & (body < -500), 40.0, body)  # no lungs
+    images = Both(phantom_3d.fixed, phantom_3d.moving).map(lambda one: like(one, body))
+    settings = PRESETS["fast"]
+    pair = ImagePair.of(images, Both(None, None), Affine.identity(3), settings.similarity)
+    used, said = configured(pair, settings)
+    assert used.similarity.name == "ncc" and used.similarity.window == (-200.0, 250.0)
+    assert "without lungs" in said[0] and "-200 to 250 HU" in said[1]
+    assert pair.compared_by(used.similarity).windows == Both((-200.0, 250.0), (-200.0, 250.0))
+    by_hand = replace(settings, similarity=replace(settings.similarity, window=(-500.0, 500.0)))
+    assert configured(pair, by_hand)[0].similarity == by_hand.similarity
 
 
 @pytest.mark.parametrize("preset", ["fast", "balanced", "accurate", "paper"])

@@ -17,7 +17,7 @@ import torch
 from ..both import Both
 from ..config import of_kind
 from ..images.coarse import blurred
-from ..images.hounsfield import background, looks_like_ct, sparse
+from ..images.hounsfield import background, looks_like_ct, lungs_share, sparse
 from ..images.image_pair import ImagePair
 from ..settings import EVERY_ENTRY, PRESETS, Features, Level, Sampling, Settings, SimilaritySettings
 
@@ -51,6 +51,8 @@ _LEVELS = tuple(
 # organs alone only: on a knee with a known map six ended at 0.47 mm, two at 0.31, the optimisation at 0.38
 _ROUNDS, _ROUNDS_AT_VOXELS = {"fast": (2, 5, 0), "balanced": (6, 6, 0)}, (0, 6, 4)
 _ROUNDS_BY_CURVE = (0, 6, 0)  # later ones follow what the curve between two contrasts gets wrong
+_LUNGS = 0.1  # part of a CT, but for the air around it, that lungs take: 0.03 of an abdomen below them
+_SOFT_TISSUE_HU = (-200.0, 250.0)  # from fat to tissue with contrast agent
 # of the preset's steps, before rounds where voxels are nodes, which find the rest (in voxels of 1 mm, where there are
 # none, Dice of two people lost 0.004)
 _STEPS = 0.55
@@ -113,14 +115,25 @@ def configured(pair: ImagePair, settings: Settings) -> tuple[Settings, tuple[str
     s = settings
     if s.preset not in PRESETS or s.preset == "paper" or s.model is not None or EVERY_ENTRY in s.kept:
         return s, ()
-    if all(pair.images.map(looks_like_ct)):
+    if not all(pair.images.map(looks_like_ct)):
+        decisions = _decisions(Character.of(pair), s)
+    elif pair.masks == Both(None, None) and (air := max(pair.images.map(lungs_share))) < _LUNGS:
+        decisions = _of_soft_tissue(air)
+    else:
         return s, ("both images are CTs: all values are the preset's",)
     out, said = s, []
-    for entry, value, why in _decisions(Character.of(pair), s):
+    for entry, value, why in decisions:
         if _is_free(s, entry):
             out = _changed(out, entry, value)
             said += [why] if why else []
     return out, tuple(said)
+
+
+def _of_soft_tissue(air: float) -> Iterator[tuple[str, Any, str]]:
+    """Of CTs without lungs: the window that shows them takes the contrast of everything else."""
+    low, high = _SOFT_TISSUE_HU
+    yield "similarity.name", "ncc", f"similarity ncc: both images are CTs without lungs ({air:.0%} of them could be)"
+    yield "similarity.window", _SOFT_TISSUE_HU, f"intensities from {low:g} to {high:g} HU"
 
 
 def _decisions(is_: Character, s: Settings) -> Iterator[tuple[str, Any, str]]:

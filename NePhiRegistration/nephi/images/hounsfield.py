@@ -16,6 +16,7 @@ _AIR_HU = -1000.0
 _DENSE_HU = -500.0  # padding is recognised if it is denser than this, or not air at all
 _FAR_HU = -1100.0
 _AIR, _SOFT = (-1050.0, -700.0), (-150.0, 150.0)  # Hounsfield units
+_LUNG_HU = (-950.0, -500.0)
 _FAT_HU = -50.0  # fat, and edges of the body, are darker
 _MUCH_LESS = 0.5  # as like a CT
 _BETWEEN = 0.5  # of a peak: less than this lies between air and soft tissue
@@ -30,6 +31,13 @@ def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
     """About ``side`` voxels along each axis, evenly spaced (z, y, x): enough to characterise the values of an image."""
     array = sitk.GetArrayViewFromImage(image)
     return array[tuple(slice(None, None, max(1, n // side)) for n in array.shape)]
+
+
+def lungs_share(image: sitk.Image) -> float:
+    """Part of a CT, but for the air around it, that is as dark as lungs."""
+    shown = sparse(image)
+    shown = shown[shown > _LUNG_HU[0]]
+    return float((shown < _LUNG_HU[1]).mean()) if shown.size else 0.0
 
 
 def padding(image: sitk.Image, least: float = LEAST_PADDING) -> list[float]:

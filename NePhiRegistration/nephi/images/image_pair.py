@@ -93,12 +93,16 @@ class ImagePair:
             cube = Cube.around(np.concatenate([grid.corners_lps_mm(), region]), grid.direction)
         else:
             cube = Cube.around(region, grid.direction, cube_margin_mm * scale)
-        counted = images.map(_counted, masks, excluded)
-        windows = images.map(lambda image, mask: similarity.window or choose_window(image, mask), counted)
+        windows = _windows(images, masks, excluded, similarity)
         pair = cls(images, masks, affine, similarity, trusted, cube, region, scale, windows, excluded)
         if given and not pair._masks_meet(given):
             raise NephiError(_MASKS_APART)
         return pair
+
+    def compared_by(self, similarity: SimilaritySettings) -> ImagePair:
+        """The same pair with another similarity, and its window if it has one."""
+        windows = _windows(self.images, self.masks, self.excluded, similarity)
+        return replace(self, similarity=similarity, windows=windows)
 
     def in_cube(self, cube: Cube) -> ImagePair:
         """The same pair in another cube: what is compared stays the same, its coordinates change."""
@@ -342,3 +346,13 @@ def _counted(image: sitk.Image, mask: sitk.Image | None, excluded: sitk.Image | 
         return mask
     counts = excluded == 0
     return counts if mask is None else counts * sitk.Cast(mask != 0, counts.GetPixelID())
+
+
+def _windows(
+    images: Both[sitk.Image],
+    masks: Both[sitk.Image | None],
+    excluded: Both[sitk.Image | None],
+    similarity: SimilaritySettings,
+) -> Both[tuple[float, float]]:
+    counted = images.map(_counted, masks, excluded)
+    return images.map(lambda image, mask: similarity.window or choose_window(image, mask), counted)
