@@ -292,11 +292,13 @@ def test_images_of_another_contrast_match_where_the_map_is_right(phantom_3d, rig
     assert outcome(found) == CHECK  # not calibrated for such images
 
 
-def test_a_mirrored_one_of_another_contrast_fails(phantom_3d):
+def test_a_mirrored_one_of_another_contrast_may_be_lost(phantom_3d):
     centre = phantom_3d.moving_landmarks_lps_mm.mean(0)
     mirror = np.diag([-1.0, 1.0, 1.0])
     error = Affine(mirror, centre - mirror @ centre)
-    assert outcome(trust_in(phantom_3d, error, in_other_contrast(phantom_3d.moving))) == FAIL
+    trust = trust_in(phantom_3d, error, in_other_contrast(phantom_3d.moving))
+    verdict = judged(GOOD, trust.estimate(), trust.share_above, 4.0).verdict
+    assert verdict.outcome == CHECK and "may be lost" in " ".join(verdict.reasons)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +337,23 @@ def test_each_tolerance_counts_and_is_named(change, word, worst):
 def test_so_does_what_the_images_say(change, word, worst):
     verdict = judged(GOOD, replace(SURE, **change), none_above, 1.0).verdict
     assert verdict.outcome == worst and word in " ".join(verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("change", "word", "worst"),
+    [
+        ({"mean": 38.7, "agreement": 0.39, "clear_agreement": 0.53}, "may be lost", CHECK),
+        ({"mean": 38.7, "agreement": 0.05, "clear_agreement": 0.06}, "do not match", FAIL),
+        ({"mean": 3.0}, "3.0 mm", CHECK),
+        ({"unseen": 0.95}, "95 %", FAIL),
+    ],
+)
+def test_what_is_not_calibrated_for_such_images_asks_for_a_check_and_fails_none(change, word, worst):
+    guide = replace(SURE, calibrated=False, **change)
+    verdict = judged(GOOD, guide, lambda mm: float(guide.mean > mm), 1.0).verdict
+    assert verdict.outcome == worst and word in " ".join(verdict.reasons)
+    assert judged(replace(GOOD, folds=Folds(5.0, 1200)), guide, none_above, 1.0).verdict.outcome == FAIL
+    assert judged(measured_at([10.0] * 9), guide, none_above, 1.0).verdict.outcome == FAIL
 
 
 def test_the_worst_reason_comes_first_and_large_errors_count_by_their_share():
