@@ -132,6 +132,14 @@ def test_cts_without_lungs_are_compared_in_a_window_of_soft_tissue(phantom_3d):
     assert configured(pair, by_hand)[0].similarity == by_hand.similarity
 
 
+def test_padding_hides_no_lungs(phantom_3d):
+    """Lungs are little of a large canvas of one value."""
+    images = Both(phantom_3d.fixed, phantom_3d.moving).map(lambda one: sitk.ConstantPad(one, [60] * 3, [60] * 3, 0.0))
+    settings = PRESETS["fast"]
+    pair = ImagePair.of(images, Both(None, None), Affine.identity(3), settings.similarity)
+    assert configured(pair, settings)[0] == settings
+
+
 @pytest.mark.parametrize("preset", ["fast", "balanced", "accurate", "paper"])
 def test_cts_keep_the_presets_values(preset, phantom_3d):
     images = Both(phantom_3d.fixed, phantom_3d.moving)

@@ -34,9 +34,9 @@ def sparse(image: sitk.Image, side: int = 64) -> np.ndarray:
 
 
 def lungs_share(image: sitk.Image) -> float:
-    """Part of a CT, but for the air around it, that is as dark as lungs."""
+    """Part of a CT, but for the air around it and padding, that is as dark as lungs."""
     shown = sparse(image)
-    shown = shown[shown > _LUNG_HU[0]]
+    shown = shown[(shown > _LUNG_HU[0]) & ~np.isin(shown, padding(image))]
     return float((shown < _LUNG_HU[1]).mean()) if shown.size else 0.0
 
 
