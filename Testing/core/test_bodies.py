@@ -91,6 +91,19 @@ def test_bodies_that_are_in_each_others_way_bend_before_the_map_folds(pair, bord
     assert least[0] < -1 and least[1] > 0
 
 
+def test_places_where_bodies_no_longer_fold_the_map_are_not_looked_at_again(pair, border, monkeypatch):
+    looks = []
+
+    def counted(forward, points):
+        looks.append(len(points))
+        return exact_determinants(forward, points)
+
+    monkeypatch.setattr(fitting, "exact_determinants", counted)
+    fitting.kept_rigid(GRID.image(BESIDE), waves(pair, 0.9), border, pair)
+    _, *rounds = looks
+    assert 3 < len(rounds) and rounds[-1] < max(rounds) / 2
+
+
 def test_bodies_that_a_map_does_not_move_leave_it_as_it_is(pair, border):
     maps = waves(pair, 0.0)
     found = fitting.kept_rigid(GRID.image(BESIDE), maps, border, pair)

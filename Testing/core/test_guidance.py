@@ -273,15 +273,51 @@ def test_specks_of_a_rigid_mask_are_told_of_once_and_left_out(d, phantom_2d, pha
     guidance = Guidance(rigid=Grid.of(labels).image(spoilt))
     with collected_notices() as told:
         rigid = guidance.checked(images).rigid
-    assert told == ["2 parts of the rigid mask have fewer than 8 voxels and will not be kept rigid."]
+    (note,) = told
+    assert note.startswith("2 of the 4 connected parts of the rigid mask will not be kept rigid")
     np.testing.assert_array_equal(sitk.GetArrayFromImage(rigid), sitk.GetArrayFromImage(labels))
     whole = np.concatenate([points for _, points in bodies_lps_mm(rigid)])
     assert set(map(tuple, whole)) == set(
         map(tuple, Grid.of(labels).to_lps_mm(np.argwhere(sitk.GetArrayViewFromImage(labels))[:, ::-1]))
     )
     spoilt[sitk.GetArrayViewFromImage(labels) != 0] = 0
-    with pytest.raises(NephiError, match="rigid mask: no connected part of it has 8 voxels"):
+    with pytest.raises(NephiError, match=r"rigid mask: no connected part of it is as large as \d+ mm"):
         Guidance(rigid=Grid.of(labels).image(spoilt)).checked(images)
+
+
+@pytest.mark.parametrize(("voxel_mm", "limit"), [(0.5, "65 mm^3"), (1.0, "65 mm^3"), (4.0, "512 mm^3")])
+def test_how_large_a_rigid_body_is_at_least_depends_on_voxels_only_where_these_are_large(voxel_mm, limit):
+    side = round(160 / voxel_mm)
+    grid = Grid((side, 24, 24), (voxel_mm,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
+    array, cell = np.zeros(grid.shape, np.uint8), np.cbrt(float(limit.split()[0]) / voxel_mm**3)
+    array[1:11, 1:11, 2 : 2 + int(np.ceil(cell))] = 1
+    array[12 : 12 + int(cell * 0.9), 12 : 12 + int(cell * 0.9), 12 : 12 + int(cell * 0.9)] = 1
+    image = grid.image(np.random.default_rng(0).random(grid.shape).astype(np.float32))
+    with collected_notices() as told:
+        rigid = Guidance(rigid=grid.image(array)).checked(Both(image, image)).rigid
+    (note,) = told
+    assert note.startswith("1 of the 2 connected parts") and note.endswith(f"smaller than {limit}.")
+    assert len(bodies_lps_mm(rigid)) == 1
+
+
+@pytest.mark.parametrize("many", [1, 60, 400])
+def test_many_rigid_bodies_cost_no_more_in_a_step_than_some_and_all_take_part(many, short):
+    grid = Grid((120, 60, 60), (2.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
+    array = np.zeros(grid.shape, np.uint8)
+    places = np.stack(np.unravel_index(np.arange(many), (10, 10, 10)), -1) * 6
+    for z, y, x in places:
+        array[z : z + 3, y : y + 3, x : x + 3] = 1
+    image = grid.image(np.random.default_rng(0).random(grid.shape).astype(np.float32))
+    pair = ImagePair.of(Both(image, image), Both(None, None), Affine.identity(3), short(1).similarity)
+    guide = Rigid(grid.image(array), pair, 0.2, torch.device("cpu"))
+    (points,) = guide.draw(40, torch.Generator().manual_seed(0))
+    assert points.shape[2] <= 2000
+    index = grid.to_index(pair.cube.to_lps_mm(points[:, 0].flatten(0, 1).double().numpy()))
+    seen = np.unique((np.rint(index)[:, ::-1] // 6).astype(int), axis=0)
+    assert len(seen) == many
+    mapped = (points[0] + 0.05 * torch.randn(points[0].shape)).requires_grad_()
+    guide.penalty(lambda points: points, mapped, points[0]).backward()
+    assert mapped.grad.isfinite().all() and mapped.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("d", [2, 3])

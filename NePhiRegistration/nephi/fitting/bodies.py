@@ -28,7 +28,7 @@ _PARTS = 8192  # points at a time
 _LEAST = 0.1  # of a determinant, where bodies bend
 _LESS = 0.3  # of a change that is too large, in a round
 _ROUNDS = 30  # at most
-_CLEAR = 3  # of them in a row find nothing in the end
+_CLEAR = 3  # of them in a row find nothing around a node in the end
 _WATCHED = 0.5  # in and around cells where a determinant is lower
 _POINTS = 8  # are looked at there, in each
 
@@ -121,16 +121,18 @@ def _unfolded(bodies: Bodies, maps: Held, border: Border) -> Bodies:
         return here.reshape(bodies.values.shape[1:])
 
     changed = (bodies.values[1:] != 0).any(0).flatten() & (border.nearest(nodes_cube)[:, 0] > -steps.norm())
-    watched, clear = _pooled("max", low(changed.nonzero()[:, 0], _WATCHED)), 0
+    due = _CLEAR * _pooled("max", low(changed.nonzero()[:, 0], _WATCHED))  # rounds for which a node is watched yet
     for _ in range(_ROUNDS):
-        here = low(watched.flatten().nonzero()[:, 0].repeat(_POINTS), _LEAST)
-        clear = 0 if here.any() else clear + 1
-        if clear == _CLEAR:
+        rows = due.flatten().nonzero()[:, 0]
+        if not len(rows):
             break
-        values = bodies.values.float()
-        values[1:] *= 1 - _LESS * _pooled("avg", _pooled("max", here))
-        bodies = Bodies(values.half(), bodies.half_extents_cube)
-        watched = torch.maximum(watched, _pooled("max", here, 7))  # where it gets less, it may fold, too
+        here = low(rows.repeat(_POINTS), _LEAST)
+        due = (due - 1).clamp(min=0)
+        if here.any():
+            values = bodies.values.float()
+            values[1:] *= 1 - _LESS * _pooled("avg", _pooled("max", here))
+            bodies = Bodies(values.half(), bodies.half_extents_cube)
+            due[_pooled("max", here, 7) > 0] = _CLEAR  # where it gets less, it may fold, too
     return bodies
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,9 +12,10 @@ import SimpleITK as sitk
 from ..both import ROLES, Both
 from ..errors import NephiError, notice
 from ..files.masks import check_mask, check_regions
+from ..settings import BODY_MM
 from ..space.grid import Grid
 
-_LEAST_VOXELS = 8  # of a rigid body
+_LEAST_MM, _LEAST_VOXELS = 5.0, 8  # diameter of a ball, and voxels: a rigid body is as large as both, at least
 
 Images = tuple[sitk.Image | None, sitk.Image | None]
 
@@ -146,24 +148,31 @@ def bodies_lps_mm(labels: sitk.Image) -> list[tuple[int, np.ndarray]]:
         parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(part, True))
         index_zyx = np.argwhere(parts)
         which = parts[tuple(index_zyx.T)]
-        for number in range(1, int(which.max()) + 1):
-            found.append((int(label), grid.to_lps_mm(index_zyx[which == number][:, ::-1] + box[0])))
+        points = grid.to_lps_mm(index_zyx[which.argsort(kind="stable"), ::-1] + box[0])
+        found += [(int(label), one) for one in np.split(points, np.bincount(which)[1:-1].cumsum())]
     return found
 
 
 def _large_enough(rigid: sitk.Image) -> sitk.Image:
-    """The rigid mask without connected parts that are too small for a body, with a notice."""
-    bodies = bodies_lps_mm(rigid)
-    small = [points for _, points in bodies if len(points) < _LEAST_VOXELS]
+    """The rigid mask without connected parts that are too small for a body, as noise above a threshold, with a notice.
+
+    How small does not depend on the voxels, but for large ones.
+    """
+    grid, bodies = Grid.of(rigid), bodies_lps_mm(rigid)
+    d, radius_mm = grid.dimension, _LEAST_MM / 2 * min(1.0, grid.longest_side_mm / BODY_MM)
+    ball = math.pi * radius_mm**2 if d == 2 else 4 / 3 * math.pi * radius_mm**3
+    least = max(ball, _LEAST_VOXELS * grid.voxel_volume_mm3)
+    small = [points for _, points in bodies if len(points) * grid.voxel_volume_mm3 < least * (1 - 1e-6)]
+    limit = f"{least:{'.0f' if least >= 10 else '.2g'}} mm^{d}"
     if len(small) == len(bodies):
-        raise NephiError(f"rigid mask: no connected part of it has {_LEAST_VOXELS} voxels or more")
+        raise NephiError(f"rigid mask: no connected part of it is as large as {limit}")
     if not small:
         return rigid
     notice(
-        f"{len(small)} part{'s' * (len(small) > 1)} of the rigid mask ha{'ve' if len(small) > 1 else 's'} fewer than "
-        f"{_LEAST_VOXELS} voxels and will not be kept rigid."
+        f"{len(small):,} of the {len(bodies):,} connected parts of the rigid mask will not be kept rigid: they are "
+        f"smaller than {limit}."
     )
-    grid, array = Grid.of(rigid), sitk.GetArrayFromImage(rigid)
+    array = sitk.GetArrayFromImage(rigid)
     index_xyz = np.rint(grid.to_index(np.concatenate(small))).astype(int)
     array[tuple(index_xyz.T[::-1])] = 0
     return grid.image(array)

@@ -29,6 +29,7 @@ from .guidance import Guidance, bodies_lps_mm
 
 _FREE = 0.5  # standard deviations within which there is no penalty
 _LANDMARKS, _BORDER, _RIGID, _VOLUME = 1000, 1500, 2000, 200  # points per step, at most
+_FEWEST, _MOST = 24, 128  # of them in a rigid body; with more bodies than that makes, some take part in each step
 _STIFF, _LEAST_STIFFNESS = 11.0, 0.4  # pull of rigid bodies per part of the compared volume that they fill; the least
 
 
@@ -171,17 +172,18 @@ class Rigid(Guide):
         self.held, mask = self.pool.points, pair.masks.fixed
         voxels = pair.images.fixed.GetNumberOfPixels() if mask is None else int(inside(mask).sum())
         self.stiffness = min(1.0, max(_LEAST_STIFFNESS, _STIFF * len(self.held) / max(1, voxels)))
-        self.each = max(24, min(128, _RIGID // self.pool.parts))
+        self.each = max(_FEWEST, min(_MOST, _RIGID // self.pool.parts))
+        self.bodies = min(self.pool.parts, _RIGID // self.each)  # a step
         self.to_mm, self.tolerance_mm = to_mm(pair, device), tolerance_mm
         self.from_moving_mm = torch.linalg.inv(self.to_mm[FORWARD].cpu().double()).float().to(device)
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        points = self.pool.draw(steps, self.each, generator)
+        points = self.pool.draw(steps, self.each, generator, self.bodies)
         return (points[:, None].expand(-1, 2, -1, -1),)
 
     def penalty(self, maps: Callable[[Tensor], Tensor], mapped: Tensor, points: Tensor, *further: Tensor) -> Tensor:
         to_moving_mm, to_fixed_mm = self.to_mm
-        bodies = self.pool.parts, self.each, points.shape[-1]
+        bodies = self.bodies, self.each, points.shape[-1]
         start_mm = (points[FORWARD] @ to_fixed_mm).reshape(bodies)
         end_mm = (mapped[FORWARD] @ to_moving_mm).reshape(bodies)
         # with its gradient: otherwise the many points of a body would follow the few that organs drag along
@@ -216,7 +218,7 @@ class VolumeKept(Guide):
         self.log_of_alignment = torch.tensor([[of_alignment], [-of_alignment]], device=device)  # and of its inverse
 
     def draw(self, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        points = self.pool.draw(steps, _VOLUME, generator)
+        points = self.pool.draw(steps, _VOLUME, generator, 1)
         stencils = (points[:, :, None] + self.offsets).flatten(1, 2)
         return (stencils[:, None].expand(-1, 2, -1, -1),)
 
@@ -247,10 +249,14 @@ class _Pool:
         steps_cube = (voxel.axes * np.asarray(voxel.spacing_mm)).T @ pair.cube.axes / pair.cube.unit_mm
         self.voxel = as_tensor(steps_cube)  # rows: along each axis of the image
 
-    def draw(self, steps: int, each: int, generator: torch.Generator) -> Tensor:
-        """points_cube (steps, parts * each, d), anywhere in the voxels, part after part."""
+    def draw(self, steps: int, each: int, generator: torch.Generator, parts: int) -> Tensor:
+        """points_cube (steps, parts * each, d), anywhere in the voxels, part after part, of so many parts each step."""
         device, d = self.points.device, self.points.shape[-1]
-        share = torch.rand((steps, self.parts, each), generator=generator, device=device)
-        chosen = (self.first + (share * self.counts).floor().clamp(max=self.counts - 1)).long().flatten(1)
+        first, counts = self.first, self.counts
+        if parts < self.parts:
+            which = torch.rand((steps, self.parts), generator=generator, device=device).argsort(1)[:, :parts]
+            first, counts = first[which], counts[which]
+        share = torch.rand((steps, parts, each), generator=generator, device=device)
+        chosen = (first + (share * counts).floor().clamp(max=counts - 1)).long().flatten(1)
         within = torch.rand((*chosen.shape, d), generator=generator, device=device) - 0.5
         return self.points[chosen] + within @ self.voxel
