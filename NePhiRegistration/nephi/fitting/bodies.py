@@ -30,7 +30,7 @@ _LESS, _MORE = 0.3, 1 / 3  # of a change that is too large, in the first round; 
 _ROUNDS = 16  # at most: what folds then is told by the report
 _CLEAR = 3  # of them in a row find nothing around a node in the end
 _WATCHED = 0.5  # only where a determinant is lower nodes are looked at again
-_POINTS = 4  # around each
+_POINTS = 8  # around each
 
 
 @torch.no_grad()
