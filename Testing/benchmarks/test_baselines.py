@@ -86,7 +86,7 @@ def test_a_peers_field_leads_from_fixed_to_moving_points(method, package, prepar
 
 
 def _options(*methods: str) -> Namespace:
-    own = {"methods": methods, "presets": ["fast"], "threads": 1}
+    own = {"methods": methods, "presets": ["fast"], "threads": 1, "limit_s": 0}
     return Namespace(**own, quick=False, networks=None, peer_python=sys.executable, keep=True)
 
 

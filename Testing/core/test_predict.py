@@ -106,7 +106,9 @@ def test_a_good_prediction_is_the_result(encoder, refinements, images, short, mo
 def test_the_optimisation_passes_over_the_stage_that_looks_for_large_motion(images, short, model_file, monkeypatch):
     seen, volumes = [], ImagePair.volumes
     monkeypatch.setattr(
-        ImagePair, "volumes", lambda self, scale, *rest: seen.append(scale) or volumes(self, scale, *rest)
+        ImagePair,
+        "volumes",
+        lambda self, scale, *rest, **more: seen.append(scale) or volumes(self, scale, *rest, **more),
     )
     three = (Level(0.0, Features(5.0), 4.0), Level(0.5, Features(2.5), 2.0), Level(0.75, Features(2.0)))
     found = []

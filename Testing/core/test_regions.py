@@ -92,9 +92,7 @@ def test_the_same_names_are_the_same_regions_whatever_their_numbers():
     plain = GRID.image(halves(4, 9))  # by number, where one side has no names
     assert matched(fixed, plain, "regions") is plain
     for other in (GRID.image(halves(2, 3)), with_names(GRID.image(halves()), {1: "liver", 4: "spleen"})):
-        with pytest.raises(
-            NephiError, match=r"regions: (the fixed and the moving label map have no|no name is in both)"
-        ):
+        with pytest.raises(NephiError, match=r"regions: .* have no (label|name) in common"):
             matched(fixed, other, "regions")
     with pytest.raises(NephiError, match="same name"):
         matched(fixed, with_names(GRID.image(halves()), {1: "a", 4: "a"}), "regions")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nephi.files.transform import displacement_transform, through
+from nephi.images.sampling import nearest_through
 from nephi.images.slices import Slices
-from nephi.images.warp import linear_through, nearest_through
+from nephi.images.warp import linear_through
 from nephi.space.affine import Affine
 from nephi.space.grid import Grid
 

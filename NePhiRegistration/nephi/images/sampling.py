@@ -1,4 +1,4 @@
-"""Where the voxels of one grid lie in another, and linear interpolation between grids with the same axes.
+"""Where the voxels of one grid lie in another, the nearest ones, and linear interpolation between like grids.
 
 Works slice by slice, without ITK, which takes several times as long.
 """
@@ -154,3 +154,39 @@ class _Component:
 
     def __getitem__(self, place: int) -> np.ndarray:
         return self._vectors[place] @ self._direction
+
+
+def nearest_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | None, outside: float) -> np.ndarray:
+    """An image (z, y, x) on ``grid`` through ``transform``: its nearest voxels, as in ITK.
+
+    ``outside``: the value beyond the image. A displacement field is evaluated in single precision, with an error below
+    a ten-thousandth of a voxel.
+    """
+    places = aligned_places(Grid.of(image), grid, transform)
+    array = sitk.GetArrayViewFromImage(image)
+    if places is not None:
+        return _nearest_along(array, places, grid, outside)
+    found = displaced_places(transform, grid, Grid.of(image))
+    if found is None:
+        return sitk.GetArrayFromImage(grid.resample(image, transform, sitk.sitkNearestNeighbor, outside))
+    size, flat = array.shape[::-1], array.reshape(-1)
+
+    out = np.empty(grid.shape, array.dtype)
+    for row, index in zip(out, found, strict=True):
+        seen, at = np.ones(row.shape, bool), np.zeros(row.shape, np.intp)
+        for along, n in zip(reversed(index), reversed(size), strict=True):
+            along += np.float32(0.5)
+            seen &= (along >= 0) & (along < n)
+            at *= n
+            at += along.astype(np.intp)  # floor, where it is seen
+        row[...] = np.where(seen, flat.take(at, mode="clip"), array.dtype.type(outside))
+    return out
+
+
+def _nearest_along(array: np.ndarray, places: Places, grid: Grid, outside: float) -> np.ndarray:
+    index = [np.floor(start + by * np.arange(n) + 0.5) for start, by, n in zip(*places, grid.size, strict=True)][::-1]
+    seen = [(along >= 0) & (along < n) for along, n in zip(index, array.shape, strict=True)]
+    out = np.full(grid.shape, outside, array.dtype)
+    kept = [along[inside].astype(np.intp) for along, inside in zip(index, seen, strict=True)]
+    out[np.ix_(*seen)] = array[np.ix_(*kept)]
+    return out

@@ -15,7 +15,7 @@ from ..device import in_threads
 from ..errors import notice
 from ..files.transform import displacement_transform
 from ..space.grid import Grid
-from .sampling import Places, aligned_places, displaced_places, interpolated_at, neighbours
+from .sampling import aligned_places, displaced_places, interpolated_at, neighbours
 
 _EXACT = (np.int8, np.uint8, np.int16, np.uint16, np.float32)  # types that single precision represents exactly
 _SAMPLED, _MOST_LABELS = 64, 64  # voxels along each axis, and most values of what may be a label map
@@ -127,42 +127,6 @@ def linear_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | No
 
     for row, values in zip(out, in_threads(read, found), strict=True):
         row[...] = values
-    return out
-
-
-def nearest_through(image: sitk.Image, grid: Grid, transform: sitk.Transform | None, outside: float) -> np.ndarray:
-    """An image (z, y, x) on ``grid`` through ``transform``: its nearest voxels, as in ITK.
-
-    ``outside``: the value beyond the image. A displacement field is evaluated in single precision, with an error below
-    a ten-thousandth of a voxel.
-    """
-    places = aligned_places(Grid.of(image), grid, transform)
-    array = sitk.GetArrayViewFromImage(image)
-    if places is not None:
-        return _nearest_along(array, places, grid, outside)
-    found = displaced_places(transform, grid, Grid.of(image))
-    if found is None:
-        return sitk.GetArrayFromImage(grid.resample(image, transform, sitk.sitkNearestNeighbor, outside))
-    size, flat = array.shape[::-1], array.reshape(-1)
-
-    out = np.empty(grid.shape, array.dtype)
-    for row, index in zip(out, found, strict=True):
-        seen, at = np.ones(row.shape, bool), np.zeros(row.shape, np.intp)
-        for along, n in zip(reversed(index), reversed(size), strict=True):
-            along += np.float32(0.5)
-            seen &= (along >= 0) & (along < n)
-            at *= n
-            at += along.astype(np.intp)  # floor, where it is seen
-        row[...] = np.where(seen, flat.take(at, mode="clip"), array.dtype.type(outside))
-    return out
-
-
-def _nearest_along(array: np.ndarray, places: Places, grid: Grid, outside: float) -> np.ndarray:
-    index = [np.floor(start + by * np.arange(n) + 0.5) for start, by, n in zip(*places, grid.size, strict=True)][::-1]
-    seen = [(along >= 0) & (along < n) for along, n in zip(index, array.shape, strict=True)]
-    out = np.full(grid.shape, outside, array.dtype)
-    kept = [along[inside].astype(np.intp) for along, inside in zip(index, seen, strict=True)]
-    out[np.ix_(*seen)] = array[np.ix_(*kept)]
     return out
 
 

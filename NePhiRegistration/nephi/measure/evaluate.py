@@ -13,7 +13,7 @@ from ..both import Both
 from ..files.transform import field_grid, read_transform, through
 from ..files.writing import write_csv
 from ..images.masks import binary, inside
-from ..images.warp import nearest_through
+from ..images.sampling import nearest_through
 from ..space.affine import Affine
 from ..space.grid import Box, Grid
 from . import quality

@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from ..files.segments import named, region_names
 from ..images.masks import signed_distance_mm
-from ..images.warp import nearest_through
+from ..images.sampling import nearest_through
 from ..space.grid import Grid
 from .quality import dice
 from .report import SurfaceDistance

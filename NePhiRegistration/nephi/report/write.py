@@ -23,7 +23,8 @@ from ..files.image import write_image
 from ..files.nifti_writing import write_slices
 from ..files.transform import displacement_transform, through, write_transform
 from ..files.writing import write_text
-from ..images.warp import nearest_through, warped_slices
+from ..images.sampling import nearest_through
+from ..images.warp import warped_slices
 from ..measure import quality
 from ..measure.estimate import beginning, stages
 from ..measure.evaluate import measure, write_landmark_errors
