@@ -42,6 +42,7 @@ _STIFFER_VOXELS, _AROUND_VOXELS, _STEP_SMOOTH_VOXELS = 50.0, 0.5, 0.5
 _MOMENTUM = 0.5  # part of the step before that a round makes again: fewer rounds find as much (Polyak 1964)
 _LONGEST = 1.0  # nodes that a round asks for at most
 _SEEN = 2 * _VOXELS_PER_NODE  # voxels as far as steps see: what is excluded must not be nearer
+_ENDS = 1  # the same of what lies beyond an image, which counts for nothing where steps are found: slopes and halves
 _RELEASED = 4  # nodes from what is held, from which on steps are whole
 _MARGIN = 6  # nodes around what is shown, where steps fade out if there are more
 _EASED, _EASED_LAST = 2, 80  # times that places are smoothed after a round, and at the end, at most
@@ -69,7 +70,7 @@ def refined_densely(
     size = first = nodes(half, _VOXELS_PER_NODE * max(settings.spacing_mm * pair.scale, pair.voxel_mm))
     fine = pair.cube_grid(_finer(size))
     seen = [torch.as_tensor(np.asarray(pair.seen_on(fine, way, 0.0)[0][:])).to(device, torch.float32) for way in (0, 1)]
-    counts = [_within(torch.as_tensor(part)).to(device, torch.float32) for part in pair.counted_on(fine, _SEEN)]
+    counts = [_within(torch.as_tensor(part)).to(device, torch.float32) for part in pair.counted_on(fine, _SEEN, _ENDS)]
     u = _displacements(maps.forward, maps.half_extents_cube, size)
     box = _box((seen[0] > seen[0].min()) | (seen[1] > seen[1].min()), _VOXELS_PER_NODE, _MARGIN)
     at_nodes = [slice(a, b) for a, b in box]

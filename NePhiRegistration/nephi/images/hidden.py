@@ -39,9 +39,11 @@ class Hidden:
     def __bool__(self) -> bool:
         return bool(self.parts)
 
-    def seen_over(self, reach: int) -> Tensor | None:
-        """(z, y, x) bool: what sees anything of it over so many voxels, and one more, as it is read between two."""
-        return _any([grown(part, reach + 1) for part in self.parts])
+    def seen_over(self, reach: int, ends: int) -> Tensor | None:
+        """(z, y, x) bool: what sees anything excluded over ``reach`` voxels, or beyond the image over ``ends``, and one
+        voxel more, as it is read between two."""
+        both = ((self.excluded, reach), (self.beyond, ends))
+        return _any([grown(part, voxels + 1) for part, voxels in both if part is not None])
 
     def features(self, make: Callable[[Any], Tensor], scaled: Any, device: torch.device) -> Tensor:
         """Features (z, y, x, c) that are weighted means of an image (z, y, x), of what counts alone.

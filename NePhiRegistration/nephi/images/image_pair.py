@@ -167,17 +167,17 @@ class ImagePair:
         lower = self.cube.to_lps_mm(-self.cube.half_extents_cube)
         return Grid(tuple(size), tuple(spacing), tuple(lower.tolist()), self.cube.direction)
 
-    def counted_on(self, grid: Grid, reach: int) -> Both[np.ndarray]:
+    def counted_on(self, grid: Grid, reach: int, ends: int) -> Both[np.ndarray]:
         """(z, y, x) of 0 to 1: what counts of each image, in its field of view and its mask.
 
-        Nothing counts that, looking over ``reach`` voxels, sees what is excluded or lies beyond the image.
+        Nothing counts that sees what is excluded, looking over ``reach`` voxels, or, over ``ends``, beyond the image.
         """
         parts = []
         for way, mask in enumerate(self.masks):
             part = np.ones(grid.shape, np.float32)
             if mask is not None:
                 part *= np.asarray(self._on(grid, sitk.Cast(mask, sitk.sitkFloat32), way)[:])
-            hidden = self._hidden(grid, way).seen_over(reach)
+            hidden = self._hidden(grid, way).seen_over(reach, ends)
             parts.append(part if hidden is None else part * ~hidden.numpy())
         return Both(*parts)
 
