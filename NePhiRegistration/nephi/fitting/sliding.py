@@ -247,19 +247,20 @@ class OnItsSide(Guide):
 
 
 def guidance_within(guidance: Guidance, pair: ImagePair) -> Guidance:
-    """The guidance of the map within: without rigid bodies that lie outside the fixed mask altogether.
+    """The guidance of the map within: without rigid bodies of which most lies outside the fixed mask.
 
-    These do not move it, but it is smoothed less beside guides.
+    Those outside altogether would not move it, but it is smoothed less beside guides; ribs, of which masks of lungs
+    cover some voxels, would hold it to their own motion.
     """
     if guidance.rigid is None or pair.masks.fixed is None:
         return guidance
     mask, grid = inside(pair.masks.fixed), Grid.of(guidance.rigid)
-    reaching_in = np.zeros_like(sitk.GetArrayViewFromImage(guidance.rigid))
+    within = np.zeros_like(sitk.GetArrayViewFromImage(guidance.rigid))
     for label, voxels_lps_mm in bodies_lps_mm(guidance.rigid):
         index_zyx = tuple(np.rint(grid.to_index(voxels_lps_mm)).astype(int).T[::-1])
-        if mask[index_zyx].any():
-            reaching_in[index_zyx] = label
-    return replace(guidance, rigid=grid.image(reaching_in) if reaching_in.any() else None)
+        if mask[index_zyx].mean() > 0.5:
+            within[index_zyx] = label
+    return replace(guidance, rigid=grid.image(within) if within.any() else None)
 
 
 def border_of(pair: ImagePair, cube: Cube, device: torch.device) -> Border:
