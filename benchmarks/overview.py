@@ -48,8 +48,7 @@ def is_own(method: str) -> bool:
 
 def summary(pairs: dict[str, Rows]) -> list[str]:
     """Lines of a table with a line for each pair: the presets beside the best peer, CPU seconds beside greedy's."""
-    names = [f"`{preset}`" for preset in PRESETS]
-    heading = ["pair", "", *names, "best peer", *(f"CPU s, {name}" for name in names), "greedy", "`fast` / greedy"]
+    heading = ["pair", "", *PRESETS, "best peer", *(f"{name} [s]" for name in (*PRESETS, "greedy")), "fast / greedy"]
     lines = ["| " + " | ".join(heading) + " |", "|---" * 2 + "|---:" * (len(heading) - 2) + "|"]
     for name, rows in pairs.items():
         key, order = measure(rows), ranked(rows)
