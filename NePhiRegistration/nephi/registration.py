@@ -175,7 +175,7 @@ def _final_maps(optimisation: Optimisation, settings: Settings, report: _Progres
         held = [guide.held for guide in guides if guide.held is not None]
         # the better map, as what is held stays as it is
         maps = optimisation.consensus() if guides and settings.consensus else optimisation.maps
-        refined = partial(refined_densely, optimisation.pair, maps, settings.dense)
+        refined = partial(refined_densely, optimisation.pair, maps, settings.dense, guided=bool(guides))
         found = refined(held, lambda part: report("optimising", 1.0))
         spoilt = [points for guide in guides if (points := guide.spoilt(maps, found)) is not None]
         optimisation.maps = refined(held + spoilt, lambda part: report("optimising", 1.0)) if spoilt else found

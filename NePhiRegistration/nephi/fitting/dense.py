@@ -59,11 +59,13 @@ def refined_densely(
     settings: DenseSettings,
     held: Sequence[Tensor] = (),
     tell: Callable[[float], None] = lambda part: None,
+    guided: bool = False,
 ) -> FieldMap:
     """The maps of a pair, in its cube, as voxel fields; no corner of a cell below ``least_determinant``.
 
     ``held``: fixed points_cube (n, d) that stay where the maps take them, as what guided the maps does. ``tell`` hears
-    which part of the rounds is done; an exception raised in it ends them.
+    which part of the rounds is done; an exception raised in it ends them. ``guided``: whether the maps hold motion that
+    the images do not ask for, which much smoothing would undo.
     """
     device, cube = maps.device, pair.cube
     half = [float(side) for side in cube.half_sides_mm]
@@ -89,7 +91,7 @@ def refined_densely(
         free = _free(held, maps.half_extents_cube, size)
         free = None if free is None else free[tuple(at_nodes)].contiguous()
         shown = ([*map(halved, images)], [*map(halved, weights)]) if kind.halved else (images, weights)
-        step = _Step(*shown, kind, settings, _fading(at_nodes, size[::-1], part))
+        step = _Step(*shown, kind, settings, _fading(at_nodes, size[::-1], part), guided)
         for _ in range(many):
             tell(done / sum(rounds))
             moved = step(part)
@@ -129,7 +131,13 @@ class _Step:
     """
 
     def __init__(
-        self, images: list[Tensor], weights: list[Tensor], kind: _Kind, settings: DenseSettings, fading: Tensor
+        self,
+        images: list[Tensor],
+        weights: list[Tensor],
+        kind: _Kind,
+        settings: DenseSettings,
+        fading: Tensor,
+        guided: bool,
     ):
         self.fixed, self.moving = images
         self.weight, self.beside = weights[0], weights[1] if float(weights[1].min()) < 1 else None
@@ -151,7 +159,8 @@ class _Step:
         odd = _places(halved(self.fixed).shape if self.between else fading.shape, self.fixed).sum(0) % 2
         self.halves = [2 * odd, 2 * (1 - odd)]
         self.last: Tensor | None = None
-        self.windows = Windows(self.fixed, self.weight) if self.curve is None else None
+        # between two contrasts it was not measured
+        self.windows = None if guided or self.curve is not None else Windows(self.fixed, self.weight)
 
     def __call__(self, u: Tensor) -> Tensor:
         d, at = len(u), (self.factor * u if self.factor > 1 else u)
@@ -180,10 +189,10 @@ class _Step:
         return self._smoothed(u)
 
     def _smoothed(self, u: Tensor) -> Tensor:
-        """The map smoothed as far as small windows stay as correlated; as little as can be between two contrasts."""
+        """The map smoothed as far as small windows stay as correlated; as little as can be without windows."""
         maps = (torch.stack([smoothed(one, over) for one in u]) for over in _MAP_SMOOTH)
         best = next(maps)
-        if self.windows is None:  # it was not measured
+        if self.windows is None:
             return best
         limit = _LACKING * self._lack(best, self.windows)
         for smoother in maps:
