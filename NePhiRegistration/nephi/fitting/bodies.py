@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images.image_pair import ImagePair
+from ..images.masks import signed_distance_mm
 from ..maps.bodies import Bodies, Held
 from ..maps.border import Border
 from ..maps.code import nodes, points_between, steps_between
@@ -66,11 +67,10 @@ def kept_rigid(labels: sitk.Image, maps: Map, border: Border, pair: ImagePair) -
         numbers[tuple(np.rint(grid.to_index(voxels_lps_mm)).astype(int).T[::-1])] = number
     image = grid.image(numbers)
     far_mm = _FAR_MM * pair.scale
-    distance = sitk.SignedMaurerDistanceMap(
-        image != 0, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-    )
     # it counts from the centres of the outermost voxels
-    distance = sitk.Clamp(distance - float(np.mean(grid.spacing_mm)) / 2, sitk.sitkFloat32, -far_mm, far_mm)
+    distance = sitk.Clamp(
+        signed_distance_mm(image != 0) - float(np.mean(grid.spacing_mm)) / 2, sitk.sitkFloat32, -far_mm, far_mm
+    )
     room_mm = torch.from_numpy(sitk.GetArrayFromImage(held.resample(distance, outside=far_mm)))
     reach = [int(np.ceil(_AROUND_NODES * spacing_mm / step)) for step in grid.spacing_mm]
     near = image + sitk.GrayscaleDilate(image, reach, sitk.sitkBall) * sitk.Cast(image == 0, sitk.sitkInt32)

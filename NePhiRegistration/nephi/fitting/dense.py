@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..images.coarse import grown
 from ..images.image_pair import ImagePair
+from ..images.masks import signed_distance_mm
 from ..images.volume import smoothed
 from ..maps.code import LINEAR_CUBE, Code, nodes, points_between, steps_between
 from ..maps.maps import FieldMap, Map
@@ -400,7 +401,7 @@ def _free(held: Sequence[Tensor], half_extents_cube: Tensor, size: tuple[int, ..
     for corner in product((0, 1), repeat=len(size)):
         index = torch.minimum(below + torch.tensor(corner, device=below.device), last).cpu().numpy()
         mask[tuple(index.T[::-1])] = 1
-    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(sitk.GetImageFromArray(mask), False, False, False))
+    distance = sitk.GetArrayFromImage(signed_distance_mm(sitk.GetImageFromArray(mask)))  # of a grid of 1 mm: in nodes
     share = torch.from_numpy(distance).to(half_extents_cube).clamp(0, _RELEASED) / _RELEASED
     return share.square() * (3 - 2 * share)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..both import Both, complete
 from ..images.bones import bones_aligned
 from ..images.image_pair import ImagePair
-from ..images.masks import inside
+from ..images.masks import inside, signed_distance_mm
 from ..maps.border import Border
 from ..maps.code import FORWARD, INVERSE, nodes, points_between
 from ..maps.consensus import as_optimised
@@ -267,8 +267,7 @@ def border_of(pair: ImagePair, cube: Cube, device: torch.device) -> Border:
     """The border of the fixed mask, in a cube."""
     mask = pair.masks.fixed
     assert mask is not None, "sliding goes along a mask's border"
-    distance = sitk.SignedMaurerDistanceMap(mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
-    distance = sitk.Clamp(distance, sitk.sitkFloat32, -_FAR_MM * pair.scale, _FAR_MM * pair.scale)
+    distance = sitk.Clamp(signed_distance_mm(mask), sitk.sitkFloat32, -_FAR_MM * pair.scale, _FAR_MM * pair.scale)
     # it counts from the centres of the outermost voxels inside; the border lies half a voxel beyond them
     half_voxel_mm = float(np.mean(mask.GetSpacing())) / 2
     distance = sitk.SmoothingRecursiveGaussian(distance - half_voxel_mm, _SMOOTH_MM * pair.scale)
