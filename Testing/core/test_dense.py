@@ -62,6 +62,21 @@ def test_maps_are_smoothed_only_as_far_as_small_windows_stay_as_correlated(monke
     assert chosen[0] < 0.9 * least[0] and chosen[1] < 1.05 * least[1], (chosen, least)
 
 
+def test_maps_of_images_without_detail_are_smoothed_as_little_as_can_be():
+    flat = torch.full((33, 33), 0.5)
+    step = refinement._Step(
+        [flat, flat],
+        [torch.ones_like(flat)] * 2,
+        refinement._Kind(each_voxel=True),
+        DENSE,
+        torch.ones_like(flat),
+        False,
+    )
+    u = torch.rand(2, 33, 33, generator=torch.Generator().manual_seed(0))
+    least = torch.stack([refinement.smoothed(one, refinement._MAP_SMOOTH[0]) for one in u])
+    assert torch.equal(step._smoothed(u), least)
+
+
 @pytest.mark.parametrize("shape", [(40, 36), (20, 18, 22)])
 def test_windows_lack_nothing_under_gains_and_everything_of_what_is_unrelated(shape):
     generator = torch.Generator().manual_seed(0)

@@ -193,7 +193,7 @@ class _Step:
         """The map smoothed as far as small windows stay as correlated; as little as can be without windows."""
         maps = (torch.stack([smoothed(one, over) for one in u]) for over in _MAP_SMOOTH)
         best = next(maps)
-        if self.windows is None:
+        if self.windows is None or not len(self.windows.fixed):
             return best
         limit = _LACKING * self._lack(best, self.windows)
         for smoother in maps:
